@@ -1,0 +1,73 @@
+"""Every error that edgeopt raises on purpose, and the exit code it ends a command with.
+
+    EdgeoptError                 1  something failed
+    ├── ConfigError              2  a value in a config, an override or an argument
+    ├── InputError               2  a file that was given: model, text, engine
+    ├── StepError                1  a compression step failed on a valid input
+    ├── BuildError               1  a runtime could not build or open an engine
+    ├── MeasureError             1  a measurement could not be taken
+    ├── StoreError               1  the cache or study folder cannot be written
+    ├── TrackingError            1  MLflow does not answer or refuses
+    ├── InfeasibleError          3  nothing keeps every limit
+    └── GateError                4  a release gate refused
+
+A message says what was received, where it stands and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class EdgeoptError(Exception):
+    """`what` happened, the `place` (file and key) where its cause stands, and the `mend`."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, place: str = "", mend: str = "") -> None:
+        super().__init__(what, place, mend)
+        self.what = what
+        self.place = place
+        self.mend = mend
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.what}" if self.place else self.what
+        return f"{text}. {self.mend}" if self.mend else text
+
+    def at(self, place: str) -> EdgeoptError:
+        """The same error, with the outer place put before its own."""
+        return type(self)(self.what, place=".".join(p for p in (place, self.place) if p), mend=self.mend)
+
+
+class ConfigError(EdgeoptError):
+    exit_code = 2
+
+
+class InputError(EdgeoptError):
+    exit_code = 2
+
+
+class StepError(EdgeoptError):
+    pass
+
+
+class BuildError(EdgeoptError):
+    pass
+
+
+class MeasureError(EdgeoptError):
+    pass
+
+
+class StoreError(EdgeoptError):
+    pass
+
+
+class TrackingError(EdgeoptError):
+    pass
+
+
+class InfeasibleError(EdgeoptError):
+    exit_code = 3
+
+
+class GateError(EdgeoptError):
+    exit_code = 4

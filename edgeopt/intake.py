@@ -1,0 +1,83 @@
+"""A Hugging Face folder taken in as a checkpoint, after checks that run none of its code."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from edgeopt import tokens
+from edgeopt.artifact import MANIFEST, Checkpoint
+from edgeopt.errors import InputError
+from edgeopt.spec import ModelSpec
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def fingerprint(folder: Path) -> list[list[object]]:
+    """Name, size and time of change of every file: equal as long as nobody wrote into the folder."""
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    return [[str(folder)], *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
+
+
+def take_in(folder: Path, directory: Path) -> Checkpoint:
+    """Link the checked files of a Hugging Face folder into `directory` and seal it as a checkpoint.
+
+    Raises InputError for a pickle checkpoint, a missing tokenizer, an unknown architecture and for
+    corrupt or truncated safetensors; nothing is loaded that could run code.
+    """
+    if (folder / MANIFEST).is_file():
+        return Checkpoint.read(folder)
+    spec = spec_of(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
+        if pickled:
+            raise InputError(
+                f"{pickled[0]} is a pickle, which can run code when it is read", place=str(folder),
+                mend="Save the model with safe_serialization=True and give the safetensors",
+            )
+        raise InputError("there are no *.safetensors", place=str(folder), mend="Copy the weights beside config.json")
+    for path in weights:
+        check_safetensors(path)
+    tokens.load(folder)
+    files = [folder / "config.json", *weights, *(folder / n for n in (*tokens.FILES, "generation_config.json"))]
+    for path in files:
+        if path.is_file():
+            (directory / path.name).symlink_to(path.resolve())
+    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={"source": str(folder)})
+
+
+def spec_of(folder: Path) -> ModelSpec:
+    """The spec in a folder's `config.json`. Raises InputError where there is none or it is not understood."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError("there is no config.json", place=str(folder), mend="Give a folder in Hugging Face layout")
+    try:
+        return ModelSpec.from_hf_config(json.loads(config.read_text()), str(config))
+    except ValueError as error:
+        raise InputError(f"it is no JSON ({error})", place=str(config), mend="Copy the file again") from error
+
+
+def check_safetensors(path: Path) -> None:
+    """InputError where the header is broken or the file does not hold the bytes that it promises.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if 8 + length > size:
+            raise _corrupt(path, "the header is cut off")
+        try:
+            header = json.loads(file.read(length))
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise _corrupt(path, "the header is no safetensors header") from error
+    if 8 + length + max(ends, default=0) != size:
+        raise _corrupt(path, f"{size} bytes are here, {8 + length + max(ends, default=0)} are promised")
+
+
+def _corrupt(path: Path, how: str) -> InputError:
+    return InputError(f"the weights are corrupt or truncated: {how}", place=str(path), mend="Download or copy the file again")

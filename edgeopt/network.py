@@ -1,0 +1,208 @@
+"""A checkpoint as a torch network and back, for every decoder family of transformers.
+
+Compression and runtimes share this file because layers of one checkpoint may differ in width: the
+library's own loader cannot express that, so a network is built from `config.json`, its matrices are
+cut to the sizes in the manifest's spec, and only then the weights are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt import tokens
+from edgeopt.errors import InputError, StepError
+from edgeopt.spec import LayerSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from edgeopt.artifact import Checkpoint
+
+CARRIED = (*tokens.FILES, "generation_config.json")
+WEIGHTS = "model.safetensors"
+
+
+def load(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The network in evaluation mode, float32, with per-layer sizes as the spec says.
+
+    Raises InputError where weights are missing, of other shapes, or not safetensors.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    spec = checkpoint.spec
+    config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    with no_init_weights():
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    built = ModelSpec.from_hf_config(config.to_dict()).layers
+    for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
+        if sizes != present:
+            _resize(layer, sizes, spec.head_size)
+    state, own = read_weights(checkpoint.directory), network.state_dict()
+    if spec.tied_embeddings:
+        _share_tied(state, own)
+    wrong = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
+    missing = sorted(own.keys() - state.keys())
+    if wrong or missing:
+        raise InputError(
+            f"weight {(wrong or missing)[0]!r} {'has another shape than config.json says' if wrong else 'is missing'}",
+            place=str(checkpoint.directory), mend="Give the weights that belong to this config.json",
+        )
+    network.load_state_dict(state, strict=False)
+    network.tie_weights()
+    return network.eval().requires_grad_(False)
+
+
+def save(network: PreTrainedModel, directory: Path, source: Checkpoint, spec: ModelSpec) -> None:
+    """Write weights (float32), `config.json` for `spec` and the source's tokenizer."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    if spec.tied_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    write_config(network.config.to_dict(), spec, directory)
+    carry(source.directory, directory)
+
+
+def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) -> None:
+    """`config.json` that agrees with `spec` as far as it can; where layers differ, the spec alone is right."""
+    first = spec.layers[0]
+    text: dict[str, Any] = {
+        "num_hidden_layers": len(spec.layers),
+        "intermediate_size": max(layer.intermediate_size for layer in spec.layers),
+        "head_dim": spec.head_size,
+    }
+    if spec.hidden_size % first.heads == 0:  # other numbers of heads do not pass transformers' validation
+        text |= {"num_attention_heads": first.heads, "num_key_value_heads": first.kv_heads}
+    if config.get("layer_types"):
+        text["layer_types"] = config["layer_types"][: len(spec.layers)]
+    document = {**config, **text, "dtype": "float32", "architectures": [spec.architecture]}
+    (directory / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def carry(source: Path, directory: Path) -> None:
+    """Copy the tokenizer and generation settings from one checkpoint folder to another."""
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+def link(source: Checkpoint, directory: Path) -> None:
+    """The checkpoint's files in another folder, as hard links where the file system allows."""
+    for record in source.files:
+        if record.path.startswith("artifacts/"):
+            continue
+        target = directory / record.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        origin = (source.directory / record.path).resolve()
+        try:
+            os.link(origin, target)
+        except OSError:
+            shutil.copyfile(origin, target)
+
+
+def layers(network: PreTrainedModel) -> Any:
+    """The decoder layers in order, an nn.ModuleList; families name what is inside alike, but share no type."""
+    return network.get_decoder().layers
+
+
+def keep_rows(linear: nn.Linear, index: Tensor) -> None:
+    """Keep the output channels in `index` (int64, shape (kept,)), in that order."""
+    from torch import nn
+
+    linear.weight = nn.Parameter(linear.weight[index].clone(), requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[index].clone(), requires_grad=False)
+    linear.out_features = len(index)
+
+
+def keep_columns(linear: nn.Linear, index: Tensor) -> None:
+    """Keep the input channels in `index` (int64, shape (kept,)), in that order."""
+    from torch import nn
+
+    linear.weight = nn.Parameter(linear.weight[:, index].clone(), requires_grad=False)
+    linear.in_features = len(index)
+
+
+def keep_channels(mlp: Any, index: Tensor) -> None:
+    """Keep the MLP channels in `index` in all three matrices of a gated MLP."""
+    keep_rows(mlp.gate_proj, index)
+    keep_rows(mlp.up_proj, index)
+    keep_columns(mlp.down_proj, index)
+
+
+def keep_heads(attention: Any, query: Tensor, key_value: Tensor, *, groups: int) -> None:
+    """Keep rows `query` of the query and `key_value` of the key and value projections.
+
+    `groups` is how many query heads share one key-value head afterwards.
+    """
+    keep_rows(attention.q_proj, query)
+    keep_rows(attention.k_proj, key_value)
+    keep_rows(attention.v_proj, key_value)
+    keep_columns(attention.o_proj, query)
+    attention.num_key_value_groups = groups
+
+
+def require_separate_projections(network: PreTrainedModel, step: str) -> None:
+    """StepError for families that fuse gate with up or the three attention projections (Phi-3)."""
+    layer = layers(network)[0]
+    if not (hasattr(layer.mlp, "gate_proj") and hasattr(layer.self_attn, "q_proj")):
+        raise StepError(
+            f"{type(network).__name__} fuses its projections, which {step} cannot cut",
+            mend="Use quantize or lora for this family",
+        )
+
+
+def spec_of(network: PreTrainedModel, base: ModelSpec) -> ModelSpec:
+    """The spec of a network whose layers were cut or dropped, other fields as in `base`."""
+    found = tuple(
+        LayerSpec(
+            intermediate_size=layer.mlp.down_proj.in_features,
+            heads=layer.self_attn.q_proj.out_features // base.head_size,
+            kv_heads=layer.self_attn.k_proj.out_features // base.head_size,
+        )
+        for layer in layers(network)
+    )
+    return base.with_layers(found)
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors files. Raises InputError for a corrupt or truncated file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            state.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"the weights cannot be read ({error})", place=str(path), mend="Download or copy the file again"
+            ) from error
+    return state
+
+
+def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:
+    """Cut a layer's matrices to `sizes`; which channels remain does not matter before weights are read."""
+    import torch
+
+    channels = torch.arange(sizes.intermediate_size)
+    query, key_value = torch.arange(sizes.heads * head_size), torch.arange(sizes.kv_heads * head_size)
+    keep_channels(layer.mlp, channels)
+    keep_heads(layer.self_attn, query, key_value, groups=sizes.heads // sizes.kv_heads)
+
+
+def _share_tied(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Some tied checkpoints store the shared table under one of its two names only."""
+    embedding = next(n for n in own if n.endswith("embed_tokens.weight"))
+    for name, other in ((embedding, "lm_head.weight"), ("lm_head.weight", embedding)):
+        if name not in state and other in state:
+            state[name] = state[other]

@@ -1,0 +1,152 @@
+"""What the pipeline knows of models, texts, techniques, runtimes, probes and trackers.
+
+Every implementation is a frozen dataclass (a part, see edgeopt.part) that inherits nothing from
+here. `tests/contracts/` holds one suite a port and runs it against every implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.artifact import Checkpoint, Engine
+    from edgeopt.result import Measurement, TrialResult
+    from edgeopt.spec import ModelSpec
+    from edgeopt.text import Text
+
+Progress = Callable[[str], None]
+"""Called with one short line on what is being done."""
+
+
+class ModelSource(Protocol):
+    """Where a checkpoint comes from."""
+
+    def locate(self) -> Path:
+        """The local folder of the model in Hugging Face layout, downloaded where it is remote.
+
+        Raises InputError where the model does not exist or is not safe to load.
+        """
+        ...
+
+
+class TextSource(Protocol):
+    """Where calibration or evaluation text comes from."""
+
+    def load(self) -> Text:
+        """All documents. Raises InputError for a missing, unreadable or empty source."""
+        ...
+
+
+class Step(Protocol):
+    """A compression technique."""
+
+    def plan(self, spec: ModelSpec) -> ModelSpec:
+        """The model after this step, by arithmetic; sizes that depend on data are predicted as uniform.
+
+        Raises ConfigError where the step cannot follow what was done or its values do not fit the sizes.
+        """
+        ...
+
+    def apply(self, checkpoint: Checkpoint, directory: Path, calibration: Text, progress: Progress) -> ModelSpec:
+        """Write the compressed checkpoint's files into the empty `directory`; return its true spec.
+
+        Files under `directory/artifacts` are kept beside the trial and are no part of the checkpoint's
+        weights. The same input gives the same bytes. Raises StepError.
+        """
+        ...
+
+
+class Session(Protocol):
+    """An engine opened for inference; one sequence at a time."""
+
+    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+        """Greedy decoding: token ids one by one, each yielded as soon as it is known.
+
+        With `stop_at_end` the end-of-sequence token ends the iteration and is not yielded.
+        """
+        ...
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Next-token logits at every position from an empty past: float32, shape (tokens, vocabulary)."""
+        ...
+
+    def close(self) -> None:
+        """Release what the session holds; calling it twice does no harm."""
+        ...
+
+
+class Runtime(Protocol):
+    """Builds engines from checkpoints and opens them."""
+
+    format: ClassVar[str]
+    """Name and version of the engine layout, as written into the engine's manifest."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ConfigError where this runtime cannot take such a model; called before any work."""
+        ...
+
+    def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        """Write the engine's files into the empty `directory`. Raises BuildError."""
+        ...
+
+    def lint(self, engine: Engine) -> list[str]:
+        """Known slow paths that the engine would take, one sentence each; empty where it is clean."""
+        ...
+
+    def open(self, engine: Engine, *, threads: int) -> Session:
+        """Raises BuildError where the engine is of another format or cannot be loaded."""
+        ...
+
+
+Samples = Mapping[str, Any]
+"""Raw figures of one process in plain JSON types, by a probe's own names."""
+
+
+class Subject(Protocol):
+    """What a probe sees inside the measured process."""
+
+    engine: Engine
+    session: Session
+    threads: int
+    context_length: int
+    """Tokens, prompt and generated together, that one sequence may hold on the target with this engine."""
+    prompts: Mapping[int, list[int]]
+    """A prompt of token ids for each prompt length that the workload names."""
+    documents: list[list[int]]
+    """Evaluation windows of token ids, each from an empty past."""
+    references: Mapping[str, Path]
+    """Scratch folders of engines measured before: `baseline` (the uncompressed model on the same runtime) and
+    `checkpoint` (the torch runtime on this engine's own float weights), where they exist."""
+    scratch: Path
+    """A folder that outlives the process; what lies in it serves later subjects as a reference."""
+    marks: Mapping[str, Mapping[str, float]]
+    """Time and memory when the process was `bare`, had `imported` the runtime and had `loaded` the engine."""
+
+
+class Probe(Protocol):
+    """Measures one aspect of an engine: `collect` inside fresh processes, `summarize` outside them."""
+
+    METRICS: ClassVar[Mapping[str, str]]
+    """Every metric that the probe may report, with its unit."""
+    GROUP: ClassVar[str]
+    """Probes of one group share their processes; others never do."""
+    TIMED: ClassVar[bool]
+    """Whether load of other processes spoils the figures."""
+    processes: int
+    """How many fresh processes are asked for samples."""
+
+    def collect(self, subject: Subject) -> Samples: ...
+
+    def summarize(self, runs: Sequence[Samples]) -> list[Measurement]: ...
+
+
+class Recorder(Protocol):
+    """Keeps studies and trials where people compare them."""
+
+    def record(self, number: int, params: Mapping[str, Any], config: Mapping[str, Any], result: TrialResult) -> str:
+        """Log one finished trial once, however often it is called for it; return its run id."""
+        ...

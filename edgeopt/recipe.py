@@ -1,0 +1,35 @@
+"""Recipe: a model, ordered compression steps and a runtime, as plain data with one digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeopt.part import digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """`model`, `runtime` and each step are descriptions of parts (see edgeopt.part).
+
+    Attributes:
+        steps: (name, description) in the order in which they are applied.
+    """
+
+    model: Mapping[str, Any]
+    steps: tuple[tuple[str, Mapping[str, Any]], ...]
+    runtime: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Equal for recipes that do the same, whatever their steps are called."""
+        return digest([self.model, [step for _, step in self.steps], self.runtime])
+
+    @property
+    def baseline(self) -> Recipe:
+        """The uncompressed model on the same runtime."""
+        return Recipe(model=self.model, steps=(), runtime=self.runtime)
+
+    def __str__(self) -> str:
+        return " → ".join(name for name, _ in self.steps) or "no compression"

@@ -1,0 +1,105 @@
+"""What a trial leaves behind: measurements, verdicts, timings and, where it failed, the cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One figure with its 95 % confidence interval [low, high] and how it was obtained.
+
+    Attributes:
+        count: samples behind the figure.
+        method: instrument and statistic, for people ("VmHWM of 3 processes, maximum").
+        kind: whether an instrument gave the figure or a model of the device did.
+        noisy: other processes disturbed it; such a figure proves no limit.
+    """
+
+    metric: str
+    unit: str
+    value: float
+    low: float
+    high: float
+    count: int
+    method: str
+    kind: Literal["measured", "estimated"] = "measured"
+    noisy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One limit held against what was measured.
+
+    Attributes:
+        bound: the limit in the metric's unit, None where it refers to a baseline that is missing.
+        excess: upper end of the interval / bound - 1; None where nothing was measured or the figure is no number.
+        kept: True only where the whole interval is proven to lie within the limit.
+        reason: why a limit is not kept, empty where it is.
+    """
+
+    metric: str
+    limit: str
+    bound: float | None
+    value: float | None
+    excess: float | None
+    kept: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a trial ended early: the stage it was in, the kind of error and its message."""
+
+    stage: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """Everything known of one evaluated recipe.
+
+    Attributes:
+        recipe: text, digest and descriptions of the recipe.
+        device: inventory of the machine that measured; `emulated` where the target is another one.
+        engine: folder, digest and bytes of the engine; None where none was built.
+        timings_s: seconds by stage; a stage taken from the store counts its look-up alone.
+        artifacts: files and folders worth keeping, by the name they get in the tracking server.
+        notes: lint findings and other remarks about the engine.
+    """
+
+    recipe: Mapping[str, Any]
+    target: str
+    device: Mapping[str, Any]
+    emulated: bool
+    measurements: tuple[Measurement, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    engine: Mapping[str, Any] | None = None
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the trial finished and every limit was measured and proven kept."""
+        return self.failure is None and bool(self.measurements) and all(v.kept for v in self.verdicts)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {m.metric: m.value for m in self.measurements}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
+        fields = dict(data)
+        fields["measurements"] = tuple(Measurement(**m) for m in fields["measurements"])
+        fields["verdicts"] = tuple(Verdict(**v) for v in fields["verdicts"])
+        fields["notes"] = tuple(fields["notes"])
+        fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None
+        return cls(**fields)

@@ -1,0 +1,111 @@
+"""What a model must fit: a device's inventory and the limits set for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeopt import units
+from edgeopt.errors import ConfigError
+from edgeopt.part import digest
+
+_RELATIVE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*[x×*]\s*baseline\s*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Inventory of a machine; rates are 0 where they were not measured.
+
+    Attributes:
+        isa: instruction sets that matter to matrix kernels (avx2, avx512_vnni, asimddp, …).
+        read_gb_per_s: sequential read bandwidth of memory, all cores, in 1e9 bytes per second.
+        fp32_gflops, int8_gops: matrix product rate, all cores.
+    """
+
+    name: str
+    cpu: str
+    cores: int
+    ram_bytes: int
+    isa: tuple[str, ...] = ()
+    swap_bytes: int = 0
+    storage_bytes: int = 0
+    accelerators: tuple[str, ...] = ()
+    power_sensors: tuple[str, ...] = ()
+    thermal_sensors: tuple[str, ...] = ()
+    read_gb_per_s: float = 0.0
+    fp32_gflops: float = 0.0
+    int8_gops: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cores < 1 or self.ram_bytes < 1:
+            raise ConfigError(f"a device has cores and memory, got {self.cores} and {self.ram_bytes}", place="cores")
+
+    @property
+    def fingerprint(self) -> str:
+        """What makes two machines the same kind: processor, cores and memory to the GiB."""
+        return digest([self.cpu, self.cores, round(self.ram_bytes / 2**30)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A device and how engines run on it.
+
+    Attributes:
+        device: None stands for the machine that measures.
+        threads: compute threads of an engine; 0 takes one for each core.
+        context_length: tokens (prompt and generated) for which memory is measured and estimated.
+    """
+
+    name: str
+    device: Device | None = None
+    threads: int = 0
+    context_length: int = 512
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ConfigError(f"{self.threads} threads cannot run", place="threads", mend="Give 0 or more")
+        if self.context_length < 64:
+            raise ConfigError(f"{self.context_length} tokens are too few", place="context_length", mend="Give 64 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """`metric` at most `at_most` of its unit, or at most `baseline_factor` times the baseline's value."""
+
+    metric: str
+    unit: str
+    at_most: float | None = None
+    baseline_factor: float | None = None
+
+    @classmethod
+    def parse(cls, metric: str, text: str | float, known: Mapping[str, str]) -> Limit:
+        """A limit from a config's `3 GiB`, `1.05` or `0.5 x baseline`; `known` maps metrics to units."""
+        place = "limits." + metric.replace("/", ".")
+        if metric not in known:
+            near = [m for m in sorted(known) if m.split("/")[0] == metric.split("/")[0]] or sorted(known)
+            raise ConfigError(f"unknown metric {metric!r}", place=place, mend=f"Choose one of: {', '.join(near)}")
+        unit = known[metric]
+        relative = _RELATIVE.fullmatch(str(text))
+        try:
+            bound = float(relative[1]) if relative else units.parse(text, unit)
+        except ConfigError as error:
+            raise error.at(place) from error
+        if bound <= 0:
+            raise ConfigError(f"{text!r} can never be kept", place=place, mend="Give a limit above zero")
+        if relative:
+            return cls(metric=metric, unit=unit, baseline_factor=bound)
+        return cls(metric=metric, unit=unit, at_most=bound)
+
+    def bound(self, baseline_value: float | None) -> float | None:
+        """The limit in the metric's unit; None where the baseline that it refers to was not measured."""
+        if self.at_most is not None:
+            return self.at_most
+        if baseline_value is None or self.baseline_factor is None:
+            return None
+        return self.baseline_factor * baseline_value
+
+    def __str__(self) -> str:
+        if self.at_most is not None:
+            return f"at most {units.show(self.at_most, self.unit)}"
+        return f"at most {self.baseline_factor:g} x baseline"
