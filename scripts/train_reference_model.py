@@ -1,0 +1,375 @@
+"""Train the bundled reference model on text that comes with every Python.
+
+    .venv/bin/python scripts/train_reference_model.py --out edgeopt/reference
+
+The corpus is the standard library of the interpreter that runs this script: sources without
+tests, pydoc's language topics and the docstrings of C modules. Files are dealt to training,
+calibration and validation by a hash of their name, so no text is in two of them. Training stops when
+validation loss has stopped falling; the best weights are shipped as fp16 safetensors with the
+tokenizer, calibration and validation text and a model card. A killed run continues with the
+same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import math
+import pkgutil
+import platform
+import random
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+END = "<|endoftext|>"
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "pydoc_data", "ensurepip", "msilib"}
+SHIPPED_TEXT_BYTES = {"calibration": 210_000, "validation": 180_000}
+
+
+@dataclass(frozen=True)
+class Document:
+    name: str
+    text: str
+
+    @property
+    def split(self) -> str:
+        """training, calibration or validation, decided by the name alone."""
+        share = int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % 100
+        return "calibration" if share < 4 else "validation" if share < 8 else "training"
+
+
+def stdlib_sources() -> list[Document]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    documents = []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if SKIPPED_FOLDERS.intersection(name.parts[:-1]):
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        if "decoding_table" in text or len(text) < 200:  # charmap tables are data, not prose or code
+            continue
+        documents.append(Document(str(name), text))
+    return documents
+
+
+def language_topics() -> list[Document]:
+    from pydoc_data.topics import topics
+
+    return [Document(f"topics/{name}", text) for name, text in sorted(topics.items())]
+
+
+def extension_docstrings() -> list[Document]:
+    """Docstrings of modules written in C, which have no source text in the library's folder."""
+    documents = []
+    builtin = set(sys.builtin_module_names) | {m.name for m in pkgutil.iter_modules() if m.name.startswith("_")}
+    for module_name in sorted(builtin | {"math", "array", "itertools", "builtins", "zlib", "select"}):
+        try:
+            module = import_module(module_name)
+        except ImportError:
+            continue
+        if getattr(module, "__file__", "") and str(module.__file__).endswith(".py"):
+            continue
+        parts = [inspect.getdoc(module) or ""]
+        for name, member in sorted(vars(module).items()):
+            if inspect.isroutine(member) or inspect.isclass(member):
+                parts.append(f"{name}\n{inspect.getdoc(member) or ''}")
+        text = "\n\n".join(parts)
+        if len(text) > 500:
+            documents.append(Document(f"docstrings/{module_name}", text))
+    return documents
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as GPT-2's: no text is out of its vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
+
+
+def architecture(args: argparse.Namespace) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=args.layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=args.context,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+
+
+def epoch_windows(documents: list[list[int]], context: int, shuffle: random.Random) -> torch.Tensor:
+    """Shape (windows, context + 1): documents in a new order, joined, cut at a new offset."""
+    order = documents[:]
+    shuffle.shuffle(order)
+    stream = [token for document in order for token in document]
+    stream = stream[shuffle.randrange(context) :]
+    count = (len(stream) - 1) // context
+    flat = torch.tensor(stream[: count * context + 1])
+    windows = flat.unfold(0, context + 1, context)
+    return windows[torch.tensor(shuffle.sample(range(count), count))]
+
+
+def mean_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
+    """Mean next-token negative log-likelihood in nats."""
+    model.eval()
+    with torch.inference_mode():
+        losses = [loss_of(model, batch).item() * len(batch) for batch in windows.split(16)]
+    model.train()
+    return sum(losses) / len(windows)
+
+
+def loss_of(model: torch.nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    logits = model(windows[:, :-1]).logits
+    return cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest semi-orthogonal matrix, by five quintic Newton-Schulz iterations."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalized (K. Jordan et al., 2024), update sized as AdamW's (arXiv 2502.16982).
+
+    torch.optim.Muon computes in bfloat16, which a CPU without that type emulates: 20 times slower.
+    """
+
+    def __init__(self, params: list[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                average = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalized(p.grad.lerp(average, group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-0.2 * group["lr"] * max(p.shape) ** 0.5)
+
+
+def optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """AdamW throughout, or Muon for the matrices inside the layers (K. Jordan et al., 2024)."""
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    embedding = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" in n]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    if args.optimizer == "adamw":
+        groups = [{"params": hidden + embedding, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        return [torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95))]
+    return [
+        Muon(hidden, lr=args.learning_rate, weight_decay=0.1),
+        torch.optim.AdamW(
+            [{"params": embedding, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+            lr=args.learning_rate,
+            betas=(0.9, 0.95),
+        ),
+    ]
+
+
+def rate_factor(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> float:
+    """Linear warm-up, constant, then linear decay over the last half (WSD, arXiv 2404.06395)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(floor, min(1.0, 2.0 * (1.0 - step / steps)))
+
+
+def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: argparse.Namespace) -> dict[str, object]:
+    """Train in place, leave the best weights in `model`, return the record for the card."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    shuffle = random.Random(args.seed)
+    fixed = random.Random(0)
+    held_out = epoch_windows(splits["validation"], args.context, fixed)[: args.validation_windows].to(device)
+    tokens = sum(map(len, splits["training"]))
+    steps = round(args.epochs * tokens / (args.batch * args.context))
+    opts = optimizers(model, args)
+    curve: list[dict[str, float]] = []
+    best, since_best, step, elapsed = math.inf, 0, 0, 0.0
+    checkpoint = args.out / "training-state.pt"
+    best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        best_weights = state["best_weights"]
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+        curve, best, since_best = state["curve"], state["best"], state["since_best"]
+        step, elapsed = state["step"], state["elapsed_s"]
+        shuffle = random.Random(args.seed + step)
+    forward = torch.compile(model) if args.compile else model
+    started = time.monotonic() - elapsed
+    batches: list[torch.Tensor] = []
+    running = 0.0
+    while step < steps and since_best < args.patience:
+        if not batches:
+            batches = list(epoch_windows(splits["training"], args.context, shuffle).split(args.batch))[:-1]
+        factor = rate_factor(step, steps)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = args.learning_rate * factor
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = loss_of(forward, batches.pop().to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        running += loss.item()
+        step += 1
+        if step % args.evaluate_every and step != steps:
+            continue
+        validation = mean_loss(model, held_out)
+        curve.append({"step": step, "training": running / args.evaluate_every, "validation": validation})
+        running = 0.0
+        since_best = 0 if validation < best else since_best + 1
+        if validation < best:
+            best, best_weights = validation, {n: v.clone() for n, v in model.state_dict().items()}
+        elapsed = time.monotonic() - started
+        rate = step * args.batch * args.context / elapsed
+        print(f"{step}/{steps}  training {curve[-1]['training']:.4f}  validation {validation:.4f}  "
+              f"{rate:.0f} tokens/s  {elapsed / 60:.1f} min", file=sys.stderr, flush=True)
+        scratch = checkpoint.with_suffix(".partial")
+        torch.save({"model": model.state_dict(), "best_weights": best_weights,
+                    "optimizers": [o.state_dict() for o in opts], "curve": curve, "best": best,
+                    "since_best": since_best, "step": step, "elapsed_s": elapsed}, scratch)
+        scratch.replace(checkpoint)
+    model.load_state_dict(best_weights)
+    model.to("cpu", torch.float32)
+    return {"steps": step, "epochs": args.epochs, "tokens_seen": step * args.batch * args.context,
+            "training_tokens": tokens, "curve": curve, "elapsed_s": round(elapsed), "device": device.type}
+
+
+def shipped(documents: list[Document], limit_bytes: int) -> list[Document]:
+    """An even sample of the split's documents, each cut to 12 kB at a line's end."""
+    chosen, used = [], 0
+    for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).hexdigest()):
+        text = document.text
+        if len(text) > 12_000:
+            text = text[: text.rindex("\n", 0, 12_000)]
+        size = len(json.dumps({"text": text, "source": document.name})) + 1
+        if used + size <= limit_bytes:
+            chosen.append(Document(document.name, text))
+            used += size
+    return chosen
+
+
+def write_card(out: Path, record: dict[str, object], config: LlamaConfig, parameters: int, perplexity: float) -> None:
+    curve = record["curve"]
+    assert isinstance(curve, list)
+    stride = max(1, len(curve) // 12)
+    points = curve[::stride] + ([] if (len(curve) - 1) % stride == 0 else curve[-1:])
+    rows = "\n".join(f"| {p['step']} | {p['training']:.3f} | {p['validation']:.3f} |" for p in points)
+    (out / "README.md").write_text(f"""# edgeopt reference model
+
+A small Llama-architecture model of Python text, there so that edgeopt can be tried, tested and benchmarked
+with real weights and without a network. It is not meant for production.
+
+| | |
+|---|---|
+| architecture | Llama, {config.num_hidden_layers} layers, width {config.hidden_size}, MLP {config.intermediate_size}, \
+{config.num_attention_heads} heads, {config.num_key_value_heads} KV heads, head size {config.head_dim}, \
+tied embeddings, context {config.max_position_embeddings} |
+| parameters | {parameters:,} |
+| tokenizer | byte-level BPE, {config.vocab_size} tokens |
+| weights | fp16 safetensors |
+| data | standard library of Python {platform.python_version()}: sources without tests, pydoc topics, docstrings of C modules |
+| split | by sha256 of the document's name: 92 % training, 4 % calibration, 4 % validation |
+| licence of data | Python Software Foundation License 2.0 |
+| licence of weights | Apache-2.0 |
+| training tokens | {record["training_tokens"]:,} ({record["tokens_seen"]:,} seen) |
+| seed, steps | {record["seed"]}, {record["steps"]} |
+| training time | {int(str(record["elapsed_s"])) / 60:.0f} minutes on {record["device"]} |
+| validation perplexity | {perplexity:.2f} a token, fp16 weights in fp32 arithmetic |
+
+Loss in nats a token:
+
+| step | training | validation |
+|---|---|---|
+{rows}
+
+Made by `scripts/train_reference_model.py`. `calibration.jsonl` and `validation.jsonl` are parts of the two
+splits that were not trained on, each document cut to 12 kB; validation loss chose the moment to stop.
+""")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--validation-windows", type=int, default=96)
+    parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+
+    documents = stdlib_sources() + language_topics() + extension_docstrings()
+    by_split = {s: [d for d in documents if d.split == s] for s in ("training", "calibration", "validation")}
+    tokenizer = train_tokenizer([d.text for d in by_split["training"]], args.vocabulary)
+    splits = {name: tokenizer([d.text for d in members])["input_ids"] for name, members in by_split.items()}
+    for name, members in by_split.items():
+        print(f"{name}: {len(members)} documents, {sum(len(d.text) for d in members):,} characters, "
+              f"{sum(map(len, splits[name])):,} tokens", file=sys.stderr, flush=True)
+
+    config = architecture(args)
+    model = LlamaForCausalLM(config)
+    record = train(model, splits, args) | {"seed": args.seed}
+    model.half()
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    windows = epoch_windows(splits["validation"], args.context, random.Random(0))
+    perplexity = math.exp(mean_loss(model.float(), windows))
+    for name, limit in SHIPPED_TEXT_BYTES.items():
+        lines = [json.dumps({"text": d.text, "source": d.name}) for d in shipped(by_split[name], limit)]
+        (args.out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    write_card(args.out, record, config, model.num_parameters(), perplexity)
+    print(f"validation perplexity {perplexity:.2f}")
+
+
+if __name__ == "__main__":
+    main()
