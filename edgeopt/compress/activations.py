@@ -1,0 +1,88 @@
+"""What calibration text does inside a network: statistics gathered by forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from edgeopt import tokens
+from edgeopt.network import layers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from edgeopt.artifact import Checkpoint
+    from edgeopt.text import Text
+
+
+def calibration_windows(checkpoint: Checkpoint, text: Text, *, count: int, length: int) -> list[list[int]]:
+    """The first `count` windows of calibration text, capped at the model's context."""
+    return tokens.windows(text, checkpoint.directory, length=min(length, checkpoint.spec.context_length), limit=count)
+
+
+def input_energy(
+    network: PreTrainedModel, windows: Sequence[Sequence[int]], pick: Callable[[Any], Any]
+) -> list[Tensor]:
+    """For each layer the sum over tokens of x², per input channel of the linear map that `pick` names.
+
+    Returns one float64 tensor of shape (in_features,) a layer; its square root is the activation norm
+    of Wanda (arXiv 2306.11695).
+    """
+    import torch
+
+    energies = [torch.zeros(pick(layer).in_features, dtype=torch.float64) for layer in layers(network)]
+
+    def watch(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            energies[number] += inputs[0].detach().double().square().sum(dim=(0, 1))
+
+        return add
+
+    handles = [pick(layer).register_forward_pre_hook(watch(n)) for n, layer in enumerate(layers(network))]
+    with _removed(handles):
+        run(network, windows)
+    return energies
+
+
+def block_influence(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[float]:
+    """1 - mean cosine similarity of a layer's input and output (ShortGPT, arXiv 2403.03853), one a layer."""
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    sums = [0.0] * len(layers(network))
+    count = 0
+
+    def watch(number: int) -> Callable[..., None]:
+        def add(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            assert isinstance(after, torch.Tensor)
+            sums[number] += cosine_similarity(before.double(), after.double(), dim=-1).sum().item()
+
+        return add
+
+    handles = [layer.register_forward_hook(watch(n), with_kwargs=True) for n, layer in enumerate(layers(network))]
+    with _removed(handles):
+        run(network, windows)
+    count = sum(map(len, windows))
+    return [1.0 - total / count for total in sums]
+
+
+def run(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> None:
+    """Forward passes for their side effects on hooks."""
+    import torch
+
+    with torch.inference_mode():
+        for window in windows:
+            network(torch.tensor([list(window)]), use_cache=False)
+
+
+@contextmanager
+def _removed(handles: Sequence[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,25 @@
+"""Conditions that several steps put on what came before them."""
+
+from __future__ import annotations
+
+from edgeopt.errors import ConfigError
+from edgeopt.spec import ModelSpec
+
+
+def require_float(spec: ModelSpec, step: str) -> None:
+    """ConfigError where the weights are rounded already: a later change would undo the rounding."""
+    if spec.quantization is not None:
+        raise ConfigError(
+            f"{step} cannot follow quantize: it would change weights that are already rounded",
+            place="order", mend=f"Put {step} before quantize",
+        )
+
+
+def require_ratio(value: float, place: str) -> None:
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"{value!r} is outside its range", place=place, mend="Give a share between 0 and 1, both excluded")
+
+
+def require_positive(value: int, place: str) -> None:
+    if value < 1:
+        raise ConfigError(f"{value!r} is outside its range", place=place, mend="Give 1 or more")
