@@ -1,0 +1,1 @@
+"""Runtimes: each builds engines from checkpoints and opens them."""

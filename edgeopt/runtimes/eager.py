@@ -1,0 +1,95 @@
+"""PyTorch in eager mode and fp32: the reference that every engine is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint
+from edgeopt.errors import BuildError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.artifact import Engine
+    from edgeopt.ports import Progress, Session
+    from edgeopt.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Torch:
+    """Engines are the float checkpoint itself."""
+
+    format: ClassVar[str] = "torch-1"
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.quantization is not None or spec.weight_dtype != "fp32":
+            raise ConfigError("the torch runtime computes in fp32 alone", place="runtime", mend="Use runtime=genai")
+
+    def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        progress("linking the checkpoint")
+        networks.link(checkpoint, directory)
+
+    def lint(self, engine: Engine) -> list[str]:
+        return []
+
+    def open(self, engine: Engine, *, threads: int) -> Session:
+        if engine.format != self.format:
+            raise BuildError(
+                f"this is a {engine.format} engine", place=str(engine.directory), mend=f"Give one of format {self.format}"
+            )
+        return TorchSession(engine, threads)
+
+
+class TorchSession:
+    """The network in memory, with a key-value cache while it generates."""
+
+    def __init__(self, engine: Engine, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        checkpoint = Checkpoint(**{name: getattr(engine, name) for name in Checkpoint.__dataclass_fields__})
+        self._network = networks.load(checkpoint)
+        self._ends = end_tokens(engine.directory)
+
+    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+        import torch
+
+        cache, ids = None, torch.tensor([list(tokens)])
+        for _ in range(max_new_tokens):
+            with torch.inference_mode():
+                output = self._network(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            scores = output.logits[0, -1].clone()
+            if not stop_at_end:
+                scores[list(self._ends)] = -torch.inf
+            cache, token = output.past_key_values, int(scores.argmax())
+            if stop_at_end and token in self._ends:
+                return
+            yield token
+            ids = torch.tensor([[token]])
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            logits = self._network(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        array: np.ndarray = logits.float().numpy()
+        return array
+
+    def close(self) -> None:
+        del self._network
+
+
+def end_tokens(directory: Path) -> frozenset[int]:
+    """End-of-sequence ids from `generation_config.json` or, without it, `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            ends = json.loads(path.read_text()).get("eos_token_id")
+            if ends is not None:
+                return frozenset(ends if isinstance(ends, list) else [ends])
+    return frozenset()

@@ -1,0 +1,138 @@
+"""ONNX Runtime through onnxruntime-genai: fused attention, packed projections, block-quantized weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeopt.errors import BuildError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.artifact import Checkpoint, Engine
+    from edgeopt.ports import Progress, Session
+    from edgeopt.spec import ModelSpec
+
+HEAD_MULTIPLE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Genai:
+    """CPU engines built by onnxruntime-genai's model builder in process.
+
+    Attributes:
+        accuracy_level: arithmetic of quantized products: 4 multiplies in int8, 1 in fp32 (slow, most exact).
+    """
+
+    format: ClassVar[str] = "genai-1"
+    accuracy_level: int = 4
+
+    def __post_init__(self) -> None:
+        if self.accuracy_level not in (1, 4):
+            raise ConfigError(f"{self.accuracy_level} is no accuracy level", place="accuracy_level", mend="Choose 1 or 4")
+
+    def check(self, spec: ModelSpec) -> None:
+        from edgeopt.runtimes.genai_builder import ARCHITECTURES
+
+        if spec.architecture not in ARCHITECTURES:
+            raise ConfigError(
+                f"onnxruntime-genai does not build {spec.architecture}", place="runtime",
+                mend=f"Use runtime=torch, or one of: {', '.join(ARCHITECTURES)}",
+            )
+        if spec.head_size % HEAD_MULTIPLE:
+            raise ConfigError(
+                f"ONNX Runtime's GroupQueryAttention takes head sizes that are a multiple of {HEAD_MULTIPLE}, "
+                f"and this model's is {spec.head_size}",
+                place="runtime", mend="Use runtime=torch or another model",
+            )
+        if len({layer.kv_heads for layer in spec.layers}) > 1:
+            raise ConfigError(
+                "onnxruntime-genai keeps one key-value cache shape for all layers, and this model's differ",
+                place="runtime", mend="Prune the same share of heads in every layer",
+            )
+        tables = spec.quantization
+        if tables is None:
+            return
+        if spec.tied_embeddings and tables.embedding_bits not in (32, tables.lm_head_bits):
+            raise ConfigError(
+                f"the model ties its tables, but embedding has {tables.embedding_bits} bits and lm_head "
+                f"{tables.lm_head_bits}",
+                place="step.quantize.embedding", mend="Give both the same type, or embedding: float",
+            )
+        if not spec.tied_embeddings and tables.embedding_bits == 8:
+            raise ConfigError(
+                "an embedding of its own can be int4 or float, not int8", place="step.quantize.embedding",
+                mend="Choose int4 or float",
+            )
+
+    def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        from edgeopt.runtimes import genai_builder
+
+        genai_builder.build(checkpoint, directory, accuracy_level=self.accuracy_level, progress=progress)
+
+    def lint(self, engine: Engine) -> list[str]:
+        from edgeopt.runtimes.lint import slow_paths
+
+        return slow_paths(engine.directory / "model.onnx")
+
+    def open(self, engine: Engine, *, threads: int) -> Session:
+        if engine.format != self.format:
+            raise BuildError(
+                f"this is a {engine.format} engine", place=str(engine.directory), mend=f"Give one of format {self.format}"
+            )
+        return GenaiSession(engine.directory, threads)
+
+
+class GenaiSession:
+    """One engine in memory; sequences run one after another."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        import onnxruntime_genai as genai
+
+        config = genai.Config(str(directory))
+        settings: dict[str, Any] = {"session_options": {"intra_op_num_threads": threads}}
+        config.overlay(json.dumps({"model": {"decoder": settings}}))
+        try:
+            self._model = genai.Model(config)
+        except Exception as error:  # the library raises RuntimeError and its own types
+            raise BuildError(f"the engine cannot be opened ({error})", place=str(directory)) from error
+        self._genai = genai
+
+    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+        length = len(tokens) + max_new_tokens
+        generator = self._start(tokens, length, minimum=0 if stop_at_end else length)
+        ends = self._ends if stop_at_end else frozenset()
+        while not generator.is_done():
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            if token in ends:
+                return
+            yield token
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        import numpy as np
+
+        generator = self._start(tokens, len(tokens), minimum=0)
+        (logits,) = generator.get_output("logits")
+        array: np.ndarray = np.asarray(logits, dtype=np.float32)
+        return array
+
+    def close(self) -> None:
+        self._model = None
+
+    @property
+    def _ends(self) -> frozenset[int]:
+        return frozenset(map(int, self._genai.Tokenizer(self._model).eos_token_ids))
+
+    def _start(self, tokens: Sequence[int], length: int, *, minimum: int) -> Any:
+        import numpy as np
+
+        parameters = self._genai.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=length, min_length=minimum, do_sample=False)
+        generator = self._genai.Generator(self._model, parameters)
+        generator.append_tokens(np.asarray(tokens, dtype=np.int32))
+        return generator

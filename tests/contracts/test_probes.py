@@ -1,0 +1,106 @@
+"""What every probe promises, held against each choice in conf/probe."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from measure import toy
+
+from edgeopt import units
+from edgeopt.measure import child
+from edgeopt.measure.stub import StubRuntime
+from edgeopt.measure.workload import prepare
+from edgeopt.part import construct, describe, resolve
+
+CONF = Path(__file__).parents[2] / "conf" / "probe"
+CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))]
+PROBES = [resolve(config["_target_"]) for config in CONFIGS]
+UNIT_OF_ENDING = {
+    "_mib": "MiB", "_ms": "ms", "_j_per_token": "J", "_power_w": "W", "/power_w": "W", "_tokens_per_s": "tokens/s",
+    "/parameters": "count", "_faults": "count", "_kl": "nats", "/kl_mean": "nats", "/kl_p99": "nats",
+}
+each_probe = pytest.mark.parametrize("probe_class", PROBES, ids=lambda p: p.__name__)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """What all probes collect together: first of the engine that becomes the reference, then against it."""
+    folder = tmp_path_factory.mktemp("contract")
+    engine = toy.build(folder, StubRuntime())
+    workload = prepare(
+        toy.text(), engine.directory, context_length=128, prompt_lengths=(16, 64), window_tokens=100, max_windows=6
+    )
+    (folder / "documents.json").write_text(json.dumps(workload.documents))
+    found = []
+    against = dict.fromkeys(("baseline", "checkpoint"), str(folder / "first"))
+    for name, references in (("first", {}), ("second", against)):
+        (folder / name).mkdir()
+        job = child.Job(
+            parent=0, runtime=describe(StubRuntime(token_s=0.0005)), probes={p.__name__: describe(p()) for p in PROBES},
+            engine=str(engine.directory), cores=[0], context_length=128,
+            prompts={str(n): ids for n, ids in workload.prompts.items()}, documents=str(folder / "documents.json"),
+            references=references, scratch=str(folder / name), report="",
+        )
+        found.append(child.run(job, time.monotonic())["samples"])
+    return found
+
+
+@each_probe
+def test_a_probe_is_a_part_that_describes_itself(probe_class):
+    assert construct(json.loads(json.dumps(describe(probe_class())))) == probe_class()
+
+
+@each_probe
+def test_a_probe_says_how_it_is_run(probe_class):
+    assert probe_class.GROUP
+    assert isinstance(probe_class.TIMED, bool)
+    assert probe_class().processes >= 1
+
+
+@each_probe
+def test_metrics_are_grouped_and_named_with_their_unit(probe_class):
+    for metric, unit in probe_class.METRICS.items():
+        assert "/" in metric
+        units.dimension_of(unit)
+        expected = next((u for ending, u in UNIT_OF_ENDING.items() if metric.endswith(ending)), "")
+        assert unit == expected, metric
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c["_target_"])
+def test_a_config_sets_the_probe_up_as_it_is_by_default(config):
+    assert construct(config) == resolve(config["_target_"])()
+
+
+@each_probe
+def test_samples_are_plain_json(probe_class, reports):
+    for report in reports:
+        samples = report[probe_class.__name__]
+        assert json.loads(json.dumps(samples, allow_nan=False)) == samples
+
+
+@each_probe
+def test_figures_are_announced_finite_and_within_their_interval(probe_class, reports):
+    probe = probe_class()
+    for report in reports:
+        for figure in probe.summarize([report[probe_class.__name__]] * probe.processes):
+            assert probe.METRICS[figure.metric] == figure.unit
+            assert all(math.isfinite(x) for x in (figure.value, figure.low, figure.high))
+            assert figure.low <= figure.value <= figure.high
+            assert figure.count >= 1
+            assert figure.method
+            assert not figure.noisy, "only the bench knows what disturbed a run"
+
+
+@each_probe
+def test_every_probe_reports_something_once_references_exist(probe_class, reports):
+    assert probe_class().summarize([reports[1][probe_class.__name__]])
+
+
+def test_no_two_probes_share_a_metric():
+    every = [metric for probe in PROBES for metric in probe.METRICS]
+    assert len(every) == len(set(every))

@@ -1,0 +1,176 @@
+"""What every runtime promises about the engines that it builds and opens."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantize import Quantize
+from edgeopt.errors import BuildError, ConfigError
+from edgeopt.intake import take_in
+from edgeopt.part import describe
+from edgeopt.runtimes.eager import Torch
+from edgeopt.runtimes.genai import Genai
+
+RUNTIMES = {"genai": Genai(), "torch": Torch()}
+PROMPT = [1, 17, 42, 99, 7]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def logits(checkpoint) -> np.ndarray:
+    import torch
+
+    return networks.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
+
+
+def build(runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
+    directory.mkdir()
+    runtime.build(checkpoint, directory, lambda _: None)
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+
+
+@pytest.fixture(scope="module", params=RUNTIMES.values(), ids=RUNTIMES.keys())
+def runtime(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(runtime, checkpoint, tmp_path_factory) -> Engine:
+    return build(runtime, checkpoint, tmp_path_factory.mktemp("engines") / "engine")
+
+
+@pytest.fixture(scope="module")
+def session(runtime, engine):
+    opened = runtime.open(engine, threads=1)
+    yield opened
+    opened.close()
+    opened.close()
+
+
+class TestEveryRuntime:
+    def test_logits_are_those_of_the_checkpoint(self, session, logits):
+        found = session.logits(PROMPT)
+        assert found.dtype == np.float32
+        assert np.abs(found - logits).max() < 1e-3 * np.abs(logits).max()
+
+    def test_greedy_decoding_follows_the_logits(self, session):
+        tokens = list(PROMPT)
+        for token in session.generate(PROMPT, 6, stop_at_end=False):
+            scores = session.logits(tokens)[-1]
+            assert scores[token] >= np.sort(scores)[-2]  # the end token is left out, so it may be the second
+            tokens.append(token)
+        assert len(tokens) == len(PROMPT) + 6
+
+    def test_generating_twice_gives_the_same(self, session):
+        first, second = (list(session.generate(PROMPT, 8, stop_at_end=False)) for _ in range(2))
+        assert first == second
+
+    def test_the_end_token_is_not_yielded(self, session, checkpoint):
+        assert 0 not in list(session.generate(PROMPT, 64))
+
+    def test_a_clean_build_has_no_slow_path(self, runtime, engine):
+        assert runtime.lint(engine) == []
+
+    def test_the_same_checkpoint_gives_the_same_engine(self, runtime, engine, checkpoint, tmp_path):
+        assert build(runtime, checkpoint, tmp_path / "again").digest == engine.digest
+
+    def test_an_engine_of_another_format_is_refused(self, runtime, engine):
+        with pytest.raises(BuildError, match="this is a other-1 engine"):
+            runtime.open(replace(engine, format="other-1"), threads=1)
+
+
+def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
+    directory.mkdir()
+    step = Quantize(**values)
+    return Checkpoint.seal(
+        directory, format="checkpoint-1", spec=step.apply(checkpoint, directory, None, lambda _: None), made_by={}
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"weights": "int8", "lm_head": "int8", "embedding": "int8"},
+        {"weights": "int8", "lm_head": "int8", "embedding": "float", "method": "k_quant"},
+        {"weights": "int4", "lm_head": "int8", "embedding": "int8"},
+        {"weights": "int4", "lm_head": "int4", "embedding": "int4", "block_size": 16},
+        {"weights": "int4", "lm_head": "float", "embedding": "float", "symmetric": False},
+        {"weights": "int4", "lm_head": "int8", "embedding": "int8", "method": "k_quant", "block_size": 64},
+        {"weights": "fp16"},
+    ],
+    ids=lambda v: "-".join(map(str, v.values())),
+)
+def test_quantized_engines_are_near_the_checkpoint_lint_clean_and_smaller(values, checkpoint, logits, tmp_path):
+    runtime = Genai()
+    full = build(runtime, checkpoint, tmp_path / "full")
+    source = quantized(checkpoint, tmp_path / "source", **values)
+    runtime.check(source.spec)
+    engine = build(runtime, source, tmp_path / "engine")
+    found = runtime.open(engine, threads=1).logits(PROMPT)
+    similarity = (found * logits).sum() / np.sqrt((found**2).sum() * (logits**2).sum())
+    assert similarity > 0.95
+    assert runtime.lint(engine) == []
+    assert engine.size_bytes < full.size_bytes
+
+
+def test_bits_really_reach_every_projection(checkpoint, tmp_path):
+    import onnx
+
+    source = quantized(checkpoint, tmp_path / "source", weights="int8", lm_head="int4", embedding="int4")
+    engine = build(Genai(), source, tmp_path / "engine")
+    nodes = onnx.load(engine.directory / "model.onnx", load_external_data=False).graph.node
+    bits = {n.name: next(a.i for a in n.attribute if a.name == "bits") for n in nodes if n.op_type == "MatMulNBits"}
+    assert {b for name, b in bits.items() if "lm_head" not in name} == {8}
+    assert {b for name, b in bits.items() if "lm_head" in name} == {4}
+
+
+def test_layers_of_different_widths_compute_as_in_torch(checkpoint, tmp_path):
+    import torch
+
+    network = networks.load(checkpoint)
+    networks.keep_channels(networks.layers(network)[1].mlp, torch.arange(64))
+    (tmp_path / "pruned").mkdir()
+    spec = networks.spec_of(network, checkpoint.spec)
+    networks.save(network, tmp_path / "pruned", checkpoint, spec)
+    pruned = Checkpoint.seal(tmp_path / "pruned", format="checkpoint-1", spec=spec, made_by={})
+    engine = build(Genai(), pruned, tmp_path / "engine")
+    expected = network(torch.tensor([PROMPT])).logits[0].numpy()
+    found = Genai().open(engine, threads=1).logits(PROMPT)
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+class TestWhatGenaiRefusesBeforeBuilding:
+    def test_a_head_size_that_the_kernel_cannot_take(self, checkpoint):
+        with pytest.raises(ConfigError, match="multiple of 16"):
+            Genai().check(replace(checkpoint.spec, head_size=8))
+
+    def test_an_architecture_that_the_builder_does_not_know(self, checkpoint):
+        with pytest.raises(ConfigError, match="does not build GPT2LMHeadModel"):
+            Genai().check(replace(checkpoint.spec, architecture="GPT2LMHeadModel"))
+
+    def test_layers_with_different_numbers_of_key_value_heads(self, checkpoint):
+        first, *rest = checkpoint.spec.layers
+        with pytest.raises(ConfigError, match="one key-value cache shape"):
+            Genai().check(checkpoint.spec.with_layers((replace(first, kv_heads=1, heads=2), *rest)))
+
+    def test_tied_tables_of_different_types(self, checkpoint):
+        spec = Quantize(weights="int4", lm_head="int8", embedding="int4").plan(checkpoint.spec)
+        with pytest.raises(ConfigError, match="ties its tables"):
+            Genai().check(spec)
+
+    def test_an_accuracy_level_that_does_not_exist(self):
+        with pytest.raises(ConfigError, match="accuracy level"):
+            Genai(accuracy_level=3)
+
+
+def test_torch_refuses_rounded_weights(checkpoint):
+    with pytest.raises(ConfigError, match="fp32 alone"):
+        Torch().check(Quantize().plan(checkpoint.spec))

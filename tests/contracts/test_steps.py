@@ -1,0 +1,93 @@
+"""What every compression step promises, whatever its technique."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint
+from edgeopt.compress.lora import Lora
+from edgeopt.compress.prune_depth import PruneDepth
+from edgeopt.compress.prune_heads import PruneHeads
+from edgeopt.compress.prune_width import PruneWidth
+from edgeopt.compress.quantize import Quantize
+from edgeopt.errors import ConfigError
+from edgeopt.intake import take_in
+from edgeopt.part import construct, describe
+from edgeopt.text import Text
+
+STEPS = {
+    "prune_width": PruneWidth(ratio=0.25, windows=4, window_tokens=64),
+    "prune_width global": PruneWidth(ratio=0.25, distribution="global", windows=4, window_tokens=64),
+    "prune_heads": PruneHeads(ratio=0.5, windows=4, window_tokens=64),
+    "prune_depth": PruneDepth(layers=1, windows=4, window_tokens=64),
+    "lora": Lora(rank=2, steps=2, batch_tokens=128, window_tokens=64),
+    "int4": Quantize(weights="int4", embedding="int8"),
+    "int8": Quantize(weights="int8", embedding="int8"),
+    "fp16": Quantize(weights="fp16"),
+    "fp32": Quantize(weights="fp32"),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Text:
+    words = "def read(path):\n    with open(path) as file:\n        return file.read()\n"
+    return Text(name="calibration", documents=tuple(f"# file {n}\n{words}" * 4 for n in range(12)))
+
+
+def apply(step, checkpoint: Checkpoint, calibration: Text, directory: Path) -> Checkpoint:
+    directory.mkdir()
+    spec = step.apply(checkpoint, directory, calibration, lambda _: None)
+    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+class TestEveryStep:
+    def test_its_output_loads_and_computes(self, step, checkpoint, calibration, tmp_path):
+        after = apply(step, checkpoint, calibration, tmp_path / "out")
+        network = networks.load(after)
+        logits = network(torch.tensor([[1, 2, 3]])).logits
+        assert logits.shape == (1, 3, checkpoint.spec.vocabulary_size)
+        assert torch.isfinite(logits).all()
+
+    def test_recorded_sizes_are_the_weights_sizes(self, step, checkpoint, calibration, tmp_path):
+        after = apply(step, checkpoint, calibration, tmp_path / "out")
+        network = networks.load(after)
+        assert sum(p.numel() for p in network.parameters()) == after.spec.parameters
+
+    def test_the_plan_predicts_the_number_of_parameters(self, step, checkpoint, calibration, tmp_path):
+        after = apply(step, checkpoint, calibration, tmp_path / "out")
+        assert step.plan(checkpoint.spec).parameters == after.spec.parameters
+
+    def test_the_same_input_gives_the_same_digest(self, step, checkpoint, calibration, tmp_path):
+        first = apply(step, checkpoint, calibration, tmp_path / "first")
+        second = apply(step, checkpoint, calibration, tmp_path / "second")
+        assert first.digest == second.digest
+
+    def test_the_input_is_left_as_it_was(self, step, checkpoint, calibration, tmp_path):
+        apply(step, checkpoint, calibration, tmp_path / "out")
+        checkpoint.verify()
+
+    def test_the_tokenizer_travels_along(self, step, checkpoint, calibration, tmp_path):
+        after = apply(step, checkpoint, calibration, tmp_path / "out")
+        assert (after.directory / "tokenizer.json").read_bytes() == (checkpoint.directory / "tokenizer.json").read_bytes()
+
+    def test_a_description_makes_an_equal_step(self, step, checkpoint, calibration, tmp_path):
+        assert construct(json.loads(json.dumps(describe(step)))) == step
+
+
+FLOAT_STEPS = {name: step for name, step in STEPS.items() if not isinstance(step, Quantize)}
+
+
+@pytest.mark.parametrize("step", [*FLOAT_STEPS.values(), STEPS["int4"]], ids=[*FLOAT_STEPS, "int4"])
+def test_nothing_may_change_weights_that_are_already_rounded(step, checkpoint):
+    quantized = STEPS["int8"].plan(checkpoint.spec)
+    with pytest.raises(ConfigError, match="cannot follow quantize"):
+        step.plan(quantized)

@@ -1,0 +1,47 @@
+"""Every slow path that FACTS of the kernels name is found, and only these."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from edgeopt.runtimes.lint import slow_paths
+
+
+def graph(tmp_path, *, accuracy_level=4, zero_points=None, g_idx=None, attention="GroupQueryAttention"):
+    tensors = [numpy_helper.from_array(np.zeros((4, 1, 16), np.uint8), "weight")]
+    tensors.append(numpy_helper.from_array(np.zeros(4, np.float32), "scales"))
+    inputs = ["x", "weight", "scales", "", ""]
+    for slot, (name, array) in enumerate((("zero_points", zero_points), ("g_idx", g_idx)), start=3):
+        if array is not None:
+            tensors.append(numpy_helper.from_array(array, name))
+            inputs[slot] = name
+    attributes = {"K": 32, "N": 4, "bits": 4, "block_size": 32}
+    if accuracy_level is not None:
+        attributes["accuracy_level"] = accuracy_level
+    nodes = [
+        helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", **attributes),
+        helper.make_node(attention, ["y"], ["z"], domain="com.microsoft"),
+    ]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [], tensors)), path)
+    return path
+
+
+def test_a_fast_node_has_no_finding(tmp_path):
+    assert slow_paths(graph(tmp_path, zero_points=np.zeros((4, 1), np.uint8))) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"accuracy_level": None}, "accuracy_level"),
+        ({"accuracy_level": 0}, "accuracy_level"),
+        ({"zero_points": np.zeros((4, 1), np.float32)}, "float zero-points"),
+        ({"g_idx": np.zeros(32, np.int32)}, "g_idx"),
+        ({"attention": "MultiHeadAttention"}, "not fused"),
+    ],
+)
+def test_each_slow_path_is_named(tmp_path, values, word):
+    (finding,) = slow_paths(graph(tmp_path, **values))
+    assert word in finding
