@@ -1,0 +1,1 @@
+"""Probes, the isolated child process that they run in, and the exclusive lease on the device."""

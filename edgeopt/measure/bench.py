@@ -1,0 +1,192 @@
+"""Measure an engine: every probe in fresh processes, under the lease, repeated where something disturbed it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edgeopt.artifact import Engine
+from edgeopt.errors import ConfigError, MeasureError
+from edgeopt.measure import lease, process
+from edgeopt.measure.child import Job
+from edgeopt.measure.runs import Run, conclude, judged, undisturbed
+from edgeopt.measure.spawn import spawn
+from edgeopt.measure.workload import PROMPT_LENGTHS, prepare
+from edgeopt.part import construct, describe
+from edgeopt.ports import Probe, Progress, Runtime
+from edgeopt.result import Measurement
+from edgeopt.target import Target
+from edgeopt.text import Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Which probes run, on what workload, and when a measurement counts as disturbed.
+
+    Attributes:
+        probes: by name; None switches one off.
+        prompt_lengths: tokens of the prompts whose time to first token is measured.
+        window_tokens, max_windows: evaluation windows, spread evenly over the whole text.
+        foreign_cpu_share: CPU capacity that other processes may use while figures are timed; timed
+            intervals are widened by as much.
+        halves_tolerance: how far the two halves of a timed run may differ, relative to the faster.
+        retries: fresh processes added at most to those of a group, in place of disturbed ones.
+        timeout_s: for each process.
+    """
+
+    probes: Mapping[str, Any]
+    prompt_lengths: tuple[int, ...] = (16, 64, 256)
+    window_tokens: int = 512
+    max_windows: int = 24
+    foreign_cpu_share: float = 0.05
+    halves_tolerance: float = 0.25
+    retries: int = 2
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        parts = {name: _part(name, given) for name, given in self.probes.items() if given is not None}
+        object.__setattr__(self, "probes", parts)
+        announced = [metric for probe in parts.values() for metric in probe.METRICS]
+        twice = sorted({metric for metric in announced if announced.count(metric) > 1})
+        if twice:
+            raise ConfigError(f"two probes measure {twice[0]}", place="probes", mend="Switch one of them off")
+        if not self.prompt_lengths or not set(self.prompt_lengths) <= set(PROMPT_LENGTHS):
+            raise ConfigError(
+                f"{list(self.prompt_lengths)} names no prompt length, or one without a metric", place="prompt_lengths",
+                mend=f"Choose among: {', '.join(map(str, PROMPT_LENGTHS))}",
+            )
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{getattr(self, name)!r} is too little", place=name, mend=f"Give {least} or more")
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Every metric that the active probes may report, with its unit."""
+        return {metric: unit for probe in self.probes.values() for metric, unit in probe.METRICS.items()}
+
+
+_LEAST = {
+    "window_tokens": 16,
+    "max_windows": 1,
+    "foreign_cpu_share": 0,
+    "halves_tolerance": 0,
+    "retries": 0,
+    "timeout_s": 1,
+}
+
+
+def _part(name: str, given: Any) -> Any:
+    place = f"measure.probes.{name}"
+    part = construct(given, place) if isinstance(given, Mapping) else given
+    if not hasattr(part, "METRICS"):
+        raise ConfigError(f"{type(part).__name__} is no probe", place=place, mend="Name a class with METRICS")
+    return part
+
+
+def measure(
+    engine: Engine,
+    runtime: Runtime,
+    bench: Bench,
+    target: Target,
+    evaluation: Text,
+    directory: Path,
+    references: Mapping[str, Path],
+    progress: Progress,
+) -> tuple[Measurement, ...]:
+    """What every probe of `bench` finds out about `engine`, pinned to the target's threads.
+
+    In `directory` stay `samples.json` with the raw samples of every process, `logs/`, and `scratch/`,
+    which may serve as a reference (`baseline`, `checkpoint`) when other engines are measured.
+    Raises MeasureError where a process fails, InputError where the evaluation text is too short.
+    """
+    workload = prepare(
+        evaluation, engine.directory, context_length=min(target.context_length, engine.spec.context_length),
+        prompt_lengths=bench.prompt_lengths, window_tokens=bench.window_tokens, max_windows=bench.max_windows,
+    )
+    try:
+        for folder in ("scratch", "logs"):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="edgeopt-") as work:
+            documents = Path(work) / "documents.json"
+            documents.write_text(json.dumps(workload.documents))
+            job = Job(
+                parent=os.getpid(),
+                runtime=describe(runtime),
+                probes={},
+                engine=str(engine.directory.absolute()),
+                cores=process.pinned_cores(target.threads),
+                context_length=workload.context_length,
+                prompts={str(length): ids for length, ids in workload.prompts.items()},
+                documents=str(documents),
+                references={name: str(_existing(name, folder)) for name, folder in references.items()},
+                scratch=str((directory / "scratch").absolute()),
+                report=str(Path(work) / "report.json"),
+            )
+            with lease.hold(progress):
+                runs = [run for probes in _groups(bench) for run in _run_group(probes, bench, job, directory, progress)]
+        record = {
+            "engine": engine.digest,
+            "target": target.name,
+            "cores": job.cores,
+            "context_length": workload.context_length,
+            "windows": len(workload.documents),
+            "prompt_lengths_left_out": workload.left_out,
+            "runs": [asdict(run) for run in runs],
+        }
+        (directory / "samples.json").write_text(json.dumps(record))
+    except OSError as error:
+        raise MeasureError(
+            f"the measurement cannot be kept ({error})", place=str(directory), mend="Free or unlock the disk"
+        ) from error
+    return tuple(
+        figure
+        for name, probe in bench.probes.items()
+        for figure in conclude(name, probe, runs, foreign_cpu_share=bench.foreign_cpu_share)
+    )
+
+
+def _existing(name: str, folder: Path) -> Path:
+    if not folder.is_dir():
+        raise MeasureError(f"the reference {name!r} is absent", place=str(folder), mend="Measure it first")
+    return folder.absolute()
+
+
+def _groups(bench: Bench) -> list[dict[str, Probe]]:
+    """Probes that share processes; timed ones collect first, while the process is as fresh as its cold start."""
+    groups: dict[str, dict[str, Probe]] = {}
+    for name, probe in sorted(bench.probes.items(), key=lambda item: not item[1].TIMED):
+        groups.setdefault(probe.GROUP, {})[name] = probe
+    return list(groups.values())
+
+
+def _run_group(probes: Mapping[str, Probe], bench: Bench, job: Job, directory: Path, progress: Progress) -> list[Run]:
+    """As many fresh processes as the probes ask for, and others where timed ones were disturbed."""
+    group = next(iter(probes.values())).GROUP
+    timed = {name: probe for name, probe in probes.items() if probe.TIMED}
+    runs: list[Run] = []
+
+    def run(asked: Mapping[str, Probe], what: str) -> None:
+        progress(f"measuring {', '.join(asked)}: {what}")
+        described = {name: describe(probe) for name, probe in asked.items()}
+        report = spawn(replace(job, probes=described), directory / "logs" / f"{group}-{len(runs)}.log", bench.timeout_s)
+        runs.append(
+            judged(
+                group, report, timed.keys() & asked.keys(),
+                foreign_cpu_share=bench.foreign_cpu_share, halves_tolerance=bench.halves_tolerance,
+            )
+        )
+
+    count = max(probe.processes for probe in probes.values())
+    for number in range(count):
+        run({n: p for n, p in probes.items() if p.processes > number}, f"process {number + 1} of {count}")
+    for retry in range(bench.retries):
+        if all(len(undisturbed(runs, name)) >= probe.processes for name, probe in timed.items()):
+            break
+        reason = next(r.disturbance for r in reversed(runs) if r.disturbance)
+        run(timed, f"repeated because {reason} ({retry + 1} of {bench.retries})")
+    return runs

@@ -1,0 +1,141 @@
+"""How long an engine lets its user wait: cold start, first token, every further token, a queue.
+
+A fresh process does the same decode twice; where the two rounds disagree, something disturbed it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import ClassVar
+
+from edgeopt.errors import ConfigError, MeasureError
+from edgeopt.measure.intervals import of_processes, percentile
+from edgeopt.measure.workload import PROMPT_LENGTHS
+from edgeopt.ports import Samples, Session, Subject
+from edgeopt.result import Measurement
+
+_PERCENTILES = (50, 95, 99)
+_ROUNDS = 2
+# shorter rounds hold a few time slices of the scheduler, so their difference says nothing
+_COMPARABLE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """What one user waits for, in processes that nobody else disturbs.
+
+    Attributes:
+        decode_tokens: tokens after the first in each of two decodes from the shortest prompt.
+        ttft_repeats: how often each prompt is read in a process.
+        burst_requests, burst_tokens: a queue that arrives at once and is served one request after another.
+    """
+
+    METRICS: ClassVar[Mapping[str, str]] = {
+        "latency/cold_start_ms": "ms",
+        "latency/load_ms": "ms",
+        **{f"latency/ttft_{length}_ms": "ms" for length in PROMPT_LENGTHS},
+        **{f"latency/decode_p{percent}_ms": "ms" for percent in _PERCENTILES},
+        "latency/burst_ms": "ms",
+        "throughput/decode_tokens_per_s": "tokens/s",
+    }
+    GROUP: ClassVar[str] = "generation"
+    TIMED: ClassVar[bool] = True
+    processes: int = 5
+    decode_tokens: int = 128
+    ttft_repeats: int = 3
+    burst_requests: int = 4
+    burst_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.processes * self.decode_tokens * _ROUNDS < 200:
+            raise ConfigError(
+                f"{self.processes} processes that decode {self.decode_tokens} tokens twice are fewer than 200 tokens",
+                place="decode_tokens", mend=f"Give {-(-200 // (_ROUNDS * max(1, self.processes)))} or more",
+            )
+        for name in ("processes", "ttft_repeats", "burst_requests", "burst_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} measures nothing", place=name, mend="Give 1 or more")
+
+    def collect(self, subject: Subject) -> Samples:
+        marks = {name: mark["time_s"] for name, mark in subject.marks.items()}
+        shortest = subject.prompts[min(subject.prompts)]
+        room = subject.context_length - len(shortest) - 1
+        ttft_s = {
+            str(length): [_first_token_s(subject.session, prompt) for _ in range(self.ttft_repeats)]
+            for length, prompt in subject.prompts.items()
+        }
+        decodes = [_token_s(subject.session, shortest, min(self.decode_tokens, room)) for _ in range(_ROUNDS)]
+        return {
+            "cold_start_s": marks["first_token"] - marks["spawned"],
+            "load_s": marks["loaded"] - marks["imported"],
+            "ttft_s": ttft_s,
+            "decode_prompt_tokens": len(shortest),
+            "decode_s": decodes,
+            "burst_s": self._burst_s(subject.session, shortest, min(self.burst_tokens, room)),
+            "halves": [median(decode) for decode in decodes if sum(decode) >= _COMPARABLE_S],
+        }
+
+    def _burst_s(self, session: Session, prompt: list[int], new_tokens: int) -> float:
+        start = time.perf_counter()
+        for _ in range(self.burst_requests):
+            for _ in session.generate(prompt, new_tokens, stop_at_end=False):
+                pass
+        return time.perf_counter() - start
+
+    def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        processes = f"{len(runs)} fresh processes"
+        spread = f"median of {processes}"
+        decode = [[1e3 * s for round_s in run["decode_s"] for s in round_s] for run in runs]
+        tokens = f"tokens after a prompt of {runs[0]['decode_prompt_tokens']}, {processes}"
+        rates = [[1e3 * len(token_ms) / sum(token_ms)] for token_ms in decode]
+        burst = f"{self.burst_requests} requests of {self.burst_tokens} tokens, last completion; {spread}"
+        return [
+            self._figure("latency/cold_start_ms", _ms(runs, "cold_start_s"), f"process start to first token; {spread}"),
+            self._figure("latency/load_ms", _ms(runs, "load_s"), f"opening the engine, libraries imported; {spread}"),
+            *(
+                self._figure(
+                    f"latency/ttft_{length}_ms", [[1e3 * s for s in run["ttft_s"][length]] for run in runs],
+                    f"prompt of {length} tokens to first token; median over {processes}",
+                )
+                for length in runs[0]["ttft_s"]
+            ),
+            *(
+                self._figure(f"latency/decode_p{p}_ms", decode, f"percentile of {tokens}", percent=p)
+                for p in _PERCENTILES
+            ),
+            self._figure("latency/burst_ms", _ms(runs, "burst_s"), burst),
+            self._figure("throughput/decode_tokens_per_s", rates, f"{tokens}; median"),
+        ]
+
+    def _figure(self, metric: str, runs: list[list[float]], method: str, percent: float = 50) -> Measurement:
+        value, low, high = of_processes(runs, percentile(percent))
+        return Measurement(
+            metric=metric, unit=self.METRICS[metric], value=value, low=low, high=high,
+            count=sum(len(run) for run in runs), method=method,
+        )
+
+
+def _ms(runs: Sequence[Samples], key: str) -> list[list[float]]:
+    return [[1e3 * run[key]] for run in runs]
+
+
+def _first_token_s(session: Session, prompt: list[int]) -> float:
+    start = time.perf_counter()
+    tokens = session.generate(prompt, 1, stop_at_end=False)
+    if next(tokens, None) is None:
+        raise MeasureError(f"the engine generated nothing after a prompt of {len(prompt)} tokens")
+    return time.perf_counter() - start
+
+
+def _token_s(session: Session, prompt: list[int], count: int) -> list[float]:
+    """Seconds of each of `count` tokens after the first."""
+    moments = []
+    for _ in session.generate(prompt, count + 1, stop_at_end=False):
+        moments.append(time.perf_counter())
+    if len(moments) != count + 1:
+        raise MeasureError(f"the engine generated {len(moments)} of {count + 1} tokens")
+    return [after - before for before, after in pairwise(moments)]

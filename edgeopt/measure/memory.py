@@ -1,0 +1,84 @@
+"""Memory of a process that serves the engine, up to the context length of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgeopt.errors import ConfigError
+from edgeopt.measure import process
+from edgeopt.measure.intervals import maximum, median, of_processes
+from edgeopt.measure.workload import cycled
+from edgeopt.ports import Samples, Subject
+from edgeopt.result import Measurement
+
+# Linux counts the peak in batches of 64 pages, and where libraries come to lie moves as many
+_RESOLUTION_MIB = 0.25
+# metric -> its sample, the instrument
+_FIGURES = {
+    "memory/peak_rss_mib": ("peak_rss_bytes", "VmHWM after {served} tokens of prompt and decode"),
+    "memory/steady_rss_mib": ("steady_rss_bytes", "Rss of smaps_rollup after load, before the first token"),
+    "memory/private_mib": ("private_bytes", "private pages of smaps_rollup after load"),
+    "memory/shared_mib": ("shared_bytes", "shared pages of smaps_rollup after load"),
+    "memory/pss_mib": ("pss_bytes", "Pss of smaps_rollup after load"),
+    "memory/bare_rss_mib": ("bare_rss_bytes", "Rss of smaps_rollup before the runtime was imported"),
+    "memory/major_faults": ("major_faults", "ru_majflt after {served} tokens of prompt and decode"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """`decode_tokens` are generated after a prompt that fills the rest of the target's context.
+
+    A long prompt is the worst case: activations grow with the tokens that are processed at once.
+    """
+
+    METRICS: ClassVar[Mapping[str, str]] = {m: "MiB" if m.endswith("_mib") else "count" for m in _FIGURES}
+    GROUP: ClassVar[str] = "generation"
+    TIMED: ClassVar[bool] = False
+    processes: int = 3
+    decode_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ConfigError(f"{self.processes} processes measure nothing", place="processes", mend="Give 1 or more")
+        if not 1 <= self.decode_tokens <= 32:
+            raise ConfigError(f"{self.decode_tokens} is not in 1 … 32", place="decode_tokens")
+
+    def collect(self, subject: Subject) -> Samples:
+        longest = subject.prompts[max(subject.prompts)]
+        prompt = cycled(longest, subject.context_length - self.decode_tokens)
+        served = len(prompt) + sum(1 for _ in subject.session.generate(prompt, self.decode_tokens, stop_at_end=False))
+        loaded = subject.marks["loaded"]
+        return {
+            "served_tokens": served,
+            "peak_rss_bytes": process.memory()["peak_rss_bytes"],
+            "major_faults": process.major_faults(),
+            "bare_rss_bytes": subject.marks["bare"]["rss_bytes"],
+            "steady_rss_bytes": loaded["rss_bytes"],
+            "private_bytes": loaded["private_bytes"],
+            "shared_bytes": loaded["shared_bytes"],
+            "pss_bytes": loaded["pss_bytes"],
+        }
+
+    def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        return [self._over_processes(metric, runs) for metric in self.METRICS]
+
+    def _over_processes(self, metric: str, runs: Sequence[Samples]) -> Measurement:
+        key, instrument = _FIGURES[metric]
+        peak, mib = metric == "memory/peak_rss_mib", self.METRICS[metric] == "MiB"
+        figures = [[run[key] / (2**20 if mib else 1)] for run in runs]
+        value, low, high = of_processes(figures, maximum if peak else median)
+        resolution = _RESOLUTION_MIB if mib else 0.0
+        how = instrument.format(served=runs[0]["served_tokens"])
+        return Measurement(
+            metric=metric,
+            unit=self.METRICS[metric],
+            value=value,
+            low=max(0.0, low - resolution),
+            high=high + resolution,
+            count=len(runs),
+            method=f"{how}; {'maximum' if peak else 'median'} of {len(runs)} fresh processes",
+        )
+

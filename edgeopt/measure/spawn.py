@@ -1,0 +1,68 @@
+"""The parent's side of a measured process: start it fresh, wait for it, say why it failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import edgeopt
+from edgeopt.errors import MeasureError
+from edgeopt.measure.child import Job
+
+_LAST_WORDS = 400
+
+
+def spawn(job: Job, log: Path, timeout_s: float) -> dict[str, Any]:
+    """Run `job` in a fresh interpreter and return its report; its output goes to `log`.
+
+    Raises MeasureError with the child's last words, the signal that killed it, or the time-out.
+    """
+    job_path = Path(job.report).with_suffix(".job.json")
+    job_path.write_text(json.dumps(asdict(job)))
+    command = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgeopt.measure.child", str(job_path)]
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [*command, repr(time.monotonic())], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=_environment(len(job.cores)), start_new_session=True,
+        )  # a session of its own: Ctrl-C reaches the parent alone, which then decides
+        try:
+            code = child.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise MeasureError(
+                f"the measured process took longer than {timeout_s:g} s", place=str(log),
+                mend="Raise measure.timeout_s, or measure less",
+            ) from error
+        finally:
+            if child.returncode is None:
+                child.kill()
+                child.wait()
+    if code != 0:
+        raise _death(code, log)
+    report: dict[str, Any] = json.loads(Path(job.report).read_text())
+    return report
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """This environment, with edgeopt importable and numeric libraries held to the target's threads."""
+    paths = [str(Path(edgeopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**os.environ, **limits, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _death(code: int, log: Path) -> MeasureError:
+    mend = f"Read {log}"
+    if code < 0:
+        name = signal.Signals(-code).name
+        if -code == signal.SIGKILL:
+            mend = f"The kernel does so when memory runs out: take a smaller model or context. {mend}"
+        return MeasureError(f"the measured process was killed by {name}", mend=mend)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    words = lines[-1][-_LAST_WORDS:] if lines else "it said nothing"
+    return MeasureError(f"the measured process failed: {words}", mend=mend)

@@ -1,0 +1,134 @@
+"""Quality and parity, measured on bigram engines whose figures follow from their table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edgeopt.errors import MeasureError
+from edgeopt.measure.quality import of_perplexity, repetition
+from edgeopt.measure.stub import StubRuntime
+from measure import toy
+
+QUALITY = ("quality", "parity")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """The folder of a measured baseline and its figures."""
+    folder = tmp_path_factory.mktemp("baseline")
+    return folder, toy.measured(folder, StubRuntime(), toy.bench(*QUALITY))
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory, baseline):
+    folder, scratch = tmp_path_factory.mktemp("compressed"), baseline[0] / "measured" / "scratch"
+    references = {"baseline": scratch, "checkpoint": scratch}
+    return folder, toy.measured(folder, StubRuntime(noise=0.5), toy.bench(*QUALITY), references=references)
+
+
+def samples(folder, probe="quality"):
+    (run,) = json.loads((folder / "measured" / "samples.json").read_text())["runs"]
+    return run["report"]["samples"][probe]
+
+
+def windows(folder):
+    from edgeopt.measure.workload import prepare
+
+    return prepare(
+        toy.text(), folder / "engine", context_length=128, prompt_lengths=(16,), window_tokens=512, max_windows=8
+    ).documents
+
+
+def log_p(folder, ids):
+    """log p of the tokens that follow each token but the last, straight from the table."""
+    rows = np.load(folder / "engine" / "table.npy").astype(np.float64)[ids[:-1]]
+    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+
+
+def test_perplexity_follows_from_the_probability_of_each_next_token(baseline):
+    folder, figures = baseline
+    chosen = np.concatenate([log_p(folder, ids)[np.arange(len(ids) - 1), ids[1:]] for ids in windows(folder)])
+    assert figures["quality/perplexity"].value == pytest.approx(np.exp(-chosen.mean()), rel=1e-5)
+    assert figures["quality/perplexity"].count == chosen.size
+
+
+def test_divergence_follows_from_both_tables(baseline, compressed):
+    pairs = [(log_p(baseline[0], ids), log_p(compressed[0], ids)) for ids in windows(baseline[0])]
+    kl = np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs])
+    same = np.concatenate([p.argmax(axis=-1) == q.argmax(axis=-1) for p, q in pairs])
+    figures = compressed[1]
+    assert figures["quality/kl_mean"].value == pytest.approx(kl.mean(), rel=1e-3)
+    assert figures["quality/kl_p99"].value == pytest.approx(np.percentile(kl, 99), rel=1e-3)
+    assert figures["quality/top1_agreement"].value == pytest.approx(same.mean())
+
+
+def test_the_ratio_is_that_of_the_perplexities(baseline, compressed):
+    expected = compressed[1]["quality/perplexity"].value / baseline[1]["quality/perplexity"].value
+    ratio = compressed[1]["quality/perplexity_ratio"]
+    assert ratio.value == pytest.approx(expected, rel=1e-6)
+    assert ratio.low < ratio.value < ratio.high
+
+
+def test_the_paired_interval_is_narrower_than_that_of_the_perplexity(compressed):
+    ratio, perplexity = compressed[1]["quality/perplexity_ratio"], compressed[1]["quality/perplexity"]
+    assert (ratio.high - ratio.low) / ratio.value < (perplexity.high - perplexity.low) / perplexity.value
+
+
+def test_an_engine_compared_with_itself_lost_nothing(baseline, tmp_path):
+    scratch = baseline[0] / "measured" / "scratch"
+    figures = toy.measured(
+        tmp_path, StubRuntime(), toy.bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
+    )
+    assert figures["quality/perplexity_ratio"].value == figures["quality/perplexity_ratio"].high == 1
+    assert figures["quality/kl_p99"].high < 1e-5
+    assert figures["quality/top1_agreement"].value == 1
+    assert figures["quality/parity_error"].value == 0
+    assert figures["quality/parity_top1"].value == 1
+
+
+def test_parity_is_the_largest_difference_over_the_largest_logit(baseline, compressed):
+    ids = np.concatenate([window[:64] for window in windows(baseline[0])[:4]])
+    wanted, got = (np.load(folder / "engine" / "table.npy")[ids] for folder, _ in (baseline, compressed))
+    expected = np.abs(wanted - got).max() / np.abs(wanted).max()
+    assert compressed[1]["quality/parity_error"].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_references_nothing_relative_is_reported(baseline):
+    assert set(baseline[1]) == {"quality/perplexity", "quality/repetition"}
+
+
+def test_the_worst_windows_are_kept_as_text(compressed):
+    worst = samples(compressed[0])["worst"]
+    losses = [window["nll_per_token"] for window in worst]
+    assert losses == sorted(losses, reverse=True)
+    assert len(worst) == 8
+    assert worst[0]["text"].startswith("w")
+    assert worst[0]["baseline_nll_per_token"] > 0
+
+
+def test_a_baseline_of_another_text_is_refused(baseline, tmp_path):
+    with pytest.raises(MeasureError, match="other windows of text"):
+        toy.measured(
+            tmp_path, StubRuntime(), toy.bench("quality"), evaluation=toy.text(seed=9),
+            references={"baseline": baseline[0] / "measured" / "scratch"},
+        )
+
+
+def test_a_bigram_engine_repeats_itself_in_free_generation(baseline):
+    assert baseline[1]["quality/repetition"].value > 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [([1, 2, 3], [0, 0]), ([1, 2, 3, 4], [0, 1]), ([1, 1, 1, 1, 1, 1], [2, 3]), ([1, 2, 3, 4, 1, 2, 3, 4], [1, 5])],
+)
+def test_repetition_counts_four_grams_seen_before(tokens, expected):
+    assert repetition(tokens) == expected
+
+
+def test_an_engine_that_models_nothing_is_an_error_and_no_infinite_perplexity():
+    with pytest.raises(MeasureError, match="does not model the text"):
+        of_perplexity([1e6, 1e6], [1, 1])
