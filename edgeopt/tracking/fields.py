@@ -1,0 +1,126 @@
+"""A trial as MLflow's flat params, metrics and tags, within MLflow's limits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import posixpath
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import edgeopt
+from edgeopt import tags
+from edgeopt.result import TrialResult
+
+LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-genai", "optuna", "mlflow")
+KEY_LENGTH = 250
+VALUE_LENGTH = 6000
+TAG_LENGTH = 8000
+_CUT = " … (cut, the whole value is in config.yaml)"
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as `a.b.c`, lists of mappings as `a.0.b`, everything else as JSON text (strings bare)."""
+    return dict(_leaves(data, prefix)) if data else {}
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{key}.{number}")
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def params(values: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """`values` within MLflow's lengths and alphabet, and the keys whose value had to be cut."""
+    kept, cut = {}, []
+    for key, value in values.items():
+        name = _key(key)
+        if len(value) > VALUE_LENGTH:
+            value = value[: VALUE_LENGTH - len(_CUT)] + _CUT
+            cut.append(name)
+        kept[name] = value
+    return kept, cut
+
+
+def _key(name: str) -> str:
+    allowed = re.sub(r"[^\w./ :-]", "_", name)
+    if posixpath.normpath(allowed) != allowed or allowed.startswith((".", "/")):  # MLflow takes a name for a path
+        allowed = "_" + allowed.replace("/", "_").replace(".", "_")
+    if len(allowed) <= KEY_LENGTH:
+        return allowed
+    return f"{allowed[: KEY_LENGTH - 17]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
+    """Figures, `excess/<metric>`, `time/<stage>_s` and `feasible`; and the names left out because not finite.
+
+    MLflow stores infinity as 1.8e308, which would pass for a figure.
+    """
+    found: dict[str, float] = {m.metric: m.value for m in result.measurements}
+    found |= {f"excess/{v.metric}": v.excess for v in result.verdicts if v.excess is not None}
+    found |= {f"time/{stage}_s": seconds for stage, seconds in result.timings_s.items()}
+    found[tags.FEASIBLE] = float(result.feasible)
+    finite = {_key(name): float(value) for name, value in found.items() if math.isfinite(value)}
+    return finite, sorted(name for name, value in found.items() if not math.isfinite(value))
+
+
+def trial_tags(result: TrialResult) -> dict[str, str]:
+    """What was evaluated, where and with which versions."""
+    found = {
+        tags.RECIPE: str(result.recipe.get("text", "")),
+        tags.RECIPE_DIGEST: str(result.recipe.get("digest", "")),
+        tags.TARGET: result.target,
+        tags.DEVICE: str(result.device.get("name", "")),
+        tags.EMULATED: "true" if result.emulated else "false",
+        **surroundings(),
+    }
+    if result.engine is not None:
+        found[tags.ENGINE_DIGEST] = str(result.engine["digest"])
+    if result.failure is not None:
+        found[tags.FAILURE] = f"{result.failure.stage}: {result.failure.kind}: {result.failure.message}"
+    return {key: value[:TAG_LENGTH] for key, value in found.items() if value}
+
+
+@cache
+def surroundings() -> dict[str, str]:
+    """Versions of the libraries that decide a result, and the git commit of the working folder or of edgeopt."""
+    found = {tags.VERSION + "edgeopt": edgeopt.__version__}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[tags.VERSION + name] = metadata.version(name)
+    commit = _commit(Path.cwd()) or _commit(Path(__file__).parent)
+    if commit:
+        found |= {tags.GIT: commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
+    return found
+
+
+def _commit(folder: Path) -> str:
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # no git on this machine: the tag is left out
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def plain(value: Any) -> Any:
+    """`value` for strict JSON: numbers that are not finite become their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,48 @@
+"""What is kept of a finished study: totals, the front as tables and as pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt.tracking import chart_html, chart_png, fields
+from edgeopt.tracking.view import prepare
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def totals(rows: Rows, objectives: Rows) -> dict[str, float]:
+    """Counts of trials and the best value of each objective among those that keep every limit."""
+    feasible = [row for row in rows if row["feasible"]]
+    found = {
+        "trials": float(len(rows)),
+        "trials_feasible": float(len(feasible)),
+        "trials_failed": float(sum(1 for row in rows if row["failure"])),
+        "front_size": float(sum(1 for row in feasible if row["pareto_rank"] == 1)),
+    }
+    for objective in objectives:
+        values = [row["metrics"][objective["metric"]] for row in feasible if objective["metric"] in row["metrics"]]
+        if values:
+            found[f"best/{objective['metric']}"] = min(values) if objective["direction"] == "minimize" else max(values)
+    return found
+
+
+def write(folder: Path, *, study: str, rows: Rows, objectives: Rows, limits: Rows) -> None:
+    """Write front.html, front.png, front.csv (the front alone) and trials.json (everything) into `folder`."""
+    view = prepare(study=study, rows=rows, objectives=objectives, limits=limits)
+    chart_png.write(view, folder / "front.png")
+    chart_html.write(view, folder / "front.html", objectives=objectives, limits=limits)
+    document = {"study": study, "objectives": objectives, "limits": limits, "trials": rows}
+    (folder / "trials.json").write_text(json.dumps(fields.plain(document), indent=1, allow_nan=False))
+    front = [row for row in rows if row["feasible"] and row["pareto_rank"] == 1]
+    columns = sorted({f"params.{k}" for row in front for k in row["params"]})
+    columns += sorted({f"metrics.{k}" for row in front for k in row["metrics"]})
+    with (folder / "front.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["number", "run_id", *columns])
+        table.writeheader()
+        for row in front:
+            cells = {f"{group}.{k}": v for group in ("params", "metrics") for k, v in row[group].items()}
+            table.writerow({"number": row["number"], "run_id": row["run_id"], **cells})

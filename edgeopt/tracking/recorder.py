@@ -1,0 +1,287 @@
+"""Studies and trials as MLflow runs: one run a study, one nested run a trial, each logged once.
+
+Every method looks up what is already there by the tags of `edgeopt.tags` before it writes, and a run
+is ended only when all of it is written. A process killed between any two calls therefore leaves runs
+that the next call completes, and nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.tracking.context.registry import resolve_tags
+
+from edgeopt import tags
+from edgeopt.errors import ConfigError, TrackingError
+from edgeopt.result import TrialResult
+from edgeopt.tracking import cards, fields, lookup, server
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+_MODEL_TAGS = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.EMULATED)
+_BATCH = 100
+_MODE = "?workflowType=machine_learning"  # else the UI opens its pages for chats and agents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UiHint:
+    """How to see a study in the MLflow UI.
+
+    Attributes:
+        command: serves its store; empty where a server already does.
+        path: of the study's page on that server.
+        url, front_url: the study's page and the picture of its front.
+    """
+
+    command: str
+    path: str
+    url: str
+    front_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlflowRecorder:
+    """Records into one MLflow experiment.
+
+    Attributes:
+        tracking_uri: None takes what MLflow itself resolves: MLFLOW_TRACKING_URI, or the SQLite file
+            mlflow.db in the working folder.
+    """
+
+    tracking_uri: str | None = None
+    experiment: str = "edgeopt"
+
+    def __post_init__(self) -> None:
+        if not self.experiment.strip():
+            raise ConfigError("an experiment needs a name", place="experiment", mend="Set tracking.experiment")
+
+    @property
+    def uri(self) -> str:
+        return server.resolve(self.tracking_uri)
+
+    def connect(self) -> None:
+        """Make sure that the store answers and has its tables and the experiment.
+
+        Call it once before workers start: MLflow cannot create one database from two processes.
+        Raises TrackingError within some ten seconds where nothing answers.
+        """
+        uri = self.uri
+        server.probe(uri)
+        with server.answering(uri) as client:
+            server.experiment(client, uri, self.experiment)
+
+    def open_study(self, study: str, config: Mapping[str, Any], tag_values: Mapping[str, str]) -> str:
+        """The run of `study`, RUNNING: a new one, or that of the study that is resumed."""
+        if not study or re.search(r"['\"`%\\]", study):
+            raise ConfigError(f"{study!r} cannot name a study", place="study", mend="Use letters, digits, - and _")
+        opened = datetime.now(UTC).isoformat()
+        with server.answering(self.uri) as client:
+            experiment = self._experiment(client)
+            run = lookup.study(client, experiment, study)
+            if run is None:
+                identity = {tags.STUDY: study, tags.ROLE: "study", tags.OPENED: opened}
+                run = client.create_run(experiment, tags=resolve_tags(identity), run_name=study)
+            elif run.info.status != "RUNNING":
+                client.update_run(run.info.run_id, status="RUNNING")
+            run_id = str(run.info.run_id)
+            client.log_batch(run_id, tags=_run_tags({**fields.surroundings(), **tag_values, tags.OPENED: opened}))
+            client.log_text(run_id, _yaml(config), "config.yaml")
+            return run_id
+
+    def begin(self, study: str, number: int, params: Mapping[str, Any]) -> str:
+        """The run of a trial that starts now. An ended run is returned as it is, unless it was killed."""
+        with server.answering(self.uri) as client:
+            run = self._ensure_trial(client, study, number)
+            if run.info.status == "RUNNING":
+                self._log_params(client, run, fields.flatten(params))
+            return str(run.info.run_id)
+
+    def record(
+        self, study: str, number: int, params: Mapping[str, Any], config: Mapping[str, Any], result: TrialResult
+    ) -> str:
+        """Log a finished trial whole and end its run; a run that has ended is left as it is.
+
+        Raises TrackingError where MLflow refuses, InputError where the engine was changed since it was built.
+        """
+        with server.answering(self.uri) as client:
+            run = self._ensure_trial(client, study, number)
+            run_id = str(run.info.run_id)
+            if run.info.status != "RUNNING":
+                return run_id
+            cut = self._log_params(client, run, {**fields.flatten(config), **fields.flatten(params)})
+            self._log_artifacts(client, run_id, config, result)
+            model_id = self._log_engine(client, run, result) if result.feasible and result.engine else None
+            metrics, left_out = fields.metrics(result)
+            # the run's own start as time stamp: MLflow then drops a repeated figure instead of keeping it twice
+            stamp = run.info.start_time
+            entities = [Metric(k, v, stamp, 0, model_id=model_id, run_id=run_id) for k, v in metrics.items()]
+            labels = fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
+            labels |= {tags.CUT: ", ".join(cut)} if cut else {}
+            labels |= {tags.NOT_LOGGED: ", ".join(left_out)} if left_out else {}
+            client.log_batch(run_id, metrics=entities, tags=_run_tags(labels))
+            client.update_run(run_id, name=f"{number} · {result.recipe.get('text', '')}"[: fields.KEY_LENGTH])
+            client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED")
+            return run_id
+
+    def kill(self, study: str, number: int, why: str) -> None:
+        """End the trial's RUNNING run as KILLED; a trial without one is left alone."""
+        with server.answering(self.uri) as client:
+            for run in lookup.attempts(client, self._experiment(client), study, number):
+                if run.info.status == "RUNNING":
+                    client.set_tag(run.info.run_id, tags.FAILURE, why[: fields.TAG_LENGTH])
+                    client.set_terminated(run.info.run_id, "KILLED")
+
+    def open_runs(self, study: str) -> dict[int, str]:
+        """Trial number → run id of the runs that are still RUNNING."""
+        with server.answering(self.uri) as client:
+            found = lookup.trials(client, self._experiment(client), study, running=True)
+            return {lookup.number(run): str(run.info.run_id) for run in found}
+
+    def runs(self, study: str) -> dict[int, str]:
+        """Trial number → run id; of a trial that was killed and run again, the later run."""
+        with server.answering(self.uri) as client:
+            found = lookup.by_number(client, self._experiment(client), study)
+            return {number: str(run.info.run_id) for number, run in found.items()}
+
+    def latest_study(self) -> str | None:
+        """The study that was opened last; None where there is none."""
+        with server.answering(self.uri) as client:
+            run = lookup.latest_study(client, self._experiment(client))
+            return None if run is None else str(run.data.tags[tags.STUDY])
+
+    def close_study(
+        self,
+        study: str,
+        *,
+        rows: Sequence[Mapping[str, Any]],
+        objectives: Sequence[Mapping[str, Any]],
+        limits: Sequence[Mapping[str, Any]],
+        status: Status,
+    ) -> str:
+        """Log ranks, totals, pictures and tables of the front and end the study's run with `status`.
+
+        `rows`, `objectives` and `limits` are those of `edgeopt front --json`. Called again after more
+        trials it logs what has changed.
+        """
+        from edgeopt.tracking import front
+
+        with server.answering(self.uri) as client:
+            parent = self._require_parent(client, study)
+            runs = lookup.by_number(client, parent.info.experiment_id, study)
+            for row in rows:
+                if row["pareto_rank"] is not None and row["number"] in runs:
+                    _log_changed(client, runs[row["number"]], {tags.PARETO_RANK: float(row["pareto_rank"])})
+            _log_changed(client, parent, front.totals(rows, objectives))
+            with tempfile.TemporaryDirectory() as scratch:
+                front.write(Path(scratch), study=study, rows=rows, objectives=objectives, limits=limits)
+                client.log_artifacts(parent.info.run_id, scratch, "front")
+            client.set_tag(parent.info.run_id, "mlflow.note.content", cards.study(study, rows, objectives, limits))
+            client.set_terminated(parent.info.run_id, status)
+            return str(parent.info.run_id)
+
+    def ui_hint(self, study: str) -> UiHint:
+        """How to open the run of `study` in the MLflow UI."""
+        uri = self.uri
+        with server.answering(uri) as client:
+            run = self._require_parent(client, study)
+        page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        path, front = page + _MODE, page + "/artifacts/front/front.html" + _MODE
+        served = uri.startswith(("http://", "https://"))
+        host = re.sub("//[^/@]*@", "//", uri).rstrip("/") if served else "http://127.0.0.1:5000"
+        command = "" if served else f"mlflow ui --backend-store-uri {server.shown(uri)}"
+        return UiHint(command=command, path=path, url=host + path, front_url=host + front)
+
+    def _experiment(self, client: MlflowClient) -> str:
+        return server.experiment(client, self.uri, self.experiment)
+
+    def _require_parent(self, client: MlflowClient, study: str) -> Run:
+        run = lookup.study(client, self._experiment(client), study)
+        if run is None:
+            raise TrackingError(
+                f"study {study!r} has no run in experiment {self.experiment!r}", place=server.shown(self.uri),
+                mend="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
+            )
+        return run
+
+    def _ensure_trial(self, client: MlflowClient, study: str, number: int) -> Run:
+        parent = self._require_parent(client, study)
+        for run in lookup.attempts(client, parent.info.experiment_id, study, number):
+            if run.info.status != "KILLED":
+                return run
+        identity = {tags.STUDY: study, tags.ROLE: "trial", tags.TRIAL: f"{study}/{number}"}
+        return client.create_run(
+            parent.info.experiment_id,
+            tags=resolve_tags({**identity, "mlflow.parentRunId": parent.info.run_id}),
+            run_name=f"{number} · running",
+        )
+
+    def _log_params(self, client: MlflowClient, run: Run, values: Mapping[str, str]) -> list[str]:
+        """Log the params that the run lacks; returns the names of those that were cut."""
+        kept, cut = fields.params(values)
+        new = [Param(key, value) for key, value in kept.items() if key not in run.data.params]
+        for start in range(0, len(new), _BATCH):
+            client.log_batch(run.info.run_id, params=new[start : start + _BATCH])
+        return cut
+
+    def _log_artifacts(self, client: MlflowClient, run_id: str, config: Mapping[str, Any], result: TrialResult) -> None:
+        client.log_text(run_id, _yaml(config), "config.yaml")
+        client.log_text(run_id, json.dumps(fields.plain(result.to_json()), indent=1, allow_nan=False), "result.json")
+        for name, source in result.artifacts.items():
+            path = Path(source)
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), name)
+            elif path.name == name:
+                client.log_artifact(run_id, str(path))
+            else:
+                with tempfile.TemporaryDirectory() as scratch:
+                    renamed = Path(scratch, Path(name).name)
+                    renamed.write_bytes(path.read_bytes())
+                    client.log_artifact(run_id, str(renamed), str(Path(name).parent) if "/" in name else None)
+        if result.failure is not None:
+            cause = result.failure
+            client.log_text(run_id, f"stage: {cause.stage}\nerror: {cause.kind}\n\n{cause.message}\n", "failure.txt")
+
+    def _log_engine(self, client: MlflowClient, run: Run, result: TrialResult) -> str:
+        """The id of the logged model that holds the engine, uploaded where it is not complete yet."""
+        from edgeopt.tracking import flavor
+
+        assert result.engine is not None
+        run_id = run.info.run_id
+        query = f"source_run_id = '{run_id}' AND name = '{tags.ENGINE}'"
+        found = client.search_logged_models([run.info.experiment_id], query, max_results=1)
+        model = found[0] if found else client.create_logged_model(
+            run.info.experiment_id, name=tags.ENGINE, source_run_id=run_id, model_type=tags.FLAVOR,
+            params={"recipe": str(result.recipe.get("text", ""))},
+            tags={key: str(value) for key, value in fields.trial_tags(result).items() if key in _MODEL_TAGS},
+        )
+        if str(model.status) != "READY":
+            flavor.upload(client, model, Path(result.engine["directory"]), run_id=run_id)
+        known = {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
+        if model.model_id not in known:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return str(model.model_id)
+
+
+def _run_tags(values: Mapping[str, str]) -> list[RunTag]:
+    return [RunTag(key, value[: fields.TAG_LENGTH]) for key, value in values.items()]
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(fields.plain(config), sort_keys=False, allow_unicode=True))
+
+
+def _log_changed(client: MlflowClient, run: Run, values: Mapping[str, float]) -> None:
+    now = int(time.time() * 1000)
+    new = [Metric(k, v, now, 0) for k, v in values.items() if run.data.metrics.get(k) != v]
+    if new:
+        client.log_batch(run.info.run_id, metrics=new)

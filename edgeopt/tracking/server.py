@@ -1,0 +1,139 @@
+"""Speaking to an MLflow server or store: one client, one kind of error, and an answer within seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+import requests
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
+
+from edgeopt.errors import TrackingError
+
+PROBE_S = 8
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_TIMEOUT_KEY = {"sqlite": "timeout", "mssql": "timeout"}
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for chats and agents
+_MEND = "Start the server, or set MLFLOW_TRACKING_URI or tracking.tracking_uri to one that answers"
+
+# stdout belongs to results, and a search draws its own progress
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def resolve(tracking_uri: str | None) -> str:
+    """The URI to use: the given one, MLFLOW_TRACKING_URI, or MLflow's default local SQLite file."""
+    return tracking_uri or mlflow.get_tracking_uri()
+
+
+def shown(uri: str) -> str:
+    """`uri` for messages, without its password."""
+    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", uri)
+
+
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[MlflowClient]:
+    """A client of `uri`; what MLflow, its database or its artifact store refuses becomes a TrackingError."""
+    try:
+        yield MlflowClient(tracking_uri=uri)
+    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        raise TrackingError(f"MLflow refused: {_first_line(error)}", place=shown(uri)) from error
+
+
+def probe(uri: str) -> None:
+    """Raise TrackingError within some ten seconds where nothing answers at `uri`.
+
+    MLflow's own clients try for minutes before they give up, which is right in the middle of a
+    search and wrong at its start.
+    """
+    scheme = urlsplit(uri).scheme
+    try:
+        if scheme in ("http", "https"):
+            _probe_http(uri)
+        elif scheme.split("+")[0] in _DATABASES:
+            _probe_database(uri)
+    except ImportError as error:
+        raise TrackingError(
+            f"the driver of this database is not installed ({error})", place=shown(uri),
+            mend="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
+        ) from error
+    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        raise TrackingError(f"MLflow does not answer ({_first_line(error)})", place=shown(uri), mend=_MEND) from error
+
+
+def _probe_http(uri: str) -> None:
+    with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=str(PROBE_S)):
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+
+
+def _probe_database(uri: str) -> None:
+    url = make_url(uri)
+    kind = url.get_backend_name()
+    if kind == "sqlite" and url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlalchemy.create_engine(url, connect_args={_TIMEOUT_KEY.get(kind, "connect_timeout"): PROBE_S})
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The id of the experiment `name`, made where it is absent.
+
+    Beside a SQLite file its artifacts lie in the same folder, from wherever a command is started.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=_beside_database(uri, name), tags=_KIND))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} was deleted", place=shown(uri),
+            mend="Restore it with mlflow experiments restore, or set tracking.experiment to another name",
+        )
+    return str(found.experiment_id)
+
+
+def _beside_database(uri: str, name: str) -> str | None:
+    if urlsplit(uri).scheme.split("+")[0] != "sqlite":
+        return None
+    database = make_url(uri).database
+    if not database or database == ":memory:":
+        return None
+    return str(Path(database).resolve().parent / "mlruns" / re.sub(r"[^\w.-]+", "_", name))
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None else error
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__

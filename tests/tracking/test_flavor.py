@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import samples
+import yaml
+
+import edgeopt
+from edgeopt.errors import InputError
+from edgeopt.tracking import flavor
+from edgeopt.tracking.recorder import MlflowRecorder
+
+ROOT = Path(edgeopt.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved MLflow model of a toy engine."""
+    folder = tmp_path_factory.mktemp("flavor")
+    samples.engine(folder / "engine")
+    flavor.save_model(folder / "engine", folder / "model")
+    return folder / "model"
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_prompts_as_list_frame_or_word_give_the_same_texts(model: Path) -> None:
+    loaded = mlflow.pyfunc.load_model(str(model))
+    texts = loaded.predict(["def f (", "return"])
+    assert len(texts) == 2
+    assert all(isinstance(text, str) and text for text in texts)
+    assert loaded.predict(pd.DataFrame({"prompt": ["def f (", "return"]})) == texts
+    assert loaded.predict("return") == texts[1:]
+    assert flavor.load_model(str(model)).predict(["return"]) == texts[1:]
+
+
+def test_the_number_of_new_tokens_is_a_parameter(model: Path) -> None:
+    loaded = mlflow.pyfunc.load_model(str(model))
+    short, usual = (loaded.predict(["return"], params=p)[0] for p in ({"max_new_tokens": 2}, None))
+    assert usual.startswith(short)
+    assert len(usual) > len(short)
+
+
+def test_a_frame_of_other_columns_is_refused(model: Path) -> None:
+    loaded = mlflow.pyfunc.load_model(str(model))
+    with pytest.raises(InputError, match=r"columns are text.*named prompt"):
+        loaded.predict(pd.DataFrame({"text": ["def"]}))
+
+
+def test_generation_ends_where_the_context_ends(model: Path) -> None:
+    generator = flavor.load_model(str(model))
+    assert generator.complete(" ".join(["x"] * 63), 10)
+    with pytest.raises(InputError, match="64 tokens cannot be continued"):
+        generator.complete(" ".join(["x"] * 64))
+    with pytest.raises(InputError, match="0 tokens"):
+        generator.complete("")
+
+
+def test_the_model_names_signature_example_and_requirements(model: Path) -> None:
+    info = mlflow.models.get_model_info(str(model))
+    described = yaml.safe_load((model / "MLmodel").read_text())
+    assert info.signature.params.params[0].name == "max_new_tokens"
+    assert described["flavors"]["python_function"]["loader_module"] == "edgeopt.tracking.flavor"
+    assert described["flavors"]["edgeopt"]["format"] == "stub/1"
+    assert len(described["flavors"]["edgeopt"]["engine_digest"]) == 64
+    assert mlflow.models.Model.load(str(model)).load_input_example(str(model)) is not None
+    names = {line.split("==")[0] for line in (model / "requirements.txt").read_text().splitlines()}
+    assert names == {"edgeopt", "mlflow", "numpy"}
+
+
+@pytest.mark.parametrize("name", ["table.npy", "tokenizer.json", "edgeopt.json"])
+def test_a_changed_file_is_refused_before_it_is_loaded(tmp_path: Path, name: str) -> None:
+    samples.engine(tmp_path / "engine")
+    flavor.save_model(tmp_path / "engine", tmp_path / "model")
+    damage(tmp_path / "model" / "engine" / name)
+    with pytest.raises(InputError, match=name):
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+
+def test_a_changed_engine_is_not_saved(tmp_path: Path) -> None:
+    damage(samples.engine(tmp_path / "engine").directory / "table.npy")
+    with pytest.raises(InputError, match="was changed"):
+        flavor.save_model(tmp_path / "engine", tmp_path / "model")
+
+
+def test_a_model_of_another_flavor_is_refused(tmp_path: Path) -> None:
+    mlflow.models.Model().save(str(tmp_path / "MLmodel"))
+    with pytest.raises(InputError, match="no edgeopt engine"):
+        flavor.engine_folder(tmp_path)
+
+
+def test_a_logged_engine_generates_in_another_process_and_folder(
+    recorder: MlflowRecorder, study: str, tmp_path: Path
+) -> None:
+    run_id = recorder.record(study, 0, {}, {}, samples.result(samples.engine(tmp_path / "engine")))
+    code = f"import mlflow; print(mlflow.pyfunc.load_model('runs:/{run_id}/engine').predict(['def f (']))"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": recorder.uri}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().splitlines()[-1].startswith("['")

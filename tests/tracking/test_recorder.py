@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import samples
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from edgeopt import tags
+from edgeopt.errors import ConfigError, TrackingError
+from edgeopt.result import Failure, Measurement
+from edgeopt.tracking import server
+from edgeopt.tracking.recorder import MlflowRecorder
+
+CONFIG = {"model": {"_target_": "edgeopt.models.reference.Reference"}, "steps": [{"bits": 4}], "note": "x" * 7000}
+PARAMS = {"step.quantize.bits": 4}
+
+
+def client(recorder: MlflowRecorder) -> MlflowClient:
+    return MlflowClient(tracking_uri=recorder.uri)
+
+
+def runs_of(recorder: MlflowRecorder, study: str) -> list[Run]:
+    api = client(recorder)
+    experiment = api.get_experiment_by_name(recorder.experiment)
+    return list(api.search_runs([experiment.experiment_id], f"tags.`{tags.STUDY}` = '{study}'"))
+
+
+def trial_run(recorder: MlflowRecorder, study: str, number: int = 0) -> Run:
+    (found,) = [r for r in runs_of(recorder, study) if r.data.tags.get(tags.TRIAL) == f"{study}/{number}"]
+    return found
+
+
+def artifact(recorder: MlflowRecorder, run_id: str, path: str) -> str:
+    uri = f"runs:/{run_id}/{path}"
+    return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=recorder.uri)).read_text()
+
+
+def test_a_trial_is_logged_whole(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.json").write_text("[1]")
+    (tmp_path / "build.txt").write_text("built")
+    outcome = samples.result(
+        samples.engine(tmp_path / "engine"),
+        artifacts={"measurements": str(tmp_path / "raw"), "logs/build.log": str(tmp_path / "build.txt")},
+    )
+    begun = recorder.begin(study, 0, PARAMS)
+    run_id = recorder.record(study, 0, PARAMS, CONFIG, outcome)
+    run = trial_run(recorder, study)
+    assert begun == run_id == run.info.run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.params["step.quantize.bits"] == "4"
+    assert run.data.params["steps.0.bits"] == "4"
+    assert len(run.data.params["note"]) == 6000
+    assert run.data.tags[tags.CUT] == "note"
+    assert run.data.metrics["feasible"] == 1
+    assert run.data.metrics["latency/decode_p50_ms"] == 0.7
+    assert run.data.metrics["excess/memory/peak_rss_mib"] == pytest.approx(70 / 90 - 1)
+    assert run.data.metrics["time/build_s"] == 1.5
+    assert run.data.tags[tags.RECIPE_DIGEST] == "d1ge57"
+    assert run.data.tags[tags.EMULATED] == "true"
+    assert run.data.tags[tags.VERSION + "mlflow"] == mlflow.__version__
+    assert "sbc_4gib" in run.data.tags["mlflow.note.content"]
+    assert artifact(recorder, run_id, "measurements/a.json") == "[1]"
+    assert artifact(recorder, run_id, "logs/build.log") == "built"
+    assert "x" * 7000 in artifact(recorder, run_id, "config.yaml").replace("\n", "").replace(" ", "")
+    assert json.loads(artifact(recorder, run_id, "result.json"))["recipe"]["digest"] == "d1ge57"
+    parent = client(recorder).get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags[tags.STUDY] == study
+    assert parent.info.status == "RUNNING"
+
+
+def test_recording_again_changes_nothing(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
+    outcome = samples.result(samples.engine(tmp_path / "engine"))
+    first = recorder.record(study, 0, PARAMS, CONFIG, outcome)
+    before = trial_run(recorder, study)
+    assert recorder.begin(study, 0, PARAMS) == first
+    assert recorder.record(study, 0, PARAMS, CONFIG, samples.result(decode_ms=0.1)) == first
+    after = trial_run(recorder, study)
+    assert after.data.metrics == before.data.metrics
+    assert after.info.end_time == before.info.end_time
+
+
+WRITES = (
+    "create_run", "log_batch", "log_artifact", "log_artifacts", "create_logged_model", "log_model_artifacts",
+    "finalize_logged_model", "log_outputs", "update_run", "set_terminated", "log_text", "set_tag",
+)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the product may catch it."""
+
+
+def dying_client(after: int) -> type[MlflowClient]:
+    """A real client whose process ends before its `after`-th write."""
+    left = [after]
+
+    class Dying(MlflowClient):
+        def __getattribute__(self, name: str) -> Any:
+            if name in WRITES:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+            return super().__getattribute__(name)
+
+    return Dying
+
+
+def test_a_kill_between_any_two_writes_loses_and_doubles_nothing(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = samples.result(samples.engine(tmp_path / "engine"))
+    api = client(recorder)
+    for number in range(40):
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "MlflowClient", dying_client(number))
+            try:
+                recorder.record(study, number, PARAMS, CONFIG, outcome)
+                survived = True
+            except Killed:
+                survived = False
+        if not survived:
+            recorder.record(study, number, PARAMS, CONFIG, outcome)
+        run = trial_run(recorder, study, number)
+        models = api.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+        assert run.info.status == "FINISHED"
+        assert [str(m.status) for m in models] == ["READY"]
+        assert [o.model_id for o in run.outputs.model_outputs] == [models[0].model_id]
+        assert len(run.data.params) == 4
+        for name in ("feasible", "latency/decode_p50_ms"):
+            assert len(api.get_metric_history(run.info.run_id, name)) == 1
+        if survived:
+            break
+    assert survived
+    assert number > 8
+    assert recorder.open_runs(study) == {}
+
+
+def test_a_figure_logged_twice_is_kept_once(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the figures and before the end of the run."""
+    outcome = samples.result(samples.engine(tmp_path / "engine"))
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_terminated", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            recorder.record(study, 0, PARAMS, CONFIG, outcome)
+    assert trial_run(recorder, study).info.status == "RUNNING"
+    recorder.record(study, 0, PARAMS, CONFIG, outcome)
+    run = trial_run(recorder, study)
+    assert [len(client(recorder).get_metric_history(run.info.run_id, name)) for name in run.data.metrics] == [1] * len(
+        run.data.metrics
+    )
+
+
+def test_a_failed_trial_ends_failed_with_its_cause(recorder: MlflowRecorder, study: str) -> None:
+    failure = Failure(stage="build", kind="BuildError", message="out of memory")
+    run_id = recorder.record(study, 0, PARAMS, CONFIG, samples.result(failure=failure))
+    run = trial_run(recorder, study)
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["feasible"] == 0
+    assert run.data.tags[tags.FAILURE] == "build: BuildError: out of memory"
+    assert "out of memory" in artifact(recorder, run_id, "failure.txt")
+
+
+def test_an_infeasible_trial_finishes_without_an_engine(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
+    outcome = samples.result(samples.engine(tmp_path / "engine"), decode_ms=5.0)
+    recorder.record(study, 0, PARAMS, CONFIG, outcome)
+    run = trial_run(recorder, study)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["feasible"] == 0
+    assert run.data.metrics["excess/latency/decode_p50_ms"] > 3
+    assert not run.outputs.model_outputs
+
+
+def test_figures_that_are_not_finite_are_named_and_not_logged(recorder: MlflowRecorder, study: str) -> None:
+    odd = samples.result(decode_ms=5.0, ratio=math.inf)
+    run_id = recorder.record(study, 0, PARAMS, CONFIG, odd)
+    run = trial_run(recorder, study)
+    assert "quality/perplexity_ratio" not in run.data.metrics
+    assert "quality/perplexity_ratio" in run.data.tags[tags.NOT_LOGGED]
+    stored = json.loads(artifact(recorder, run_id, "result.json"))
+    assert next(Measurement(**m).value for m in stored["measurements"]) == "inf"
+
+
+def test_a_killed_trial_is_run_again_in_a_run_of_its_own(recorder: MlflowRecorder, study: str) -> None:
+    lost = recorder.begin(study, 0, PARAMS)
+    assert recorder.begin(study, 0, PARAMS) == lost
+    assert recorder.open_runs(study) == {0: lost}
+    recorder.kill(study, 0, "the sweep was ended")
+    recorder.kill(study, 0, "again")
+    assert client(recorder).get_run(lost).info.status == "KILLED"
+    assert client(recorder).get_run(lost).data.tags[tags.FAILURE] == "the sweep was ended"
+    assert recorder.runs(study) == {0: lost}
+    again = recorder.record(study, 0, PARAMS, CONFIG, samples.result(decode_ms=5.0))
+    assert again != lost
+    assert recorder.runs(study) == {0: again}
+    assert recorder.open_runs(study) == {}
+
+
+def test_a_study_is_resumed_in_its_run_and_closed_truthfully(recorder: MlflowRecorder, study: str) -> None:
+    first = recorder.open_study(study, {"a": 1}, {"edgeopt.target": "sbc"})
+    run_id = recorder.record(study, 3, PARAMS, CONFIG, samples.result(decode_ms=0.7))
+    rows = [samples.row(3, samples.result(decode_ms=0.7), run_id, 1)]
+    shape = {"objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
+    assert recorder.close_study(study, rows=rows, **shape, status="KILLED") == first
+    assert client(recorder).get_run(first).info.status == "KILLED"
+    assert recorder.open_study(study, {"a": 2}, {}) == first
+    assert client(recorder).get_run(first).info.status == "RUNNING"
+    recorder.close_study(study, rows=rows, **shape, status="FINISHED")
+    recorder.close_study(study, rows=rows, **shape, status="FINISHED")
+    parent = client(recorder).get_run(first)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["trials_feasible"] == 1
+    assert parent.data.metrics["best/latency/decode_p50_ms"] == 0.7
+    assert len(client(recorder).get_metric_history(first, "trials")) == 1
+    assert [m.value for m in client(recorder).get_metric_history(run_id, "pareto_rank")] == [1]
+    assert "a: 2" in artifact(recorder, first, "config.yaml")
+    names = {f.path for f in client(recorder).list_artifacts(first, "front")}
+    assert names == {"front/front.html", "front/front.png", "front/front.csv", "front/trials.json"}
+    assert recorder.latest_study() == study
+
+
+def test_a_new_rank_replaces_the_old_one(recorder: MlflowRecorder, study: str) -> None:
+    run_id = recorder.record(study, 0, PARAMS, CONFIG, samples.result())
+    shape = {"objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
+    for rank in (1, 2):
+        recorder.close_study(
+            study, rows=[samples.row(0, samples.result(), run_id, rank)], **shape, status="FINISHED"
+        )
+    assert client(recorder).get_run(run_id).data.metrics["pareto_rank"] == 2
+
+
+def test_the_hint_leads_to_the_study(recorder: MlflowRecorder, study: str) -> None:
+    hint = recorder.ui_hint(study)
+    run_id = recorder.open_study(study, {}, {})
+    assert hint.command == f"mlflow ui --backend-store-uri {recorder.uri}"
+    assert hint.path.startswith("/#/experiments/")
+    assert hint.path.endswith(f"/runs/{run_id}?workflowType=machine_learning")
+    assert hint.url == "http://127.0.0.1:5000" + hint.path
+    assert f"/runs/{run_id}/artifacts/front/front.html?" in hint.front_url
+
+
+def test_artifacts_lie_beside_the_database(recorder: MlflowRecorder) -> None:
+    experiment = client(recorder).get_experiment_by_name(recorder.experiment)
+    store = Path(recorder.uri.removeprefix("sqlite:///")).parent
+    assert Path(experiment.artifact_location).is_relative_to(store)
+
+
+def test_a_server_that_refuses_is_reported_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match=r"http://user:\*\*\*@127\.0\.0\.1:9.*does not answer.*MLFLOW_TRACKING_URI"):
+        MlflowRecorder(tracking_uri="http://user:secret@127.0.0.1:9").connect()
+    assert time.monotonic() - started < 10
+
+
+def test_a_server_that_is_silent_is_reported_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PROBE_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with pytest.raises(TrackingError, match="does not answer"):
+            MlflowRecorder(tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}").connect()
+        assert time.monotonic() - started < 5
+
+
+def test_a_file_that_is_no_database_is_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match="not a database"):
+        MlflowRecorder(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").connect()
+    assert time.monotonic() - started < 10
+
+
+def test_a_study_that_was_never_opened(recorder: MlflowRecorder) -> None:
+    with pytest.raises(TrackingError, match="study 'nowhere' has no run"):
+        recorder.begin("nowhere", 0, {})
+
+
+def test_a_study_name_that_would_break_a_query(recorder: MlflowRecorder) -> None:
+    with pytest.raises(ConfigError, match="cannot name a study"):
+        recorder.open_study("it's", {}, {})
+
+
+def test_the_package_does_not_import_mlflow() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, edgeopt.tracking, edgeopt.release; assert 'mlflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
