@@ -1,0 +1,147 @@
+"""A release policy: what is registered, what must hold before, and which version gets which alias."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import edgeopt
+from edgeopt import part
+from edgeopt.errors import ConfigError
+from edgeopt.release.ranking import Criterion
+
+DIRECTIONS = ("minimize", "maximize")
+_KEYS = ("model", "gates", "aliases", "tags")
+_ALIAS = re.compile(r"[A-Za-z][\w-]*")
+_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Attributes:
+        model: name of the registered model.
+        gates: parts with a `check` as in edgeopt.release.gates, run after those that always run.
+        aliases: alias → the criteria that choose its version; `champion` is always among them.
+    """
+
+    name: str
+    model: str
+    gates: tuple[Any, ...]
+    aliases: Mapping[str, tuple[Criterion, ...]]
+    tags: Mapping[str, str]
+
+
+def folders(user: Sequence[Path] = ()) -> list[Path]:
+    """Where policies and model cards are looked for: the user's folders, then the one shipped with edgeopt."""
+    package = Path(edgeopt.__file__).parent
+    shipped = [package / "registry", package.parent / "registry"]  # in the wheel; in the repository
+    return [*user, *(folder for folder in shipped if folder.is_dir())]
+
+
+def find(file: str, user: Sequence[Path] = ()) -> Path:
+    """The first `file` in `folders`. Raises ConfigError that lists what there is."""
+    searched = folders(user)
+    for folder in searched:
+        if (folder / file).is_file():
+            return folder / file
+    known = sorted({p.name for folder in searched for p in folder.glob(f"*{Path(file).suffix}")})
+    raise ConfigError(
+        f"there is no {file} in {', '.join(map(str, searched)) or 'any registry folder'}", place="registry",
+        mend=f"Choose one of: {', '.join(known)}" if known else "Give the path of a policy",
+    )
+
+
+def load(name: str = "default", user: Sequence[Path] = ()) -> Policy:
+    """The policy `registry/<name>.yaml`, or the YAML file whose path is given.
+
+    Raises ConfigError that names the file and every fault in it.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else find(f"{name}.yaml", user)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the policy cannot be read ({error})", place=str(path)) from error
+    return parse(data, name=path.stem, place=str(path))
+
+
+def parse(data: object, *, name: str, place: str) -> Policy:
+    """The policy that `data` describes. Raises ConfigError with all faults at once."""
+    faults: list[str] = []
+    if not isinstance(data, Mapping):
+        raise ConfigError("a policy is a mapping", place=place, mend=f"Give the keys {', '.join(_KEYS)}")
+    faults += [f"{key}: unknown key, known are {', '.join(_KEYS)}" for key in data if key not in _KEYS]
+    model = data.get("model")
+    if not isinstance(model, str) or not model.strip() or set(model) & set("/:'\""):
+        faults.append(f"model: {model!r} is no name for a registered model (no slash, colon or quote)")
+    gates = [_gate(entry, f"gates[{i}]", faults.append) for i, entry in enumerate(_list(data, "gates", faults.append))]
+    aliases = _aliases(data.get("aliases"), faults.append)
+    tags = data.get("tags") or {}
+    if not isinstance(tags, Mapping):
+        faults.append(f"tags: {tags!r} is not a mapping")
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConfigError(f"{count} in the policy: " + "; ".join(faults), place=place)
+    return Policy(
+        name=name, model=str(model), gates=tuple(gates), aliases=aliases, tags={str(k): str(v) for k, v in tags.items()}
+    )
+
+
+Report = Callable[[str], None]
+
+
+def _list(data: Mapping[Any, Any], key: str, report: Report) -> list[Any]:
+    value = data.get(key) or []
+    if isinstance(value, list):
+        return value
+    report(f"{key}: {value!r} is not a list")
+    return []
+
+
+def _gate(entry: Any, key: str, report: Report) -> Any:
+    try:
+        gate = part.construct(entry if isinstance(entry, Mapping) else {}, place=key)
+    except ConfigError as error:
+        report(str(error))
+        return None
+    if not callable(getattr(gate, "check", None)):
+        report(f"{key}: {entry['_target_']} is no gate, it has no check")
+    return gate
+
+
+def _aliases(entries: Any, report: Report) -> dict[str, tuple[Criterion, ...]]:
+    if not isinstance(entries, Mapping) or "champion" not in entries:
+        report("aliases: a mapping with the key champion is needed")
+        return {}
+    found = {}
+    for alias, criteria in entries.items():
+        key = f"aliases.{alias}"
+        if not _ALIAS.fullmatch(str(alias)) or _RESERVED.fullmatch(str(alias)):
+            report(f"{key}: not an alias: use letters, digits, - and _, and leave latest and v1, v2, … to MLflow")
+        if not isinstance(criteria, list) or not criteria:
+            report(f"{key}: a list of at least one criterion is needed")
+            continue
+        checked = [_criterion(entry, f"{key}[{i}]", report) for i, entry in enumerate(criteria)]
+        found[str(alias)] = tuple(c for c in checked if c is not None)
+    return found
+
+
+def _criterion(entry: Any, key: str, report: Report) -> Criterion | None:
+    if not isinstance(entry, Mapping) or set(entry) != {"metric", "direction", "weight"}:
+        report(f"{key}: give exactly metric, direction and weight")
+        return None
+    metric, direction, weight = entry["metric"], entry["direction"], entry["weight"]
+    faults = []
+    if not isinstance(metric, str) or not metric:
+        faults.append(f"{key}.metric: {metric!r} is no metric")
+    if direction not in DIRECTIONS:
+        faults.append(f"{key}.direction: {direction!r} is not one of {', '.join(DIRECTIONS)}")
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
+        faults.append(f"{key}.weight: {weight!r} is not a number above zero")
+    for fault in faults:
+        report(fault)
+    return None if faults else Criterion(metric=metric, direction=direction, weight=float(weight))

@@ -1,0 +1,151 @@
+"""The MLflow registry as edgeopt reads it: champions, URIs, engines inside registered models."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import requests
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from edgeopt import tags
+from edgeopt.artifact import Engine
+from edgeopt.errors import InputError, TrackingError
+
+_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
+_OWN = "MLFLOW_TRACKING_URI"
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def answering(tracking_uri: str | None) -> Iterator[MlflowClient]:
+    """A client of the store; what MLflow or its database refuses becomes a TrackingError."""
+    uri = tracking_uri or mlflow.get_tracking_uri()
+    try:
+        with _as_mlflows_own(uri):
+            yield MlflowClient(tracking_uri=uri)
+    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrackingError(f"the registry refused: {reason}", place=re.sub(r":[^:/@]*@", ":***@", uri)) from error
+
+
+@contextlib.contextmanager
+def _as_mlflows_own(uri: str) -> Iterator[None]:
+    """MLflow's registry looks logged models up under the process's own URI, not under that of its client."""
+    before = os.environ.get(_OWN)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ[_OWN] = before
+
+
+def champion(name: str, tracking_uri: str | None = None, *, study: str | None = None) -> dict[str, str] | None:
+    """`{"name", "version"}` that the alias champion of the model `name` points at; None where there is none.
+
+    With `study`, a champion that comes from another study counts as none.
+    """
+    with answering(tracking_uri) as client:
+        version = aliases(client, name).get("champion")
+        if version is None:
+            return None
+        if study is not None and client.get_model_version(name, version).tags.get(tags.STUDY) != study:
+            return None
+        return {"name": name, "version": version}
+
+
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    """Alias → version of the registered model; empty where the model does not exist."""
+    try:
+        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            return {}
+        raise
+
+
+def resolve(uri: str, tracking_uri: str | None = None, destination: Path | None = None) -> Path:
+    """The local folder of the engine behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`, verified.
+
+    Args:
+        destination: folder that takes a download; without it a temporary one, or none where the store is local.
+
+    Raises InputError where the model, version or alias does not exist, or its engine was changed.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        mend = "Give models:/NAME@ALIAS or models:/NAME/VERSION"
+        raise InputError(f"{uri!r} is no registry URI", place="uri", mend=mend)
+    with answering(tracking_uri) as client:
+        version = _find(client, match["name"], match["alias"], match["version"])
+        pinned = f"models:/{match['name']}/{version.version}"
+        target = None if destination is None else str(destination)
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(pinned, dst_path=target))
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            mend = "Register it with edgeopt promote"
+            raise InputError(f"{pinned} has no artifacts ({reason})", place="uri", mend=mend) from error
+        found = engine_folder(folder)
+    engine = Engine.read(found)
+    engine.verify()
+    expected = version.tags.get(tags.ENGINE_DIGEST, engine.digest)
+    if engine.digest != expected:
+        raise InputError(
+            f"the engine of {pinned} is not the one that was registered: its digest is {engine.digest}, not {expected}",
+            place=str(found), mend="Use another version, and find out who changed it",
+        )
+    return found
+
+
+def _find(client: MlflowClient, name: str, alias: str | None, version: str | None) -> ModelVersion:
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
+        known = ", ".join(m.name for m in client.search_registered_models(max_results=20)) or "none yet"
+        raise InputError(f"no model {name!r} is registered", place="uri", mend=f"Registered are: {known}") from error
+    if alias is not None and alias not in model.aliases:
+        known = ", ".join(sorted(model.aliases)) or "none yet"
+        raise InputError(f"model {name!r} has no alias {alias!r}", place="uri", mend=f"Its aliases: {known}")
+    number = str(model.aliases[alias]) if alias is not None else str(version)
+    try:
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
+        versions = client.search_model_versions(f"name = '{name}'", max_results=20)
+        known = ", ".join(sorted((str(v.version) for v in versions), key=int)) or "none"
+        what = f"model {name!r} has no version {number}"
+        raise InputError(what, place="uri", mend=f"Its versions: {known}") from error
+
+
+def engine_folder(model_folder: Path) -> Path:
+    """The engine inside a downloaded MLflow model. Raises InputError where it holds none of edgeopt's flavor."""
+    try:
+        flavors = Model.load(str(model_folder)).flavors
+    except (MlflowException, OSError) as error:
+        mend = "Promote a study to make one"
+        raise InputError("this is no MLflow model", place=str(model_folder), mend=mend) from error
+    if tags.FLAVOR not in flavors or "python_function" not in flavors:
+        raise InputError(
+            f"the model has no edgeopt flavor, only: {', '.join(flavors) or 'none'}", place=str(model_folder),
+            mend="Name a model that edgeopt promote registered",
+        )
+    return model_folder / str(flavors[tags.FLAVOR]["data"])
