@@ -1,0 +1,1 @@
+"""Search: which recipes to try, what they are predicted to cost, and which of them are best."""

@@ -1,0 +1,80 @@
+"""Who is best: non-dominated sorting of the trials in which every limit was measured and kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgeopt.errors import ConfigError
+from edgeopt.result import TrialResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A metric to minimize or maximize."""
+
+    metric: str
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.direction == "minimize" else -1.0
+
+    @classmethod
+    def parse(cls, metric: str, direction: str, known: Mapping[str, str]) -> Objective:
+        place = f"search.objectives.{metric}"
+        if metric not in known:
+            raise ConfigError(f"unknown metric {metric!r}", place=place, mend=f"Choose one of: {', '.join(sorted(known))}")
+        if direction not in ("minimize", "maximize"):
+            raise ConfigError(f"{direction!r} is no direction", place=place, mend="Give minimize or maximize")
+        return cls(metric=metric, direction="minimize" if direction == "minimize" else "maximize")
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether `a` is nowhere larger than `b` and somewhere smaller."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def pareto_ranks(points: Sequence[Sequence[float]]) -> list[int]:
+    """1 for points that none dominates, 2 for those that only rank 1 dominates, and so on; all minimized.
+
+    Non-dominated sorting of NSGA-II (Deb et al., 2002, doi:10.1109/4235.996017).
+    """
+    ranks = [0] * len(points)
+    rank = 0
+    while 0 in ranks:
+        rank += 1
+        left = [n for n, r in enumerate(ranks) if r == 0]
+        for n in left:
+            if not any(dominates(points[m], points[n]) for m in left if m != n):
+                ranks[n] = rank
+    return ranks
+
+
+def ranked(results: Mapping[int, TrialResult], objectives: Sequence[Objective]) -> dict[int, int]:
+    """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
+    points = {}
+    for number, result in results.items():
+        metrics = result.metrics
+        if result.feasible and all(math.isfinite(metrics.get(o.metric, math.nan)) for o in objectives):
+            points[number] = [o.sign * metrics[o.metric] for o in objectives]
+    return dict(zip(points, pareto_ranks(list(points.values())), strict=True))
+
+
+def row(
+    number: int, state: str, params: Mapping[str, Any], result: TrialResult | None, rank: int | None, run_id: str | None
+) -> dict[str, Any]:
+    """One trial as `edgeopt front --json` prints it."""
+    return {
+        "number": number,
+        "state": state,
+        "feasible": bool(result and result.feasible),
+        "pareto_rank": rank,
+        "params": dict(params),
+        "metrics": result.metrics if result else {},
+        "excess": {v.metric: v.excess for v in result.verdicts} if result else {},
+        "run_id": run_id,
+        "failure": f"{result.failure.stage}: {result.failure.message}" if result and result.failure else None,
+    }

@@ -1,0 +1,79 @@
+"""The sweep: ask, evaluate, save, record, tell, until the budget is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgeopt.result import Failure, TrialResult
+from edgeopt.search.space import Params
+from edgeopt.search.study import Study
+from edgeopt.search.worker import Worker
+
+
+class Watcher(Protocol):
+    """Shows a person how the sweep goes."""
+
+    def started(self, number: int, params: Params) -> None: ...
+
+    def progress(self, line: str) -> None: ...
+
+    def finished(self, number: int, result: TrialResult) -> None: ...
+
+
+class Log(Protocol):
+    """The recorder bound to one study."""
+
+    def begin(self, number: int, params: Params) -> None: ...
+
+    def record(self, number: int, params: Params, result: TrialResult) -> None: ...
+
+    def kill(self, number: int, why: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What one sweep works with.
+
+    Attributes:
+        blank: a result without figures, for trials whose process ended without an answer.
+    """
+
+    study: Study
+    worker: Worker
+    log: Log
+    watcher: Watcher
+    blank: Callable[[Params], TrialResult]
+
+
+def run(sweep: Sweep) -> None:
+    """Continue the study until its budget is spent. A Ctrl-C queues the trial at work again and goes up."""
+    study, log = sweep.study, sweep.log
+    study.recover(log.record, lambda number: log.kill(number, "the sweep was ended while this trial ran"))
+    study.enqueue_known()
+    try:
+        while (asked := study.ask()) is not None:
+            trial, params = asked
+            try:
+                log.begin(trial.number, params)
+                sweep.watcher.started(trial.number, params)
+                result = _evaluated(sweep, params)
+            except KeyboardInterrupt:
+                study.interrupt(trial)
+                log.kill(trial.number, "interrupted by Ctrl-C; the recipe is queued again")
+                raise
+            study.save(trial.number, result)
+            log.record(trial.number, params, result)
+            study.tell(trial, result)
+            sweep.watcher.finished(trial.number, result)
+    finally:
+        sweep.worker.close()
+
+
+def _evaluated(sweep: Sweep, params: Mapping[str, Any]) -> TrialResult:
+    outcome = sweep.worker.run(params, sweep.watcher.progress)
+    if isinstance(outcome, Failure):
+        blank = sweep.blank(dict(params))
+        return TrialResult(recipe=blank.recipe, target=blank.target, device=blank.device, emulated=blank.emulated, failure=outcome)
+    return outcome

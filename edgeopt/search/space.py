@@ -1,0 +1,145 @@
+"""A search space from a sweep file: parameters named by the config keys that they override."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One dimension: `choices`, or a range from `low` to `high`.
+
+    Attributes:
+        key: the override that it sets, such as `recipe` or `step.prune.ratio`.
+        step: spacing of the values of a range; None for any value between.
+        log: whether the range is searched on a logarithmic scale.
+        when: values of parameters listed before, for which this one exists.
+    """
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    log: bool = False
+    when: Mapping[str, tuple[Any, ...]]
+
+    @classmethod
+    def parse(cls, key: str, data: Mapping[str, Any]) -> Parameter:
+        """One entry under `search.parameters`. Raises ConfigError naming the key."""
+        place = f"search.parameters.{key}"
+        if not isinstance(data, Mapping) or not isinstance(data.get("when", {}), Mapping):
+            raise ConfigError(f"{data!r} is not understood", place=place, mend="Give choices, or low and high; `when` is a mapping")
+        unknown = sorted(set(data) - {"choices", "low", "high", "step", "log", "when"})
+        if unknown:
+            raise ConfigError(f"unknown key {unknown[0]!r}", place=place, mend="Give choices, or low, high, step and log; and when")
+        when = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in data.get("when", {}).items()}
+        if "choices" in data:
+            if not data["choices"] or not isinstance(data["choices"], (list, tuple)):
+                raise ConfigError(f"{data['choices']!r} lists no choices", place=place, mend="List at least one")
+            return cls(key=key, choices=tuple(data["choices"]), when=when)
+        low, high = data.get("low"), data.get("high")
+        if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low > high:
+            raise ConfigError(f"{low} to {high} is no range", place=place, mend="Give choices, or low and high with low ≤ high")
+        if data.get("log") and (low <= 0 or "step" in data):
+            raise ConfigError("a logarithmic range starts above zero and has no step", place=place)
+        step = data.get("step")
+        if step is not None and not (isinstance(step, (int, float)) and step > 0):
+            raise ConfigError(f"{step!r} is no step", place=place, mend="Give a number above zero, or leave it out")
+        return cls(key=key, low=low, high=high, step=step, log=bool(data.get("log")), when=when)
+
+    def exists(self, params: Params) -> bool:
+        return all(params.get(key) in values for key, values in self.when.items())
+
+    def holds(self, value: Any) -> bool:
+        """Whether the search could propose `value`."""
+        if self.choices:
+            return value in self.choices
+        low, high = self.low or 0, self.high or 0
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            return False
+        if self.whole and not isinstance(value, int):
+            return False
+        return self.step is None or math.isclose(round((value - low) / self.step) * self.step, value - low, abs_tol=1e-9)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a range holds whole numbers alone."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, (int, type(None)))
+
+    def suggest(self, trial: Trial) -> Any:
+        """The value that Optuna proposes for a trial."""
+        if self.choices:
+            return trial.suggest_categorical(self.key, self.choices)
+        low, high = self.low or 0, self.high or 0
+        if self.whole:
+            return trial.suggest_int(self.key, int(low), int(high), step=int(self.step or 1), log=self.log)
+        value = trial.suggest_float(self.key, low, high, step=self.step, log=self.log)
+        return min(max(float(f"{value:.6g}"), low), high)  # six digits read well, also of a learning rate of 1e-7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """Parameters in the order in which they are decided."""
+
+    parameters: tuple[Parameter, ...]
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Space:
+        parameters = tuple(Parameter.parse(key, entry) for key, entry in data.items())
+        if not parameters:
+            raise ConfigError("there is nothing to search", place="search.parameters", mend="List at least one parameter")
+        known: set[str] = set()
+        for parameter in parameters:
+            later = sorted(set(parameter.when) - known)
+            if later:
+                raise ConfigError(
+                    f"it depends on {later[0]!r}, which is not listed before it",
+                    place=f"search.parameters.{parameter.key}.when", mend=f"Move {later[0]} above {parameter.key}",
+                )
+            known.add(parameter.key)
+        return cls(parameters=parameters)
+
+    def require(self, params: Params) -> None:
+        """ConfigError where `params` is no recipe of this space."""
+        for parameter in self.parameters:
+            if parameter.exists(params) != (parameter.key in params) or not (
+                parameter.key not in params or parameter.holds(params[parameter.key])
+            ):
+                given = params.get(parameter.key, "nothing")
+                raise ConfigError(
+                    f"{given!r} for {parameter.key} is not in the space", place="search.enqueue",
+                    mend=f"Add it to search.parameters.{parameter.key}, or enqueue another recipe",
+                )
+        unknown = sorted(params.keys() - {p.key for p in self.parameters})
+        if unknown:
+            raise ConfigError(f"{unknown[0]!r} is no parameter", place="search.enqueue", mend="List it in search.parameters")
+
+    def suggest(self, trial: Trial) -> Params:
+        """The values of every parameter that exists, given those decided before it."""
+        params: Params = {}
+        for parameter in self.parameters:
+            if parameter.exists(params):
+                params[parameter.key] = parameter.suggest(trial)
+        return params
+
+
+def overrides(params: Params) -> list[str]:
+    """Parameters as Hydra overrides, in the space's order."""
+    return [f"{key}={_written(value)}" for key, value in params.items()]
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
