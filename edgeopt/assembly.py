@@ -1,0 +1,166 @@
+"""From a composed config to everything that an evaluation is handed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgeopt import config as configs
+from edgeopt.artifact import Engine
+from edgeopt.config import Config
+from edgeopt.errors import EdgeoptError, InputError
+from edgeopt.measure.bench import Bench, measure
+from edgeopt.part import canonical, construct, describe
+from edgeopt.pipeline import Job, evaluate
+from edgeopt.ports import Progress, Runtime
+from edgeopt.result import Failure, Measurement, TrialResult
+from edgeopt.runtimes.eager import Torch
+from edgeopt.search.space import Params, overrides
+from edgeopt.store import Store
+from edgeopt.target import Device, Target
+from edgeopt.text import Text, require_disjoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundBench:
+    """A bench with the target, the machine and the evaluation text that it measures for."""
+
+    bench: Bench
+    target: Target
+    device: Device
+    evaluation: Text
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            "bench": describe(self.bench),
+            "threads": self.target.threads,
+            "context_length": self.target.context_length,
+            "device": self.device.fingerprint,
+            "evaluation": self.evaluation.digest,
+        }
+
+    def __call__(
+        self,
+        engine: Engine,
+        runtime: Runtime,
+        directory: Path,
+        references: Mapping[str, Path],
+        progress: Progress,
+        only: Sequence[str] = (),
+    ) -> tuple[Measurement, ...]:
+        bench = self.bench
+        if only:
+            bench = replace(bench, probes={name: probe for name, probe in bench.probes.items() if name in only})
+        return measure(engine, runtime, bench, self.target, self.evaluation, directory, references, progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a command was asked for: a config, overrides, and a user's folder of configs."""
+
+    name: str = "config"
+    overrides: tuple[str, ...] = ()
+    config_dir: Path | None = None
+
+    def compose(self, params: Params | None = None) -> Config:
+        return configs.compose([*self.overrides, *overrides(params or {})], name=self.name, config_dir=self.config_dir)
+
+
+@cache
+def known_metrics(config_dir: Path | None) -> Mapping[str, str]:
+    return configs.known_metrics(config_dir)
+
+
+@cache
+def this_machine() -> Device:
+    from edgeopt.measure.inventory import inventory
+
+    return inventory(rates=False)
+
+
+@cache
+def text(description: str) -> Text:
+    """The text of a described source, read once a process; `description` is its canonical JSON."""
+    import json
+
+    loaded = construct(json.loads(description), "text").load()
+    assert isinstance(loaded, Text)
+    return loaded
+
+
+def bench(config: Config) -> BoundBench:
+    """How the engines of `config` are measured on this machine."""
+    return BoundBench(
+        bench=configs.part(config, "measure"),
+        target=configs.part(config, "target"),
+        device=this_machine(),
+        evaluation=text(canonical(config["evaluation"])),
+    )
+
+
+def job(config: Config, config_dir: Path | None) -> Job:
+    """Construct and check every part. Raises ConfigError or InputError before any work is done."""
+    recipe = configs.recipe(config)
+    bound = bench(config)
+    calibration = text(canonical(config["calibration"]))
+    require_disjoint(calibration, bound.evaluation)
+    return Job(
+        recipe=recipe,
+        source=configs.part(config, "model"),
+        steps=tuple((name, construct(step, f"step.{name}")) for name, step in recipe.steps),
+        runtime=configs.part(config, "runtime"),
+        reference=Torch(),
+        measure=bound,
+        target=bound.target,
+        device=bound.device,
+        limits=configs.limits(config, known_metrics(config_dir)),
+        calibration=calibration,
+    )
+
+
+def store(config: Config) -> Store:
+    return Store(Path(config["state"]) / "cache")
+
+
+def blank(request: Request, params: Params) -> TrialResult:
+    """A result without figures: what was to be tried, for whom, on which machine."""
+    recipe = {"text": " ".join(overrides(params)), "digest": ""}
+    return TrialResult(recipe=recipe, target=request.compose()["target"]["name"], device=describe(this_machine()), emulated=False)
+
+
+def evaluate_trial(request: Request, params: Params, progress: Callable[[str], None]) -> TrialResult:
+    """Compose, construct and evaluate one trial; what is wrong with its values is its outcome."""
+    quiet()
+    try:
+        config = request.compose(params)
+        made = job(config, request.config_dir)
+    except EdgeoptError as error:
+        failure = Failure(stage="config", kind=type(error).__name__, message=str(error))
+        return replace(blank(request, params), failure=failure)
+    return evaluate(made, store(config), progress)
+
+
+def open_engine(folder: Path) -> tuple[Engine, Runtime]:
+    """A verified engine and the runtime that its manifest names."""
+    if not folder.is_dir():
+        raise InputError("there is no such folder", place=str(folder), mend="Give an engine folder or models:/NAME@ALIAS")
+    engine = Engine.read(folder)
+    engine.verify()
+    if "runtime" not in engine.made_by:
+        raise InputError("this is no engine", place=str(folder), mend="Give the folder of an engine, not of a checkpoint")
+    return engine, construct(engine.made_by["runtime"], str(folder / "edgeopt.json"))
+
+
+def quiet() -> None:
+    """Other libraries' progress bars and advice stay out of the way of ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("transformers", "codecarbon", "alembic", "mlflow", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
