@@ -1,0 +1,59 @@
+"""What many tests share: a tiny model that needs no network, and real data where a checkout has it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test may reach a hub
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("edgeopt", deadline=None)  # the cores are shared with measurements
+settings.load_profile("edgeopt")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROSE = "def read(path):\n    return open(path).read()\n\nThe quick brown fox jumps over the lazy dog. "
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in Hugging Face layout: 2 layers, hidden 64, MLP 128, 4 heads over 2 KV heads, vocabulary 300."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([PROSE] * 20, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings_of_tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings_of_tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """Real models and texts, which lie beside some checkouts and are never downloaded."""
+    folder = REPOSITORY.parent / "shared" / "realdata"
+    if not folder.is_dir():
+        pytest.skip(f"no real models and texts at {folder}")
+    return folder

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeopt.errors import StepError, StoreError
+from edgeopt.store import Store
+
+FORK = multiprocessing.get_context("fork")
+
+
+def write(text: str) -> Writer:
+    return Writer(text)
+
+
+class Writer:
+    """Produces one file and counts how often it was asked."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.calls = text, 0
+
+    def __call__(self, folder: Path) -> None:
+        assert not list(folder.iterdir()), "a producer gets an empty folder"
+        self.calls += 1
+        (folder / "out").write_text(self.text)
+
+
+def stages(store: Store, kind: str = "k") -> list[Path]:
+    folder = store.root / kind
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def test_equal_inputs_are_produced_once(tmp_path: Path) -> None:
+    writer = write("a")
+    first = Store(tmp_path).stage("k", {"x": [1, 2.5, None], "y": "é"}, writer)
+    second = Store(tmp_path).stage("k", {"y": "é", "x": [1, 2.5, None]}, writer)
+    assert first == second
+    assert (first / "out").read_text() == "a"
+    assert writer.calls == 1
+
+
+@settings(max_examples=20)
+@given(
+    inputs=st.lists(st.tuples(st.sampled_from(["k", "l"]), st.lists(st.integers(0, 3), max_size=3)), min_size=2, unique_by=repr)
+)
+def test_other_inputs_and_kinds_are_other_stages(tmp_path_factory: pytest.TempPathFactory, inputs: list[tuple[str, list[int]]]) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    folders = {store.stage(kind, data, write(repr(data))) for kind, data in inputs}
+    assert len(folders) == len(inputs)
+
+
+def test_a_failure_is_not_kept_and_the_next_try_works(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise StepError("out of luck")
+
+    with pytest.raises(StepError, match="out of luck"):
+        store.stage("k", 1, fails)
+    assert not stages(store)
+    assert not list((store.root / "scratch").iterdir()), "what a failed producer left is cleared away"
+    assert (store.stage("k", 1, write("whole")) / "out").read_text() == "whole"
+
+
+def test_an_interrupted_producer_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def interrupted(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.stage("k", 1, interrupted)
+    assert not stages(store)
+
+
+def killed(folder: Path) -> None:
+    (folder / "out").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_producer_leaves_no_stage_and_no_lock(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    process = FORK.Process(target=store.stage, args=("k", 1, killed))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert not stages(store)
+    folder = Store(tmp_path).stage("k", 1, write("whole"))
+    assert [p.name for p in folder.iterdir()] == ["out"]
+    assert (folder / "out").read_text() == "whole"
+
+
+def slow(folder: Path) -> None:
+    with (folder.parent.parent / "calls").open("a") as calls:
+        calls.write(f"{os.getpid()}\n")
+    time.sleep(0.5)
+    (folder / "out").write_text("slow")
+
+
+def test_two_processes_that_race_produce_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    racers = [FORK.Process(target=store.stage, args=("k", "same", slow)) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(30)
+    assert [racer.exitcode for racer in racers] == [0, 0, 0]
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+    assert len(stages(store)) == 1
+
+
+def test_other_stages_do_not_wait_for_one_another(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def nested(folder: Path) -> None:
+        inner = store.stage("k", "inner", write("inner"))
+        (folder / "out").write_text((inner / "out").read_text())
+
+    assert (store.stage("k", "outer", nested) / "out").read_text() == "inner"
+
+
+def test_an_invalid_stage_is_made_anew_and_a_valid_one_is_kept(tmp_path: Path) -> None:
+    store, again = Store(tmp_path), write("good")
+    store.stage("k", 1, write("bad"))
+
+    def valid(folder: Path) -> bool:
+        return (folder / "out").read_text() == "good"
+
+    assert (store.stage("k", 1, again, valid) / "out").read_text() == "good"
+    store.stage("k", 1, again, valid)
+    assert again.calls == 1
+
+
+def test_a_stage_that_stays_invalid_is_returned_as_it_came_out(tmp_path: Path) -> None:
+    store, noisy = Store(tmp_path), write("noisy")
+    for calls in (1, 2):
+        assert (store.stage("k", 1, noisy, lambda _: False) / "out").read_text() == "noisy"
+        assert noisy.calls == calls
+
+
+@pytest.mark.parametrize("below", ["file", "file/state"])
+def test_a_root_that_is_no_folder_is_a_store_error(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written") as caught:
+        Store(tmp_path / below)
+    assert caught.value.place == str(tmp_path / below)
+    assert "state" in caught.value.mend
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into folders that are read-only")
+def test_a_root_without_write_permission_is_a_store_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "state")
+
+
+def test_a_root_on_a_read_only_file_system_is_a_store_error() -> None:
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("no file system here is read-only for everybody")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(Path("/sys/kernel/edgeopt"))
+
+
+def test_a_root_that_went_away_is_a_store_error(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state")
+    (tmp_path / "state" / "scratch").rmdir()
+    (tmp_path / "state").rmdir()
+    (tmp_path / "state").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.stage("k", 1, write("a"))

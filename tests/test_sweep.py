@@ -1,0 +1,157 @@
+"""Whole sweeps on a tiny model: what a person is promised, also when the sweep is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+SPACE = """
+defaults:
+  - config
+  - _self_
+model:
+  _target_: edgeopt.models.local.LocalFolder
+  path: {model}
+target:
+  context_length: 96
+measure:
+  prompt_lengths: [16]
+  window_tokens: 64
+  max_windows: 4
+  foreign_cpu_share: 2.0
+  halves_tolerance: 100.0
+  retries: 0
+  probes:
+    energy: null
+    latency: null
+limits: {limits}
+search:
+  _target_: edgeopt.search.study.Search
+  study: kill
+  objectives:
+    quality/perplexity: minimize
+    size/engine_mib: minimize
+  parameters:
+    recipe:
+      choices: [int8, int4, fp16, prune_int4]
+    step.prune.ratio:
+      choices: [0.25, 0.5]
+      when: {{recipe: [prune_int4]}}
+  enqueue:
+    - {{recipe: int8}}
+  trials: 5
+promote: {policy}
+"""
+POLICY = """
+model: tiny
+aliases:
+  champion:
+    - {metric: quality/perplexity, direction: minimize, weight: 1.0}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path) -> Path:
+    """A user's folder of configs, and the working folder of the sweep."""
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "tiny.yaml").write_text(POLICY)
+    write_sweep(tmp_path, tiny_model, limits="{size: {engine_mib: 1 GiB}}")
+    return tmp_path
+
+
+def write_sweep(folder: Path, model: Path, *, limits: str, policy: str = "tiny") -> None:
+    (folder / "tiny_sweep.yaml").write_text(SPACE.format(model=model, limits=limits, policy=policy))
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "edgeopt.cli", *arguments, "--config-dir", str(folder), "--json"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def sweep(folder: Path) -> tuple[int, dict, str]:
+    process = start(folder, "sweep", "--config-name", "tiny_sweep")
+    out, err = process.communicate(timeout=400)
+    return process.returncode, json.loads(out) if out.strip() else {}, err
+
+
+def runs(folder: Path) -> list:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(experiments, max_results=1000))
+
+
+def test_a_sweep_ends_with_a_front_a_champion_and_truthful_runs(folder):
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    assert len(document["trials"]) == 5
+    assert {t["state"] for t in document["trials"]} == {"finished"}
+    ranks = {t["number"]: t["pareto_rank"] for t in document["trials"]}
+    assert document["front"] == sorted(n for n, rank in ranks.items() if rank == 1) != []
+    assert document["champion"]["name"] == "tiny"
+    assert {r.info.status for r in runs(folder)} == {"FINISHED"}
+    assert len(runs(folder)) == 1 + 5
+
+    again, same, err = sweep(folder)
+    assert again == 0, err
+    assert len(runs(folder)) == 1 + 5
+    assert same["front"] == document["front"]
+    assert same["champion"] == document["champion"]
+
+
+def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model):
+    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 1 B}}")
+    code, document, err = sweep(folder)
+    assert code == 3
+    assert "no trial keeps every limit" in err
+    assert document["front"] == []
+    assert document["champion"] is None
+    assert MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_registered_models() == []
+
+
+def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
+    write_sweep(folder, tiny_model, limits="{latency: {decode_p50_ms: 1000 s}}")
+    code, document, _ = sweep(folder)
+    assert code == 3
+    assert not any(t["feasible"] for t in document["trials"])
+    assert all(t["excess"] == {"latency/decode_p50_ms": None} for t in document["trials"])
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_killed_at_five_moments_loses_nothing_and_logs_nothing_twice(folder):
+    moments = random.Random(7)
+    seen: dict[int, str] = {}
+    for _ in range(5):
+        process = start(folder, "sweep", "--config-name", "tiny_sweep")
+        time.sleep(moments.uniform(3, 20))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        trials = finished(folder)
+        assert seen.items() <= trials.items(), "a finished trial was lost or changed"
+        seen = trials
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    results = {t["number"]: t for t in document["trials"] if t["state"] == "finished"}
+    assert seen.keys() <= results.keys()
+    assert len(results) == 5
+    assert len({json.dumps(t["params"], sort_keys=True) for t in results.values()}) == 5
+    logged = runs(folder)
+    assert not [r for r in logged if r.info.status == "RUNNING"]
+    keys = [r.data.tags["edgeopt.trial"] for r in logged if r.info.status == "FINISHED" and "edgeopt.trial" in r.data.tags]
+    assert len(keys) == len(set(keys)) == 5
+
+
+def finished(folder: Path) -> dict[int, str]:
+    """Digest of each stored result by trial number."""
+    return {int(p.stem): p.read_text() for p in (folder / ".edgeopt" / "studies" / "kill" / "trials").glob("*.json")}
