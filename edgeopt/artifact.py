@@ -88,7 +88,9 @@ class Artifact:
             paths = [PurePosixPath(f.path) for f in artifact.files]
             unchanged = artifact.digest == document["digest"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"the manifest cannot be read ({error})", place=str(path), mend="Build it again") from error
+            raise InputError(
+                f"the manifest cannot be read ({error})", place=str(path), mend="Build it again"
+            ) from error
         for record, pure in zip(artifact.files, paths, strict=True):
             if pure.is_absolute() or ".." in pure.parts:
                 raise InputError(f"file name {record.path!r} leaves the folder", place=str(path), mend="Do not use it")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import config as configs
+from edgeopt import pipeline, tokens
 from edgeopt.artifact import Engine
 from edgeopt.config import Config
 from edgeopt.errors import EdgeoptError, InputError
@@ -124,6 +125,16 @@ def job(config: Config, config_dir: Path | None) -> Job:
     )
 
 
+def checked(config: Config, config_dir: Path | None) -> Job:
+    """The job, after model, order, values and the length of the texts were found good; nothing is built for it."""
+    made = job(config, config_dir)
+    pipeline.check(made, store(config))
+    folder = made.source.locate()
+    for key in ("calibration", "evaluation"):
+        tokens.windows(text(canonical(config[key])), folder, length=made.target.context_length, limit=1)
+    return made
+
+
 def store(config: Config) -> Store:
     return Store(Path(config["state"]) / "cache")
 
@@ -131,7 +142,9 @@ def store(config: Config) -> Store:
 def blank(request: Request, params: Params) -> TrialResult:
     """A result without figures: what was to be tried, for whom, on which machine."""
     recipe = {"text": " ".join(overrides(params)), "digest": ""}
-    return TrialResult(recipe=recipe, target=request.compose()["target"]["name"], device=describe(this_machine()), emulated=False)
+    return TrialResult(
+        recipe=recipe, target=request.compose()["target"]["name"], device=describe(this_machine()), emulated=False
+    )
 
 
 def evaluate_trial(request: Request, params: Params, progress: Callable[[str], None]) -> TrialResult:
@@ -149,11 +162,15 @@ def evaluate_trial(request: Request, params: Params, progress: Callable[[str], N
 def open_engine(folder: Path) -> tuple[Engine, Runtime]:
     """A verified engine and the runtime that its manifest names."""
     if not folder.is_dir():
-        raise InputError("there is no such folder", place=str(folder), mend="Give an engine folder or models:/NAME@ALIAS")
+        raise InputError(
+            "there is no such folder", place=str(folder), mend="Give an engine folder or models:/NAME@ALIAS"
+        )
     engine = Engine.read(folder)
     engine.verify()
     if "runtime" not in engine.made_by:
-        raise InputError("this is no engine", place=str(folder), mend="Give the folder of an engine, not of a checkpoint")
+        raise InputError(
+            "this is no engine", place=str(folder), mend="Give the folder of an engine, not of a checkpoint"
+        )
     return engine, construct(engine.made_by["runtime"], str(folder / "edgeopt.json"))
 
 

@@ -38,11 +38,10 @@ def run(args: argparse.Namespace) -> Outcome:
     config = request.compose()
     if args.cfg:
         return Outcome(document={"config": config})
-    from edgeopt.pipeline import check, evaluate
+    from edgeopt.pipeline import evaluate
 
     assembly.quiet()
-    made = assembly.job(config, request.config_dir)
-    check(made, assembly.store(config))
+    made = assembly.checked(config, request.config_dir)
     recorder = configs.part(config, "tracking")
     recorder.connect()
     recorder.open_study(SINGLE_RUNS, config, {})
@@ -60,7 +59,6 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def sweep(args: argparse.Namespace) -> Outcome:
-    from edgeopt.pipeline import check
     from edgeopt.search import loop
     from edgeopt.search.worker import Worker
 
@@ -70,7 +68,7 @@ def sweep(args: argparse.Namespace) -> Outcome:
         return Outcome(document={"config": config})
     assembly.quiet()
     for params in _first_params(config):  # faults of the whole sweep show before it starts
-        check(assembly.job(request.compose(params), request.config_dir), assembly.store(config))
+        assembly.checked(request.compose(params), request.config_dir)
     study, recorder = _study(config, request.config_dir), configs.part(config, "tracking")
     policy = _policy(config.get("promote"), request.config_dir)
     name = study.search.study
@@ -121,6 +119,7 @@ def front(args: argparse.Namespace) -> Outcome:
 def promote(args: argparse.Namespace) -> Outcome:
     study, recorder, _, config_dir = _existing(args.study, args.state)
     policy = _policy(args.policy, args.config_dir or config_dir)
+    recorder.connect()
     document = _front(study, recorder)
     if not document["front"]:
         raise _nothing_feasible(document)
@@ -148,7 +147,12 @@ def estimate(args: argparse.Namespace) -> Outcome:
     )
     figures = {"size/engine_mib": predicted.disk_bytes / 2**20, "memory/peak_rss_mib": predicted.peak_bytes / 2**20}
     verdicts = [
-        {"metric": limit.metric, "limit": str(limit), "predicted": figures[limit.metric], "fits": figures[limit.metric] <= limit.at_most}
+        {
+            "metric": limit.metric,
+            "limit": str(limit),
+            "predicted": figures[limit.metric],
+            "fits": figures[limit.metric] <= limit.at_most,
+        }
         for limit in configs.limits(config, assembly.known_metrics(request.config_dir))
         if limit.metric in figures and limit.at_most is not None
     ]
@@ -163,7 +167,11 @@ def estimate(args: argparse.Namespace) -> Outcome:
         "next_lever": estimates.lever(planned),
     }
     broken = [v for v in verdicts if not v["fits"]]
-    error = InfeasibleError(f"{broken[0]['metric']} is predicted above its limit", mend=document["next_lever"]) if broken else None
+    error = (
+        InfeasibleError(f"{broken[0]['metric']} is predicted above its limit", mend=document["next_lever"])
+        if broken
+        else None
+    )
     return Outcome(document=document, error=error)
 
 
@@ -181,7 +189,9 @@ def profile(args: argparse.Namespace) -> Outcome:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(written)
         except OSError as error:
-            raise InputError(f"the file cannot be written ({error.strerror})", place=str(args.out), mend="Give another --out") from error
+            raise InputError(
+                f"the file cannot be written ({error.strerror})", place=str(args.out), mend="Give another --out"
+            ) from error
     return Outcome(document={"device": asdict(device), "name": name, "written": _text(args.out), "yaml": written})
 
 
@@ -209,7 +219,9 @@ def generate(args: argparse.Namespace) -> Outcome:
     from edgeopt import tokens
 
     if args.max_new_tokens < 1:
-        raise ConfigError(f"{args.max_new_tokens} tokens cannot be generated", place="--max-new-tokens", mend="Give 1 or more")
+        raise ConfigError(
+            f"{args.max_new_tokens} tokens cannot be generated", place="--max-new-tokens", mend="Give 1 or more"
+        )
     assembly.quiet()
     folder = _engine_folder(args.engine) if args.engine else _bundled_engine()
     engine, runtime = assembly.open_engine(folder)
@@ -218,7 +230,8 @@ def generate(args: argparse.Namespace) -> Outcome:
     room = engine.spec.context_length - len(prompt)
     if room < 1:
         raise InputError(
-            f"the prompt has {len(prompt)} tokens, and the context holds {engine.spec.context_length}", place="--prompt",
+            f"the prompt has {len(prompt)} tokens, and the context holds {engine.spec.context_length}",
+            place="--prompt",
             mend="Give a shorter prompt",
         )
     session = runtime.open(engine, threads=bound_threads())
@@ -257,6 +270,9 @@ class _StudyLog:
 
     def kill(self, number: int, why: str) -> None:
         self.recorder.kill(self.study, number, why)
+
+    def open_trials(self) -> list[int]:
+        return list(self.recorder.open_runs(self.study))
 
 
 def _request(args: argparse.Namespace, name: str = "config") -> Request:
@@ -356,7 +372,9 @@ def _champion(model: str, recorder: Any, study: str) -> Document | None:
 def _engine_folder(given: str) -> Path:
     if given.startswith("models:/"):
         from edgeopt.release import registry
+        from edgeopt.tracking import server
 
+        server.probe(server.resolve(None))  # MLflow's own client tries for minutes
         return registry.resolve(given)
     return Path(given)
 
@@ -395,7 +413,8 @@ def _nothing_feasible(document: Document) -> InfeasibleError:
     worst = max(broken, key=lambda m: broken[m], default=None)
     why = f": {broken[worst]} of {len(document['trials'])} break {worst}" if worst else ""
     return InfeasibleError(
-        f"no trial keeps every limit{why}; nothing was promoted", place=f"study {document['study']}",
+        f"no trial keeps every limit{why}; nothing was promoted",
+        place=f"study {document['study']}",
         mend="Search longer, add smaller recipes, or set wider limits",
     )
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import ConfigError
-from edgeopt.part import construct, resolve
+from edgeopt.part import construct, nearest, resolve
 from edgeopt.recipe import Recipe
 from edgeopt.target import Limit
 
 Config = dict[str, Any]
+
+PARTS = ("model", "calibration", "evaluation", "runtime", "target", "measure", "tracking")
+REQUIRED = (*PARTS, "step", "order", "limits", "state")
+OPTIONAL = ("search", "promote")  # of a sweep
 
 
 def root(name: str) -> Path:
@@ -26,21 +31,25 @@ def compose(overrides: Sequence[str] = (), *, name: str = "config", config_dir: 
     """The resolved config `name` (a file of conf/ or sweeps/) with overrides.
 
     `config_dir` is a user's folder whose files come before those of edgeopt. Raises ConfigError for what
-    Hydra cannot compose, with the choices that there are.
+    Hydra cannot compose and for top-level keys that nothing reads, with the nearest choice there is; names
+    that begin with _ are free for a user's interpolations.
     """
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    with _hydra(config_dir):
-        try:
-            composed = hydra_compose(config_name=name, overrides=list(overrides))
+    try:
+        with _hydra(config_dir):
+            composed = hydra_compose(config_name=name, overrides=[_freed(o) for o in overrides])
             found = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_one_line(error), place=_place(error), mend=_mend(error)) from error
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise _explained(error, overrides, name, config_dir) from error
     assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    config = {str(key): value for key, value in found.items()}
+    _require_keys(config)
+    return config
 
 
 def choices(group: str, *, config_dir: Path | None = None) -> list[str]:
@@ -62,23 +71,32 @@ def known_metrics(config_dir: Path | None = None) -> dict[str, str]:
 
 def limits(config: Config, known: Mapping[str, str]) -> tuple[Limit, ...]:
     """The limits of a composed config; ConfigError for an unknown metric or a bad quantity."""
+    if not isinstance(config["limits"], Mapping):
+        raise ConfigError(f"{config['limits']!r} is no mapping", place="limits", mend="Give quantities by metric")
     return tuple(Limit.parse(metric, text, known) for metric, text in _leaves(config["limits"]) if text is not None)
 
 
 def recipe(config: Config) -> Recipe:
     """The recipe of a composed config; every step must stand in `order`, once."""
     steps, order = config["step"], config["order"]
+    if not isinstance(order, list):
+        raise ConfigError(
+            f"{order!r} is no list", place="order", mend="Give the names of the steps, as in order=[prune,quantize]"
+        )
     for name in order:
         if name not in steps:
             raise ConfigError(
-                f"step {name!r} is not configured", place="order", mend=f"Add it by +step@step.{name}=CHOICE, or take it out of order"
+                f"step {name!r} is not configured",
+                place="order",
+                mend=f"Add it by +step@step.{name}=CHOICE, or take it out of order",
             )
     if len(set(order)) < len(order):
         raise ConfigError("a step stands in it twice", place="order", mend="Give the second one a name of its own")
     for name in steps:
         if name not in order:
             raise ConfigError(
-                f"step {name!r} is configured but not part of order {order}", place=f"step.{name}",
+                f"step {name!r} is configured but not part of order {order}",
+                place=f"step.{name}",
                 mend=f"Add it: order=[{','.join([*order, name])}]",
             )
     return Recipe(model=config["model"], steps=tuple((n, steps[n]) for n in order), runtime=config["runtime"])
@@ -89,6 +107,18 @@ def part(config: Config, key: str) -> Any:
     if not isinstance(config.get(key), dict):
         raise ConfigError(f"nothing is configured under {key!r}", place=key, mend=f"Choose one of the group {key}")
     return construct(config[key], key)
+
+
+def written_at(key: str, config_dir: Path) -> str:
+    """`file:line` in a user's folder that sets the last part of a dotted key; "" where not just one does."""
+    pattern = re.compile(rf"\s*{re.escape(key.rpartition('.')[2])}\s*:")
+    found = [
+        f"{path}:{number}"
+        for path in sorted(config_dir.rglob("*.yaml"))
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
+        if pattern.match(line)
+    ]
+    return found[0] if len(found) == 1 else ""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -137,18 +167,104 @@ def _hydra(config_dir: Path | None) -> Iterator[None]:
         GlobalHydra.instance().clear()
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _freed(override: str) -> str:
+    """An override of a limit sets it whether the target has it or not; slashes of its metric become dots."""
+    key, sign, value = override.partition("=")
+    is_limit = key == "limits" or key.startswith("limits.")
+    return f"++{key.replace('/', '.')}={value}" if is_limit and sign else override
 
 
-def _place(error: Exception) -> str:
-    return str(getattr(error, "full_key", "") or "")
+def _require_keys(config: Config) -> None:
+    for key in config:
+        if key not in (*REQUIRED, *OPTIONAL) and not key.startswith("_"):
+            mend = nearest(key, (*REQUIRED, *OPTIONAL)) or f"The keys are: {', '.join((*REQUIRED, *OPTIONAL))}"
+            raise ConfigError("no part of edgeopt reads this key", place=key, mend=mend)
+    for key in REQUIRED:
+        if key not in config:
+            raise ConfigError("it is missing", place=key, mend="Put `- config` first in the file's defaults")
+    if not isinstance(config["state"], str) or not config["state"]:
+        raise ConfigError(f"{config['state']!r} is no folder", place="state", mend="Give a folder to write into")
+    if not isinstance(config["step"], Mapping):
+        raise ConfigError(
+            f"{config['step']!r} is no mapping", place="step", mend="Choose a recipe, or add +step@step.NAME=CHOICE"
+        )
 
 
-def _mend(error: Exception) -> str:
-    """The rest of Hydra's message (the choices of a group, how to append), on one line."""
-    rest = " ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
-    cause = error.__cause__ or error.__context__
-    detail = str(cause).splitlines()[0] if cause is not None and str(cause) not in str(error) else ""
-    return " ".join(part for part in (detail, rest) if part)
+def _explained(error: Exception, overrides: Sequence[str], name: str, config_dir: Path | None) -> ConfigError:
+    """What Hydra, OmegaConf or YAML refused, in one line: the place, and the nearest thing that exists."""
+    from hydra.errors import OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
+    from yaml import MarkedYAMLError
+
+    told = str(error)
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override!r} cannot be read",
+            place="arguments",
+            mend="Give key=value, and quote a value that has = , : or brackets: \"key='a=b'\"",
+        )
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error.full_key)
+        return ConfigError("a value is required", place=key, mend=f"Give {key}=…")
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        place = f"{error.problem_mark.name}:{error.problem_mark.line + 1}"
+        return ConfigError(f"it is no YAML ({error.problem})", place=place, mend="Mend the file")
+    if "Cannot find primary config" in told:
+        files = [f for f in choices("", config_dir=config_dir) if f != "config" and not f.startswith("_")]
+        return ConfigError(f"there is no config {name!r}", place="--config-name", mend=_choose(name, files))
+    if found := re.match(r"(?:In '(?P<file>.+?)': )?Could not find '(?P<group>[^']+)/(?P<choice>[^'/]+)'", told):
+        group, choice = found["group"], found["choice"]
+        own = (config_dir or root("conf")) / f"{found['file']}.yaml"
+        return ConfigError(
+            f"there is no {choice!r} in the group {group}",
+            place=str(own) if found["file"] != name and own.is_file() else group,
+            mend=_choose(choice, choices(group, config_dir=config_dir)),
+        )
+    if found := re.match(r"Could not (?:override|delete)(?: from config\.)? '(?P<key>[^']+?)(?:=[^']*)?'", told):
+        return _unknown(found["key"], overrides, name, config_dir)
+    if found := re.search(r"config group '(?P<key>[^']+)' does not exist", told):
+        return _unknown(found["key"], overrides, name, config_dir)
+    first = next((line.strip().rstrip(".") for line in told.splitlines() if line.strip()), type(error).__name__)
+    if "must be a string or a list" in first:
+        return ConfigError(
+            f"a choice of a group is needed ({first})", place=" ".join(overrides), mend="Give GROUP=CHOICE"
+        )
+    if first.startswith("Ambiguous value"):
+        return ConfigError(first, place="arguments", mend="Give one value, or a list in brackets")
+    return ConfigError(first, place=str(getattr(error, "full_key", None) or "") or " ".join(overrides))
+
+
+def _unknown(key: str, overrides: Sequence[str], name: str, config_dir: Path | None) -> ConfigError:
+    """An override of a key that is not there: what is there under the part of it that exists."""
+    others = [o for o in overrides if o.partition("=")[0].lstrip("+~") != key]
+    known: Any = compose(others, name=name, config_dir=config_dir) if len(others) < len(overrides) else {}
+    group, at, _ = key.partition("@")
+    groups = _groups(config_dir)
+    if at or "/" in key:
+        mend = f"Add it by +{key}=CHOICE" if group in groups else _choose(group, groups)
+        return ConfigError("this is not in the defaults list", place=key, mend=mend)
+    parts, depth = key.split("."), 0
+    while isinstance(known, Mapping) and depth < len(parts) and parts[depth] in known:
+        known, depth = known[parts[depth]], depth + 1
+    above, names = ".".join(parts[:depth]), [k for k in known if k != "_target_"] if isinstance(known, Mapping) else []
+    if not above:
+        names += [g for g in groups if g not in names and g not in parts]
+    if depth == len(parts) or not names:
+        return ConfigError(
+            "there is no such key", place=key, mend=f"{above} holds no keys; a recipe, target or sweep fills it"
+        )
+    near = nearest(parts[depth], names, ".".join([*parts[:depth], "{}", *parts[depth + 1 :]]))
+    mend = near or f"{above or 'The config'} has: {', '.join(names)}"
+    return ConfigError("there is no such key", place=key, mend=mend)
+
+
+def _groups(config_dir: Path | None) -> list[str]:
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra(config_dir):
+        return [g for g in GlobalHydra.instance().config_loader().list_groups("") if g != "hydra"]
+
+
+def _choose(given: str, known: Iterable[str]) -> str:
+    known = list(known)
+    return f"{nearest(given, known)} Choose one of: {', '.join(known) or 'nothing, the folder is empty'}".strip()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from edgeopt import units
 
@@ -22,15 +25,24 @@ Document = Mapping[str, Any]
 REFRESHES_PER_S = 2
 """Redrawing costs processor time that a measurement beside it would notice."""
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False, soft_wrap=True)
+FILE_WIDTH = 140
+"""Columns of a table that goes into a file or a pipe."""
+
+
+def _console(stream: TextIO, *, stderr: bool) -> Console:
+    width = None if stream.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=True)
+
+
+err = _console(sys.stderr, stderr=True)
+out = _console(sys.stdout, stderr=False)
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
     """A spinner with what is being done; plain lines where stderr is no terminal."""
     if not err.is_terminal:
-        yield lambda line: err.print(f"{title}: {line}", markup=False)
+        yield lambda line: err.print(f"{title}: {line}")
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, refresh_per_second=REFRESHES_PER_S) as bar:
@@ -62,7 +74,7 @@ class SweepWatcher:
         passed = time.monotonic() - self._started
         left = passed / (self._done - self._done_before) * max(0, self._study.search.trials - self._done)
         self._bar.update(self._task, completed=self._done, left=f"{left / 60:.0f} min left", best=self._best())
-        self._bar.console.print(_trial_line(number, result), markup=True)
+        self._bar.console.print(_trial_line(number, result))
 
     def _best(self) -> str:
         objective = self._study.objectives[0]
@@ -77,8 +89,12 @@ class SweepWatcher:
 def sweep(study: Study) -> Iterator[SweepWatcher]:
     """A bar over the trials of a study, and a line for each that ends."""
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(),
-        TextColumn("{task.fields[best]}"), TextColumn("{task.fields[left]}"),
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}"),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=err, refresh_per_second=REFRESHES_PER_S, disable=False) as bar:
         yield SweepWatcher(study, bar)
@@ -90,10 +106,10 @@ def run(document: Document) -> None:
     _measurements(document["measurements"])
     _verdicts(document["verdicts"])
     for note in document["notes"]:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     if document["engine"]:
-        out.print(f"engine: {document['engine']['directory']}", markup=False)
-    out.print(f"MLflow run: {document['run_id']}", markup=False)
+        out.print(f"engine: {document['engine']['directory']}")
+    out.print(f"MLflow run: {document['run_id']}")
 
 
 def sweep_result(document: Document) -> None:
@@ -105,18 +121,20 @@ def sweep_result(document: Document) -> None:
     hint = document.get("mlflow")
     if hint:
         if hint["command"]:
-            out.print(f"see it: {hint['command']}", markup=False)
-        out.print(f"        {hint['url']}", markup=False)
+            out.print(f"see it: {hint['command']}")
+        out.print(f"        {hint['url']}")
 
 
 def front(document: Document) -> None:
     names = [o["metric"] for o in document["objectives"]]
     unit_of = {o["metric"]: o["unit"] for o in document["objectives"]}
-    table = Table(title=f"study {document['study']}: {len(document['trials'])} trials, front of {len(document['front'])}")
+    table = Table(
+        title=f"study {document['study']}: {len(document['trials'])} trials, front of {len(document['front'])}"
+    )
     table.add_column("trial", justify="right")
     table.add_column("recipe", overflow="fold")
     for name in names:
-        table.add_column(f"{name}", justify="right")
+        table.add_column(name.replace("/", "/\n"), justify="right")
     table.add_column("limits")
     ordered = sorted(document["trials"], key=lambda t: (t["pareto_rank"] or 10**6, t["number"]))
     for trial in ordered:
@@ -125,10 +143,10 @@ def front(document: Document) -> None:
         table.add_row(str(trial["number"]), _params(trial["params"]), *figures, _state(trial), style=style)
     out.print(table)
     for limit in document["limits"]:
-        out.print(f"limit: {limit['metric']} {limit['limit']}", markup=False)
+        out.print(f"limit: {limit['metric']} {limit['limit']}")
     if document["champion"]:
         champion = document["champion"]
-        out.print(f"champion: models:/{champion['name']}@champion (version {champion['version']})", markup=False)
+        out.print(f"champion: models:/{champion['name']}@champion (version {champion['version']})")
 
 
 def promote(document: Document) -> None:
@@ -136,7 +154,7 @@ def promote(document: Document) -> None:
         names = [alias for alias, version in document["aliases"].items() if version == release["version"]]
         told = "registered" if release["created"] else "was registered before"
         also = f", alias {', '.join(names)}" if names else ""
-        out.print(f"{document['model']} version {release['version']}: trial {release['number']} {told}{also}", markup=False)
+        out.print(f"{document['model']} version {release['version']}: trial {release['number']} {told}{also}")
 
 
 def estimate(document: Document) -> None:
@@ -149,13 +167,13 @@ def estimate(document: Document) -> None:
     out.print(f"{document['parameters']:,} parameters, tier {document['tier']}")
     for verdict in document["limits"]:
         told = "fits" if verdict["fits"] else "does not fit"
-        out.print(f"{verdict['metric']} {verdict['predicted']:.1f} MiB, {verdict['limit']}: {told}", markup=False)
-    out.print(f"next lever: {document['next_lever']}", markup=False)
+        out.print(f"{verdict['metric']} {verdict['predicted']:.1f} MiB, {verdict['limit']}: {told}")
+    out.print(f"next lever: {document['next_lever']}")
 
 
 def profile(document: Document) -> None:
     if document["written"]:
-        out.print(f"written: {document['written']}; use it by target={document['name']}", markup=False)
+        out.print(f"written: {document['written']}; use it by target={document['name']}")
     else:
         print(document["yaml"], end="")
 
@@ -173,7 +191,8 @@ def doctor(document: Document) -> None:
     for column in ("", "what", "found", "mend"):
         table.add_column(column, overflow="fold")
     for check in document["checks"]:
-        table.add_row("[green]yes[/]" if check["good"] else "[yellow]no[/]", check["what"], check["found"], check["mend"])
+        good = Text("yes", style="green") if check["good"] else Text("no", style="yellow")
+        table.add_row(good, check["what"], check["found"], "" if check["good"] else check["mend"])
     out.print(table)
 
 
@@ -188,6 +207,8 @@ def _config(document: Document) -> bool:
 
 
 def _measurements(measurements: list[Document]) -> None:
+    if not measurements:
+        return
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -203,13 +224,13 @@ def _measurements(measurements: list[Document]) -> None:
 
 def _verdicts(verdicts: list[Document]) -> None:
     for v in verdicts:
-        told = "[green]kept[/]" if v["kept"] else f"[red]not kept[/]: {v['reason']}"
-        out.print(f"{v['metric']} {v['limit']}: {told}")
+        told = ("kept", "green") if v["kept"] else (f"not kept: {v['reason']}", "red")
+        out.print(Text.assemble(f"{v['metric']} {v['limit']}: ", told))
 
 
 def _params(params: Document) -> str:
     recipe = [str(params["recipe"])] if "recipe" in params else []
-    return ", ".join([*recipe, *(f"{k.removeprefix('step.')}={v}" for k, v in params.items() if k != "recipe")])
+    return " ".join([*recipe, *(f"{k.rpartition('.')[2]}={v}" for k, v in params.items() if k != "recipe")])
 
 
 def _state(trial: Document) -> str:
@@ -221,9 +242,10 @@ def _state(trial: Document) -> str:
     return f"breaks {', '.join(broken)}" if broken else trial["state"]
 
 
-def _trial_line(number: int, result: TrialResult) -> str:
+def _trial_line(number: int, result: TrialResult) -> Text:
     seconds = sum(result.timings_s.values())
     if result.failure is not None:
-        return f"[red]✗[/] trial {number} failed in {result.failure.stage}: {result.failure.message.splitlines()[0][:120]}"
-    mark = "[green]✓[/]" if result.feasible else "[yellow]·[/]"
-    return f"{mark} trial {number} {result.recipe['text']} ({seconds:.0f} s)"
+        why = result.failure.message.splitlines()[0][:120]
+        return Text.assemble(("✗", "red"), f" trial {number} failed in {result.failure.stage}: {why}")
+    mark = ("✓", "green") if result.feasible else ("·", "yellow")
+    return Text.assemble(mark, f" trial {number} {result.recipe['text']} ({seconds:.0f} s)")

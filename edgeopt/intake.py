@@ -34,7 +34,8 @@ def take_in(folder: Path, directory: Path) -> Checkpoint:
         pickled = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
         if pickled:
             raise InputError(
-                f"{pickled[0]} is a pickle, which can run code when it is read", place=str(folder),
+                f"{pickled[0]} is a pickle, which can run code when it is read",
+                place=str(folder),
                 mend="Save the model with safe_serialization=True and give the safetensors",
             )
         raise InputError("there are no *.safetensors", place=str(folder), mend="Copy the weights beside config.json")
@@ -80,4 +81,6 @@ def check_safetensors(path: Path) -> None:
 
 
 def _corrupt(path: Path, how: str) -> InputError:
-    return InputError(f"the weights are corrupt or truncated: {how}", place=str(path), mend="Download or copy the file again")
+    return InputError(
+        f"the weights are corrupt or truncated: {how}", place=str(path), mend="Download or copy the file again"
+    )

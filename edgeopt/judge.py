@@ -20,7 +20,9 @@ def judge(
     """
     measured = {m.metric: m for m in measurements}
     baseline = {metric: value for metric, value in baseline.items() if math.isfinite(value)}
-    return tuple(_verdict(limit, measured.get(limit.metric), limit.bound(baseline.get(limit.metric))) for limit in limits)
+    return tuple(
+        _verdict(limit, measured.get(limit.metric), limit.bound(baseline.get(limit.metric))) for limit in limits
+    )
 
 
 def _verdict(limit: Limit, found: Measurement | None, bound: float | None) -> Verdict:
@@ -30,7 +32,9 @@ def _verdict(limit: Limit, found: Measurement | None, bound: float | None) -> Ve
     elif bound is None:
         reason = "the baseline that it refers to was not measured"
     elif not (math.isfinite(found.value) and math.isfinite(found.high)):
-        reason = f"{units.show(found.value, limit.unit)}, interval up to {units.show(found.high, limit.unit)}, is no number"
+        reason = (
+            f"{units.show(found.value, limit.unit)}, interval up to {units.show(found.high, limit.unit)}, is no number"
+        )
     else:
         excess = _excess(found.high, bound)
         shown = f"{units.show(found.value, limit.unit)}, interval up to {units.show(found.high, limit.unit)}"

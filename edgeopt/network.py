@@ -53,7 +53,8 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     if wrong or missing:
         raise InputError(
             f"weight {(wrong or missing)[0]!r} {'has another shape than config.json says' if wrong else 'is missing'}",
-            place=str(checkpoint.directory), mend="Give the weights that belong to this config.json",
+            place=str(checkpoint.directory),
+            mend="Give the weights that belong to this config.json",
         )
     network.load_state_dict(state, strict=False)
     network.tie_weights()

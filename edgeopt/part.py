@@ -11,7 +11,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any, get_args, get_origin
 
@@ -62,8 +62,11 @@ def construct(data: Any, place: str = "") -> Any:
     values = {key: value for key, value in data.items() if key != "_target_"}
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
+        takes = f"{part_class.__name__} takes: {', '.join(fields) or 'no keys'}"
         raise ConfigError(
-            f"unknown key {unknown[0]!r}", place=place, mend=f"{part_class.__name__} takes: {', '.join(fields) or 'no keys'}"
+            f"unknown key {unknown[0]!r}",
+            place=f"{place}.{unknown[0]}" if place else unknown[0],
+            mend=f"{nearest(unknown[0], fields)} {takes}".strip(),
         )
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -74,14 +77,23 @@ def construct(data: Any, place: str = "") -> Any:
     try:
         return part_class(**checked)
     except ConfigError as error:
-        raise error.at(place) from error
+        raise (error if error.place.startswith(f"{place}.") else error.at(place)) from error
+
+
+def nearest(given: str, known: Iterable[str], form: str = "{}") -> str:
+    """`Did you mean …?` with the name most like `given`, put into `form`; "" where none is alike."""
+    from difflib import get_close_matches  # errors alone need it
+
+    found = get_close_matches(given, list(known), n=1)
+    return f"Did you mean {form.format(found[0])}?" if found else ""
 
 
 def resolve(target: str, place: str = "") -> Any:
     """The dataclass of a dotted name; ConfigError where it is foreign, absent or no part."""
     if target.split(".")[0] != "edgeopt" and target.split(".")[0] not in _plugin_packages():
         raise ConfigError(
-            f"_target_ {target!r} is outside edgeopt", place=place,
+            f"_target_ {target!r} is outside edgeopt",
+            place=place,
             mend=f"Name a class under edgeopt., or install a plugin with an entry point in {PLUGIN_GROUP!r}",
         )
     module_name, _, class_name = target.rpartition(".")

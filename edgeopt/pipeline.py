@@ -86,7 +86,7 @@ def evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
                 checkpoint = work.compress(step, checkpoint, job.calibration)
                 work.keep(f"steps/{name}", checkpoint.directory / "artifacts")
         with work.stage("build"):
-            engine = work.build(job.runtime, checkpoint)
+            engine = work.build(job.runtime, checkpoint, job.recipe)
         result = replace(
             result,
             engine={"directory": str(engine.directory), "digest": engine.digest, "size_bytes": engine.size_bytes},
@@ -116,7 +116,8 @@ def check(job: Job, store: Store) -> ModelSpec:
 def engine_of(source: ModelSource, runtime: Runtime, store: Store, progress: Progress) -> Engine:
     """The engine of a model as it is."""
     work = _Work(store, progress)
-    return work.build(runtime, work.fetch(source))
+    model = work.fetch(source)
+    return work.build(runtime, model, Recipe(model=describe(source), steps=(), runtime=describe(runtime)))
 
 
 def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> ModelSpec:
@@ -179,19 +180,24 @@ class _Work:
         inputs = [checkpoint.digest, description, calibration.digest]
         return Checkpoint.read(self.store.stage("checkpoint", inputs, produce))
 
-    def build(self, runtime: Runtime, checkpoint: Checkpoint) -> Engine:
+    def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:
         description = describe(runtime)
 
         def produce(directory: Path) -> None:
             runtime.build(checkpoint, directory, self.progress)
-            made_by = {"runtime": description, "checkpoint": checkpoint.digest, "versions": versions()}
+            made_by = {
+                "runtime": description,
+                "recipe": {"text": str(recipe), "digest": recipe.digest},
+                "checkpoint": checkpoint.digest,
+                "versions": versions(),
+            }
             Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by=made_by)
 
         return Engine.read(self.store.stage("engine", [checkpoint.digest, description], produce))
 
     def baseline(self, job: Job, original: Checkpoint) -> tuple[dict[str, float], Path]:
         """The uncompressed model's figures and the folder of its samples, measured once and kept."""
-        engine = self.build(job.runtime, original)
+        engine = self.build(job.runtime, original, job.recipe.baseline)
         measurements, folder = self._measured(job, engine, job.runtime, {"checkpoint": self._reference(job, original)})
         return {m.metric: m.value for m in measurements}, folder
 
@@ -204,7 +210,7 @@ class _Work:
     def _reference(self, job: Job, checkpoint: Checkpoint) -> Path:
         """Scratch folder of the reference runtime on the float weights of `checkpoint`."""
         floating = replace(checkpoint, spec=replace(checkpoint.spec, quantization=None, weight_dtype="fp32"))
-        engine = self.build(job.reference, floating)
+        engine = self.build(job.reference, floating, replace(job.recipe, runtime=describe(job.reference)))
         return self._measured(job, engine, job.reference, {}, only=("parity",))[1] / "scratch"
 
     def _measured(
@@ -215,7 +221,10 @@ class _Work:
             (directory / "measurements.json").write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
 
         inputs = [
-            engine.digest, describe(runtime), job.measure.identity, sorted(only),
+            engine.digest,
+            describe(runtime),
+            job.measure.identity,
+            sorted(only),
             {name: str(path) for name, path in references.items()},
         ]
         folder = self.store.stage("measurement", inputs, produce, valid=lambda d: not any(m.noisy for m in _figures(d)))

@@ -84,6 +84,8 @@ class Runtime(Protocol):
 
     format: ClassVar[str]
     """Name and version of the engine layout, as written into the engine's manifest."""
+    LIBRARIES: ClassVar[tuple[str, ...]]
+    """Modules that `open` imports: the measured process imports them before it loads an engine."""
 
     def check(self, spec: ModelSpec) -> None:
         """Raise ConfigError where this runtime cannot take such a model; called before any work."""

@@ -93,7 +93,8 @@ class ModelSpec:
             lacks = f" and lacks {', '.join(missing)}" if missing else ""
             raise InputError(
                 f"architecture {architecture!r} is not a decoder-only language model that edgeopt knows{lacks}",
-                place=place, mend="Give a model whose architecture ends in ForCausalLM (Llama, Qwen, Gemma, Phi, …)",
+                place=place,
+                mend="Give a model whose architecture ends in ForCausalLM (Llama, Qwen, Gemma, Phi, …)",
             )
         heads = text["num_attention_heads"]
         layer = LayerSpec(

@@ -31,7 +31,9 @@ class Store:
             (root / "scratch").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"the cache folder cannot be written ({error.strerror})", place=str(root), mend="Set state to a writable folder"
+                f"the cache folder cannot be written ({error.strerror})",
+                place=str(root),
+                mend="Set state to a writable folder",
             ) from error
 
     def stage(
@@ -64,7 +66,8 @@ class Store:
                 scratch.rename(final)
             except OSError as error:
                 raise StoreError(
-                    f"stage {kind} cannot be written ({error})", place=str(self.root),
+                    f"stage {kind} cannot be written ({error})",
+                    place=str(self.root),
                     mend="Free space, or set state to another folder",
                 ) from error
             finally:
@@ -79,7 +82,8 @@ class Store:
             handle = (locks / key[:32]).open("w")
         except OSError as error:
             raise StoreError(
-                f"the cache folder cannot be written ({error.strerror})", place=str(self.root),
+                f"the cache folder cannot be written ({error.strerror})",
+                place=str(self.root),
                 mend="Set state to a writable folder",
             ) from error
         with handle:

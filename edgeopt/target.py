@@ -66,7 +66,9 @@ class Target:
         if self.threads < 0:
             raise ConfigError(f"{self.threads} threads cannot run", place="threads", mend="Give 0 or more")
         if self.context_length < 64:
-            raise ConfigError(f"{self.context_length} tokens are too few", place="context_length", mend="Give 64 or more")
+            raise ConfigError(
+                f"{self.context_length} tokens are too few", place="context_length", mend="Give 64 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,8 @@ def require_disjoint(calibration: Text, evaluation: Text) -> None:
         if _fingerprint(document) in seen:
             raise InputError(
                 f"document {number} ({document.strip()[:40]!r}…) is also in the calibration text {calibration.name}",
-                place=evaluation.name, mend="Calibrate and evaluate on different documents",
+                place=evaluation.name,
+                mend="Calibrate and evaluate on different documents",
             )
 
 

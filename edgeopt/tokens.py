@@ -24,7 +24,8 @@ def load(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise InputError(
-            "the model has no tokenizer.json", place=str(directory),
+            "the model has no tokenizer.json",
+            place=str(directory),
             mend="Put the model's tokenizer.json beside its weights",
         )
     try:

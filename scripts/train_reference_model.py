@@ -256,24 +256,46 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
         if step % args.evaluate_every and step != steps:
             continue
         validation = mean_loss(model, held_out)
-        curve.append({"step": step, "training": running / args.evaluate_every, "validation": validation})
+        since = step - (curve[-1]["step"] if curve else 0)
+        curve.append({"step": step, "training": running / since, "validation": validation})
         running = 0.0
         since_best = 0 if validation < best else since_best + 1
         if validation < best:
             best, best_weights = validation, {n: v.clone() for n, v in model.state_dict().items()}
         elapsed = time.monotonic() - started
         rate = step * args.batch * args.context / elapsed
-        print(f"{step}/{steps}  training {curve[-1]['training']:.4f}  validation {validation:.4f}  "
-              f"{rate:.0f} tokens/s  {elapsed / 60:.1f} min", file=sys.stderr, flush=True)
+        print(
+            f"{step}/{steps}  training {curve[-1]['training']:.4f}  validation {validation:.4f}  "
+            f"{rate:.0f} tokens/s  {elapsed / 60:.1f} min",
+            file=sys.stderr,
+            flush=True,
+        )
         scratch = checkpoint.with_suffix(".partial")
-        torch.save({"model": model.state_dict(), "best_weights": best_weights,
-                    "optimizers": [o.state_dict() for o in opts], "curve": curve, "best": best,
-                    "since_best": since_best, "step": step, "elapsed_s": elapsed}, scratch)
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "best_weights": best_weights,
+                "optimizers": [o.state_dict() for o in opts],
+                "curve": curve,
+                "best": best,
+                "since_best": since_best,
+                "step": step,
+                "elapsed_s": elapsed,
+            },
+            scratch,
+        )
         scratch.replace(checkpoint)
     model.load_state_dict(best_weights)
     model.to("cpu", torch.float32)
-    return {"steps": step, "epochs": args.epochs, "tokens_seen": step * args.batch * args.context,
-            "training_tokens": tokens, "curve": curve, "elapsed_s": round(elapsed), "device": device.type}
+    return {
+        "steps": step,
+        "epochs": args.epochs,
+        "tokens_seen": step * args.batch * args.context,
+        "training_tokens": tokens,
+        "curve": curve,
+        "elapsed_s": round(elapsed),
+        "device": device.type,
+    }
 
 
 def shipped(documents: list[Document], limit_bytes: int) -> list[Document]:
@@ -309,7 +331,8 @@ tied embeddings, context {config.max_position_embeddings} |
 | parameters | {parameters:,} |
 | tokenizer | byte-level BPE, {config.vocab_size} tokens |
 | weights | fp16 safetensors |
-| data | standard library of Python {platform.python_version()}: sources without tests, pydoc topics, docstrings of C modules |
+| data | standard library of Python {platform.python_version()}: \
+sources without tests, pydoc topics, docstrings of C modules |
 | split | by sha256 of the document's name: 92 % training, 4 % calibration, 4 % validation |
 | licence of data | Python Software Foundation License 2.0 |
 | licence of weights | Apache-2.0 |
@@ -325,7 +348,7 @@ Loss in nats a token:
 {rows}
 
 Made by `scripts/train_reference_model.py`. `calibration.jsonl` and `validation.jsonl` are parts of the two
-splits that were not trained on, each document cut to 12 kB; validation loss chose the moment to stop.
+splits that were not trained on, each document cut to 12 kB; the weights are those of the lowest validation loss.
 """)
 
 
@@ -353,8 +376,12 @@ def main() -> None:
     tokenizer = train_tokenizer([d.text for d in by_split["training"]], args.vocabulary)
     splits = {name: tokenizer([d.text for d in members])["input_ids"] for name, members in by_split.items()}
     for name, members in by_split.items():
-        print(f"{name}: {len(members)} documents, {sum(len(d.text) for d in members):,} characters, "
-              f"{sum(map(len, splits[name])):,} tokens", file=sys.stderr, flush=True)
+        print(
+            f"{name}: {len(members)} documents, {sum(len(d.text) for d in members):,} characters, "
+            f"{sum(map(len, splits[name])):,} tokens",
+            file=sys.stderr,
+            flush=True,
+        )
 
     config = architecture(args)
     model = LlamaForCausalLM(config)

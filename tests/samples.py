@@ -39,13 +39,26 @@ def rows(count: int = 28, seed: int = 3) -> list[dict[str, Any]]:
             "memory/peak_rss_mib": (60 + {4: 8, 8: 14, 32: 40}[bits] * (1 - 0.4 * ratio)) * draw.uniform(0.98, 1.03),
         }
         excess = {limit["metric"]: figures[str(limit["metric"])] / float(limit["bound"]) - 1 for limit in LIMITS}
-        found.append({
-            "number": number, "state": "finished", "feasible": all(e <= 0 for e in excess.values()),
-            "pareto_rank": None, "params": {"step.quantize.bits": bits, "step.prune.ratio": ratio, "lora": lora},
-            "metrics": figures, "excess": excess, "run_id": None, "failure": None,
-        })
-    found[-1] |= {"state": "failed", "feasible": False, "metrics": {}, "failure": "build: BuildError: out of memory",
-                  "excess": {limit["metric"]: None for limit in LIMITS}}
+        found.append(
+            {
+                "number": number,
+                "state": "finished",
+                "feasible": all(e <= 0 for e in excess.values()),
+                "pareto_rank": None,
+                "params": {"step.quantize.bits": bits, "step.prune.ratio": ratio, "lora": lora},
+                "metrics": figures,
+                "excess": excess,
+                "run_id": None,
+                "failure": None,
+            }
+        )
+    found[-1] |= {
+        "state": "failed",
+        "feasible": False,
+        "metrics": {},
+        "failure": "build: BuildError: out of memory",
+        "excess": {limit["metric"]: None for limit in LIMITS},
+    }
     _rank([row for row in found if row["feasible"]])
     return found
 
@@ -78,30 +91,55 @@ def engine(folder: Path, *, seed: int = 0) -> Engine:
     tokenizer.save(str(folder / "tokenizer.json"))
     layer = LayerSpec(intermediate_size=64, heads=1, kv_heads=1)
     spec = ModelSpec(
-        architecture="LlamaForCausalLM", vocabulary_size=len(WORDS), hidden_size=16, head_size=16, context_length=64,
-        tied_embeddings=True, layers=(layer,),
+        architecture="LlamaForCausalLM",
+        vocabulary_size=len(WORDS),
+        hidden_size=16,
+        head_size=16,
+        context_length=64,
+        tied_embeddings=True,
+        layers=(layer,),
     )
     made_by = {"runtime": describe(StubRuntime()), "versions": {}}
     return Engine.seal(folder, format=StubRuntime.format, spec=spec, made_by=made_by)
 
 
 def result(
-    built: Engine | None = None, *, decode_ms: float = 0.7, ratio: float = 1.05, rss_mib: float = 70.0,
-    failure: Failure | None = None, **more: Any,
+    built: Engine | None = None,
+    *,
+    decode_ms: float = 0.7,
+    ratio: float = 1.05,
+    rss_mib: float = 70.0,
+    failure: Failure | None = None,
+    **more: Any,
 ) -> TrialResult:
     """A trial that keeps LIMITS unless its figures say otherwise."""
-    figures = {"quality/perplexity_ratio": ratio, "latency/decode_p50_ms": decode_ms, "memory/peak_rss_mib": rss_mib,
-               "size/engine_mib": 1.5}
+    figures = {
+        "quality/perplexity_ratio": ratio,
+        "latency/decode_p50_ms": decode_ms,
+        "memory/peak_rss_mib": rss_mib,
+        "size/engine_mib": 1.5,
+    }
     unit = {limit["metric"]: limit["unit"] for limit in LIMITS} | {"size/engine_mib": "MiB"}
-    measured = () if failure else tuple(
-        Measurement(metric=m, unit=str(unit[m]), value=v, low=v, high=v, count=3, method="invented")
-        for m, v in figures.items()
+    measured = (
+        ()
+        if failure
+        else tuple(
+            Measurement(metric=m, unit=str(unit[m]), value=v, low=v, high=v, count=3, method="invented")
+            for m, v in figures.items()
+        )
     )
     verdicts = () if failure else tuple(_verdict(limit, figures) for limit in LIMITS)
     return TrialResult(
-        recipe={"text": "prune_width → quantize", "digest": "d1ge57"}, target="sbc_4gib",
-        device={"name": "test machine"}, emulated=True, measurements=measured, verdicts=verdicts,
-        timings_s={"build": 1.5}, failure=failure, engine=None if built is None else _described(built), **more,
+        recipe={"text": "prune_width → quantize", "digest": "d1ge57"},
+        target="sbc_4gib",
+        device={"name": "test machine"},
+        emulated=True,
+        measurements=measured,
+        verdicts=verdicts,
+        timings_s={"build": 1.5},
+        failure=failure,
+        engine=None if built is None else _described(built),
+        **more,
     )
 
 
@@ -113,7 +151,12 @@ def _verdict(limit: dict[str, Any], figures: dict[str, float]) -> Verdict:
     metric, value = limit["metric"], figures[limit["metric"]]
     excess = value / limit["bound"] - 1
     return Verdict(
-        metric=metric, limit=limit["limit"], bound=limit["bound"], value=value, excess=excess, kept=excess <= 0,
+        metric=metric,
+        limit=limit["limit"],
+        bound=limit["bound"],
+        value=value,
+        excess=excess,
+        kept=excess <= 0,
         reason="" if excess <= 0 else "above",
     )
 
@@ -121,8 +164,13 @@ def _verdict(limit: dict[str, Any], figures: dict[str, float]) -> Verdict:
 def row(number: int, outcome: TrialResult, run_id: str | None, rank: int | None) -> dict[str, Any]:
     """A trial as `edgeopt front --json` prints it."""
     return {
-        "number": number, "state": "failed" if outcome.failure else "finished", "feasible": outcome.feasible,
-        "pareto_rank": rank, "params": {"bits": 4}, "metrics": outcome.metrics,
-        "excess": {v.metric: v.excess for v in outcome.verdicts}, "run_id": run_id,
+        "number": number,
+        "state": "failed" if outcome.failure else "finished",
+        "feasible": outcome.feasible,
+        "pareto_rank": rank,
+        "params": {"bits": 4},
+        "metrics": outcome.metrics,
+        "excess": {v.metric: v.excess for v in outcome.verdicts},
+        "run_id": run_id,
         "failure": outcome.failure and f"{outcome.failure.stage}: {outcome.failure.message}",
     }

@@ -15,8 +15,13 @@ from edgeopt.errors import InputError
 from edgeopt.spec import LayerSpec, ModelSpec
 
 SPEC = ModelSpec(
-    architecture="LlamaForCausalLM", vocabulary_size=300, hidden_size=64, head_size=16, context_length=256,
-    tied_embeddings=True, layers=(LayerSpec(intermediate_size=128, heads=4, kv_heads=2),),
+    architecture="LlamaForCausalLM",
+    vocabulary_size=300,
+    hidden_size=64,
+    head_size=16,
+    context_length=256,
+    tied_embeddings=True,
+    layers=(LayerSpec(intermediate_size=128, heads=4, kv_heads=2),),
 )
 FILES = {"model.safetensors": b"weights", "tokenizer.json": b"{}", "artifacts/importance.json": b"[1, 2]", "empty": b""}
 
@@ -69,7 +74,7 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     seal(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match="'tokenizer.json' is missing"):
+    with pytest.raises(InputError, match=r"'tokenizer.json' is missing"):
         Checkpoint.read(tmp_path)
 
 
@@ -133,7 +138,9 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes) -> N
 @settings(max_examples=60)
 @given(
     contents=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=4),
-    which=st.integers(0), position=st.integers(0), bit=st.integers(0, 7),
+    which=st.integers(0),
+    position=st.integers(0),
+    bit=st.integers(0, 7),
 )
 def test_flipping_any_bit_of_any_file_is_found(contents: list[bytes], which: int, position: int, bit: int) -> None:
     with tempfile.TemporaryDirectory() as name:

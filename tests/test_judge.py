@@ -85,7 +85,11 @@ def test_a_baseline_of_zero_is_a_limit_like_another(value: float, kept: bool) ->
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_figure_that_is_no_number_is_never_kept(value: float) -> None:
-    for found in (verdict(measured(value)), verdict(measured(1.0, value)), verdict(measured(value), HALF, baseline=2.0)):
+    for found in (
+        verdict(measured(value)),
+        verdict(measured(1.0, value)),
+        verdict(measured(value), HALF, baseline=2.0),
+    ):
         assert not found.kept
         json.dumps(asdict(found) | {"value": None}, allow_nan=False)
 

@@ -37,8 +37,20 @@ OWNERS = {
 }
 """Who may import a library at all; a library that is not named here may be used in every room of level 1 and above."""
 HEAVY = {
-    "torch", "transformers", "mlflow", "optuna", "hydra", "omegaconf", "onnxruntime", "onnxruntime_genai", "onnx",
-    "plotly", "matplotlib", "codecarbon", "peft", "datasets",
+    "torch",
+    "transformers",
+    "mlflow",
+    "optuna",
+    "hydra",
+    "omegaconf",
+    "onnxruntime",
+    "onnxruntime_genai",
+    "onnx",
+    "plotly",
+    "matplotlib",
+    "codecarbon",
+    "peft",
+    "datasets",
 }
 HEAVY_FROM_THE_START = ("tracking", "release")
 
@@ -135,7 +147,8 @@ def test_no_room_imports_one_that_it_may_not_know() -> None:
 
 def test_the_lowest_level_needs_the_standard_library_alone() -> None:
     foreign = [
-        str(i) for i in IMPORTS
+        str(i)
+        for i in IMPORTS
         if i.room in LEVEL_0 and i.library not in sys.stdlib_module_names and i.library != "edgeopt"
     ]
     assert not foreign, "\n".join(foreign)

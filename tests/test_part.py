@@ -66,7 +66,14 @@ def test_a_part_described_and_constructed_again_is_the_same(data: dict[str, Any]
 
 
 def test_parts_inside_parts_survive_the_round_trip() -> None:
-    device = {"_target_": "edgeopt.target.Device", "name": "d", "cpu": "c", "cores": 2, "ram_bytes": 10, "isa": ["neon"]}
+    device = {
+        "_target_": "edgeopt.target.Device",
+        "name": "d",
+        "cpu": "c",
+        "cores": 2,
+        "ram_bytes": 10,
+        "isa": ["neon"],
+    }
     target = construct({**TARGET, "device": device})
     assert target.device.isa == ("neon",)
     assert construct(describe(target)) == target
@@ -112,12 +119,18 @@ WRONG = {
     "a value for a list": ({**LORA, "targets": "q_proj"}, "step.lora", "step.lora.targets.*'q_proj'"),
     "a wrong item of a list": ({**LORA, "targets": ["q_proj", 3]}, "step.lora", r"targets\[1\].*3"),
     "no member of a choice": (
-        {"_target_": "edgeopt.texts.bundled.BundledText", "split": "train"}, "text", "text.split.*'train'.*validation",
+        {"_target_": "edgeopt.texts.bundled.BundledText", "split": "train"},
+        "text",
+        "text.split.*'train'.*validation",
     ),
     "text for a part": ({**TARGET, "device": "box"}, "target", "target.device.*'box'"),
     "a fault inside a part": (
-        {**TARGET, "device": {"_target_": "edgeopt.target.Device", "name": "d", "cpu": "c", "cores": "2", "ram_bytes": 1}},
-        "target", "target.device.cores.*'2'",
+        {
+            **TARGET,
+            "device": {"_target_": "edgeopt.target.Device", "name": "d", "cpu": "c", "cores": "2", "ram_bytes": 1},
+        },
+        "target",
+        "target.device.cores.*'2'",
     ),
     "a value that the part refuses": ({**TARGET, "threads": -1}, "target", "target.threads.*-1"),
     "text instead of a mapping": ("int4", "step.quantize", "step.quantize.*'int4'"),

@@ -12,22 +12,40 @@ from edgeopt.errors import InputError
 from edgeopt.spec import LayerSpec, ModelSpec, Quantization
 
 CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "head_dim": 16,
-    "max_position_embeddings": 256, "tie_word_embeddings": True,
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
 }
 layers = st.builds(
     LayerSpec, intermediate_size=st.integers(1, 4096), heads=st.integers(1, 32), kv_heads=st.integers(1, 8)
 )
 quantizations = st.builds(
-    Quantization, bits=st.sampled_from([4, 8]), block_size=st.sampled_from([32, 128]), symmetric=st.booleans(),
-    method=st.just("rtn"), lm_head_bits=st.sampled_from([4, 8, 32]), embedding_bits=st.sampled_from([4, 8, 32]),
+    Quantization,
+    bits=st.sampled_from([4, 8]),
+    block_size=st.sampled_from([32, 128]),
+    symmetric=st.booleans(),
+    method=st.just("rtn"),
+    lm_head_bits=st.sampled_from([4, 8, 32]),
+    embedding_bits=st.sampled_from([4, 8, 32]),
 )
 specs = st.builds(
-    ModelSpec, architecture=st.just("LlamaForCausalLM"), vocabulary_size=st.integers(1, 200_000),
-    hidden_size=st.integers(1, 4096), head_size=st.integers(1, 128), context_length=st.integers(1, 100_000),
-    tied_embeddings=st.booleans(), layers=st.lists(layers, min_size=1, max_size=4).map(tuple),
-    weight_dtype=st.sampled_from(["fp32", "fp16"]), quantization=st.none() | quantizations,
+    ModelSpec,
+    architecture=st.just("LlamaForCausalLM"),
+    vocabulary_size=st.integers(1, 200_000),
+    hidden_size=st.integers(1, 4096),
+    head_size=st.integers(1, 128),
+    context_length=st.integers(1, 100_000),
+    tied_embeddings=st.booleans(),
+    layers=st.lists(layers, min_size=1, max_size=4).map(tuple),
+    weight_dtype=st.sampled_from(["fp32", "fp16"]),
+    quantization=st.none() | quantizations,
 )
 
 
@@ -113,6 +131,6 @@ def test_sizes_of_a_multimodal_config_are_those_of_its_text_model() -> None:
     ids=str,
 )
 def test_what_is_no_decoder_is_refused_as_input(config: Any) -> None:
-    with pytest.raises(InputError, match="config.json") as caught:
+    with pytest.raises(InputError, match=r"config\.json") as caught:
         ModelSpec.from_hf_config(config)
     assert caught.value.mend

@@ -48,9 +48,13 @@ def test_equal_inputs_are_produced_once(tmp_path: Path) -> None:
 
 @settings(max_examples=20)
 @given(
-    inputs=st.lists(st.tuples(st.sampled_from(["k", "l"]), st.lists(st.integers(0, 3), max_size=3)), min_size=2, unique_by=repr)
+    inputs=st.lists(
+        st.tuples(st.sampled_from(["k", "l"]), st.lists(st.integers(0, 3), max_size=3)), min_size=2, unique_by=repr
+    )
 )
-def test_other_inputs_and_kinds_are_other_stages(tmp_path_factory: pytest.TempPathFactory, inputs: list[tuple[str, list[int]]]) -> None:
+def test_other_inputs_and_kinds_are_other_stages(
+    tmp_path_factory: pytest.TempPathFactory, inputs: list[tuple[str, list[int]]]
+) -> None:
     store = Store(tmp_path_factory.mktemp("store"))
     folders = {store.stage(kind, data, write(repr(data))) for kind, data in inputs}
     assert len(folders) == len(inputs)

@@ -148,7 +148,9 @@ def test_a_sweep_killed_at_five_moments_loses_nothing_and_logs_nothing_twice(fol
     assert len({json.dumps(t["params"], sort_keys=True) for t in results.values()}) == 5
     logged = runs(folder)
     assert not [r for r in logged if r.info.status == "RUNNING"]
-    keys = [r.data.tags["edgeopt.trial"] for r in logged if r.info.status == "FINISHED" and "edgeopt.trial" in r.data.tags]
+    keys = [
+        r.data.tags["edgeopt.trial"] for r in logged if r.info.status == "FINISHED" and "edgeopt.trial" in r.data.tags
+    ]
     assert len(keys) == len(set(keys)) == 5
 
 

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from edgeopt.errors import ConfigError
 from edgeopt.target import Device, Limit, Target
 
-KNOWN = {"memory/peak_rss_mib": "MiB", "memory/load_mib": "MiB", "latency/decode_p50_ms": "ms", "quality/perplexity_ratio": ""}
+KNOWN = {
+    "memory/peak_rss_mib": "MiB",
+    "memory/load_mib": "MiB",
+    "latency/decode_p50_ms": "ms",
+    "quality/perplexity_ratio": "",
+}
 BOX: dict[str, Any] = {"name": "box", "cpu": "A76", "cores": 4, "ram_bytes": 4 * 2**30}
 
 
@@ -36,8 +41,24 @@ def test_a_limit_is_a_quantity_or_a_multiple_of_the_baseline(
 
 @pytest.mark.parametrize(
     "text",
-    ["3", 3, "3 ms", "0 MiB", "-1 MiB", "0 x baseline", "-1 x baseline", "1.2.3 x baseline", ". x baseline", "x baseline",
-     "baseline", "2 baseline", True, "", [1], {"a": 1}],
+    [
+        "3",
+        3,
+        "3 ms",
+        "0 MiB",
+        "-1 MiB",
+        "0 x baseline",
+        "-1 x baseline",
+        "1.2.3 x baseline",
+        ". x baseline",
+        "x baseline",
+        "baseline",
+        "2 baseline",
+        True,
+        "",
+        [1],
+        {"a": 1},
+    ],
     ids=str,
 )
 def test_a_limit_that_cannot_be_meant_names_its_key(text: Any) -> None:
@@ -68,7 +89,10 @@ def test_a_limit_shown_can_be_parsed_again(text: str) -> None:
 
 def test_a_fingerprint_is_of_the_kind_of_machine_and_not_of_its_name() -> None:
     box = Device(**BOX)
-    assert Device(**BOX | {"name": "other", "swap_bytes": 1, "ram_bytes": 4 * 2**30 - 2**20}).fingerprint == box.fingerprint
+    assert (
+        Device(**BOX | {"name": "other", "swap_bytes": 1, "ram_bytes": 4 * 2**30 - 2**20}).fingerprint
+        == box.fingerprint
+    )
     for other in ({"cpu": "A72"}, {"cores": 2}, {"ram_bytes": 8 * 2**30}):
         assert Device(**BOX | other).fingerprint != box.fingerprint
 

@@ -42,7 +42,7 @@ class Lora:
     targets: tuple[str, ...] = PROJECTIONS
     steps: int = 60
     learning_rate: float = 2e-3
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     window_tokens: int = 256
     seed: int = 0
 
@@ -56,7 +56,9 @@ class Lora:
                 raise ConfigError(f"{getattr(self, name)} is outside its range", place=name, mend="Give more than 0")
         unknown = [t for t in self.targets if t not in PROJECTIONS]
         if unknown or not self.targets:
-            raise ConfigError(f"{unknown or 'no'} projections", place="targets", mend=f"Choose from {', '.join(PROJECTIONS)}")
+            raise ConfigError(
+                f"{unknown or 'no'} projections", place="targets", mend=f"Choose from {', '.join(PROJECTIONS)}"
+            )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "lora")
@@ -65,7 +67,9 @@ class Lora:
         )
         if self.rank > smallest:
             raise ConfigError(
-                f"rank {self.rank} exceeds the smallest matrix side {smallest}", place="rank", mend=f"Give at most {smallest}"
+                f"rank {self.rank} exceeds the smallest matrix side {smallest}",
+                place="rank",
+                mend=f"Give at most {smallest}",
             )
         return spec
 
@@ -77,21 +81,27 @@ class Lora:
         network = networks.load(checkpoint)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=list(self.targets),
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
         )
         adapted: Any = get_peft_model(network.to(device), config)
         a_batch = max(1, self.batch_tokens // self.window_tokens)
-        windows = calibration_windows(
-            checkpoint, calibration, count=self.steps * a_batch, length=self.window_tokens
-        )
+        windows = calibration_windows(checkpoint, calibration, count=self.steps * a_batch, length=self.window_tokens)
         losses = train(
-            adapted, batches(windows, steps=self.steps, size=a_batch, seed=self.seed),
-            steps=self.steps, learning_rate=self.learning_rate, progress=progress,
+            adapted,
+            batches(windows, steps=self.steps, size=a_batch, seed=self.seed),
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            progress=progress,
         )
         if not losses[-1] < DIVERGED * losses[0]:
             raise StepError(
                 f"LoRA diverged: the loss went from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps",
-                place="learning_rate", mend="Give a smaller learning rate",
+                place="learning_rate",
+                mend="Give a smaller learning rate",
             )
         artifacts = directory / "artifacts"
         adapted.save_pretrained(artifacts / "adapter", safe_serialization=True)

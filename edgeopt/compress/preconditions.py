@@ -11,13 +11,16 @@ def require_float(spec: ModelSpec, step: str) -> None:
     if spec.quantization is not None:
         raise ConfigError(
             f"{step} cannot follow quantize: it would change weights that are already rounded",
-            place="order", mend=f"Put {step} before quantize",
+            place="order",
+            mend=f"Put {step} before quantize",
         )
 
 
 def require_ratio(value: float, place: str) -> None:
     if not 0.0 < value < 1.0:
-        raise ConfigError(f"{value!r} is outside its range", place=place, mend="Give a share between 0 and 1, both excluded")
+        raise ConfigError(
+            f"{value!r} is outside its range", place=place, mend="Give a share between 0 and 1, both excluded"
+        )
 
 
 def require_positive(value: int, place: str) -> None:

@@ -38,7 +38,8 @@ class PruneDepth:
         require_float(spec, "prune_depth")
         if self.layers >= len(spec.layers):
             raise ConfigError(
-                f"{self.layers} of {len(spec.layers)} layers cannot be removed", place="layers",
+                f"{self.layers} of {len(spec.layers)} layers cannot be removed",
+                place="layers",
                 mend=f"Give at most {len(spec.layers) - 1}",
             )
         return spec.with_layers(spec.layers[: -self.layers])

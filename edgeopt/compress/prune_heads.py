@@ -53,9 +53,7 @@ class PruneHeads:
             score = group_importance(energy, layer.self_attn.o_proj.weight, sizes.kv_heads)
             kept = score.topk(after.kv_heads).indices.sort().values
             groups = sizes.heads // sizes.kv_heads
-            networks.keep_heads(
-                layer.self_attn, expand(kept, groups * size), expand(kept, size), groups=groups
-            )
+            networks.keep_heads(layer.self_attn, expand(kept, groups * size), expand(kept, size), groups=groups)
         spec = networks.spec_of(network, checkpoint.spec)
         networks.save(network, directory, checkpoint, spec)
         return spec
@@ -64,7 +62,8 @@ class PruneHeads:
         kept = round(layer.kv_heads * (1.0 - self.ratio))
         if not 0 < kept < layer.kv_heads:
             raise ConfigError(
-                f"{self.ratio} of {layer.kv_heads} key-value heads leaves {kept}", place="ratio",
+                f"{self.ratio} of {layer.kv_heads} key-value heads leaves {kept}",
+                place="ratio",
                 mend=f"Give a multiple of {1 / layer.kv_heads:.3g}, or leave this step out",
             )
         return replace(layer, kv_heads=kept, heads=kept * (layer.heads // layer.kv_heads))

@@ -72,7 +72,10 @@ class PruneWidth:
             networks.keep_channels(layer.mlp, kept)
         spec = networks.spec_of(network, checkpoint.spec)
         networks.save(network, directory, checkpoint, spec)
-        report = {"kept_channels": widths, "kept_energy": [_kept_share(s, w) for s, w in zip(scores, widths, strict=True)]}
+        report = {
+            "kept_channels": widths,
+            "kept_energy": [_kept_share(s, w) for s, w in zip(scores, widths, strict=True)],
+        }
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_width.json").write_text(json.dumps(report, indent=1) + "\n")
         return spec
@@ -82,7 +85,8 @@ class PruneWidth:
         if not 0 < width < intermediate_size:
             raise ConfigError(
                 f"{self.ratio} of {intermediate_size} channels in multiples of {self.multiple} leaves {width}",
-                place="ratio", mend="Give another ratio or a smaller multiple",
+                place="ratio",
+                mend="Give another ratio or a smaller multiple",
             )
         return width
 

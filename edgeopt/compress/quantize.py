@@ -41,11 +41,15 @@ class Quantize:
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
             raise ConfigError(
-                f"{self.block_size} is no block size", place="block_size", mend=f"Choose one of {', '.join(map(str, BLOCK_SIZES))}"
+                f"{self.block_size} is no block size",
+                place="block_size",
+                mend=f"Choose one of {', '.join(map(str, BLOCK_SIZES))}",
             )
 
         if self.symmetric and self.method == "k_quant":
-            raise ConfigError("k_quant always has zero-points", place="symmetric", mend="Leave symmetric open or use rtn")
+            raise ConfigError(
+                "k_quant always has zero-points", place="symmetric", mend="Leave symmetric open or use rtn"
+            )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "quantize")
@@ -54,9 +58,11 @@ class Quantize:
         inputs = {(layer.intermediate_size, layer.heads * spec.head_size) for layer in spec.layers}
         for side in sorted({spec.hidden_size}.union(*inputs)):
             if side % self.block_size:
+                fitting = ", ".join(str(b) for b in BLOCK_SIZES if side % b == 0)
                 raise ConfigError(
-                    f"a block of {self.block_size} does not divide the matrix side {side}", place="block_size",
-                    mend=f"Choose one of {', '.join(str(b) for b in BLOCK_SIZES if side % b == 0) or 'no quantization'}",
+                    f"a block of {self.block_size} does not divide the matrix side {side}",
+                    place="block_size",
+                    mend=f"Choose one of {fitting or 'no quantization'}",
                 )
         return replace(
             spec,

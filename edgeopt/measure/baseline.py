@@ -59,7 +59,8 @@ class Baseline:
         document = json.loads((folder / _DOCUMENT).read_text())
         if document["windows"] != digest(windows):
             raise MeasureError(
-                "the baseline was measured on other windows of text", place=str(folder),
+                "the baseline was measured on other windows of text",
+                place=str(folder),
                 mend="Measure the baseline again with this text, window_tokens and max_windows",
             )
         return cls(nll=document["nll"], top1=document["top1"], array=np.load(folder / _ARRAY, mmap_mode="r"))

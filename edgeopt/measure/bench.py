@@ -57,7 +57,8 @@ class Bench:
             raise ConfigError(f"two probes measure {twice[0]}", place="probes", mend="Switch one of them off")
         if not self.prompt_lengths or not set(self.prompt_lengths) <= set(PROMPT_LENGTHS):
             raise ConfigError(
-                f"{list(self.prompt_lengths)} names no prompt length, or one without a metric", place="prompt_lengths",
+                f"{list(self.prompt_lengths)} names no prompt length, or one without a metric",
+                place="prompt_lengths",
                 mend=f"Choose among: {', '.join(map(str, PROMPT_LENGTHS))}",
             )
         for name, least in _LEAST.items():
@@ -105,8 +106,12 @@ def measure(
     Raises MeasureError where a process fails, InputError where the evaluation text is too short.
     """
     workload = prepare(
-        evaluation, engine.directory, context_length=min(target.context_length, engine.spec.context_length),
-        prompt_lengths=bench.prompt_lengths, window_tokens=bench.window_tokens, max_windows=bench.max_windows,
+        evaluation,
+        engine.directory,
+        context_length=min(target.context_length, engine.spec.context_length),
+        prompt_lengths=bench.prompt_lengths,
+        window_tokens=bench.window_tokens,
+        max_windows=bench.max_windows,
     )
     try:
         for folder in ("scratch", "logs"):
@@ -176,8 +181,11 @@ def _run_group(probes: Mapping[str, Probe], bench: Bench, job: Job, directory: P
         report = spawn(replace(job, probes=described), directory / "logs" / f"{group}-{len(runs)}.log", bench.timeout_s)
         runs.append(
             judged(
-                group, report, timed.keys() & asked.keys(),
-                foreign_cpu_share=bench.foreign_cpu_share, halves_tolerance=bench.halves_tolerance,
+                group,
+                report,
+                timed.keys() & asked.keys(),
+                foreign_cpu_share=bench.foreign_cpu_share,
+                halves_tolerance=bench.halves_tolerance,
             )
         )
 

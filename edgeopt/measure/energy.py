@@ -50,7 +50,8 @@ class Energy:
                 raise ConfigError(f"{getattr(self, name)} measures nothing", place=name, mend="Give 1 or more")
         if not self.seconds >= _SHORTEST_S * self.rounds:
             raise ConfigError(
-                f"{self.seconds:g} s are too short for {self.rounds} rounds", place="seconds",
+                f"{self.seconds:g} s are too short for {self.rounds} rounds",
+                place="seconds",
                 mend=f"Give {_SHORTEST_S * self.rounds:g} or more",
             )
 
@@ -84,7 +85,8 @@ class Energy:
         over = f"median of {len(rounds)} rounds"
         figures = [
             self._figure(
-                kind, f"{part}_j_per_token",
+                kind,
+                f"{part}_j_per_token",
                 [w * r["decode_s"] / r["tokens"] for w, r in zip(watts[part], rounds, strict=True)],
                 f"{method}; {over}",
             )

@@ -54,7 +54,8 @@ class Latency:
         if self.processes * self.decode_tokens * _ROUNDS < 200:
             raise ConfigError(
                 f"{self.processes} processes that decode {self.decode_tokens} tokens twice are fewer than 200 tokens",
-                place="decode_tokens", mend=f"Give {-(-200 // (_ROUNDS * max(1, self.processes)))} or more",
+                place="decode_tokens",
+                mend=f"Give {-(-200 // (_ROUNDS * max(1, self.processes)))} or more",
             )
         for name in ("processes", "ttft_repeats", "burst_requests", "burst_tokens"):
             if getattr(self, name) < 1:
@@ -98,7 +99,8 @@ class Latency:
             self._figure("latency/load_ms", _ms(runs, "load_s"), f"opening the engine, libraries imported; {spread}"),
             *(
                 self._figure(
-                    f"latency/ttft_{length}_ms", [[1e3 * s for s in run["ttft_s"][length]] for run in runs],
+                    f"latency/ttft_{length}_ms",
+                    [[1e3 * s for s in run["ttft_s"][length]] for run in runs],
                     f"prompt of {length} tokens to first token; median over {processes}",
                 )
                 for length in runs[0]["ttft_s"]
@@ -114,8 +116,13 @@ class Latency:
     def _figure(self, metric: str, runs: list[list[float]], method: str, percent: float = 50) -> Measurement:
         value, low, high = of_processes(runs, percentile(percent))
         return Measurement(
-            metric=metric, unit=self.METRICS[metric], value=value, low=low, high=high,
-            count=sum(len(run) for run in runs), method=method,
+            metric=metric,
+            unit=self.METRICS[metric],
+            value=value,
+            low=low,
+            high=high,
+            count=sum(len(run) for run in runs),
+            method=method,
         )
 
 

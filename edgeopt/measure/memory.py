@@ -81,4 +81,3 @@ class Memory:
             count=len(runs),
             method=f"{how}; {'maximum' if peak else 'median'} of {len(runs)} fresh processes",
         )
-

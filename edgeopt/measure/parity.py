@@ -75,6 +75,11 @@ class Parity:
 
     def _exact(self, metric: str, value: float, run: Samples, method: str) -> Measurement:
         return Measurement(
-            metric=metric, unit=self.METRICS[metric], value=value, low=value, high=value, count=run["positions"],
+            metric=metric,
+            unit=self.METRICS[metric],
+            value=value,
+            low=value,
+            high=value,
+            count=run["positions"],
             method=f"{method} at {run['positions']} held-out positions",
         )

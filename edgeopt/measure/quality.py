@@ -118,7 +118,9 @@ class Quality:
         over = f"bootstrap over {len(sizes)} windows"
         return [
             self._figure(
-                "quality/perplexity_ratio", of_perplexity(rise, counts), counts,
+                "quality/perplexity_ratio",
+                of_perplexity(rise, counts),
+                counts,
                 f"to the baseline, paired bootstrap over {len(counts)} windows",
             ),
             self._figure("quality/kl_mean", mean_kl, sizes, f"mean KL(baseline ‖ engine), {over}"),

@@ -29,14 +29,19 @@ def spawn(job: Job, log: Path, timeout_s: float) -> dict[str, Any]:
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgeopt.measure.child", str(job_path)]
     with log.open("wb") as output:
         child = subprocess.Popen(
-            [*command, repr(time.monotonic())], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env=_environment(len(job.cores)), start_new_session=True,
+            [*command, repr(time.monotonic())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(len(job.cores)),
+            start_new_session=True,
         )  # a session of its own: Ctrl-C reaches the parent alone, which then decides
         try:
             code = child.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise MeasureError(
-                f"the measured process took longer than {timeout_s:g} s", place=str(log),
+                f"the measured process took longer than {timeout_s:g} s",
+                place=str(log),
                 mend="Raise measure.timeout_s, or measure less",
             ) from error
         finally:

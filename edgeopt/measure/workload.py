@@ -48,7 +48,8 @@ def prepare(
     if not fitting:
         raise ConfigError(
             f"a context of {context_length} tokens holds none of the prompts {list(prompt_lengths)}",
-            place="measure.prompt_lengths", mend="Name a shorter one",
+            place="measure.prompt_lengths",
+            mend="Name a shorter one",
         )
     everything = tokens.windows(evaluation, directory, length=min(window_tokens, context_length))
     begin = tokens.prefix(directory)

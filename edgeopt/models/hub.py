@@ -24,7 +24,7 @@ class HubModel:
 
     def locate(self) -> Path:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             return Path(
@@ -32,9 +32,10 @@ class HubModel:
                     self.repo, revision=self.revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]
                 )
             )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise InputError(
-                f"{self.repo} at {self.revision} cannot be downloaded ({reason})", place="model.repo",
+                f"{self.repo} at {self.revision} cannot be downloaded ({reason})",
+                place="model.repo",
                 mend="Check name, revision and network, or download it elsewhere and use model=local model.path=FOLDER",
             ) from error

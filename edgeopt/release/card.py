@@ -34,9 +34,7 @@ def render(
     return text if len(text) <= LENGTH else text[: LENGTH - len(_CUT)] + _CUT
 
 
-def _variables(
-    candidate: Candidate, study: str, model: str, objectives: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _variables(candidate: Candidate, study: str, model: str, objectives: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     row, run = candidate.row, candidate.run_tags
     versions = {k.removeprefix(tags.VERSION): v for k, v in run.items() if k.startswith(tags.VERSION)}
     return {

@@ -62,7 +62,8 @@ class LimitsKept:
             elif excess > 0:
                 faults.append(f"{metric} is {excess:.1%} above its limit ({limit['limit']})")
         return GateVerdict(
-            gate="limits", passed=not faults,
+            gate="limits",
+            passed=not faults,
             evidence="; ".join(faults) or f"{len(candidate.limits)} limits measured and kept",
         )
 

@@ -24,9 +24,9 @@ _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Attributes:
-        model: name of the registered model.
-        gates: parts with a `check` as in edgeopt.release.gates, run after those that always run.
-        aliases: alias → the criteria that choose its version; `champion` is always among them.
+    model: name of the registered model.
+    gates: parts with a `check` as in edgeopt.release.gates, run after those that always run.
+    aliases: alias → the criteria that choose its version; `champion` is always among them.
     """
 
     name: str
@@ -51,7 +51,8 @@ def find(file: str, user: Sequence[Path] = ()) -> Path:
             return folder / file
     known = sorted({p.name for folder in searched for p in folder.glob(f"*{Path(file).suffix}")})
     raise ConfigError(
-        f"there is no {file} in {', '.join(map(str, searched)) or 'any registry folder'}", place="registry",
+        f"there is no {file} in {', '.join(map(str, searched)) or 'any registry folder'}",
+        place="registry",
         mend=f"Choose one of: {', '.join(known)}" if known else "Give the path of a policy",
     )
 

@@ -79,7 +79,8 @@ def promote(
     front = [row for row in rows if row["feasible"] and row["pareto_rank"] == 1]
     if not front:
         raise InfeasibleError(
-            f"no trial of study {study!r} keeps every limit, so nothing is promoted", place="limits",
+            f"no trial of study {study!r} keeps every limit, so nothing is promoted",
+            place="limits",
             mend="`edgeopt front` shows how far each trial is off: search longer, or set wider limits",
         )
     with registry.answering(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
@@ -108,7 +109,12 @@ def _candidate(
     """The member with its logged model, which is downloaded into `scratch` unless it lies on this machine."""
     run_id = row["run_id"] or ""
     bare = Candidate(
-        row=row, limits=limits, run_id=run_id, run_tags={}, model_id="", folder=None,
+        row=row,
+        limits=limits,
+        run_id=run_id,
+        run_tags={},
+        model_id="",
+        folder=None,
         missing="the trial has no MLflow run in this store",
     )
     if not run_id:
@@ -177,7 +183,11 @@ def _ensure_version(
     created = version is None
     if version is None:
         version = client.create_model_version(
-            model, f"models:/{candidate.model_id}", candidate.run_id, tags=dict(labels), description=text,
+            model,
+            f"models:/{candidate.model_id}",
+            candidate.run_id,
+            tags=dict(labels),
+            description=text,
             model_id=candidate.model_id,
         )
     else:

@@ -108,7 +108,8 @@ def resolve(uri: str, tracking_uri: str | None = None, destination: Path | None 
     if engine.digest != expected:
         raise InputError(
             f"the engine of {pinned} is not the one that was registered: its digest is {engine.digest}, not {expected}",
-            place=str(found), mend="Use another version, and find out who changed it",
+            place=str(found),
+            mend="Use another version, and find out who changed it",
         )
     return found
 
@@ -145,7 +146,8 @@ def engine_folder(model_folder: Path) -> Path:
         raise InputError("this is no MLflow model", place=str(model_folder), mend=mend) from error
     if tags.FLAVOR not in flavors or "python_function" not in flavors:
         raise InputError(
-            f"the model has no edgeopt flavor, only: {', '.join(flavors) or 'none'}", place=str(model_folder),
+            f"the model has no edgeopt flavor, only: {', '.join(flavors) or 'none'}",
+            place=str(model_folder),
             mend="Name a model that edgeopt promote registered",
         )
     return model_folder / str(flavors[tags.FLAVOR]["data"])

@@ -25,6 +25,7 @@ class Torch:
     """Engines are the float checkpoint itself."""
 
     format: ClassVar[str] = "torch-1"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     def check(self, spec: ModelSpec) -> None:
         if spec.quantization is not None or spec.weight_dtype != "fp32":
@@ -40,7 +41,9 @@ class Torch:
     def open(self, engine: Engine, *, threads: int) -> Session:
         if engine.format != self.format:
             raise BuildError(
-                f"this is a {engine.format} engine", place=str(engine.directory), mend=f"Give one of format {self.format}"
+                f"this is a {engine.format} engine",
+                place=str(engine.directory),
+                mend=f"Give one of format {self.format}",
             )
         return TorchSession(engine, threads)
 

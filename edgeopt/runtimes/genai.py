@@ -29,44 +29,36 @@ class Genai:
     """
 
     format: ClassVar[str] = "genai-1"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime_genai")
     accuracy_level: int = 4
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in (1, 4):
-            raise ConfigError(f"{self.accuracy_level} is no accuracy level", place="accuracy_level", mend="Choose 1 or 4")
+            raise ConfigError(
+                f"{self.accuracy_level} is no accuracy level", place="accuracy_level", mend="Choose 1 or 4"
+            )
 
     def check(self, spec: ModelSpec) -> None:
         from edgeopt.runtimes.genai_builder import ARCHITECTURES
 
         if spec.architecture not in ARCHITECTURES:
             raise ConfigError(
-                f"onnxruntime-genai does not build {spec.architecture}", place="runtime",
+                f"onnxruntime-genai does not build {spec.architecture}",
+                place="runtime",
                 mend=f"Use runtime=torch, or one of: {', '.join(ARCHITECTURES)}",
             )
         if spec.head_size % HEAD_MULTIPLE:
             raise ConfigError(
                 f"ONNX Runtime's GroupQueryAttention takes head sizes that are a multiple of {HEAD_MULTIPLE}, "
                 f"and this model's is {spec.head_size}",
-                place="runtime", mend="Use runtime=torch or another model",
+                place="runtime",
+                mend="Use runtime=torch or another model",
             )
         if len({layer.kv_heads for layer in spec.layers}) > 1:
             raise ConfigError(
                 "onnxruntime-genai keeps one key-value cache shape for all layers, and this model's differ",
-                place="runtime", mend="Prune the same share of heads in every layer",
-            )
-        tables = spec.quantization
-        if tables is None:
-            return
-        if spec.tied_embeddings and tables.embedding_bits not in (32, tables.lm_head_bits):
-            raise ConfigError(
-                f"the model ties its tables, but embedding has {tables.embedding_bits} bits and lm_head "
-                f"{tables.lm_head_bits}",
-                place="step.quantize.embedding", mend="Give both the same type, or embedding: float",
-            )
-        if not spec.tied_embeddings and tables.embedding_bits == 8:
-            raise ConfigError(
-                "an embedding of its own can be int4 or float, not int8", place="step.quantize.embedding",
-                mend="Choose int4 or float",
+                place="runtime",
+                mend="Prune the same share of heads in every layer",
             )
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
@@ -82,7 +74,9 @@ class Genai:
     def open(self, engine: Engine, *, threads: int) -> Session:
         if engine.format != self.format:
             raise BuildError(
-                f"this is a {engine.format} engine", place=str(engine.directory), mend=f"Give one of format {self.format}"
+                f"this is a {engine.format} engine",
+                place=str(engine.directory),
+                mend=f"Give one of format {self.format}",
             )
         return GenaiSession(engine.directory, threads)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
 from edgeopt.errors import BuildError
+from edgeopt.runtimes import passes
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint
@@ -49,7 +50,12 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
     precision = "fp32" if spec.quantization is None else "int4"
     printed = io.StringIO()
     try:
-        with _adapted(builder.Model, network, spec), _quiet(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with (
+            _adapted(builder.Model, network, spec),
+            _quiet(),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
             options = builder.parse_extra_options(
                 "", source, str(directory), precision, "cpu", scratch, _options(spec, accuracy_level)
             )
@@ -57,10 +63,11 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
     except Exception as error:  # whatever a builder of another project raises is a failed build
         last = printed.getvalue().strip().splitlines()[-1:]
         raise BuildError(f"onnxruntime-genai could not build the engine: {error} {' '.join(last)}".strip()) from error
+    q = spec.quantization
     if spec.weight_dtype == "fp16":
-        from edgeopt.runtimes.half import store_weights_as_half
-
-        store_weights_as_half(directory / "model.onnx")
+        passes.store_weights_as_half(directory / "model.onnx")
+    if q is not None and q.embedding_bits < 32 and not shares_tables(spec):
+        passes.quantize_embedding(directory / "model.onnx", bits=q.embedding_bits, block_size=q.block_size)
 
 
 def describe(spec: ModelSpec) -> str:
@@ -69,18 +76,23 @@ def describe(spec: ModelSpec) -> str:
     return f"{spec.weight_dtype} engine" if q is None else f"int{q.bits} engine, block {q.block_size}, {q.method}"
 
 
+def shares_tables(spec: ModelSpec) -> bool:
+    """Whether embedding and lm_head are stored once."""
+    q = spec.quantization
+    return spec.tied_embeddings and (q is None or q.embedding_bits == q.lm_head_bits)
+
+
 def _options(spec: ModelSpec, accuracy_level: int) -> list[str]:
-    options: dict[str, object] = {"hf_token": "false"}
+    options: dict[str, object] = {"hf_token": "false", "shared_embeddings": str(shares_tables(spec)).lower()}
     q = spec.quantization
     if q is not None:
-        quantized_tables = q.embedding_bits < 32
+        in_one_pass = shares_tables(spec) and q.lm_head_bits < 32
         options |= {
             "accuracy_level": accuracy_level,
             "block_size": q.block_size,
             "is_symmetric": str(q.symmetric).lower(),
             "algo_config": q.method,
-            "op_types_to_quantize": "MatMul/Gather" if quantized_tables else "MatMul",
-            "shared_embeddings": str(quantized_tables and spec.tied_embeddings).lower(),
+            "op_types_to_quantize": "MatMul/Gather" if in_one_pass else "MatMul",
         }
         if q.lm_head_bits == 8:
             options["matmul_mixed_precision"] = "last_matmul:int8"
@@ -115,7 +127,9 @@ def _adapted(model_class: Any, network: Any, spec: ModelSpec) -> Iterator[None]:
         resize(0)
         make_model(self, input_path)
         if spec.quantization is not None:
-            bits = {node.name: {"bits": spec.quantization.bits} for node in self.model.graph if node.op_type == "MatMul"}
+            bits = {
+                node.name: {"bits": spec.quantization.bits} for node in self.model.graph if node.op_type == "MatMul"
+            }
             self.int4_customized_weight_config = bits | {LM_HEAD: {"bits": spec.quantization.lm_head_bits}}
 
     model_class.make_model = adapted

@@ -93,7 +93,8 @@ def layer_bytes(spec: ModelSpec, layer: LayerSpec) -> int:
     if q is None:
         return norms + sum(rows * columns for rows, columns in shapes) * _float_bytes(spec)
     return norms + sum(
-        matrix_bytes(rows, columns, bits=q.bits, block_size=q.block_size, symmetric=q.symmetric) for rows, columns in shapes
+        matrix_bytes(rows, columns, bits=q.bits, block_size=q.block_size, symmetric=q.symmetric)
+        for rows, columns in shapes
     )
 
 

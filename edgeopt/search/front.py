@@ -26,7 +26,9 @@ class Objective:
     def parse(cls, metric: str, direction: str, known: Mapping[str, str]) -> Objective:
         place = f"search.objectives.{metric}"
         if metric not in known:
-            raise ConfigError(f"unknown metric {metric!r}", place=place, mend=f"Choose one of: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"unknown metric {metric!r}", place=place, mend=f"Choose one of: {', '.join(sorted(known))}"
+            )
         if direction not in ("minimize", "maximize"):
             raise ConfigError(f"{direction!r} is no direction", place=place, mend="Give minimize or maximize")
         return cls(metric=metric, direction="minimize" if direction == "minimize" else "maximize")

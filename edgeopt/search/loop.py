@@ -31,6 +31,10 @@ class Log(Protocol):
 
     def kill(self, number: int, why: str) -> None: ...
 
+    def open_trials(self) -> list[int]:
+        """Trials whose run has not ended."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
@@ -50,7 +54,9 @@ class Sweep:
 def run(sweep: Sweep) -> None:
     """Continue the study until its budget is spent. A Ctrl-C queues the trial at work again and goes up."""
     study, log = sweep.study, sweep.log
-    study.recover(log.record, lambda number: log.kill(number, "the sweep was ended while this trial ran"))
+    study.recover(log.record)
+    for number in log.open_trials():
+        log.kill(number, "the sweep was ended while this trial ran")
     study.enqueue_known()
     try:
         while (asked := study.ask()) is not None:
@@ -75,5 +81,7 @@ def _evaluated(sweep: Sweep, params: Mapping[str, Any]) -> TrialResult:
     outcome = sweep.worker.run(params, sweep.watcher.progress)
     if isinstance(outcome, Failure):
         blank = sweep.blank(dict(params))
-        return TrialResult(recipe=blank.recipe, target=blank.target, device=blank.device, emulated=blank.emulated, failure=outcome)
+        return TrialResult(
+            recipe=blank.recipe, target=blank.target, device=blank.device, emulated=blank.emulated, failure=outcome
+        )
     return outcome

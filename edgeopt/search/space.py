@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 Params = dict[str, Any]
+_PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+_NOT_TEXT = ("null", "true", "false", "nan", "inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +42,14 @@ class Parameter:
         """One entry under `search.parameters`. Raises ConfigError naming the key."""
         place = f"search.parameters.{key}"
         if not isinstance(data, Mapping) or not isinstance(data.get("when", {}), Mapping):
-            raise ConfigError(f"{data!r} is not understood", place=place, mend="Give choices, or low and high; `when` is a mapping")
+            raise ConfigError(
+                f"{data!r} is not understood", place=place, mend="Give choices, or low and high; `when` is a mapping"
+            )
         unknown = sorted(set(data) - {"choices", "low", "high", "step", "log", "when"})
         if unknown:
-            raise ConfigError(f"unknown key {unknown[0]!r}", place=place, mend="Give choices, or low, high, step and log; and when")
+            raise ConfigError(
+                f"unknown key {unknown[0]!r}", place=place, mend="Give choices, or low, high, step and log; and when"
+            )
         when = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in data.get("when", {}).items()}
         if "choices" in data:
             if not data["choices"] or not isinstance(data["choices"], (list, tuple)):
@@ -50,7 +57,9 @@ class Parameter:
             return cls(key=key, choices=tuple(data["choices"]), when=when)
         low, high = data.get("low"), data.get("high")
         if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low > high:
-            raise ConfigError(f"{low} to {high} is no range", place=place, mend="Give choices, or low and high with low ≤ high")
+            raise ConfigError(
+                f"{low} to {high} is no range", place=place, mend="Give choices, or low and high with low ≤ high"
+            )
         if data.get("log") and (low <= 0 or "step" in data):
             raise ConfigError("a logarithmic range starts above zero and has no step", place=place)
         step = data.get("step")
@@ -70,7 +79,9 @@ class Parameter:
             return False
         if self.whole and not isinstance(value, int):
             return False
-        return self.step is None or math.isclose(round((value - low) / self.step) * self.step, value - low, abs_tol=1e-9)
+        return self.step is None or math.isclose(
+            round((value - low) / self.step) * self.step, value - low, abs_tol=1e-9
+        )
 
     @property
     def whole(self) -> bool:
@@ -98,14 +109,17 @@ class Space:
     def parse(cls, data: Mapping[str, Any]) -> Space:
         parameters = tuple(Parameter.parse(key, entry) for key, entry in data.items())
         if not parameters:
-            raise ConfigError("there is nothing to search", place="search.parameters", mend="List at least one parameter")
+            raise ConfigError(
+                "there is nothing to search", place="search.parameters", mend="List at least one parameter"
+            )
         known: set[str] = set()
         for parameter in parameters:
             later = sorted(set(parameter.when) - known)
             if later:
                 raise ConfigError(
                     f"it depends on {later[0]!r}, which is not listed before it",
-                    place=f"search.parameters.{parameter.key}.when", mend=f"Move {later[0]} above {parameter.key}",
+                    place=f"search.parameters.{parameter.key}.when",
+                    mend=f"Move {later[0]} above {parameter.key}",
                 )
             known.add(parameter.key)
         return cls(parameters=parameters)
@@ -118,12 +132,15 @@ class Space:
             ):
                 given = params.get(parameter.key, "nothing")
                 raise ConfigError(
-                    f"{given!r} for {parameter.key} is not in the space", place="search.enqueue",
+                    f"{given!r} for {parameter.key} is not in the space",
+                    place="search.enqueue",
                     mend=f"Add it to search.parameters.{parameter.key}, or enqueue another recipe",
                 )
         unknown = sorted(params.keys() - {p.key for p in self.parameters})
         if unknown:
-            raise ConfigError(f"{unknown[0]!r} is no parameter", place="search.enqueue", mend="List it in search.parameters")
+            raise ConfigError(
+                f"{unknown[0]!r} is no parameter", place="search.enqueue", mend="List it in search.parameters"
+            )
 
     def suggest(self, trial: Trial) -> Params:
         """The values of every parameter that exists, given those decided before it."""
@@ -142,4 +159,9 @@ def overrides(params: Params) -> list[str]:
 def _written(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, str) and (not _PLAIN.fullmatch(value) or value.lower() in _NOT_TEXT):
+        escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+        return f"'{escaped}'"
     return str(value).lower() if isinstance(value, bool) else str(value)

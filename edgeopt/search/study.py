@@ -50,7 +50,7 @@ class Search:
     study: str
     objectives: Mapping[str, str]
     parameters: Mapping[str, Any]
-    enqueue: tuple[Any, ...] = ()
+    enqueue: tuple[Mapping[str, Any], ...] = ()
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     seed: int = 0
     trials: int = 24
@@ -61,10 +61,12 @@ class Search:
             raise ConfigError(f"{self.study!r} is no name", place="study", mend="Give a name without slashes")
         if self.trials < 1:
             raise ConfigError(f"{self.trials} trials are too few", place="trials", mend="Give 1 or more")
-        if self.trial_timeout_s <= 0:
+        if not self.trial_timeout_s > 0:
             raise ConfigError(f"{self.trial_timeout_s} s is no time", place="trial_timeout_s", mend="Give more than 0")
         if not self.objectives:
-            raise ConfigError("there is no objective", place="objectives", mend="Give at least one metric and its direction")
+            raise ConfigError(
+                "there is no objective", place="objectives", mend="Give at least one metric and its direction"
+            )
         space = Space.parse(self.parameters)
         for params in self.enqueue:
             space.require(dict(params))
@@ -104,12 +106,14 @@ class Study:
 
     def finished(self) -> dict[int, TrialResult]:
         """Results by trial number, failed trials included."""
-        return {e.number: e.result for e in self.entries() if e.result is not None and e.state in ("finished", "failed")}
+        return {
+            e.number: e.result for e in self.entries() if e.result is not None and e.state in ("finished", "failed")
+        }
 
     def ranks(self) -> dict[int, int]:
         return ranked(self.finished(), self.objectives)
 
-    def recover(self, record: Callable[[int, Params, TrialResult], None], kill: Callable[[int], None]) -> None:
+    def recover(self, record: Callable[[int, Params, TrialResult], None]) -> None:
         """Complete what a dead process had finished, and queue what it had not, once more."""
         from optuna.trial import Trial, TrialState
 
@@ -123,7 +127,6 @@ class Study:
                 record(entry.number, entry.params, entry.result)
                 self._tell(Trial(self._optuna, frozen._trial_id), entry.result)
                 continue
-            kill(entry.number)
             if "retry_of" not in frozen.user_attrs and frozen.number not in retried and entry.params:
                 self._optuna.enqueue_trial(entry.params, user_attrs={"retry_of": frozen.number})
             self._optuna.tell(frozen.number, state=TrialState.FAIL)
@@ -165,7 +168,8 @@ class Study:
             scratch.replace(path)
         except OSError as error:
             raise StoreError(
-                f"the result of trial {number} cannot be written ({error.strerror})", place=str(path.parent),
+                f"the result of trial {number} cannot be written ({error.strerror})",
+                place=str(path.parent),
                 mend="Free space and run the same command again",
             ) from error
 
@@ -232,7 +236,8 @@ class Study:
         elif before != definition:
             changed = [key for key in definition if before.get(key) != definition[key]]
             raise ConfigError(
-                f"study {self.search.study!r} was begun with other {' and '.join(changed)}", place="search.study",
+                f"study {self.search.study!r} was begun with other {' and '.join(changed)}",
+                place="search.study",
                 mend="Give the new sweep a name: search.study=NAME, or undo the change",
             )
 
@@ -248,14 +253,18 @@ def _open(folder: Path, search: Search, objectives: Sequence[Objective]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
-                storage=f"sqlite:///{path}", study_name=search.study, load_if_exists=True,
+                storage=f"sqlite:///{path}",
+                study_name=search.study,
+                load_if_exists=True,
                 directions=[o.direction for o in objectives],
             )
             study.sampler = _sampler(search, search.seed + len(study.get_trials(deepcopy=False)))
             return study
     except (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise StoreError(
-            f"the study cannot be opened ({str(error).splitlines()[0]})", place=str(path), mend="Set state to a writable folder"
+            f"the study cannot be opened ({str(error).splitlines()[0]})",
+            place=str(path),
+            mend="Set state to a writable folder",
         ) from error
 
 

@@ -30,13 +30,17 @@ class TextFile:
 def read_documents(path: Path) -> list[str]:
     """All documents of a .txt or .jsonl file. Raises InputError naming file and line."""
     if path.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"{path.suffix or 'no suffix'} is not a text format", place=str(path), mend="Give .txt or .jsonl")
+        raise InputError(
+            f"{path.suffix or 'no suffix'} is not a text format", place=str(path), mend="Give .txt or .jsonl"
+        )
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError("there is no such file", place=str(path), mend="Give an existing file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the text cannot be read ({error})", place=str(path), mend="Give a readable UTF-8 file") from error
+        raise InputError(
+            f"the text cannot be read ({error})", place=str(path), mend="Give a readable UTF-8 file"
+        ) from error
     if path.suffix == ".txt":
         return [content]
     documents = []

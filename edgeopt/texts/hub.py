@@ -28,7 +28,9 @@ class HubText:
             import datasets
         except ImportError as error:
             raise InputError(
-                "hub texts need the datasets package", place="text", mend="pip install 'edgeopt[hub]', or give a local file"
+                "hub texts need the datasets package",
+                place="text",
+                mend="pip install 'edgeopt[hub]', or give a local file",
             ) from error
         try:
             rows = datasets.load_dataset(
@@ -36,11 +38,14 @@ class HubText:
             )
         except Exception as error:  # the library raises many unrelated types
             raise InputError(
-                f"{self.repo} at {self.revision} cannot be loaded ({error})", place="text.repo",
+                f"{self.repo} at {self.revision} cannot be loaded ({error})",
+                place="text.repo",
                 mend="Check name, revision, split and network, or give a local file",
             ) from error
         if self.column not in rows.column_names:
             raise InputError(
-                f"column {self.column!r} is not there", place="text.column", mend=f"Choose: {', '.join(rows.column_names)}"
+                f"column {self.column!r} is not there",
+                place="text.column",
+                mend=f"Choose: {', '.join(rows.column_names)}",
             )
         return Text(name=f"{self.repo}:{self.split}", documents=tuple(map(str, rows[self.column])))

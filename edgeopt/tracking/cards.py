@@ -45,8 +45,11 @@ def study(
     """Markdown: what was asked for and which trials are on the front."""
     feasible = [row for row in rows if row["feasible"]]
     front = [row for row in feasible if row["pareto_rank"] == 1]
-    lines = [f"**Study {name}:** {len(rows)} trials, {len(feasible)} keep every limit, {len(front)} on the front. "
-             "Open the artifact `front/front.html`.", ""]
+    lines = [
+        f"**Study {name}:** {len(rows)} trials, {len(feasible)} keep every limit, {len(front)} on the front. "
+        "Open the artifact `front/front.html`.",
+        "",
+    ]
     lines += [f"- {readable(limit['metric'])} {limit['limit']}" for limit in limits]
     heads = ["trial", *(readable(o["metric"]) for o in objectives)]
     lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]

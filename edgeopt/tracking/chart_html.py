@@ -61,8 +61,13 @@ def figure(view: View) -> go.Figure:
     coloured = [p.colour for p in view.points if p.kind != "infeasible" and p.colour is not None]
     if view.path:
         drawing.add_scatter(
-            x=[p.x for p in view.path], y=[p.y for p in view.path], mode="lines", hoverinfo="skip", showlegend=False,
-            line={"color": INK, "width": 1.4}, opacity=0.5,
+            x=[p.x for p in view.path],
+            y=[p.y for p in view.path],
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            line={"color": INK, "width": 1.4},
+            opacity=0.5,
         )
     styles: tuple[tuple[Kind, dict[str, Any]], ...] = (
         ("infeasible", {"symbol": "x-thin", "size": 8, "line": {"width": 1.8, "color": GREY}, "color": GREY}),
@@ -74,14 +79,22 @@ def figure(view: View) -> go.Figure:
         if kind != "infeasible" and view.colour is not None and coloured:
             marker |= _colour_scale(view.colour, points, coloured, bar=kind == "front" or not view.of("front"))
         drawing.add_scatter(
-            x=[p.x for p in points], y=[p.y for p in points], mode="markers", name=KINDS[kind], marker=marker,
-            hovertemplate="%{customdata}<extra></extra>", customdata=[_hover(p) for p in points],
+            x=[p.x for p in points],
+            y=[p.y for p in points],
+            mode="markers",
+            name=KINDS[kind],
+            marker=marker,
+            hovertemplate="%{customdata}<extra></extra>",
+            customdata=[_hover(p) for p in points],
         )
     _limits(drawing, view)
     _labels(drawing, view)
     axis = {"gridcolor": "#e4e7eb", "zeroline": False, "linecolor": "#7b8794", "ticks": "outside"}
     drawing.update_layout(
-        font={"family": _FONT, "size": 14, "color": INK}, paper_bgcolor="white", plot_bgcolor="white", height=664,
+        font={"family": _FONT, "size": 14, "color": INK},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        height=664,
         margin={"l": 76, "r": 24, "t": 40, "b": 120},
         hoverlabel={"bgcolor": "white", "font": {"family": _FONT, "size": 13}},
         legend={"orientation": "h", "x": 0, "y": -0.15, "yanchor": "top", "itemwidth": 30},
@@ -99,8 +112,12 @@ def _axis_title(axis: Axis) -> str:
 def _colour_scale(axis: Axis, points: Sequence[Point], coloured: Sequence[float], *, bar: bool) -> dict[str, Any]:
     title = {"text": f"{escape(axis.title)} · {axis.better}", "side": "right"}
     return {
-        "color": [p.colour for p in points], "colorscale": COLOURS, "cmin": min(coloured), "cmax": max(coloured),
-        "showscale": bar, "colorbar": {"title": title, "thickness": 14, "outlinewidth": 0},
+        "color": [p.colour for p in points],
+        "colorscale": COLOURS,
+        "cmin": min(coloured),
+        "cmax": max(coloured),
+        "showscale": bar,
+        "colorbar": {"title": title, "thickness": 14, "outlinewidth": 0},
     }
 
 
@@ -143,7 +160,12 @@ def _labels(drawing: go.Figure, view: View) -> None:
     for point, text, (x, y) in zip(front, texts, places, strict=True):
         from_x, from_y = pixel((point.x, point.y))
         drawing.add_annotation(
-            x=point.x, y=point.y, text=f"<b>{text}</b>", showarrow=False, xshift=x - from_x, yshift=y - from_y,
+            x=point.x,
+            y=point.y,
+            text=f"<b>{text}</b>",
+            showarrow=False,
+            xshift=x - from_x,
+            yshift=y - from_y,
             font={"size": 14, "color": INK},
         )
 

@@ -80,7 +80,10 @@ def save_model(engine_dir: str | Path, path: str | Path, mlflow_model: Model | N
 def log_model(engine_dir: str | Path, name: str = ENGINE, *, registered_model_name: str | None = None) -> ModelInfo:
     """Log an engine with the active MLflow run, as the `log_model` of any flavor does."""
     logged: ModelInfo = Model.log(
-        artifact_path=None, name=name, flavor=sys.modules[__name__], registered_model_name=registered_model_name,
+        artifact_path=None,
+        name=name,
+        flavor=sys.modules[__name__],
+        registered_model_name=registered_model_name,
         engine_dir=engine_dir,
     )
     return logged
@@ -108,7 +111,8 @@ def engine_folder(model_folder: Path) -> Path:
     flavors = Model.load(str(model_folder)).flavors
     if FLAVOR_NAME not in flavors:
         raise InputError(
-            f"the model is no edgeopt engine (its flavors: {', '.join(flavors)})", place=str(model_folder),
+            f"the model is no edgeopt engine (its flavors: {', '.join(flavors)})",
+            place=str(model_folder),
             mend="Name a model that edgeopt promote registered",
         )
     return model_folder / str(flavors[FLAVOR_NAME]["data"])
@@ -140,9 +144,7 @@ class Generator:
         runtime = part.construct(self.engine.made_by["runtime"], place="made_by.runtime")
         self._session = runtime.open(self.engine, threads=threads or len(os.sched_getaffinity(0)))
 
-    def predict(
-        self, model_input: Any, params: Mapping[str, Any] | None = None
-    ) -> list[str]:
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
         """One completion, without its prompt, for each prompt.
 
         Args:
@@ -158,7 +160,8 @@ class Generator:
         room = self.engine.spec.context_length - len(ids)
         if not ids or room < 1:
             raise InputError(
-                f"a prompt of {len(ids)} tokens cannot be continued", place=prompt[:40],
+                f"a prompt of {len(ids)} tokens cannot be continued",
+                place=prompt[:40],
                 mend=f"Give 1 to {self.engine.spec.context_length - 1} tokens",
             )
         return str(self._tokenizer.decode(list(self._session.generate(ids, min(max_new_tokens, room)))))
@@ -171,7 +174,8 @@ def _prompts(model_input: Any) -> list[str]:
     if columns is not None:
         if list(columns) not in (["prompt"], [0]):
             raise InputError(
-                f"the columns are {', '.join(map(str, columns))}", place="model_input",
+                f"the columns are {', '.join(map(str, columns))}",
+                place="model_input",
                 mend="Give one column, named prompt",
             )
         return [str(value) for value in model_input.iloc[:, 0]]

@@ -208,7 +208,8 @@ class MlflowRecorder:
         run = lookup.study(client, self._experiment(client), study)
         if run is None:
             raise TrackingError(
-                f"study {study!r} has no run in experiment {self.experiment!r}", place=server.shown(self.uri),
+                f"study {study!r} has no run in experiment {self.experiment!r}",
+                place=server.shown(self.uri),
                 mend="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
             )
         return run
@@ -259,10 +260,17 @@ class MlflowRecorder:
         run_id = run.info.run_id
         query = f"source_run_id = '{run_id}' AND name = '{tags.ENGINE}'"
         found = client.search_logged_models([run.info.experiment_id], query, max_results=1)
-        model = found[0] if found else client.create_logged_model(
-            run.info.experiment_id, name=tags.ENGINE, source_run_id=run_id, model_type=tags.FLAVOR,
-            params={"recipe": str(result.recipe.get("text", ""))},
-            tags={key: str(value) for key, value in fields.trial_tags(result).items() if key in _MODEL_TAGS},
+        model = (
+            found[0]
+            if found
+            else client.create_logged_model(
+                run.info.experiment_id,
+                name=tags.ENGINE,
+                source_run_id=run_id,
+                model_type=tags.FLAVOR,
+                params={"recipe": str(result.recipe.get("text", ""))},
+                tags={key: str(value) for key, value in fields.trial_tags(result).items() if key in _MODEL_TAGS},
+            )
         )
         if str(model.status) != "READY":
             flavor.upload(client, model, Path(result.engine["directory"]), run_id=run_id)

@@ -65,7 +65,8 @@ def probe(uri: str) -> None:
             _probe_database(uri)
     except ImportError as error:
         raise TrackingError(
-            f"the driver of this database is not installed ({error})", place=shown(uri),
+            f"the driver of this database is not installed ({error})",
+            place=shown(uri),
             mend="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
         ) from error
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
@@ -118,7 +119,8 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
             found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
         raise TrackingError(
-            f"experiment {name!r} was deleted", place=shown(uri),
+            f"experiment {name!r} was deleted",
+            place=shown(uri),
             mend="Restore it with mlflow experiments restore, or set tracking.experiment to another name",
         )
     return str(found.experiment_id)

@@ -166,9 +166,7 @@ def _figure(row: Mapping[str, Any], metric: str) -> float | None:
     return float(row["number"]) if metric == TRIAL_NUMBER else row["metrics"].get(metric)
 
 
-def _axis(
-    objective: Mapping[str, Any], values: Sequence[float | None], limits: Sequence[Mapping[str, Any]]
-) -> Axis:
+def _axis(objective: Mapping[str, Any], values: Sequence[float | None], limits: Sequence[Mapping[str, Any]]) -> Axis:
     found = [value for value in values if value is not None]
     bound = next((limit["bound"] for limit in limits if limit["metric"] == objective["metric"]), None)
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
@@ -178,8 +176,13 @@ def _axis(
         low, high = min(low, bound), max(high, bound)
     margin = 0.08 * (high - low or abs(high) or 1.0)
     return Axis(
-        metric=objective["metric"], unit=objective["unit"], direction=objective["direction"], bound=bound,
-        low=low - margin, high=high + margin, distant=distant,
+        metric=objective["metric"],
+        unit=objective["unit"],
+        direction=objective["direction"],
+        bound=bound,
+        low=low - margin,
+        high=high + margin,
+        distant=distant,
     )
 
 
@@ -188,9 +191,7 @@ Box = tuple[float, float, float, float]
 _AROUND = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (1, 0), (0, -1), (-1, 0))
 
 
-def place_labels(
-    anchors: Sequence[Pixel], sizes: Sequence[Pixel], obstacles: Sequence[Box], frame: Box
-) -> list[Pixel]:
+def place_labels(anchors: Sequence[Pixel], sizes: Sequence[Pixel], obstacles: Sequence[Box], frame: Box) -> list[Pixel]:
     """Where the centre of each label goes so that it covers no obstacle, no other label and stays in the frame.
 
     Everything in pixels. Of eight places round each anchor, then eight further out, the first with

@@ -52,7 +52,9 @@ def test_channel_importance_is_the_energy_of_the_channels_own_output():
 def test_group_importance_adds_the_channels_of_a_groups_query_heads():
     energy, output = torch.rand(8, dtype=torch.float64), torch.randn(3, 8)
     channels = energy * output.double().pow(2).sum(0)
-    torch.testing.assert_close(group_importance(energy, output, 2), torch.stack([channels[:4].sum(), channels[4:].sum()]))
+    torch.testing.assert_close(
+        group_importance(energy, output, 2), torch.stack([channels[:4].sum(), channels[4:].sum()])
+    )
 
 
 def test_expand_names_the_rows_of_each_block():

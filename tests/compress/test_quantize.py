@@ -18,7 +18,7 @@ SPEC = ModelSpec(
 
 
 def test_a_block_that_does_not_divide_is_refused_with_those_that_do():
-    with pytest.raises(ConfigError, match="does not divide the matrix side 704.*16, 32, 64"):
+    with pytest.raises(ConfigError, match=r"does not divide the matrix side 704.*16, 32, 64"):
         Quantize(block_size=128).plan(SPEC)
 
 

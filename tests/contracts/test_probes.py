@@ -21,8 +21,17 @@ CONF = Path(__file__).parents[2] / "conf" / "probe"
 CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))]
 PROBES = [resolve(config["_target_"]) for config in CONFIGS]
 UNIT_OF_ENDING = {
-    "_mib": "MiB", "_ms": "ms", "_j_per_token": "J", "_power_w": "W", "/power_w": "W", "_tokens_per_s": "tokens/s",
-    "/parameters": "count", "_faults": "count", "_kl": "nats", "/kl_mean": "nats", "/kl_p99": "nats",
+    "_mib": "MiB",
+    "_ms": "ms",
+    "_j_per_token": "J",
+    "_power_w": "W",
+    "/power_w": "W",
+    "_tokens_per_s": "tokens/s",
+    "/parameters": "count",
+    "_faults": "count",
+    "_kl": "nats",
+    "/kl_mean": "nats",
+    "/kl_p99": "nats",
 }
 each_probe = pytest.mark.parametrize("probe_class", PROBES, ids=lambda p: p.__name__)
 
@@ -41,10 +50,17 @@ def reports(tmp_path_factory):
     for name, references in (("first", {}), ("second", against)):
         (folder / name).mkdir()
         job = child.Job(
-            parent=0, runtime=describe(StubRuntime(token_s=0.0005)), probes={p.__name__: describe(p()) for p in PROBES},
-            engine=str(engine.directory), cores=[0], context_length=128,
-            prompts={str(n): ids for n, ids in workload.prompts.items()}, documents=str(folder / "documents.json"),
-            references=references, scratch=str(folder / name), report="",
+            parent=0,
+            runtime=describe(StubRuntime(token_s=0.0005)),
+            probes={p.__name__: describe(p()) for p in PROBES},
+            engine=str(engine.directory),
+            cores=[0],
+            context_length=128,
+            prompts={str(n): ids for n, ids in workload.prompts.items()},
+            documents=str(folder / "documents.json"),
+            references=references,
+            scratch=str(folder / name),
+            report="",
         )
         found.append(child.run(job, time.monotonic())["samples"])
     return found

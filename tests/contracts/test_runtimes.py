@@ -104,6 +104,8 @@ def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
         {"weights": "int4", "lm_head": "int4", "embedding": "int4", "block_size": 16},
         {"weights": "int4", "lm_head": "float", "embedding": "float", "symmetric": False},
         {"weights": "int4", "lm_head": "int8", "embedding": "int8", "method": "k_quant", "block_size": 64},
+        {"weights": "int4", "lm_head": "int8", "embedding": "int4"},
+        {"weights": "int8", "lm_head": "float", "embedding": "int8"},
         {"weights": "fp16"},
     ],
     ids=lambda v: "-".join(map(str, v.values())),
@@ -160,11 +162,6 @@ class TestWhatGenaiRefusesBeforeBuilding:
         first, *rest = checkpoint.spec.layers
         with pytest.raises(ConfigError, match="one key-value cache shape"):
             Genai().check(checkpoint.spec.with_layers((replace(first, kv_heads=1, heads=2), *rest)))
-
-    def test_tied_tables_of_different_types(self, checkpoint):
-        spec = Quantize(weights="int4", lm_head="int8", embedding="int4").plan(checkpoint.spec)
-        with pytest.raises(ConfigError, match="ties its tables"):
-            Genai().check(spec)
 
     def test_an_accuracy_level_that_does_not_exist(self):
         with pytest.raises(ConfigError, match="accuracy level"):

@@ -77,7 +77,9 @@ class TestEveryStep:
 
     def test_the_tokenizer_travels_along(self, step, checkpoint, calibration, tmp_path):
         after = apply(step, checkpoint, calibration, tmp_path / "out")
-        assert (after.directory / "tokenizer.json").read_bytes() == (checkpoint.directory / "tokenizer.json").read_bytes()
+        assert (after.directory / "tokenizer.json").read_bytes() == (
+            checkpoint.directory / "tokenizer.json"
+        ).read_bytes()
 
     def test_a_description_makes_an_equal_step(self, step, checkpoint, calibration, tmp_path):
         assert construct(json.loads(json.dumps(describe(step)))) == step

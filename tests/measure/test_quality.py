@@ -112,7 +112,10 @@ def test_the_worst_windows_are_kept_as_text(compressed):
 def test_a_baseline_of_another_text_is_refused(baseline, tmp_path):
     with pytest.raises(MeasureError, match="other windows of text"):
         toy.measured(
-            tmp_path, StubRuntime(), toy.bench("quality"), evaluation=toy.text(seed=9),
+            tmp_path,
+            StubRuntime(),
+            toy.bench("quality"),
+            evaluation=toy.text(seed=9),
             references={"baseline": baseline[0] / "measured" / "scratch"},
         )
 

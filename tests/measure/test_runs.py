@@ -27,8 +27,13 @@ class Stopwatch:
         laps = [run["lap_ms"] for run in runs]
         return [
             Measurement(
-                metric="latency/lap_ms", unit=self.unit, value=median(laps), low=min(laps), high=max(laps),
-                count=len(laps), method="stopwatch",
+                metric="latency/lap_ms",
+                unit=self.unit,
+                value=median(laps),
+                low=min(laps),
+                high=max(laps),
+                count=len(laps),
+                method="stopwatch",
             )
         ]
 

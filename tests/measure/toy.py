@@ -68,7 +68,13 @@ def measured(
 ) -> dict[str, Measurement]:
     """Build the runtime's engine in `folder` and measure it there."""
     figures = measure(
-        build(folder, runtime), runtime, bench, target, evaluation or text(), folder / "measured", references or {},
+        build(folder, runtime),
+        runtime,
+        bench,
+        target,
+        evaluation or text(),
+        folder / "measured",
+        references or {},
         lambda line: None,
     )
     return {figure.metric: figure for figure in figures}

@@ -30,8 +30,12 @@ class Desk:
 
     def arguments(self, **changed: Any) -> dict[str, Any]:
         known = {
-            "study": "s", "rows": self.rows, "objectives": samples.OBJECTIVES, "limits": samples.LIMITS,
-            "policy": self.policy, "tracking_uri": self.uri,
+            "study": "s",
+            "rows": self.rows,
+            "objectives": samples.OBJECTIVES,
+            "limits": samples.LIMITS,
+            "policy": self.policy,
+            "tracking_uri": self.uri,
         }
         return known | changed
 

@@ -46,11 +46,18 @@ tags: [a]
     told = str(caught.value)
     assert told.startswith(f"{path}: 12 faults")
     for fault in (
-        "rankings: unknown key", "model: 'a/b'", "gates[0]: _target_ 'os.system' is outside edgeopt",
-        "gates[1].metrics: no metric is named", "gates[2]: edgeopt.target.Target is no gate", "gates[3]: no _target_",
-        "aliases.champion[0].direction: 'up'", "aliases.champion[0].weight: 0",
-        "aliases.champion[1]: give exactly metric, direction and weight", "aliases.latest: not an alias",
-        "aliases.empty: a list of at least one", "tags: ['a'] is not a mapping",
+        "rankings: unknown key",
+        "model: 'a/b'",
+        "gates[0]: _target_ 'os.system' is outside edgeopt",
+        "gates[1].metrics: no metric is named",
+        "gates[2]: edgeopt.target.Target is no gate",
+        "gates[3]: no _target_",
+        "aliases.champion[0].direction: 'up'",
+        "aliases.champion[0].weight: 0",
+        "aliases.champion[1]: give exactly metric, direction and weight",
+        "aliases.latest: not an alias",
+        "aliases.empty: a list of at least one",
+        "tags: ['a'] is not a mapping",
     ):
         assert fault in told, fault
 

@@ -68,8 +68,12 @@ def test_promoting_again_changes_nothing(desk: Desk) -> None:
 
 
 WRITES = (
-    "create_registered_model", "create_model_version", "set_logged_model_tags", "set_registered_model_alias",
-    "update_model_version", "set_model_version_tag",
+    "create_registered_model",
+    "create_model_version",
+    "set_logged_model_tags",
+    "set_registered_model_alias",
+    "update_model_version",
+    "set_model_version_tag",
 )
 
 
@@ -273,5 +277,3 @@ def test_a_registered_model_of_another_kind_is_refused(desk: Desk, tmp_path: Pat
     desk.client.create_model_version(desk.policy.model, tmp_path.as_uri())
     with pytest.raises(InputError, match="no edgeopt flavor"):
         registry.resolve(f"models:/{desk.policy.model}/1", desk.uri)
-
-

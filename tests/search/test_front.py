@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def brute_force(points: list[tuple[float, ...]]) -> list[int]:
-    """The longest chain of points, each beaten by the next, that ends in the point: the peeling's rank, by recursion."""
+    """Points in the longest chain, each beating the next, that ends in the point."""
 
+    @cache
     def depth(n: int) -> int:
         return 1 + max((depth(m) for m in range(len(points)) if beats(points[m], points[n])), default=0)
 

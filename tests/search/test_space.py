@@ -4,9 +4,9 @@ from typing import Any
 
 import optuna
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from edgeopt.errors import ConfigError
 from edgeopt.search.space import Parameter, Space, overrides
@@ -77,10 +77,23 @@ def test_a_parameter_holds_what_it_could_propose(entry: dict[str, Any], good: li
 @pytest.mark.parametrize(
     "entry",
     [
-        {"choices": []}, {"choices": "int4"}, {"choices": None}, {"choice": ["a"]}, {}, {"low": 1}, {"low": 2, "high": 1},
-        {"low": "a", "high": "b"}, {"low": 0, "high": 1, "log": True}, {"low": 1, "high": 9, "log": True, "step": 2},
-        {"low": 1, "high": 9, "step": 0}, {"low": 1, "high": 9, "step": -1}, {"low": 1, "high": 9, "step": "x"},
-        {"choices": ["a"], "when": "recipe"}, ["a", "b"], None, 3,
+        {"choices": []},
+        {"choices": "int4"},
+        {"choices": None},
+        {"choice": ["a"]},
+        {},
+        {"low": 1},
+        {"low": 2, "high": 1},
+        {"low": "a", "high": "b"},
+        {"low": 0, "high": 1, "log": True},
+        {"low": 1, "high": 9, "log": True, "step": 2},
+        {"low": 1, "high": 9, "step": 0},
+        {"low": 1, "high": 9, "step": -1},
+        {"low": 1, "high": 9, "step": "x"},
+        {"choices": ["a"], "when": "recipe"},
+        ["a", "b"],
+        None,
+        3,
     ],
     ids=repr,
 )
@@ -127,7 +140,26 @@ def test_hydra_reads_an_override_as_the_value_that_was_proposed(value: Any) -> N
     assert type(parsed.value()) is type(value)
 
 
-@pytest.mark.parametrize("value", ["200 MiB", "0.5 x baseline", "a=b", "32", "true", "null", "1e-3", "", "it's", "a,b", "[x]"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "200 MiB",
+        "0.5 x baseline",
+        "a=b",
+        "32",
+        "true",
+        "null",
+        "1e-3",
+        "",
+        "it's",
+        "a,b",
+        "[x]",
+        "a\\\\",
+        "a\\\\'b",
+        "${state}",
+        "-x",
+    ],
+)
 def test_text_stays_text_whatever_it_looks_like(value: str) -> None:
     parsed = OverridesParser.create().parse_override(overrides({"step.x": value})[0])
     assert str(parsed.value()) == value

@@ -127,9 +127,7 @@ def test_labels_stay_in_the_frame(anchors: list[tuple[float, float]]) -> None:
 
 def test_labels_of_points_at_one_place_do_not_overlap() -> None:
     places = place_labels([(400.0, 250.0)] * 6, [(30, 18)] * 6, [], (0, 0, 800, 500))
-    clear = [
-        abs(a[0] - b[0]) >= 30 or abs(a[1] - b[1]) >= 18 for i, a in enumerate(places) for b in places[i + 1 :]
-    ]
+    clear = [abs(a[0] - b[0]) >= 30 or abs(a[1] - b[1]) >= 18 for i, a in enumerate(places) for b in places[i + 1 :]]
     assert all(clear)
 
 

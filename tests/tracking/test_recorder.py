@@ -89,8 +89,18 @@ def test_recording_again_changes_nothing(recorder: MlflowRecorder, study: str, t
 
 
 WRITES = (
-    "create_run", "log_batch", "log_artifact", "log_artifacts", "create_logged_model", "log_model_artifacts",
-    "finalize_logged_model", "log_outputs", "update_run", "set_terminated", "log_text", "set_tag",
+    "create_run",
+    "log_batch",
+    "log_artifact",
+    "log_artifacts",
+    "create_logged_model",
+    "log_model_artifacts",
+    "finalize_logged_model",
+    "log_outputs",
+    "update_run",
+    "set_terminated",
+    "log_text",
+    "set_tag",
 )
 
 
@@ -232,9 +242,7 @@ def test_a_new_rank_replaces_the_old_one(recorder: MlflowRecorder, study: str) -
     run_id = recorder.record(study, 0, PARAMS, CONFIG, samples.result())
     shape = {"objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
     for rank in (1, 2):
-        recorder.close_study(
-            study, rows=[samples.row(0, samples.result(), run_id, rank)], **shape, status="FINISHED"
-        )
+        recorder.close_study(study, rows=[samples.row(0, samples.result(), run_id, rank)], **shape, status="FINISHED")
     assert client(recorder).get_run(run_id).data.metrics["pareto_rank"] == 2
 
 

@@ -1,0 +1,184 @@
+"""Benchmarks of edgeopt, through the commands that a user types; run by scripts/bench.
+
+    scripts/bench                 all
+    scripts/bench startup width   some
+
+Figures are medians; what is compared is interleaved in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
+
+
+def edgeopt(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON document that a command prints; what it says on stderr is shown as it comes."""
+    done = subprocess.run([EDGEOPT, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def figures(document: dict[str, Any]) -> dict[str, float]:
+    return {m["metric"]: m["value"] for m in document["measurements"]}
+
+
+def intervals(document: dict[str, Any], metric: str) -> tuple[float, float]:
+    found = next(m for m in document["measurements"] if m["metric"] == metric)
+    return found["low"], found["high"]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row) + " |")
+    print(flush=True)
+
+
+def startup(folder: Path) -> None:
+    """Time until `edgeopt --help` has printed."""
+    times = []
+    for _ in range(11):
+        begun = time.perf_counter()
+        subprocess.run([EDGEOPT, "--help"], stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - begun)
+    print(f"`edgeopt --help`: median {statistics.median(times):.3f} s of {len(times)}\n")
+
+
+def width(folder: Path) -> None:
+    """What pruning 30 % of the MLP channels costs and gains, and what LoRA wins back."""
+    ratio = "step.prune.ratio=0.3"
+    commands = {
+        "uncompressed": ["recipe=baseline"],
+        "30 % narrower": ["recipe=prune", ratio],
+        "30 % narrower, LoRA": ["recipe=prune_lora", ratio, "step.lora.rank=16"],
+        "int4": ["recipe=int4"],
+        "30 % narrower, LoRA, int4": ["recipe=prune_lora_int4", ratio, "step.lora.rank=16"],
+    }
+    found = {name: figures(edgeopt(folder, "run", *command)) for name, command in commands.items()}
+    rows = [
+        [name, f["size/engine_mib"], f["latency/decode_p50_ms"], f["memory/peak_rss_mib"], f["quality/perplexity"]]
+        for name, f in found.items()
+    ]
+    table(["recipe", "engine MiB", "decode p50 ms", "peak RSS MiB", "perplexity"], rows)
+    base, cut, won = (found[n]["quality/perplexity"] for n in list(commands)[:3])
+    size = found["30 % narrower"]["size/engine_mib"] / found["uncompressed"]["size/engine_mib"]
+    speed = found["30 % narrower"]["latency/decode_p50_ms"] / found["uncompressed"]["latency/decode_p50_ms"]
+    print(f"pruned / uncompressed: size {size:.3f}, decode time {speed:.3f}")
+    print(f"perplexity lost by pruning {cut - base:.3f}, won back {cut - won:.3f}: {(cut - won) / (cut - base):.0%}\n")
+
+
+def agreement(folder: Path) -> None:
+    """Whether two measurements of one engine agree, and both orders of two engines give the same verdict."""
+    first = edgeopt(folder, "run", "recipe=int8")["engine"]["directory"]
+    second = edgeopt(folder, "run", "recipe=int4")["engine"]["directory"]
+    order = [first, first, second, second, first]
+    bench = [edgeopt(folder, "bench", "--engine", str(folder / engine)) for engine in order]
+    timed = [
+        m["metric"] for m in bench[0]["measurements"] if m["metric"].startswith(("latency/", "memory/", "throughput/"))
+    ]
+    rows = []
+    for metric in timed:
+        (a_low, a_high), (b_low, b_high) = intervals(bench[0], metric), intervals(bench[1], metric)
+        overlap = a_low <= b_high and b_low <= a_high
+        rows.append(
+            [metric, f"{a_low:.4g} … {a_high:.4g}", f"{b_low:.4g} … {b_high:.4g}", "agree" if overlap else "DIFFER"]
+        )
+    table(["metric", "first", "second", ""], rows)
+    metric = "latency/decode_p50_ms"
+    forth = figures(bench[1])[metric] < figures(bench[2])[metric]
+    back = figures(bench[4])[metric] < figures(bench[3])[metric]
+    print(f"int8 faster than int4: {forth} when measured first, {back} when measured last\n")
+
+
+def memory(folder: Path) -> None:
+    """Peak memory against bytes on disk of a 246 M Llama shape with random weights, int4."""
+    model = folder / "llama246m"
+    make_random_llama(model)
+    document = edgeopt(
+        folder,
+        "run",
+        "model=local",
+        f"model.path={model}",
+        "recipe=int4",
+        "step.quantize.block_size=128",
+        "measure.probes.energy=null",
+        "measure.probes.parity=null",
+        "measure.max_windows=4",
+    )
+    f = figures(document)
+    ratio = f["memory/peak_rss_mib"] / f["size/engine_mib"]
+    table(
+        ["engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"],
+        [[f["size/engine_mib"], f["memory/peak_rss_mib"], ratio, f["latency/decode_p50_ms"]]],
+    )
+
+
+def make_random_llama(folder: Path) -> None:
+    """Hidden 1024, MLP 2816, 16 layers, 16 heads, 4 KV heads, vocabulary 32,000; the reference model's tokenizer."""
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import edgeopt
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(edgeopt.__file__).parent / "reference" / name, folder / name)
+
+
+def overhead(folder: Path) -> None:
+    """Share of a sweep's time that is neither compression, build nor measurement."""
+    begun = time.perf_counter()
+    document = edgeopt(folder, "sweep", "search.study=overhead", "search.trials=8", "promote=null")
+    passed = time.perf_counter() - begun
+    worked = 0.0
+    for trial in document["trials"]:
+        result = json.loads((folder / ".edgeopt/studies/overhead/trials" / f"{trial['number']}.json").read_text())
+        worked += sum(result["timings_s"].values())
+    print(
+        f"8 trials: {passed:.0f} s, {worked:.0f} s of it in stages; the rest {1 - worked / passed:.1%} with start-up\n"
+    )
+
+
+BENCHMARKS: dict[str, Callable[[Path], None]] = {
+    function.__name__: function for function in (startup, width, agreement, memory, overhead)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=list(BENCHMARKS), metavar="NAME")
+    for name in parser.parse_args().names:
+        print(f"## {name}: {(BENCHMARKS[name].__doc__ or '').strip()}\n", flush=True)
+        with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as folder:
+            BENCHMARKS[name](Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""What every model source promises (edgeopt.ports.ModelSource), held against each that works without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeopt import intake
+from edgeopt.artifact import Checkpoint
+from edgeopt.errors import ConfigError, InputError
+from edgeopt.models.hub import HubModel
+from edgeopt.models.local import LocalFolder
+from edgeopt.models.reference import ReferenceModel
+from edgeopt.models.registry import RegisteredModel
+from edgeopt.part import construct, describe
+from edgeopt.ports import ModelSource
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="session")
+def hub_cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as huggingface_hub keeps what it downloaded."""
+    cache = tmp_path_factory.mktemp("hub")
+    repo = cache / "models--tiny--llama"
+    shutil.copytree(tiny_model, repo / "snapshots" / COMMIT)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def registry(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of an MLflow store with the model `tiny`, version 1, alias `champion`, and `empty` without weights."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("registry")
+    shutil.copytree(tiny_model, folder / "logged" / "model")
+    (folder / "nothing").mkdir()
+    (folder / "nothing" / "MLmodel").write_text("flavors: {}\n")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for name, source in (("tiny", folder / "logged"), ("empty", folder / "nothing")):
+        client.create_registered_model(name)
+        client.create_model_version(name, source=source.as_uri())
+    client.set_registered_model_alias("tiny", "champion", "1")
+    return uri
+
+
+@pytest.fixture
+def mlflow_store(registry: str) -> Iterator[None]:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(registry)
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(params=["local", "reference", "hub", "hub commit", "registry alias", "registry version"])
+def source(request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSource:
+    kind = request.param
+    if kind.startswith("registry"):
+        request.getfixturevalue("mlflow_store")
+        return RegisteredModel(uri="models:/tiny@champion" if kind.endswith("alias") else "models:/tiny/1")
+    if kind.startswith("hub"):
+        offline(monkeypatch, request.getfixturevalue("hub_cache"))
+        return HubModel(repo="tiny/llama", revision=COMMIT if kind.endswith("commit") else "main")
+    return LocalFolder(path=str(tiny_model)) if kind == "local" else ReferenceModel()
+
+
+def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+class TestEveryModelSource:
+    def test_it_gives_a_folder_in_hugging_face_layout(self, source: ModelSource) -> None:
+        folder = source.locate()
+        assert folder.is_absolute()
+        assert (folder / "config.json").is_file()
+        assert (folder / "tokenizer.json").is_file()
+        assert list(folder.glob("*.safetensors"))
+
+    def test_what_it_gives_is_taken_in(self, source: ModelSource, tmp_path: Path) -> None:
+        (tmp_path / "into").mkdir()
+        made = intake.take_in(source.locate(), tmp_path / "into")
+        made.verify()
+        assert Checkpoint.read(tmp_path / "into").digest == made.digest
+
+    def test_it_gives_the_same_model_again(self, source: ModelSource, tmp_path: Path) -> None:
+        digests = set()
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            digests.add(intake.take_in(source.locate(), tmp_path / name).digest)
+        assert len(digests) == 1
+
+    def test_it_is_a_part(self, source: ModelSource) -> None:
+        assert construct(json.loads(json.dumps(describe(source)))) == source
+
+
+def test_all_sources_of_one_model_give_one_digest(
+    tiny_model: Path, hub_cache: Path, mlflow_store: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offline(monkeypatch, hub_cache)
+    sources: list[ModelSource] = [
+        LocalFolder(path=str(tiny_model)),
+        HubModel(repo="tiny/llama", revision="main"),
+        RegisteredModel(uri="models:/tiny/1"),
+    ]
+    digests = set()
+    for number, source in enumerate(sources):
+        (tmp_path / str(number)).mkdir()
+        digests.add(intake.take_in(source.locate(), tmp_path / str(number)).digest)
+    assert len(digests) == 1
+
+
+def test_the_bundled_model_is_trained_for_its_tokenizer() -> None:
+    from edgeopt import tokens
+
+    folder = ReferenceModel().locate()
+    assert tokens.load(folder).get_vocab_size() <= intake.spec_of(folder).vocabulary_size
+
+
+@pytest.mark.parametrize("path", ["absent", "file", ""])
+def test_a_local_folder_that_is_none_is_an_input_error(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"model\.path="):
+        LocalFolder(path=str(tmp_path / path) if path else "/nowhere/at/all").locate()
+
+
+def test_a_home_folder_is_found(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_model.parent))
+    assert LocalFolder(path=f"~/{tiny_model.name}").locate() == tiny_model.resolve()
+
+
+@pytest.mark.parametrize(("repo", "revision"), [("tiny/absent", "main"), ("tiny/llama", "v9"), ("tiny/ll ama", "main")])
+def test_a_hub_model_that_cannot_be_had_is_an_input_error(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, repo: str, revision: str
+) -> None:
+    offline(monkeypatch, hub_cache)
+    with pytest.raises(InputError, match=rf"model\.repo: {repo} at {revision}") as caught:
+        HubModel(repo=repo, revision=revision).locate()
+    assert "model=local" in caught.value.mend
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/absent/1", "models:/tiny/9", "models:/tiny@nobody", "models:/empty/1", "models:/"]
+)
+def test_a_registered_model_that_cannot_be_had_is_an_input_error(mlflow_store: None, uri: str) -> None:
+    with pytest.raises(InputError, match=r"model\.uri: ") as caught:
+        RegisteredModel(uri=uri).locate()
+    assert uri in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "place"),
+    [
+        (HubModel, {"repo": "llama", "revision": "main"}, "repo"),
+        (HubModel, {"repo": "a/b/c", "revision": "main"}, "repo"),
+        (RegisteredModel, {"uri": "tiny/1"}, "uri"),
+        (RegisteredModel, {"uri": "runs:/abc/model"}, "uri"),
+    ],
+)
+def test_a_name_of_the_wrong_form_is_a_config_error(
+    make: Callable[..., Any], values: dict[str, str], place: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(**values)
+    assert caught.value.place == place

@@ -1,0 +1,603 @@
+"""Bad input ends in one line on stderr that names value, place and mend, with its exit code and without a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeopt import assembly, commands, display
+from edgeopt import config as configs
+from edgeopt.artifact import Checkpoint
+from edgeopt.cli import main
+from edgeopt.errors import ConfigError
+from tests import samples
+
+Refused = Callable[..., str]
+COMMANDS = ("run", "sweep", "front", "promote", "estimate", "profile", "bench", "generate", "doctor")
+HEAVY = {"torch", "transformers", "mlflow", "optuna", "hydra", "onnxruntime", "rich", "yaml", "numpy"}
+LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of its own for every test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must fail: its exit code, one line on stderr, nothing on stdout. Returns the line."""
+
+    def run(*arguments: str, code: int = 2) -> str:
+        capsys.readouterr()
+        assert main(arguments) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        assert line.startswith("edgeopt: ")
+        assert not [noise for noise in ("Traceback", "search path", "full_key", "$KEY", "--debug") if noise in line]
+        return line.removeprefix("edgeopt: ")
+
+    return run
+
+
+CONFIG: dict[str, tuple[list[str], list[str]]] = {
+    "misspelt key of a step": (
+        ["recipe=prune", "step.prune.ratoi=0.2"],
+        ["step.prune.ratoi: ", "Did you mean step.prune.ratio?"],
+    ),
+    "misspelt group": (["recpie=int4"], ["recpie: ", "Did you mean recipe?"]),
+    "misspelt first part of a key": (["modle.path=x"], ["modle.path: ", "Did you mean model.path?"]),
+    "misspelt choice": (["recipe=prune_lora_in4"], ["recipe: ", "Did you mean prune_lora_int4?", "baseline"]),
+    "misspelt deletion": (["~limitz"], ["limitz: ", "Did you mean limits?"]),
+    "misspelt group of the defaults list": (["txt@calibration=file"], ["txt", "Did you mean text?"]),
+    "key of a step that the recipe lacks": (["recipe=int4", "step.prune.ratio=0.1"], ["step has: quantize"]),
+    "key that nothing resembles": (["zzz=1"], ["zzz: there is no such key", "limits"]),
+    "added key that nothing reads": (["+zzz=1"], ["zzz: no part of edgeopt reads this key"]),
+    "step without +": (["step@step.q=int4"], ["Add it by +step@step.q=CHOICE"]),
+    "no override": (["int4"], ["'int4' is no override", "key=value"]),
+    "unreadable override": (["recipe=[a"], ["'recipe=[a' cannot be read", "quote"]),
+    "unquoted =": (["state=a=b"], ["'state=a=b' cannot be read", "quote"]),
+    "two choices": (["recipe=int4,int8"], ["recipe=int4,int8", "one value"]),
+    "no choice": (["model=null"], ["model=null: ", "GROUP=CHOICE"]),
+    "open value": (["model=local"], ["model.path: a value is required", "model.path="]),
+    "taken away": (["~model"], ["model: it is missing"]),
+    "unknown interpolation": (["limits.memory.peak_rss_mib=${nope}"], ["limits.memory.peak_rss_mib: ", "'nope'"]),
+    "no state": (["state=null"], ["state: None is no folder"]),
+    "unknown metric": (["limits.memory.peek_rss_mib=3 GiB"], ["memory/peek_rss_mib", "memory/peak_rss_mib"]),
+    "unknown metric in a target": (
+        ["target=sbc_4gib", "limits.size.engine=3 GiB"],
+        ["limits.size.engine: ", "size/engine_mib"],
+    ),
+    "limit without unit": (
+        ["limits.memory.peak_rss_mib=3000"],
+        ["limits.memory.peak_rss_mib: 3000 has no unit", "GiB"],
+    ),
+    "limit with an unknown unit": (["limits.memory.peak_rss_mib=3 GoB"], ["'3 GoB'", "GiB"]),
+    "limit of another dimension": (["limits.memory.peak_rss_mib=3 ms"], ["'3 ms' is a time", "GiB"]),
+    "limit that is no quantity": (["limits.memory.peak_rss_mib=lots"], ["'lots' is not a quantity", "GiB"]),
+    "limit below zero": (["limits.memory.peak_rss_mib=-3 MiB"], ["'-3 MiB' can never be kept"]),
+    "limits that are no mapping": (["limits=3"], ["limits: 3 is no mapping"]),
+    "ratio above 1": (["recipe=prune", "step.prune.ratio=1.5"], ["step.prune.ratio: 1.5 is outside its range"]),
+    "ratio of 0": (["recipe=heads_int4", "step.prune.ratio=0.0"], ["step.prune.ratio: 0.0 is outside its range"]),
+    "ratio that is text": (["recipe=prune", "step.prune.ratio=abc"], ["step.prune.ratio: 'abc'", "float"]),
+    "rank above 64": (["recipe=prune_lora", "step.lora.rank=99"], ["step.lora.rank: 99", "2 to 64"]),
+    "rank below 2": (["recipe=prune_lora", "step.lora.rank=1"], ["step.lora.rank: 1", "2 to 64"]),
+    "block of another size": (["recipe=int4", "step.quantize.block_size=48"], ["step.quantize.block_size: 48", "32"]),
+    "block that does not divide": (
+        ["recipe=prune_int4", "step.quantize.block_size=256", "step.prune.ratio=0.2"],
+        ["step.quantize.block_size: a block of 256 does not divide", "16, 32"],
+    ),
+    "unknown method": (["recipe=int4", "step.quantize.method=best"], ["step.quantize.method: 'best'", "rtn, k_quant"]),
+    "lora after quantize": (
+        ["recipe=prune_lora_int4", "order=[prune,quantize,lora]"],
+        ["order: lora cannot follow quantize", "Put lora before quantize"],
+    ),
+    "step that is not in order": (
+        ["recipe=prune_lora_int4", "order=[prune,quantize]"],
+        ["step.lora: ", "order=[prune,quantize,lora]"],
+    ),
+    "order with a step that is not configured": (["recipe=int4", "order=[prune,quantize]"], ["order: step 'prune'"]),
+    "order that is no list": (["order=3"], ["order: 3 is no list"]),
+    "foreign target": (["+step.a={_target_:os.system,command:ls}", "order=[a]"], ["step.a: ", "'os.system'"]),
+    "no probe": (["measure.probes.size=3"], ["edgeopt: measure.probes.size: "[9:]]),
+    "missing folder of configs": (["--config-dir", "nope"], ["--config-dir: 'nope' is no folder"]),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG)
+def test_a_bad_config_is_refused(case: str, refused: Refused, work: Path) -> None:
+    overrides, told = CONFIG[case]
+    line = refused("estimate", *overrides)
+    assert [part for part in told if part not in line] == [], line
+    assert list(work.iterdir()) == [], "a command that is refused leaves nothing behind"
+
+
+SWEEP: dict[str, tuple[list[str], list[str]]] = {
+    "misspelt sweep": (["--config-name", "referenec"], ["--config-name: ", "'referenec'", "Did you mean reference?"]),
+    "config that is no sweep": (["--config-name", "config"], ["search: nothing is configured"]),
+    "misspelt direction": (
+        ["search.objectives={latency/decode_p50_ms: minimise}"],
+        ["search.objectives.latency/decode_p50_ms: 'minimise'", "minimize or maximize"],
+    ),
+    "unknown metric in objectives": (
+        ["++search.objectives={quality/perplexty: minimize}"],
+        ["search.objectives.quality/perplexty", "quality/perplexity"],
+    ),
+    "unknown metric in limits": (["limits.size.engine_mbi=3 MiB"], ["'size/engine_mbi'", "size/engine_mib"]),
+    "limit without unit": (["limits.size.engine_mib=3"], ["limits.size.engine_mib: 3 has no unit"]),
+    "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: 'int3' for recipe"]),
+    "enqueued without a parameter": (["search.enqueue=[{recipe: int4}]"], ["search.enqueue: ", "block_size"]),
+    "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: 3 is not a mapping"]),
+    "unknown sampler": (["search.sampler=tpee"], ["search.sampler: 'tpee'", "tpe, nsga2, random"]),
+    "no trials": (["search.trials=0"], ["search.trials: 0"]),
+    "study with a slash": (["search.study=a/b"], ["search.study: 'a/b'"]),
+    "parameter that is no range": (["search.parameters.recipe=3"], ["search.parameters.recipe: 3"]),
+    "unknown policy": (["promote=nope", "model=local", "model.path={tiny}"], ["nope.yaml", "default.yaml"]),
+    "misspelt override": (["serch.trials=3"], ["serch.trials: ", "Did you mean search.trials?"]),
+}
+
+
+@pytest.mark.parametrize("case", SWEEP)
+def test_a_bad_sweep_is_refused_before_its_first_trial(
+    case: str, refused: Refused, work: Path, tiny_model: Path
+) -> None:
+    overrides, told = SWEEP[case]
+    line = refused("sweep", *(o.replace("{tiny}", str(tiny_model)) for o in overrides))
+    assert [part for part in told if part not in line] == [], line
+    assert not list(work.glob(".edgeopt/studies/*/trials")), "no trial was begun"
+    assert not list(work.glob("mlflow.db")), "nothing was recorded"
+
+
+TEXT: dict[str, tuple[str, bytes | None, list[str]]] = {
+    "empty": ("t.txt", b"", ["t.txt: the text is empty"]),
+    "blank": ("t.txt", b" \n\n", ["t.txt: the text is empty"]),
+    "missing": ("t.txt", None, ["t.txt: there is no such file"]),
+    "undecodable": ("t.txt", b"\xff\xfe\x00", ["t.txt: the text cannot be read", "UTF-8"]),
+    "of another format": ("t.csv", b"a,b", ["t.csv: .csv is not a text format", ".jsonl"]),
+    "a line that is no object": ("t.jsonl", b'{"text": "a"}\n7\n', ["t.jsonl:2: ", '"text"']),
+    "a line without text": ("t.jsonl", b'{"text": "a"}\n\n{"txt": "b"}\n', ["t.jsonl:3: ", '"text"']),
+    "a line that is cut off": ("t.jsonl", b'{"text": "a', ["t.jsonl:1: ", '"text"']),
+    "short": ("t.txt", b"hi\n", ["t.txt: the text is shorter than 16 tokens"]),
+}
+
+
+@pytest.mark.parametrize("role", ["evaluation", "calibration"])
+@pytest.mark.parametrize("case", TEXT)
+def test_a_bad_text_is_refused(case: str, role: str, refused: Refused, work: Path, tiny_model: Path) -> None:
+    name, content, told = TEXT[case]
+    if content is not None:
+        (work / name).write_bytes(content)
+    line = refused("run", "model=local", f"model.path={tiny_model}", f"text@{role}=file", f"{role}.path={name}")
+    assert [part for part in told if part not in line] == [], line
+    assert not list(work.glob(".edgeopt/cache/engine")), "nothing was built"
+
+
+def test_calibration_and_evaluation_may_not_overlap(refused: Refused, work: Path) -> None:
+    assert "also in the calibration text" in refused("run", "text@calibration=reference_validation")
+    for name, shared in (("a.jsonl", LONG), ("b.jsonl", f"  {LONG}\n")):
+        (work / name).write_text("".join(json.dumps({"text": t}) + "\n" for t in (name, shared)))
+    texts = [f"{role}.path={name}" for role, name in (("calibration", "a.jsonl"), ("evaluation", "b.jsonl"))]
+    line = refused("run", "text@calibration=file", "text@evaluation=file", *texts)
+    assert line.startswith("b.jsonl: document 1 ")
+    assert "a.jsonl" in line
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def cut_header(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:20])
+
+
+def corrupt(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes((16).to_bytes(8, "little") + b"no json at all, but bytes")
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def bert(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": ["BertForMaskedLM"], "vocab_size": 300}')
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+MODEL: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "truncated": (truncate, ["model.safetensors: ", "corrupt or truncated", "promised"]),
+    "cut header": (cut_header, ["model.safetensors: ", "the header is cut off"]),
+    "corrupt": (corrupt, ["model.safetensors: ", "no safetensors header"]),
+    "pickle": (pickled, ["pytorch_model.bin is a pickle", "safe_serialization"]),
+    "no weights": (no_weights, ["there are no *.safetensors"]),
+    "no tokenizer": (no_tokenizer, ["no tokenizer.json"]),
+    "broken tokenizer": (broken_tokenizer, ["tokenizer.json: the tokenizer cannot be read"]),
+    "wrong architecture": (bert, ["config.json: ", "'BertForMaskedLM'", "ForCausalLM"]),
+    "no config": (no_config, ["there is no config.json"]),
+    "config that is no JSON": (no_json, ["config.json: it is no JSON"]),
+    "missing folder": (shutil.rmtree, ["no such folder"]),
+}
+
+
+@pytest.mark.parametrize("case", MODEL)
+def test_a_bad_model_is_refused(case: str, refused: Refused, work: Path, tiny_model: Path) -> None:
+    spoil, told = MODEL[case]
+    spoil(shutil.copytree(tiny_model, work / "given"))
+    line = refused("run", "model=local", "model.path=given")
+    assert [part for part in [*told, "given"] if part not in line] == [], line
+    assert not [p for p in work.glob(".edgeopt/cache/*/*") if p.parent.name in ("model", "engine", "scratch")]
+
+
+def test_a_rank_above_the_matrix_is_refused(refused: Refused, tiny_model: Path) -> None:
+    line = refused("run", "recipe=prune_lora", "model=local", f"model.path={tiny_model}", "step.lora.rank=64")
+    assert line == "step.lora.rank: rank 64 exceeds the smallest matrix side 32. Give at most 32"
+
+
+def test_a_head_size_that_the_runtime_cannot_take_is_refused(refused: Refused, realdata: Path, work: Path) -> None:
+    if not (realdata / "stories260K").is_dir():
+        pytest.skip("stories260K is not here")
+    line = refused("run", "recipe=int4", "model=local", f"model.path={realdata / 'stories260K'}")
+    assert line.startswith("runtime: ")
+    assert [part for part in ("multiple of 16", "is 8", "runtime=torch") if part not in line] == []
+    assert not list(work.glob(".edgeopt/cache/engine"))
+    assert not (work / "mlflow.db").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_told_within_seconds(refused: Refused) -> None:
+    started = time.monotonic()
+    line = refused("run", "model=smollm2_135m")
+    assert line.startswith("model.repo: HuggingFaceTB/SmolLM2-135M at ")
+    assert "model=local model.path=FOLDER" in line
+    assert time.monotonic() - started < 15
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store with a model `known` whose only version has the alias `champion`."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.create_registered_model("known")
+    client.create_model_version("known", source=folder.as_uri())
+    client.set_registered_model_alias("known", "champion", "1")
+    return uri
+
+
+@pytest.fixture
+def tracked(registry: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(registry)
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.usefixtures("tracked")
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("models:/nope@champion", "nope"),
+        ("models:/known@chmpion", "chmpion"),
+        ("models:/known/7", "7"),
+        ("models:/", "models:/"),
+    ],
+)
+@pytest.mark.parametrize("command", [("bench", "--engine"), ("generate",), ("run", "model=registry")])
+def test_a_registered_model_that_does_not_exist_is_refused(
+    command: tuple[str, ...], uri: str, told: str, refused: Refused
+) -> None:
+    arguments = (*command, f"model.uri='{uri}'") if command[0] == "run" else (*command, uri)
+    assert told in refused(*arguments)
+
+
+@pytest.fixture
+def engine(work: Path) -> Path:
+    return samples.engine(work / "engine").directory
+
+
+def change_file(folder: Path) -> None:
+    content = bytearray((folder / "table.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "table.npy").write_bytes(content)
+
+
+def lengthen_file(folder: Path) -> None:
+    with (folder / "table.npy").open("ab") as file:
+        file.write(b"x")
+
+
+def lose_file(folder: Path) -> None:
+    (folder / "table.npy").unlink()
+
+
+def change_manifest(folder: Path) -> None:
+    manifest = folder / "edgeopt.json"
+    manifest.write_text(manifest.read_text().replace('"context_length": 64', '"context_length": 65'))
+
+
+def break_manifest(folder: Path) -> None:
+    (folder / "edgeopt.json").write_text("{}")
+
+
+def lose_manifest(folder: Path) -> None:
+    (folder / "edgeopt.json").unlink()
+
+
+def make_checkpoint(folder: Path) -> None:
+    spec = Checkpoint.read(folder).spec
+    Checkpoint.seal(folder, format="checkpoint-1", spec=spec, made_by={"source": "x"})
+
+
+ENGINE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "changed file": (change_file, "table.npy: the file was changed"),
+    "longer file": (lengthen_file, "table.npy: the file was changed"),
+    "missing file": (lose_file, "'table.npy' is missing"),
+    "changed manifest": (change_manifest, "the manifest was changed"),
+    "broken manifest": (break_manifest, "the manifest cannot be read"),
+    "no manifest": (lose_manifest, "no manifest is here"),
+    "checkpoint": (make_checkpoint, "this is no engine"),
+    "missing folder": (shutil.rmtree, "there is no such folder"),
+}
+
+
+@pytest.mark.parametrize("command", [("bench", "--engine"), ("generate",)])
+@pytest.mark.parametrize("case", ENGINE)
+def test_a_folder_that_is_no_whole_engine_is_refused(
+    case: str, command: tuple[str, ...], refused: Refused, engine: Path
+) -> None:
+    spoil, told = ENGINE[case]
+    spoil(engine)
+    line = refused(*command, "engine")
+    assert told in line
+    assert line.startswith("engine")
+
+
+def test_bench_needs_an_engine(refused: Refused) -> None:
+    assert refused("bench").startswith("--engine: no engine is given")
+
+
+@pytest.mark.parametrize("given", [("--max-new-tokens", "0"), ("--prompt", "x " * 99)])
+def test_generate_refuses_what_it_cannot_do(given: tuple[str, str], refused: Refused, engine: Path) -> None:
+    assert refused("generate", str(engine), *given).startswith(f"{given[0]}: ")
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_state_folder_that_cannot_be_written_is_told(
+    command: str, refused: Refused, work: Path, tiny_model: Path
+) -> None:
+    (work / "file").write_text("mine")
+    line = refused(command, "state=file/state", "model=local", f"model.path={tiny_model}", code=1)
+    assert line.startswith("file/state/cache: the cache folder cannot be written")
+    assert (work / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "recipe=int4", "model=local", "model.path={tiny}"),
+        ("generate", "models:/known@champion"),
+        ("run", "model=registry", "model.uri='models:/known@champion'"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_told_within_seconds(
+    command: tuple[str, ...], refused: Refused, tiny_model: Path, tracked: None
+) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    started = time.monotonic()
+    line = refused(*(part.replace("{tiny}", str(tiny_model)) for part in command), code=1)
+    assert "127.0.0.1:9: " in line
+    assert "not answer" in line
+    assert "MLFLOW_TRACKING_URI" in line
+    assert time.monotonic() - started < 15
+
+
+@pytest.fixture
+def study(work: Path, registry: str) -> str:
+    """A study without trials."""
+    config = configs.compose([f"tracking.tracking_uri='{registry}'"], name="reference")
+    made = commands._study(config, None)
+    (made.folder / "sweep.json").write_text(json.dumps({"config": config, "config_dir": None}))
+    return made.search.study
+
+
+@pytest.mark.parametrize("command", ["front", "promote"])
+def test_without_a_study_there_is_nothing_to_show(command: str, refused: Refused) -> None:
+    assert "there is no study. Run edgeopt sweep first" in refused(command)
+    assert "there is no study" in refused(command, "reference", "--state", "elsewhere")
+
+
+@pytest.mark.parametrize("command", ["front", "promote"])
+def test_an_unknown_study_is_told_with_those_that_exist(command: str, refused: Refused, study: str) -> None:
+    line = refused(command, "nope")
+    assert "there is no study 'nope'" in line
+    assert study in line
+
+
+def test_an_unknown_policy_is_told_with_those_that_exist(refused: Refused, study: str) -> None:
+    line = refused("promote", study, "--policy", "nope")
+    assert "nope.yaml" in line
+    assert "default.yaml" in line
+
+
+def test_nothing_feasible_promotes_nothing(refused: Refused, study: str) -> None:
+    assert "nothing was promoted" in refused("promote", study, code=3)
+
+
+@pytest.fixture
+def own(work: Path) -> Path:
+    """A user's folder of configs in which every file has a fault of its own."""
+    for name, content in {
+        "step/narrow.yaml": "_target_: edgeopt.compress.prune_width.PruneWidth\nratoi: 0.2\n",
+        "step/syntax.yaml": "a: [1\nb: 2\n",
+        "step/evil.yaml": "_target_: os.system\ncommand: touch pwned\n",
+        "step/list.yaml": "- 1\n",
+        "recipe/narrow.yaml": "# @package _global_\ndefaults:\n  - /step@step.prune: narrow\norder: [prune]\n",
+        "recipe/absent.yaml": "# @package _global_\ndefaults:\n  - /step@step.prune: narow\norder: [prune]\n",
+        "target/typo.yaml": "# @package _global_\nlimit:\n  size:\n    engine_mib: 3 GiB\n",
+    }.items():
+        (work / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / "own" / name).write_text(content)
+    return work / "own"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["recipe=narrow"], ["step.prune.ratoi: ", "Did you mean ratio?", "own/step/narrow.yaml:2"]),
+        (["recipe=absent"], ["own/recipe/absent.yaml: ", "'narow'", "Did you mean narrow?"]),
+        (["+step@step.a=syntax"], ["own/step/syntax.yaml:2: it is no YAML"]),
+        (["+step@step.a=evil", "order=[a]"], ["step.a: ", "'os.system'", "edgeopt.plugins"]),
+        (["+step@step.a=list", "order=[a]"], ["step.a: [1] is not a mapping"]),
+        (["target=typo"], ["limit: ", "Did you mean limits?", "own/target/typo.yaml:2"]),
+    ],
+)
+def test_a_fault_in_a_users_file_names_the_file(
+    overrides: list[str], told: list[str], refused: Refused, own: Path, work: Path
+) -> None:
+    line = refused("estimate", "--config-dir", "own", *overrides)
+    assert [part for part in told if part not in line] == [], line
+    assert not (work / "pwned").exists()
+
+
+def test_a_fault_in_an_override_is_not_laid_on_a_file(refused: Refused, own: Path) -> None:
+    (own / "step" / "wide.yaml").write_text("_target_: edgeopt.compress.prune_width.PruneWidth\nratio: 0.2\n")
+    line = refused("estimate", "--config-dir", "own", "recipe=prune", "step.prune.ratio=7.0")
+    assert line.startswith("step.prune.ratio: 7.0")
+    assert "wide.yaml" not in line
+
+
+def test_the_values_of_a_trial_that_cannot_be_are_its_recorded_failure() -> None:
+    for params, told in (({"step.quantize.bits": 4}, "step.quantize.bits"), ({"recipe": "int5"}, "'int5'")):
+        result = assembly.evaluate_trial(assembly.Request(), params, lambda _: None)
+        assert result.failure is not None
+        assert (result.failure.stage, result.failure.kind, result.feasible) == ("config", "ConfigError", False)
+        assert told in result.failure.message
+
+
+def test_a_traceback_is_shown_on_demand_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "recipe=int5", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("edgeopt: recipe: ")
+
+
+def test_a_fault_of_edgeopt_itself_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(commands, "doctor", broken)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == "edgeopt: RuntimeError: two lines. Run again with --debug for the details\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["frobnicate"], ["run", "--nope"], ["front", "a", "b"], ["generate", "--max-new-tokens", "x"], []]
+)
+def test_a_usage_error_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("edgeopt: ")
+    assert line.endswith("--help")
+
+
+def test_overrides_may_stand_around_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "recipe=prune", "--cfg", "step.prune.ratio=0.3", "--json", "state=there"]) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["step"]["prune"]["ratio"], config["state"]) == (0.3, "there")
+
+
+@pytest.mark.parametrize(
+    "key", ["limits.memory.peak_rss_mib", "++limits.memory.peak_rss_mib", "limits.memory/peak_rss_mib"]
+)
+def test_a_limit_is_set_whether_the_target_has_it_or_not(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in ("this_machine", "sbc_4gib"):
+        assert main(["estimate", f"target={target}", f"{key}=3 GiB", "--json"]) == 0
+        (limit,) = [x for x in json.loads(capsys.readouterr().out)["limits"] if x["metric"].startswith("memory")]
+        assert limit["limit"] == "at most 3072 MiB"
+
+
+def test_names_that_begin_with_an_underscore_are_free() -> None:
+    config = configs.compose(["+_bits=64", "recipe=int4", "step.quantize.block_size=${_bits}"])
+    assert config["step"]["quantize"]["block_size"] == 64
+
+
+def test_a_part_refuses_an_unknown_key_by_its_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"target\.treads: .*Did you mean threads\?"):
+        configs.part({"target": {"_target_": "edgeopt.target.Target", "name": "a", "treads": 2}}, "target")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from edgeopt.cli import main
+for command in {COMMANDS!r}:
+    try:
+        main([command, "--help"])
+    except SystemExit as done:
+        assert done.code == 0
+print(sorted({HEAVY!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.count("example: edgeopt ") == len(COMMANDS)
+
+
+def test_a_front_fits_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = samples.rows(3)
+    rows[0]["params"] = {"recipe": "int4", "step.quantize.block_size": 32, "step.quantize.method": "rtn"}
+    rows[1]["failure"] = "config: order: Add it: order=[prune,quantize]"
+    display.front(
+        {
+            "study": "s",
+            "objectives": samples.OBJECTIVES,
+            "limits": samples.LIMITS,
+            "trials": rows,
+            "front": [0],
+            "champion": None,
+        }
+    )
+    out = capsys.readouterr().out
+    assert "int4 block_size=32 method=rtn" in out
+    assert "order=[prune,quantize]" in out, "brackets are no markup"
+    assert max(map(len, out.splitlines())) <= display.FILE_WIDTH
