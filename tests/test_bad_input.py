@@ -110,7 +110,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "order with a step that is not configured": (["recipe=int4", "order=[prune,quantize]"], ["order: step 'prune'"]),
     "order that is no list": (["order=3"], ["order: 3 is no list"]),
     "foreign target": (["+step.a={_target_:os.system,command:ls}", "order=[a]"], ["step.a: ", "'os.system'"]),
-    "no probe": (["measure.probes.size=3"], ["edgeopt: measure.probes.size: "[9:]]),
+    "no probe": (["measure.probes.size=3"], ["measure.probes.size: int is no probe"]),
     "missing folder of configs": (["--config-dir", "nope"], ["--config-dir: 'nope' is no folder"]),
 }
 

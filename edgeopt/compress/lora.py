@@ -97,7 +97,7 @@ class Lora:
             learning_rate=self.learning_rate,
             progress=progress,
         )
-        if not losses[-1] < DIVERGED * losses[0]:
+        if diverged(losses):
             raise StepError(
                 f"LoRA diverged: the loss went from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps",
                 place="learning_rate",
@@ -109,6 +109,11 @@ class Lora:
         (artifacts / "lora_loss.json").write_text(json.dumps(losses) + "\n")
         networks.save(adapted.merge_and_unload().cpu(), directory, checkpoint, checkpoint.spec)
         return checkpoint.spec
+
+
+def diverged(losses: Sequence[float]) -> bool:
+    """Whether training ended in no number, or far above where it began."""
+    return not losses[-1] < DIVERGED * losses[0]
 
 
 def batches(windows: Sequence[Sequence[int]], *, steps: int, size: int, seed: int) -> list[list[Sequence[int]]]:

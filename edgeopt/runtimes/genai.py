@@ -60,6 +60,7 @@ class Genai:
                 place="runtime",
                 mend="Prune the same share of heads in every layer",
             )
+        _require_paired_zero_points(spec)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes import genai_builder
@@ -130,3 +131,18 @@ class GenaiSession:
         generator = self._genai.Generator(self._model, parameters)
         generator.append_tokens(np.asarray(tokens, dtype=np.int32))
         return generator
+
+
+def _require_paired_zero_points(spec: ModelSpec) -> None:
+    """ConfigError where ORT's quantizer would fail: it packs 4-bit zero-points in pairs along each row."""
+    q = spec.quantization
+    if q is None or q.symmetric or 4 not in (q.bits, q.lm_head_bits):
+        return
+    sides = {spec.hidden_size}.union(*({s.intermediate_size, s.heads * spec.head_size} for s in spec.layers))
+    for side in sorted(sides):
+        if side // q.block_size % 2:
+            raise ConfigError(
+                f"ORT packs 4-bit zero-points in pairs, and {side} inputs are an odd number of blocks of {q.block_size}",
+                place="step.quantize.block_size",
+                mend="Give a smaller block, or method: rtn, which is symmetric",
+            )

@@ -8,7 +8,7 @@ import torch
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
-from edgeopt.compress.lora import Lora, batch_loss, batches, train
+from edgeopt.compress.lora import Lora, batch_loss, batches, diverged, train
 from edgeopt.errors import ConfigError, StepError
 from edgeopt.intake import take_in
 from edgeopt.text import Text
@@ -63,10 +63,28 @@ def test_the_adapter_is_kept_and_equals_the_merged_weights(checkpoint, calibrati
     assert not list((tmp_path / "artifacts" / "adapter").glob("*.bin"))
 
 
+@pytest.mark.parametrize("losses", [[3.0, 7.0], [3.0, math.nan], [3.0, math.inf], [math.nan]])
+def test_a_loss_that_explodes_or_is_no_number_is_divergence(losses):
+    assert diverged(losses)
+
+
+def test_a_loss_that_falls_or_wavers_is_none():
+    assert not diverged([3.0, 2.0])
+    assert not diverged([3.0, 3.3])
+
+
 def test_divergence_is_an_error_that_names_the_learning_rate(checkpoint, calibration, tmp_path):
-    step = Lora(rank=4, steps=40, learning_rate=1e8, batch_tokens=128, window_tokens=64)
+    network = networks.load(checkpoint)
+    for parameter in network.parameters():
+        parameter.fill_(float("nan"))
+    (tmp_path / "broken").mkdir()
+    networks.save(network, tmp_path / "broken", checkpoint, checkpoint.spec)
+    broken = Checkpoint.seal(tmp_path / "broken", format="checkpoint-1", spec=checkpoint.spec, made_by={})
+    (tmp_path / "out").mkdir()
     with pytest.raises(StepError, match="smaller learning rate"):
-        step.apply(checkpoint, tmp_path, calibration, lambda _: None)
+        Lora(rank=4, steps=2, batch_tokens=128, window_tokens=64).apply(
+            broken, tmp_path / "out", calibration, lambda _: None
+        )
 
 
 def test_training_stops_at_the_first_loss_that_is_no_number(checkpoint):

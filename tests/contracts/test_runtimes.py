@@ -103,7 +103,7 @@ def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
         {"weights": "int4", "lm_head": "int8", "embedding": "int8"},
         {"weights": "int4", "lm_head": "int4", "embedding": "int4", "block_size": 16},
         {"weights": "int4", "lm_head": "float", "embedding": "float", "symmetric": False},
-        {"weights": "int4", "lm_head": "int8", "embedding": "int8", "method": "k_quant", "block_size": 64},
+        {"weights": "int4", "lm_head": "int8", "embedding": "int8", "method": "k_quant", "block_size": 32},
         {"weights": "int4", "lm_head": "int8", "embedding": "int4"},
         {"weights": "int8", "lm_head": "float", "embedding": "int8"},
         {"weights": "fp16"},
@@ -162,6 +162,11 @@ class TestWhatGenaiRefusesBeforeBuilding:
         first, *rest = checkpoint.spec.layers
         with pytest.raises(ConfigError, match="one key-value cache shape"):
             Genai().check(checkpoint.spec.with_layers((replace(first, kv_heads=1, heads=2), *rest)))
+
+    @pytest.mark.parametrize("values", [{"method": "k_quant"}, {"symmetric": False}])
+    def test_an_odd_number_of_blocks_with_four_bit_zero_points(self, checkpoint, values):
+        with pytest.raises(ConfigError, match="odd number of blocks of 64"):
+            Genai().check(Quantize(weights="int4", block_size=64, **values).plan(checkpoint.spec))
 
     def test_an_accuracy_level_that_does_not_exist(self):
         with pytest.raises(ConfigError, match="accuracy level"):

@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
         ({"retries": -1}, "retries"),
         ({"probes": {"memory": few("memory", processes=0)}}, "measure.probes.memory.processes"),
         ({"probes": {"latency": few("latency", decode_tokens=1)}}, "measure.probes.latency.decode_tokens"),
-        ({"probes": {"memory": few("memory", colour="red")}}, "measure.probes.memory"),
+        ({"probes": {"memory": few("memory", colour="red")}}, "measure.probes.memory.colour"),
         ({"probes": {"stub": {"_target_": "edgeopt.measure.stub.StubRuntime"}}}, "measure.probes.stub"),
         ({"probes": {"one": few("size"), "two": few("size")}}, "probes"),
     ],
