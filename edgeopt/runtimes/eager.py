@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
@@ -56,7 +56,7 @@ class TorchSession:
 
         torch.set_num_threads(threads)
         checkpoint = Checkpoint(**{name: getattr(engine, name) for name in Checkpoint.__dataclass_fields__})
-        self._network = networks.load(checkpoint)
+        self._network: Any = networks.load(checkpoint)
         self._ends = end_tokens(engine.directory)
 
     def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
@@ -84,7 +84,7 @@ class TorchSession:
         return array
 
     def close(self) -> None:
-        del self._network
+        self._network = None
 
 
 def end_tokens(directory: Path) -> frozenset[int]:
