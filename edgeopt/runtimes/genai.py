@@ -142,7 +142,7 @@ def _require_paired_zero_points(spec: ModelSpec) -> None:
     for side in sorted(sides):
         if side // q.block_size % 2:
             raise ConfigError(
-                f"4-bit zero-points are packed in pairs, and {side} inputs make an odd number of blocks of {q.block_size}",
+                f"4-bit zero-points are packed in pairs: {side} inputs make an odd number of blocks of {q.block_size}",
                 place="step.quantize.block_size",
                 mend="Give a smaller block, or method: rtn, which is symmetric",
             )
