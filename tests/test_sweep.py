@@ -128,6 +128,7 @@ def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
     assert all(t["excess"] == {"latency/decode_p50_ms": None} for t in document["trials"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_killed_at_five_moments_loses_nothing_and_logs_nothing_twice(folder):
     moments = random.Random(7)

@@ -63,6 +63,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
     except Exception as error:  # whatever a builder of another project raises is a failed build
         last = printed.getvalue().strip().splitlines()[-1:]
         raise BuildError(f"onnxruntime-genai could not build the engine: {error} {' '.join(last)}".strip()) from error
+    networks.carry(checkpoint.directory, directory)  # the builder saves the tokenizer anew, and not always alike
     q = spec.quantization
     if spec.weight_dtype == "fp16":
         passes.store_weights_as_half(directory / "model.onnx")
