@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -81,13 +82,24 @@ def _probe_http(uri: str) -> None:
 def _probe_database(uri: str) -> None:
     url = make_url(uri)
     kind = url.get_backend_name()
-    if kind == "sqlite" and url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    database = _sqlite_file(uri)
+    if database is not None and not database.exists():
+        _create_sqlite(database)
     engine = sqlalchemy.create_engine(url, connect_args={_TIMEOUT_KEY.get(kind, "connect_timeout"): PROBE_S})
     try:
         sqlalchemy.inspect(engine).get_table_names()
     finally:
         engine.dispose()
+
+
+def _create_sqlite(database: Path) -> None:
+    """Make MLflow's tables in a draft that gets its name when it is whole: MLflow cannot mend half a schema."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}-") as folder:
+        draft = Path(folder) / database.name
+        MlflowClient(tracking_uri=f"sqlite:///{draft.resolve()}").search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(draft, database)
 
 
 @contextlib.contextmanager
@@ -127,12 +139,15 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def _beside_database(uri: str, name: str) -> str | None:
+    database = _sqlite_file(uri)
+    return None if database is None else str(database.parent / "mlruns" / re.sub(r"[^\w.-]+", "_", name))
+
+
+def _sqlite_file(uri: str) -> Path | None:
     if urlsplit(uri).scheme.split("+")[0] != "sqlite":
         return None
     database = make_url(uri).database
-    if not database or database == ":memory:":
-        return None
-    return str(Path(database).resolve().parent / "mlruns" / re.sub(r"[^\w.-]+", "_", name))
+    return Path(database).resolve() if database and database != ":memory:" else None
 
 
 def _first_line(error: Exception) -> str:
