@@ -62,9 +62,16 @@ def mlflow_store(registry: str) -> Iterator[None]:
     mlflow.set_tracking_uri(before)
 
 
-@pytest.fixture(params=["local", "reference", "hub", "hub commit", "registry alias", "registry version"])
-def source(request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSource:
+@pytest.fixture(
+    params=["local", "reference", "hub", "hub commit", "registry alias", "registry version", "registry of a server"]
+)
+def source(
+    request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> ModelSource:
     kind = request.param
+    if kind == "registry of a server":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        return on_server(request.getfixturevalue("mlflow_server"), tiny_model, monkeypatch)
     if kind.startswith("registry"):
         request.getfixturevalue("mlflow_store")
         return RegisteredModel(uri="models:/tiny@champion" if kind.endswith("alias") else "models:/tiny/1")
@@ -72,6 +79,21 @@ def source(request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest
         offline(monkeypatch, request.getfixturevalue("hub_cache"))
         return HubModel(repo="tiny/llama", revision=COMMIT if kind.endswith("commit") else "main")
     return LocalFolder(path=str(tiny_model)) if kind == "local" else ReferenceModel()
+
+
+def on_server(uri: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> RegisteredModel:
+    """The model, uploaded to a server's artifacts and registered there."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("models") or client.get_experiment(client.create_experiment("models"))
+    run = client.create_run(experiment.experiment_id)
+    client.log_artifacts(run.info.run_id, str(model), "model")
+    if not client.search_registered_models("name = 'served'"):
+        client.create_registered_model("served")
+    version = client.create_model_version("served", source=f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    return RegisteredModel(uri=f"models:/served/{version.version}")
 
 
 def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -101,6 +123,9 @@ class TestEveryModelSource:
             (tmp_path / name).mkdir()
             digests.add(intake.take_in(source.locate(), tmp_path / name).digest)
         assert len(digests) == 1
+
+    def test_it_is_in_one_place(self, source: ModelSource) -> None:
+        assert intake.fingerprint(source.locate()) == intake.fingerprint(source.locate())
 
     def test_it_is_a_part(self, source: ModelSource) -> None:
         assert construct(json.loads(json.dumps(describe(source)))) == source

@@ -7,10 +7,11 @@ import pytest
 from edgeopt.tracking.recorder import MlflowRecorder
 
 
-@pytest.fixture(scope="session")
-def recorder(tmp_path_factory: pytest.TempPathFactory) -> MlflowRecorder:
-    """A recorder on a SQLite store of its own."""
-    made = MlflowRecorder(tracking_uri=f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+@pytest.fixture(scope="session", params=["sqlite", "server"])
+def recorder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MlflowRecorder:
+    """A recorder on a store of its own: a SQLite file, or a server."""
+    file = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    made = MlflowRecorder(tracking_uri=file if request.param == "sqlite" else request.getfixturevalue("mlflow_server"))
     made.connect()
     return made
 

@@ -249,17 +249,19 @@ def test_a_new_rank_replaces_the_old_one(recorder: MlflowRecorder, study: str) -
 def test_the_hint_leads_to_the_study(recorder: MlflowRecorder, study: str) -> None:
     hint = recorder.ui_hint(study)
     run_id = recorder.open_study(study, {}, {})
-    assert hint.command == f"mlflow ui --backend-store-uri {recorder.uri}"
+    served = recorder.uri.startswith("http")
+    assert hint.command == ("" if served else f"mlflow ui --backend-store-uri {recorder.uri}")
     assert hint.path.startswith("/#/experiments/")
     assert hint.path.endswith(f"/runs/{run_id}?workflowType=machine_learning")
-    assert hint.url == "http://127.0.0.1:5000" + hint.path
+    assert hint.url == (recorder.uri if served else "http://127.0.0.1:5000") + hint.path
     assert f"/runs/{run_id}/artifacts/front/front.html?" in hint.front_url
 
 
-def test_artifacts_lie_beside_the_database(recorder: MlflowRecorder) -> None:
+def test_artifacts_lie_beside_the_database(tmp_path: Path) -> None:
+    recorder = MlflowRecorder(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    recorder.connect()
     experiment = client(recorder).get_experiment_by_name(recorder.experiment)
-    store = Path(recorder.uri.removeprefix("sqlite:///")).parent
-    assert Path(experiment.artifact_location).is_relative_to(store)
+    assert Path(experiment.artifact_location).is_relative_to(tmp_path)
 
 
 def test_a_server_that_refuses_is_reported_at_once() -> None:
