@@ -88,6 +88,11 @@ class Parameter:
         """Whether a range holds whole numbers alone."""
         return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, (int, type(None)))
 
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Every choice, or both ends of the range."""
+        return self.choices or (self.low, self.high)
+
     def suggest(self, trial: Trial) -> Any:
         """The value that Optuna proposes for a trial."""
         if self.choices:
@@ -141,6 +146,21 @@ class Space:
             raise ConfigError(
                 f"{unknown[0]!r} is no parameter", place="search.enqueue", mend="List it in search.parameters"
             )
+
+    def examples(self) -> list[Params]:
+        """A recipe for every choice and every end of a range, so that each can be tried before a search."""
+        return [self._with(parameter, value) for parameter in self.parameters for value in parameter.ends]
+
+    def _with(self, wanted: Parameter, value: Any) -> Params:
+        needed: Params = {wanted.key: value}
+        for parameter in reversed(self.parameters):  # what a parameter depends on stands before it
+            if parameter.key in needed:
+                needed |= {key: values[0] for key, values in parameter.when.items()}
+        params: Params = {}
+        for parameter in self.parameters:
+            if parameter.exists(params):
+                params[parameter.key] = needed.get(parameter.key, parameter.ends[0])
+        return params
 
     def suggest(self, trial: Trial) -> Params:
         """The values of every parameter that exists, given those decided before it."""

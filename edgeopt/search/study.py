@@ -67,9 +67,13 @@ class Search:
             raise ConfigError(
                 "there is no objective", place="objectives", mend="Give at least one metric and its direction"
             )
-        space = Space.parse(self.parameters)
+        space = self.space
         for params in self.enqueue:
             space.require(dict(params))
+
+    @property
+    def space(self) -> Space:
+        return Space.parse(self.parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +99,6 @@ class Study:
     def __post_init__(self) -> None:
         self._optuna = _open(self.folder, self.search, self.objectives)
         self._require_same_definition()
-
-    @property
-    def space(self) -> Space:
-        return Space.parse(self.search.parameters)
 
     def entries(self) -> list[Entry]:
         """All trials but those that repeat another one's parameters, in order."""
@@ -146,7 +146,7 @@ class Study:
             return None
         for _ in range(REPEATS):
             trial = self._optuna.ask()
-            params = self.space.suggest(trial)
+            params = self.search.space.suggest(trial)
             trial.set_user_attr("params", params)
             known = done.get(digest(params))
             if known is None:

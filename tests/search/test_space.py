@@ -109,6 +109,15 @@ def test_an_empty_space_and_a_later_condition_are_refused() -> None:
         Space.parse({"a": {"choices": [1], "when": {"b": 1}}, "b": {"choices": [1]}})
 
 
+def test_examples_stand_in_the_space_and_leave_no_choice_out() -> None:
+    space = Space.parse(SPACE)
+    examples = space.examples()
+    for params in examples:
+        space.require(params)
+    for parameter in space.parameters:
+        assert {params[parameter.key] for params in examples if parameter.key in params} >= set(parameter.ends)
+
+
 @pytest.mark.parametrize(
     "params",
     [
