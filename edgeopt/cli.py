@@ -1,22 +1,24 @@
-"""The `edgeopt` command: parse, call one function of edgeopt.commands, print what it returns."""
+"""The `edgeopt` command line: parse, execute one of edgeopt.commands, print what it returns."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from edgeopt import __version__
 from edgeopt.errors import EdgeoptError
 
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage or config error, 3 nothing feasible, 4 refused by a gate"
 INTERRUPTED = 130
-RENDER = {"sweep": "sweep_result"}
+COMMANDS = ("run", "sweep", "front", "promote", "estimate", "profile", "bench", "generate", "doctor")
+"""In the order of the work; each is a module of edgeopt.commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,16 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from edgeopt import commands, display
-
-    outcome = getattr(commands, args.command)(args)
+    command = _command(args.command)
+    outcome = command.execute(args)
     if args.json:
         print(json.dumps(outcome.document, indent=1, allow_nan=False))
     else:
-        getattr(display, RENDER.get(args.command, args.command))(outcome.document)
+        command.show(outcome.document)
     if outcome.error is not None:
         raise outcome.error
     return 0
+
+
+def _command(name: str) -> Any:
+    return importlib.import_module(f"edgeopt.commands.{name}")
 
 
 def _one_line(error: Exception) -> str:
@@ -99,59 +104,17 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"edgeopt {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, text: str, example: str, *, composes: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=f"{text}.", epilog=f"example: {example}")
-        command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-        command.add_argument(
+    for name in COMMANDS:
+        command = _command(name)
+        sub = commands.add_parser(
+            name, help=command.SUMMARY, description=f"{command.SUMMARY}.", epilog=f"example: {command.EXAMPLE}"
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        sub.add_argument(
             "--config-dir", type=Path, metavar="DIR", help="a folder of your own configs, which come first"
         )
-        if composes:
-            command.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
-        return command
-
-    run = add("run", "Evaluate one recipe and log it", "edgeopt run recipe=prune_lora_int4 step.prune.ratio=0.2")
-    run.add_argument("--cfg", action="store_true", help="print the composed config and do nothing else")
-    sweep = add(
-        "sweep", "Search recipes under the target's limits, promote the best", "edgeopt sweep --config-name reference"
-    )
-    sweep.add_argument(
-        "--config-name", "-n", default="reference", metavar="NAME", help="a file of sweeps/ (default: reference)"
-    )
-    sweep.add_argument("--cfg", action="store_true", help="print the composed config and do nothing else")
-    front = add("front", "Show a study's trials and its Pareto front", "edgeopt front --json", composes=False)
-    front.add_argument("study", nargs="?", help="the latest one by default")
-    front.add_argument("--state", type=Path, default=Path(".edgeopt"), help="folder of studies (default: .edgeopt)")
-    promote = add("promote", "Register the front's members by a policy", "edgeopt promote reference", composes=False)
-    promote.add_argument("study", nargs="?", help="the latest one by default")
-    promote.add_argument("--policy", default="default", metavar="NAME", help="a file of registry/ (default: default)")
-    promote.add_argument("--state", type=Path, default=Path(".edgeopt"), help="folder of studies (default: .edgeopt)")
-    add("estimate", "Predict size and memory of a recipe by arithmetic", "edgeopt estimate recipe=int4 target=sbc_4gib")
-    profile = add(
-        "profile",
-        "Measure this machine and write it as a target",
-        "edgeopt profile --out my/target/box.yaml",
-        composes=False,
-    )
-    profile.add_argument("--name", default="", help="name of the target (default: the host's name)")
-    profile.add_argument("--out", type=Path, help="file to write (default: stdout)")
-    bench = add(
-        "bench", "Measure an engine folder or a registered model", "edgeopt bench --engine models:/edgeopt@champion"
-    )
-    generate = add("generate", "Complete a prompt", "edgeopt generate --prompt 'def read('", composes=False)
-    bench.add_argument("--engine", help="engine folder or models:/NAME@ALIAS")
-    generate.add_argument(
-        "engine",
-        nargs="?",
-        metavar="ENGINE",
-        help="engine folder or models:/NAME@ALIAS (default: the bundled model in PyTorch)",
-    )
-    generate.add_argument("--prompt", default="def read_lines(path):", help="text to complete")
-    generate.add_argument(
-        "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to generate (default: 64)"
-    )
-    add("doctor", "Say what this machine can build, run and measure", "edgeopt doctor", composes=False)
+        command.arguments(sub)
     return top
 
 

@@ -100,103 +100,7 @@ def sweep(study: Study) -> Iterator[SweepWatcher]:
         yield SweepWatcher(study, bar)
 
 
-def run(document: Document) -> None:
-    if _config(document):
-        return
-    _measurements(document["measurements"])
-    _verdicts(document["verdicts"])
-    for note in document["notes"]:
-        out.print(f"note: {note}")
-    if document["engine"]:
-        out.print(f"engine: {document['engine']['directory']}")
-    out.print(f"MLflow run: {document['run_id']}")
-
-
-def sweep_result(document: Document) -> None:
-    if _config(document):
-        return
-    front(document)
-    if "promotion" in document:
-        promote(document["promotion"])
-    hint = document.get("mlflow")
-    if hint:
-        if hint["command"]:
-            out.print(f"see it: {hint['command']}")
-        out.print(f"        {hint['url']}")
-
-
-def front(document: Document) -> None:
-    names = [o["metric"] for o in document["objectives"]]
-    unit_of = {o["metric"]: o["unit"] for o in document["objectives"]}
-    table = Table(
-        title=f"study {document['study']}: {len(document['trials'])} trials, front of {len(document['front'])}"
-    )
-    table.add_column("trial", justify="right")
-    table.add_column("recipe", overflow="fold")
-    for name in names:
-        table.add_column(name.replace("/", "/\n"), justify="right")
-    table.add_column("limits")
-    ordered = sorted(document["trials"], key=lambda t: (t["pareto_rank"] or 10**6, t["number"]))
-    for trial in ordered:
-        figures = [units.show(trial["metrics"][n], unit_of[n]) if n in trial["metrics"] else "–" for n in names]
-        style = "bold green" if trial["pareto_rank"] == 1 else "" if trial["feasible"] else "dim"
-        table.add_row(str(trial["number"]), _params(trial["params"]), *figures, _state(trial), style=style)
-    out.print(table)
-    for limit in document["limits"]:
-        out.print(f"limit: {limit['metric']} {limit['limit']}")
-    if document["champion"]:
-        champion = document["champion"]
-        out.print(f"champion: models:/{champion['name']}@champion (version {champion['version']})")
-
-
-def promote(document: Document) -> None:
-    for release in document["releases"]:
-        names = [alias for alias, version in document["aliases"].items() if version == release["version"]]
-        told = "registered" if release["created"] else "was registered before"
-        also = f", alias {', '.join(names)}" if names else ""
-        out.print(f"{document['model']} version {release['version']}: trial {release['number']} {told}{also}")
-
-
-def estimate(document: Document) -> None:
-    table = Table(title=f"{document['recipe']} on {document['target']} ({document['method']})")
-    table.add_column("part")
-    table.add_column("MiB", justify="right")
-    for name in ("weights", "tables", "tokenizer", "disk_bytes", "unpacked", "kv_cache", "activations", "peak_bytes"):
-        table.add_row(name.replace("_bytes", ""), f"{document[name] / 2**20:.2f}")
-    out.print(table)
-    out.print(f"{document['parameters']:,} parameters, tier {document['tier']}")
-    for verdict in document["limits"]:
-        told = "fits" if verdict["fits"] else "does not fit"
-        out.print(f"{verdict['metric']} {verdict['predicted']:.1f} MiB, {verdict['limit']}: {told}")
-    out.print(f"next lever: {document['next_lever']}")
-
-
-def profile(document: Document) -> None:
-    if document["written"]:
-        out.print(f"written: {document['written']}; use it by target={document['name']}")
-    else:
-        print(document["yaml"], end="")
-
-
-def bench(document: Document) -> None:
-    _measurements(document["measurements"])
-
-
-def generate(document: Document) -> None:
-    print(document["prompt"] + document["completion"])
-
-
-def doctor(document: Document) -> None:
-    table = Table(title="what this machine can do")
-    for column in ("", "what", "found", "mend"):
-        table.add_column(column, overflow="fold")
-    for check in document["checks"]:
-        good = Text("yes", style="green") if check["good"] else Text("no", style="yellow")
-        table.add_row(good, check["what"], check["found"], "" if check["good"] else check["mend"])
-    out.print(table)
-
-
-def _config(document: Document) -> bool:
+def config(document: Document) -> bool:
     """Print a composed config, where that is all that was asked for."""
     if set(document) != {"config"}:
         return False
@@ -206,8 +110,8 @@ def _config(document: Document) -> bool:
     return True
 
 
-def _measurements(measurements: list[Document]) -> None:
-    if not measurements:
+def measurements(found: list[Document]) -> None:
+    if not found:
         return
     table = Table()
     table.add_column("metric")
@@ -215,31 +119,17 @@ def _measurements(measurements: list[Document]) -> None:
     table.add_column("95 % interval", justify="right")
     table.add_column("n", justify="right")
     table.add_column("method", overflow="fold")
-    for m in measurements:
+    for m in found:
         interval = "" if m["low"] == m["high"] else f"{m['low']:.4g} … {m['high']:.4g}"
         marks = ("" if m["kind"] == "measured" else "estimated: ") + ("noisy: " if m["noisy"] else "")
         table.add_row(m["metric"], units.show(m["value"], m["unit"]), interval, str(m["count"]), marks + m["method"])
     out.print(table)
 
 
-def _verdicts(verdicts: list[Document]) -> None:
-    for v in verdicts:
+def verdicts(found: list[Document]) -> None:
+    for v in found:
         told = ("kept", "green") if v["kept"] else (f"not kept: {v['reason']}", "red")
         out.print(Text.assemble(f"{v['metric']} {v['limit']}: ", told))
-
-
-def _params(params: Document) -> str:
-    recipe = [str(params["recipe"])] if "recipe" in params else []
-    return " ".join([*recipe, *(f"{k.rpartition('.')[2]}={v}" for k, v in params.items() if k != "recipe")])
-
-
-def _state(trial: Document) -> str:
-    if trial["failure"]:
-        return f"failed: {trial['failure']}"[:80]
-    if trial["feasible"]:
-        return "kept"
-    broken = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
-    return f"breaks {', '.join(broken)}" if broken else trial["state"]
 
 
 def _trial_line(number: int, result: TrialResult) -> Text:

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from edgeopt import assembly, commands, display
+from edgeopt import assembly, display
 from edgeopt import config as configs
 from edgeopt.artifact import Checkpoint
 from edgeopt.cli import main
+from edgeopt.commands import doctor, front
+from edgeopt.commands.studies import OpenStudy
 from edgeopt.errors import ConfigError
 from tests import samples
 
@@ -144,6 +146,11 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "study with a slash": (["search.study=a/b"], ["search.study: 'a/b'"]),
     "parameter that is no range": (["search.parameters.recipe=3"], ["search.parameters.recipe: 3"]),
     "unknown policy": (["promote=nope", "model=local", "model.path={tiny}"], ["nope.yaml", "default.yaml"]),
+    "parameter that sets nothing": (
+        ["+search.parameters.recipes={choices: [int4], when: {recipe: [prune_int4]}}"],
+        ["recipes: ", "Did you mean recipe?"],
+    ),
+    "choice that does not exist": (["search.parameters.recipe.choices=[int8,int44]", "search.enqueue=[]"], ["int44"]),
     "misspelt override": (["serch.trials=3"], ["serch.trials: ", "Did you mean search.trials?"]),
 }
 
@@ -387,10 +394,6 @@ def test_a_folder_that_is_no_whole_engine_is_refused(
     assert line.startswith("engine")
 
 
-def test_bench_needs_an_engine(refused: Refused) -> None:
-    assert refused("bench").startswith("--engine: no engine is given")
-
-
 @pytest.mark.parametrize("given", [("--max-new-tokens", "0"), ("--prompt", "x " * 99)])
 def test_generate_refuses_what_it_cannot_do(given: tuple[str, str], refused: Refused, engine: Path) -> None:
     assert refused("generate", str(engine), *given).startswith(f"{given[0]}: ")
@@ -432,9 +435,9 @@ def test_a_server_that_does_not_answer_is_told_within_seconds(
 def study(work: Path, registry: str) -> str:
     """A study without trials."""
     config = configs.compose([f"tracking.tracking_uri='{registry}'"], name="reference")
-    made = commands._study(config, None)
-    (made.folder / "sweep.json").write_text(json.dumps({"config": config, "config_dir": None}))
-    return made.search.study
+    made = OpenStudy.of(config, None)
+    made.save()
+    return made.name
 
 
 @pytest.mark.parametrize("command", ["front", "promote"])
@@ -524,13 +527,14 @@ def test_a_fault_of_edgeopt_itself_is_one_line_too(
     def broken(_: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(commands, "doctor", broken)
+    monkeypatch.setattr(doctor, "execute", broken)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == "edgeopt: RuntimeError: two lines. Run again with --debug for the details\n"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["frobnicate"], ["run", "--nope"], ["front", "a", "b"], ["generate", "--max-new-tokens", "x"], []]
+    "arguments",
+    [["frobnicate"], ["run", "--nope"], ["front", "a", "b"], ["generate", "--max-new-tokens", "x"], ["bench"], []],
 )
 def test_a_usage_error_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -587,7 +591,7 @@ def test_a_front_fits_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     rows = samples.rows(3)
     rows[0]["params"] = {"recipe": "int4", "step.quantize.block_size": 32, "step.quantize.method": "rtn"}
     rows[1]["failure"] = "config: order: Add it: order=[prune,quantize]"
-    display.front(
+    front.show(
         {
             "study": "s",
             "objectives": samples.OBJECTIVES,

@@ -1,0 +1,43 @@
+"""`edgeopt bench`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from edgeopt.commands import arguments as shared
+from edgeopt.commands import engines
+from edgeopt.commands.outcome import Document, Outcome
+
+SUMMARY = "Measure an engine folder or a registered model"
+EXAMPLE = "edgeopt bench --engine models:/edgeopt@champion"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    shared.overrides(parser)
+    parser.add_argument("--engine", required=True, help="engine folder or models:/NAME@ALIAS")
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt import assembly, display
+
+    bound = assembly.bench(shared.request(args).compose())
+    engine, runtime = assembly.open_engine(engines.folder(args.engine))
+    with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as folder, display.progress("measuring") as progress:
+        measurements = bound(engine, runtime, Path(folder), {}, progress)
+    return Outcome(
+        document={
+            "engine": str(engine.directory),
+            "digest": engine.digest,
+            "device": asdict(bound.device),
+            "measurements": [asdict(m) for m in measurements],
+        }
+    )
+
+
+def show(document: Document) -> None:
+    from edgeopt import display
+
+    display.measurements(document["measurements"])

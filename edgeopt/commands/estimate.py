@@ -1,0 +1,86 @@
+"""`edgeopt estimate`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from edgeopt.commands import arguments as shared
+from edgeopt.commands.outcome import Document, Outcome
+from edgeopt.errors import InfeasibleError
+
+SUMMARY = "Predict size and memory of a recipe by arithmetic"
+EXAMPLE = "edgeopt estimate recipe=int4 target=sbc_4gib"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    shared.overrides(parser)
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt import assembly, intake
+    from edgeopt import config as configs
+    from edgeopt.part import construct
+    from edgeopt.pipeline import plan
+    from edgeopt.search import estimate as estimates
+
+    request = shared.request(args)
+    config = request.compose()
+    recipe = configs.recipe(config)
+    folder = configs.part(config, "model").locate()
+    spec = intake.spec_of(folder)
+    steps = [(name, construct(step, f"step.{name}")) for name, step in recipe.steps]
+    planned = plan(steps, configs.part(config, "runtime"), spec)
+    target, bench = configs.part(config, "target"), configs.part(config, "measure")
+    predicted = estimates.estimate(
+        planned,
+        context_length=min(target.context_length, spec.context_length),
+        prompt_length=max(bench.prompt_lengths),
+        tokenizer_bytes=(folder / "tokenizer.json").stat().st_size,
+    )
+    figures = {"size/engine_mib": predicted.disk_bytes / 2**20, "memory/peak_rss_mib": predicted.peak_bytes / 2**20}
+    verdicts = [
+        {
+            "metric": limit.metric,
+            "limit": str(limit),
+            "predicted": figures[limit.metric],
+            "fits": figures[limit.metric] <= limit.at_most,
+        }
+        for limit in configs.limits(config, assembly.known_metrics(request.config_dir))
+        if limit.metric in figures and limit.at_most is not None
+    ]
+    document = {
+        "recipe": str(recipe),
+        "target": target.name,
+        "method": "estimated by arithmetic, nothing was measured",
+        **asdict(predicted),
+        "disk_bytes": predicted.disk_bytes,
+        "peak_bytes": predicted.peak_bytes,
+        "limits": verdicts,
+        "next_lever": estimates.lever(planned),
+    }
+    broken = [v for v in verdicts if not v["fits"]]
+    error = (
+        InfeasibleError(f"{broken[0]['metric']} is predicted above its limit", mend=document["next_lever"])
+        if broken
+        else None
+    )
+    return Outcome(document=document, error=error)
+
+
+def show(document: Document) -> None:
+    from rich.table import Table
+
+    from edgeopt import display
+
+    table = Table(title=f"{document['recipe']} on {document['target']} ({document['method']})")
+    table.add_column("part")
+    table.add_column("MiB", justify="right")
+    for name in ("weights", "tables", "tokenizer", "disk_bytes", "unpacked", "kv_cache", "activations", "peak_bytes"):
+        table.add_row(name.replace("_bytes", ""), f"{document[name] / 2**20:.2f}")
+    display.out.print(table)
+    display.out.print(f"{document['parameters']:,} parameters, tier {document['tier']}")
+    for verdict in document["limits"]:
+        told = "fits" if verdict["fits"] else "does not fit"
+        display.out.print(f"{verdict['metric']} {verdict['predicted']:.1f} MiB, {verdict['limit']}: {told}")
+    display.out.print(f"next lever: {document['next_lever']}")

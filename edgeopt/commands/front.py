@@ -1,0 +1,67 @@
+"""`edgeopt front`."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgeopt.commands import arguments as shared
+from edgeopt.commands.outcome import Document, Outcome
+
+SUMMARY = "Show a study's trials and its Pareto front"
+EXAMPLE = "edgeopt front --json"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    shared.study(parser)
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.commands.studies import OpenStudy
+
+    study = OpenStudy.find(args.study, args.state)
+    document, policy = study.front(), study.sweep_policy()
+    if policy is not None:
+        document["champion"] = study.champion(policy)
+    return Outcome(document=document)
+
+
+def show(document: Document) -> None:
+    from rich.table import Table
+
+    from edgeopt import display, units
+
+    names = [o["metric"] for o in document["objectives"]]
+    unit_of = {o["metric"]: o["unit"] for o in document["objectives"]}
+    table = Table(
+        title=f"study {document['study']}: {len(document['trials'])} trials, front of {len(document['front'])}"
+    )
+    table.add_column("trial", justify="right")
+    table.add_column("recipe", overflow="fold")
+    for name in names:
+        table.add_column(name.replace("/", "/\n"), justify="right")
+    table.add_column("limits")
+    ordered = sorted(document["trials"], key=lambda t: (t["pareto_rank"] or 10**6, t["number"]))
+    for trial in ordered:
+        figures = [units.show(trial["metrics"][n], unit_of[n]) if n in trial["metrics"] else "–" for n in names]
+        style = "bold green" if trial["pareto_rank"] == 1 else "" if trial["feasible"] else "dim"
+        table.add_row(str(trial["number"]), _params(trial["params"]), *figures, _state(trial), style=style)
+    display.out.print(table)
+    for limit in document["limits"]:
+        display.out.print(f"limit: {limit['metric']} {limit['limit']}")
+    if document["champion"]:
+        champion = document["champion"]
+        display.out.print(f"champion: models:/{champion['name']}@champion (version {champion['version']})")
+
+
+def _params(params: Document) -> str:
+    recipe = [str(params["recipe"])] if "recipe" in params else []
+    return " ".join([*recipe, *(f"{k.rpartition('.')[2]}={v}" for k, v in params.items() if k != "recipe")])
+
+
+def _state(trial: Document) -> str:
+    if trial["failure"]:
+        return f"failed: {trial['failure']}"[:80]
+    if trial["feasible"]:
+        return "kept"
+    broken = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
+    return f"breaks {', '.join(broken)}" if broken else trial["state"]

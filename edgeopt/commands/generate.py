@@ -1,0 +1,52 @@
+"""`edgeopt generate`."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgeopt.commands import engines
+from edgeopt.commands.outcome import Document, Outcome
+from edgeopt.errors import ConfigError, InputError
+
+SUMMARY = "Complete a prompt"
+EXAMPLE = "edgeopt generate --prompt 'def read('"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "engine",
+        nargs="?",
+        metavar="ENGINE",
+        help="engine folder or models:/NAME@ALIAS (default: the bundled model in PyTorch)",
+    )
+    parser.add_argument("--prompt", default="def read_lines(path):", help="text to complete")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt import assembly, tokens
+
+    if args.max_new_tokens < 1:
+        raise ConfigError(
+            f"{args.max_new_tokens} tokens cannot be generated", place="--max-new-tokens", mend="Give 1 or more"
+        )
+    assembly.quiet()
+    folder = engines.folder(args.engine) if args.engine else engines.bundled()
+    engine, runtime = assembly.open_engine(folder)
+    tokenizer = tokens.load(engine.directory)
+    prompt = tokens.prefix(engine.directory) + tokenizer.encode(args.prompt, add_special_tokens=False).ids
+    room = engine.spec.context_length - len(prompt)
+    if room < 1:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens, and the context holds {engine.spec.context_length}",
+            place="--prompt",
+            mend="Give a shorter prompt",
+        )
+    session = runtime.open(engine, threads=assembly.this_machine().cores)
+    new = list(session.generate(prompt, min(args.max_new_tokens, room)))
+    session.close()
+    return Outcome(document={"prompt": args.prompt, "completion": tokenizer.decode(new), "tokens": len(new)})
+
+
+def show(document: Document) -> None:
+    print(document["prompt"] + document["completion"])
