@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CARRIED = (*tokens.FILES, "generation_config.json")
 WEIGHTS = "model.safetensors"
+PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
+"""Lists in `config.json` with one entry a layer."""
 
 
 def load(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -83,8 +85,7 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
     }
     if spec.hidden_size % first.heads == 0:  # other numbers of heads do not pass transformers' validation
         text |= {"num_attention_heads": first.heads, "num_key_value_heads": first.kv_heads}
-    if config.get("layer_types"):
-        text["layer_types"] = config["layer_types"][: len(spec.layers)]
+    text |= {key: config[key][: len(spec.layers)] for key in PER_LAYER if config.get(key)}
     document = {**config, **text, "dtype": "float32", "architectures": [spec.architecture]}
     (directory / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
 

@@ -58,8 +58,9 @@ class PruneDepth:
             remaining = [layer for n, layer in enumerate(networks.layers(network)) if n != weakest]
             network.get_decoder().layers = nn.ModuleList(remaining)
             network.config.num_hidden_layers = len(remaining)
-            if getattr(network.config, "layer_types", None):
-                network.config.layer_types = [t for n, t in enumerate(network.config.layer_types) if n != weakest]
+            for key in networks.PER_LAYER:
+                if entries := getattr(network.config, key, None):
+                    setattr(network.config, key, [entry for n, entry in enumerate(entries) if n != weakest])
         spec = checkpoint.spec.with_layers(tuple(checkpoint.spec.layers[n] for n in kept))
         networks.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from edgeopt.spec import ModelSpec
 
 HEAD_MULTIPLE = 16
+GENERATING, SCORING = "model.onnx", "scoring.onnx"
+CHUNK_TOKENS = 128
+"""Tokens of a prompt that are read at once: more cost memory for activations and are not faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,25 +86,39 @@ class Genai:
 
 
 class GenaiSession:
-    """One engine in memory; sequences run one after another."""
+    """One engine in memory, one of its two graphs at a time; sequences run one after another."""
 
     def __init__(self, directory: Path, threads: int) -> None:
+        self._directory, self._threads = directory, threads
+        decoder = json.loads((directory / "genai_config.json").read_text())["model"]["decoder"]
+        self._window = int(decoder.get("sliding_window", {}).get("window_size", 0))
+        self._graph = ""
+        self._model: Any = None
+        self._load(GENERATING)
+
+    def _load(self, graph: str) -> None:
         import onnxruntime_genai as genai
 
-        config = genai.Config(str(directory))
-        settings: dict[str, Any] = {"session_options": {"intra_op_num_threads": threads}}
-        config.overlay(json.dumps({"model": {"decoder": settings}}))
+        if self._graph == graph:
+            return
+        self.close()
+        config = genai.Config(str(self._directory))
+        decoder = {"filename": graph, "session_options": {"intra_op_num_threads": self._threads}}
+        config.overlay(json.dumps({"model": {"decoder": decoder}}))
         try:
             self._model = genai.Model(config)
         except Exception as error:  # the library raises RuntimeError and its own types
-            raise BuildError(f"the engine cannot be opened ({error})", place=str(directory)) from error
-        self._genai = genai
+            raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
+        self._graph = graph
 
     def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+        self._load(GENERATING)
         length = len(tokens) + max_new_tokens
-        generator = self._start(tokens, length, minimum=0 if stop_at_end else length)
+        generator = self._generator(length, minimum=0 if stop_at_end else length)
+        for part in _chunks(tokens):
+            generator.append_tokens(part)
         ends = self._ends if stop_at_end else frozenset()
-        while not generator.is_done():
+        for _ in range(max_new_tokens):
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
             if token in ends:
@@ -111,26 +128,37 @@ class GenaiSession:
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         import numpy as np
 
-        generator = self._start(tokens, len(tokens), minimum=0)
-        (logits,) = generator.get_output("logits")
-        array: np.ndarray = np.asarray(logits, dtype=np.float32)
-        return array
+        self._load(SCORING)
+        generator = self._generator(len(tokens), minimum=0)
+        logits = []
+        for part in _chunks(tokens):
+            generator.append_tokens(part)
+            logits.append(np.array(generator.get_output("logits")[0], dtype=np.float32))
+        return np.concatenate(logits)
 
     def close(self) -> None:
-        self._model = None
+        self._graph, self._model = "", None
 
     @property
     def _ends(self) -> frozenset[int]:
-        return frozenset(map(int, self._genai.Tokenizer(self._model).eos_token_ids))
+        from onnxruntime_genai import Tokenizer
 
-    def _start(self, tokens: Sequence[int], length: int, *, minimum: int) -> Any:
-        import numpy as np
+        return frozenset(map(int, Tokenizer(self._model).eos_token_ids))
 
-        parameters = self._genai.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=length, min_length=minimum, do_sample=False)
-        generator = self._genai.Generator(self._model, parameters)
-        generator.append_tokens(np.asarray(tokens, dtype=np.int32))
-        return generator
+    def _generator(self, length: int, *, minimum: int) -> Any:
+        from onnxruntime_genai import Generator, GeneratorParams
+
+        parameters = GeneratorParams(self._model)
+        capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
+        parameters.set_search_options(max_length=capacity, min_length=minimum, do_sample=False)
+        return Generator(self._model, parameters)
+
+
+def _chunks(tokens: Sequence[int]) -> Iterator[np.ndarray]:
+    import numpy as np
+
+    for start in range(0, len(tokens), CHUNK_TOKENS):
+        yield np.asarray(tokens[start : start + CHUNK_TOKENS], dtype=np.int32)
 
 
 def _require_paired_zero_points(spec: ModelSpec) -> None:

@@ -30,17 +30,16 @@ ARCHITECTURES = (
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "MistralForCausalLM",
-    "OlmoForCausalLM",
     "Phi3ForCausalLM",
-    "SmolLM3ForCausalLM",
     "GraniteForCausalLM",
 )
-LM_HEAD = "/lm_head/MatMul"
+"""Those whose engines compute as torch; the builder's SmolLM3 and OLMo do not."""
+SCORING = "scoring.onnx"
 QUIET = ("onnxruntime.quantization.matmul_nbits_quantizer", "onnx_ir.serde", "neural_compressor")
 
 
 def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progress: Progress) -> None:
-    """Write `model.onnx`, its data, `genai_config.json` and the tokenizer into `directory`."""
+    """Write `model.onnx` and `scoring.onnx`, their data, `genai_config.json` and the tokenizer into `directory`."""
     from onnxruntime_genai.models import builder
 
     spec = checkpoint.spec
@@ -69,6 +68,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
         passes.store_weights_as_half(directory / "model.onnx")
     if q is not None and q.embedding_bits < 32 and not shares_tables(spec):
         passes.quantize_embedding(directory / "model.onnx", bits=q.embedding_bits, block_size=q.block_size)
+    passes.split_scoring(directory / "model.onnx", directory / SCORING)
 
 
 def describe(spec: ModelSpec) -> str:
@@ -98,14 +98,18 @@ def _options(spec: ModelSpec, accuracy_level: int) -> list[str]:
         if q.lm_head_bits == 8:
             options["matmul_mixed_precision"] = "last_matmul:int8"
         if q.lm_head_bits == 32:
-            options["nodes_to_exclude"] = LM_HEAD
+            options["nodes_to_exclude"] = passes.LM_HEAD
     return [f"{key}={value}" for key, value in options.items()]
 
 
 @contextlib.contextmanager
 def _adapted(model_class: Any, network: Any, spec: ModelSpec) -> Iterator[None]:
-    """Replace how the builder's model reads weights and sizes while one engine is built."""
-    make_model = model_class.make_model
+    """Replace how the builder's model reads its config, weights and sizes while one engine is built."""
+    initialize, make_model = model_class.__init__, model_class.make_model
+
+    def initialized(self: Any, config: Any, *rest: Any) -> None:
+        _flatten_rope(config)
+        initialize(self, config, *rest)
 
     def adapted(self: Any, input_path: str) -> None:
         make_layer, cache_shape = self.make_layer, self.make_key_value_cache_shape
@@ -131,13 +135,22 @@ def _adapted(model_class: Any, network: Any, spec: ModelSpec) -> Iterator[None]:
             bits = {
                 node.name: {"bits": spec.quantization.bits} for node in self.model.graph if node.op_type == "MatMul"
             }
-            self.int4_customized_weight_config = bits | {LM_HEAD: {"bits": spec.quantization.lm_head_bits}}
+            self.int4_customized_weight_config = bits | {passes.LM_HEAD: {"bits": spec.quantization.lm_head_bits}}
 
-    model_class.make_model = adapted
+    model_class.__init__, model_class.make_model = initialized, adapted
     try:
         yield
     finally:
-        model_class.make_model = make_model
+        model_class.__init__, model_class.make_model = initialize, make_model
+
+
+def _flatten_rope(config: Any) -> None:
+    """Rotary settings by layer type (Gemma 3 in transformers 5) in the flat form that the builder reads."""
+    by_type = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in by_type:
+        config.rope_parameters = by_type["full_attention"]
+        config.rope_theta = by_type["full_attention"]["rope_theta"]
+        config.rope_local_base_freq = by_type["sliding_attention"]["rope_theta"]
 
 
 @contextlib.contextmanager

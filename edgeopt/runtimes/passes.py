@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "/lm_head/MatMul"
+LAST_ROW = "/lm_head/last_row"
 
 
 def store_weights_as_half(path: Path) -> None:
@@ -61,6 +64,40 @@ def quantize_embedding(path: Path, *, bits: int, block_size: int) -> None:
                         **attributes,
                     )
                 )
+
+
+def split_scoring(path: Path, scoring: Path) -> None:
+    """Keep the graph at `path`, which writes logits of every token, as `scoring`; `path` then writes the last token's.
+
+    Both read the same external data. Generation needs one row of logits after a prompt: the lm_head of
+    all others would cost time and memory in proportion to prompt and vocabulary.
+    """
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    shutil.copyfile(path, scoring)
+    model: Any = onnx.load(path, load_external_data=False)
+    lm_head = next(n for n in model.graph.node if n.name.startswith(LM_HEAD))
+    bounds = {"starts": [-1], "ends": [np.iinfo(np.int64).max], "axes": [1]}
+    inputs = [f"{LAST_ROW}/{name}" for name in bounds]
+    for name, value in zip(inputs, bounds.values(), strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), name))
+    last = helper.make_node("Slice", [lm_head.input[0], *inputs], [f"{LAST_ROW}/output_0"], name=LAST_ROW)
+    lm_head.input[0] = last.output[0]
+    model.graph.node.insert(list(model.graph.node).index(lm_head), last)
+    (logits,) = (o for o in model.graph.output if o.name == "logits")
+    logits.type.tensor_type.shape.dim[1].dim_value = 1
+    _forget_shapes(model, lm_head)
+    onnx.save(model, path)
+
+
+def _forget_shapes(model: ModelProto, lm_head: NodeProto) -> None:
+    """Drop the recorded shapes of what is computed after the last token was chosen."""
+    names = {name for node in list(model.graph.node)[list(model.graph.node).index(lm_head) :] for name in node.output}
+    kept = [info for info in model.graph.value_info if info.name not in names]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
 
 
 def round_symmetric(table: np.ndarray, *, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:

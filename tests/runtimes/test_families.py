@@ -1,0 +1,208 @@
+"""Decoder families of transformers, as random checkpoints: their engines compute as torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.cli import main
+from edgeopt.compress.prune_depth import PruneDepth
+from edgeopt.compress.prune_heads import PruneHeads
+from edgeopt.compress.prune_width import PruneWidth
+from edgeopt.compress.quantize import Quantize
+from edgeopt.intake import take_in
+from edgeopt.part import describe
+from edgeopt.runtimes.genai import Genai
+from edgeopt.text import Text
+
+PROMPT = [2 + 7 * i % 290 for i in range(160)]
+"""Longer than a chunk of a prompt and than every sliding window below."""
+CALIBRATION = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 60,))
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.0 + 0.5 * i for i in range(8)],
+    "partial_rotary_factor": 0.5,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama 3": ("Llama", {"rope_parameters": LLAMA_3}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "gemma2": ("Gemma2", {"sliding_window": 64}),
+    "gemma3": (
+        "Gemma3",
+        {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "phi3": ("Phi3", {"original_max_position_embeddings": 256}),
+    "phi4": (
+        "Phi3",
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": LONG_ROPE,
+        },
+    ),
+    "granite": ("Granite", {"num_key_value_heads": 4}),
+}
+
+
+@pytest.fixture(scope="module")
+def families(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: random_checkpoint(kind, values, tiny_model, tmp_path_factory.mktemp(name))
+        for name, (kind, values) in FAMILIES.items()
+    }
+
+
+def random_checkpoint(kind: str, values: dict[str, Any], tokenizer: Path, folder: Path) -> Path:
+    import torch
+    import transformers
+
+    name = f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    config = getattr(transformers, name)(**{**SHAPE, **values})
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / file, folder / file)
+    return folder
+
+
+def build(checkpoint: Checkpoint, directory: Path) -> Engine:
+    runtime = Genai()
+    runtime.check(checkpoint.spec)
+    directory.mkdir()
+    runtime.build(checkpoint, directory, lambda _: None)
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+
+
+def logits(engine: Engine) -> np.ndarray:
+    session = Genai().open(engine, threads=1)
+    try:
+        return session.logits(PROMPT)
+    finally:
+        session.close()
+
+
+def torch_logits(checkpoint: Checkpoint) -> np.ndarray:
+    import torch
+
+    found: np.ndarray = networks.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
+    return found
+
+
+def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    directory.mkdir()
+    spec = step.apply(checkpoint, directory, CALIBRATION, lambda _: None)
+    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
+
+
+FUSED = ("phi3", "phi4")
+"""Their projections are one matrix, which cannot be cut yet."""
+
+
+@pytest.fixture
+def checkpoint(request: pytest.FixtureRequest, families: dict[str, Path], tmp_path: Path) -> Checkpoint:
+    (tmp_path / "in").mkdir()
+    return take_in(families[request.param], tmp_path / "in")
+
+
+@pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)
+def test_an_engine_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    expected = torch_logits(checkpoint)
+    found = logits(build(checkpoint, tmp_path / "engine"))
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("checkpoint", [f for f in FAMILIES if f not in FUSED], indirect=True)
+def test_an_engine_of_a_cut_checkpoint_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for step in (PruneWidth(ratio=0.25), PruneDepth(layers=1), PruneHeads(ratio=0.5)):
+        checkpoint = applied(step, checkpoint, tmp_path / type(step).__name__)
+    expected = torch_logits(checkpoint)
+    found = logits(build(checkpoint, tmp_path / "engine"))
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)
+def test_an_8_bit_engine_is_near_torch_and_has_no_slow_path(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rounded = applied(Quantize(weights="int8", lm_head="int8", embedding="int8"), checkpoint, tmp_path / "rounded")
+    engine, expected = build(rounded, tmp_path / "int8"), torch_logits(checkpoint)
+    found = logits(engine)
+    assert (found * expected).sum() / np.sqrt((found**2).sum() * (expected**2).sum()) > 0.98
+    assert Genai().lint(engine) == []
+
+
+@pytest.mark.parametrize("checkpoint", ["gemma3"], indirect=True)
+def test_a_text_shorter_than_the_sliding_window_is_generated(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    session = Genai().open(build(checkpoint, tmp_path / "engine"), threads=1)
+    assert len(list(session.generate(PROMPT[:5], 6, stop_at_end=False))) == 6
+    session.close()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_a_whole_recipe_runs(
+    family: str,
+    families: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recipe = ["recipe=prune_lora_int4", "step.prune.ratio=0.25", "step.lora.rank=4", "step.lora.steps=2"]
+    quick = ["measure.prompt_lengths=[16]", "measure.max_windows=2", "measure.window_tokens=64"]
+    off = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]
+    limits = ["limits.size.engine_mib=1 MiB"]
+    assert (
+        main(
+            [
+                "run",
+                "model=local",
+                f"model.path={families[family]}",
+                *recipe,
+                *quick,
+                *off,
+                "target.context_length=96",
+                *limits,
+                "--json",
+            ]
+        )
+        == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    metrics = {m["metric"]: m["value"] for m in document["measurements"]}
+    assert document["feasible"]
+    assert metrics["quality/perplexity"] > 1
+    assert metrics["size/engine_mib"] < 1
