@@ -162,9 +162,9 @@ def _existing(name: str, folder: Path) -> Path:
 
 
 def _groups(bench: Bench) -> list[dict[str, Probe]]:
-    """Probes that share processes; timed ones collect first, while the process is as fresh as its cold start."""
+    """Probes that share processes; timed ones collect last, so that what they do is not in the others' memory."""
     groups: dict[str, dict[str, Probe]] = {}
-    for name, probe in sorted(bench.probes.items(), key=lambda item: not item[1].TIMED):
+    for name, probe in sorted(bench.probes.items(), key=lambda item: item[1].TIMED):
         groups.setdefault(probe.GROUP, {})[name] = probe
     return list(groups.values())
 
