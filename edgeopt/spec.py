@@ -60,6 +60,12 @@ class ModelSpec:
         tables = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return tables + sum(self.layer_parameters(layer) for layer in self.layers) + self.hidden_size
 
+    @property
+    def shares_tables(self) -> bool:
+        """Whether an engine stores embedding and lm_head once: they are tied and rounded alike."""
+        q = self.quantization
+        return self.tied_embeddings and (q is None or q.embedding_bits == q.lm_head_bits)
+
     def layer_parameters(self, layer: LayerSpec) -> int:
         attention = 2 * self.hidden_size * self.head_size * (layer.heads + layer.kv_heads)
         mlp = 3 * self.hidden_size * layer.intermediate_size

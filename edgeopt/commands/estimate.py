@@ -22,6 +22,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import config as configs
     from edgeopt.part import construct
     from edgeopt.pipeline import plan
+    from edgeopt.runtimes.genai import CHUNK_TOKENS
     from edgeopt.search import estimate as estimates
 
     request = shared.request(args)
@@ -31,11 +32,11 @@ def execute(args: argparse.Namespace) -> Outcome:
     spec = intake.spec_of(folder)
     steps = [(name, construct(step, f"step.{name}")) for name, step in recipe.steps]
     planned = plan(steps, configs.part(config, "runtime"), spec)
-    target, bench = configs.part(config, "target"), configs.part(config, "measure")
+    target = configs.part(config, "target")
     predicted = estimates.estimate(
         planned,
         context_length=min(target.context_length, spec.context_length),
-        prompt_length=max(bench.prompt_lengths),
+        chunk_tokens=CHUNK_TOKENS,
         tokenizer_bytes=(folder / "tokenizer.json").stat().st_size,
     )
     figures = {"size/engine_mib": predicted.disk_bytes / 2**20, "memory/peak_rss_mib": predicted.peak_bytes / 2**20}
@@ -76,7 +77,7 @@ def show(document: Document) -> None:
     table = Table(title=f"{document['recipe']} on {document['target']} ({document['method']})")
     table.add_column("part")
     table.add_column("MiB", justify="right")
-    for name in ("weights", "tables", "tokenizer", "disk_bytes", "unpacked", "kv_cache", "activations", "peak_bytes"):
+    for name in ("weights", "tables", "tokenizer", "disk_bytes", "resident", "kv_cache", "activations", "peak_bytes"):
         table.add_row(name.replace("_bytes", ""), f"{document[name] / 2**20:.2f}")
     display.out.print(table)
     display.out.print(f"{document['parameters']:,} parameters, tier {document['tier']}")

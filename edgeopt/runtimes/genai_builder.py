@@ -66,7 +66,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
     q = spec.quantization
     if spec.weight_dtype == "fp16":
         passes.store_weights_as_half(directory / "model.onnx")
-    if q is not None and q.embedding_bits < 32 and not shares_tables(spec):
+    if q is not None and q.embedding_bits < 32 and not spec.shares_tables:
         passes.quantize_embedding(directory / "model.onnx", bits=q.embedding_bits, block_size=q.block_size)
     passes.split_scoring(directory / "model.onnx", directory / SCORING)
 
@@ -77,17 +77,11 @@ def describe(spec: ModelSpec) -> str:
     return f"{spec.weight_dtype} engine" if q is None else f"int{q.bits} engine, block {q.block_size}, {q.method}"
 
 
-def shares_tables(spec: ModelSpec) -> bool:
-    """Whether embedding and lm_head are stored once."""
-    q = spec.quantization
-    return spec.tied_embeddings and (q is None or q.embedding_bits == q.lm_head_bits)
-
-
 def _options(spec: ModelSpec, accuracy_level: int) -> list[str]:
-    options: dict[str, object] = {"hf_token": "false", "shared_embeddings": str(shares_tables(spec)).lower()}
+    options: dict[str, object] = {"hf_token": "false", "shared_embeddings": str(spec.shares_tables).lower()}
     q = spec.quantization
     if q is not None:
-        in_one_pass = shares_tables(spec) and q.lm_head_bits < 32
+        in_one_pass = spec.shares_tables and q.lm_head_bits < 32
         options |= {
             "accuracy_level": accuracy_level,
             "block_size": q.block_size,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeopt.spec import LayerSpec, ModelSpec
 
-RUNTIME_BYTES = 48 * 2**20
-"""Resident memory of Python and ONNX Runtime before an engine is loaded (measured: see memory/bare_rss_mib)."""
+RUNTIME_BYTES = 64 * 2**20
+"""Resident memory of Python, ONNX Runtime and an empty session, as measured with onnxruntime 1.32 on x86-64."""
 GRAPH_BYTES = 3 * 2**16
 """The graph, its config and small files, for a few dozen nodes a layer."""
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
@@ -20,9 +20,9 @@ class Estimate:
     Attributes:
         weights: matrices of the layers, with their block scales and zero-points.
         tables: embedding and lm_head.
-        unpacked: what the runtime copies in memory beside the mapped file.
+        resident: of the weights at run time: matrices in packed form, whose file is unmapped, and the mapped embedding.
         kv_cache: keys and values at the context length.
-        activations: the largest intermediate tensors of a prompt, logits included.
+        activations: the largest intermediate tensors of a chunk of a prompt, and the logits of one token.
     """
 
     parameters: int
@@ -32,7 +32,7 @@ class Estimate:
     tokenizer: int
     kv_cache: int
     activations: int
-    unpacked: int
+    resident: int
 
     @property
     def disk_bytes(self) -> int:
@@ -40,30 +40,30 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        return self.disk_bytes + self.unpacked + self.kv_cache + self.activations + RUNTIME_BYTES
+        return RUNTIME_BYTES + self.resident + self.kv_cache + self.activations
 
 
-def estimate(spec: ModelSpec, *, context_length: int, prompt_length: int, tokenizer_bytes: int) -> Estimate:
+def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, tokenizer_bytes: int) -> Estimate:
     """Predict an engine of `spec` on the genai runtime.
 
     Args:
         context_length: tokens for which the key-value cache is allocated (fp32 on CPU).
-        prompt_length: tokens of the longest prompt, which the activations grow with.
+        chunk_tokens: tokens of a prompt that are computed at once, which the activations grow with.
     """
-    weights = sum(layer_bytes(spec, layer) for layer in spec.layers) + 4 * spec.hidden_size
-    tables = table_bytes(spec)
+    weights, (embedding, lm_head) = weight_bytes(spec), table_bytes(spec)
+    computed = replace(spec, weight_dtype="fp32")  # fp16 is a storage type
     kv_cache = sum(2 * layer.kv_heads * spec.head_size * context_length * 4 for layer in spec.layers)
     widest = max(2 * layer.intermediate_size + layer.heads * spec.head_size for layer in spec.layers)
-    activations = 4 * prompt_length * (spec.vocabulary_size + widest + 4 * spec.hidden_size)
+    activations = 4 * (chunk_tokens * (widest + 4 * spec.hidden_size) + spec.vocabulary_size)
     return Estimate(
         parameters=spec.parameters,
         tier=next(name for bound, name in TIERS if spec.parameters < bound),
         weights=weights,
-        tables=tables,
+        tables=lm_head if spec.shares_tables else embedding + lm_head,
         tokenizer=tokenizer_bytes,
         kv_cache=kv_cache,
         activations=activations,
-        unpacked=weights + tables,
+        resident=weight_bytes(computed) + sum(table_bytes(computed)),
     )
 
 
@@ -77,6 +77,11 @@ def matrix_bytes(rows: int, columns: int, *, bits: int, block_size: int, symmetr
     packed = rows * blocks * block_size * bits // 8
     zero_points = 0 if symmetric else rows * -(-blocks * bits // 8)
     return packed + 4 * rows * blocks + zero_points
+
+
+def weight_bytes(spec: ModelSpec) -> int:
+    """Bytes of all decoder layers and the last norm."""
+    return sum(layer_bytes(spec, layer) for layer in spec.layers) + 4 * spec.hidden_size
 
 
 def layer_bytes(spec: ModelSpec, layer: LayerSpec) -> int:
@@ -98,21 +103,18 @@ def layer_bytes(spec: ModelSpec, layer: LayerSpec) -> int:
     )
 
 
-def table_bytes(spec: ModelSpec) -> int:
-    """Bytes of embedding and lm_head, counted once where they are stored once."""
-    q = spec.quantization
+def table_bytes(spec: ModelSpec) -> tuple[int, int]:
+    """Bytes of the embedding and of the lm_head; an embedding of its own has symmetric blocks."""
+    q, rows, columns = spec.quantization, spec.vocabulary_size, spec.hidden_size
     if q is None:
-        return spec.vocabulary_size * spec.hidden_size * _float_bytes(spec) * (1 if spec.tied_embeddings else 2)
+        return rows * columns * _float_bytes(spec), rows * columns * _float_bytes(spec)
 
-    def one(bits: int) -> int:
+    def one(bits: int, symmetric: bool) -> int:
         if bits == 32:
-            return spec.vocabulary_size * spec.hidden_size * 4
-        return matrix_bytes(
-            spec.vocabulary_size, spec.hidden_size, bits=bits, block_size=q.block_size, symmetric=q.symmetric
-        )
+            return rows * columns * 4
+        return matrix_bytes(rows, columns, bits=bits, block_size=q.block_size, symmetric=symmetric)
 
-    shared = spec.tied_embeddings and q.embedding_bits == q.lm_head_bits
-    return one(q.lm_head_bits) if shared else one(q.lm_head_bits) + one(q.embedding_bits)
+    return one(q.embedding_bits, q.symmetric or not spec.shares_tables), one(q.lm_head_bits, q.symmetric)
 
 
 def lever(spec: ModelSpec) -> str:

@@ -53,9 +53,9 @@ def test_a_matrix_takes_the_bytes_of_its_tensors(
 
 
 def test_an_fp32_engine_holds_four_bytes_a_parameter() -> None:
-    found = estimate(SPEC, context_length=128, prompt_length=16, tokenizer_bytes=1000)
+    found = estimate(SPEC, context_length=128, chunk_tokens=16, tokenizer_bytes=1000)
     assert found.weights + found.tables == 4 * SPEC.parameters
-    half = estimate(replace(SPEC, weight_dtype="fp16"), context_length=128, prompt_length=16, tokenizer_bytes=1000)
+    half = estimate(replace(SPEC, weight_dtype="fp16"), context_length=128, chunk_tokens=16, tokenizer_bytes=1000)
     norms = 64 * (2 * len(SPEC.layers) + 1)
     assert half.weights + half.tables == 2 * (SPEC.parameters - norms) + 4 * norms
 
@@ -65,21 +65,38 @@ def test_the_cache_holds_keys_and_values_of_every_layer_in_fp32() -> None:
         LayerSpec(intermediate_size=128, heads=4, kv_heads=2),
         LayerSpec(intermediate_size=64, heads=2, kv_heads=1),
     )
-    found = estimate(SPEC.with_layers(layers), context_length=100, prompt_length=1, tokenizer_bytes=0)
+    found = estimate(SPEC.with_layers(layers), context_length=100, chunk_tokens=1, tokenizer_bytes=0)
     assert found.kv_cache == 2 * 100 * 16 * (2 + 1) * 4
 
 
 def test_a_tied_table_is_counted_once_where_it_is_stored_once() -> None:
+    def tables(spec: ModelSpec) -> int:
+        return estimate(spec, context_length=128, chunk_tokens=16, tokenizer_bytes=0).tables
+
     tied = replace(SPEC, tied_embeddings=True)
-    assert table_bytes(tied) * 2 == table_bytes(SPEC)
-    assert table_bytes(replace(tied, quantization=INT4)) * 2 == table_bytes(replace(SPEC, quantization=INT4))
+    assert tables(tied) * 2 == tables(SPEC)
+    assert tables(replace(tied, quantization=INT4)) * 2 == tables(replace(SPEC, quantization=INT4))
     apart = replace(tied, quantization=replace(INT4, embedding_bits=32))
-    assert table_bytes(apart) == 300 * 64 * 4 + packed(300, 64, 8, 32, True)
+    assert tables(apart) == 300 * 64 * 4 + packed(300, 64, 8, 32, True)
+
+
+def test_an_embedding_of_its_own_has_symmetric_blocks() -> None:
+    asymmetric = replace(SPEC, quantization=replace(INT4, symmetric=False))
+    assert table_bytes(asymmetric) == (packed(300, 64, 8, 32, True), packed(300, 64, 8, 32, False))
+
+
+def test_fp16_is_computed_in_fp32() -> None:
+    half, full = (
+        estimate(replace(SPEC, weight_dtype=dtype), context_length=128, chunk_tokens=16, tokenizer_bytes=0)
+        for dtype in ("fp16", "fp32")
+    )
+    assert half.disk_bytes < full.disk_bytes
+    assert half.peak_bytes == full.peak_bytes
 
 
 def test_fewer_bits_heads_channels_layers_and_tokens_are_never_more_bytes() -> None:
     def peak(spec: ModelSpec, tokens: int = 128) -> int:
-        return estimate(spec, context_length=tokens, prompt_length=tokens, tokenizer_bytes=0).peak_bytes
+        return estimate(spec, context_length=tokens, chunk_tokens=tokens, tokenizer_bytes=0).peak_bytes
 
     quantized = replace(SPEC, quantization=INT4)
     assert peak(quantized) < peak(replace(SPEC, quantization=replace(INT4, bits=8))) < peak(SPEC)
@@ -90,8 +107,8 @@ def test_fewer_bits_heads_channels_layers_and_tokens_are_never_more_bytes() -> N
 
 
 def test_the_parts_add_up() -> None:
-    e = estimate(SPEC, context_length=128, prompt_length=16, tokenizer_bytes=1000)
-    assert e.peak_bytes - e.disk_bytes >= e.kv_cache + e.activations + e.unpacked
+    e = estimate(SPEC, context_length=128, chunk_tokens=16, tokenizer_bytes=1000)
+    assert e.peak_bytes > e.resident + e.kv_cache + e.activations
     assert e.disk_bytes >= e.weights + e.tables + 1000
     assert e.parameters == SPEC.parameters
     assert e.tier == "tiny"

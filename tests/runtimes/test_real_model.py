@@ -1,0 +1,66 @@
+"""A trained model of somebody else, where a checkout has it: published perplexities are reproduced."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt import tokens
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantize import Quantize
+from edgeopt.intake import take_in
+from edgeopt.runtimes.genai import Genai
+from edgeopt.text import Text
+
+STORIES, STORY_TOKENS = 150, 400
+
+
+@pytest.fixture(scope="module")
+def checkpoint(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return take_in(realdata / "TinyStories-656K", tmp_path_factory.mktemp("tinystories"))
+
+
+@pytest.fixture(scope="module")
+def stories(realdata: Path, checkpoint: Checkpoint) -> list[list[int]]:
+    tokenizer, begin = tokens.load(checkpoint.directory), tokens.prefix(checkpoint.directory)
+    with (realdata / "tinystories" / "evaluation.jsonl").open() as lines:
+        texts = [json.loads(line)["text"] for line in islice(lines, STORIES)]
+    return [(begin + tokenizer.encode(text, add_special_tokens=False).ids)[:STORY_TOKENS] for text in texts]
+
+
+def perplexity(engine: Engine, stories: list[list[int]]) -> float:
+    session = Genai().open(engine, threads=2)
+    nats, count = 0.0, 0
+    for story in stories:
+        logits = session.logits(story)[:-1].astype(np.float64)
+        predicted = logits[np.arange(len(logits)), story[1:]]
+        nats += float((np.log(np.exp(logits).sum(axis=1)) - predicted).sum())
+        count += len(logits)
+    session.close()
+    return float(np.exp(nats / count))
+
+
+@pytest.mark.parametrize(
+    ("values", "published", "tolerance"),
+    [
+        ({"weights": "fp32"}, 22.50, 0.005),
+        ({"weights": "int8", "lm_head": "int8", "embedding": "float"}, 22.54, 0.05),
+        ({"weights": "int4", "lm_head": "int4", "embedding": "int4", "method": "k_quant"}, 24.12, 0.1),
+    ],
+    ids=lambda v: v["weights"] if isinstance(v, dict) else "",
+)
+def test_perplexity_is_that_of_the_model_card(
+    values: dict[str, str], published: float, tolerance: float, checkpoint: Checkpoint, stories: list, tmp_path: Path
+) -> None:
+    source, directory = tmp_path / "source", tmp_path / "engine"
+    source.mkdir()
+    directory.mkdir()
+    spec = Quantize(**values).apply(checkpoint, source, Text(name="none", documents=("none",)), lambda _: None)
+    rounded = Checkpoint.seal(source, format="checkpoint-1", spec=spec, made_by={})
+    Genai().build(rounded, directory, lambda _: None)
+    engine = Engine.seal(directory, format="genai-1", spec=spec, made_by={})
+    assert perplexity(engine, stories) == pytest.approx(published, abs=tolerance)
