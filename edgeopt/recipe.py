@@ -33,3 +33,9 @@ class Recipe:
 
     def __str__(self) -> str:
         return " → ".join(name for name, _ in self.steps) or "no compression"
+
+
+def label(params: Mapping[str, Any]) -> str:
+    """Searched parameters in a few words: the recipe's name, then `key=value` with the last part of each key."""
+    recipe = [str(params["recipe"])] if "recipe" in params else []
+    return " ".join([*recipe, *(f"{k.rpartition('.')[2]}={v}" for k, v in params.items() if k != "recipe")])

@@ -6,6 +6,7 @@ import argparse
 
 from edgeopt.commands import arguments as shared
 from edgeopt.commands.outcome import Document, Outcome
+from edgeopt.recipe import label
 
 SUMMARY = "Show a study's trials and its Pareto front"
 EXAMPLE = "edgeopt front --json"
@@ -44,18 +45,13 @@ def show(document: Document) -> None:
     for trial in ordered:
         figures = [units.show(trial["metrics"][n], unit_of[n]) if n in trial["metrics"] else "–" for n in names]
         style = "bold green" if trial["pareto_rank"] == 1 else "" if trial["feasible"] else "dim"
-        table.add_row(str(trial["number"]), _params(trial["params"]), *figures, _state(trial), style=style)
+        table.add_row(str(trial["number"]), label(trial["params"]), *figures, _state(trial), style=style)
     display.out.print(table)
     for limit in document["limits"]:
         display.out.print(f"limit: {limit['metric']} {limit['limit']}")
     if document["champion"]:
         champion = document["champion"]
         display.out.print(f"champion: models:/{champion['name']}@champion (version {champion['version']})")
-
-
-def _params(params: Document) -> str:
-    recipe = [str(params["recipe"])] if "recipe" in params else []
-    return " ".join([*recipe, *(f"{k.rpartition('.')[2]}={v}" for k, v in params.items() if k != "recipe")])
 
 
 def _state(trial: Document) -> str:

@@ -48,7 +48,7 @@ def write(view: View, path: Path) -> None:
         figure = Figure(figsize=(11, 7.2), dpi=130, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.085, right=0.97, top=0.86, bottom=0.175)
+        figure.subplots_adjust(left=0.085, right=0.955, top=0.86, bottom=0.175)
         axes.grid(True, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlim(view.x.low, view.x.high)

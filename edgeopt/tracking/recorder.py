@@ -24,6 +24,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from edgeopt import tags
 from edgeopt.errors import ConfigError, TrackingError
+from edgeopt.recipe import label
 from edgeopt.result import TrialResult
 from edgeopt.tracking import cards, fields, lookup, server
 
@@ -129,7 +130,8 @@ class MlflowRecorder:
             labels |= {tags.CUT: ", ".join(cut)} if cut else {}
             labels |= {tags.NOT_LOGGED: ", ".join(left_out)} if left_out else {}
             client.log_batch(run_id, metrics=entities, tags=_run_tags(labels))
-            client.update_run(run_id, name=f"{number} · {result.recipe.get('text', '')}"[: fields.KEY_LENGTH])
+            what = label(params) or result.recipe.get("text", "")
+            client.update_run(run_id, name=f"{number} · {what}"[: fields.KEY_LENGTH])
             client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED")
             return run_id
 

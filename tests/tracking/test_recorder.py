@@ -238,6 +238,14 @@ def test_a_study_is_resumed_in_its_run_and_closed_truthfully(recorder: MlflowRec
     assert recorder.latest_study() == study
 
 
+def test_a_run_is_named_by_what_was_searched(recorder: MlflowRecorder, study: str) -> None:
+    params = {"step.quantize.block_size": 64, "recipe": "int4"}
+    searched = recorder.record(study, 0, params, CONFIG, samples.result())
+    single = recorder.record(study, 1, {}, CONFIG, samples.result())
+    assert client(recorder).get_run(searched).info.run_name == "0 · int4 block_size=64"
+    assert client(recorder).get_run(single).info.run_name == f"1 · {samples.result().recipe['text']}"
+
+
 def test_a_new_rank_replaces_the_old_one(recorder: MlflowRecorder, study: str) -> None:
     run_id = recorder.record(study, 0, PARAMS, CONFIG, samples.result())
     shape = {"objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
