@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata
@@ -57,8 +56,9 @@ class Store:
         with self._lock(key):
             if final.is_dir() and valid(final):
                 return final
-            scratch = self.root / "scratch" / uuid.uuid4().hex
+            scratch = self.root / "scratch" / key[:32]
             try:
+                shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
                 scratch.mkdir(parents=True)
                 produce(scratch)
                 final.parent.mkdir(exist_ok=True)

@@ -101,6 +101,7 @@ def test_a_killed_producer_leaves_no_stage_and_no_lock(tmp_path: Path) -> None:
     folder = Store(tmp_path).stage("k", 1, write("whole"))
     assert [p.name for p in folder.iterdir()] == ["out"]
     assert (folder / "out").read_text() == "whole"
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def slow(folder: Path) -> None:

@@ -106,7 +106,7 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
     started = CpuClock.now()
     marks.set("bare")
     runtime_class = resolve(job.runtime["_target_"], "runtime")
-    for library in getattr(runtime_class, "LIBRARIES", ()):
+    for library in runtime_class.LIBRARIES:
         import_module(library)
     runtime = construct(job.runtime, "runtime")
     engine = Engine.read(Path(job.engine))

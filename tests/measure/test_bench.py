@@ -127,10 +127,11 @@ def test_a_probe_that_is_off_reports_nothing(tmp_path):
     ],
 )
 def test_how_the_process_died_is_said(tmp_path, crash, words):
+    before = psutil.Process().children()
     with pytest.raises(MeasureError, match=words) as caught:
         toy.measured(tmp_path, StubRuntime(crash=crash), toy.bench("size", timeout_s=2.0))
     assert str(tmp_path / "measured" / "logs") in str(caught.value)
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 PARENT = """
