@@ -19,23 +19,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, intake
-    from edgeopt import config as configs
-    from edgeopt.part import construct
     from edgeopt.pipeline import plan
     from edgeopt.runtimes.genai import CHUNK_TOKENS
     from edgeopt.search import estimate as estimates
 
     request = shared.request(args)
-    config = request.compose()
-    recipe = configs.recipe(config)
-    folder = configs.part(config, "model").locate()
+    job = assembly.job(request.compose(), request.config_dir)
+    folder = job.source.locate()
     spec = intake.spec_of(folder)
-    steps = [(name, construct(step, f"step.{name}")) for name, step in recipe.steps]
-    planned = plan(steps, configs.part(config, "runtime"), spec)
-    target = configs.part(config, "target")
+    planned = plan(job.steps, job.runtime, spec)
     predicted = estimates.estimate(
         planned,
-        context_length=min(target.context_length, spec.context_length),
+        context_length=min(job.target.context_length, spec.context_length),
         chunk_tokens=CHUNK_TOKENS,
         tokenizer_bytes=(folder / "tokenizer.json").stat().st_size,
     )
@@ -47,12 +42,12 @@ def execute(args: argparse.Namespace) -> Outcome:
             "predicted": figures[limit.metric],
             "fits": figures[limit.metric] <= limit.at_most,
         }
-        for limit in configs.limits(config, assembly.known_metrics(request.config_dir))
+        for limit in job.limits
         if limit.metric in figures and limit.at_most is not None
     ]
     document = {
-        "recipe": str(recipe),
-        "target": target.name,
+        "recipe": str(job.recipe),
+        "target": job.target.name,
         "method": "estimated by arithmetic, nothing was measured",
         **asdict(predicted),
         "disk_bytes": predicted.disk_bytes,

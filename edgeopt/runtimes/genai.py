@@ -21,6 +21,8 @@ HEAD_MULTIPLE = 16
 GENERATING, SCORING = "model.onnx", "scoring.onnx"
 CHUNK_TOKENS = 32
 """Tokens of a prompt that are read at once: more cost memory for activations and are hardly faster."""
+LONG_ROPE = "phi3"
+"""The model type whose rotary factors may depend on the length of the prompt, which is then read as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +92,9 @@ class GenaiSession:
 
     def __init__(self, directory: Path, threads: int) -> None:
         self._directory, self._threads = directory, threads
-        decoder = json.loads((directory / "genai_config.json").read_text())["model"]["decoder"]
-        self._window = int(decoder.get("sliding_window", {}).get("window_size", 0))
+        described = json.loads((directory / "genai_config.json").read_text())["model"]
+        self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
+        self._chunk = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
         self._graph = ""
         self._model: Any = None
         self._load(GENERATING)
@@ -115,7 +118,7 @@ class GenaiSession:
         self._load(GENERATING)
         length = len(tokens) + max_new_tokens
         generator = self._generator(length, minimum=0 if stop_at_end else length)
-        for part in _chunks(tokens):
+        for part in self._chunks(tokens):
             generator.append_tokens(part)
         ends = self._ends if stop_at_end else frozenset()
         for _ in range(max_new_tokens):
@@ -131,7 +134,7 @@ class GenaiSession:
         self._load(SCORING)
         generator = self._generator(len(tokens), minimum=0)
         logits = []
-        for part in _chunks(tokens):
+        for part in self._chunks(tokens):
             generator.append_tokens(part)
             logits.append(np.array(generator.get_output("logits")[0], dtype=np.float32))
         return np.concatenate(logits)
@@ -145,6 +148,12 @@ class GenaiSession:
 
         return frozenset(map(int, Tokenizer(self._model).eos_token_ids))
 
+    def _chunks(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        import numpy as np
+
+        for start in range(0, len(tokens), self._chunk):
+            yield np.asarray(tokens[start : start + self._chunk], dtype=np.int32)
+
     def _generator(self, length: int, *, minimum: int) -> Any:
         from onnxruntime_genai import Generator, GeneratorParams
 
@@ -152,13 +161,6 @@ class GenaiSession:
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
         parameters.set_search_options(max_length=capacity, min_length=minimum, do_sample=False)
         return Generator(self._model, parameters)
-
-
-def _chunks(tokens: Sequence[int]) -> Iterator[np.ndarray]:
-    import numpy as np
-
-    for start in range(0, len(tokens), CHUNK_TOKENS):
-        yield np.asarray(tokens[start : start + CHUNK_TOKENS], dtype=np.int32)
 
 
 def _require_paired_zero_points(spec: ModelSpec) -> None:
