@@ -60,4 +60,6 @@ def _state(trial: Document) -> str:
     if trial["feasible"]:
         return "kept"
     broken = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
-    return f"breaks {', '.join(broken)}" if broken else trial["state"]
+    if broken:
+        return f"breaks {', '.join(broken)}"
+    return "not proven: disturbed" if trial["state"] == "finished" else trial["state"]

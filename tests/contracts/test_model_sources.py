@@ -56,22 +56,38 @@ def registry(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def mlflow_store(registry: str) -> Iterator[None]:
     import mlflow
 
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(registry)
     yield
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def served_model(
+    mlflow_server: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RegisteredModel]:
+    """The tiny model, uploaded to a server's artifacts and registered there."""
+    import mlflow
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mlflow.set_tracking_uri(mlflow_server)
+    client = mlflow.MlflowClient()
+    run = client.create_run(client.create_experiment(str(tmp_path)))
+    client.log_artifacts(run.info.run_id, str(tiny_model), "model")
+    if not client.search_registered_models("name = 'served'"):
+        client.create_registered_model("served")
+    version = client.create_model_version("served", source=f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    yield RegisteredModel(uri=f"models:/served/{version.version}")
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(
     params=["local", "reference", "hub", "hub commit", "registry alias", "registry version", "registry of a server"]
 )
-def source(
-    request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> ModelSource:
+def source(request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSource:
     kind = request.param
     if kind == "registry of a server":
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        return on_server(request.getfixturevalue("mlflow_server"), tiny_model, monkeypatch)
+        found: ModelSource = request.getfixturevalue("served_model")
+        return found
     if kind.startswith("registry"):
         request.getfixturevalue("mlflow_store")
         return RegisteredModel(uri="models:/tiny@champion" if kind.endswith("alias") else "models:/tiny/1")
@@ -79,21 +95,6 @@ def source(
         offline(monkeypatch, request.getfixturevalue("hub_cache"))
         return HubModel(repo="tiny/llama", revision=COMMIT if kind.endswith("commit") else "main")
     return LocalFolder(path=str(tiny_model)) if kind == "local" else ReferenceModel()
-
-
-def on_server(uri: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> RegisteredModel:
-    """The model, uploaded to a server's artifacts and registered there."""
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("models") or client.get_experiment(client.create_experiment("models"))
-    run = client.create_run(experiment.experiment_id)
-    client.log_artifacts(run.info.run_id, str(model), "model")
-    if not client.search_registered_models("name = 'served'"):
-        client.create_registered_model("served")
-    version = client.create_model_version("served", source=f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
-    return RegisteredModel(uri=f"models:/served/{version.version}")
 
 
 def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
