@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import specs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgeopt.artifact import Engine
 from edgeopt.measure.stub import StubRuntime
 from edgeopt.part import describe
 from edgeopt.result import Failure, Measurement, TrialResult, Verdict
-from edgeopt.spec import LayerSpec, ModelSpec
 
 OBJECTIVES = [
     {"metric": "quality/perplexity_ratio", "unit": "", "direction": "minimize"},
@@ -89,16 +89,7 @@ def engine(folder: Path, *, seed: int = 0) -> Engine:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
-    layer = LayerSpec(intermediate_size=64, heads=1, kv_heads=1)
-    spec = ModelSpec(
-        architecture="LlamaForCausalLM",
-        vocabulary_size=len(WORDS),
-        hidden_size=16,
-        head_size=16,
-        context_length=64,
-        tied_embeddings=True,
-        layers=(layer,),
-    )
+    spec = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=64)
     made_by = {"runtime": describe(StubRuntime()), "versions": {}}
     return Engine.seal(folder, format=StubRuntime.format, spec=spec, made_by=made_by)
 

@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.artifact import MANIFEST, Artifact, Checkpoint
 from edgeopt.errors import InputError
-from edgeopt.spec import LayerSpec, ModelSpec
 
-SPEC = ModelSpec(
-    architecture="LlamaForCausalLM",
-    vocabulary_size=300,
-    hidden_size=64,
-    head_size=16,
-    context_length=256,
-    tied_embeddings=True,
-    layers=(LayerSpec(intermediate_size=128, heads=4, kv_heads=2),),
-)
+SPEC = specs.llama(layers=1)
 FILES = {"model.safetensors": b"weights", "tokenizer.json": b"{}", "artifacts/importance.json": b"[1, 2]", "empty": b""}
 
 

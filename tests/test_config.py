@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import specs
 import yaml
 
 from edgeopt import config as configs
@@ -14,7 +15,6 @@ from edgeopt.part import construct
 from edgeopt.search.front import Objective
 from edgeopt.search.space import Space, overrides
 from edgeopt.search.study import Search
-from edgeopt.spec import LayerSpec, ModelSpec
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(p.stem for p in (ROOT / "conf" / "recipe").glob("*.yaml"))
@@ -25,14 +25,8 @@ OPEN = {
     "hub": ["model.repo=a/b", "model.revision=c"],
     "registry": ["model.uri=models:/m/1"],
 }
-SPEC = ModelSpec(
-    architecture="LlamaForCausalLM",
-    vocabulary_size=4096,
-    hidden_size=256,
-    head_size=32,
-    context_length=512,
-    tied_embeddings=True,
-    layers=(LayerSpec(intermediate_size=768, heads=8, kv_heads=4),) * 4,
+SPEC = specs.llama(
+    vocabulary=4096, hidden=256, intermediate=768, heads=8, kv_heads=4, head_size=32, layers=4, context=512
 )
 
 

@@ -48,8 +48,8 @@ search:
       when: {{recipe: [prune_int4]}}
   enqueue:
     - {{recipe: int8}}
-  trials: 5
-promote: {policy}
+  trials: {trials}
+promote: tiny
 """
 POLICY = """
 model: tiny
@@ -68,8 +68,8 @@ def folder(tmp_path: Path, tiny_model: Path) -> Path:
     return tmp_path
 
 
-def write_sweep(folder: Path, model: Path, *, limits: str, policy: str = "tiny") -> None:
-    (folder / "tiny_sweep.yaml").write_text(SPACE.format(model=model, limits=limits, policy=policy))
+def write_sweep(folder: Path, model: Path, *, limits: str, trials: int = 5) -> None:
+    (folder / "tiny_sweep.yaml").write_text(SPACE.format(model=model, limits=limits, trials=trials))
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -111,7 +111,7 @@ def test_a_sweep_ends_with_a_front_a_champion_and_truthful_runs(folder):
 
 
 def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model):
-    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 1 B}}")
+    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 1 B}}", trials=3)
     code, document, err = sweep(folder)
     assert code == 3
     assert "no trial keeps every limit" in err
@@ -121,7 +121,7 @@ def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model
 
 
 def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
-    write_sweep(folder, tiny_model, limits="{latency: {decode_p50_ms: 1000 s}}")
+    write_sweep(folder, tiny_model, limits="{latency: {decode_p50_ms: 1000 s}}", trials=3)
     code, document, _ = sweep(folder)
     assert code == 3
     assert not any(t["feasible"] for t in document["trials"])

@@ -1,20 +1,12 @@
 """Quantization is planned by arithmetic, and what no engine could hold is refused."""
 
 import pytest
+import specs
 
 from edgeopt.compress.quantize import Quantize
 from edgeopt.errors import ConfigError
-from edgeopt.spec import LayerSpec, ModelSpec
 
-SPEC = ModelSpec(
-    architecture="LlamaForCausalLM",
-    vocabulary_size=512,
-    hidden_size=256,
-    head_size=32,
-    context_length=512,
-    tied_embeddings=True,
-    layers=(LayerSpec(intermediate_size=704, heads=8, kv_heads=4),) * 2,
-)
+SPEC = specs.llama(vocabulary=512, hidden=256, intermediate=704, heads=8, kv_heads=4, head_size=32, context=512)
 
 
 def test_a_block_that_does_not_divide_is_refused_with_those_that_do():

@@ -7,26 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import specs
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.measure.bench import Bench, measure
 from edgeopt.measure.stub import StubRuntime
 from edgeopt.result import Measurement
-from edgeopt.spec import LayerSpec, ModelSpec
 from edgeopt.target import Target
 from edgeopt.text import Text
 
 WORDS = [f"w{i}" for i in range(63)] + ["<unk>"]
-SPEC = ModelSpec(
-    architecture="LlamaForCausalLM",
-    vocabulary_size=len(WORDS),
-    hidden_size=16,
-    head_size=16,
-    context_length=512,
-    tied_embeddings=True,
-    layers=(LayerSpec(intermediate_size=64, heads=1, kv_heads=1),),
-)
+SPEC = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=512)
 TARGET = Target(name="toy", threads=1, context_length=128)
 
 

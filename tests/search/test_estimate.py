@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import specs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,15 +12,7 @@ from edgeopt.search.estimate import estimate, layer_bytes, lever, matrix_bytes, 
 from edgeopt.spec import LayerSpec, ModelSpec, Quantization
 
 INT4 = Quantization(bits=4, block_size=32, symmetric=True, method="rtn", lm_head_bits=8, embedding_bits=8)
-SPEC = ModelSpec(
-    architecture="LlamaForCausalLM",
-    vocabulary_size=300,
-    hidden_size=64,
-    head_size=16,
-    context_length=256,
-    tied_embeddings=False,
-    layers=(LayerSpec(intermediate_size=128, heads=4, kv_heads=2),) * 2,
-)
+SPEC = specs.llama(tied=False)
 
 
 def packed(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> int:
