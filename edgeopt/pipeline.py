@@ -16,7 +16,7 @@ from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.errors import BuildError, EdgeoptError
 from edgeopt.judge import judge
 from edgeopt.part import describe
-from edgeopt.ports import ModelSource, Progress, Runtime, Step
+from edgeopt.ports import ModelSource, Progress, Runtime, Step, Workshop
 from edgeopt.recipe import Recipe
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.spec import ModelSpec
@@ -80,10 +80,11 @@ def evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
             original = work.fetch(job.source)
         with work.stage("plan"):
             plan(job.steps, job.runtime, original.spec)
-        checkpoint = original
+        checkpoint = floating = original
         for name, step in job.steps:
             with work.stage(f"compress/{name}"):
-                checkpoint = work.compress(step, checkpoint, job.calibration)
+                checkpoint = work.compress(step, checkpoint, original, floating, job.calibration)
+                floating = checkpoint if checkpoint.spec == checkpoint.spec.in_fp32 else floating
                 work.keep(f"steps/{name}", checkpoint.directory / "artifacts")
         with work.stage("build"):
             engine = work.build(job.runtime, checkpoint, job.recipe)
@@ -134,7 +135,7 @@ def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:
     """BuildError where an engine that rounds nothing differs from its torch checkpoint."""
     error = next((m.value for m in measurements if m.metric == "quality/parity_error"), 0.0)
-    if spec.quantization is None and spec.weight_dtype == "fp32" and error > PARITY_TOLERANCE:
+    if spec == spec.in_fp32 and error > PARITY_TOLERANCE:
         raise BuildError(
             f"the engine's logits differ from torch by {error:.2g} of the largest logit, above {PARITY_TOLERANCE:g}",
             mend="The runtime computes this architecture wrongly: use another runtime",
@@ -169,15 +170,24 @@ class _Work:
         made = self.store.stage("model", intake.fingerprint(folder), lambda d: _discard(intake.take_in(folder, d)))
         return Checkpoint.read(made)
 
-    def compress(self, step: Step, checkpoint: Checkpoint, calibration: Text) -> Checkpoint:
+    def compress(
+        self, step: Step, checkpoint: Checkpoint, original: Checkpoint, floating: Checkpoint, calibration: Text
+    ) -> Checkpoint:
         description = describe(step)
+        shop = Workshop(
+            original=original,
+            floating=floating,
+            calibration=calibration,
+            cache=self.store,
+            progress=self.progress,
+        )
 
         def produce(directory: Path) -> None:
-            spec = step.apply(checkpoint, directory, calibration, self.progress)
+            spec = step.apply(checkpoint, directory, shop)
             made_by = {"step": description, "input": checkpoint.digest, "calibration": calibration.digest}
             Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by=made_by)
 
-        inputs = [checkpoint.digest, description, calibration.digest]
+        inputs = [checkpoint.digest, description, original.digest, floating.digest, calibration.digest]
         return Checkpoint.read(self.store.stage("checkpoint", inputs, produce))
 
     def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:
@@ -209,7 +219,7 @@ class _Work:
 
     def _reference(self, job: Job, checkpoint: Checkpoint) -> Path:
         """Scratch folder of the reference runtime on the float weights of `checkpoint`."""
-        floating = replace(checkpoint, spec=replace(checkpoint.spec, quantization=None, weight_dtype="fp32"))
+        floating = replace(checkpoint, spec=checkpoint.spec.in_fp32)
         engine = self.build(job.reference, floating, replace(job.recipe, runtime=describe(job.reference)))
         return self._measured(job, engine, job.reference, {}, only=("parity",))[1] / "scratch"
 

@@ -7,6 +7,8 @@ here. `tests/contracts/` holds one suite a port and runs it against every implem
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -41,6 +43,34 @@ class TextSource(Protocol):
         ...
 
 
+class Cache(Protocol):
+    """Keeps what is expensive to find out and serves more than one step or trial."""
+
+    def stage(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
+        """The folder that `produce` fills, made once for equal `inputs` (plain JSON data that determine it)."""
+        ...
+
+    def draft(self, inputs: object) -> AbstractContextManager[Path]:
+        """A folder for the state of long work, which is there again after a kill and goes when the work is done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What a step works with beside the checkpoint.
+
+    Attributes:
+        original: the uncompressed model of the recipe, which teaches where no other teacher is named.
+        floating: the checkpoint of this recipe whose weights were the last to be in fp32.
+    """
+
+    original: Checkpoint
+    floating: Checkpoint
+    calibration: Text
+    cache: Cache
+    progress: Progress
+
+
 class Step(Protocol):
     """A compression technique."""
 
@@ -51,7 +81,7 @@ class Step(Protocol):
         """
         ...
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, calibration: Text, progress: Progress) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         """Write the compressed checkpoint's files into the empty `directory`; return its true spec.
 
         Files under `directory/artifacts` are kept beside the trial and are no part of the checkpoint's

@@ -75,6 +75,14 @@ class Store:
         return final
 
     @contextlib.contextmanager
+    def draft(self, inputs: object) -> Iterator[Path]:
+        """A folder for unfinished work on `inputs`: kept when the work fails or is killed, removed when it is done."""
+        folder = self.root / "drafts" / digest([inputs, versions(), code_digest()])[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+
+    @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
         locks = self.root / "locks"
         try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -182,3 +183,15 @@ def test_a_root_that_went_away_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         store.stage("k", 1, write("a"))
+
+
+def test_a_draft_is_there_again_after_a_failure_and_gone_when_the_work_is_done(tmp_path):
+    store = Store(tmp_path)
+    with contextlib.suppress(RuntimeError), store.draft(["training", 1]) as folder:
+        (folder / "state").write_text("half")
+        raise RuntimeError("killed")
+    with store.draft(["training", 1]) as again:
+        assert (again / "state").read_text() == "half"
+        with store.draft(["training", 2]) as other:
+            assert not list(other.iterdir())
+    assert not again.exists()

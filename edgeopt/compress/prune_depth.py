@@ -14,9 +14,8 @@ from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Progress
+    from edgeopt.ports import Workshop
     from edgeopt.spec import ModelSpec
-    from edgeopt.text import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +43,14 @@ class PruneDepth:
             )
         return spec.with_layers(spec.layers[: -self.layers])
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, calibration: Text, progress: Progress) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         from torch import nn
 
         network = networks.load(checkpoint)
-        windows = calibration_windows(checkpoint, calibration, count=self.windows, length=self.window_tokens)
+        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         kept = list(range(len(checkpoint.spec.layers)))
         for removed in range(self.layers):
-            progress(f"weighing {len(kept)} layers ({removed} of {self.layers} removed)")
+            shop.progress(f"weighing {len(kept)} layers ({removed} of {self.layers} removed)")
             influence = block_influence(network, windows)
             weakest = influence.index(min(influence))
             del kept[weakest]

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Progress
+    from edgeopt.ports import Workshop
     from edgeopt.spec import LayerSpec, ModelSpec
-    from edgeopt.text import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +40,11 @@ class PruneHeads:
         require_float(spec, "prune_heads")
         return spec.with_layers(tuple(self._pruned(layer) for layer in spec.layers))
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, calibration: Text, progress: Progress) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         network = networks.load(checkpoint)
         networks.require_separate_projections(network, "prune_heads")
-        windows = calibration_windows(checkpoint, calibration, count=self.windows, length=self.window_tokens)
-        progress(f"reading {len(windows)} calibration windows")
+        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+        shop.progress(f"reading {len(windows)} shop.calibration windows")
         energies = input_energy(network, windows, lambda layer: layer.self_attn.o_proj)
         size = checkpoint.spec.head_size
         for layer, energy, sizes in zip(networks.layers(network), energies, checkpoint.spec.layers, strict=True):

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Progress
+    from edgeopt.ports import Workshop
     from edgeopt.spec import ModelSpec
-    from edgeopt.text import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +51,13 @@ class PruneWidth:
             tuple(replace(layer, intermediate_size=self._width(layer.intermediate_size)) for layer in spec.layers)
         )
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, calibration: Text, progress: Progress) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         import torch
 
         network = networks.load(checkpoint)
         networks.require_separate_projections(network, "prune_width")
-        windows = calibration_windows(checkpoint, calibration, count=self.windows, length=self.window_tokens)
-        progress(f"reading {len(windows)} calibration windows")
+        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+        shop.progress(f"reading {len(windows)} shop.calibration windows")
         energies = input_energy(network, windows, lambda layer: layer.mlp.down_proj)
         scores = [
             channel_importance(energy, layer.mlp.down_proj.weight)

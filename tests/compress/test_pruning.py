@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
@@ -81,7 +82,7 @@ def test_removing_silent_channels_changes_no_logit(network, checkpoint):
 
 def test_width_pruning_keeps_the_channels_of_largest_importance(checkpoint, calibration, tmp_path):
     step = PruneWidth(ratio=0.5, windows=4, window_tokens=64)
-    spec = step.apply(checkpoint, tmp_path, calibration, lambda _: None)
+    spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
     after = networks.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
     network = networks.load(checkpoint)
     from edgeopt.compress.activations import calibration_windows
@@ -121,7 +122,7 @@ def test_depth_pruning_removes_the_layer_of_least_influence(checkpoint, calibrat
     networks.save(network, tmp_path / "idle", checkpoint, checkpoint.spec)
     idle = Checkpoint.seal(tmp_path / "idle", format="checkpoint-1", spec=checkpoint.spec, made_by={})
     (tmp_path / "out").mkdir()
-    spec = PruneDepth(layers=1, windows=4).apply(idle, tmp_path / "out", calibration, lambda _: None)
+    spec = PruneDepth(layers=1, windows=4).apply(idle, tmp_path / "out", workshop(idle, calibration))
     after = networks.load(Checkpoint.seal(tmp_path / "out", format="checkpoint-1", spec=spec, made_by={}))
     torch.testing.assert_close(after(torch.tensor(WINDOWS)).logits, network(torch.tensor(WINDOWS)).logits)
 

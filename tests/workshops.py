@@ -1,0 +1,33 @@
+"""A place for steps to work in, for tests: nothing is kept between two of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeopt.artifact import Checkpoint
+from edgeopt.ports import Workshop
+from edgeopt.text import Text
+
+
+class NoCache:
+    """Makes every stage anew."""
+
+    def stage(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
+        directory = Path(tempfile.mkdtemp(prefix=f"edgeopt-{kind}-"))
+        produce(directory)
+        return directory
+
+    @contextmanager
+    def draft(self, inputs: object) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def workshop(original: Checkpoint, calibration: Text | None = None) -> Workshop:
+    words = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 20,))
+    return Workshop(
+        original=original, floating=original, calibration=calibration or words, cache=NoCache(), progress=lambda _: None
+    )
