@@ -14,20 +14,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import tokens
+from edgeopt import grid, tokens
 from edgeopt.errors import InputError, StepError
-from edgeopt.spec import LayerSpec, ModelSpec
+from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from edgeopt.artifact import Checkpoint
+    from edgeopt.grid import Rounded
 
 CARRIED = (*tokens.FILES, "generation_config.json")
 WEIGHTS = "model.safetensors"
+INPUT_RANGES = "input_ranges.json"
+"""Scale and zero-point of each unit's input in unsigned 8 bits, by the unit's name."""
+KV_CACHE = "kv_cache.json"
+"""Scales of keys and values, `{"qmax", "scales": {"k_scales", "v_scales"}}`, one row a layer."""
 PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 """Lists in `config.json` with one entry a layer."""
+SEPARATE: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+"""Modules of each unit in a decoder layer."""
+FUSED = {**SEPARATE, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
+"""The same in families that stack them in one matrix (Phi-3)."""
 
 
 def load(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -47,7 +61,7 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
         if sizes != present:
             _resize(layer, sizes, spec.head_size)
-    state, own = read_weights(checkpoint.directory), network.state_dict()
+    state, own = grid.expanded(read_weights(checkpoint.directory)), network.state_dict()
     if spec.tied_embeddings:
         _share_tied(state, own)
     wrong = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
@@ -63,11 +77,20 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     return network.eval().requires_grad_(False)
 
 
-def save(network: PreTrainedModel, directory: Path, source: Checkpoint, spec: ModelSpec) -> None:
-    """Write weights (float32), `config.json` for `spec` and the source's tokenizer."""
+def save(
+    network: PreTrainedModel,
+    directory: Path,
+    source: Checkpoint,
+    spec: ModelSpec,
+    rounded: Mapping[str, Rounded] | None = None,
+) -> None:
+    """Write weights (float32, or on a grid for the modules in `rounded`), `config.json` and the source's tokenizer."""
     from safetensors.torch import save_file
 
     weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    for name, matrix in (rounded or {}).items():
+        del weights[f"{name}.weight"]
+        weights |= matrix.tensors(name)
     if spec.tied_embeddings:
         weights.pop("lm_head.weight", None)
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
@@ -82,6 +105,7 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
         "num_hidden_layers": len(spec.layers),
         "intermediate_size": max(layer.intermediate_size for layer in spec.layers),
         "head_dim": spec.head_size,
+        "tie_word_embeddings": spec.tied_embeddings,
     }
     if spec.hidden_size % first.heads == 0:  # other numbers of heads do not pass transformers' validation
         text |= {"num_attention_heads": first.heads, "num_key_value_heads": first.kv_heads}
@@ -114,6 +138,29 @@ def link(source: Checkpoint, directory: Path) -> None:
 def layers(network: PreTrainedModel) -> Any:
     """The decoder layers in order, an nn.ModuleList; families name what is inside alike, but share no type."""
     return network.get_decoder().layers
+
+
+def units(network: PreTrainedModel) -> dict[str, list[str]]:
+    """Names of the modules of each unit of a spec, in the order of their rows."""
+    names = {id(module): name for name, module in network.named_modules()}
+    found: dict[str, list[str]] = {}
+    for number, layer in enumerate(layers(network)):
+        modules = FUSED if hasattr(layer.self_attn, "qkv_proj") else SEPARATE
+        for unit in UNITS:
+            found[f"layers.{number}.{unit}"] = [f"{names[id(layer)]}.{module}" for module in modules[unit]]
+    found[LM_HEAD] = [names[id(network.get_output_embeddings())]]
+    found[EMBEDDING] = [names[id(network.get_input_embeddings())]]
+    return found
+
+
+def untie(network: PreTrainedModel) -> None:
+    """Give lm_head a table of its own, equal to the embedding."""
+    from torch import nn
+
+    network.config.tie_word_embeddings = False
+    embedding: Any = network.get_input_embeddings()
+    head: Any = network.get_output_embeddings()
+    head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
 
 
 def keep_rows(linear: nn.Linear, index: Tensor) -> None:
@@ -176,20 +223,33 @@ def spec_of(network: PreTrainedModel, base: ModelSpec) -> ModelSpec:
     return base.with_layers(found)
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Tensors as one safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files. Raises InputError for a corrupt or truncated file."""
+    state: dict[str, Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        state |= read_tensors(path)
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file. Raises InputError where it is corrupt or truncated."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    state: dict[str, Tensor] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            state.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"the weights cannot be read ({error})", place=str(path), mend="Download or copy the file again"
-            ) from error
-    return state
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"the weights cannot be read ({error})", place=str(path), mend="Download or copy the file again"
+        ) from error
+    return found
 
 
 def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:

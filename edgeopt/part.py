@@ -144,6 +144,12 @@ def _coerce(value: Any, hint: Any, place: str) -> Any:
         return construct(value, place)
     if hint is Any:
         return value
+    if isinstance(hint, type(typing.Protocol)) and not dataclasses.is_dataclass(value):
+        raise ConfigError(
+            f"{value!r} is no {hint.__name__.lower()}",
+            place=place,
+            mend=f"Choose one of the group: {place.rpartition('.')[2]}={value}, or give _target_ and its values",
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and not isinstance(hint, type(typing.Protocol)):

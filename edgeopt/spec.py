@@ -6,8 +6,9 @@ size estimated before any tensor is touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeopt.errors import InputError
@@ -23,25 +24,50 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quantization:
-    """Weight-only block quantization of an engine: bits, block size, rounding method.
+class Grid:
+    """How one matrix is stored: whole numbers of `bits`, with a scale for each block along the input side.
 
-    `lm_head_bits` and `embedding_bits` are 32 where the table stays unquantized.
+    A symmetric grid has its zero in the middle, another one stores a zero-point for each block.
+
+    Attributes:
+        inputs: how an engine takes what the matrix is multiplied with: in `float`, or in 8 bits with a range of
+            each call (`dynamic`) or of calibration text (`static`); for 8 bits with one block a row alone.
     """
 
     bits: int
     block_size: int
     symmetric: bool
-    method: str
-    lm_head_bits: int
-    embedding_bits: int
+    inputs: str = "float"
+
+    def size_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix: packed integers, fp16 scales and, where it is not symmetric, packed zero-points."""
+        blocks = -(-columns // self.block_size)
+        packed = rows * blocks * self.block_size * self.bits // 8
+        zero_points = 0 if self.symmetric else rows * -(-blocks * self.bits // 8)
+        return packed + 2 * rows * blocks + zero_points
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvGrid:
+    """How keys and values are stored: symmetric whole numbers of `bits`, a scale for each tensor or each channel."""
+
+    bits: int
+    per_channel: bool
+
+
+UNITS = ("qkv", "o", "gate_up", "down")
+"""Matrices of a decoder layer that read the same input, which share a grid: in the order of computation."""
+LM_HEAD, EMBEDDING = "lm_head", "embedding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """Sizes of a decoder-only transformer.
 
-    `weight_dtype` is the type an unquantized engine stores and computes in: fp32 or fp16.
+    Attributes:
+        weight_dtype: the type in which an engine stores matrices that have no grid: fp32 or fp16.
+        grids: the grid of each quantized unit, named `layers.<number>.<unit>`, `lm_head` or `embedding`.
+        kv_cache: the grid of keys and values; None where they stay in float.
     """
 
     architecture: str
@@ -52,7 +78,8 @@ class ModelSpec:
     tied_embeddings: bool
     layers: tuple[LayerSpec, ...]
     weight_dtype: str = "fp32"
-    quantization: Quantization | None = None
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    kv_cache: KvGrid | None = None
 
     @property
     def parameters(self) -> int:
@@ -61,10 +88,42 @@ class ModelSpec:
         return tables + sum(self.layer_parameters(layer) for layer in self.layers) + self.hidden_size
 
     @property
-    def shares_tables(self) -> bool:
-        """Whether an engine stores embedding and lm_head once: they are tied and rounded alike."""
-        q = self.quantization
-        return self.tied_embeddings and (q is None or q.embedding_bits == q.lm_head_bits)
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """(rows, columns) of every unit, its matrices stacked along the output side; tied tables stand twice."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for number, layer in enumerate(self.layers):
+            query, key_value = layer.heads * self.head_size, layer.kv_heads * self.head_size
+            sides = {
+                "qkv": (query + 2 * key_value, self.hidden_size),
+                "o": (self.hidden_size, query),
+                "gate_up": (2 * layer.intermediate_size, self.hidden_size),
+                "down": (self.hidden_size, layer.intermediate_size),
+            }
+            shapes |= {f"layers.{number}.{unit}": sides[unit] for unit in UNITS}
+        table = (self.vocabulary_size, self.hidden_size)
+        return {**shapes, LM_HEAD: table, EMBEDDING: table}
+
+    def size_bytes(self, name: str) -> int:
+        """Bytes that an engine stores for the matrices of the unit `name`."""
+        rows, columns = self.matrices[name]
+        grid = self.grids.get(name)
+        return (
+            rows * columns * (2 if self.weight_dtype == "fp16" else 4)
+            if grid is None
+            else grid.size_bytes(rows, columns)
+        )
+
+    @property
+    def in_fp32(self) -> ModelSpec:
+        """The same sizes with everything stored in fp32."""
+        return replace(self, weight_dtype="fp32", grids={}, kv_cache=None)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits of the matrices' weights, scales and zero-points counted; a tied table counts once."""
+        stored = [name for name in self.matrices if name != EMBEDDING or not self.tied_embeddings]
+        weights = sum(math.prod(self.matrices[name]) for name in stored)
+        return 8 * sum(map(self.size_bytes, stored)) / weights
 
     def layer_parameters(self, layer: LayerSpec) -> int:
         attention = 2 * self.hidden_size * self.head_size * (layer.heads + layer.kv_heads)
@@ -74,16 +133,18 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["layers"] = [{n: getattr(layer, n) for n in layer.__slots__} for layer in self.layers]
-        if self.quantization is not None:
-            fields["quantization"] = {n: getattr(self.quantization, n) for n in self.quantization.__slots__}
+        fields["grids"] = {name: {n: getattr(grid, n) for n in grid.__slots__} for name, grid in self.grids.items()}
+        if self.kv_cache is not None:
+            fields["kv_cache"] = {n: getattr(self.kv_cache, n) for n in self.kv_cache.__slots__}
         return fields
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         fields = dict(data)
         fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
-        if fields.get("quantization") is not None:
-            fields["quantization"] = Quantization(**fields["quantization"])
+        fields["grids"] = {name: Grid(**grid) for name, grid in fields["grids"].items()}
+        if fields["kv_cache"] is not None:
+            fields["kv_cache"] = KvGrid(**fields["kv_cache"])
         return cls(**fields)
 
     @classmethod

@@ -100,7 +100,19 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["recipe=prune_int4", "step.quantize.block_size=256", "step.prune.ratio=0.2"],
         ["step.quantize.block_size: a block of 256 does not divide", "16, 32"],
     ),
-    "unknown method": (["recipe=int4", "step.quantize.method=best"], ["step.quantize.method: 'best'", "rtn, k_quant"]),
+    "unknown rounding": (["recipe=int4", "rounding=gtpq"], ["rounding: ", "Did you mean gptq?"]),
+    "rounding by name inside a step": (
+        ["recipe=int4", "step.quantize.rounding=gptq"],
+        ["step.quantize.rounding: 'gptq' is no rounding", "rounding=gptq"],
+    ),
+    "pattern that matches no unit": (
+        ["recipe=int4", "step.quantize.overrides={layers.9.*: int8}"],
+        ["step.quantize.overrides: 'layers.9.*' matches no unit", "layers.3.down"],
+    ),
+    "unknown type of weights": (
+        ["recipe=int4", "step.quantize.overrides={*.qkv: int3}"],
+        ["step.quantize.overrides.*.qkv: 'int3'", "float, int2, int4, int8"],
+    ),
     "lora after quantize": (
         ["recipe=prune_lora_int4", "order=[prune,quantize,lora]"],
         ["order: lora cannot follow quantize", "Put lora before quantize"],
@@ -589,7 +601,7 @@ print(sorted({HEAVY!r} & set(sys.modules)))
 
 def test_a_front_fits_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     rows = samples.rows(3)
-    rows[0]["params"] = {"recipe": "int4", "step.quantize.block_size": 32, "step.quantize.method": "rtn"}
+    rows[0]["params"] = {"recipe": "int4", "step.quantize.block_size": 32, "rounding": "rtn"}
     rows[1]["failure"] = "config: order: Add it: order=[prune,quantize]"
     front.show(
         {
@@ -602,6 +614,6 @@ def test_a_front_fits_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
         }
     )
     out = capsys.readouterr().out
-    assert "int4 block_size=32 method=rtn" in out
+    assert "int4 block_size=32 rounding=rtn" in out
     assert "order=[prune,quantize]" in out, "brackets are no markup"
     assert max(map(len, out.splitlines())) <= display.FILE_WIDTH

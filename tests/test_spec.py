@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import InputError
-from edgeopt.spec import LayerSpec, ModelSpec, Quantization
+from edgeopt.spec import Grid, LayerSpec, ModelSpec
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -26,15 +28,7 @@ CONFIG: dict[str, Any] = {
 layers = st.builds(
     LayerSpec, intermediate_size=st.integers(1, 4096), heads=st.integers(1, 32), kv_heads=st.integers(1, 8)
 )
-quantizations = st.builds(
-    Quantization,
-    bits=st.sampled_from([4, 8]),
-    block_size=st.sampled_from([32, 128]),
-    symmetric=st.booleans(),
-    method=st.just("rtn"),
-    lm_head_bits=st.sampled_from([4, 8, 32]),
-    embedding_bits=st.sampled_from([4, 8, 32]),
-)
+grids = st.builds(Grid, bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([32, 128]), symmetric=st.booleans())
 specs = st.builds(
     ModelSpec,
     architecture=st.just("LlamaForCausalLM"),
@@ -45,7 +39,7 @@ specs = st.builds(
     tied_embeddings=st.booleans(),
     layers=st.lists(layers, min_size=1, max_size=4).map(tuple),
     weight_dtype=st.sampled_from(["fp32", "fp16"]),
-    quantization=st.none() | quantizations,
+    grids=st.dictionaries(st.sampled_from(["layers.0.qkv", "layers.0.down", "lm_head", "embedding"]), grids),
 )
 
 
@@ -89,6 +83,45 @@ def test_the_spec_of_a_saved_model_holds_its_sizes(tiny_model: Path) -> None:
     assert spec == ModelSpec.from_hf_config(CONFIG)
     assert spec.layers == (LayerSpec(intermediate_size=128, heads=4, kv_heads=2),) * 2
     assert (spec.head_size, spec.vocabulary_size, spec.context_length, spec.tied_embeddings) == (16, 300, 256, True)
+
+
+@given(spec=specs)
+def test_the_matrices_of_the_units_are_all_matrices_but_norms(spec: ModelSpec) -> None:
+    weights = sum(rows * columns for name, (rows, columns) in spec.matrices.items())
+    tables = spec.vocabulary_size * spec.hidden_size
+    norms = spec.hidden_size * (2 * len(spec.layers) + 1)
+    assert weights + norms == spec.parameters + (tables if spec.tied_embeddings else 0)
+
+
+def packed(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> int:
+    """The tensors of a matrix by their shapes: uint8 (rows, blocks, block · bits / 8), float16 (rows, blocks) and,
+    absent for symmetric weights, uint8 (rows, ceil(blocks · bits / 8))."""
+    blocks = len(range(0, columns, block))
+    weights = np.empty((rows, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float16)
+    zeros = np.empty((rows, (blocks * bits + 7) // 8), np.uint8)
+    return weights.nbytes + scales.nbytes + (0 if symmetric else zeros.nbytes)
+
+
+@given(
+    rows=st.integers(1, 300),
+    columns=st.integers(1, 300),
+    bits=st.sampled_from([2, 4, 8]),
+    block=st.sampled_from([16, 32, 64, 128]),
+    symmetric=st.booleans(),
+)
+def test_a_matrix_takes_the_bytes_of_its_tensors(
+    rows: int, columns: int, bits: int, block: int, symmetric: bool
+) -> None:
+    found = Grid(bits=bits, block_size=block, symmetric=symmetric).size_bytes(rows, columns)
+    assert found == packed(rows, columns, bits, block, symmetric)
+
+
+def test_bits_per_weight_count_scales_and_a_tied_table_once() -> None:
+    spec = ModelSpec.from_hf_config(CONFIG)
+    assert spec.bits_per_weight == 32
+    grid = Grid(bits=4, block_size=32, symmetric=True)
+    assert replace(spec, grids=dict.fromkeys(spec.matrices, grid)).bits_per_weight == 4 + 16 / 32
 
 
 @given(spec=specs)

@@ -33,6 +33,7 @@ measure:
   probes:
     energy: null
     latency: null
+    parity: null
 limits: {limits}
 search:
   _target_: edgeopt.search.study.Search

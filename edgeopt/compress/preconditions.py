@@ -8,11 +8,22 @@ from edgeopt.spec import ModelSpec
 
 def require_float(spec: ModelSpec, step: str) -> None:
     """ConfigError where the weights are rounded already: a later change would undo the rounding."""
-    if spec.quantization is not None:
+    if spec.grids:
         raise ConfigError(
             f"{step} cannot follow quantize: it would change weights that are already rounded",
             place="order",
             mend=f"Put {step} before quantize",
+        )
+    require_no_kv_cache(spec, step)
+
+
+def require_no_kv_cache(spec: ModelSpec, step: str) -> None:
+    """ConfigError where keys and values were calibrated already: changed weights would change their ranges."""
+    if spec.kv_cache is not None:
+        raise ConfigError(
+            f"{step} cannot follow kv_cache: it would change keys and values after their ranges were taken",
+            place="order",
+            mend=f"Put {step} before kv_cache",
         )
 
 

@@ -28,7 +28,7 @@ class Torch:
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     def check(self, spec: ModelSpec) -> None:
-        if spec.quantization is not None or spec.weight_dtype != "fp32":
+        if spec != spec.in_fp32:
             raise ConfigError("the torch runtime computes in fp32 alone", place="runtime", mend="Use runtime=genai")
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:

@@ -65,7 +65,6 @@ class Genai:
                 place="runtime",
                 mend="Prune the same share of heads in every layer",
             )
-        _require_paired_zero_points(spec)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes import genai_builder
@@ -161,18 +160,3 @@ class GenaiSession:
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
         parameters.set_search_options(max_length=capacity, min_length=minimum, do_sample=False)
         return Generator(self._model, parameters)
-
-
-def _require_paired_zero_points(spec: ModelSpec) -> None:
-    """ConfigError where ORT's quantizer would fail: it packs 4-bit zero-points in pairs along each row."""
-    q = spec.quantization
-    if q is None or q.symmetric or 4 not in (q.bits, q.lm_head_bits):
-        return
-    sides = {spec.hidden_size}.union(*({s.intermediate_size, s.heads * spec.head_size} for s in spec.layers))
-    for side in sorted(sides):
-        if side // q.block_size % 2:
-            raise ConfigError(
-                f"4-bit zero-points are packed in pairs: {side} inputs make an odd number of blocks of {q.block_size}",
-                place="step.quantize.block_size",
-                mend="Give a smaller block, or method: rtn, which is symmetric",
-            )

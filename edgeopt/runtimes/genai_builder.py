@@ -1,8 +1,8 @@
-"""Drives onnxruntime-genai's model builder in process, also for layers of different widths.
+"""Drives onnxruntime-genai's model builder in process, also for layers of different widths and grids.
 
-The builder reads weights by transformers' loader and takes every layer for equally wide. Some of its
-methods are replaced on the instance that it creates: weights come from edgeopt.network, each layer sees
-its own sizes, and each projection its own bits.
+The builder reads weights by transformers' loader, takes every layer for equally wide and rounds them by
+itself. Some of its methods are replaced on the instance that it creates: weights come from edgeopt.network,
+each layer sees its own sizes, and matrices that a checkpoint holds on a grid become nodes as they are.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import network as networks
 from edgeopt.errors import BuildError
 from edgeopt.runtimes import passes
+from edgeopt.runtimes.genai_grid import GridNodes
+from edgeopt.spec import LM_HEAD, ModelSpec
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint
     from edgeopt.ports import Progress
-    from edgeopt.spec import ModelSpec
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -46,60 +47,48 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
     progress(f"building {describe(spec)}")
     network = networks.load(checkpoint)
     source, scratch = str(checkpoint.directory), str(directory / "scratch")
-    precision = "fp32" if spec.quantization is None else "int4"
     printed = io.StringIO()
     try:
         with (
-            _adapted(builder.Model, network, spec),
+            _adapted(builder.Model, network, checkpoint, accuracy_level),
             _quiet(),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
         ):
             options = builder.parse_extra_options(
-                "", source, str(directory), precision, "cpu", scratch, _options(spec, accuracy_level)
+                "", source, str(directory), "fp32", "cpu", scratch, _options(checkpoint)
             )
-            builder.create_model("", source, str(directory), precision, "cpu", scratch, **options)
+            builder.create_model("", source, str(directory), "fp32", "cpu", scratch, **options)
     except Exception as error:  # whatever a builder of another project raises is a failed build
         last = printed.getvalue().strip().splitlines()[-1:]
         raise BuildError(f"onnxruntime-genai could not build the engine: {error} {' '.join(last)}".strip()) from error
     networks.carry(checkpoint.directory, directory)  # the builder saves the tokenizer anew, and not always alike
-    q = spec.quantization
     if spec.weight_dtype == "fp16":
         passes.store_weights_as_half(directory / "model.onnx")
-    if q is not None and q.embedding_bits < 32 and not spec.shares_tables:
-        passes.quantize_embedding(directory / "model.onnx", bits=q.embedding_bits, block_size=q.block_size)
     passes.split_scoring(directory / "model.onnx", directory / SCORING)
 
 
 def describe(spec: ModelSpec) -> str:
     """A few words on how the engine stores its weights."""
-    q = spec.quantization
-    return f"{spec.weight_dtype} engine" if q is None else f"int{q.bits} engine, block {q.block_size}, {q.method}"
+    return f"engine of {spec.bits_per_weight:.2f} bits per weight"
 
 
-def _options(spec: ModelSpec, accuracy_level: int) -> list[str]:
-    options: dict[str, object] = {"hf_token": "false", "shared_embeddings": str(spec.shares_tables).lower()}
-    q = spec.quantization
-    if q is not None:
-        in_one_pass = spec.shares_tables and q.lm_head_bits < 32
-        options |= {
-            "accuracy_level": accuracy_level,
-            "block_size": q.block_size,
-            "is_symmetric": str(q.symmetric).lower(),
-            "algo_config": q.method,
-            "op_types_to_quantize": "MatMul/Gather" if in_one_pass else "MatMul",
-        }
-        if q.lm_head_bits == 8:
-            options["matmul_mixed_precision"] = "last_matmul:int8"
-        if q.lm_head_bits == 32:
-            options["nodes_to_exclude"] = passes.LM_HEAD
-    return [f"{key}={value}" for key, value in options.items()]
+def _options(checkpoint: Checkpoint) -> list[str]:
+    spec = checkpoint.spec
+    shared = spec.tied_embeddings and LM_HEAD not in spec.grids  # tables on a grid are shared by genai_grid
+    options = ["hf_token=false", f"shared_embeddings={str(shared).lower()}"]
+    if spec.kv_cache is not None:
+        scheme = f"int{spec.kv_cache.bits}_per_{'channel' if spec.kv_cache.per_channel else 'tensor'}"
+        scales = checkpoint.directory / networks.KV_CACHE
+        options += [f"kv_cache_quant_scheme={scheme}", f"kv_cache_scale_file={scales}"]
+    return options
 
 
 @contextlib.contextmanager
-def _adapted(model_class: Any, network: Any, spec: ModelSpec) -> Iterator[None]:
+def _adapted(model_class: Any, network: Any, checkpoint: Checkpoint, accuracy_level: int) -> Iterator[None]:
     """Replace how the builder's model reads its config, weights and sizes while one engine is built."""
     initialize, make_model = model_class.__init__, model_class.make_model
+    spec = checkpoint.spec
 
     def initialized(self: Any, config: Any, *rest: Any) -> None:
         _flatten_rope(config)
@@ -124,12 +113,9 @@ def _adapted(model_class: Any, network: Any, spec: ModelSpec) -> Iterator[None]:
         self.load_weights = lambda _: network
         self.make_layer, self.make_key_value_cache_shape = sized, sized_cache
         resize(0)
+        if spec.grids:
+            GridNodes(self, network, checkpoint, accuracy_level).install()
         make_model(self, input_path)
-        if spec.quantization is not None:
-            bits = {
-                node.name: {"bits": spec.quantization.bits} for node in self.model.graph if node.op_type == "MatMul"
-            }
-            self.int4_customized_weight_config = bits | {passes.LM_HEAD: {"bits": spec.quantization.lm_head_bits}}
 
     model_class.__init__, model_class.make_model = initialized, adapted
     try:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto, NodeProto
 
-EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "/lm_head/MatMul"
 LAST_ROW = "/lm_head/last_row"
 
@@ -38,34 +36,6 @@ def store_weights_as_half(path: Path) -> None:
         model.graph.node.extend([*casts, *nodes])
 
 
-def quantize_embedding(path: Path, *, bits: int, block_size: int) -> None:
-    """Look an embedding table of its own up by GatherBlockQuantized; the builder leaves it in fp32.
-
-    Specification: onnxruntime ContribOperators.md, GatherBlockQuantized.
-    """
-    from onnx import helper, numpy_helper
-
-    with _edited(path) as model:
-        table = next(t for t in model.graph.initializer if t.name == EMBEDDING)
-        packed, scales = round_symmetric(numpy_helper.to_array(table), bits=bits, block_size=block_size)
-        table.CopyFrom(numpy_helper.from_array(packed, EMBEDDING))
-        model.graph.initializer.append(numpy_helper.from_array(scales, f"{EMBEDDING}.scales"))
-        for node in model.graph.node:
-            if node.op_type == "Gather" and node.input[0] == EMBEDDING:
-                attributes = {"bits": bits, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
-                inputs = [EMBEDDING, node.input[1], f"{EMBEDDING}.scales"]
-                node.CopyFrom(
-                    helper.make_node(
-                        "GatherBlockQuantized",
-                        inputs,
-                        list(node.output),
-                        node.name,
-                        domain="com.microsoft",
-                        **attributes,
-                    )
-                )
-
-
 def split_scoring(path: Path, scoring: Path) -> None:
     """Keep the graph at `path`, which writes logits of every token, as `scoring`; `path` then writes the last token's.
 
@@ -78,48 +48,30 @@ def split_scoring(path: Path, scoring: Path) -> None:
 
     shutil.copyfile(path, scoring)
     model: Any = onnx.load(path, load_external_data=False)
-    lm_head = next(n for n in model.graph.node if n.name.startswith(LM_HEAD))
+    nodes = list(model.graph.node)
+    hidden = next(n for n in nodes if n.name.startswith(LM_HEAD) and n.op_type.startswith("MatMul")).input[0]
+    first = next(n for n in nodes if hidden in n.input)
     bounds = {"starts": [-1], "ends": [np.iinfo(np.int64).max], "axes": [1]}
     inputs = [f"{LAST_ROW}/{name}" for name in bounds]
     for name, value in zip(inputs, bounds.values(), strict=True):
         model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), name))
-    last = helper.make_node("Slice", [lm_head.input[0], *inputs], [f"{LAST_ROW}/output_0"], name=LAST_ROW)
-    lm_head.input[0] = last.output[0]
-    model.graph.node.insert(list(model.graph.node).index(lm_head), last)
+    last = helper.make_node("Slice", [hidden, *inputs], [f"{LAST_ROW}/output_0"], name=LAST_ROW)
+    for node in nodes:
+        if node.name.startswith(LM_HEAD) and node.input[:1] == [hidden]:
+            node.input[0] = last.output[0]
+    model.graph.node.insert(nodes.index(first), last)
     (logits,) = (o for o in model.graph.output if o.name == "logits")
     logits.type.tensor_type.shape.dim[1].dim_value = 1
-    _forget_shapes(model, lm_head)
+    _forget_shapes(model, first)
     onnx.save(model, path)
 
 
-def _forget_shapes(model: ModelProto, lm_head: NodeProto) -> None:
+def _forget_shapes(model: ModelProto, first: NodeProto) -> None:
     """Drop the recorded shapes of what is computed after the last token was chosen."""
-    names = {name for node in list(model.graph.node)[list(model.graph.node).index(lm_head) :] for name in node.output}
+    names = {name for node in list(model.graph.node)[list(model.graph.node).index(first) :] for name in node.output}
     kept = [info for info in model.graph.value_info if info.name not in names]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
-
-
-def round_symmetric(table: np.ndarray, *, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round to nearest with one scale a block of a row and the zero-point in the middle of the range.
-
-    Args:
-        table: float32, shape (rows, columns), columns a multiple of `block_size`.
-
-    Returns:
-        uint8 of shape (rows, columns * bits / 8), low bits first, and float32 scales (rows, blocks).
-    """
-    import numpy as np
-
-    rows, columns = table.shape
-    blocks = table.reshape(rows, columns // block_size, block_size)
-    middle = 2 ** (bits - 1)
-    scales = np.abs(blocks).max(axis=2) / (middle - 1)
-    safe = np.where(scales == 0, 1, scales)[..., None]
-    codes = (np.rint(blocks / safe) + middle).astype(np.uint8).reshape(rows, columns)
-    if bits == 4:
-        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return codes, scales.astype(np.float32)
 
 
 @contextmanager

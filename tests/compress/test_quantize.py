@@ -5,6 +5,7 @@ import specs
 
 from edgeopt.compress.quantize import Quantize
 from edgeopt.errors import ConfigError
+from edgeopt.spec import Grid
 
 SPEC = specs.llama(vocabulary=512, hidden=256, intermediate=704, heads=8, kv_heads=4, head_size=32, context=512)
 
@@ -19,19 +20,30 @@ def test_a_block_size_that_no_kernel_knows_is_refused():
         Quantize(block_size=48)
 
 
-def test_the_method_decides_symmetry_where_it_is_left_open():
-    assert Quantize(method="rtn").plan(SPEC).quantization.symmetric
-    assert not Quantize(method="k_quant").plan(SPEC).quantization.symmetric
-    assert not Quantize(method="rtn", symmetric=False).plan(SPEC).quantization.symmetric
+def test_every_matrix_gets_the_grid_of_its_type():
+    grids = Quantize(weights="int4", block_size=64, lm_head="int8", embedding="float").plan(SPEC).grids
+    assert grids["layers.0.qkv"] == grids["layers.1.down"] == Grid(bits=4, block_size=64, symmetric=False)
+    assert grids["lm_head"].bits == 8
+    assert "embedding" not in grids
 
 
-def test_symmetric_k_quant_does_not_exist():
-    with pytest.raises(ConfigError, match="zero-points"):
-        Quantize(method="k_quant", symmetric=True)
+def test_the_last_pattern_that_matches_decides():
+    step = Quantize(overrides={"layers.0.*": "int8", "*.qkv": "int2", "layers.1.down": "float"})
+    grids = step.plan(SPEC).grids
+    bits = {name: grid.bits for name, grid in grids.items()}
+    assert (bits["layers.0.qkv"], bits["layers.1.qkv"]) == (2, 2)
+    assert (bits["layers.0.down"], bits["layers.1.o"]) == (8, 4)
+    assert "layers.1.down" not in bits
+
+
+def test_tied_tables_stay_one_where_they_are_rounded_alike():
+    assert Quantize(lm_head="int8", embedding="int8").plan(SPEC).tied_embeddings
+    assert not Quantize(lm_head="int8", embedding="int4").plan(SPEC).tied_embeddings
+    assert not Quantize(lm_head="int8", embedding="float").plan(SPEC).tied_embeddings
 
 
 @pytest.mark.parametrize("weights", ["fp16", "fp32"])
 def test_float_types_leave_weights_unquantized(weights):
     after = Quantize(weights=weights).plan(SPEC)
-    assert after.quantization is None
+    assert not after.grids
     assert after.weight_dtype == weights

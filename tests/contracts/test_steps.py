@@ -5,14 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
+from edgeopt.compress.awq import Awq
+from edgeopt.compress.distill import Distill
+from edgeopt.compress.gptq import Gptq
+from edgeopt.compress.hqq import Hqq
+from edgeopt.compress.int8 import Int8
+from edgeopt.compress.k_quant import KQuant
+from edgeopt.compress.kv_cache import KvCache
 from edgeopt.compress.lora import Lora
+from edgeopt.compress.mixed_precision import MixedPrecision
 from edgeopt.compress.prune_depth import PruneDepth
 from edgeopt.compress.prune_heads import PruneHeads
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.smooth_quant import SmoothQuant
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.part import construct, describe
@@ -23,7 +33,21 @@ STEPS = {
     "prune_width global": PruneWidth(ratio=0.25, distribution="global", windows=4, window_tokens=64),
     "prune_heads": PruneHeads(ratio=0.5, windows=4, window_tokens=64),
     "prune_depth": PruneDepth(layers=1, windows=4, window_tokens=64),
-    "lora": Lora(rank=2, steps=2, batch_tokens=128, window_tokens=64),
+    "lora": Lora(rank=2, tokens=256, batch_tokens=128, window_tokens=64),
+    "lora rank-stabilized and decomposed": Lora(
+        rank=2, rank_stabilized=True, decomposed=True, tokens=256, batch_tokens=128, window_tokens=64
+    ),
+    "distill": Distill(tokens=256, batch_tokens=128, window_tokens=64, hidden_weight=0.5),
+    "awq": Awq(windows=4, window_tokens=64, powers=4, block_size=16),
+    "gptq": Quantize(weights="int4", block_size=16, rounding=Gptq(), windows=4, window_tokens=64),
+    "k_quant": Quantize(weights="int4", block_size=16, rounding=KQuant(), windows=4, window_tokens=64),
+    "hqq": Quantize(weights="int4", block_size=16, rounding=Hqq()),
+    "mixed_precision": MixedPrecision(
+        bits_per_weight=5.0, block_sizes=(16, 32), windows=4, window_tokens=64, candidates=2
+    ),
+    "int8_activations": Int8(ranges="min_max", windows=4, window_tokens=64),
+    "smooth_quant": SmoothQuant(windows=4, window_tokens=64, tokens=64),
+    "kv_cache": KvCache(windows=4, window_tokens=64),
     "int4": Quantize(weights="int4", embedding="int8"),
     "int8": Quantize(weights="int8", embedding="int8"),
     "fp16": Quantize(weights="fp16"),
@@ -44,7 +68,7 @@ def calibration() -> Text:
 
 def apply(step, checkpoint: Checkpoint, calibration: Text, directory: Path) -> Checkpoint:
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, calibration, lambda _: None)
+    spec = step.apply(checkpoint, directory, workshop(checkpoint, calibration))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
@@ -85,7 +109,9 @@ class TestEveryStep:
         assert construct(json.loads(json.dumps(describe(step)))) == step
 
 
-FLOAT_STEPS = {name: step for name, step in STEPS.items() if not isinstance(step, Quantize)}
+FLOAT_STEPS = {
+    name: step for name, step in STEPS.items() if not isinstance(step, (Quantize, MixedPrecision, KvCache, Int8))
+}
 
 
 @pytest.mark.parametrize("step", [*FLOAT_STEPS.values(), STEPS["int4"]], ids=[*FLOAT_STEPS, "int4"])

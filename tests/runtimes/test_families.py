@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.cli import main
+from edgeopt.compress.awq import Awq
 from edgeopt.compress.prune_depth import PruneDepth
 from edgeopt.compress.prune_heads import PruneHeads
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.smooth_quant import SmoothQuant
 from edgeopt.intake import take_in
 from edgeopt.part import describe
 from edgeopt.runtimes.genai import Genai
@@ -125,7 +128,7 @@ def torch_logits(checkpoint: Checkpoint) -> np.ndarray:
 
 def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, CALIBRATION, lambda _: None)
+    spec = step.apply(checkpoint, directory, workshop(checkpoint, CALIBRATION))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
@@ -164,6 +167,21 @@ def test_an_8_bit_engine_is_near_torch_and_has_no_slow_path(checkpoint: Checkpoi
     assert Genai().lint(engine) == []
 
 
+@pytest.mark.parametrize(
+    "step",
+    [Awq(block_size=16, powers=3, windows=2, window_tokens=32), SmoothQuant(alpha=0.5, windows=2, window_tokens=32)],
+    ids=["awq", "smooth_quant"],
+)
+@pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)
+def test_scaling_channels_leaves_what_the_network_computes(step: Any, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    expected = torch_logits(checkpoint)
+    scaled = applied(step, checkpoint, tmp_path / "scaled")
+    (report,) = (scaled.directory / "artifacts").glob("*.json")
+    assert any(json.loads(report.read_text()).values()), "nothing was scaled"
+    found = torch_logits(scaled)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("checkpoint", ["gemma3"], indirect=True)
 def test_a_text_shorter_than_the_sliding_window_is_generated(checkpoint: Checkpoint, tmp_path: Path) -> None:
     session = Genai().open(build(checkpoint, tmp_path / "engine"), threads=1)
@@ -181,7 +199,7 @@ def test_a_whole_recipe_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    recipe = ["recipe=prune_lora_int4", "step.prune.ratio=0.25", "step.lora.rank=4", "step.lora.steps=2"]
+    recipe = ["recipe=prune_lora_int4", "step.prune.ratio=0.25", "step.lora.rank=4", "step.lora.tokens=2048"]
     quick = ["measure.prompt_lengths=[16]", "measure.max_windows=2", "measure.window_tokens=64"]
     off = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]
     limits = ["limits.size.engine_mib=1 MiB"]

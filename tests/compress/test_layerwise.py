@@ -1,0 +1,73 @@
+"""Layer by layer: what each matrix is told of its inputs is what really reaches it."""
+
+import pytest
+import torch
+
+from edgeopt import network as networks
+from edgeopt.compress.gptq import Gptq
+from edgeopt.compress.k_quant import KQuant
+from edgeopt.compress.layerwise import round_network
+from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.rtn import Rtn
+from edgeopt.intake import take_in
+
+WINDOWS = [[1, 5, 9, 2, 7, 7, 3, 8, 11, 40], [4, 4, 100, 20, 30, 6]]
+
+
+@pytest.fixture
+def network(tiny_model, tmp_path):
+    return networks.load(take_in(tiny_model, tmp_path))
+
+
+def spied(monkeypatch, kind):
+    """The statistic handed to each rounding, in order."""
+    seen = []
+    original = KQuant.round
+
+    def spy(self, weight, grid, statistic):
+        seen.append(statistic)
+        return original(self, weight, grid, statistic)
+
+    monkeypatch.setattr(KQuant, "round", spy)
+    monkeypatch.setattr(KQuant, "STATISTIC", kind)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["energy", "hessian"])
+def test_each_unit_is_weighted_with_the_inputs_that_rounded_layers_produce(network, monkeypatch, kind):
+    seen = spied(monkeypatch, kind)
+    spec = Quantize(weights="int4", block_size=16).plan(specs_of(network))
+    round_network(network, spec.grids, KQuant(), WINDOWS, lambda _: None)
+    reached = []
+    down = networks.layers(network)[-1].mlp.down_proj
+    down.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0].flatten(0, -2)))
+    with torch.no_grad():
+        for window in WINDOWS:
+            network(torch.tensor([window]))
+    tokens = torch.cat(reached).double()
+    expected = tokens.square().mean(dim=0) if kind == "energy" else tokens.T @ tokens / len(tokens)
+    assert len(seen) == 1 + 2 * 4, "the tied tables, and four units in each of two layers"
+    assert torch.allclose(seen[-1], expected, rtol=1e-4, atol=1e-9)
+
+
+def specs_of(network):
+    from edgeopt.spec import ModelSpec
+
+    return ModelSpec.from_hf_config(network.config.to_dict())
+
+
+def test_the_network_computes_with_the_rounded_weights_afterwards(network):
+    spec = Quantize(weights="int4", block_size=16).plan(specs_of(network))
+    rounded = round_network(network, spec.grids, Gptq(), WINDOWS, lambda _: None)
+    names = {name for names in networks.units(network).values() for name in names}
+    assert set(rounded) == names - {"lm_head"}, "the tied table stands under the name of the embedding"
+    for name, matrix in rounded.items():
+        assert torch.equal(network.get_submodule(name).weight, matrix.weight), name
+
+
+def test_matrices_that_are_not_asked_for_stay_as_they_are(network):
+    spec = Quantize(weights="int4", overrides={"*.qkv": "float"}).plan(specs_of(network))
+    before = network.get_submodule("model.layers.0.self_attn.q_proj").weight.clone()
+    rounded = round_network(network, spec.grids, Rtn(), [], lambda _: None)
+    assert torch.equal(network.get_submodule("model.layers.0.self_attn.q_proj").weight, before)
+    assert "model.layers.0.self_attn.q_proj" not in rounded
