@@ -1,0 +1,90 @@
+"""Keys and values on a grid: the ranges are those of the text, and the engine computes with them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from workshops import workshop
+
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.kv_cache import KvCache, collected, ranges
+from edgeopt.compress.prune_width import PruneWidth
+from edgeopt.errors import ConfigError
+from edgeopt.intake import take_in
+from edgeopt.measure.logits import relative_error
+from edgeopt.runtimes.genai import Genai
+from edgeopt.text import Text
+
+PROMPT = list(range(1, 60))
+TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
+    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+
+
+def applied(step, checkpoint: Checkpoint, directory) -> Checkpoint:
+    directory.mkdir()
+    spec = step.apply(checkpoint, directory, workshop(checkpoint, TEXT))
+    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
+
+
+def test_keys_and_values_are_those_that_attention_caches(checkpoint):
+    network, windows = networks.load(checkpoint), [[5, 6, 7], [8, 9, 10, 11]]
+    (keys, values), *_ = collected(network, windows)
+    layer, sizes = networks.layers(network)[0], checkpoint.spec.layers[0]
+    with torch.no_grad():
+        normed = layer.input_layernorm(network.get_input_embeddings()(torch.tensor([windows[0]])))
+        expected = layer.self_attn.v_proj(normed)[0]
+    assert keys.shape == values.shape == (7, sizes.kv_heads * checkpoint.spec.head_size)
+    torch.testing.assert_close(values[:3], expected)
+
+
+def test_a_range_is_the_percentile_of_the_magnitudes():
+    values = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1])
+    found = ranges(values, 95.0, per_channel=True)
+    expected = np.percentile(values.abs().numpy(), 95, axis=0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.02)
+    assert ranges(values, 100.0, per_channel=False).tolist() == [values.abs().max().item()]
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_fewer_bits_are_farther_from_the_model_in_float(per_channel, checkpoint, tmp_path):
+    with torch.no_grad():
+        expected = networks.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
+    errors = []
+    for bits in (8, 4):
+        rounded = applied(KvCache(bits=bits, per_channel=per_channel), checkpoint, tmp_path / f"{bits}")
+        (tmp_path / f"engine{bits}").mkdir()
+        Genai().check(rounded.spec)
+        Genai().build(rounded, tmp_path / f"engine{bits}", lambda _: None)
+        engine = Engine.seal(tmp_path / f"engine{bits}", format=Genai.format, spec=rounded.spec, made_by={})
+        session = Genai().open(engine, threads=1)
+        errors.append(relative_error(expected, session.logits(PROMPT)))
+        assert len(list(session.generate(PROMPT, 8, stop_at_end=False))) == 8
+        session.close()
+    assert 0 < errors[0] < 0.05
+    assert errors[0] < errors[1] < 1
+
+
+def test_scales_are_kept_one_row_a_layer(checkpoint, tmp_path):
+    rounded = applied(KvCache(bits=4), checkpoint, tmp_path / "kv")
+    document = json.loads((rounded.directory / networks.KV_CACHE).read_text())
+    assert document["qmax"] == 8
+    assert np.array(document["scales"]["k_scales"]).shape == (2, 32)
+
+
+def test_weights_may_not_change_afterwards(checkpoint):
+    with pytest.raises(ConfigError, match="cannot follow kv_cache"):
+        PruneWidth().plan(KvCache().plan(checkpoint.spec))
+    with pytest.raises(ConfigError, match="a second kv_cache"):
+        KvCache().plan(KvCache().plan(checkpoint.spec))
+
+
+def test_a_percentile_outside_its_range_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        KvCache(percentile=10.0)
+    assert caught.value.place == "percentile"
