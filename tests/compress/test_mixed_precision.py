@@ -1,0 +1,170 @@
+"""Mixed precision: predictions that hold, an allocation that is exact, and a budget that is kept."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workshops import workshop
+
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint
+from edgeopt.compress.allocation import allocate
+from edgeopt.compress.mixed_precision import MixedPrecision
+from edgeopt.compress.rtn import Rtn
+from edgeopt.compress.sensitivity import curvature, predicted_divergence
+from edgeopt.errors import ConfigError, StepError
+from edgeopt.intake import take_in
+from edgeopt.spec import LM_HEAD, Grid
+from edgeopt.text import Text
+
+TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
+    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+
+
+def small(**values) -> MixedPrecision:
+    return MixedPrecision(
+        **{
+            "windows": 4,
+            "window_tokens": 32,
+            "candidates": 3,
+            "block_sizes": (16, 32),
+            "bits_per_weight": 5.0,
+            **values,
+        }
+    )
+
+
+tables = st.lists(
+    st.lists(st.tuples(st.integers(1, 50), st.floats(0, 10)), min_size=1, max_size=4), min_size=1, max_size=5
+)
+
+
+@given(table=tables, slack=st.integers(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_no_choice_within_the_budget_loses_less(table, slack):
+    costs = {str(n): {k: cost for k, (cost, _) in enumerate(row)} for n, row in enumerate(table)}
+    losses = {str(n): {k: loss for k, (_, loss) in enumerate(row)} for n, row in enumerate(table)}
+    budget = sum(min(row.values()) for row in costs.values()) + slack
+    found = allocate(costs, losses, budget)
+    assert sum(costs[item][choice] for item, choice in found.items()) <= budget
+    everything = itertools.product(*(list(row) for row in costs.values()))
+    least = min(
+        sum(losses[item][choice] for item, choice in zip(costs, choices, strict=True))
+        for choices in everything
+        if sum(costs[item][choice] for item, choice in zip(costs, choices, strict=True)) <= budget
+    )
+    assert sum(losses[item][choice] for item, choice in found.items()) == pytest.approx(least, abs=1e-6)
+
+
+def test_a_budget_below_the_cheapest_choices_is_refused():
+    with pytest.raises(StepError, match="cheapest choices take 3 bytes, more than the budget of 2"):
+        allocate({"a": {0: 3, 1: 5}}, {"a": {0: 1.0, 1: 0.0}}, 2)
+
+
+@pytest.mark.parametrize("unit", ["layers.0.qkv", "layers.1.o", "layers.0.gate_up", "layers.1.down", LM_HEAD])
+def test_the_predicted_divergence_is_near_the_true_one_for_small_random_changes(unit, checkpoint):
+    network = networks.load(checkpoint)
+    if unit == LM_HEAD:
+        networks.untie(network)
+    generator = torch.Generator().manual_seed(0)
+    windows = [torch.randint(1, 300, (48,), generator=generator).tolist() for _ in range(24)]
+    with torch.no_grad():
+        before = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
+    means = curvature(network, windows, seed=0, progress=lambda _: None)
+    names = networks.units(network)[unit]
+    changes = []
+    for name in names:
+        weight = network.get_submodule(name).weight
+        changes.append(torch.randn(weight.shape, generator=generator) * 0.02 * weight.std())
+        weight.data += changes[-1]
+    with torch.no_grad():
+        after = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
+    true = sum(float((b.exp() * (b - a)).sum()) for b, a in zip(before, after, strict=True)) / (24 * 48)
+    assert predicted_divergence(torch.cat(changes), unit, means) == pytest.approx(true, rel=0.5)
+
+
+@pytest.mark.parametrize("bits", [3.0, 4.5, 6.0])
+def test_the_budget_is_kept_and_nearly_used(bits, checkpoint, tmp_path):
+    spec = small(bits_per_weight=bits).apply(checkpoint, tmp_path, workshop(checkpoint, TEXT))
+    assert bits - 0.4 < spec.bits_per_weight <= bits
+    assert spec.tied_embeddings, "tied tables stay one"
+
+
+def test_the_plan_takes_as_many_bytes_as_the_true_allocation_may(checkpoint):
+    planned = small(bits_per_weight=5.0).plan(checkpoint.spec)
+    assert 4.6 < planned.bits_per_weight <= 5.0
+
+
+def test_a_size_is_a_budget_too(checkpoint):
+    assert small(bits_per_weight=None, size="50 kB").plan(checkpoint.spec).bits_per_weight < 8
+    planned = small(bits_per_weight=None, size="50 kB").plan(checkpoint.spec)
+    stored = [name for name in planned.matrices if name != "embedding"]
+    assert 45e3 < sum(map(planned.size_bytes, stored)) <= 50e3
+
+
+def test_the_report_tells_the_bits_of_every_unit(checkpoint, tmp_path):
+    small().apply(checkpoint, tmp_path, workshop(checkpoint, TEXT))
+    report = json.loads((tmp_path / "artifacts" / "mixed_precision.json").read_text())
+    assert set(report["bits"]) == {
+        *(f"layers.{n}.{u}" for n in (0, 1) for u in ("qkv", "o", "gate_up", "down")),
+        "tables",
+    }
+    assert report["divergence_rounded_to_nearest_nats"] > 0
+
+
+def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_path):
+    """The tables of this random model matter most, so they get the bits."""
+    network = networks.load(checkpoint)
+    shop = workshop(checkpoint, TEXT)
+    windows = [[n % 290 + 1 for n in range(start, start + 40, 3)] for start in range(0, 200, 9)]
+    with torch.no_grad():
+        before = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
+
+    def lost(made: Checkpoint) -> float:
+        with torch.no_grad():
+            after = [networks.load(made)(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
+        return sum(float((b.exp() * (b - a)).sum()) for b, a in zip(before, after, strict=True))
+
+    grid = Grid(bits=4, block_size=32, symmetric=True)
+    (tmp_path / "mixed").mkdir(), (tmp_path / "uniform").mkdir()
+    step = small(bits_per_weight=4.5, rounding=Rtn(), weights=("int8", "int4", "int2"))
+    mixed = Checkpoint.seal(
+        tmp_path / "mixed", format="checkpoint-1", spec=step.apply(checkpoint, tmp_path / "mixed", shop), made_by={}
+    )
+    only = small(bits_per_weight=4.5, rounding=Rtn(), weights=("int4",), block_sizes=(32,))
+    uniform = Checkpoint.seal(
+        tmp_path / "uniform", format="checkpoint-1", spec=only.apply(checkpoint, tmp_path / "uniform", shop), made_by={}
+    )
+    assert set(uniform.spec.grids.values()) == {grid}
+    assert mixed.spec.bits_per_weight <= uniform.spec.bits_per_weight
+    assert lost(mixed) <= lost(uniform)
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"bits_per_weight": None}, "bits_per_weight"),
+        ({"size": "1 MB"}, "bits_per_weight"),
+        ({"bits_per_weight": None, "size": "90"}, ""),
+        ({"weights": ()}, "weights"),
+        ({"block_sizes": (48,)}, "block_sizes"),
+        ({"candidates": 0}, "candidates"),
+    ],
+)
+def test_values_outside_their_range_are_refused(values, place):
+    with pytest.raises(ConfigError) as caught:
+        small(**values)
+    assert caught.value.place == place
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_when_planned(checkpoint):
+    with pytest.raises(ConfigError, match=r"below the 2\.500 bits per weight") as caught:
+        small(bits_per_weight=1.0).plan(checkpoint.spec)
+    assert caught.value.place == "bits_per_weight"
