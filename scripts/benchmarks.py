@@ -22,7 +22,7 @@ from typing import Any
 EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
 
 
-def edgeopt(folder: Path, *arguments: str) -> dict[str, Any]:
+def cli(folder: Path, *arguments: str) -> dict[str, Any]:
     """The JSON document that a command prints; what it says on stderr is shown as it comes."""
     done = subprocess.run([EDGEOPT, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -67,7 +67,7 @@ def width(folder: Path) -> None:
         "30 % narrower, LoRA, int4": ["recipe=prune_lora_int4", ratio, "step.lora.rank=16"],
     }
     compare(folder, commands)
-    perplexity = [figures(edgeopt(folder, "run", *commands[n]))["quality/perplexity"] for n in list(commands)[:3]]
+    perplexity = [figures(cli(folder, "run", *commands[n]))["quality/perplexity"] for n in list(commands)[:3]]
     base, cut, won = perplexity
     print(f"perplexity lost by pruning {cut - base:.3f}, won back {cut - won:.3f}: {(cut - won) / (cut - base):.0%}\n")
 
@@ -88,13 +88,13 @@ def width_246m(folder: Path) -> None:
 
 def compare(folder: Path, commands: dict[str, list[str]], rounds: int = 3) -> None:
     """A table of recipes: built and judged once, then timed in turn; ratios are to the first."""
-    documents = {name: edgeopt(folder, "run", *command) for name, command in commands.items()}
+    documents = {name: cli(folder, "run", *command) for name, command in commands.items()}
     off = [f"measure.probes.{name}=null" for name in ("quality", "parity", "energy")]
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, document in documents.items():
             engine = str(folder / document["engine"]["directory"])
-            measured[name].append(figures(edgeopt(folder, "bench", "--engine", engine, *off)))
+            measured[name].append(figures(cli(folder, "bench", "--engine", engine, *off)))
 
     def median(name: str, metric: str) -> float:
         return statistics.median(found[metric] for found in measured[name])
@@ -111,12 +111,70 @@ def compare(folder: Path, commands: dict[str, list[str]], rounds: int = 3) -> No
     table(["recipe", *shown, "perplexity"], rows)
 
 
+REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
+FOUR_BITS = ["step.quantize.lm_head=int4", "step.quantize.embedding=int4", "step.quantize.symmetric=true"]
+ROUNDINGS = {
+    "int4, rtn": ["recipe=int4", *FOUR_BITS],
+    "int4, k_quant": ["recipe=int4", "rounding=k_quant", *FOUR_BITS],
+    "int4, hqq": ["recipe=int4", "rounding=hqq", *FOUR_BITS],
+    "int4, gptq": ["recipe=int4", "rounding=gptq", *FOUR_BITS],
+    "int4, awq and gptq": ["recipe=awq_int4", "rounding=gptq", *FOUR_BITS],
+    "int4, gptq and qat": ["recipe=qat_int4", *FOUR_BITS, "step.qat.tokens=200000"],
+    "mixed, 4.25 bits": ["recipe=mixed", "step.quantize.bits_per_weight=4.25"],
+    "int4, gptq, block 64": ["recipe=int4", "rounding=gptq", *FOUR_BITS, "step.quantize.block_size=64"],
+    "mixed, 4.5 bits": ["recipe=mixed", "step.quantize.bits_per_weight=4.5"],
+    "mixed, 7 bits": ["recipe=mixed", "step.quantize.bits_per_weight=7"],
+}
+
+
+def rounding(folder: Path) -> None:
+    """Perplexity at equal bytes of every way of rounding, beside ONNX Runtime's own."""
+    from peers import onnx_runtime
+
+    import edgeopt
+
+    models = {"reference model": (Path(edgeopt.__file__).parent / "reference", [])}
+    stories = REALDATA / "TinyStories-656K"
+    if stories.is_dir():
+        texts = [
+            f"text@{use}=file {use}.path={REALDATA / 'tinystories' / use}.jsonl"
+            for use in ("calibration", "evaluation")
+        ]
+        whole = ["model=local", f"model.path={stories}", "measure.max_windows=1000", *" ".join(texts).split()]
+        models["TinyStories-656K"] = (stories, whole)
+    off = [f"measure.probes.{name}=null" for name in ("latency", "memory", "energy", "parity")]
+    for title, (model, chosen) in models.items():
+        base = figures(cli(folder, "run", *chosen, "recipe=baseline", *off))["quality/perplexity"]
+        rows = []
+        for method in ("default", "rtn", "k_quant"):
+            engine = Path(tempfile.mkdtemp(dir=folder))
+            onnx_runtime(model, engine, method)
+            found = figures(cli(folder, "bench", "--engine", str(engine), *chosen, *off))
+            rows.append([f"ONNX Runtime int4, {method}", *weighed(engine), found["quality/perplexity"]])
+        for name, command in ROUNDINGS.items():
+            document = cli(folder, "run", *chosen, *command, *off)
+            engine = folder / document["engine"]["directory"]
+            rows.append([name, *weighed(engine), figures(document)["quality/perplexity"]])
+        print(f"{title}, perplexity {base:.4g} in fp32\n")
+        table(
+            ["recipe", "kB of weights", "bits per weight", "perplexity", "increase"], [[*r, r[-1] - base] for r in rows]
+        )
+
+
+def weighed(engine: Path) -> tuple[float, float]:
+    """kB of an engine's weights, and bits of each, with scales and tables."""
+    from edgeopt.artifact import Engine
+
+    stored = (engine / "model.onnx.data").stat().st_size
+    return stored / 1e3, 8 * stored / Engine.read(engine).spec.parameters
+
+
 def agreement(folder: Path) -> None:
     """Whether two measurements of one engine agree, and both orders of two engines give the same verdict."""
-    first = edgeopt(folder, "run", "recipe=int8")["engine"]["directory"]
-    second = edgeopt(folder, "run", "recipe=int4")["engine"]["directory"]
+    first = cli(folder, "run", "recipe=int8")["engine"]["directory"]
+    second = cli(folder, "run", "recipe=int4")["engine"]["directory"]
     order = [first, first, second, second, first]
-    bench = [edgeopt(folder, "bench", "--engine", str(folder / engine)) for engine in order]
+    bench = [cli(folder, "bench", "--engine", str(folder / engine)) for engine in order]
     timed = [
         m["metric"] for m in bench[0]["measurements"] if m["metric"].startswith(("latency/", "memory/", "throughput/"))
     ]
@@ -138,7 +196,7 @@ def memory(folder: Path) -> None:
     """Peak memory against bytes on disk of a 246 M Llama shape with random weights, int4."""
     model = folder / "llama246m"
     make_random_llama(model)
-    document = edgeopt(
+    document = cli(
         folder,
         "run",
         "model=local",
@@ -189,7 +247,7 @@ def overhead(folder: Path) -> None:
     from mlflow import MlflowClient
 
     begun = time.perf_counter()
-    document = edgeopt(folder, "sweep", "search.study=overhead", "search.trials=8", "promote=null")
+    document = cli(folder, "sweep", "search.study=overhead", "search.trials=8", "promote=null")
     passed = time.perf_counter() - begun
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     in_trials = in_stages = 0.0
@@ -203,7 +261,7 @@ def overhead(folder: Path) -> None:
 
 
 BENCHMARKS: dict[str, Callable[[Path], None]] = {
-    function.__name__: function for function in (startup, width, width_246m, agreement, memory, overhead)
+    function.__name__: function for function in (startup, rounding, width, width_246m, agreement, memory, overhead)
 }
 
 
