@@ -193,26 +193,19 @@ def agreement(folder: Path) -> None:
 
 
 def memory(folder: Path) -> None:
-    """Peak memory against bytes on disk of a 246 M Llama shape with random weights, int4."""
+    """Peak memory against bytes on disk of a 246 M Llama shape with random weights, int4, by length of the context."""
     model = folder / "llama246m"
     make_random_llama(model)
-    document = cli(
-        folder,
-        "run",
-        "model=local",
-        f"model.path={model}",
-        "recipe=int4",
-        "step.quantize.block_size=128",
-        "measure.probes.energy=null",
-        "measure.probes.parity=null",
-        "measure.max_windows=4",
-    )
-    f = figures(document)
-    ratio = f["memory/peak_rss_mib"] / f["size/engine_mib"]
-    table(
-        ["engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"],
-        [[f["size/engine_mib"], f["memory/peak_rss_mib"], ratio, f["latency/decode_p50_ms"]]],
-    )
+    whole = ["model=local", f"model.path={model}", "recipe=int4", "step.quantize.block_size=128"]
+    off = [f"measure.probes.{name}=null" for name in ("energy", "parity", "quality")]
+    in_8_bits = ["+step@step.kv_cache=kv_cache", "order=[quantize,kv_cache]"]
+    rows = []
+    for tokens, extra in ((640, []), (1024, []), (1024, in_8_bits)):
+        f = figures(cli(folder, "run", *whole, *extra, *off, f"target.context_length={tokens}"))
+        size, peak = f["size/engine_mib"], f["memory/peak_rss_mib"]
+        cache = "8 bits" if extra else "fp32"
+        rows.append([tokens, cache, size, peak, peak / size, f["latency/decode_p50_ms"]])
+    table(["context", "key-value cache", "engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"], rows)
 
 
 def make_random_llama(folder: Path) -> None:
