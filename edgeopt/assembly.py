@@ -58,7 +58,9 @@ class BoundBench:
         bench = self.bench
         if only:
             bench = replace(bench, probes={name: probe for name, probe in bench.probes.items() if name in only})
-        return measure(engine, runtime, bench, self.target, self.evaluation, directory, references, progress)
+        return measure(
+            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, fresh=not only
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

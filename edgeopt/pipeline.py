@@ -44,7 +44,9 @@ class Measure(Protocol):
         references: Mapping[str, Path],
         progress: Progress,
         only: Sequence[str] = (),
-    ) -> tuple[Measurement, ...]: ...
+    ) -> tuple[Measurement, ...]:
+        """With `only`, the named probes alone, in this process: they keep a reference for other engines."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

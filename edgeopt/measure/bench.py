@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from edgeopt.artifact import Engine
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.measure import lease, process
+from edgeopt.measure import child, lease, process
 from edgeopt.measure.child import Job
 from edgeopt.measure.runs import Run, conclude, judged, undisturbed
 from edgeopt.measure.spawn import spawn
@@ -98,8 +99,12 @@ def measure(
     directory: Path,
     references: Mapping[str, Path],
     progress: Progress,
+    *,
+    fresh: bool = True,
 ) -> tuple[Measurement, ...]:
     """What every probe of `bench` finds out about `engine`, pinned to the target's threads.
+
+    Probes collect in fresh processes; without `fresh` in this one, where a reference is to be kept and nothing timed.
 
     In `directory` stay `samples.json` with the raw samples of every process, `logs/`, and `scratch/`,
     which may serve as a reference (`baseline`, `checkpoint`) when other engines are measured.
@@ -133,7 +138,11 @@ def measure(
                 report=str(Path(work) / "report.json"),
             )
             with lease.hold(progress):
-                runs = [run for probes in _groups(bench) for run in _run_group(probes, bench, job, directory, progress)]
+                runs = [
+                    run
+                    for probes in _groups(bench)
+                    for run in _run_group(probes, bench, job, directory, progress, fresh=fresh)
+                ]
         record = {
             "engine": engine.digest,
             "target": target.name,
@@ -169,7 +178,9 @@ def _groups(bench: Bench) -> list[dict[str, Probe]]:
     return list(groups.values())
 
 
-def _run_group(probes: Mapping[str, Probe], bench: Bench, job: Job, directory: Path, progress: Progress) -> list[Run]:
+def _run_group(
+    probes: Mapping[str, Probe], bench: Bench, job: Job, directory: Path, progress: Progress, *, fresh: bool
+) -> list[Run]:
     """As many fresh processes as the probes ask for, and others where timed ones were disturbed."""
     group = next(iter(probes.values())).GROUP
     timed = {name: probe for name, probe in probes.items() if probe.TIMED}
@@ -177,8 +188,9 @@ def _run_group(probes: Mapping[str, Probe], bench: Bench, job: Job, directory: P
 
     def run(asked: Mapping[str, Probe], what: str) -> None:
         progress(f"measuring {', '.join(asked)}: {what}")
-        described = {name: describe(probe) for name, probe in asked.items()}
-        report = spawn(replace(job, probes=described), directory / "logs" / f"{group}-{len(runs)}.log", bench.timeout_s)
+        doing = replace(job, probes={name: describe(probe) for name, probe in asked.items()})
+        log = directory / "logs" / f"{group}-{len(runs)}.log"
+        report = spawn(doing, log, bench.timeout_s) if fresh else child.run(doing, time.monotonic())
         runs.append(
             judged(
                 group,
