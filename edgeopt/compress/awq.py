@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
@@ -60,16 +60,16 @@ class Awq:
         for number, layer in enumerate(networks.layers(network)):
             shop.progress(f"scaling layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
-                names = modules[f"layers.{number}.{unit}"]
+                parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
                 if spec.matrices[f"layers.{number}.{unit}"][1] % self.block_size:
                     continue
-                hessian = stream.statistic(layer, number, network.get_submodule(names[0]), "hessian").float()
+                hessian = stream.statistic(layer, number, parts[0], "hessian").float()
                 size = hessian.diagonal().sqrt()
                 if unit == "o":
                     size = shared(size, spec.layers[number])
-                weight = torch.cat([network.get_submodule(name).weight.detach() for name in names])
+                weight = torch.cat([part.weight.detach() for part in parts])
                 power, scales = search(weight, hessian, size, grid, self.powers)
-                fold(network, number, unit, scales, spec.layers[number])
+                fold(layer, unit, parts, scales, spec.layers[number])
                 report[f"layers.{number}.{unit}"] = power
             stream.advance(layer, number)
         networks.save(network, directory, checkpoint, spec)

@@ -6,13 +6,11 @@ norm before qkv and gate_up, the rows of up before down, the rows of v before o.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from edgeopt import network as networks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
     from edgeopt.spec import LayerSpec
 
@@ -20,12 +18,11 @@ NORMS = {"qkv": ("input_layernorm",), "gate_up": ("pre_feedforward_layernorm", "
 """Names of the norm before a unit; the first that a layer has."""
 
 
-def fold(network: PreTrainedModel, number: int, unit: str, scales: Tensor, sizes: LayerSpec) -> None:
-    """Divide the inputs of a layer's unit by `scales`, shape (columns,), and multiply its weights by them.
+def fold(layer: Any, unit: str, modules: Sequence[Any], scales: Tensor, sizes: LayerSpec) -> None:
+    """Divide the inputs of a layer's unit by `scales`, shape (columns,), and multiply the weights of `modules` by them.
 
     For `o` the scales of query heads that share a key-value head must be alike (see `shared`).
     """
-    layer = networks.layers(network)[number]
     if unit in NORMS:
         _divide_norm(next(getattr(layer, name) for name in NORMS[unit] if hasattr(layer, name)), scales)
     elif unit == "down":
@@ -36,8 +33,7 @@ def fold(network: PreTrainedModel, number: int, unit: str, scales: Tensor, sizes
         head_size = len(scales) // sizes.heads
         own = scales.reshape(sizes.kv_heads, -1, head_size)[:, 0].flatten()
         _divide_rows(getattr(attention, "qkv_proj", None) or attention.v_proj, own, last=len(own))
-    for name in networks.units(network)[f"layers.{number}.{unit}"]:
-        module = network.get_submodule(name)
+    for module in modules:
         module.weight.data = module.weight * scales
 
 

@@ -73,12 +73,7 @@ def shrink(residual: Tensor, beta: float, norm: float) -> Tensor:
 
 def fit(target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Scales, and zero-points where the grid has them, that bring `codes` nearest to `target` in least squares."""
-    import torch
-
-    centred = codes - zero_points[..., None]
-    power = centred.square().sum(dim=-1)
-    fitted = (target * centred).sum(dim=-1) / power.masked_fill(power == 0, 1.0)
-    scales = rounding.stored(torch.where(power == 0, scales, fitted))
+    scales = rounding.fitted(target, codes, scales, zero_points, rounding.weights_of(None, target))
     if grid.symmetric:
         return scales, zero_points
     moved = (codes - target / scales[..., None]).mean(dim=-1).round().clamp(0, 2**grid.bits - 1)

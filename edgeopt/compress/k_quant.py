@@ -38,16 +38,13 @@ class KQuant:
 def fit_scales(
     blocks: Tensor, scales: Tensor, zero_points: Tensor, bits: int, importance: Tensor, *, rounds: int
 ) -> Tensor:
-    """Scales that lose no more than `scales`: s = Σ i w c / Σ i c² for codes c about zero, then new codes, in turn."""
+    """Scales that lose no more than `scales`: least squares for the codes, then new codes, in turn."""
     import torch
 
     codes = rounding.encode(blocks, scales, zero_points, bits)
     least = rounding.error(blocks, codes, scales, zero_points, importance)
     for _ in range(rounds):
-        centred = codes - zero_points[..., None]
-        power = (centred.square() * importance).sum(dim=-1)
-        fitted = (blocks * centred * importance).sum(dim=-1) / power.masked_fill(power == 0, 1.0)
-        trial = rounding.stored(torch.where(power == 0, scales, fitted))
+        trial = rounding.fitted(blocks, codes, scales, zero_points, importance)
         codes = rounding.encode(blocks, trial, zero_points, bits)
         lost = rounding.error(blocks, codes, trial, zero_points, importance)
         scales, least = torch.where(lost < least, trial, scales), torch.minimum(lost, least)

@@ -99,8 +99,8 @@ class MixedPrecision:
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         spec = checkpoint.spec
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        losses = self._losses(checkpoint, windows, shop)
         network = networks.load(checkpoint)
+        losses = self._losses(network, checkpoint, windows, shop)
         shop.progress("comparing allocations")
         divergence, allocation = min(
             self._compared(network, spec, losses, windows[: max(1, len(windows) // 8)], shop),
@@ -153,12 +153,14 @@ class MixedPrecision:
                 mend="Give more, or offer fewer bits or larger blocks",
             ) from error
 
-    def _losses(self, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], shop: Workshop) -> Losses:
+    def _losses(
+        self, network: PreTrainedModel, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], shop: Workshop
+    ) -> Losses:
         """Predicted divergence of every choice, from the cache where this model was measured before."""
         measured = [checkpoint.digest, shop.calibration.digest, self.windows, self.window_tokens, self.seed]
 
         def measure(directory: Path) -> None:
-            means = curvature(networks.load(checkpoint), windows, seed=self.seed, progress=shop.progress)
+            means = curvature(network, windows, seed=self.seed, progress=shop.progress)
             networks.write_tensors(means, directory / "curvature.safetensors")
 
         means = networks.read_weights(shop.cache.stage("curvature", measured, measure))
@@ -166,13 +168,12 @@ class MixedPrecision:
         groups: dict[str, list[str]] = {}
         for item in choices:
             groups.setdefault(item.rpartition(".")[0] or item, []).append(item)
-        network = networks.load(checkpoint)
         found: Losses = {}
         for group, items in groups.items():
 
             def weigh(directory: Path, group: str = group, items: Sequence[str] = items) -> None:
                 shop.progress(f"weighing the choices of {group}")
-                table = {item: [_predicted(network, item, grid, means) for grid in choices[item]] for item in items}
+                table = {item: _predicted(network, item, choices[item], means) for item in items}
                 (directory / "divergence.json").write_text(json.dumps(table) + "\n")
 
             offered = {item: [describe(grid) for grid in choices[item]] for item in items}
@@ -246,16 +247,17 @@ def _typical_loss(spec: ModelSpec, item: str, grid: Grid) -> float:
     return rows * columns * math.log(2 * grid.block_size) * 4.0**-grid.bits
 
 
-def _predicted(network: PreTrainedModel, item: str, grid: Grid, means: Mapping[str, Tensor]) -> float:
-    """Predicted divergence of rounding an item to nearest."""
+def _predicted(network: PreTrainedModel, item: str, grids: Sequence[Grid], means: Mapping[str, Tensor]) -> list[float]:
+    """Predicted divergence of rounding an item to nearest on each of `grids`."""
     import torch
 
-    total = 0.0
+    totals = [0.0] * len(grids)
+    modules = networks.units(network)
     for unit in (LM_HEAD, EMBEDDING) if item == TABLES else (item,):
-        parts = [network.get_submodule(name).weight.detach() for name in networks.units(network)[unit]]
-        weight = torch.cat(parts)
-        total += predicted_divergence(Rtn().round(weight, grid, None).weight - weight, unit, means)
-    return total
+        weight = torch.cat([network.get_submodule(name).weight.detach() for name in modules[unit]])
+        for number, grid in enumerate(grids):
+            totals[number] += predicted_divergence(Rtn().round(weight, grid, None).weight - weight, unit, means)
+    return totals
 
 
 def _perturbed(losses: Losses, chance: random.Random) -> Losses:

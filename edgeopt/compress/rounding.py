@@ -82,6 +82,17 @@ def error(blocks: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, im
     return ((blocks - decode(codes, scales, zero_points)).square() * importance).sum(dim=-1)
 
 
+def fitted(target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, importance: Tensor) -> Tensor:
+    """Scales that bring `codes` nearest to `target` in weighted least squares, s = Σ i w c / Σ i c² for codes c about
+    zero; `scales` where all codes are zero."""
+    import torch
+
+    centred = codes - zero_points[..., None]
+    power = (centred.square() * importance).sum(dim=-1)
+    solved = (target * centred * importance).sum(dim=-1) / power.masked_fill(power == 0, 1.0)
+    return stored(torch.where(power == 0, scales, solved))
+
+
 def best(blocks: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, Tensor]:
     """Of the candidates, those scales and zero-points that lose least in each block."""
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
@@ -63,18 +63,18 @@ class SmoothQuant:
         for number, layer in enumerate(networks.layers(network)):
             shop.progress(f"smoothing layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
-                names = modules[f"layers.{number}.{unit}"]
+                parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
                 seen: list[Tensor] = []
-                stream.visit(layer, number, network.get_submodule(names[0]), seen.append)
+                stream.visit(layer, number, parts[0], seen.append)
                 inputs = torch.cat([s.flatten(0, -2) for s in seen])
-                weight = torch.cat([network.get_submodule(name).weight.detach() for name in names])
+                weight = torch.cat([part.weight.detach() for part in parts])
                 size, reach = inputs.abs().amax(dim=0), weight.abs().amax(dim=0)
                 if unit == "o":
                     size, reach = (shared(values, spec.layers[number]) for values in (size, reach))
                 stride = max(1, len(inputs) // self.tokens)
                 alphas = ALPHAS if self.alpha is None else (self.alpha,)
                 alpha, scales = search(weight, inputs[::stride], size, reach, alphas)
-                fold(network, number, unit, scales, spec.layers[number])
+                fold(layer, unit, parts, scales, spec.layers[number])
                 chosen[f"layers.{number}.{unit}"] = alpha
             stream.advance(layer, number)
         networks.save(network, directory, checkpoint, spec)
