@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import BuildError, ConfigError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edgeopt.artifact import Checkpoint, Engine
     from edgeopt.ports import Progress, Session
+    from edgeopt.runtimes.genai_library import Generator, Model
     from edgeopt.spec import ModelSpec
 
 HEAD_MULTIPLE = 16
@@ -34,7 +35,7 @@ class Genai:
     """
 
     format: ClassVar[str] = "genai-1"
-    LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime_genai")
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnxruntime_genai",)
     accuracy_level: int = 4
 
     def __post_init__(self) -> None:
@@ -94,69 +95,54 @@ class GenaiSession:
         described = json.loads((directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
         self._chunk = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
+        ends = described["eos_token_id"]
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._graph = ""
-        self._model: Any = None
+        self._model: Model | None = None
         self._load(GENERATING)
 
-    def _load(self, graph: str) -> None:
-        import onnxruntime_genai as genai
+    def _load(self, graph: str) -> Model:
+        from edgeopt.runtimes.genai_library import Model
 
-        if self._graph == graph:
-            return
-        self.close()
-        config = genai.Config(str(self._directory))
-        decoder = {"filename": graph, "session_options": {"intra_op_num_threads": self._threads}}
-        config.overlay(json.dumps({"model": {"decoder": decoder}}))
-        try:
-            self._model = genai.Model(config)
-        except Exception as error:  # the library raises RuntimeError and its own types
-            raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
-        self._graph = graph
+        if self._model is None or self._graph != graph:
+            self.close()
+            decoder = {"filename": graph, "session_options": {"intra_op_num_threads": self._threads}}
+            try:
+                self._model = Model(self._directory, {"model": {"decoder": decoder}})
+            except RuntimeError as error:
+                raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
+            self._graph = graph
+        return self._model
 
     def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
-        self._load(GENERATING)
         length = len(tokens) + max_new_tokens
-        generator = self._generator(length, minimum=0 if stop_at_end else length)
+        generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length)
         for part in self._chunks(tokens):
-            generator.append_tokens(part)
-        ends = self._ends if stop_at_end else frozenset()
+            generator.append(part)
         for _ in range(max_new_tokens):
-            generator.generate_next_token()
-            token = int(generator.get_next_tokens()[0])
-            if token in ends:
+            token = generator.next()
+            if stop_at_end and token in self._ends:
                 return
             yield token
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         import numpy as np
 
-        self._load(SCORING)
-        generator = self._generator(len(tokens), minimum=0)
+        generator = self._generator(SCORING, len(tokens), minimum=0)
         logits = []
         for part in self._chunks(tokens):
-            generator.append_tokens(part)
-            logits.append(np.array(generator.get_output("logits")[0], dtype=np.float32))
+            generator.append(part)
+            logits.append(generator.output("logits")[0])
         return np.concatenate(logits)
 
     def close(self) -> None:
         self._graph, self._model = "", None
 
-    @property
-    def _ends(self) -> frozenset[int]:
-        from onnxruntime_genai import Tokenizer
+    def _chunks(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        return (tokens[start : start + self._chunk] for start in range(0, len(tokens), self._chunk))
 
-        return frozenset(map(int, Tokenizer(self._model).eos_token_ids))
+    def _generator(self, graph: str, length: int, *, minimum: int) -> Generator:
+        from edgeopt.runtimes.genai_library import Generator
 
-    def _chunks(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-        import numpy as np
-
-        for start in range(0, len(tokens), self._chunk):
-            yield np.asarray(tokens[start : start + self._chunk], dtype=np.int32)
-
-    def _generator(self, length: int, *, minimum: int) -> Any:
-        from onnxruntime_genai import Generator, GeneratorParams
-
-        parameters = GeneratorParams(self._model)
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
-        parameters.set_search_options(max_length=capacity, min_length=minimum, do_sample=False)
-        return Generator(self._model, parameters)
+        return Generator(self._load(graph), capacity=capacity, minimum=minimum)
