@@ -1,11 +1,24 @@
-"""Engines as users of other tools build them, sealed so that edgeopt's own probes can measure them."""
+"""What users of other tools would run instead, on the same weights and the same tokens.
+
+ONNX Runtime's builder comes with edgeopt. llama.cpp and Olive want environments of their own: name their interpreters
+in EDGEOPT_LLAMACPP_PYTHON (llama-cpp-python, gguf, safetensors) and EDGEOPT_OLIVE_PYTHON (olive-ai, datasets).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
+import shutil
+import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+YARDSTICKS = Path(__file__).parents[2] / "shared" / "peers"
+LLAMACPP, OLIVE = "EDGEOPT_LLAMACPP_PYTHON", "EDGEOPT_OLIVE_PYTHON"
 
 
 def onnx_runtime(model: Path, directory: Path, method: str, *, bits: int = 4, block_size: int = 32) -> None:
@@ -13,11 +26,6 @@ def onnx_runtime(model: Path, directory: Path, method: str, *, bits: int = 4, bl
     from onnxruntime_genai.models import builder
 
     from edgeopt import intake
-    from edgeopt import network as networks
-    from edgeopt.artifact import Engine
-    from edgeopt.part import describe
-    from edgeopt.runtimes import passes
-    from edgeopt.runtimes.genai import GENERATING, SCORING, Genai
 
     spec = intake.spec_of(model)
     options = [
@@ -37,7 +45,76 @@ def onnx_runtime(model: Path, directory: Path, method: str, *, bits: int = 4, bl
     ):
         parsed = builder.parse_extra_options("", str(model), str(directory), f"int{bits}", "cpu", scratch, options)
         builder.create_model("", str(model), str(directory), f"int{bits}", "cpu", scratch, **parsed)
+    seal(model, directory, f"onnxruntime-genai, {method}")
+
+
+def seal(model: Path, directory: Path, made_by: str) -> None:
+    """Make what another tool built in `directory` an engine that edgeopt's probes measure."""
+    from edgeopt import intake
+    from edgeopt import network as networks
+    from edgeopt.artifact import Engine
+    from edgeopt.part import describe
+    from edgeopt.runtimes import passes
+    from edgeopt.runtimes.genai import GENERATING, SCORING, Genai
+
     networks.carry(model, directory)
     passes.split_scoring(directory / GENERATING, directory / SCORING)
-    made_by = {"runtime": describe(Genai()), "recipe": {"text": f"onnxruntime-genai, {method}"}}
-    Engine.seal(directory, format=Genai.format, spec=spec, made_by=made_by)
+    about = {"runtime": describe(Genai()), "recipe": {"text": made_by}}
+    Engine.seal(directory, format=Genai.format, spec=intake.spec_of(model), made_by=about)
+
+
+def runs_here(peer: str) -> bool:
+    return peer in os.environ and YARDSTICKS.is_dir()
+
+
+def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
+    """The windows of token ids that the quality probe reads under the overrides `chosen`."""
+    from edgeopt import assembly
+    from edgeopt.measure.workload import prepare
+
+    bound = assembly.bench(assembly.Request(overrides=tuple(chosen)).compose())
+    return prepare(
+        bound.evaluation,
+        model,
+        context_length=bound.target.context_length,
+        prompt_lengths=bound.bench.prompt_lengths,
+        window_tokens=bound.bench.window_tokens,
+        max_windows=bound.bench.max_windows,
+    ).documents
+
+
+def llama_cpp(model: Path, directory: Path, windows: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
+    """Perplexity and bytes of weights of llama.cpp's quantized forms of `model`, by their names."""
+    python, whole = os.environ[LLAMACPP], directory / "model.gguf"
+    _run(python, YARDSTICKS / "hf_to_gguf.py", model, whole)
+    _run(python, YARDSTICKS / "quantize_gguf.py", whole)
+    (directory / "windows.json").write_text(json.dumps(windows))
+    found = {}
+    for kind in ("Q4_0", "Q4_K_M", "Q8_0"):
+        judge = Path(__file__).with_name("peer_llamacpp.py")
+        said = _run(python, judge, directory / f"model_{kind}.gguf", directory / "windows.json")
+        found[kind] = json.loads(said.splitlines()[-1])
+    return found
+
+
+def olive(model: Path, directory: Path, calibration: Sequence[str], *, window_tokens: int) -> None:
+    """Olive's Gptq in 4 bits and its model builder, as an engine in `directory`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        (work / "calib.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in calibration))
+        config = json.loads((YARDSTICKS / "olive_gptq.json").read_text())
+        config["input_model"]["model_path"] = str(model)
+        config["data_configs"][0]["pre_process_data_config"]["max_seq_len"] = window_tokens
+        (work / "olive.json").write_text(json.dumps(config))
+        _run(os.environ[OLIVE], "-m", "olive", "run", "--config", "olive.json", folder=work)
+        built = next((work / "olout").rglob("model.onnx")).parent
+        shutil.copytree(built, directory, dirs_exist_ok=True)
+    seal(model, directory, "Olive, Gptq")
+
+
+def _run(python: str, *arguments: Any, folder: Path | None = None) -> str:
+    where = folder or Path(arguments[-1]).parent
+    done = subprocess.run([python, *map(str, arguments)], cwd=where, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{arguments[0]} failed: {done.stderr[-2000:]}")
+    return done.stdout

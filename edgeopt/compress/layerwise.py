@@ -42,7 +42,7 @@ def round_network(
     tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
     if EMBEDDING in grids:
         table = KQuant()
-        apply(EMBEDDING, table, _at_head(network, windows, table.STATISTIC) if tied and reads_text else None)
+        apply(EMBEDDING, table, at_head(network, windows, table.STATISTIC) if tied and reads_text else None)
         if tied:
             network.get_output_embeddings().weight = network.get_input_embeddings().weight
     stream = Stream.start(network, windows) if reads_text else None
@@ -58,7 +58,7 @@ def round_network(
         if stream is not None:
             stream.advance(layer, number)
     if LM_HEAD in grids and not tied:
-        apply(LM_HEAD, rounding, _at_head(network, windows, rounding.STATISTIC) if reads_text else None)
+        apply(LM_HEAD, rounding, at_head(network, windows, rounding.STATISTIC) if reads_text else None)
     return found
 
 
@@ -127,7 +127,7 @@ class Stream:
         ]
 
 
-def _at_head(network: PreTrainedModel, windows: Sequence[Sequence[int]], kind: Statistic) -> Tensor:
+def at_head(network: PreTrainedModel, windows: Sequence[Sequence[int]], kind: Statistic) -> Tensor:
     """Mean of x² or x xᵀ over all tokens that reach lm_head, float64."""
     import torch
 

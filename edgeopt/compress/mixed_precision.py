@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,23 +20,19 @@ from edgeopt.compress.layerwise import round_network
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantize import BLOCK_SIZES, INTEGERS
 from edgeopt.compress.rounding import Rounding
-from edgeopt.compress.rtn import Rtn
-from edgeopt.compress.sensitivity import curvature, predicted_divergence
+from edgeopt.compress.weighing import TABLES, Losses, weigh
 from edgeopt.errors import ConfigError, StepError
-from edgeopt.part import describe
 from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from edgeopt.artifact import Checkpoint
+    from edgeopt.grid import Rounded
     from edgeopt.ports import Workshop
 
 Allocation = dict[str, Grid]
-Losses = dict[str, dict[Grid, float]]
-TABLES = "tables"
-"""The item that stands for both tied tables, which share a grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +40,8 @@ class MixedPrecision:
     """Quantize to a budget, which is one number: bits per weight, or the bytes of all matrices.
 
     What each choice of bits and blocks for each unit does to the model's predictions is predicted once for a
-    model (edgeopt.compress.sensitivity), the best choice of all is found exactly (edgeopt.compress.allocation),
-    and a few allocations near it are compared by true divergence, because errors do not simply add.
+    model (edgeopt.compress.weighing), and the best choice of all is found exactly (edgeopt.compress.allocation).
+    A few allocations near it may be rounded and compared by true divergence, because errors do not simply add.
 
     Attributes:
         bits_per_weight: mean over all matrices, scales and zero-points counted.
@@ -52,7 +49,7 @@ class MixedPrecision:
         weights, block_sizes: what may be chosen from.
         rounding: how weights find their place on the chosen grids.
         windows, window_tokens: calibration text for sensitivity and rounding.
-        candidates: allocations that are compared by true divergence.
+        candidates: allocations that are rounded and compared; each takes as long as rounding the model.
     """
 
     bits_per_weight: float | None = 4.25
@@ -63,7 +60,7 @@ class MixedPrecision:
     rounding: Rounding = field(default_factory=Gptq)
     windows: int = 32
     window_tokens: int = 256
-    candidates: int = 8
+    candidates: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,20 +97,15 @@ class MixedPrecision:
         spec = checkpoint.spec
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         network = networks.load(checkpoint)
-        losses = self._losses(network, checkpoint, windows, shop)
-        shop.progress("comparing allocations")
-        divergence, allocation = min(
-            self._compared(network, spec, losses, windows[: max(1, len(windows) // 8)], shop),
-            key=lambda found: found[0],
-        )
-        after = _with_grids(spec, allocation)
-        rounded = round_network(network, after.grids, self.rounding, windows, shop.progress)
-        networks.save(network, directory, checkpoint, after, rounded)
+        losses = weigh(network, checkpoint, self._choices(spec), self.rounding, windows, shop, seed=self.seed)
+        best = self._best_of(network, spec, losses, windows, shop)
+        after = _with_grids(spec, best.allocation)
+        networks.save(network, directory, checkpoint, after, best.rounded)
         report = {
             "bits_per_weight": after.bits_per_weight,
-            "predicted_divergence_nats": sum(losses[item][grid] for item, grid in allocation.items()),
-            "divergence_rounded_to_nearest_nats": divergence,
-            "bits": {item: [grid.bits, grid.block_size] for item, grid in allocation.items()},
+            "predicted_divergence_nats": sum(losses[item][grid] for item, grid in best.allocation.items()),
+            "divergence_nats": best.divergence,
+            "bits": {item: [grid.bits, grid.block_size] for item, grid in best.allocation.items()},
         }
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "mixed_precision.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -153,44 +145,15 @@ class MixedPrecision:
                 mend="Give more, or offer fewer bits or larger blocks",
             ) from error
 
-    def _losses(
-        self, network: PreTrainedModel, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], shop: Workshop
-    ) -> Losses:
-        """Predicted divergence of every choice, from the cache where this model was measured before."""
-        measured = [checkpoint.digest, shop.calibration.digest, self.windows, self.window_tokens, self.seed]
-
-        def measure(directory: Path) -> None:
-            means = curvature(network, windows, seed=self.seed, progress=shop.progress)
-            networks.write_tensors(means, directory / "curvature.safetensors")
-
-        means = networks.read_weights(shop.cache.stage("curvature", measured, measure))
-        choices = self._choices(checkpoint.spec)
-        groups: dict[str, list[str]] = {}
-        for item in choices:
-            groups.setdefault(item.rpartition(".")[0] or item, []).append(item)
-        found: Losses = {}
-        for group, items in groups.items():
-
-            def weigh(directory: Path, group: str = group, items: Sequence[str] = items) -> None:
-                shop.progress(f"weighing the choices of {group}")
-                table = {item: _predicted(network, item, choices[item], means) for item in items}
-                (directory / "divergence.json").write_text(json.dumps(table) + "\n")
-
-            offered = {item: [describe(grid) for grid in choices[item]] for item in items}
-            folder = shop.cache.stage("sensitivity", [*measured, offered], weigh)
-            for item, row in json.loads((folder / "divergence.json").read_text()).items():
-                found[item] = dict(zip(choices[item], row, strict=True))
-        return found
-
-    def _compared(
+    def _best_of(
         self,
         network: PreTrainedModel,
         spec: ModelSpec,
         losses: Losses,
         windows: Sequence[Sequence[int]],
         shop: Workshop,
-    ) -> Iterator[tuple[float, Allocation]]:
-        """Allocations near the predicted best with their true divergence; the network is left as it was.
+    ) -> _Tried:
+        """Of allocations near the predicted best, the one that diverges least once it is rounded.
 
         Neighbours come from losses that are doubled or halved at random, so that each is the exact optimum of
         a prediction that is a little wrong.
@@ -198,36 +161,35 @@ class MixedPrecision:
         import torch
 
         chance = random.Random(self.seed)  # noqa: S311 - a search, no secret
-        modules = networks.units(network)
-        weights = {name: network.get_submodule(name).weight for unit in modules.values() for name in unit}
-        present: dict[str, Grid] = {}
         with torch.inference_mode():
             reference = [_log_probabilities(network, window) for window in windows]
-        best, least = losses, math.inf
+        best: _Tried | None = None
+        seen: list[Allocation] = []
         for number in range(self.candidates):
-            shop.progress(f"comparing allocation {number + 1} of {self.candidates}")
-            trial = best if number == 0 else _perturbed(best, chance)
+            trial = losses if best is None else _perturbed(best.losses, chance)
             allocation = self._allocate(spec, trial)
-            for unit, grid in _with_grids(spec, allocation).grids.items():
-                if present.get(unit) != grid:
-                    _put(network, {name: weights[name] for name in modules[unit]}, grid)
-                    present[unit] = grid
+            if allocation in seen:
+                continue
+            seen.append(allocation)
+            shop.progress(f"trying allocation {number + 1} of {self.candidates}")
+            other = copy.deepcopy(network)
+            rounded = round_network(other, _with_grids(spec, allocation).grids, self.rounding, windows, shop.progress)
             with torch.inference_mode():
-                divergence = _divergence(network, windows, reference)
-            if divergence < least:
-                best, least = trial, divergence
-            yield divergence, allocation
-        for name, weight in weights.items():
-            network.get_submodule(name).weight = weight
+                divergence = _divergence(other, windows, reference)
+            if best is None or divergence < best.divergence:
+                best = _Tried(losses=trial, allocation=allocation, rounded=rounded, divergence=divergence)
+        assert best is not None
+        return best
 
 
-def _put(network: PreTrainedModel, weights: Mapping[str, nn.Parameter], grid: Grid) -> None:
-    """Let modules compute with their weights rounded to nearest on `grid`."""
-    from torch import nn
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tried:
+    """An allocation, the losses whose optimum it is, its matrices, and their true divergence in nats a token."""
 
-    for name, weight in weights.items():
-        rounded = Rtn().round(weight.detach(), grid, None).weight
-        network.get_submodule(name).weight = nn.Parameter(rounded, requires_grad=False)
+    losses: Losses
+    allocation: Allocation
+    rounded: Mapping[str, Rounded]
+    divergence: float
 
 
 def _with_grids(spec: ModelSpec, allocation: Allocation) -> ModelSpec:
@@ -245,19 +207,6 @@ def _typical_loss(spec: ModelSpec, item: str, grid: Grid) -> float:
     """The squared error of uniform rounding, which falls by four with each bit and grows with the block's range."""
     rows, columns = spec.matrices[LM_HEAD if item == TABLES else item]
     return rows * columns * math.log(2 * grid.block_size) * 4.0**-grid.bits
-
-
-def _predicted(network: PreTrainedModel, item: str, grids: Sequence[Grid], means: Mapping[str, Tensor]) -> list[float]:
-    """Predicted divergence of rounding an item to nearest on each of `grids`."""
-    import torch
-
-    totals = [0.0] * len(grids)
-    modules = networks.units(network)
-    for unit in (LM_HEAD, EMBEDDING) if item == TABLES else (item,):
-        weight = torch.cat([network.get_submodule(name).weight.detach() for name in modules[unit]])
-        for number, grid in enumerate(grids):
-            totals[number] += predicted_divergence(Rtn().round(weight, grid, None).weight - weight, unit, means)
-    return totals
 
 
 def _perturbed(losses: Losses, chance: random.Random) -> Losses:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from edgeopt.artifact import Checkpoint
 from edgeopt.compress.allocation import allocate
 from edgeopt.compress.mixed_precision import MixedPrecision
 from edgeopt.compress.rtn import Rtn
-from edgeopt.compress.sensitivity import curvature, predicted_divergence
+from edgeopt.compress.sensitivity import curvature, predicted_divergence, predicted_divergence_of_lookup
+from edgeopt.compress.weighing import TABLES, weigh
 from edgeopt.errors import ConfigError, StepError
 from edgeopt.intake import take_in
 from edgeopt.spec import LM_HEAD, Grid
+from edgeopt.store import Store
 from edgeopt.text import Text
 
 TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
@@ -79,6 +82,13 @@ def test_the_predicted_divergence_is_near_the_true_one_for_small_random_changes(
         before = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
     means = curvature(network, windows, seed=0, progress=lambda _: None)
     names = networks.units(network)[unit]
+    seen = []
+    handle = network.get_submodule(names[0]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    with torch.no_grad():
+        for window in windows:
+            network(torch.tensor([window]))
+    handle.remove()
+    inputs = torch.cat(seen).double()
     changes = []
     for name in names:
         weight = network.get_submodule(name).weight
@@ -87,7 +97,56 @@ def test_the_predicted_divergence_is_near_the_true_one_for_small_random_changes(
     with torch.no_grad():
         after = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
     true = sum(float((b.exp() * (b - a)).sum()) for b, a in zip(before, after, strict=True)) / (24 * 48)
-    assert predicted_divergence(torch.cat(changes), unit, means) == pytest.approx(true, rel=0.5)
+    predicted = predicted_divergence(torch.cat(changes), means[unit], inputs.T @ inputs / len(inputs))
+    assert predicted == pytest.approx(true, rel=0.5)
+
+
+def test_the_predicted_divergence_is_half_the_mean_square_of_gradients_times_changed_outputs():
+    generator = torch.Generator().manual_seed(0)
+    change, inputs = torch.randn(3, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    gradient = torch.rand(3, generator=generator)
+    each = [sum(g * (row @ x) ** 2 for g, row in zip(gradient, change, strict=True)) for x in inputs]
+    hessian = (inputs.T @ inputs / 7).double()
+    assert predicted_divergence(change, gradient.double(), hessian) == pytest.approx(float(sum(each)) / 14, rel=1e-5)
+
+
+def test_the_predicted_divergence_of_a_lookup_counts_each_row_as_often_as_its_token():
+    generator = torch.Generator().manual_seed(0)
+    change, gradient = torch.randn(4, 3, generator=generator), torch.rand(3, generator=generator)
+    tokens = [0, 2, 2, 3]
+    each = [sum(g * d**2 for g, d in zip(gradient, change[token], strict=True)) for token in tokens]
+    frequency = torch.tensor([0.25, 0.0, 0.5, 0.25]).double()
+    found = predicted_divergence_of_lookup(change, gradient.double(), frequency)
+    assert found == pytest.approx(float(sum(each)) / 8, rel=1e-5)
+
+
+def test_choices_that_were_weighed_before_a_kill_are_not_weighed_again(checkpoint, tmp_path):
+    """The state of the first attempt, which dies after the first layer, serves the second."""
+    windows = [[n % 290 + 1 for n in range(start, start + 32)] for start in (0, 7)]
+    choices = {
+        item: [Grid(bits=4, block_size=16, symmetric=True), Grid(bits=8, block_size=16, symmetric=True)]
+        for item in (*(n for n in checkpoint.spec.matrices if n.startswith("layers")), TABLES)
+    }
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        if line.startswith("weighing the choices of layer 2") and len(said) < 10:
+            raise KeyboardInterrupt
+
+    shop = replace(workshop(checkpoint, TEXT), cache=Store(tmp_path), progress=tell)
+
+    def attempt():
+        return weigh(networks.load(checkpoint), checkpoint, choices, Rtn(), windows, shop, seed=0)
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    said += ["killed"] * 10
+    losses = attempt()
+    assert not [line for line in said[said.index("killed") :] if "layer 1" in line]
+    assert losses.keys() == choices.keys()
+    eight, four = choices[TABLES][1], choices[TABLES][0]
+    assert all(row[eight] < row[four] for row in losses.values())
 
 
 @pytest.mark.parametrize("bits", [3.0, 4.5, 6.0])
@@ -116,7 +175,7 @@ def test_the_report_tells_the_bits_of_every_unit(checkpoint, tmp_path):
         *(f"layers.{n}.{u}" for n in (0, 1) for u in ("qkv", "o", "gate_up", "down")),
         "tables",
     }
-    assert report["divergence_rounded_to_nearest_nats"] > 0
+    assert report["divergence_nats"] > 0
 
 
 def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_path):
