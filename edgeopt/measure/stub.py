@@ -78,7 +78,9 @@ class StubSession:
     table: np.ndarray
     ballast: bytes
 
-    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
         last = tokens[-1]
         for _ in range(max_new_tokens):
             self._crash()
@@ -98,7 +100,7 @@ class StubSession:
             case "hang":
                 time.sleep(3600)
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         return self.table[list(tokens)]
 
     def close(self) -> None:

@@ -83,19 +83,21 @@ class Genai:
                 place=str(engine.directory),
                 mend=f"Give one of format {self.format}",
             )
-        return GenaiSession(engine.directory, threads)
+        return GenaiSession(engine, threads)
 
 
 class GenaiSession:
     """One engine in memory, one of its two graphs at a time; sequences run one after another."""
 
-    def __init__(self, directory: Path, threads: int) -> None:
-        self._directory, self._threads = directory, threads
-        described = json.loads((directory / "genai_config.json").read_text())["model"]
+    def __init__(self, engine: Engine, threads: int) -> None:
+        self._directory, self._spec, self._threads = engine.directory, engine.spec, threads
+        described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
         self._chunk = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
         self._graph = ""
         self._model: Any = None
+        self._adapters: Any = None
+        self._loaded: set[str] = set()
         self._load(GENERATING)
 
     def _load(self, graph: str) -> None:
@@ -113,10 +115,12 @@ class GenaiSession:
             raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
         self._graph = graph
 
-    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
         self._load(GENERATING)
         length = len(tokens) + max_new_tokens
-        generator = self._generator(length, minimum=0 if stop_at_end else length)
+        generator = self._generator(length, minimum=0 if stop_at_end else length, adapter=adapter)
         for part in self._chunks(tokens):
             generator.append_tokens(part)
         ends = self._ends if stop_at_end else frozenset()
@@ -127,11 +131,11 @@ class GenaiSession:
                 return
             yield token
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import numpy as np
 
         self._load(SCORING)
-        generator = self._generator(len(tokens), minimum=0)
+        generator = self._generator(len(tokens), minimum=0, adapter=adapter)
         logits = []
         for part in self._chunks(tokens):
             generator.append_tokens(part)
@@ -139,7 +143,7 @@ class GenaiSession:
         return np.concatenate(logits)
 
     def close(self) -> None:
-        self._graph, self._model = "", None
+        self._graph, self._model, self._adapters, self._loaded = "", None, None, set()
 
     @property
     def _ends(self) -> frozenset[int]:
@@ -153,10 +157,27 @@ class GenaiSession:
         for start in range(0, len(tokens), self._chunk):
             yield np.asarray(tokens[start : start + self._chunk], dtype=np.int32)
 
-    def _generator(self, length: int, *, minimum: int) -> Any:
+    def _generator(self, length: int, *, minimum: int, adapter: str | None) -> Any:
         from onnxruntime_genai import Generator, GeneratorParams
 
         parameters = GeneratorParams(self._model)
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
         parameters.set_search_options(max_length=capacity, min_length=minimum, do_sample=False)
-        return Generator(self._model, parameters)
+        generator = Generator(self._model, parameters)
+        if adapter is not None:
+            self._activate(adapter, generator)
+        return generator
+
+    def _activate(self, adapter: str, generator: Any) -> None:
+        """Let the generator compute with an adapter, which stays loaded as long as the graph does."""
+        from onnxruntime_genai import Adapters
+
+        from edgeopt import adapters
+        from edgeopt.runtimes.genai_adapters import path_of
+
+        adapters.require(adapter, self._spec)
+        self._adapters = self._adapters or Adapters(self._model)
+        if adapter not in self._loaded:
+            self._adapters.load(str(path_of(self._directory, adapter)), adapter)
+            self._loaded.add(adapter)
+        generator.set_active_adapter(self._adapters, adapter)
