@@ -75,12 +75,12 @@ def _adding(update: LowRank) -> Callable[..., Tensor]:
     return add
 
 
-def require(adapter: str | None, spec: ModelSpec) -> None:
+def require(adapter: str | None, spec: ModelSpec, place: str = "adapter") -> None:
     """ConfigError where a request asks for an adapter that the engine does not have."""
     if adapter is not None and adapter not in spec.adapters:
         known = ", ".join(spec.adapters)
         raise ConfigError(
             f"this engine has no adapter {adapter!r}",
-            place="adapter",
+            place=place,
             mend=f"Choose one of: {known}" if known else "Name none: it was built without adapters",
         )

@@ -34,7 +34,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     assembly.quiet()
     folder = engines.folder(args.engine) if args.engine else engines.bundled()
     engine, runtime = assembly.open_engine(folder)
-    adapters.require(args.adapter, engine.spec)
+    adapters.require(args.adapter, engine.spec, place="--adapter")
     tokenizer = tokens.load(engine.directory)
     prompt = tokens.prefix(engine.directory) + tokenizer.encode(args.prompt, add_special_tokens=False).ids
     room = engine.spec.context_length - len(prompt)

@@ -78,6 +78,12 @@ class Lora(Training):
         if self.merge:
             require_float(spec, "lora", otherwise="keep the adapter apart with merge=false")
         require_no_kv_cache(spec, "lora")
+        if any(grid.inputs == "static" for grid in spec.grids.values()):
+            raise ConfigError(
+                "lora cannot follow ranges of inputs from calibration text, which were taken without the adapter",
+                place="order",
+                mend="Round inputs with ranges=dynamic",
+            )
         if self.name in spec.adapters:
             raise ConfigError(f"there is an adapter {self.name!r} already", place="name", mend="Give another name")
         if self.initialization == "loftq" and not any(name not in (LM_HEAD, EMBEDDING) for name in spec.grids):
