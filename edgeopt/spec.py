@@ -165,8 +165,9 @@ class ModelSpec:
         fields["grids"] = {name: {n: getattr(grid, n) for n in grid.__slots__} for name, grid in self.grids.items()}
         if self.kv_cache is not None:
             fields["kv_cache"] = {n: getattr(self.kv_cache, n) for n in self.kv_cache.__slots__}
-        fields["adapters"] = {name: {n: getattr(a, n) for n in a.__slots__} for name, a in self.adapters.items()}
-        if not self.adapters:
+        if self.adapters:
+            fields["adapters"] = {name: {n: getattr(a, n) for n in a.__slots__} for name, a in self.adapters.items()}
+        else:
             del fields["adapters"]  # so that what was sealed before there were any keeps its digest
         return fields
 

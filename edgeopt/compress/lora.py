@@ -123,6 +123,7 @@ class Lora(Training):
         )
         adapted: Any = get_peft_model(network.to(device()), config)
         if self.initialization == "loftq":
+            shop.progress("fitting updates to what rounding lost")
             make_up(adapted.get_base_model(), networks.load(shop.floating))
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         inputs = ["lora", checkpoint.digest, shop.floating.digest, shop.calibration.digest, describe(self)]
