@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from runtimes.test_families import FAMILIES, random_checkpoint
 from workshops import workshop
 
 from edgeopt import adapters
@@ -112,6 +113,16 @@ def test_beside_and_merged_are_the_same_update(checkpoint, calibration, tmp_path
     for name, update in adapters.read(beside.directory, "default").items():
         expected = merged.get_submodule(name).weight - network.get_submodule(name).weight
         torch.testing.assert_close(update.weight, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_projections_that_a_family_stacks_are_trained_in_whole(tiny_model, calibration, tmp_path):
+    (tmp_path / "phi").mkdir()
+    (tmp_path / "in").mkdir()
+    phi = take_in(random_checkpoint(*FAMILIES["phi3"], tiny_model, tmp_path / "phi"), tmp_path / "in")
+    step = Lora(rank=2, merge=False, targets=("q_proj", "up_proj"), learning_rate=0.02, **SHORT)
+    updates = adapters.read(applied(step, phi, calibration, tmp_path / "out").directory, "default")
+    assert {name.rpartition(".")[2] for name in updates} == {"qkv_proj", "gate_up_proj"}
+    assert all(update.weight.any() for update in updates.values())
 
 
 @given(rows=st.integers(2, 12), columns=st.integers(2, 12), rank=st.integers(1, 12), seed=st.integers(0, 99))
