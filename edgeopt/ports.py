@@ -91,16 +91,21 @@ class Step(Protocol):
 
 
 class Session(Protocol):
-    """An engine opened for inference; one sequence at a time."""
+    """An engine opened for inference; one sequence at a time.
 
-    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+    Each call may name one of the engine's adapters, and computes the base without; ConfigError for an unknown name.
+    """
+
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
         """Greedy decoding: token ids one by one, each yielded as soon as it is known.
 
         With `stop_at_end` the end-of-sequence token ends the iteration and is not yielded.
         """
         ...
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         """Next-token logits at every position from an empty past: float32, shape (tokens, vocabulary)."""
         ...
 

@@ -55,9 +55,28 @@ class KvGrid:
     per_channel: bool
 
 
-UNITS = ("qkv", "o", "gate_up", "down")
+PROJECTIONS: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+UNITS = tuple(PROJECTIONS)
 """Matrices of a decoder layer that read the same input, which share a grid: in the order of computation."""
 LM_HEAD, EMBEDDING = "lm_head", "embedding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Low-rank updates that stand beside the weights, W + up · down with `rank` rows in between, for `targets`."""
+
+    rank: int
+    targets: tuple[str, ...]
+
+    def size_bytes(self, unit: str, rows: int, columns: int) -> int:
+        """Bytes of the unit's updates in an engine: fp32, block-diagonal where its matrices are one (qkv)."""
+        ranks = self.rank * sum(target in self.targets for target in PROJECTIONS[unit])
+        return 4 * ranks * (columns + (rows // 2 if unit == "gate_up" else rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +87,7 @@ class ModelSpec:
         weight_dtype: the type in which an engine stores matrices that have no grid: fp32 or fp16.
         grids: the grid of each quantized unit, named `layers.<number>.<unit>`, `lm_head` or `embedding`.
         kv_cache: the grid of keys and values; None where they stay in float.
+        adapters: updates by name, of which each request may choose one; none is part of the weights.
     """
 
     architecture: str
@@ -80,6 +100,7 @@ class ModelSpec:
     weight_dtype: str = "fp32"
     grids: Mapping[str, Grid] = field(default_factory=dict)
     kv_cache: KvGrid | None = None
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -113,9 +134,17 @@ class ModelSpec:
             else grid.size_bytes(rows, columns)
         )
 
+    def adapter_bytes(self, name: str) -> int:
+        """Bytes that an engine stores for the adapter `name`."""
+        return sum(
+            self.adapters[name].size_bytes(unit.rpartition(".")[2], *sides)
+            for unit, sides in self.matrices.items()
+            if unit not in (LM_HEAD, EMBEDDING)
+        )
+
     @property
     def in_fp32(self) -> ModelSpec:
-        """The same sizes with everything stored in fp32."""
+        """The same sizes, and the same adapters, with everything stored in fp32."""
         return replace(self, weight_dtype="fp32", grids={}, kv_cache=None)
 
     @property
@@ -136,6 +165,10 @@ class ModelSpec:
         fields["grids"] = {name: {n: getattr(grid, n) for n in grid.__slots__} for name, grid in self.grids.items()}
         if self.kv_cache is not None:
             fields["kv_cache"] = {n: getattr(self.kv_cache, n) for n in self.kv_cache.__slots__}
+        if self.adapters:
+            fields["adapters"] = {name: {n: getattr(a, n) for n in a.__slots__} for name, a in self.adapters.items()}
+        else:
+            del fields["adapters"]  # so that what was sealed before there were any keeps its digest
         return fields
 
     @classmethod
@@ -145,6 +178,8 @@ class ModelSpec:
         fields["grids"] = {name: Grid(**grid) for name, grid in fields["grids"].items()}
         if fields["kv_cache"] is not None:
             fields["kv_cache"] = KvGrid(**fields["kv_cache"])
+        adapters = fields.get("adapters", {}).items()
+        fields["adapters"] = {name: Adapter(rank=a["rank"], targets=tuple(a["targets"])) for name, a in adapters}
         return cls(**fields)
 
     @classmethod

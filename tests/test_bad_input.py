@@ -406,7 +406,7 @@ def test_a_folder_that_is_no_whole_engine_is_refused(
     assert line.startswith("engine")
 
 
-@pytest.mark.parametrize("given", [("--max-new-tokens", "0"), ("--prompt", "x " * 99)])
+@pytest.mark.parametrize("given", [("--max-new-tokens", "0"), ("--prompt", "x " * 99), ("--adapter", "x")])
 def test_generate_refuses_what_it_cannot_do(given: tuple[str, str], refused: Refused, engine: Path) -> None:
     assert refused("generate", str(engine), *given).startswith(f"{given[0]}: ")
 

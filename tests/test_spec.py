@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import InputError
-from edgeopt.spec import Grid, LayerSpec, ModelSpec
+from edgeopt.spec import PROJECTIONS, Adapter, Grid, LayerSpec, ModelSpec
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -29,6 +29,8 @@ layers = st.builds(
     LayerSpec, intermediate_size=st.integers(1, 4096), heads=st.integers(1, 32), kv_heads=st.integers(1, 8)
 )
 grids = st.builds(Grid, bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([32, 128]), symmetric=st.booleans())
+targets = st.sets(st.sampled_from([name for unit in PROJECTIONS.values() for name in unit])).map(tuple)
+adapters = st.builds(Adapter, rank=st.integers(2, 64), targets=targets)
 specs = st.builds(
     ModelSpec,
     architecture=st.just("LlamaForCausalLM"),
@@ -40,6 +42,7 @@ specs = st.builds(
     layers=st.lists(layers, min_size=1, max_size=4).map(tuple),
     weight_dtype=st.sampled_from(["fp32", "fp16"]),
     grids=st.dictionaries(st.sampled_from(["layers.0.qkv", "layers.0.down", "lm_head", "embedding"]), grids),
+    adapters=st.dictionaries(st.sampled_from(["default", "other"]), adapters),
 )
 
 
@@ -115,6 +118,21 @@ def test_a_matrix_takes_the_bytes_of_its_tensors(
 ) -> None:
     found = Grid(bits=bits, block_size=block, symmetric=symmetric).size_bytes(rows, columns)
     assert found == packed(rows, columns, bits, block, symmetric)
+
+
+@given(adapter=adapters)
+def test_an_adapter_takes_the_bytes_of_its_factors(adapter: Adapter) -> None:
+    """Both are fp32, and the rows of query, key and value are updated as one matrix."""
+    sides = {"o_proj": (64, 64), "gate_proj": (128, 64), "up_proj": (128, 64), "down_proj": (64, 128)}
+    sides |= dict.fromkeys(("q_proj", "k_proj", "v_proj"), (64 + 32 + 32, 64))
+    spec = replace(ModelSpec.from_hf_config(CONFIG), adapters={"default": adapter})
+    assert spec.adapter_bytes("default") == 2 * sum(4 * adapter.rank * sum(sides[name]) for name in adapter.targets)
+
+
+def test_what_was_sealed_before_there_were_adapters_keeps_its_digest() -> None:
+    spec = ModelSpec.from_hf_config(CONFIG)
+    assert "adapters" not in spec.to_json()
+    assert ModelSpec.from_json(spec.to_json()).adapters == {}
 
 
 def test_bits_per_weight_count_scales_and_a_tied_table_once() -> None:

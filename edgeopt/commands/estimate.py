@@ -72,7 +72,8 @@ def show(document: Document) -> None:
     table = Table(title=f"{document['recipe']} on {document['target']} ({document['method']})")
     table.add_column("part")
     table.add_column("MiB", justify="right")
-    for name in ("weights", "tables", "tokenizer", "disk_bytes", "resident", "kv_cache", "activations", "peak_bytes"):
+    on_disk = ("weights", "tables", "adapters", "tokenizer", "disk_bytes")
+    for name in (*on_disk, "resident", "kv_cache", "activations", "peak_bytes"):
         table.add_row(name.replace("_bytes", ""), f"{document[name] / 2**20:.2f}")
     display.out.print(table)
     display.out.print(f"{document['parameters']:,} parameters, tier {document['tier']}")

@@ -20,11 +20,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="engine folder or models:/NAME@ALIAS (default: the bundled model in PyTorch)",
     )
     parser.add_argument("--prompt", default="def read_lines(path):", help="text to complete")
+    parser.add_argument("--adapter", metavar="NAME", help="one of the engine's adapters (default: none)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")
 
 
 def execute(args: argparse.Namespace) -> Outcome:
-    from edgeopt import assembly, tokens
+    from edgeopt import adapters, assembly, tokens
 
     if args.max_new_tokens < 1:
         raise ConfigError(
@@ -33,6 +34,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     assembly.quiet()
     folder = engines.folder(args.engine) if args.engine else engines.bundled()
     engine, runtime = assembly.open_engine(folder)
+    adapters.require(args.adapter, engine.spec, place="--adapter")
     tokenizer = tokens.load(engine.directory)
     prompt = tokens.prefix(engine.directory) + tokenizer.encode(args.prompt, add_special_tokens=False).ids
     room = engine.spec.context_length - len(prompt)
@@ -43,7 +45,7 @@ def execute(args: argparse.Namespace) -> Outcome:
             mend="Give a shorter prompt",
         )
     session = runtime.open(engine, threads=assembly.this_machine().cores)
-    new = list(session.generate(prompt, min(args.max_new_tokens, room)))
+    new = list(session.generate(prompt, min(args.max_new_tokens, room), adapter=args.adapter))
     session.close()
     return Outcome(document={"prompt": args.prompt, "completion": tokenizer.decode(new), "tokens": len(new)})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_no_kv_cache, require_positive
@@ -28,7 +29,8 @@ class KvCache:
     """Store the key-value cache in whole numbers; the last step of a recipe.
 
     Keys have channels that are large throughout, so scales by channel serve them better (KIVI, arXiv
-    2402.02750). Scales are constant: what lies outside the calibrated range is clipped.
+    2402.02750). Scales are constant: what lies outside the calibrated range is clipped. The range is that of the base
+    and of every adapter beside it.
 
     Attributes:
         percentile: share of calibration values that the range covers, in percent; 100 clips none of them.
@@ -53,18 +55,29 @@ class KvCache:
         return replace(spec, kv_cache=KvGrid(bits=self.bits, per_channel=self.per_channel))
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        import torch
+
         network = networks.load(checkpoint)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"reading {len(windows)} calibration windows")
+        widest = self._widest(network, windows)
+        for adapter in checkpoint.spec.adapters:
+            with adapters.attached(network, adapters.read(checkpoint.directory, adapter)):
+                widest = [torch.maximum(a, b) for a, b in zip(widest, self._widest(network, windows), strict=True)]
         largest = 2 ** (self.bits - 1)
-        rows: dict[str, list[list[float]]] = {"k_scales": [], "v_scales": []}
-        for layer in collected(network, windows):
-            for name, values in zip(rows, layer, strict=True):
-                scales = ranges(values, self.percentile, per_channel=self.per_channel) / largest
-                rows[name].append(scales.tolist())
+        scales = [(values / largest).tolist() for values in widest]
+        rows = {"k_scales": scales[::2], "v_scales": scales[1::2]}
         networks.link(checkpoint, directory)
         (directory / networks.KV_CACHE).write_text(json.dumps({"qmax": largest, "scales": rows}) + "\n")
         return self.plan(checkpoint.spec)
+
+    def _widest(self, network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The range of each layer's keys, then values, as they are cached."""
+        return [
+            ranges(values, self.percentile, per_channel=self.per_channel)
+            for layer in collected(network, windows)
+            for values in layer
+        ]
 
 
 def collected(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:

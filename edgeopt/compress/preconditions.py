@@ -6,15 +6,19 @@ from edgeopt.errors import ConfigError
 from edgeopt.spec import ModelSpec
 
 
-def require_float(spec: ModelSpec, step: str) -> None:
-    """ConfigError where the weights are rounded already: a later change would undo the rounding."""
+def require_float(spec: ModelSpec, step: str, otherwise: str = "") -> None:
+    """ConfigError where the weights are rounded already: a later change would undo the rounding.
+
+    `otherwise` is one more way to mend it.
+    """
     if spec.grids:
         raise ConfigError(
             f"{step} cannot follow quantize: it would change weights that are already rounded",
             place="order",
-            mend=f"Put {step} before quantize",
+            mend=f"Put {step} before quantize{otherwise and f', or {otherwise}'}",
         )
     require_no_kv_cache(spec, step)
+    require_no_adapters(spec, step)
 
 
 def require_no_kv_cache(spec: ModelSpec, step: str) -> None:
@@ -24,6 +28,16 @@ def require_no_kv_cache(spec: ModelSpec, step: str) -> None:
             f"{step} cannot follow kv_cache: it would change keys and values after their ranges were taken",
             place="order",
             mend=f"Put {step} before kv_cache",
+        )
+
+
+def require_no_adapters(spec: ModelSpec, step: str) -> None:
+    """ConfigError where adapters stand beside the weights: they fit the weights that they were trained on."""
+    if spec.adapters:
+        raise ConfigError(
+            f"{step} cannot follow lora with merge=false: it would change the weights that the adapter was trained on",
+            place="order",
+            mend=f"Put {step} before lora, or merge the adapter",
         )
 
 

@@ -38,6 +38,7 @@ class Bench:
         halves_tolerance: how far the two halves of a timed run may differ, relative to the faster.
         retries: fresh processes added at most to those of a group, in place of disturbed ones.
         timeout_s: for each process.
+        adapter: with which engines that have adapters are measured; None: their base.
     """
 
     probes: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Bench:
     halves_tolerance: float = 0.25
     retries: int = 2
     timeout_s: float = 600.0
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         parts = {name: _part(name, given) for name, given in self.probes.items() if given is not None}
@@ -136,6 +138,7 @@ def measure(
                 references={name: str(_existing(name, folder)) for name, folder in references.items()},
                 scratch=str((directory / "scratch").absolute()),
                 report=str(Path(work) / "report.json"),
+                adapter=bench.adapter,
             )
             with lease.hold(progress):
                 runs = [

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.artifact import Engine
 from edgeopt.measure import process
+from edgeopt.measure.adapted import Adapted
 from edgeopt.measure.process import CpuClock
 from edgeopt.part import construct, resolve
 
@@ -37,6 +38,7 @@ class Job:
         runtime, probes: parts as edgeopt.part.describe gives them; probes collect in their order.
         documents: a JSON file of token id windows, read by the probes that need them.
         prompts: token ids by the length of the prompt.
+        adapter: chosen in every request that names no other; an engine without adapters has none to choose.
     """
 
     parent: int
@@ -50,6 +52,7 @@ class Job:
     references: Mapping[str, str]
     scratch: str
     report: str
+    adapter: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -113,6 +116,8 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
     marks.set("imported")
     session = runtime.open(engine, threads=len(job.cores))
     marks.set("loaded")
+    if job.adapter and engine.spec.adapters:
+        session = Adapted(session=session, adapter=job.adapter)
     subject = OpenEngine(job=job, engine=engine, session=session, marks=marks.taken)
     for _ in session.generate(subject.prompts[min(subject.prompts)], 1, stop_at_end=False):
         pass

@@ -17,7 +17,7 @@ _LOGITS, _WINDOWS = "parity.npy", "parity.sha256"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Logits of the first `window_tokens` of the first `windows` evaluation windows.
+    """Logits of the first `window_tokens` of the first `windows` evaluation windows, also with each adapter.
 
     Measured without a `checkpoint` reference, the engine becomes one: its logits stay in the scratch folder.
     """
@@ -42,7 +42,9 @@ class Parity:
         import numpy as np
 
         windows = [window[: self.window_tokens] for window in subject.documents[: self.windows]]
-        own = np.concatenate([subject.session.logits(window) for window in windows]).astype(np.float32)
+        adapters = (None, *subject.engine.spec.adapters)
+        logits = [subject.session.logits(window, adapter=name) for name in adapters for window in windows]
+        own = np.concatenate(logits).astype(np.float32)
         folder = subject.references.get("checkpoint")
         if folder is None:
             np.save(subject.scratch / _LOGITS, own)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgeopt import tokens
+from edgeopt.adapters import require
 from edgeopt.errors import BuildError, ConfigError
 
 if TYPE_CHECKING:
@@ -69,16 +70,20 @@ class StubRuntime:
         if engine.format != self.format:
             raise BuildError(f"this is a {engine.format} engine, not {self.format}", place=str(engine.directory))
         table = np.load(engine.directory / "table.npy")
-        return StubSession(runtime=self, table=table, ballast=b"\1" * (self.allocate_mib * 2**20))
+        return StubSession(runtime=self, spec=engine.spec, table=table, ballast=b"\1" * (self.allocate_mib * 2**20))
 
 
 @dataclass(slots=True, kw_only=True)
 class StubSession:
     runtime: StubRuntime
+    spec: ModelSpec
     table: np.ndarray
     ballast: bytes
 
-    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
+        require(adapter, self.spec)
         last = tokens[-1]
         for _ in range(max_new_tokens):
             self._crash()
@@ -98,7 +103,8 @@ class StubSession:
             case "hang":
                 time.sleep(3600)
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        require(adapter, self.spec)
         return self.table[list(tokens)]
 
     def close(self) -> None:

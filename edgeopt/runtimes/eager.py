@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.errors import BuildError, ConfigError
@@ -15,6 +16,7 @@ from edgeopt.errors import BuildError, ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeopt.adapters import LowRank
     from edgeopt.artifact import Engine
     from edgeopt.ports import Progress, Session
     from edgeopt.spec import ModelSpec
@@ -57,14 +59,18 @@ class TorchSession:
         torch.set_num_threads(threads)
         checkpoint = Checkpoint(**{name: getattr(engine, name) for name in Checkpoint.__dataclass_fields__})
         self._network: Any = networks.load(checkpoint)
+        self._spec, self._directory = engine.spec, engine.directory
         self._ends = end_tokens(engine.directory)
 
-    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
         import torch
 
+        updates = self._updates(adapter)
         cache, ids = None, torch.tensor([list(tokens)])
         for _ in range(max_new_tokens):
-            with torch.inference_mode():
+            with torch.inference_mode(), adapters.attached(self._network, updates):
                 output = self._network(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             scores = output.logits[0, -1].clone()
             if not stop_at_end:
@@ -75,16 +81,20 @@ class TorchSession:
             yield token
             ids = torch.tensor([[token]])
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), adapters.attached(self._network, self._updates(adapter)):
             logits = self._network(torch.tensor([list(tokens)]), use_cache=False).logits[0]
         array: np.ndarray = logits.float().numpy()
         return array
 
     def close(self) -> None:
         self._network = None
+
+    def _updates(self, adapter: str | None) -> dict[str, LowRank]:
+        adapters.require(adapter, self._spec)
+        return adapters.read(self._directory, adapter) if adapter else {}
 
 
 def end_tokens(directory: Path) -> frozenset[int]:

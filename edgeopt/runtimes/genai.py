@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from edgeopt.artifact import Checkpoint, Engine
     from edgeopt.ports import Progress, Session
-    from edgeopt.runtimes.genai_library import Generator, Model
+    from edgeopt.runtimes.genai_library import Adapters, Generator, Model
     from edgeopt.spec import ModelSpec
 
 HEAD_MULTIPLE = 16
@@ -84,25 +84,26 @@ class Genai:
                 place=str(engine.directory),
                 mend=f"Give one of format {self.format}",
             )
-        return GenaiSession(engine.directory, threads)
+        return GenaiSession(engine, threads)
 
 
 class GenaiSession:
     """One engine in memory, one of its two graphs at a time; sequences run one after another."""
 
-    def __init__(self, directory: Path, threads: int) -> None:
-        self._directory, self._threads = directory, threads
-        described = json.loads((directory / "genai_config.json").read_text())["model"]
+    def __init__(self, engine: Engine, threads: int) -> None:
+        self._directory, self._spec, self._threads = engine.directory, engine.spec, threads
+        described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
         self._chunk = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
         ends = described["eos_token_id"]
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._graph = ""
         self._model: Model | None = None
+        self._adapters: Adapters | None = None
         self._load(GENERATING)
 
     def _load(self, graph: str) -> Model:
-        from edgeopt.runtimes.genai_library import Model
+        from edgeopt.runtimes.genai_library import Adapters, Model
 
         if self._model is None or self._graph != graph:
             self.close()
@@ -111,12 +112,14 @@ class GenaiSession:
                 self._model = Model(self._directory, {"model": {"decoder": decoder}})
             except RuntimeError as error:
                 raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
-            self._graph = graph
+            self._adapters, self._graph = Adapters(self._model), graph
         return self._model
 
-    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True) -> Iterator[int]:
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
         length = len(tokens) + max_new_tokens
-        generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length)
+        generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length, adapter=adapter)
         for part in self._chunks(tokens):
             generator.append(part)
         for _ in range(max_new_tokens):
@@ -125,10 +128,10 @@ class GenaiSession:
                 return
             yield token
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import numpy as np
 
-        generator = self._generator(SCORING, len(tokens), minimum=0)
+        generator = self._generator(SCORING, len(tokens), minimum=0, adapter=adapter)
         logits = []
         for part in self._chunks(tokens):
             generator.append(part)
@@ -136,13 +139,20 @@ class GenaiSession:
         return np.concatenate(logits)
 
     def close(self) -> None:
-        self._graph, self._model = "", None
+        self._graph, self._model, self._adapters = "", None, None
 
     def _chunks(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
         return (tokens[start : start + self._chunk] for start in range(0, len(tokens), self._chunk))
 
-    def _generator(self, graph: str, length: int, *, minimum: int) -> Generator:
+    def _generator(self, graph: str, length: int, *, minimum: int, adapter: str | None) -> Generator:
+        from edgeopt import adapters
+        from edgeopt.runtimes.genai_adapters import path_of
         from edgeopt.runtimes.genai_library import Generator
 
+        adapters.require(adapter, self._spec)
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
-        return Generator(self._load(graph), capacity=capacity, minimum=minimum)
+        generator = Generator(self._load(graph), capacity=capacity, minimum=minimum)
+        if adapter is not None and self._adapters is not None:
+            self._adapters.load(adapter, path_of(self._directory, adapter))
+            generator.activate(self._adapters, adapter)
+        return generator

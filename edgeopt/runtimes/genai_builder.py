@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
 from edgeopt.errors import BuildError
-from edgeopt.runtimes import passes
+from edgeopt.runtimes import genai_adapters, passes
 from edgeopt.runtimes.genai_grid import GridNodes
 from edgeopt.spec import LM_HEAD, ModelSpec
 
@@ -40,17 +40,18 @@ QUIET = ("onnxruntime.quantization.matmul_nbits_quantizer", "onnx_ir.serde", "ne
 
 
 def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progress: Progress) -> None:
-    """Write `model.onnx` and `scoring.onnx`, their data, `genai_config.json` and the tokenizer into `directory`."""
+    """Write `model.onnx` and `scoring.onnx`, their data, adapters, `genai_config.json` and the tokenizer."""
     from onnxruntime_genai.models import builder
 
     spec = checkpoint.spec
     progress(f"building {describe(spec)}")
     network = networks.load(checkpoint)
+    updates = genai_adapters.by_node(network, checkpoint)
     source, scratch = str(checkpoint.directory), str(directory / "scratch")
     printed = io.StringIO()
     try:
         with (
-            _adapted(builder.Model, network, checkpoint, accuracy_level),
+            _adapted(builder.Model, network, checkpoint, accuracy_level, {n for u in updates.values() for n in u}),
             _quiet(),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
@@ -66,6 +67,8 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
     if spec.weight_dtype == "fp16":
         passes.store_weights_as_half(directory / "model.onnx")
     passes.split_scoring(directory / "model.onnx", directory / SCORING)
+    if updates:
+        genai_adapters.export(updates, directory)
 
 
 def describe(spec: ModelSpec) -> str:
@@ -85,8 +88,13 @@ def _options(checkpoint: Checkpoint) -> list[str]:
 
 
 @contextlib.contextmanager
-def _adapted(model_class: Any, network: Any, checkpoint: Checkpoint, accuracy_level: int) -> Iterator[None]:
-    """Replace how the builder's model reads its config, weights and sizes while one engine is built."""
+def _adapted(
+    model_class: Any, network: Any, checkpoint: Checkpoint, accuracy_level: int, touched: Collection[str]
+) -> Iterator[None]:
+    """Replace how the builder's model reads its config, weights and sizes while one engine is built.
+
+    Nodes in `touched` get the branch of an adapter.
+    """
     initialize, make_model = model_class.__init__, model_class.make_model
     spec = checkpoint.spec
 
@@ -115,6 +123,7 @@ def _adapted(model_class: Any, network: Any, checkpoint: Checkpoint, accuracy_le
         resize(0)
         if spec.grids:
             GridNodes(self, network, checkpoint, accuracy_level).install()
+        genai_adapters.AdapterNodes(self, touched).install()
         make_model(self, input_path)
 
     model_class.__init__, model_class.make_model = initialized, adapted

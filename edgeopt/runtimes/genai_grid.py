@@ -197,21 +197,21 @@ def _by_node(network: Any, checkpoint: Checkpoint) -> dict[str, tuple[Rounded, G
     found: dict[str, tuple[Rounded, Grid]] = {}
     for unit, form in spec.grids.items():
         whole = grid.stack(rounded[name] for name in modules[unit])
-        found |= {name: (matrix, form) for name, matrix in _nodes(unit, whole).items()}
+        parts = nodes(unit, len(whole.codes))
+        matrices = whole.split(list(parts.values()))
+        found |= {name: (matrix, form) for name, matrix in zip(parts, matrices, strict=True)}
     return found
 
 
-def _nodes(unit: str, whole: Rounded) -> dict[str, Rounded]:
-    """The nodes that the builder makes of a unit, whose matrices are stacked in `whole`."""
+def nodes(unit: str, rows: int) -> dict[str, int]:
+    """The nodes that the builder makes of a unit, from its first row to its last, with the rows of each."""
     if unit in (LM_HEAD, EMBEDDING):
-        return {HEAD_NODE if unit == LM_HEAD else EMBEDDING: whole}
+        return {HEAD_NODE if unit == LM_HEAD else EMBEDDING: rows}
     _, layer, kind = unit.split(".")
     base = f"/model/layers.{layer}"
     if kind == "gate_up":
-        channels = len(whole.codes) // 2
-        gate, up = whole.split([channels, channels])
-        return {f"{base}/mlp/gate_proj/MatMul": gate, f"{base}/mlp/up_proj/MatMul": up}
-    return {f"{base}/{'mlp' if kind == 'down' else 'attn'}/{kind}_proj/MatMul": whole}
+        return dict.fromkeys((f"{base}/mlp/gate_proj/MatMul", f"{base}/mlp/up_proj/MatMul"), rows // 2)
+    return {f"{base}/{'mlp' if kind == 'down' else 'attn'}/{kind}_proj/MatMul": rows}
 
 
 def _unit(node: str) -> str:

@@ -30,6 +30,9 @@ _ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "OgaGenerator_GenerateNextToken": (c_void_p,),
     "OgaGenerator_GetNextTokens": (c_void_p, POINTER(POINTER(c_int32)), POINTER(c_size_t)),
     "OgaGenerator_GetOutput": (c_void_p, c_char_p, POINTER(c_void_p)),
+    "OgaCreateAdapters": (c_void_p, POINTER(c_void_p)),
+    "OgaLoadAdapter": (c_void_p, c_char_p, c_char_p),
+    "OgaSetActiveAdapter": (c_void_p, c_void_p, c_char_p),
     "OgaTensorGetShapeRank": (c_void_p, POINTER(c_size_t)),
     "OgaTensorGetShape": (c_void_p, POINTER(c_int64), c_size_t),
     "OgaTensorGetData": (c_void_p, POINTER(c_void_p)),
@@ -77,6 +80,19 @@ class Model(_Object):
         super().__init__("Model", "OgaCreateModelFromConfig", config.handle)
 
 
+class Adapters(_Object):
+    """Adapters of a model, each loaded from its file when it is first asked for."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__("Adapters", "OgaCreateAdapters", model.handle)
+        self._loaded: set[str] = set()
+
+    def load(self, name: str, path: Path) -> None:
+        if name not in self._loaded:
+            _call("OgaLoadAdapter", self.handle, str(path).encode(), name.encode())
+            self._loaded.add(name)
+
+
 class Generator(_Object):
     """Greedy decoding of one sequence of at most `capacity` tokens, which does not end before `minimum` tokens."""
 
@@ -86,6 +102,10 @@ class Generator(_Object):
             _call("OgaGeneratorParamsSetSearchNumber", parameters.handle, name.encode(), value)
         _call("OgaGeneratorParamsSetSearchBool", parameters.handle, b"do_sample", False)
         super().__init__("Generator", "OgaCreateGenerator", model.handle, parameters.handle)
+
+    def activate(self, adapters: Adapters, name: str) -> None:
+        """Compute with an adapter that is loaded."""
+        _call("OgaSetActiveAdapter", self.handle, adapters.handle, name.encode())
 
     def append(self, tokens: Sequence[int]) -> None:
         _call("OgaGenerator_AppendTokens", self.handle, (c_int32 * len(tokens))(*tokens), len(tokens))

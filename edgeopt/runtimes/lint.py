@@ -27,6 +27,9 @@ def slow_paths(path: Path) -> list[str]:
             found[finding] = found.get(finding, 0) + 1
     if not any(node.op_type == "GroupQueryAttention" for node in graph.node):
         found["attention is not fused into GroupQueryAttention"] = 1
+    switchable = len(types.keys() & {value.name for value in graph.input}) // 2  # inputs with a default: A and B
+    if switchable:
+        found["matrix with a branch for adapters takes longer with every token, active or not"] = switchable
     return [f"{count} × {finding}" if count > 1 else finding for finding, count in found.items()]
 
 

@@ -24,9 +24,9 @@ def store_weights_as_half(path: Path) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     with _edited(path) as model:
-        casts = []
+        casts, inputs = [], {value.name for value in model.graph.input}
         for tensor in model.graph.initializer:
-            if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2:
+            if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or tensor.name in inputs:
                 continue
             name, half = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)
             tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))

@@ -20,7 +20,8 @@ class Estimate:
     Attributes:
         weights: matrices of the layers, with their block scales and zero-points.
         tables: embedding and lm_head.
-        resident: of the weights at run time: matrices in packed form, whose file is unmapped, and the mapped embedding.
+        adapters: those that are not merged, of which each is loaded once a request chose it.
+        resident: of all these at run time: matrices in packed form, whose file is unmapped, and the mapped embedding.
         kv_cache: keys and values at the context length.
         activations: the largest intermediate tensors of a chunk of a prompt, and the logits of one token.
     """
@@ -29,6 +30,7 @@ class Estimate:
     tier: str
     weights: int
     tables: int
+    adapters: int
     tokenizer: int
     kv_cache: int
     activations: int
@@ -36,7 +38,7 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> int:
-        return self.weights + self.tables + self.tokenizer + GRAPH_BYTES
+        return self.weights + self.tables + self.adapters + self.tokenizer + GRAPH_BYTES
 
     @property
     def peak_bytes(self) -> int:
@@ -53,16 +55,18 @@ def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, tokeniz
     kept = sum(2 * layer.kv_heads * spec.head_size * context_length for layer in spec.layers)
     kv_cache = kept * (32 if spec.kv_cache is None else spec.kv_cache.bits) // 8
     widest = max(2 * layer.intermediate_size + layer.heads * spec.head_size for layer in spec.layers)
+    adapters = sum(map(spec.adapter_bytes, spec.adapters))
     activations = 4 * (chunk_tokens * (widest + 4 * spec.hidden_size) + spec.vocabulary_size)
     return Estimate(
         parameters=spec.parameters,
         tier=next(name for bound, name in TIERS if spec.parameters < bound),
         weights=weight_bytes(spec),
         tables=table_bytes(spec),
+        adapters=adapters,
         tokenizer=tokenizer_bytes,
         kv_cache=kv_cache,
         activations=activations,
-        resident=sum(resident_bytes(spec, name) for name in spec.matrices),
+        resident=sum(resident_bytes(spec, name) for name in spec.matrices) + adapters,
     )
 
 

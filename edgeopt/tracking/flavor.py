@@ -43,7 +43,7 @@ INPUT_EXAMPLE = ["def fibonacci(n):"]
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
     outputs=Schema([ColSpec("string")]),
-    params=ParamSchema([ParamSpec("max_new_tokens", "integer", MAX_NEW_TOKENS)]),
+    params=ParamSchema([ParamSpec("max_new_tokens", "integer", MAX_NEW_TOKENS), ParamSpec("adapter", "string", "")]),
 )
 _DATA = "engine"
 _CONDA, _PYTHON, _REQUIREMENTS = "conda.yaml", "python_env.yaml", "requirements.txt"
@@ -149,12 +149,13 @@ class Generator:
 
         Args:
             model_input: prompts: one, a list, or a pandas DataFrame whose one column holds them (`prompt`).
-            params: `max_new_tokens`.
+            params: `max_new_tokens`, and `adapter`, the name of one that the engine has; "" for none.
         """
-        limit = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
-        return [self.complete(prompt, limit) for prompt in _prompts(model_input)]
+        chosen = {"max_new_tokens": MAX_NEW_TOKENS, "adapter": "", **(params or {})}
+        limit, adapter = int(chosen["max_new_tokens"]), chosen["adapter"] or None
+        return [self.complete(prompt, limit, adapter) for prompt in _prompts(model_input)]
 
-    def complete(self, prompt: str, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+    def complete(self, prompt: str, max_new_tokens: int = MAX_NEW_TOKENS, adapter: str | None = None) -> str:
         """The greedy continuation of `prompt`, cut where the model's context ends."""
         ids = self._prefix + self._tokenizer.encode(prompt, add_special_tokens=False).ids
         room = self.engine.spec.context_length - len(ids)
@@ -164,7 +165,8 @@ class Generator:
                 place=prompt[:40],
                 mend=f"Give 1 to {self.engine.spec.context_length - 1} tokens",
             )
-        return str(self._tokenizer.decode(list(self._session.generate(ids, min(max_new_tokens, room)))))
+        new = self._session.generate(ids, min(max_new_tokens, room), adapter=adapter)
+        return str(self._tokenizer.decode(list(new)))
 
 
 def _prompts(model_input: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 
+import adapted
 import numpy as np
 import pytest
 import torch
@@ -75,6 +76,18 @@ def test_scales_are_kept_one_row_a_layer(checkpoint, tmp_path):
     document = json.loads((rounded.directory / networks.KV_CACHE).read_text())
     assert document["qmax"] == 8
     assert np.array(document["scales"]["k_scales"]).shape == (2, 32)
+
+
+def test_ranges_are_those_of_the_base_and_of_every_adapter(checkpoint, tmp_path):
+    def scales(source: Checkpoint, name: str) -> np.ndarray:
+        rounded = applied(KvCache(), source, tmp_path / name)
+        rows = json.loads((rounded.directory / networks.KV_CACHE).read_text())["scales"]
+        return np.array([rows["k_scales"], rows["v_scales"]])
+
+    beside = adapted.beside(checkpoint, tmp_path / "beside", "r4")
+    merged = adapted.merged(beside, tmp_path / "merged", "r4")
+    expected = np.maximum(scales(checkpoint, "base"), scales(merged, "adapted"))
+    np.testing.assert_allclose(scales(beside, "both"), expected, rtol=1e-4)
 
 
 def test_weights_may_not_change_afterwards(checkpoint):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import adapted
 import numpy as np
 import pytest
 from workshops import workshop
@@ -87,6 +88,58 @@ class TestEveryRuntime:
     def test_an_engine_of_another_format_is_refused(self, runtime, engine):
         with pytest.raises(BuildError, match="this is a other-1 engine"):
             runtime.open(replace(engine, format="other-1"), threads=1)
+
+
+@pytest.fixture(scope="module")
+def two_adapters(checkpoint, tmp_path_factory) -> Checkpoint:
+    """Two adapters of other ranks, one of them for a part of the projections."""
+    folder = tmp_path_factory.mktemp("adapters")
+    one = adapted.beside(checkpoint, folder / "one", "r8")
+    return adapted.beside(one, folder / "two", "r3", targets=("q_proj", "v_proj", "up_proj"))
+
+
+@pytest.fixture(scope="module")
+def switching(runtime, two_adapters, tmp_path_factory):
+    opened = runtime.open(build(runtime, two_adapters, tmp_path_factory.mktemp("engines") / "adapters"), threads=1)
+    yield opened
+    opened.close()
+
+
+class TestEveryRuntimeWithAdapters:
+    def test_one_chosen_equals_an_engine_with_it_merged(self, runtime, switching, two_adapters, session, tmp_path):
+        base = session.logits(PROMPT)
+        for name in ("r8", "r3"):
+            merged = adapted.merged(two_adapters, tmp_path / name, name)
+            expected = runtime.open(build(runtime, merged, tmp_path / f"{name}-engine"), threads=1).logits(PROMPT)
+            assert relative_error(expected, base) > 0.1
+            assert relative_error(expected, switching.logits(PROMPT, adapter=name)) < 1e-3
+
+    def test_without_one_the_base_is_computed(self, switching, session):
+        assert relative_error(session.logits(PROMPT), switching.logits(PROMPT)) < 1e-6
+
+    def test_requests_may_choose_in_any_order(self, switching):
+        order = ("r8", None, "r3", "r8", None, "r3")
+        logits = [switching.logits(PROMPT, adapter=name) for name in order]
+        tokens = [list(switching.generate(PROMPT, 6, stop_at_end=False, adapter=name)) for name in order]
+        for first, again in ((0, 3), (1, 4), (2, 5)):
+            np.testing.assert_array_equal(logits[first], logits[again])
+            assert tokens[first] == tokens[again]
+        assert len(set(map(tuple, tokens))) == 3
+
+    def test_generated_tokens_follow_the_chosen_adapter(self, switching):
+        (token,) = switching.generate(PROMPT, 1, stop_at_end=False, adapter="r8")
+        scores = switching.logits(PROMPT, adapter="r8")[-1]
+        assert scores[token] >= np.sort(scores)[-2]
+
+    def test_an_unknown_name_is_refused_with_those_that_there_are(self, switching, session):
+        with pytest.raises(ConfigError, match=r"no adapter 'r9'\. Choose one of: r8, r3"):
+            switching.logits(PROMPT, adapter="r9")
+        with pytest.raises(ConfigError, match="built without adapters"):
+            list(session.generate(PROMPT, 1, adapter="r8"))
+
+    def test_the_same_checkpoint_gives_the_same_engine(self, runtime, two_adapters, tmp_path):
+        first, second = (build(runtime, two_adapters, tmp_path / name) for name in ("first", "second"))
+        assert first.digest == second.digest
 
 
 def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:

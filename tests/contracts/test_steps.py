@@ -37,6 +37,7 @@ STEPS = {
     "lora rank-stabilized and decomposed": Lora(
         rank=2, rank_stabilized=True, decomposed=True, tokens=256, batch_tokens=128, window_tokens=64
     ),
+    "lora beside the weights": Lora(rank=2, merge=False, tokens=256, batch_tokens=128, window_tokens=64),
     "distill": Distill(tokens=256, batch_tokens=128, window_tokens=64, hidden_weight=0.5),
     "awq": Awq(windows=4, window_tokens=64, powers=4, block_size=16),
     "gptq": Quantize(weights="int4", block_size=16, rounding=Gptq(), windows=4, window_tokens=64),
@@ -110,7 +111,9 @@ class TestEveryStep:
 
 
 FLOAT_STEPS = {
-    name: step for name, step in STEPS.items() if not isinstance(step, (Quantize, MixedPrecision, KvCache, Int8))
+    name: step
+    for name, step in STEPS.items()
+    if not (isinstance(step, (Quantize, MixedPrecision, KvCache, Int8)) or name == "lora beside the weights")
 }
 
 
@@ -119,3 +122,10 @@ def test_nothing_may_change_weights_that_are_already_rounded(step, checkpoint):
     quantized = STEPS["int8"].plan(checkpoint.spec)
     with pytest.raises(ConfigError, match="cannot follow quantize"):
         step.plan(quantized)
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if not name.startswith(("kv_cache", "lora beside"))])
+def test_nothing_may_change_weights_that_an_adapter_was_trained_on(name, checkpoint):
+    beside = STEPS["lora beside the weights"].plan(checkpoint.spec)
+    with pytest.raises(ConfigError, match="cannot follow lora with merge=false"):
+        STEPS[name].plan(beside)

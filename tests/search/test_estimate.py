@@ -6,7 +6,7 @@ import pytest
 import specs
 
 from edgeopt.search.estimate import estimate, lever
-from edgeopt.spec import Grid, LayerSpec, ModelSpec
+from edgeopt.spec import Adapter, Grid, LayerSpec, ModelSpec
 
 SPEC = specs.llama(tied=False)
 
@@ -42,6 +42,16 @@ def test_a_tied_table_is_counted_once_where_it_is_stored_once() -> None:
     assert tables(tied) * 2 == tables(SPEC)
     assert tables(on(8, spec=tied)) * 2 == tables(on(8))
     assert tables(on(8, but=("embedding",))) == 300 * 64 * 4 + 300 * (64 + 2 * 2)
+
+
+def test_adapters_count_on_disk_and_in_memory() -> None:
+    adapter = Adapter(rank=4, targets=("o_proj",))
+    bare, found = (
+        estimate(spec, context_length=128, chunk_tokens=16, tokenizer_bytes=0)
+        for spec in (SPEC, replace(SPEC, adapters={"a": adapter, "b": adapter}))
+    )
+    added = 2 * len(SPEC.layers) * 4 * 4 * (64 + 64)
+    assert found.disk_bytes - bare.disk_bytes == found.peak_bytes - bare.peak_bytes == added
 
 
 def test_scales_are_half_as_wide_on_disk_as_in_memory() -> None:

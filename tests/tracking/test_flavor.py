@@ -11,7 +11,7 @@ import samples
 import yaml
 
 import edgeopt
-from edgeopt.errors import InputError
+from edgeopt.errors import ConfigError, InputError
 from edgeopt.tracking import flavor
 from edgeopt.tracking.recorder import MlflowRecorder
 
@@ -48,6 +48,13 @@ def test_the_number_of_new_tokens_is_a_parameter(model: Path) -> None:
     short, usual = (loaded.predict(["return"], params=p)[0] for p in ({"max_new_tokens": 2}, None))
     assert usual.startswith(short)
     assert len(usual) > len(short)
+
+
+def test_an_adapter_is_a_parameter_and_none_is_chosen_by_default(model: Path) -> None:
+    loaded = mlflow.pyfunc.load_model(str(model))
+    assert loaded.predict(["return"], params={"adapter": ""}) == loaded.predict(["return"])
+    with pytest.raises(ConfigError, match="no adapter 'tests'"):
+        loaded.predict(["return"], params={"adapter": "tests"})
 
 
 def test_a_frame_of_other_columns_is_refused(model: Path) -> None:
