@@ -195,6 +195,21 @@ def test_a_wrong_limit_names_its_key(given: list[str], told: str, known: dict[st
         configs.limits(compose(given), known)
 
 
+@pytest.mark.parametrize(
+    ("given", "at_most"),
+    [
+        ("limits.quality.regressed_share=0.05", 0.05),
+        ("limits.quality.kl_worst_decile=0.2 nats", 0.2),
+        ("limits.quality.degenerate_share=10 %", 0.1),
+        ("limits.quality.repetition=1.1 x baseline", None),
+    ],
+)
+def test_tails_are_limited_as_means_are(given: str, at_most: float | None, known: dict[str, str]) -> None:
+    (limit,) = configs.limits(compose([given]), known)
+    assert limit.metric == given.partition("=")[0].removeprefix("limits.").replace(".", "/")
+    assert limit.at_most == (None if at_most is None else pytest.approx(at_most))
+
+
 def test_a_limit_that_is_null_is_taken_away(known: dict[str, str]) -> None:
     before = {x.metric for x in configs.limits(compose(["target=sbc_4gib"]), known)}
     after = {x.metric for x in configs.limits(compose(["target=sbc_4gib", "limits.size.engine_mib=null"]), known)}

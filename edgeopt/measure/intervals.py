@@ -40,6 +40,20 @@ def percentile(percent: float) -> Statistic:
     return lambda samples: np.percentile(samples, percent, axis=-1)
 
 
+def expected_shortfall(percent: float) -> Statistic:
+    """Mean of the largest 100 - `percent` % of the samples, one at least (Acerbi and Tasche, cond-mat/0104295).
+
+    Where a percentile says how bad the tail begins, this says how bad it is.
+    """
+    import numpy as np
+
+    def worst(samples: np.ndarray) -> Any:
+        count = max(1, round(samples.shape[-1] * (1 - percent / 100)))
+        return np.partition(samples, -count, axis=-1)[..., -count:].mean(axis=-1)
+
+    return worst
+
+
 def of_processes(runs: Sequence[Sequence[float]], statistic: Statistic) -> tuple[float, float, float]:
     """A statistic of the pooled samples of several processes; each process gives equally many samples.
 

@@ -32,6 +32,7 @@ UNIT_OF_ENDING = {
     "_kl": "nats",
     "/kl_mean": "nats",
     "/kl_p99": "nats",
+    "/kl_worst_decile": "nats",
 }
 each_probe = pytest.mark.parametrize("probe_class", PROBES, ids=lambda p: p.__name__)
 
@@ -115,6 +116,12 @@ def test_figures_are_announced_finite_and_within_their_interval(probe_class, rep
 @each_probe
 def test_every_probe_reports_something_once_references_exist(probe_class, reports):
     assert probe_class().summarize([reports[1][probe_class.__name__]])
+
+
+@pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == "quality"], ids=lambda p: p.__name__)
+def test_every_figure_of_quality_is_reported_once_references_exist(probe_class, reports):
+    figures = probe_class().summarize([reports[1][probe_class.__name__]])
+    assert {figure.metric for figure in figures} == probe_class.METRICS.keys()
 
 
 def test_no_two_probes_share_a_metric():
