@@ -203,12 +203,22 @@ def test_a_wrong_limit_names_its_key(given: list[str], told: str, known: dict[st
         ("limits.quality.degenerate_share=10 %", 0.1),
         ("limits.quality.repetition=1.1 x baseline", None),
         ("limits.quality.exact_match=at least 0.5", 0.5),
+        ("limits.tasks.accuracy=at least 60 %", 0.6),
     ],
 )
 def test_tails_are_limited_as_means_are(given: str, absolute: float | None, known: dict[str, str]) -> None:
     (limit,) = configs.limits(compose([given]), known)
     assert limit.metric == given.partition("=")[0].removeprefix("limits.").replace(".", "/")
     assert limit.absolute == (None if absolute is None else pytest.approx(absolute))
+
+
+def test_a_probe_that_is_off_by_default_is_added_with_what_it_needs() -> None:
+    add = "+probe@measure.probes.tasks=tasks"
+    assert "tasks" not in compose()["measure"]["probes"]
+    config = compose([add, "measure.probes.tasks.path=/mine", "measure.probes.tasks.names=[a,b]"])
+    assert config["measure"]["probes"]["tasks"]["names"] == ["a", "b"]
+    with pytest.raises(ConfigError, match=r"measure\.probes\.tasks\.path: a value is required"):
+        compose([add])
 
 
 def test_a_limit_that_is_null_is_taken_away(known: dict[str, str]) -> None:

@@ -103,6 +103,15 @@ def of_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tupl
     return _around(float(over.sum() / under.sum()), over[draws].sum(axis=1) / under[draws].sum(axis=1))
 
 
+def of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean of the groups' means, resampling within each group: groups count equally, whatever their sizes."""
+    import numpy as np
+
+    generator, arrays = np.random.default_rng(_SEED), [np.asarray(group, dtype=float) for group in groups]
+    means = [a[generator.integers(a.size, size=(RESAMPLES, a.size))].mean(axis=1) for a in arrays]
+    return _around(float(np.mean([a.mean() for a in arrays])), np.mean(means, axis=0))
+
+
 def _around(value: float, figures: Any) -> tuple[float, float, float]:
     import numpy as np
 
