@@ -61,7 +61,9 @@ class Continuations:
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
         own, baseline, longest = (runs[0][name] for name in ("continuations", "baseline", "tokens"))
-        shares: dict[str, list[float]] = {"quality/degenerate_share": [loops(tokens) for tokens in own]}
+        shares: dict[str, list[float]] = {}
+        if longest >= _LEAST_TOKENS:  # shorter ones could not be seen to loop
+            shares["quality/degenerate_share"] = [loops(tokens) for tokens in own]
         if baseline is not None:
             shares["quality/exact_match"] = [a == b for a, b in zip(own, baseline, strict=True)]
         figures = [self._figure(metric, share, [1] * len(own), longest) for metric, share in shares.items()]

@@ -39,10 +39,11 @@ def read(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> dict[str
     Raises ConfigError for a task that is absent, that takes data from elsewhere, that measures no
     accuracy, or that names a function without being trusted.
     """
+    folder = folder.resolve()
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r} is no folder", place="path", mend="Give the folder of the task files")
     found: dict[str, tuple[Path, Task]] = {}
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in sorted(path for path in folder.rglob("*.yaml") if path.is_file()):
         task = _merged(path, folder, ())
         name = task.get("task")
         if isinstance(name, str) and name in found:
@@ -73,7 +74,7 @@ def loaded(task: Any) -> Any:
 
 def _merged(path: Path, folder: Path, above: tuple[Path, ...]) -> Task:
     """A task file over the files that it includes; {} for YAML that is no mapping."""
-    if path in above or not path.is_relative_to(folder) or not path.is_file():
+    if path in above or not _lies_in(folder, path):
         raise ConfigError(
             f"it includes {str(path)!r}, which is no other file of the folder",
             place=str(above[-1]),
@@ -108,17 +109,22 @@ def _parsed(path: Path) -> Any:
 
 
 def _checked(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task:
-    name, code = task["task"], list(_functions(task))
-    if code and name not in trusted:
-        raise ConfigError(
-            f"task {name!r} would run {code[0].name} of {code[0].file}",
-            place="trusted",
-            mend=f"Read that file, then allow it: trusted=[{name}]",
-        )
+    name = task["task"]
+    for function in _functions(task):
+        if not _lies_in(folder, function.file):
+            raise ConfigError(
+                f"{function.file} is no file of the folder", place=str(path), mend="Put it beside the task"
+            )
+        if name not in trusted:
+            raise ConfigError(
+                f"task {name!r} would run {function.name} of {function.file}",
+                place="trusted",
+                mend=f"Read that file, then allow it: trusted=[{name}]",
+            )
     if "use_prompt" in task:
         raise ConfigError("prompts of other places are not read", place=f"{path}: use_prompt", mend="Give doc_to_text")
-    kwargs = task.get("dataset_kwargs") or {}
-    if task.get("dataset_path") not in _LOCAL or not kwargs.get("data_files"):
+    kwargs = task.get("dataset_kwargs")
+    if task.get("dataset_path") not in _LOCAL or not isinstance(kwargs, Mapping) or not kwargs.get("data_files"):
         raise ConfigError(
             f"{task.get('dataset_path')!r} is no data of the folder",
             place=f"{path}: dataset_path",
@@ -143,7 +149,7 @@ def _located(files: Any, path: Path, folder: Path) -> Any:
     if isinstance(files, list):
         return [_located(value, path, folder) for value in files]
     located = (path.parent / str(files)).resolve()
-    if not located.is_file() or not located.is_relative_to(folder):
+    if not _lies_in(folder, located):
         raise ConfigError(
             f"{str(files)!r} is no file of the folder",
             place=f"{path}: dataset_kwargs.data_files",
@@ -152,16 +158,21 @@ def _located(files: Any, path: Path, folder: Path) -> Any:
     return str(located)
 
 
+def _lies_in(folder: Path, path: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(folder)
+
+
 def _accuracy(path: Path, task: Task) -> dict[str, Any]:
     """The first metric that is an accuracy, as an entry of metric_list."""
-    standard = _DEFAULT.get(task.get("output_type", "generate_until"))
-    listed = task.get("metric_list") or [{"metric": standard}]
-    for entry in listed:
-        if entry.get("metric") in ACCURACIES:
+    listed = task.get("metric_list")
+    if listed is None:
+        listed = [{"metric": _DEFAULT.get(str(task.get("output_type", "generate_until")))}]
+    for entry in listed if isinstance(listed, list) else []:
+        if isinstance(entry, Mapping) and entry.get("metric") in ACCURACIES:
             options = {key: value for key, value in entry.items() if key != "hf_evaluate"}
             return {**options, "aggregation": "mean", "higher_is_better": True}
     raise ConfigError(
-        f"none of its metrics is an accuracy: {', '.join(str(entry.get('metric')) for entry in listed)}",
+        f"none of its metrics is an accuracy: {listed}",
         place=f"{path}: metric_list",
         mend=f"List one of: {', '.join(ACCURACIES)}",
     )

@@ -58,9 +58,12 @@ def test_the_first_accuracy_is_taken_and_nothing_of_other_libraries(folder):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"metric_list": "[{metric: bleu}]"}, "none of its metrics is an accuracy: bleu"),
+        ({"metric_list": "[{metric: bleu}]"}, "none of its metrics is an accuracy: .*bleu"),
+        ({"metric_list": "acc"}, "none of its metrics is an accuracy: acc"),
+        ({"metric_list": "[acc]"}, "none of its metrics is an accuracy"),
         ({"output_type": "loglikelihood_rolling"}, "none of its metrics is an accuracy"),
         ({"dataset_path": "super_glue"}, "'super_glue' is no data of the folder"),
+        ({"dataset_kwargs": "x.jsonl"}, "'json' is no data of the folder"),
         ({"dataset_kwargs": "{}"}, "'json' is no data of the folder"),
         ({"dataset_kwargs": "{data_files: absent.jsonl}"}, "'absent.jsonl' is no file of the folder"),
         ({"dataset_kwargs": "{data_files: {test: [/etc/passwd]}}"}, "'/etc/passwd' is no file of the folder"),
@@ -72,6 +75,7 @@ def test_the_first_accuracy_is_taken_and_nothing_of_other_libraries(folder):
             {"doc_to_text": "!function code.upper"},
             r"trusted: .*'mine' would run upper of .*code\.py.*\[mine\]",
         ),
+        ({"doc_to_text": "!function os.getcwd"}, "os.py is no file of the folder"),
         ({"doc_to_text": "!!python/object/apply:os.getcwd []"}, "mine.yaml: it cannot be read"),
         ({"task": "say_next"}, "task 'say_next' stands in .*mine.yaml too"),
     ],
@@ -104,7 +108,7 @@ def test_code_is_run_where_the_task_is_trusted_and_not_before_it_is_loaded(folde
 
 
 def test_code_of_a_task_that_is_not_asked_for_disturbs_nobody(folder):
-    write(folder, doc_to_text="!function code.upper")
+    write(folder, doc_to_text="!function absent.upper")
     assert set(read(folder, "say_next")) == {"say_next"}
 
 
