@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,13 @@ def test_a_baseline_that_continued_other_prompts_is_refused(baseline, tmp_path):
             evaluation=toy.text(seed=9),
             references={"baseline": baseline[0] / "measured" / "scratch"},
         )
+
+
+def test_where_the_context_is_too_short_for_a_loop_none_is_denied(tmp_path):
+    target = replace(toy.TARGET, context_length=72)
+    figures = toy.measured(tmp_path, StubRuntime(), toy.bench("continuations", prompt_lengths=(64,)), target=target)
+    assert set(figures) == {"quality/repetition"}
+    assert "up to 8 tokens" in figures["quality/repetition"].method
 
 
 @pytest.mark.parametrize("values", [{"prompts": 0}, {"tokens": 15}, {"processes": 0}])
