@@ -27,10 +27,13 @@ def root(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
-def compose(overrides: Sequence[str] = (), *, name: str = "config", config_dir: Path | None = None) -> Config:
+def compose(
+    overrides: Sequence[str] = (), *, name: str = "config", config_dir: Path | None = None, complete: bool = True
+) -> Config:
     """The resolved config `name` (a file of conf/ or sweeps/) with overrides.
 
-    `config_dir` is a user's folder whose files come before those of edgeopt. Raises ConfigError for what
+    `config_dir` is a user's folder whose files come before those of edgeopt; where the config need not be
+    `complete`, open values stay `???`. Raises ConfigError for what
     Hydra cannot compose and for top-level keys that nothing reads, with the nearest choice there is; names
     that begin with _ are free for a user's interpolations.
     """
@@ -43,7 +46,7 @@ def compose(overrides: Sequence[str] = (), *, name: str = "config", config_dir: 
     try:
         with _hydra(config_dir):
             composed = hydra_compose(config_name=name, overrides=[_freed(o) for o in overrides])
-            found = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            found = OmegaConf.to_container(composed, resolve=True, throw_on_missing=complete)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise _explained(error, overrides, name, config_dir) from error
     assert isinstance(found, dict)
@@ -64,7 +67,8 @@ def known_metrics(config_dir: Path | None = None) -> dict[str, str]:
     """Every metric that some probe of the `probe` group may report, with its unit."""
     metrics: dict[str, str] = {}
     for choice in choices("probe", config_dir=config_dir):
-        description = compose([f"+probe@_edgeopt_probe={choice}"], config_dir=config_dir)["_edgeopt_probe"]
+        composed = compose([f"+probe@_edgeopt_probe={choice}"], config_dir=config_dir, complete=False)
+        description = composed["_edgeopt_probe"]
         metrics |= resolve(description["_target_"], f"probe/{choice}").METRICS
     return metrics
 

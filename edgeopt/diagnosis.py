@@ -98,6 +98,7 @@ def _optional() -> Iterator[Check]:
     for module, what, extra in (
         ("tensorrt", "TensorRT engines", "tensorrt"),
         ("datasets", "texts of a hub", "hub"),
+        ("lm_eval", "task accuracy", "tasks"),
         ("psycopg", "PostgreSQL studies", "postgres"),
     ):
         present = find_spec(module) is not None

@@ -15,8 +15,9 @@ def judge(
 ) -> tuple[Verdict, ...]:
     """One verdict a limit.
 
-    A limit is kept where the upper end of the figure's confidence interval lies within it and the
-    figure is not noisy. `baseline` maps metrics to the uncompressed model's values.
+    A limit is kept where the worse end of the figure's confidence interval lies within it (the upper
+    end, or the lower one of a limit from below) and the figure is not noisy. `baseline` maps metrics
+    to the uncompressed model's values.
     """
     measured = {m.metric: m for m in measurements}
     baseline = {metric: value for metric, value in baseline.items() if math.isfinite(value)}
@@ -26,24 +27,7 @@ def judge(
 
 
 def _verdict(limit: Limit, found: Measurement | None, bound: float | None) -> Verdict:
-    excess = None
-    if found is None:
-        reason = "it was not measured"
-    elif bound is None:
-        reason = "the baseline that it refers to was not measured"
-    elif not (math.isfinite(found.value) and math.isfinite(found.high)):
-        reason = (
-            f"{units.show(found.value, limit.unit)}, interval up to {units.show(found.high, limit.unit)}, is no number"
-        )
-    else:
-        excess = _excess(found.high, bound)
-        shown = f"{units.show(found.value, limit.unit)}, interval up to {units.show(found.high, limit.unit)}"
-        if excess > 0:
-            reason = f"{shown}, is above {units.show(bound, limit.unit)}"
-        elif found.noisy:
-            reason = f"{shown}, is within the limit but was disturbed by other processes"
-        else:
-            reason = ""
+    excess, reason = _judged(limit, found, bound)
     return Verdict(
         metric=limit.metric,
         limit=str(limit),
@@ -55,7 +39,25 @@ def _verdict(limit: Limit, found: Measurement | None, bound: float | None) -> Ve
     )
 
 
-def _excess(high: float, bound: float) -> float:
+def _judged(limit: Limit, found: Measurement | None, bound: float | None) -> tuple[float | None, str]:
+    """(excess, why the limit is not kept)."""
+    if found is None:
+        return None, "it was not measured"
+    if bound is None:
+        return None, "the baseline that it refers to was not measured"
+    worse, way, side = (found.low, "down", "below") if limit.least else (found.high, "up", "above")
+    shown = f"{units.show(found.value, limit.unit)}, interval {way} to {units.show(worse, limit.unit)}"
+    if not (math.isfinite(found.value) and math.isfinite(worse)):
+        return None, f"{shown}, is no number"
+    excess = _excess(worse, bound, limit.least)
+    if excess > 0:
+        return excess, f"{shown}, is {side} {units.show(bound, limit.unit)}"
+    if found.noisy:
+        return excess, f"{shown}, is within the limit but was disturbed by other processes"
+    return excess, ""
+
+
+def _excess(worse: float, bound: float, least: bool) -> float:
     if bound == 0:  # a multiple of a baseline of zero: kept by zero, and any more is as bad as twice a limit
-        return 0.0 if high <= 0 else 1.0
-    return high / bound - 1.0
+        return 0.0 if least or worse <= 0 else 1.0
+    return 1.0 - worse / bound if least else worse / bound - 1.0

@@ -35,7 +35,8 @@ class Verdict:
 
     Attributes:
         bound: the limit in the metric's unit, None where it refers to a baseline that is missing.
-        excess: upper end of the interval / bound - 1; None where nothing was measured or the figure is no number.
+        excess: by which share of the bound the worse end of the interval lies beyond it (negative: within);
+            None where nothing was measured or the figure is no number.
         kept: True only where the whole interval is proven to lie within the limit.
         reason: why a limit is not kept, empty where it is.
     """

@@ -10,6 +10,7 @@ from edgeopt import units
 from edgeopt.errors import ConfigError
 from edgeopt.part import digest
 
+_DIRECTION = re.compile(r"\s*at (most|least)\s+(.*)")
 _RELATIVE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*[x×*]\s*baseline\s*")
 
 
@@ -73,41 +74,48 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """`metric` at most `at_most` of its unit, or at most `baseline_factor` times the baseline's value."""
+    """`metric` at most `absolute` of its unit, or at most `baseline_factor` times the baseline's value.
+
+    With `least` it is at least as much, as for accuracies and rates, of which more is better.
+    """
 
     metric: str
     unit: str
-    at_most: float | None = None
+    absolute: float | None = None
     baseline_factor: float | None = None
+    least: bool = False
 
     @classmethod
     def parse(cls, metric: str, text: str | float, known: Mapping[str, str]) -> Limit:
-        """A limit from a config's `3 GiB`, `1.05` or `0.5 x baseline`; `known` maps metrics to units."""
+        """A limit from a config's `3 GiB`, `0.5 x baseline` or `at least 0.6`; `known` maps metrics to units."""
         place = "limits." + metric.replace("/", ".")
         if metric not in known:
             near = [m for m in sorted(known) if m.split("/")[0] == metric.split("/")[0]] or sorted(known)
             raise ConfigError(f"unknown metric {metric!r}", place=place, mend=f"Choose one of: {', '.join(near)}")
         unit = known[metric]
-        relative = _RELATIVE.fullmatch(str(text))
+        directed = _DIRECTION.fullmatch(str(text))
+        least, quantity = (directed[1] == "least", directed[2]) if directed else (False, text)
+        relative = _RELATIVE.fullmatch(str(quantity))
         try:
-            bound = float(relative[1]) if relative else units.parse(text, unit)
+            bound = float(relative[1]) if relative else units.parse(quantity, unit)
         except ConfigError as error:
             raise error.at(place) from error
         if bound <= 0:
             raise ConfigError(f"{text!r} can never be kept", place=place, mend="Give a limit above zero")
         if relative:
-            return cls(metric=metric, unit=unit, baseline_factor=bound)
-        return cls(metric=metric, unit=unit, at_most=bound)
+            return cls(metric=metric, unit=unit, baseline_factor=bound, least=least)
+        return cls(metric=metric, unit=unit, absolute=bound, least=least)
 
     def bound(self, baseline_value: float | None) -> float | None:
         """The limit in the metric's unit; None where the baseline that it refers to was not measured."""
-        if self.at_most is not None:
-            return self.at_most
+        if self.absolute is not None:
+            return self.absolute
         if baseline_value is None or self.baseline_factor is None:
             return None
         return self.baseline_factor * baseline_value
 
     def __str__(self) -> str:
-        if self.at_most is not None:
-            return f"at most {units.show(self.at_most, self.unit)}"
-        return f"at most {self.baseline_factor:g} x baseline"
+        direction = "at least" if self.least else "at most"
+        if self.absolute is not None:
+            return f"{direction} {units.show(self.absolute, self.unit)}"
+        return f"{direction} {self.baseline_factor:g} x baseline"

@@ -89,7 +89,7 @@ def width_246m(folder: Path) -> None:
 def compare(folder: Path, commands: dict[str, list[str]], rounds: int = 3) -> None:
     """A table of recipes: built and judged once, then timed in turn; ratios are to the first."""
     documents = {name: cli(folder, "run", *command) for name, command in commands.items()}
-    off = [f"measure.probes.{name}=null" for name in ("quality", "parity", "energy")]
+    off = [f"measure.probes.{name}=null" for name in ("quality", "continuations", "parity", "energy")]
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, document in documents.items():
@@ -142,7 +142,7 @@ def rounding(folder: Path) -> None:
         ]
         whole = ["model=local", f"model.path={stories}", "measure.max_windows=1000", *" ".join(texts).split()]
         models["TinyStories-656K"] = (stories, whole)
-    off = [f"measure.probes.{name}=null" for name in ("latency", "memory", "energy", "parity")]
+    off = [f"measure.probes.{name}=null" for name in ("latency", "memory", "energy", "parity", "continuations")]
     for title, (model, chosen) in models.items():
         base = figures(cli(folder, "run", *chosen, "recipe=baseline", *off))["quality/perplexity"]
         rows = []
@@ -197,7 +197,7 @@ def memory(folder: Path) -> None:
     model = folder / "llama246m"
     make_random_llama(model)
     whole = ["model=local", f"model.path={model}", "recipe=int4", "step.quantize.block_size=128"]
-    off = [f"measure.probes.{name}=null" for name in ("energy", "parity", "quality")]
+    off = [f"measure.probes.{name}=null" for name in ("energy", "parity", "quality", "continuations")]
     in_8_bits = ["+step@step.kv_cache=kv_cache", "order=[quantize,kv_cache]"]
     rows = []
     for tokens, extra in ((640, []), (1024, []), (1024, in_8_bits)):

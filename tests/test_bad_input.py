@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,10 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "order with a step that is not configured": (["recipe=int4", "order=[prune,quantize]"], ["order: step 'prune'"]),
     "order that is no list": (["order=3"], ["order: 3 is no list"]),
     "foreign target": (["+step.a={_target_:os.system,command:ls}", "order=[a]"], ["step.a: ", "'os.system'"]),
+    "task folder that is absent": (
+        ["+probe@measure.probes.tasks=tasks", "measure.probes.tasks.path=/absent", "measure.probes.tasks.names=[a]"],
+        ["measure.probes.tasks", "/absent" if find_spec("lm_eval") else "pip install 'edgeopt[tasks]'"],
+    ),
     "no probe": (["measure.probes.size=3"], ["measure.probes.size: int is no probe"]),
     "missing folder of configs": (["--config-dir", "nope"], ["--config-dir: 'nope' is no folder"]),
 }

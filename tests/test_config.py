@@ -47,7 +47,7 @@ def test_every_recipe_composes_with_every_target(recipe: str, target: str, known
         spec = construct(step, f"step.{name}").plan(spec)
     assert configs.part(config, "target").name == target
     for limit in configs.limits(config, known):
-        assert limit.at_most is not None
+        assert limit.absolute is not None
     for key in ("model", "runtime", "measure", "tracking", "calibration", "evaluation"):
         configs.part(config, key)
 
@@ -195,6 +195,32 @@ def test_a_wrong_limit_names_its_key(given: list[str], told: str, known: dict[st
         configs.limits(compose(given), known)
 
 
+@pytest.mark.parametrize(
+    ("given", "absolute"),
+    [
+        ("limits.quality.regressed_share=0.05", 0.05),
+        ("limits.quality.kl_worst_decile=0.2 nats", 0.2),
+        ("limits.quality.degenerate_share=10 %", 0.1),
+        ("limits.quality.repetition=1.1 x baseline", None),
+        ("limits.quality.exact_match=at least 0.5", 0.5),
+        ("limits.tasks.accuracy=at least 60 %", 0.6),
+    ],
+)
+def test_tails_are_limited_as_means_are(given: str, absolute: float | None, known: dict[str, str]) -> None:
+    (limit,) = configs.limits(compose([given]), known)
+    assert limit.metric == given.partition("=")[0].removeprefix("limits.").replace(".", "/")
+    assert limit.absolute == (None if absolute is None else pytest.approx(absolute))
+
+
+def test_a_probe_that_is_off_by_default_is_added_with_what_it_needs() -> None:
+    add = "+probe@measure.probes.tasks=tasks"
+    assert "tasks" not in compose()["measure"]["probes"]
+    config = compose([add, "measure.probes.tasks.path=/mine", "measure.probes.tasks.names=[a,b]"])
+    assert config["measure"]["probes"]["tasks"]["names"] == ["a", "b"]
+    with pytest.raises(ConfigError, match=r"measure\.probes\.tasks\.path: a value is required"):
+        compose([add])
+
+
 def test_a_limit_that_is_null_is_taken_away(known: dict[str, str]) -> None:
     before = {x.metric for x in configs.limits(compose(["target=sbc_4gib"]), known)}
     after = {x.metric for x in configs.limits(compose(["target=sbc_4gib", "limits.size.engine_mib=null"]), known)}
@@ -206,7 +232,7 @@ def test_an_override_wins_over_target_and_recipe(known: dict[str, str]) -> None:
         ["target=sbc_4gib", "recipe=int4", "step.quantize.block_size=64", "limits.memory.peak_rss_mib=1 GiB"]
     )
     assert config["step"]["quantize"]["block_size"] == 64
-    assert {x.metric: x.at_most for x in configs.limits(config, known)}["memory/peak_rss_mib"] == 1024.0
+    assert {x.metric: x.absolute for x in configs.limits(config, known)}["memory/peak_rss_mib"] == 1024.0
 
 
 @pytest.fixture

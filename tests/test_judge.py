@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from edgeopt.result import Measurement, TrialResult, Verdict
 from edgeopt.target import Limit
 
 METRIC = "latency/decode_p50_ms"
-AT_MOST_100 = Limit(metric=METRIC, unit="ms", at_most=100.0)
+AT_MOST_100 = Limit(metric=METRIC, unit="ms", absolute=100.0)
 HALF = Limit(metric=METRIC, unit="ms", baseline_factor=0.5)
 
 
@@ -31,10 +31,28 @@ def verdict(measurement: Measurement | None, limit: Limit = AT_MOST_100, baselin
 
 @given(value=st.floats(0.001, 1e4), width=st.floats(0, 1e3), bound=st.floats(0.001, 1e4))
 def test_a_limit_is_kept_where_the_whole_interval_lies_within(value: float, width: float, bound: float) -> None:
-    found = verdict(measured(value, value + width), Limit(metric=METRIC, unit="ms", at_most=bound))
+    found = verdict(measured(value, value + width), Limit(metric=METRIC, unit="ms", absolute=bound))
     assert found.excess == pytest.approx((value + width) / bound - 1)
     assert found.kept == (found.excess <= 0)
     assert bool(found.reason) != found.kept
+
+
+@given(value=st.floats(0.001, 1e4), width=st.floats(0, 1e3), bound=st.floats(0.001, 1e4))
+def test_a_limit_from_below_is_kept_where_the_whole_interval_lies_above(
+    value: float, width: float, bound: float
+) -> None:
+    figure = replace(measured(value), low=value - width)
+    found = verdict(figure, Limit(metric=METRIC, unit="ms", absolute=bound, least=True))
+    assert found.excess == pytest.approx(1 - (value - width) / bound)
+    assert found.kept == (value - width >= bound)
+    assert found.kept or "below" in found.reason
+
+
+def test_a_limit_from_below_may_refer_to_the_baseline() -> None:
+    nine_tenths = Limit(metric=METRIC, unit="ms", baseline_factor=0.9, least=True)
+    assert verdict(measured(95.0), nine_tenths, baseline=100.0).kept
+    assert not verdict(measured(85.0), nine_tenths, baseline=100.0).kept
+    assert verdict(measured(0.0), nine_tenths, baseline=0.0).kept
 
 
 def test_a_figure_within_whose_interval_reaches_above_is_not_proven() -> None:
@@ -100,7 +118,7 @@ def test_a_baseline_that_is_no_number_proves_nothing(baseline: float) -> None:
 
 
 def test_limits_keep_their_order_and_every_one_gets_a_verdict() -> None:
-    other = Limit(metric="size/engine_mib", unit="MiB", at_most=1.0)
+    other = Limit(metric="size/engine_mib", unit="MiB", absolute=1.0)
     assert [v.metric for v in judge([measured(1.0)], [other, AT_MOST_100], {})] == [other.metric, METRIC]
 
 

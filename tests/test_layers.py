@@ -34,6 +34,7 @@ OWNERS = {
     "plotly": {"tracking"},
     "matplotlib": {"tracking"},
     "codecarbon": {"measure"},
+    "lm_eval": {"measure"},
 }
 """Who may import a library at all; a library that is not named here may be used in every room of level 1 and above."""
 HEAVY = {
@@ -51,6 +52,7 @@ HEAVY = {
     "codecarbon",
     "peft",
     "datasets",
+    "lm_eval",
 }
 HEAVY_FROM_THE_START = ("tracking", "release")
 

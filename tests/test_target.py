@@ -36,13 +36,24 @@ def test_a_limit_is_a_quantity_or_a_multiple_of_the_baseline(
 ) -> None:
     limit = Limit.parse(metric, text, KNOWN)
     assert (limit.metric, limit.unit) == (metric, KNOWN[metric])
-    assert (limit.at_most, limit.baseline_factor) == (pytest.approx(at_most), factor)
+    assert (limit.absolute, limit.baseline_factor) == (pytest.approx(at_most), factor)
+
+
+@pytest.mark.parametrize(
+    ("text", "absolute", "factor"), [("at least 50 %", 0.5, None), ("at least 0.95 x baseline", None, 0.95)]
+)
+def test_a_limit_may_hold_from_below(text: str, absolute: float | None, factor: float | None) -> None:
+    limit = Limit.parse("quality/perplexity_ratio", text, KNOWN)
+    assert (limit.absolute, limit.baseline_factor, limit.least) == (absolute, factor, True)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "3",
+        "at least",
+        "at least at most 3 MiB",
+        "least 3 MiB",
         3,
         "3 ms",
         "0 MiB",
@@ -78,13 +89,15 @@ def test_a_relative_limit_is_bound_by_the_baseline(factor: float, baseline: floa
     limit = Limit(metric="m", unit="", baseline_factor=factor)
     assert limit.bound(baseline) == pytest.approx(factor * baseline)
     assert limit.bound(None) is None
-    assert Limit(metric="m", unit="", at_most=factor).bound(baseline) == factor
+    assert Limit(metric="m", unit="", absolute=factor).bound(baseline) == factor
 
 
-@pytest.mark.parametrize("text", ["3 GiB", "0.5 x baseline"])
+@pytest.mark.parametrize(
+    "text", ["3 GiB", "at most 3 GiB", "0.5 x baseline", "at least 3 GiB", "at least 2 x baseline"]
+)
 def test_a_limit_shown_can_be_parsed_again(text: str) -> None:
     limit = Limit.parse("memory/peak_rss_mib", text, KNOWN)
-    assert Limit.parse("memory/peak_rss_mib", str(limit).removeprefix("at most "), KNOWN) == limit
+    assert Limit.parse("memory/peak_rss_mib", str(limit), KNOWN) == limit
 
 
 def test_a_fingerprint_is_of_the_kind_of_machine_and_not_of_its_name() -> None:

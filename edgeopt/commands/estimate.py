@@ -40,10 +40,10 @@ def execute(args: argparse.Namespace) -> Outcome:
             "metric": limit.metric,
             "limit": str(limit),
             "predicted": figures[limit.metric],
-            "fits": figures[limit.metric] <= limit.at_most,
+            "fits": figures[limit.metric] >= limit.absolute if limit.least else figures[limit.metric] <= limit.absolute,
         }
         for limit in job.limits
-        if limit.metric in figures and limit.at_most is not None
+        if limit.metric in figures and limit.absolute is not None
     ]
     document = {
         "recipe": str(job.recipe),
@@ -57,7 +57,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     }
     broken = [v for v in verdicts if not v["fits"]]
     error = (
-        InfeasibleError(f"{broken[0]['metric']} is predicted above its limit", mend=document["next_lever"])
+        InfeasibleError(f"{broken[0]['metric']} is predicted beyond its limit", mend=document["next_lever"])
         if broken
         else None
     )

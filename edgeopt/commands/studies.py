@@ -80,7 +80,7 @@ class OpenStudy:
                 for o in self.study.objectives
             ],
             "limits": [
-                {"metric": x.metric, "limit": str(x), "bound": bounds.get(x.metric, x.at_most), "unit": x.unit}
+                {"metric": x.metric, "limit": str(x), "bound": bounds.get(x.metric, x.absolute), "unit": x.unit}
                 for x in self.study.limits
             ],
             "trials": [

@@ -40,6 +40,20 @@ def percentile(percent: float) -> Statistic:
     return lambda samples: np.percentile(samples, percent, axis=-1)
 
 
+def expected_shortfall(percent: float) -> Statistic:
+    """Mean of the largest 100 - `percent` % of the samples, one at least (Acerbi and Tasche, cond-mat/0104295).
+
+    Where a percentile says how bad the tail begins, this says how bad it is.
+    """
+    import numpy as np
+
+    def worst(samples: np.ndarray) -> Any:
+        count = max(1, round(samples.shape[-1] * (1 - percent / 100)))
+        return np.partition(samples, -count, axis=-1)[..., -count:].mean(axis=-1)
+
+    return worst
+
+
 def of_processes(runs: Sequence[Sequence[float]], statistic: Statistic) -> tuple[float, float, float]:
     """A statistic of the pooled samples of several processes; each process gives equally many samples.
 
@@ -87,6 +101,15 @@ def of_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tupl
     over, under = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     draws = np.random.default_rng(_SEED).integers(over.size, size=(RESAMPLES, over.size))
     return _around(float(over.sum() / under.sum()), over[draws].sum(axis=1) / under[draws].sum(axis=1))
+
+
+def of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean of the groups' means, resampling within each group: groups count equally, whatever their sizes."""
+    import numpy as np
+
+    generator, arrays = np.random.default_rng(_SEED), [np.asarray(group, dtype=float) for group in groups]
+    means = [a[generator.integers(a.size, size=(RESAMPLES, a.size))].mean(axis=1) for a in arrays]
+    return _around(float(np.mean([a.mean() for a in arrays])), np.mean(means, axis=0))
 
 
 def _around(value: float, figures: Any) -> tuple[float, float, float]:

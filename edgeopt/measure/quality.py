@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeopt import tokens
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.baseline import Baseline, narrow
-from edgeopt.measure.intervals import of_clusters, of_ratio, percentile
+from edgeopt.measure.intervals import expected_shortfall, of_clusters, of_ratio, percentile
 from edgeopt.measure.logits import divergence, log_probabilities
 from edgeopt.ports import Samples, Subject
 from edgeopt.result import Measurement
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 _WORST = 10
-_NGRAM = 4
 _HOPELESS_NATS = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Perplexity over the evaluation windows, divergence from the baseline, and repetition.
+    """Perplexity over the evaluation windows, divergence from the baseline, and the tails of both.
 
     Measured without a `baseline` reference, the engine becomes one: its log-probabilities at the
     first `kl_tokens` predicted positions stay in the scratch folder (2 bytes for each of the
     vocabulary, so 2048 positions of 150 000 tokens take 600 MB).
 
     Attributes:
-        free_prompts, free_tokens: greedy continuations of the first windows in which repetition is counted.
+        margin_nats: by how much the mean loss of a window's tokens may grow before it counts as regressed.
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {
@@ -40,20 +39,22 @@ class Quality:
         "quality/perplexity_ratio": "",
         "quality/kl_mean": "nats",
         "quality/kl_p99": "nats",
+        "quality/kl_worst_decile": "nats",
+        "quality/regressed_share": "",
         "quality/top1_agreement": "",
-        "quality/repetition": "",
     }
     GROUP: ClassVar[str] = "quality"
     TIMED: ClassVar[bool] = False
     processes: int = 1
     kl_tokens: int = 2048
-    free_prompts: int = 8
-    free_tokens: int = 48
+    margin_nats: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, least in {"processes": 1, "kl_tokens": 1, "free_prompts": 1, "free_tokens": _NGRAM}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)} is too few", place=name, mend=f"Give {least} or more")
+        for name in ("processes", "kl_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} is too few", place=name, mend="Give 1 or more")
+        if not 0 <= self.margin_nats < math.inf:
+            raise ConfigError(f"{self.margin_nats} is no margin", place="margin_nats", mend="Give 0 or more")
 
     def collect(self, subject: Subject) -> Samples:
         """Per window: NLL in nats, tokens predicted and, against a baseline, KL of each position and equal argmaxes."""
@@ -88,33 +89,22 @@ class Quality:
             "kl": [window for window in kl if window],
             "top1_equal": [count for count, window in zip(same, kl, strict=True) if window],
             "worst": worst(subject, nll, baseline.nll if baseline else None),
-            "repeated": [repetition(continuation) for continuation in self._continuations(subject)],
         }
-
-    def _continuations(self, subject: Subject) -> list[list[int]]:
-        length = min(subject.prompts)
-        new_tokens = min(self.free_tokens, subject.context_length - length)
-        prompts = [window[:length] for window in subject.documents[: self.free_prompts]]
-        return [list(subject.session.generate(prompt, new_tokens)) for prompt in prompts]
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
         run = runs[0]
         counts = run["predicted_tokens"]
         how = f"exp(mean NLL), bootstrap over {len(counts)} windows"
-        figures = [self._figure("quality/perplexity", of_perplexity(run["nll"], counts), counts, how)]
-        repeated = [pair for pair in run["repeated"] if pair[1]]
-        if repeated:
-            seen, grams = [pair[0] for pair in repeated], [pair[1] for pair in repeated]
-            how = f"repeated {_NGRAM}-grams in {len(grams)} greedy continuations, bootstrap over them"
-            figures.append(self._figure("quality/repetition", of_ratio(seen, grams), grams, how))
-        return figures + (self._against_baseline(run) if run["baseline_nll"] else [])
+        perplexity = self._figure("quality/perplexity", of_perplexity(run["nll"], counts), counts, how)
+        return [perplexity, *(self._against_baseline(run) if run["baseline_nll"] else [])]
 
     def _against_baseline(self, run: Samples) -> list[Measurement]:
         counts = run["predicted_tokens"]
         rise = [own - base for own, base in zip(run["nll"], run["baseline_nll"], strict=True)]
         sizes = [len(window) for window in run["kl"]]
         mean_kl, same = of_ratio([sum(window) for window in run["kl"]], sizes), of_ratio(run["top1_equal"], sizes)
-        p99_kl = of_clusters(run["kl"], percentile(99))
+        p99_kl, worst_kl = (of_clusters(run["kl"], tail) for tail in (percentile(99), expected_shortfall(90)))
+        grown = regressed(rise, counts, self.margin_nats)
         over = f"bootstrap over {len(sizes)} windows"
         return [
             self._figure(
@@ -125,6 +115,16 @@ class Quality:
             ),
             self._figure("quality/kl_mean", mean_kl, sizes, f"mean KL(baseline ‖ engine), {over}"),
             self._figure("quality/kl_p99", p99_kl, sizes, f"p99 KL(baseline ‖ engine), {over}"),
+            self._figure(
+                "quality/kl_worst_decile", worst_kl, sizes, f"mean KL(baseline ‖ engine) of the worst tenth, {over}"
+            ),
+            self._figure(
+                "quality/regressed_share",
+                of_ratio(grown, [1] * len(grown)),
+                [1] * len(grown),
+                f"share of {len(grown)} windows that lost more than {self.margin_nats:g} nats a token, "
+                "bootstrap over them",
+            ),
             self._figure("quality/top1_agreement", same, sizes, f"equal argmax with the baseline, {over}"),
         ]
 
@@ -144,10 +144,9 @@ def of_perplexity(nll: Sequence[float], counts: Sequence[int]) -> tuple[float, f
     return math.exp(value), math.exp(low), math.exp(high)
 
 
-def repetition(tokens: Sequence[int]) -> list[int]:
-    """[4-grams that occurred before, all 4-grams] of a sequence."""
-    grams = list(zip(*(tokens[i:] for i in range(_NGRAM)), strict=False))
-    return [len(grams) - len(set(grams)), len(grams)]
+def regressed(rise: Sequence[float], counts: Sequence[int], margin_nats: float) -> list[bool]:
+    """Whether each window's NLL rose by more than `margin_nats` for each of its predicted tokens."""
+    return [more > margin_nats * count for more, count in zip(rise, counts, strict=True)]
 
 
 def worst(subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ class LimitsKept:
             if row["metrics"].get(metric) is None or excess is None:
                 faults.append(f"{metric} was not measured")
             elif excess > 0:
-                faults.append(f"{metric} is {excess:.1%} above its limit ({limit['limit']})")
+                faults.append(f"{metric} is {excess:.1%} beyond its limit ({limit['limit']})")
         return GateVerdict(
             gate="limits",
             passed=not faults,

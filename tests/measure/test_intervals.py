@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.measure.intervals import median, of_clusters, of_processes, of_ratio
+from edgeopt.measure.intervals import expected_shortfall, median, of_clusters, of_processes, of_ratio
 
 finite = st.floats(-1e6, 1e6)
 
@@ -81,3 +81,16 @@ def test_three_samples_get_students_interval():
 
 def test_what_cannot_be_negative_has_no_negative_bound():
     assert of_processes([[0.0], [1.0]], median)[1] == 0
+
+
+@given(st.lists(finite, min_size=1, max_size=60), st.sampled_from([50.0, 90.0, 99.0]))
+def test_the_expected_shortfall_is_the_mean_of_the_largest_samples(samples, percent):
+    count = max(1, round(len(samples) * (100 - percent) / 100))
+    largest = sorted(samples, reverse=True)[:count]
+    assert expected_shortfall(percent)(np.asarray(samples)) == pytest.approx(math.fsum(largest) / count, abs=1e-6)
+
+
+def test_the_expected_shortfall_is_taken_along_the_last_axis():
+    samples = np.random.default_rng(0).normal(size=(3, 40))
+    worst = expected_shortfall(90)
+    assert worst(samples).tolist() == [worst(row) for row in samples]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import MeasureError
-from edgeopt.measure.quality import of_perplexity, repetition
+from edgeopt.judge import judge
+from edgeopt.measure.quality import Quality, of_perplexity, regressed
 from edgeopt.measure.stub import StubRuntime
+from edgeopt.target import Limit
 from measure import toy
 
 QUALITY = ("quality", "parity")
@@ -65,6 +67,52 @@ def test_divergence_follows_from_both_tables(baseline, compressed):
     assert figures["quality/top1_agreement"].value == pytest.approx(same.mean())
 
 
+def test_the_worst_decile_is_the_mean_of_the_tenth_of_positions_with_the_largest_divergence(baseline, compressed):
+    pairs = [(log_p(baseline[0], ids), log_p(compressed[0], ids)) for ids in windows(baseline[0])]
+    kl = np.sort(np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs]))
+    worst = compressed[1]["quality/kl_worst_decile"]
+    assert worst.value == pytest.approx(kl[-round(kl.size / 10) :].mean(), rel=1e-3)
+    assert worst.value >= np.percentile(kl, 90)
+    assert worst.low < worst.value < worst.high
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.2])
+def test_regressed_windows_are_those_whose_mean_loss_grew_by_more_than_the_margin(
+    baseline, compressed, tmp_path, margin
+):
+    rise = [
+        np.mean([log_p(folder, ids)[i, token] for i, token in enumerate(ids[1:])])
+        for folder in (baseline[0], compressed[0])
+        for ids in windows(folder)
+    ]
+    grown = np.subtract(*np.split(np.asarray(rise), 2)) > margin
+    bench = toy.bench(probes={"quality": {"_target_": "edgeopt.measure.quality.Quality", "margin_nats": margin}})
+    references = {"baseline": baseline[0] / "measured" / "scratch"}
+    share = toy.measured(tmp_path, StubRuntime(noise=0.5), bench, references=references)["quality/regressed_share"]
+    assert share.value == pytest.approx(grown.mean())
+    assert share.count == grown.size
+    assert f"more than {margin:g} nats a token" in share.method
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "kept"),
+    [
+        ("quality/regressed_share", "100 %", True),
+        ("quality/regressed_share", 0.05, False),
+        ("quality/kl_worst_decile", "5 nats", True),
+        ("quality/kl_worst_decile", 0.01, False),
+    ],
+)
+def test_limits_hold_the_tails(compressed, metric, given, kept):
+    (verdict,) = judge(compressed[1].values(), [Limit.parse(metric, given, Quality.METRICS)], {})
+    assert verdict.kept is kept
+    assert kept or "above" in verdict.reason
+
+
+def test_a_window_that_lost_just_the_margin_has_not_regressed():
+    assert regressed([1.0, 1.5, -3.0], [4, 4, 4], 0.25) == [False, True, False]
+
+
 def test_the_ratio_is_that_of_the_perplexities(baseline, compressed):
     expected = compressed[1]["quality/perplexity"].value / baseline[1]["quality/perplexity"].value
     ratio = compressed[1]["quality/perplexity_ratio"]
@@ -84,6 +132,7 @@ def test_an_engine_compared_with_itself_lost_nothing(baseline, tmp_path):
     )
     assert figures["quality/perplexity_ratio"].value == figures["quality/perplexity_ratio"].high == 1
     assert figures["quality/kl_p99"].high < 1e-5
+    assert figures["quality/regressed_share"].high == 0
     assert figures["quality/top1_agreement"].value == 1
     assert figures["quality/parity_error"].value == 0
     assert figures["quality/parity_top1"].value == 1
@@ -97,7 +146,7 @@ def test_parity_is_the_largest_difference_over_the_largest_logit(baseline, compr
 
 
 def test_without_references_nothing_relative_is_reported(baseline):
-    assert set(baseline[1]) == {"quality/perplexity", "quality/repetition"}
+    assert set(baseline[1]) == {"quality/perplexity"}
 
 
 def test_the_worst_windows_are_kept_as_text(compressed):
@@ -118,18 +167,6 @@ def test_a_baseline_of_another_text_is_refused(baseline, tmp_path):
             evaluation=toy.text(seed=9),
             references={"baseline": baseline[0] / "measured" / "scratch"},
         )
-
-
-def test_a_bigram_engine_repeats_itself_in_free_generation(baseline):
-    assert baseline[1]["quality/repetition"].value > 0
-
-
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [([1, 2, 3], [0, 0]), ([1, 2, 3, 4], [0, 1]), ([1, 1, 1, 1, 1, 1], [2, 3]), ([1, 2, 3, 4, 1, 2, 3, 4], [1, 5])],
-)
-def test_repetition_counts_four_grams_seen_before(tokens, expected):
-    assert repetition(tokens) == expected
 
 
 def test_an_engine_that_models_nothing_is_an_error_and_no_infinite_perplexity():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from edgeopt.text import Text
 
 WORDS = [f"w{i}" for i in range(63)] + ["<unk>"]
 SPEC = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=512)
+TASKS = Path(__file__).parent / "tasks"
+"""Two tasks of lm-eval over twelve documents in these words."""
+LM_EVAL = find_spec("lm_eval") is not None
 TARGET = Target(name="toy", threads=1, context_length=128)
 
 

@@ -179,7 +179,7 @@ def test_every_refusal_is_listed_and_one_stops_all(desk: Desk) -> None:
     with pytest.raises(GateError) as caught:
         promote(**desk.arguments(rows=rows))
     told = str(caught.value)
-    assert "trial 0, limits: memory/peak_rss_mib is 20.0% above its limit (at most 90 MiB)" in told
+    assert "trial 0, limits: memory/peak_rss_mib is 20.0% beyond its limit (at most 90 MiB)" in told
     assert "trial 1, limits: latency/decode_p50_ms was not measured" in told
     assert "trial 1, metrics: not measured: latency/decode_p50_ms" in told
     assert "trial 2, engine: the trial has no MLflow run" in told

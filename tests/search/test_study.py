@@ -20,9 +20,9 @@ from edgeopt.target import Limit
 
 DECODE, RATIO, RSS = "latency/decode_p50_ms", "quality/perplexity_ratio", "memory/peak_rss_mib"
 LIMITS = (
-    Limit(metric=RATIO, unit="", at_most=1.15),
-    Limit(metric=DECODE, unit="ms", at_most=1.04),
-    Limit(metric=RSS, unit="MiB", at_most=90.0),
+    Limit(metric=RATIO, unit="", absolute=1.15),
+    Limit(metric=DECODE, unit="ms", absolute=1.04),
+    Limit(metric=RSS, unit="MiB", absolute=90.0),
 )
 FAILED = Failure(stage="build", kind="BuildError", message="no")
 
