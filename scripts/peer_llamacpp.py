@@ -1,6 +1,7 @@
-"""Perplexity of a GGUF file on windows of token ids, by llama.cpp: run with a Python that has llama-cpp-python and gguf.
+"""Perplexity of a GGUF file on windows of token ids, by llama.cpp.
 
-    peer_llamacpp.py MODEL.gguf WINDOWS.json        prints {"perplexity", "weights_bytes"}
+Run as `peer_llamacpp.py MODEL.gguf WINDOWS.json` with a Python that has llama-cpp-python and gguf; it prints
+{"perplexity", "weights_bytes"}.
 """
 
 import json
@@ -13,7 +14,7 @@ from gguf import GGUFReader
 from llama_cpp import Llama
 
 path, windows = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
-llama = Llama(path, n_ctx=max(map(len, windows)), n_batch=512, n_threads=2, verbose=False, logits_all=True)
+llama = Llama(path, n_ctx=max(map(len, windows)), n_threads=2, verbose=False, logits_all=True)
 nll, count = 0.0, 0
 for ids in windows:
     llama.reset()
