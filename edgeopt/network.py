@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,17 @@ def keep_heads(attention: Any, query: Tensor, key_value: Tensor, *, groups: int)
     keep_rows(attention.v_proj, key_value)
     keep_columns(attention.o_proj, query)
     attention.num_key_value_groups = groups
+
+
+def keep_layers(network: PreTrainedModel, kept: Sequence[int]) -> None:
+    """Keep the decoder layers with these numbers, in this order."""
+    from torch import nn
+
+    network.get_decoder().layers = nn.ModuleList([layers(network)[n] for n in kept])
+    network.config.num_hidden_layers = len(kept)
+    for key in PER_LAYER:
+        if entries := getattr(network.config, key, None):
+            setattr(network.config, key, [entries[n] for n in kept])
 
 
 def require_separate_projections(network: PreTrainedModel, step: str) -> None:

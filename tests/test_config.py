@@ -81,6 +81,23 @@ def test_every_step_can_be_added_to_a_recipe(choice: str) -> None:
     construct(step[1], "step.mine").plan(rounded if choice in ON_ROUNDED_WEIGHTS else SPEC)
 
 
+@pytest.mark.parametrize(
+    ("choice", "step", "key"),
+    [
+        ("activation", "prune_width", "importance"),
+        ("taylor", "prune_heads", "importance"),
+        ("wanda", "prune_width", "importance"),
+        ("block_influence", "prune_depth", "importance@step.mine.importance"),
+        ("taylor", "prune_depth", "importance@step.mine.importance"),
+    ],
+)
+def test_every_importance_can_be_chosen_for_a_step_that_it_scores(choice: str, step: str, key: str) -> None:
+    config = compose([f"+step@step.mine={step}", "order=[mine]", f"{key}={choice}"])
+    made = construct(config["step"]["mine"], "step.mine")
+    assert made.importance == construct(yaml.safe_load((ROOT / "conf" / "importance" / f"{choice}.yaml").read_text()))
+    made.plan(SPEC)
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, known: dict[str, str]) -> None:
     config = compose(name=name)

@@ -1,15 +1,17 @@
-"""Structured pruning of MLP channels by activation-aware importance."""
+"""Structured pruning of MLP channels by their importance."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt import network as networks
-from edgeopt.compress.activations import calibration_windows, input_energy
+from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.importance import Importance, require_scores
 from edgeopt.compress.preconditions import require_float, require_positive, require_ratio
+from edgeopt.compress.taylor import Taylor
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,21 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneWidth:
-    """Remove the `ratio` of MLP channels that contribute least to the MLP's output.
-
-    A channel's importance is the energy it adds to the output: ||x_c||² ||W_down[:, c]||², after the
-    activation statistics of FLAP (arXiv 2312.11983) and Wanda (arXiv 2306.11695).
+    """Remove the `ratio` of MLP channels that matter least.
 
     Attributes:
-        distribution: `uniform` cuts every layer alike; `global` ranks the channels of all layers together,
-            each by its share of its layer's energy, and keeps at least one multiple in every layer.
-        multiple: widths are rounded to the nearest multiple, as kernels like them.
+        distribution: `uniform` cuts every layer alike; `global` ranks the channels of all layers together by
+            their scores as they are, and keeps at least one multiple in every layer.
+        multiple: widths are rounded to the nearest multiple: kernels like 32, and blocks of quantization must fit.
+        importance: what is taken for unimportant.
         windows, window_tokens: how much calibration text is read.
     """
 
     ratio: float = 0.2
     distribution: Literal["uniform", "global"] = "uniform"
     multiple: int = 32
+    importance: Importance = field(default_factory=Taylor)
     windows: int = 32
     window_tokens: int = 256
 
@@ -44,6 +45,7 @@ class PruneWidth:
         require_ratio(self.ratio, "ratio")
         for name in ("multiple", "windows", "window_tokens"):
             require_positive(getattr(self, name), name)
+        require_scores(self.importance, "mlp")
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_width")
@@ -52,28 +54,21 @@ class PruneWidth:
         )
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        import torch
-
         network = networks.load(checkpoint)
         networks.require_separate_projections(network, "prune_width")
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        shop.progress(f"reading {len(windows)} shop.calibration windows")
-        energies = input_energy(network, windows, lambda layer: layer.mlp.down_proj)
-        scores = [
-            channel_importance(energy, layer.mlp.down_proj.weight)
-            for energy, layer in zip(energies, networks.layers(network), strict=True)
-        ]
-        widths = [self._width(len(s)) for s in scores]
+        shop.progress(f"scoring channels on {len(windows)} windows of calibration text")
+        scores = self.importance.scores(network, windows, "mlp")
+        widths = [layer.intermediate_size for layer in self.plan(checkpoint.spec).layers]
         if self.distribution == "global":
             widths = global_widths(scores, sum(widths), self.multiple)
         for layer, score, width in zip(networks.layers(network), scores, widths, strict=True):
-            kept = torch.topk(score, width).indices.sort().values
-            networks.keep_channels(layer.mlp, kept)
+            networks.keep_channels(layer.mlp, most_important(score, width))
         spec = networks.spec_of(network, checkpoint.spec)
         networks.save(network, directory, checkpoint, spec)
         report = {
             "kept_channels": widths,
-            "kept_energy": [_kept_share(s, w) for s, w in zip(scores, widths, strict=True)],
+            "kept_importance": [_kept_share(s, w) for s, w in zip(scores, widths, strict=True)],
         }
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_width.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -90,30 +85,23 @@ class PruneWidth:
         return width
 
 
-def channel_importance(energy: Tensor, down: Tensor) -> Tensor:
-    """Energy that each MLP channel adds to the output: E[x_c²] ||W[:, c]||², float64, shape (channels,).
-
-    Args:
-        energy: sum over tokens of the squared input of the down projection, shape (channels,).
-        down: weight of the down projection, shape (hidden, channels).
-    """
-    return energy * down.double().square().sum(dim=0)
+def most_important(scores: Tensor, count: int) -> Tensor:
+    """Numbers of the `count` highest scores, ascending; int64, shape (count,)."""
+    return scores.topk(count).indices.sort().values
 
 
 def global_widths(scores: list[Tensor], total: int, multiple: int) -> list[int]:
-    """Widths that add up to about `total`, where layers that spread their energy keep more channels.
+    """Widths that add up to `total` and keep the most important channels of all layers.
 
-    Channels are taken in groups of `multiple` in order of importance; each group is worth its share of its
-    layer's energy, and the most valuable groups of all layers are kept, one at least in every layer.
+    Each layer's channels are taken in groups of `multiple` in order of importance; the groups of the highest
+    scores are kept, one at least in every layer.
     """
     groups: list[tuple[float, int]] = []
-    widths = []
     for number, score in enumerate(scores):
-        ranked = (score / score.sum()).sort(descending=True).values
-        whole = len(ranked) // multiple
-        blocks = ranked[: whole * multiple].reshape(whole, multiple).sum(dim=1).tolist()
-        widths.append(multiple)
-        groups += [(value, number) for value in blocks[1:]]
+        whole = len(score) // multiple
+        ranked = score.sort(descending=True).values[: whole * multiple]
+        groups += [(value, number) for value in ranked.reshape(whole, multiple).sum(dim=1)[1:].tolist()]
+    widths = [multiple] * len(scores)
     for _, number in sorted(groups, key=lambda g: -g[0])[: max(0, total // multiple - len(scores))]:
         widths[number] += multiple
     return widths

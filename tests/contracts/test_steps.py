@@ -9,6 +9,7 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
+from edgeopt.compress.activation_energy import ActivationEnergy
 from edgeopt.compress.awq import Awq
 from edgeopt.compress.distill import Distill
 from edgeopt.compress.gptq import Gptq
@@ -23,6 +24,8 @@ from edgeopt.compress.prune_heads import PruneHeads
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
 from edgeopt.compress.smooth_quant import SmoothQuant
+from edgeopt.compress.taylor import Taylor
+from edgeopt.compress.wanda import Wanda
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.part import construct, describe
@@ -31,8 +34,12 @@ from edgeopt.text import Text
 STEPS = {
     "prune_width": PruneWidth(ratio=0.25, windows=4, window_tokens=64),
     "prune_width global": PruneWidth(ratio=0.25, distribution="global", windows=4, window_tokens=64),
+    "prune_width by activation": PruneWidth(ratio=0.25, importance=ActivationEnergy(), windows=4, window_tokens=64),
+    "prune_width by wanda": PruneWidth(ratio=0.25, importance=Wanda(), windows=4, window_tokens=64),
     "prune_heads": PruneHeads(ratio=0.5, windows=4, window_tokens=64),
+    "prune_heads by wanda": PruneHeads(ratio=0.5, importance=Wanda(), windows=4, window_tokens=64),
     "prune_depth": PruneDepth(layers=1, windows=4, window_tokens=64),
+    "prune_depth by taylor": PruneDepth(layers=1, importance=Taylor(), windows=4, window_tokens=64),
     "lora": Lora(rank=2, tokens=256, batch_tokens=128, window_tokens=64),
     "lora rank-stabilized and decomposed": Lora(
         rank=2, rank_stabilized=True, decomposed=True, tokens=256, batch_tokens=128, window_tokens=64
