@@ -14,6 +14,7 @@ from edgeopt import network as networks
 from edgeopt import units
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.allocation import allocate
+from edgeopt.compress.divergence import divergence, predictions
 from edgeopt.compress.gptq import Gptq
 from edgeopt.compress.layerwise import round_network
 from edgeopt.compress.preconditions import require_float, require_positive
@@ -102,7 +103,7 @@ class MixedPrecision:
         network = networks.load(checkpoint)
         losses = self._losses(network, checkpoint, windows, shop)
         shop.progress("comparing allocations")
-        divergence, allocation = min(
+        lost, allocation = min(
             self._compared(network, spec, losses, windows[: max(1, len(windows) // 8)], shop),
             key=lambda found: found[0],
         )
@@ -112,7 +113,7 @@ class MixedPrecision:
         report = {
             "bits_per_weight": after.bits_per_weight,
             "predicted_divergence_nats": sum(losses[item][grid] for item, grid in allocation.items()),
-            "divergence_rounded_to_nearest_nats": divergence,
+            "divergence_rounded_to_nearest_nats": lost,
             "bits": {item: [grid.bits, grid.block_size] for item, grid in allocation.items()},
         }
         (directory / "artifacts").mkdir()
@@ -195,14 +196,11 @@ class MixedPrecision:
         Neighbours come from losses that are doubled or halved at random, so that each is the exact optimum of
         a prediction that is a little wrong.
         """
-        import torch
-
         chance = random.Random(self.seed)  # noqa: S311 - a search, no secret
         modules = networks.units(network)
         weights = {name: network.get_submodule(name).weight for unit in modules.values() for name in unit}
         present: dict[str, Grid] = {}
-        with torch.inference_mode():
-            reference = [_log_probabilities(network, window) for window in windows]
+        reference = predictions(network, windows)
         best, least = losses, math.inf
         for number in range(self.candidates):
             shop.progress(f"comparing allocation {number + 1} of {self.candidates}")
@@ -212,11 +210,10 @@ class MixedPrecision:
                 if present.get(unit) != grid:
                     _put(network, {name: weights[name] for name in modules[unit]}, grid)
                     present[unit] = grid
-            with torch.inference_mode():
-                divergence = _divergence(network, windows, reference)
-            if divergence < least:
-                best, least = trial, divergence
-            yield divergence, allocation
+            lost = divergence(network, windows, reference)
+            if lost < least:
+                best, least = trial, lost
+            yield lost, allocation
         for name, weight in weights.items():
             network.get_submodule(name).weight = weight
 
@@ -263,18 +260,3 @@ def _predicted(network: PreTrainedModel, item: str, grids: Sequence[Grid], means
 def _perturbed(losses: Losses, chance: random.Random) -> Losses:
     factors = {item: chance.choice((0.5, 1.0, 2.0)) for item in losses}
     return {item: {grid: loss * factors[item] for grid, loss in row.items()} for item, row in losses.items()}
-
-
-def _log_probabilities(network: PreTrainedModel, window: Sequence[int]) -> Tensor:
-    import torch
-
-    logits: Tensor = network(torch.tensor([list(window)]), use_cache=False).logits[0]
-    return logits.log_softmax(dim=-1)
-
-
-def _divergence(network: PreTrainedModel, windows: Sequence[Sequence[int]], reference: Sequence[Tensor]) -> float:
-    """Mean KL(reference ‖ network) in nats a token."""
-    total = 0.0
-    for window, expected in zip(windows, reference, strict=True):
-        total += float((expected.exp() * (expected - _log_probabilities(network, window))).sum())
-    return total / sum(map(len, windows))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
+from edgeopt.compress.activation_energy import ActivationEnergy
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.importance import Importance, require_scores
 from edgeopt.compress.preconditions import require_float, require_positive, require_ratio
 from edgeopt.compress.prune_width import most_important
-from edgeopt.compress.taylor import Taylor
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class PruneHeads:
     """
 
     ratio: float = 0.25
-    importance: Importance = field(default_factory=Taylor)
+    importance: Importance = field(default_factory=ActivationEnergy)
     windows: int = 32
     window_tokens: int = 256
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt import network as networks
+from edgeopt.compress.activation_energy import ActivationEnergy
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.importance import Importance, require_scores
 from edgeopt.compress.preconditions import require_float, require_positive, require_ratio
-from edgeopt.compress.taylor import Taylor
+from edgeopt.compress.widths import SHARES, global_widths, least_divergent_widths, sensitivities
 from edgeopt.errors import ConfigError
+from edgeopt.part import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from edgeopt.artifact import Checkpoint
     from edgeopt.ports import Workshop
@@ -27,17 +31,18 @@ class PruneWidth:
     """Remove the `ratio` of MLP channels that matter least.
 
     Attributes:
-        distribution: `uniform` cuts every layer alike; `global` ranks the channels of all layers together by
-            their scores as they are, and keeps at least one multiple in every layer.
+        distribution: `sensitivity` measures what the predictions lose when each layer alone is cut, once a model,
+            and finds the widths that lose least in sum; `global` ranks the channels of all layers together, which
+            asks for scores in one unit (Taylor's); `uniform` cuts every layer alike. All leave as many channels.
         multiple: widths are rounded to the nearest multiple: kernels like 32, and blocks of quantization must fit.
         importance: what is taken for unimportant.
         windows, window_tokens: how much calibration text is read.
     """
 
     ratio: float = 0.2
-    distribution: Literal["uniform", "global"] = "uniform"
+    distribution: Literal["uniform", "global", "sensitivity"] = "sensitivity"
     multiple: int = 32
-    importance: Importance = field(default_factory=Taylor)
+    importance: Importance = field(default_factory=ActivationEnergy)
     windows: int = 32
     window_tokens: int = 256
 
@@ -59,9 +64,7 @@ class PruneWidth:
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"scoring channels on {len(windows)} windows of calibration text")
         scores = self.importance.scores(network, windows, "mlp")
-        widths = [layer.intermediate_size for layer in self.plan(checkpoint.spec).layers]
-        if self.distribution == "global":
-            widths = global_widths(scores, sum(widths), self.multiple)
+        widths = self._widths(network, checkpoint, scores, windows, shop)
         for layer, score, width in zip(networks.layers(network), scores, widths, strict=True):
             networks.keep_channels(layer.mlp, most_important(score, width))
         spec = networks.spec_of(network, checkpoint.spec)
@@ -73,6 +76,36 @@ class PruneWidth:
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_width.json").write_text(json.dumps(report, indent=1) + "\n")
         return spec
+
+    def _widths(
+        self,
+        network: PreTrainedModel,
+        checkpoint: Checkpoint,
+        scores: Sequence[Tensor],
+        windows: Sequence[Sequence[int]],
+        shop: Workshop,
+    ) -> list[int]:
+        uniform = [layer.intermediate_size for layer in self.plan(checkpoint.spec).layers]
+        if self.distribution == "uniform":
+            return uniform
+        if self.distribution == "global":
+            return global_widths(scores, sum(uniform), self.multiple)
+
+        def measure(directory: Path) -> None:
+            few = windows[: max(1, len(windows) // 4)]
+            found = sensitivities(network, scores, few, shop.progress)
+            (directory / "nats.json").write_text(json.dumps(found) + "\n")
+
+        inputs = [
+            checkpoint.digest,
+            shop.calibration.digest,
+            describe(self.importance),
+            self.windows,
+            self.window_tokens,
+            SHARES,
+        ]
+        losses = json.loads((shop.cache.stage("width_sensitivity", inputs, measure) / "nats.json").read_text())
+        return least_divergent_widths(losses, [len(score) for score in scores], sum(uniform), self.multiple)
 
     def _width(self, intermediate_size: int) -> int:
         width = round(intermediate_size * (1.0 - self.ratio) / self.multiple) * self.multiple
@@ -88,23 +121,6 @@ class PruneWidth:
 def most_important(scores: Tensor, count: int) -> Tensor:
     """Numbers of the `count` highest scores, ascending; int64, shape (count,)."""
     return scores.topk(count).indices.sort().values
-
-
-def global_widths(scores: list[Tensor], total: int, multiple: int) -> list[int]:
-    """Widths that add up to `total` and keep the most important channels of all layers.
-
-    Each layer's channels are taken in groups of `multiple` in order of importance; the groups of the highest
-    scores are kept, one at least in every layer.
-    """
-    groups: list[tuple[float, int]] = []
-    for number, score in enumerate(scores):
-        whole = len(score) // multiple
-        ranked = score.sort(descending=True).values[: whole * multiple]
-        groups += [(value, number) for value in ranked.reshape(whole, multiple).sum(dim=1)[1:].tolist()]
-    widths = [multiple] * len(scores)
-    for _, number in sorted(groups, key=lambda g: -g[0])[: max(0, total // multiple - len(scores))]:
-        widths[number] += multiple
-    return widths
 
 
 def _kept_share(score: Tensor, width: int) -> float:

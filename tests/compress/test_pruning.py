@@ -1,11 +1,15 @@
 """Pruning keeps what matters, in all matrices alike, and computes exactly what the kept channels say."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from workshops import workshop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workshops import NoCache, workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
@@ -15,11 +19,13 @@ from edgeopt.compress.block_influence import BlockInfluence
 from edgeopt.compress.importance import output
 from edgeopt.compress.prune_depth import PruneDepth
 from edgeopt.compress.prune_heads import PruneHeads, expand, keep_groups
-from edgeopt.compress.prune_width import PruneWidth, global_widths
+from edgeopt.compress.prune_width import PruneWidth, most_important
 from edgeopt.compress.taylor import Taylor
 from edgeopt.compress.wanda import Wanda, weight_importance
+from edgeopt.compress.widths import SHARES, global_widths, least_divergent_widths, sensitivities
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
+from edgeopt.part import canonical
 from edgeopt.text import Text
 
 WINDOWS = [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 64]]
@@ -151,7 +157,7 @@ def test_removing_silent_channels_changes_no_logit(network, checkpoint):
 
 
 def test_width_pruning_keeps_the_channels_of_largest_importance(checkpoint, calibration, tmp_path):
-    step = PruneWidth(ratio=0.5, importance=ActivationEnergy(), windows=4, window_tokens=64)
+    step = PruneWidth(ratio=0.5, distribution="uniform", windows=4, window_tokens=64)
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
     after = networks.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
     network = networks.load(checkpoint)
@@ -169,6 +175,60 @@ def test_a_global_budget_keeps_the_most_important_channels_of_all_layers():
     strong, weak = torch.full((128,), 2.0), torch.cat([torch.full((40,), 5.0), torch.full((88,), 1.0)])
     assert global_widths([strong, weak], total=160, multiple=32) == [128, 32]
     assert global_widths([strong, weak], total=192, multiple=32) == [128, 64]
+
+
+def test_the_sensitivity_of_a_layer_is_the_divergence_after_its_cut(network):
+    scores = ActivationEnergy().scores(network, WINDOWS, "mlp")
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = sensitivities(network, scores, WINDOWS, lambda _: None)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    with torch.no_grad():
+        before = network(torch.tensor(WINDOWS)).logits.log_softmax(-1)
+        networks.keep_channels(networks.layers(network)[1].mlp, most_important(scores[1], 128 - round(0.3 * 128)))
+        after = network(torch.tensor(WINDOWS)).logits.log_softmax(-1)
+    expected = (before.exp() * (before - after)).sum(-1).mean()
+    assert found[1][SHARES.index(0.3)] == pytest.approx(float(expected), rel=1e-3)
+
+
+curves = st.lists(st.lists(st.floats(0, 5), min_size=len(SHARES), max_size=len(SHARES)), min_size=1, max_size=3)
+
+
+@given(losses=curves, data=st.data())
+@settings(max_examples=40)
+def test_the_whole_budget_is_used_and_no_other_widths_diverge_less(losses, data):
+    sizes = [data.draw(st.integers(32, 128)) for _ in losses]
+    offered = [range(32, size + 1, 32) for size in sizes]
+    total = 32 * data.draw(st.integers(len(sizes), sum(map(len, offered))))
+    found = least_divergent_widths(losses, sizes, total, 32)
+
+    def lost(widths) -> float:
+        return sum(
+            np.interp(1 - width / size, (0, *SHARES), np.maximum.accumulate([0, *row]))
+            for width, size, row in zip(widths, sizes, losses, strict=True)
+        )
+
+    assert sum(found) == total
+    full = [widths for widths in itertools.product(*offered) if sum(widths) == total]
+    assert lost(found) == pytest.approx(min(map(lost, full)), abs=1e-5)
+
+
+def test_sensitivities_are_measured_once_for_all_ratios(checkpoint, calibration, tmp_path):
+    class Counting(NoCache):
+        def __init__(self) -> None:
+            self.kept = {}
+
+        def stage(self, kind, inputs, produce):
+            key = canonical([kind, inputs])
+            if key not in self.kept:
+                self.kept[key] = super().stage(kind, inputs, produce)
+            return self.kept[key]
+
+    shop = replace(workshop(checkpoint, calibration), cache=Counting())
+    for ratio in (0.25, 0.5):
+        (tmp_path / str(ratio)).mkdir()
+        step = PruneWidth(ratio=ratio, distribution="sensitivity", windows=4, window_tokens=64)
+        step.apply(checkpoint, tmp_path / str(ratio), shop)
+    assert len(shop.cache.kept) == 1
 
 
 def test_layers_of_different_widths_survive_saving_and_loading(checkpoint, tmp_path):

@@ -9,7 +9,6 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
-from edgeopt.compress.activation_energy import ActivationEnergy
 from edgeopt.compress.awq import Awq
 from edgeopt.compress.distill import Distill
 from edgeopt.compress.gptq import Gptq
@@ -33,8 +32,10 @@ from edgeopt.text import Text
 
 STEPS = {
     "prune_width": PruneWidth(ratio=0.25, windows=4, window_tokens=64),
-    "prune_width global": PruneWidth(ratio=0.25, distribution="global", windows=4, window_tokens=64),
-    "prune_width by activation": PruneWidth(ratio=0.25, importance=ActivationEnergy(), windows=4, window_tokens=64),
+    "prune_width uniform": PruneWidth(ratio=0.25, distribution="uniform", windows=4, window_tokens=64),
+    "prune_width global by taylor": PruneWidth(
+        ratio=0.25, distribution="global", importance=Taylor(), windows=4, window_tokens=64
+    ),
     "prune_width by wanda": PruneWidth(ratio=0.25, importance=Wanda(), windows=4, window_tokens=64),
     "prune_heads": PruneHeads(ratio=0.5, windows=4, window_tokens=64),
     "prune_heads by wanda": PruneHeads(ratio=0.5, importance=Wanda(), windows=4, window_tokens=64),
