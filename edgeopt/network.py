@@ -111,6 +111,7 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
         text |= {"num_attention_heads": first.heads, "num_key_value_heads": first.kv_heads}
     text |= {key: config[key][: len(spec.layers)] for key in PER_LAYER if config.get(key)}
     document = {**config, **text, "dtype": "float32", "architectures": [spec.architecture]}
+    document.pop("_name_or_path", None)  # where the weights lay: a copy elsewhere gives the same bytes
     (directory / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
 
 

@@ -242,6 +242,11 @@ def test_layers_of_different_widths_survive_saving_and_loading(checkpoint, tmp_p
     torch.testing.assert_close(after(torch.tensor(WINDOWS)).logits, before)
 
 
+def test_config_json_says_nothing_of_where_the_input_lay(checkpoint, network, tmp_path):
+    networks.save(network, tmp_path, checkpoint, checkpoint.spec)
+    assert str(checkpoint.directory) not in (tmp_path / "config.json").read_text()
+
+
 def test_depth_pruning_removes_the_layer_of_least_influence(checkpoint, calibration, tmp_path):
     network = networks.load(checkpoint)
     networks.layers(network)[1].mlp.down_proj.weight.zero_()
