@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,12 +47,20 @@ class PruneDepth:
             )
         return spec.with_layers(spec.layers[: -self.layers])
 
+    def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:
+        each = max(1, round(share * len(spec.layers)))
+        early = range(each, self.layers, each)
+        return [*(replace(self, layers=removed).plan(spec) for removed in early), self.plan(spec)]
+
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
+
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
         network = networks.load(checkpoint)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         kept = list(range(len(checkpoint.spec.layers)))
-        for removed in range(self.layers):
-            shop.progress(f"scoring {len(kept)} layers ({removed} of {self.layers} removed)")
+        while len(kept) > len(goal.layers):
+            shop.progress(f"scoring {len(kept)} layers, of which {len(goal.layers)} will stay")
             scores = [float(score) for score in self.importance.scores(network, windows, "layer")]
             weakest = scores.index(min(scores))
             del kept[weakest]

@@ -46,17 +46,25 @@ class PruneHeads:
         require_float(spec, "prune_heads")
         return spec.with_layers(tuple(self._pruned(layer) for layer in spec.layers))
 
+    def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:
+        present, last = spec.layers[0].kv_heads, self.plan(spec)
+        each = max(1, round(share * present))
+        early = range(present - each, last.layers[0].kv_heads, -each)
+        return [*(replace(self, ratio=1.0 - kept / present).plan(spec) for kept in early), last]
+
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
+
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
         network = networks.load(checkpoint)
         networks.require_separate_projections(network, "prune_heads")
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"scoring heads on {len(windows)} windows of calibration text")
-        spec = self.plan(checkpoint.spec)
         scores = self.importance.scores(network, windows, "attention")
-        for layer, score, sizes in zip(networks.layers(network), scores, spec.layers, strict=True):
-            keep_groups(layer.self_attn, score, sizes.kv_heads, spec.head_size)
-        networks.save(network, directory, checkpoint, spec)
-        return spec
+        for layer, score, sizes in zip(networks.layers(network), scores, goal.layers, strict=True):
+            keep_groups(layer.self_attn, score, sizes.kv_heads, goal.head_size)
+        networks.save(network, directory, checkpoint, goal)
+        return goal
 
     def _pruned(self, layer: LayerSpec) -> LayerSpec:
         kept = round(layer.kv_heads * (1.0 - self.ratio))

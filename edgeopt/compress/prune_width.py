@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,13 +59,21 @@ class PruneWidth:
             tuple(replace(layer, intermediate_size=self._width(layer.intermediate_size)) for layer in spec.layers)
         )
 
+    def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:
+        count = math.ceil(self.ratio / share - 1e-9)
+        early = [replace(self, ratio=self.ratio * number / count).plan(spec) for number in range(1, count)]
+        return [*early, self.plan(spec)]
+
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
+
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
         network = networks.load(checkpoint)
         networks.require_separate_projections(network, "prune_width")
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"scoring channels on {len(windows)} windows of calibration text")
         scores = self.importance.scores(network, windows, "mlp")
-        widths = self._widths(network, checkpoint, scores, windows, shop)
+        widths = self._widths(network, checkpoint, goal, scores, windows, shop)
         for layer, score, width in zip(networks.layers(network), scores, widths, strict=True):
             networks.keep_channels(layer.mlp, most_important(score, width))
         spec = networks.spec_of(network, checkpoint.spec)
@@ -81,11 +90,12 @@ class PruneWidth:
         self,
         network: PreTrainedModel,
         checkpoint: Checkpoint,
+        goal: ModelSpec,
         scores: Sequence[Tensor],
         windows: Sequence[Sequence[int]],
         shop: Workshop,
     ) -> list[int]:
-        uniform = [layer.intermediate_size for layer in self.plan(checkpoint.spec).layers]
+        uniform = [layer.intermediate_size for layer in goal.layers]
         if self.distribution == "uniform":
             return uniform
         if self.distribution == "global":

@@ -19,6 +19,7 @@ from edgeopt.compress.kv_cache import KvCache
 from edgeopt.compress.lora import Lora
 from edgeopt.compress.mixed_precision import MixedPrecision
 from edgeopt.compress.prune_depth import PruneDepth
+from edgeopt.compress.prune_gradually import PruneGradually
 from edgeopt.compress.prune_heads import PruneHeads
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
@@ -41,6 +42,17 @@ STEPS = {
     "prune_heads by wanda": PruneHeads(ratio=0.5, importance=Wanda(), windows=4, window_tokens=64),
     "prune_depth": PruneDepth(layers=1, windows=4, window_tokens=64),
     "prune_depth by taylor": PruneDepth(layers=1, importance=Taylor(), windows=4, window_tokens=64),
+    "prune_gradually": PruneGradually(
+        prune=PruneWidth(ratio=0.5, distribution="uniform", windows=2, window_tokens=64),
+        retrain=Distill(tokens=128, batch_tokens=128, window_tokens=64),
+        round_ratio=0.25,
+        max_perplexity_ratio=None,
+    ),
+    "prune_gradually by layers": PruneGradually(
+        prune=PruneDepth(layers=1, windows=2, window_tokens=64),
+        retrain=Lora(rank=2, tokens=128, batch_tokens=128, window_tokens=64),
+        max_perplexity_ratio=None,
+    ),
     "lora": Lora(rank=2, tokens=256, batch_tokens=128, window_tokens=64),
     "lora rank-stabilized and decomposed": Lora(
         rank=2, rank_stabilized=True, decomposed=True, tokens=256, batch_tokens=128, window_tokens=64
