@@ -68,6 +68,8 @@ class ModelSpec:
         weight_dtype: the type in which an engine stores matrices that have no grid: fp32 or fp16.
         grids: the grid of each quantized unit, named `layers.<number>.<unit>`, `lm_head` or `embedding`.
         kv_cache: the grid of keys and values; None where they stay in float.
+        sparsity: the pattern in which weights of the layers are zero: `dense`, `unstructured` or `2:4`. They are
+            stored all the same.
     """
 
     architecture: str
@@ -80,6 +82,7 @@ class ModelSpec:
     weight_dtype: str = "fp32"
     grids: Mapping[str, Grid] = field(default_factory=dict)
     kv_cache: KvGrid | None = None
+    sparsity: str = "dense"
 
     @property
     def parameters(self) -> int:

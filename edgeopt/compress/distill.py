@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import intake
 from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.preconditions import require_float
+from edgeopt.compress.preconditions import require_dense, require_float
 from edgeopt.compress.teacher import TaughtTraining
 from edgeopt.compress.training import Loss, device, padded
 from edgeopt.errors import ConfigError
@@ -51,6 +51,7 @@ class Distill(TaughtTraining):
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "distill")
+        require_dense(spec, "distill")
         return spec
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.preconditions import require_float
+from edgeopt.compress.preconditions import require_dense, require_float
 from edgeopt.compress.training import Training, device, next_token_loss
 from edgeopt.errors import ConfigError
 from edgeopt.part import describe
@@ -53,6 +53,7 @@ class Lora(Training):
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "lora")
+        require_dense(spec, "lora")
         smallest = min(
             min(spec.hidden_size, layer.intermediate_size, layer.kv_heads * spec.head_size) for layer in spec.layers
         )

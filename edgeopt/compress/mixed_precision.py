@@ -19,7 +19,7 @@ from edgeopt.compress.gptq import Gptq
 from edgeopt.compress.layerwise import round_network
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantize import BLOCK_SIZES, INTEGERS
-from edgeopt.compress.rounding import Rounding
+from edgeopt.compress.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.rtn import Rtn
 from edgeopt.compress.sensitivity import curvature, predicted_divergence
 from edgeopt.errors import ConfigError, StepError
@@ -91,6 +91,7 @@ class MixedPrecision:
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """An allocation in which every weight loses alike, of the bytes that the true one will have."""
         require_float(spec, "mixed_precision")
+        require_zeros_kept(spec, self.rounding)
         losses = {
             item: {grid: _typical_loss(spec, item, grid) for grid in grids}
             for item, grids in self._choices(spec).items()

@@ -13,7 +13,7 @@ from edgeopt.artifact import Checkpoint
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.distill import Distill
 from edgeopt.compress.divergence import perplexity
-from edgeopt.compress.preconditions import require_float, require_ratio
+from edgeopt.compress.preconditions import require_dense, require_float, require_ratio
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.training import Training
 from edgeopt.errors import ConfigError, StepError
@@ -84,6 +84,7 @@ class PruneGradually:
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_gradually")
+        require_dense(spec, "prune_gradually")
         goal = self._rounds(spec)[-1]
         try:
             return self.retrain.plan(goal)

@@ -10,7 +10,7 @@ from edgeopt import network as networks
 from edgeopt.compress.activation_energy import ActivationEnergy
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.importance import Importance, require_scores
-from edgeopt.compress.preconditions import require_float, require_positive, require_ratio
+from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.prune_width import most_important
 from edgeopt.errors import ConfigError
 
@@ -44,6 +44,7 @@ class PruneHeads:
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_heads")
+        require_dense(spec, "prune_heads")
         return spec.with_layers(tuple(self._pruned(layer) for layer in spec.layers))
 
     def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:

@@ -13,7 +13,7 @@ from edgeopt import network as networks
 from edgeopt.compress.activation_energy import ActivationEnergy
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.importance import Importance, require_scores
-from edgeopt.compress.preconditions import require_float, require_positive, require_ratio
+from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.widths import SHARES, global_widths, least_divergent_widths, sensitivities
 from edgeopt.errors import ConfigError
 from edgeopt.part import describe
@@ -55,6 +55,7 @@ class PruneWidth:
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_width")
+        require_dense(spec, "prune_width")
         return spec.with_layers(
             tuple(replace(layer, intermediate_size=self._width(layer.intermediate_size)) for layer in spec.layers)
         )

@@ -24,6 +24,7 @@ from edgeopt.compress.prune_heads import PruneHeads
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
 from edgeopt.compress.smooth_quant import SmoothQuant
+from edgeopt.compress.sparsify import Sparsify
 from edgeopt.compress.taylor import Taylor
 from edgeopt.compress.wanda import Wanda
 from edgeopt.errors import ConfigError
@@ -53,6 +54,8 @@ STEPS = {
         retrain=Lora(rank=2, tokens=128, batch_tokens=128, window_tokens=64),
         max_perplexity_ratio=None,
     ),
+    "sparsify": Sparsify(windows=4, window_tokens=64),
+    "sparsify by wanda": Sparsify(pattern="unstructured", method="wanda", ratio=0.3, windows=4, window_tokens=64),
     "lora": Lora(rank=2, tokens=256, batch_tokens=128, window_tokens=64),
     "lora rank-stabilized and decomposed": Lora(
         rank=2, rank_stabilized=True, decomposed=True, tokens=256, batch_tokens=128, window_tokens=64
@@ -139,3 +142,25 @@ def test_nothing_may_change_weights_that_are_already_rounded(step, checkpoint):
     quantized = STEPS["int8"].plan(checkpoint.spec)
     with pytest.raises(ConfigError, match="cannot follow quantize"):
         step.plan(quantized)
+
+
+def refusal(step, spec) -> str:
+    """What the step says against a spec; "" where it takes it."""
+    try:
+        step.plan(spec)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+def test_a_sparse_model_stays_sparse_or_the_step_is_refused(step, checkpoint, calibration, tmp_path):
+    sparse = apply(STEPS["sparsify"], checkpoint, calibration, tmp_path / "sparse")
+    if told := refusal(step, sparse.spec):
+        assert "cannot follow sparsify" in told
+        return
+    after = apply(step, sparse, calibration, tmp_path / "after")
+    assert after.spec.sparsity == "2:4"
+    for layer in networks.layers(networks.load(after)):
+        for module in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
+            assert (module.weight.reshape(-1, 4) == 0).sum(dim=1).min() >= 2
