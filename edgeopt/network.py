@@ -103,6 +103,7 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
     first = spec.layers[0]
     text: dict[str, Any] = {
         "num_hidden_layers": len(spec.layers),
+        "hidden_size": spec.hidden_size,
         "intermediate_size": max(layer.intermediate_size for layer in spec.layers),
         "head_dim": spec.head_size,
         "tie_word_embeddings": spec.tied_embeddings,
@@ -139,6 +140,12 @@ def link(source: Checkpoint, directory: Path) -> None:
 def layers(network: PreTrainedModel) -> Any:
     """The decoder layers in order, an nn.ModuleList; families name what is inside alike, but share no type."""
     return network.get_decoder().layers
+
+
+def norms(network: PreTrainedModel) -> list[Any]:
+    """The norms over hidden channels, in the layers and after them; those inside attention are over heads."""
+    inside = [child for layer in layers(network) for child in layer.children()]
+    return [module for module in (*inside, network.get_decoder().norm) if hasattr(module, "weight")]
 
 
 def units(network: PreTrainedModel) -> dict[str, list[str]]:

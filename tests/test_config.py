@@ -71,11 +71,12 @@ def test_every_choice_of_a_group_composes(group: str, key: str) -> None:
 
 
 ON_ROUNDED_WEIGHTS = ("qat",)
+OPEN_SIZES = {"student": ["step.mine.hidden_size=192"]}
 
 
 @pytest.mark.parametrize("choice", sorted(p.stem for p in (ROOT / "conf" / "step").glob("*.yaml")))
 def test_every_step_can_be_added_to_a_recipe(choice: str) -> None:
-    config = compose([f"+step@step.mine={choice}", "order=[mine]"])
+    config = compose([f"+step@step.mine={choice}", "order=[mine]", *OPEN_SIZES.get(choice, [])])
     (step,) = configs.recipe(config).steps
     rounded = Quantize().plan(SPEC)
     construct(step[1], "step.mine").plan(rounded if choice in ON_ROUNDED_WEIGHTS else SPEC)

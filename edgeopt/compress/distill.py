@@ -63,6 +63,7 @@ class Distill(TaughtTraining):
         loss = self.loss(teacher, windows, shop)
         network = networks.load(checkpoint).requires_grad_(True).to(device())
         if self.hidden_weight:
+            self._require_alike(checkpoint, teacher)
             loss = with_hidden_states(loss, networks.load(teacher).to(device()), windows, self.hidden_weight)
         inputs = ["distill", checkpoint.digest, teacher.digest, shop.calibration.digest, describe(self)]
         with shop.cache.draft(inputs) as draft:
@@ -71,6 +72,15 @@ class Distill(TaughtTraining):
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "distill_loss.json").write_text(json.dumps(losses) + "\n")
         return checkpoint.spec
+
+    def _require_alike(self, student: Checkpoint, teacher: Checkpoint) -> None:
+        theirs, own = teacher.spec.hidden_size, student.spec.hidden_size
+        if theirs != own:
+            raise ConfigError(
+                f"the teacher has {theirs} hidden channels and the model {own}, which cannot be compared",
+                place="hidden_weight",
+                mend="Give 0, so that predictions alone are learnt",
+            )
 
     def _teacher(self, checkpoint: Checkpoint, shop: Workshop) -> Checkpoint:
         if self.teacher is None:

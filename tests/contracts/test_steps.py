@@ -25,6 +25,7 @@ from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
 from edgeopt.compress.smooth_quant import SmoothQuant
 from edgeopt.compress.sparsify import Sparsify
+from edgeopt.compress.student import Student
 from edgeopt.compress.taylor import Taylor
 from edgeopt.compress.wanda import Wanda
 from edgeopt.errors import ConfigError
@@ -54,6 +55,7 @@ STEPS = {
         retrain=Lora(rank=2, tokens=128, batch_tokens=128, window_tokens=64),
         max_perplexity_ratio=None,
     ),
+    "student": Student(layers=1, hidden_size=48, intermediate_size=96, kv_heads=1, windows=4, window_tokens=64),
     "sparsify": Sparsify(windows=4, window_tokens=64),
     "sparsify by wanda": Sparsify(pattern="unstructured", method="wanda", ratio=0.3, windows=4, window_tokens=64),
     "lora": Lora(rank=2, tokens=256, batch_tokens=128, window_tokens=64),
