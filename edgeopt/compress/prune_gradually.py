@@ -45,7 +45,7 @@ class Pruning(Step, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneGradually:
-    """Prune in rounds with retraining after each (as in arXiv 2305.11627 and 2407.14679), down to a limit of quality.
+    """Prune in rounds with retraining after each (arXiv 1906.10771), down to a limit of quality.
 
     Quality is the perplexity on calibration documents that neither pruning nor training sees, as a multiple of the
     uncompressed model's. The first round that exceeds the limit ends the work, and the model before it is the result:

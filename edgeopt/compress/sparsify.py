@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.gptq import LAZY, in_turn, inverse_factor
 from edgeopt.compress.layerwise import Stream
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
+from edgeopt.compress.rounding import Statistic
 from edgeopt.compress.wanda import weight_importance
 from edgeopt.errors import ConfigError
 from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from edgeopt.ports import Workshop
 
 Pattern = Literal["unstructured", "2:4"]
+Method = Literal["magnitude", "wanda", "sparsegpt"]
+STATISTICS: Mapping[Method, Statistic] = {"magnitude": "none", "wanda": "energy", "sparsegpt": "hessian"}
+"""What a method wants to know of a matrix's input."""
 DAMPING = 0.01
 """As in GPTQ: share of the Hessian's mean diagonal that is added to it."""
 
@@ -40,10 +45,11 @@ class Sparsify:
         method: `magnitude` takes the smallest weights, `wanda` those of the least |W| ||x|| (arXiv 2306.11695),
             `sparsegpt` those whose loss the others best make up for, which they then do (arXiv 2301.00774).
         ratio: share of zeros; one half for 2:4.
+        windows, window_tokens: how much calibration text is read, which `magnitude` does without.
     """
 
     pattern: Pattern = "2:4"
-    method: Literal["magnitude", "wanda", "sparsegpt"] = "sparsegpt"
+    method: Method = "sparsegpt"
     ratio: float = 0.5
     windows: int = 32
     window_tokens: int = 256
@@ -72,29 +78,32 @@ class Sparsify:
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         spec, network = self.plan(checkpoint.spec), networks.load(checkpoint)
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        stream, modules = Stream.start(network, windows), networks.units(network)
-        zeros = {}
+        kind, stream = STATISTICS[self.method], None
+        if kind != "none":
+            windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+            stream = Stream.start(network, windows)
+        modules, zeros = networks.units(network), {}
         for number, layer in enumerate(networks.layers(network)):
             shop.progress(f"sparsifying layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
                 names = modules[f"layers.{number}.{unit}"]
-                kind: Literal["hessian", "energy"] = "hessian" if self.method == "sparsegpt" else "energy"
-                statistic = stream.statistic(layer, number, network.get_submodule(names[0]), kind)
+                first = network.get_submodule(names[0])
+                statistic = stream.statistic(layer, number, first, kind) if stream is not None else None
                 for name in names:
                     module: Any = network.get_submodule(name)
                     module.weight.data = self._sparse(module.weight.detach(), statistic)
                     zeros[name] = float((module.weight == 0).float().mean())
-            stream.advance(layer, number)
+            if stream is not None:
+                stream.advance(layer, number)
         networks.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "sparsify.json").write_text(json.dumps({"zeros": zeros}, indent=1) + "\n")
         return spec
 
-    def _sparse(self, weight: Tensor, statistic: Tensor) -> Tensor:
-        if self.method == "sparsegpt":
+    def _sparse(self, weight: Tensor, statistic: Tensor | None) -> Tensor:
+        if statistic is not None and statistic.ndim == 2:
             return sparsegpt(weight, inverse_factor(statistic, DAMPING), self.pattern, self.ratio)
-        scores = weight.abs() if self.method == "magnitude" else weight_importance(weight, statistic)
+        scores = weight.abs() if statistic is None else weight_importance(weight, statistic)
         return weight.masked_fill(least(scores, self.pattern, self.ratio), 0.0)
 
 
