@@ -99,6 +99,13 @@ def test_every_importance_can_be_chosen_for_a_step_that_it_scores(choice: str, s
     made.plan(SPEC)
 
 
+def test_what_is_pruned_in_rounds_and_how_it_is_retrained_can_be_chosen() -> None:
+    chosen = ["step@step.mine.prune=prune_depth", "step@step.mine.retrain=lora"]
+    config = compose(["+step@step.mine=prune_gradually", "order=[mine]", *chosen])
+    made = construct(config["step"]["mine"], "step.mine")
+    assert len(made.plan(SPEC).layers) == len(SPEC.layers) - 1
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, known: dict[str, str]) -> None:
     config = compose(name=name)

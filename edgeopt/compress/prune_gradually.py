@@ -59,7 +59,7 @@ class PruneGradually:
     """
 
     prune: Pruning = field(default_factory=PruneWidth)
-    retrain: Step = field(default_factory=Distill)
+    retrain: Step = field(default_factory=lambda: Distill(tokens=60_000, learning_rate=2.5e-4))
     round_ratio: float = 0.15
     max_perplexity_ratio: float | None = 1.1
 
