@@ -79,11 +79,14 @@ def least_divergent_widths(
         rising = np.maximum.accumulate([0.0, *row])
         lost = np.interp([1.0 - width / size for width in offered], (0.0, *SHARES), rising)
         curves[str(number)] = dict(zip(offered, lost.tolist(), strict=True))
-    # a reward for every channel is alike for all ways to use the whole budget, and worse for all that do not
-    reward = max(max(curve.values()) for curve in curves.values()) / max(sizes) or 1.0
+    # a price for every channel left out is alike for all ways to use the whole budget, and more for all that do not
+    price = max(max(curve.values()) for curve in curves.values()) / max(sizes) or 1.0
     chosen = allocate(
         {layer: {width: width for width in curve} for layer, curve in curves.items()},
-        {layer: {width: lost - reward * width for width, lost in curve.items()} for layer, curve in curves.items()},
+        {
+            layer: {width: lost + price * (max(sizes) - width) for width, lost in curve.items()}
+            for layer, curve in curves.items()
+        },
         total,
     )
     return [chosen[layer] for layer in curves]

@@ -212,6 +212,11 @@ def test_the_whole_budget_is_used_and_no_other_widths_diverge_less(losses, data)
     assert lost(found) == pytest.approx(min(map(lost, full)), abs=1e-5)
 
 
+def test_the_whole_budget_is_used_where_nothing_is_lost():
+    found = least_divergent_widths([[0.0] * len(SHARES)] * 2, [128, 128], 192, 32)
+    assert sum(found) == 192
+
+
 def test_sensitivities_are_measured_once_for_all_ratios(checkpoint, calibration, tmp_path):
     class Counting(NoCache):
         def __init__(self) -> None:
