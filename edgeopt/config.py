@@ -16,7 +16,7 @@ from edgeopt.target import Limit
 Config = dict[str, Any]
 
 PARTS = ("model", "calibration", "evaluation", "runtime", "target", "measure", "tracking")
-REQUIRED = (*PARTS, "rounding", "step", "order", "limits", "state")
+REQUIRED = (*PARTS, "rounding", "importance", "step", "order", "limits", "state")
 OPTIONAL = ("search", "promote")  # of a sweep
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,7 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
     first = spec.layers[0]
     text: dict[str, Any] = {
         "num_hidden_layers": len(spec.layers),
+        "hidden_size": spec.hidden_size,
         "intermediate_size": max(layer.intermediate_size for layer in spec.layers),
         "head_dim": spec.head_size,
         "tie_word_embeddings": spec.tied_embeddings,
@@ -111,6 +112,7 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
         text |= {"num_attention_heads": first.heads, "num_key_value_heads": first.kv_heads}
     text |= {key: config[key][: len(spec.layers)] for key in PER_LAYER if config.get(key)}
     document = {**config, **text, "dtype": "float32", "architectures": [spec.architecture]}
+    document.pop("_name_or_path", None)  # where the weights lay: a copy elsewhere gives the same bytes
     (directory / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
 
 
@@ -138,6 +140,12 @@ def link(source: Checkpoint, directory: Path) -> None:
 def layers(network: PreTrainedModel) -> Any:
     """The decoder layers in order, an nn.ModuleList; families name what is inside alike, but share no type."""
     return network.get_decoder().layers
+
+
+def norms(network: PreTrainedModel) -> list[Any]:
+    """The norms over hidden channels, in the layers and after them; those inside attention are over heads."""
+    inside = [child for layer in layers(network) for child in layer.children()]
+    return [module for module in (*inside, network.get_decoder().norm) if hasattr(module, "weight")]
 
 
 def units(network: PreTrainedModel) -> dict[str, list[str]]:
@@ -198,6 +206,17 @@ def keep_heads(attention: Any, query: Tensor, key_value: Tensor, *, groups: int)
     keep_rows(attention.v_proj, key_value)
     keep_columns(attention.o_proj, query)
     attention.num_key_value_groups = groups
+
+
+def keep_layers(network: PreTrainedModel, kept: Sequence[int]) -> None:
+    """Keep the decoder layers with these numbers, in this order."""
+    from torch import nn
+
+    network.get_decoder().layers = nn.ModuleList([layers(network)[n] for n in kept])
+    network.config.num_hidden_layers = len(kept)
+    for key in PER_LAYER:
+        if entries := getattr(network.config, key, None):
+            setattr(network.config, key, [entries[n] for n in kept])
 
 
 def require_separate_projections(network: PreTrainedModel, step: str) -> None:

@@ -88,6 +88,8 @@ class ModelSpec:
         grids: the grid of each quantized unit, named `layers.<number>.<unit>`, `lm_head` or `embedding`.
         kv_cache: the grid of keys and values; None where they stay in float.
         adapters: updates by name, of which each request may choose one; none is part of the weights.
+        sparsity: the pattern in which weights of the layers are zero: `dense`, `unstructured` or `2:4`. They are
+            stored all the same.
     """
 
     architecture: str
@@ -101,6 +103,7 @@ class ModelSpec:
     grids: Mapping[str, Grid] = field(default_factory=dict)
     kv_cache: KvGrid | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    sparsity: str = "dense"
 
     @property
     def parameters(self) -> int:

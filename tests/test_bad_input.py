@@ -98,7 +98,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "rank below 2": (["recipe=prune_lora", "step.lora.rank=1"], ["step.lora.rank: 1", "2 to 64"]),
     "block of another size": (["recipe=int4", "step.quantize.block_size=48"], ["step.quantize.block_size: 48", "32"]),
     "block that does not divide": (
-        ["recipe=prune_int4", "step.quantize.block_size=256", "step.prune.ratio=0.2"],
+        ["recipe=prune_int4", "step.quantize.block_size=256", "step.prune.multiple=32", "step.prune.ratio=0.2"],
         ["step.quantize.block_size: a block of 256 does not divide", "16, 32"],
     ),
     "unknown rounding": (["recipe=int4", "rounding=gtpq"], ["rounding: ", "Did you mean gptq?"]),

@@ -71,14 +71,39 @@ def test_every_choice_of_a_group_composes(group: str, key: str) -> None:
 
 
 ON_ROUNDED_WEIGHTS = ("qat",)
+OPEN_SIZES = {"student": ["step.mine.hidden_size=192"]}
 
 
 @pytest.mark.parametrize("choice", sorted(p.stem for p in (ROOT / "conf" / "step").glob("*.yaml")))
 def test_every_step_can_be_added_to_a_recipe(choice: str) -> None:
-    config = compose([f"+step@step.mine={choice}", "order=[mine]"])
+    config = compose([f"+step@step.mine={choice}", "order=[mine]", *OPEN_SIZES.get(choice, [])])
     (step,) = configs.recipe(config).steps
     rounded = Quantize().plan(SPEC)
     construct(step[1], "step.mine").plan(rounded if choice in ON_ROUNDED_WEIGHTS else SPEC)
+
+
+@pytest.mark.parametrize(
+    ("choice", "step", "key"),
+    [
+        ("activation", "prune_width", "importance"),
+        ("taylor", "prune_heads", "importance"),
+        ("wanda", "prune_width", "importance"),
+        ("block_influence", "prune_depth", "importance@step.mine.importance"),
+        ("taylor", "prune_depth", "importance@step.mine.importance"),
+    ],
+)
+def test_every_importance_can_be_chosen_for_a_step_that_it_scores(choice: str, step: str, key: str) -> None:
+    config = compose([f"+step@step.mine={step}", "order=[mine]", f"{key}={choice}"])
+    made = construct(config["step"]["mine"], "step.mine")
+    assert made.importance == construct(yaml.safe_load((ROOT / "conf" / "importance" / f"{choice}.yaml").read_text()))
+    made.plan(SPEC)
+
+
+def test_what_is_pruned_in_rounds_and_how_it_is_retrained_can_be_chosen() -> None:
+    chosen = ["step@step.mine.prune=prune_depth", "step@step.mine.retrain=lora"]
+    config = compose(["+step@step.mine=prune_gradually", "order=[mine]", *chosen])
+    made = construct(config["step"]["mine"], "step.mine")
+    assert len(made.plan(SPEC).layers) == len(SPEC.layers) - 1
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import tokens
-from edgeopt.network import layers
+from edgeopt.network import layers, norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,6 +44,20 @@ def input_energy(
     with _removed(handles):
         run(network, windows)
     return energies
+
+
+def norm_energy(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> Tensor:
+    """For each hidden channel the sum over tokens and norms of x² after the norm, float64, shape (hidden,)."""
+    import torch
+
+    energy = torch.zeros(network.get_input_embeddings().weight.shape[1], dtype=torch.float64)
+
+    def add(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        energy.add_(output.detach().double().square().sum(dim=(0, 1)))
+
+    with _removed([norm.register_forward_hook(add) for norm in norms(network)]):
+        run(network, windows)
+    return energy
 
 
 def block_influence(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import intake
 from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.preconditions import require_float
+from edgeopt.compress.preconditions import require_dense, require_float
 from edgeopt.compress.teacher import TaughtTraining
 from edgeopt.compress.training import Loss, device, padded
 from edgeopt.errors import ConfigError
@@ -51,6 +51,7 @@ class Distill(TaughtTraining):
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "distill")
+        require_dense(spec, "distill")
         return spec
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
@@ -62,6 +63,7 @@ class Distill(TaughtTraining):
         loss = self.loss(teacher, windows, shop)
         network = networks.load(checkpoint).requires_grad_(True).to(device())
         if self.hidden_weight:
+            self._require_alike(checkpoint, teacher)
             loss = with_hidden_states(loss, networks.load(teacher).to(device()), windows, self.hidden_weight)
         inputs = ["distill", checkpoint.digest, teacher.digest, shop.calibration.digest, describe(self)]
         with shop.cache.draft(inputs) as draft:
@@ -70,6 +72,15 @@ class Distill(TaughtTraining):
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "distill_loss.json").write_text(json.dumps(losses) + "\n")
         return checkpoint.spec
+
+    def _require_alike(self, student: Checkpoint, teacher: Checkpoint) -> None:
+        theirs, own = teacher.spec.hidden_size, student.spec.hidden_size
+        if theirs != own:
+            raise ConfigError(
+                f"the teacher has {theirs} hidden channels and the model {own}, which cannot be compared",
+                place="hidden_weight",
+                mend="Give 0, so that predictions alone are learnt",
+            )
 
     def _teacher(self, checkpoint: Checkpoint, shop: Workshop) -> Checkpoint:
         if self.teacher is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -89,8 +90,28 @@ def compensated(weight: Tensor, factor: Tensor, scales: Tensor, zero_points: Ten
     """
     import torch
 
-    work, top = weight.clone(), 2**bits - 1
-    codes = torch.empty_like(work)
+    codes = torch.empty_like(weight)
+
+    def nearest(number: int, ahead: Tensor) -> Tensor:
+        scale, zero = scales[:, number], zero_points[:, number]
+        codes[:, number] = ((ahead[:, 0] / scale).round() + zero).clamp(0, 2**bits - 1)
+        return (codes[:, number] - zero) * scale
+
+    in_turn(weight, factor, nearest)
+    return codes
+
+
+def in_turn(weight: Tensor, factor: Tensor, replaced: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """`weight`, (rows, columns), with one column after another replaced, and those after it making up for the error.
+
+    Args:
+        factor: as `inverse_factor` gives it, in the order of the columns.
+        replaced: is called with a column's number and the columns from it to the end of its block of `LAZY`, as
+            corrected so far; returns what stands in the column's place, shape (rows,).
+    """
+    import torch
+
+    work, found = weight.clone(), torch.empty_like(weight)
     columns = work.shape[1]
     for start in range(0, columns, LAZY):
         end = min(start + LAZY, columns)
@@ -98,10 +119,8 @@ def compensated(weight: Tensor, factor: Tensor, scales: Tensor, zero_points: Ten
         part = work[:, start:end]
         inner = factor[start:end, start:end]
         for i in range(end - start):
-            scale, zero = scales[:, start + i], zero_points[:, start + i]
-            code = ((part[:, i] / scale).round() + zero).clamp(0, top)
-            codes[:, start + i] = code
-            lost[:, i] = (part[:, i] - (code - zero) * scale) / inner[i, i]
+            found[:, start + i] = replaced(start + i, part[:, i:])
+            lost[:, i] = (part[:, i] - found[:, start + i]) / inner[i, i]
             part[:, i + 1 :] -= lost[:, i, None] * inner[i, i + 1 :]
         work[:, end:] -= lost @ factor[start:end, end:]
-    return codes
+    return found

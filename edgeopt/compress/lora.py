@@ -14,7 +14,7 @@ from edgeopt import network as networks
 from edgeopt.adapters import LowRank
 from edgeopt.compress import loftq
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.preconditions import require_float, require_no_kv_cache
+from edgeopt.compress.preconditions import require_dense, require_float, require_no_kv_cache
 from edgeopt.compress.training import Training, device, next_token_loss
 from edgeopt.errors import ConfigError
 from edgeopt.part import describe
@@ -77,6 +77,7 @@ class Lora(Training):
     def plan(self, spec: ModelSpec) -> ModelSpec:
         if self.merge:
             require_float(spec, "lora", otherwise="keep the adapter apart with merge=false")
+            require_dense(spec, "lora", mend="Put lora before sparsify, or keep the adapter apart with merge=false")
         require_no_kv_cache(spec, "lora")
         if any(grid.inputs == "static" for grid in spec.grids.values()):
             raise ConfigError(

@@ -15,17 +15,17 @@ from edgeopt import network as networks
 from edgeopt import units
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.allocation import allocate
+from edgeopt.compress.divergence import divergence, predictions
 from edgeopt.compress.gptq import Gptq
 from edgeopt.compress.layerwise import round_network
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantize import BLOCK_SIZES, INTEGERS
-from edgeopt.compress.rounding import Rounding
+from edgeopt.compress.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.weighing import TABLES, Losses, weigh
 from edgeopt.errors import ConfigError, StepError
 from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from edgeopt.artifact import Checkpoint
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from edgeopt.ports import Workshop
 
 Allocation = dict[str, Grid]
+COMPARED = 4
+"""Of so many calibration windows one is predicted before and after, whose log-probabilities are kept meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,7 @@ class MixedPrecision:
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """An allocation in which every weight loses alike, of the bytes that the true one will have."""
         require_float(spec, "mixed_precision")
+        require_zeros_kept(spec, self.rounding)
         losses = {
             item: {grid: _typical_loss(spec, item, grid) for grid in grids}
             for item, grids in self._choices(spec).items()
@@ -158,11 +161,9 @@ class MixedPrecision:
         Neighbours come from losses that are doubled or halved at random, so that each is the exact optimum of
         a prediction that is a little wrong.
         """
-        import torch
-
         chance = random.Random(self.seed)  # noqa: S311 - a search, no secret
-        with torch.inference_mode():
-            reference = [_log_probabilities(network, window) for window in windows]
+        few = windows[::COMPARED]
+        reference = predictions(network, few)
         best: _Tried | None = None
         seen: list[Allocation] = []
         for number in range(self.candidates):
@@ -174,10 +175,9 @@ class MixedPrecision:
             shop.progress(f"trying allocation {number + 1} of {self.candidates}")
             other = copy.deepcopy(network)
             rounded = round_network(other, _with_grids(spec, allocation).grids, self.rounding, windows, shop.progress)
-            with torch.inference_mode():
-                divergence = _divergence(other, windows, reference)
-            if best is None or divergence < best.divergence:
-                best = _Tried(losses=trial, allocation=allocation, rounded=rounded, divergence=divergence)
+            lost = divergence(other, few, reference)
+            if best is None or lost < best.divergence:
+                best = _Tried(losses=trial, allocation=allocation, rounded=rounded, divergence=lost)
         assert best is not None
         return best
 
@@ -212,18 +212,3 @@ def _typical_loss(spec: ModelSpec, item: str, grid: Grid) -> float:
 def _perturbed(losses: Losses, chance: random.Random) -> Losses:
     factors = {item: chance.choice((0.5, 1.0, 2.0)) for item in losses}
     return {item: {grid: loss * factors[item] for grid, loss in row.items()} for item, row in losses.items()}
-
-
-def _log_probabilities(network: PreTrainedModel, window: Sequence[int]) -> Tensor:
-    import torch
-
-    logits: Tensor = network(torch.tensor([list(window)]), use_cache=False).logits[0]
-    return logits.log_softmax(dim=-1)
-
-
-def _divergence(network: PreTrainedModel, windows: Sequence[Sequence[int]], reference: Sequence[Tensor]) -> float:
-    """Mean KL(reference ‖ network) in nats a token."""
-    total = 0.0
-    for window, expected in zip(windows, reference, strict=True):
-        total += float((expected.exp() * (expected - _log_probabilities(network, window))).sum())
-    return total / sum(map(len, windows))

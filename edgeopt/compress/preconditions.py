@@ -41,6 +41,16 @@ def require_no_adapters(spec: ModelSpec, step: str) -> None:
         )
 
 
+def require_dense(spec: ModelSpec, step: str, *, mend: str = "") -> None:
+    """ConfigError where weights were made zero on purpose, and `step` would not leave them so."""
+    if spec.sparsity != "dense":
+        raise ConfigError(
+            f"{step} cannot follow sparsify: it would undo the {spec.sparsity} zeros",
+            place="order",
+            mend=mend or f"Put {step} before sparsify",
+        )
+
+
 def require_ratio(value: float, place: str) -> None:
     if not 0.0 < value < 1.0:
         raise ConfigError(

@@ -1,14 +1,16 @@
-"""Structured pruning of whole decoder layers by block influence."""
+"""Structured pruning of whole decoder layers."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt import network as networks
-from edgeopt.compress.activations import block_influence, calibration_windows
+from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.block_influence import BlockInfluence
+from edgeopt.compress.importance import Importance, require_scores
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.errors import ConfigError
 
@@ -20,18 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneDepth:
-    """Remove the `layers` decoder layers that change the residual stream least (ShortGPT, arXiv 2403.03853).
+    """Remove the `layers` decoder layers that matter least.
 
-    They are removed one at a time, and influence is measured again after each.
+    They are removed one at a time, and those that are left are scored again after each.
     """
 
     layers: int = 1
+    importance: Importance = field(default_factory=BlockInfluence)
     windows: int = 16
     window_tokens: int = 256
 
     def __post_init__(self) -> None:
         for name in ("layers", "windows", "window_tokens"):
             require_positive(getattr(self, name), name)
+        require_scores(self.importance, "layer")
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_depth")
@@ -43,23 +47,24 @@ class PruneDepth:
             )
         return spec.with_layers(spec.layers[: -self.layers])
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        from torch import nn
+    def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:
+        each = max(1, round(share * len(spec.layers)))
+        early = range(each, self.layers, each)
+        return [*(replace(self, layers=removed).plan(spec) for removed in early), self.plan(spec)]
 
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
+
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
         network = networks.load(checkpoint)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         kept = list(range(len(checkpoint.spec.layers)))
-        for removed in range(self.layers):
-            shop.progress(f"weighing {len(kept)} layers ({removed} of {self.layers} removed)")
-            influence = block_influence(network, windows)
-            weakest = influence.index(min(influence))
+        while len(kept) > len(goal.layers):
+            shop.progress(f"scoring {len(kept)} layers, of which {len(goal.layers)} will stay")
+            scores = [float(score) for score in self.importance.scores(network, windows, "layer")]
+            weakest = scores.index(min(scores))
             del kept[weakest]
-            remaining = [layer for n, layer in enumerate(networks.layers(network)) if n != weakest]
-            network.get_decoder().layers = nn.ModuleList(remaining)
-            network.config.num_hidden_layers = len(remaining)
-            for key in networks.PER_LAYER:
-                if entries := getattr(network.config, key, None):
-                    setattr(network.config, key, [entry for n, entry in enumerate(entries) if n != weakest])
+            networks.keep_layers(network, [n for n in range(len(scores)) if n != weakest])
         spec = checkpoint.spec.with_layers(tuple(checkpoint.spec.layers[n] for n in kept))
         networks.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()

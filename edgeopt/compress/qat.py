@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import grid as grids
 from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.preconditions import require_no_adapters, require_no_kv_cache
+from edgeopt.compress.preconditions import require_dense, require_no_adapters, require_no_kv_cache
 from edgeopt.compress.rounding import stored
 from edgeopt.compress.teacher import TaughtTraining
 from edgeopt.compress.training import device
@@ -51,6 +51,7 @@ class Qat(TaughtTraining):
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_no_kv_cache(spec, "qat")
         require_no_adapters(spec, "qat")
+        require_dense(spec, "qat", mend="Leave one of the two out")
         if not any(name not in (LM_HEAD, EMBEDDING) for name in spec.grids):
             raise ConfigError(
                 "qat trains weights that are rounded already, and none are",

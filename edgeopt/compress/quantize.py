@@ -12,7 +12,7 @@ from edgeopt import network as networks
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.layerwise import round_network
 from edgeopt.compress.preconditions import require_float, require_positive
-from edgeopt.compress.rounding import Rounding
+from edgeopt.compress.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.rtn import Rtn
 from edgeopt.errors import ConfigError
 from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
@@ -69,6 +69,7 @@ class Quantize:
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "quantize")
+        require_zeros_kept(spec, self.rounding)
         kinds = self._kinds(spec)
         grids = {
             name: Grid(bits=INTEGERS[kind], block_size=self.block_size, symmetric=self.symmetric)

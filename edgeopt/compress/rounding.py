@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from edgeopt.compress.preconditions import require_dense
 from edgeopt.grid import Rounded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.spec import Grid
+    from edgeopt.spec import Grid, ModelSpec
 
 Statistic = Literal["none", "energy", "hessian"]
 SHRINKS = tuple(1.0 - 0.04 * n for n in range(14))
@@ -33,6 +34,12 @@ class Rounding(Protocol):
     def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
         """Round `weight`, float32 (rows, columns). `statistic` is float64, (columns,) or (columns, columns)."""
         ...
+
+
+def require_zeros_kept(spec: ModelSpec, how: Rounding) -> None:
+    """ConfigError where `how` makes up for errors in weights that a sparse model holds at zero."""
+    if how.STATISTIC == "hessian":
+        require_dense(spec, f"rounding by {type(how).__name__.lower()}", mend="Choose rounding=k_quant, rtn or hqq")
 
 
 def blocked(weight: Tensor, block_size: int) -> Tensor:

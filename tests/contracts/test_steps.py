@@ -19,10 +19,15 @@ from edgeopt.compress.kv_cache import KvCache
 from edgeopt.compress.lora import Lora
 from edgeopt.compress.mixed_precision import MixedPrecision
 from edgeopt.compress.prune_depth import PruneDepth
+from edgeopt.compress.prune_gradually import PruneGradually
 from edgeopt.compress.prune_heads import PruneHeads
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
 from edgeopt.compress.smooth_quant import SmoothQuant
+from edgeopt.compress.sparsify import Sparsify
+from edgeopt.compress.student import Student
+from edgeopt.compress.taylor import Taylor
+from edgeopt.compress.wanda import Wanda
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.part import construct, describe
@@ -30,9 +35,29 @@ from edgeopt.text import Text
 
 STEPS = {
     "prune_width": PruneWidth(ratio=0.25, windows=4, window_tokens=64),
-    "prune_width global": PruneWidth(ratio=0.25, distribution="global", windows=4, window_tokens=64),
+    "prune_width uniform": PruneWidth(ratio=0.25, distribution="uniform", windows=4, window_tokens=64),
+    "prune_width global by taylor": PruneWidth(
+        ratio=0.25, distribution="global", importance=Taylor(), windows=4, window_tokens=64
+    ),
+    "prune_width by wanda": PruneWidth(ratio=0.25, importance=Wanda(), windows=4, window_tokens=64),
     "prune_heads": PruneHeads(ratio=0.5, windows=4, window_tokens=64),
+    "prune_heads by wanda": PruneHeads(ratio=0.5, importance=Wanda(), windows=4, window_tokens=64),
     "prune_depth": PruneDepth(layers=1, windows=4, window_tokens=64),
+    "prune_depth by taylor": PruneDepth(layers=1, importance=Taylor(), windows=4, window_tokens=64),
+    "prune_gradually": PruneGradually(
+        prune=PruneWidth(ratio=0.5, distribution="uniform", windows=2, window_tokens=64),
+        retrain=Distill(tokens=128, batch_tokens=128, window_tokens=64),
+        round_ratio=0.25,
+        max_perplexity_ratio=None,
+    ),
+    "prune_gradually by layers": PruneGradually(
+        prune=PruneDepth(layers=1, windows=2, window_tokens=64),
+        retrain=Lora(rank=2, tokens=128, batch_tokens=128, window_tokens=64),
+        max_perplexity_ratio=None,
+    ),
+    "student": Student(layers=1, hidden_size=48, intermediate_size=96, kv_heads=1, windows=4, window_tokens=64),
+    "sparsify": Sparsify(windows=4, window_tokens=64),
+    "sparsify by wanda": Sparsify(pattern="unstructured", method="wanda", ratio=0.3, windows=4, window_tokens=64),
     "lora": Lora(rank=2, tokens=256, batch_tokens=128, window_tokens=64),
     "lora rank-stabilized and decomposed": Lora(
         rank=2, rank_stabilized=True, decomposed=True, tokens=256, batch_tokens=128, window_tokens=64
@@ -129,3 +154,25 @@ def test_nothing_may_change_weights_that_an_adapter_was_trained_on(name, checkpo
     beside = STEPS["lora beside the weights"].plan(checkpoint.spec)
     with pytest.raises(ConfigError, match="cannot follow lora with merge=false"):
         STEPS[name].plan(beside)
+
+
+def refusal(step, spec) -> str:
+    """What the step says against a spec; "" where it takes it."""
+    try:
+        step.plan(spec)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+def test_a_sparse_model_stays_sparse_or_the_step_is_refused(step, checkpoint, calibration, tmp_path):
+    sparse = apply(STEPS["sparsify"], checkpoint, calibration, tmp_path / "sparse")
+    if told := refusal(step, sparse.spec):
+        assert "cannot follow sparsify" in told
+        return
+    after = apply(step, sparse, calibration, tmp_path / "after")
+    assert after.spec.sparsity == "2:4"
+    for layer in networks.layers(networks.load(after)):
+        for module in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
+            assert (module.weight.reshape(-1, 4) == 0).sum(dim=1).min() >= 2

@@ -20,6 +20,7 @@ from edgeopt.compress.prune_heads import PruneHeads
 from edgeopt.compress.prune_width import PruneWidth
 from edgeopt.compress.quantize import Quantize
 from edgeopt.compress.smooth_quant import SmoothQuant
+from edgeopt.compress.student import Student
 from edgeopt.intake import take_in
 from edgeopt.part import describe
 from edgeopt.runtimes.genai import Genai
@@ -155,6 +156,16 @@ def test_an_engine_of_a_cut_checkpoint_computes_as_torch(checkpoint: Checkpoint,
         checkpoint = applied(step, checkpoint, tmp_path / type(step).__name__)
     expected = torch_logits(checkpoint)
     found = logits(build(checkpoint, tmp_path / "engine"))
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("checkpoint", [f for f in FAMILIES if f not in FUSED], indirect=True)
+def test_an_engine_of_a_student_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    step = Student(layers=2, hidden_size=48, intermediate_size=96, windows=2, window_tokens=64)
+    student = applied(step, checkpoint, tmp_path / "student")
+    expected = torch_logits(student)
+    assert student.spec.hidden_size == 48
+    found = logits(build(student, tmp_path / "engine"))
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 

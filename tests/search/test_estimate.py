@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import specs
 
+from edgeopt.compress.sparsify import Sparsify
 from edgeopt.search.estimate import estimate, lever
 from edgeopt.spec import Adapter, Grid, LayerSpec, ModelSpec
 
@@ -103,3 +105,11 @@ def test_the_parts_add_up() -> None:
 )
 def test_there_is_always_a_next_lever(spec: ModelSpec, told: str) -> None:
     assert told in lever(spec)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_zeros_save_neither_bytes_nor_memory(pattern: Literal["unstructured", "2:4"]) -> None:
+    sparse = Sparsify(pattern=pattern).plan(SPEC)
+    assert sparse != SPEC
+    sizes = {"context_length": 128, "chunk_tokens": 16, "tokenizer_bytes": 0}
+    assert estimate(sparse, **sizes) == estimate(SPEC, **sizes)
