@@ -18,6 +18,7 @@ from edgeopt import network as networks
 from edgeopt.errors import BuildError
 from edgeopt.runtimes import genai_adapters, passes
 from edgeopt.runtimes.genai_grid import GridNodes
+from edgeopt.runtimes.genai_rotary import RotaryNodes
 from edgeopt.spec import LM_HEAD, ModelSpec
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _adapted(
         self.load_weights = lambda _: network
         self.make_layer, self.make_key_value_cache_shape = sized, sized_cache
         resize(0)
+        RotaryNodes(self, network).install()
         if spec.grids:
             GridNodes(self, network, checkpoint, accuracy_level).install()
         genai_adapters.AdapterNodes(self, touched).install()

@@ -150,6 +150,15 @@ def test_an_engine_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> 
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("checkpoint", ["llama3", "gemma3", "phi3"], indirect=True)
+def test_an_engine_stores_no_rotary_tables(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    import onnx
+
+    engine = build(checkpoint, tmp_path / "engine")
+    stored = [tensor.name for tensor in onnx.load(engine.directory / "model.onnx").graph.initializer]
+    assert not [name for name in stored if name in ("cos_cache", "sin_cache", "cos_cache_local", "cos_cache_global")]
+
+
 @pytest.mark.parametrize("checkpoint", [f for f in FAMILIES if f not in FUSED], indirect=True)
 def test_an_engine_of_a_cut_checkpoint_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for step in (PruneWidth(ratio=0.25), PruneDepth(layers=1), PruneHeads(ratio=0.5)):
