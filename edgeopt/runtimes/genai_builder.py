@@ -101,6 +101,7 @@ def _adapted(
 
     def initialized(self: Any, config: Any, *rest: Any) -> None:
         _flatten_rope(config)
+        RotaryNodes(self, network).install()  # first: some families make their tables at once
         initialize(self, config, *rest)
 
     def adapted(self: Any, input_path: str) -> None:
@@ -122,7 +123,6 @@ def _adapted(
         self.load_weights = lambda _: network
         self.make_layer, self.make_key_value_cache_shape = sized, sized_cache
         resize(0)
-        RotaryNodes(self, network).install()
         if spec.grids:
             GridNodes(self, network, checkpoint, accuracy_level).install()
         genai_adapters.AdapterNodes(self, touched).install()

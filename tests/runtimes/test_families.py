@@ -150,7 +150,7 @@ def test_an_engine_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> 
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("checkpoint", ["llama3", "gemma3", "phi3"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["llama 3", "gemma3", "phi3"], indirect=True)
 def test_an_engine_stores_no_rotary_tables(checkpoint: Checkpoint, tmp_path: Path) -> None:
     import onnx
 
