@@ -83,6 +83,15 @@ def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
     ).documents
 
 
+def calibration(chosen: Sequence[str]) -> Sequence[str]:
+    """The documents of the calibration text under the overrides `chosen`."""
+    from edgeopt import assembly
+    from edgeopt.part import canonical
+
+    config = assembly.Request(overrides=tuple(chosen)).compose()
+    return assembly.text(canonical(config["calibration"])).documents
+
+
 def llama_cpp(model: Path, directory: Path, windows: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
     """Perplexity and bytes of weights of llama.cpp's quantized forms of `model`, by their names."""
     python, whole = os.environ[LLAMACPP], directory / "model.gguf"

@@ -37,7 +37,7 @@ class PruneWidth:
             asks for scores in one unit (Taylor's); `uniform` cuts every layer alike. All leave as many channels.
         multiple: widths are rounded to the nearest multiple: kernels like 32, and blocks of quantization must fit.
         importance: what is taken for unimportant.
-        windows, window_tokens: how much calibration text is read; a quarter of it for sensitivities.
+        windows, window_tokens: how much calibration text is read; an eighth of it for sensitivities.
     """
 
     ratio: float = 0.2
@@ -103,7 +103,7 @@ class PruneWidth:
             return global_widths(scores, sum(uniform), self.multiple)
 
         def measure(directory: Path) -> None:
-            few = windows[: max(1, len(windows) // 4)]
+            few = windows[: max(1, len(windows) // 8)]
             found = sensitivities(network, scores, few, shop.progress)
             (directory / "nats.json").write_text(json.dumps(found) + "\n")
 

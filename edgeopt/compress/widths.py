@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from edgeopt.ports import Progress
 
-SHARES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+SHARES = (0.1, 0.25, 0.45, 0.7, 1.0)
 """Shares of a layer's channels that are taken away to see what the model loses."""
 
 

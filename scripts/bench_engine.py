@@ -1,0 +1,149 @@
+"""Benchmarks of the product itself: start, memory, agreement of measurements, overhead, and what a cut gains."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from bench_common import (
+    EDGEOPT,
+    cli,
+    compare,
+    engine_of,
+    figures,
+    in_turn,
+    intervals,
+    make_random_llama,
+    only,
+    table,
+)
+
+
+def startup(folder: Path) -> None:
+    """Time until `edgeopt --help` has printed."""
+    times = []
+    for _ in range(11):
+        begun = time.perf_counter()
+        subprocess.run([EDGEOPT, "--help"], stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - begun)
+    print(f"`edgeopt --help`: median {statistics.median(times):.3f} s of {len(times)}\n")
+
+
+def width(folder: Path) -> None:
+    """What pruning 30 % of the MLP channels costs and gains, and what LoRA wins back."""
+    ratio = "step.prune.ratio=0.3"
+    commands = {
+        "uncompressed": ["recipe=baseline"],
+        "30 % narrower": ["recipe=prune", ratio],
+        "30 % narrower, LoRA": ["recipe=prune_lora", ratio, "step.lora.rank=16"],
+        "int4": ["recipe=int4"],
+        "30 % narrower, LoRA, int4": ["recipe=prune_lora_int4", ratio, "step.lora.rank=16"],
+    }
+    compare(folder, commands)
+    perplexity = [figures(cli(folder, "run", *commands[n]))["quality/perplexity"] for n in list(commands)[:3]]
+    base, cut, won = perplexity
+    print(f"perplexity lost by pruning {cut - base:.3f}, won back {cut - won:.3f}: {(cut - won) / (cut - base):.0%}\n")
+
+
+def width_246m(folder: Path) -> None:
+    """The same cut of a 246 M Llama shape with random weights, where arithmetic outweighs the calls around it."""
+    model = folder / "llama246m"
+    make_random_llama(model)
+    whole = ["model=local", f"model.path={model}", "measure.probes.parity=null", "measure.max_windows=2"]
+    compare(
+        folder,
+        {
+            "uncompressed": [*whole, "recipe=baseline"],
+            "30 % narrower": [
+                *whole,
+                "recipe=prune",
+                "step.prune.ratio=0.3",
+                "step.prune.windows=4",
+                "step.prune.distribution=uniform",
+            ],
+        },
+    )
+
+
+def agreement(folder: Path) -> None:
+    """Whether two measurements of one engine agree, and both orders of two engines give the same verdict."""
+    first = cli(folder, "run", "recipe=int8")["engine"]["directory"]
+    second = cli(folder, "run", "recipe=int4")["engine"]["directory"]
+    order = [first, first, second, second, first]
+    bench = [cli(folder, "bench", "--engine", str(folder / engine)) for engine in order]
+    timed = [
+        m["metric"] for m in bench[0]["measurements"] if m["metric"].startswith(("latency/", "memory/", "throughput/"))
+    ]
+    rows = []
+    for metric in timed:
+        (a_low, a_high), (b_low, b_high) = intervals(bench[0], metric), intervals(bench[1], metric)
+        overlap = a_low <= b_high and b_low <= a_high
+        rows.append(
+            [metric, f"{a_low:.4g} … {a_high:.4g}", f"{b_low:.4g} … {b_high:.4g}", "agree" if overlap else "DIFFER"]
+        )
+    table(["metric", "first", "second", ""], rows)
+    metric = "latency/decode_p50_ms"
+    forth = figures(bench[1])[metric] < figures(bench[2])[metric]
+    back = figures(bench[4])[metric] < figures(bench[3])[metric]
+    print(f"int8 faster than int4: {forth} when measured first, {back} when measured last\n")
+
+
+def memory(folder: Path) -> None:
+    """Peak memory against bytes on disk of a 246 M Llama shape with random weights, int4, by length of the context."""
+    model = folder / "llama246m"
+    make_random_llama(model)
+    whole = ["model=local", f"model.path={model}", "recipe=int4", "step.quantize.block_size=128"]
+    off = [f"measure.probes.{name}=null" for name in ("energy", "parity", "quality", "continuations")]
+    in_8_bits = ["+step@step.kv_cache=kv_cache", "order=[quantize,kv_cache]"]
+    rows = []
+    for tokens, extra in ((640, []), (1024, []), (1024, in_8_bits)):
+        f = figures(cli(folder, "run", *whole, *extra, *off, f"target.context_length={tokens}"))
+        size, peak = f["size/engine_mib"], f["memory/peak_rss_mib"]
+        cache = "8 bits" if extra else "fp32"
+        rows.append([tokens, cache, size, peak, peak / size, f["latency/decode_p50_ms"]])
+    table(["context", "key-value cache", "engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"], rows)
+
+
+def overhead(folder: Path) -> None:
+    """Share of a trial's time, and of the whole sweep's, that is neither compression, build nor measurement."""
+    from mlflow import MlflowClient
+
+    begun = time.perf_counter()
+    document = cli(folder, "sweep", "search.study=overhead", "search.trials=8", "promote=null")
+    passed = time.perf_counter() - begun
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    in_trials = in_stages = 0.0
+    for trial in document["trials"]:
+        run = client.get_run(trial["run_id"]).info
+        in_trials += (run.end_time - run.start_time) / 1e3
+        result = json.loads((folder / ".edgeopt/studies/overhead/trials" / f"{trial['number']}.json").read_text())
+        in_stages += sum(result["timings_s"].values())
+    print(f"8 trials: {in_trials:.0f} s, of which {1 - in_stages / in_trials:.1%} are outside their stages")
+    print(f"sweep: {passed:.0f} s, of which {1 - in_stages / passed:.1%} are outside stages, start and end included\n")
+
+
+def decode(folder: Path) -> None:
+    """Decoding of the 246 M shape in 4 bits beside the engine that ONNX Runtime's builder makes of its own RTN."""
+    from peers import onnx_runtime
+
+    model = folder / "llama246m"
+    make_random_llama(model)
+    whole = [
+        "model=local",
+        f"model.path={model}",
+        *only(),
+    ]
+    for block in (32, 128):
+        peer = folder / f"onnx-runtime-{block}"
+        peer.mkdir()
+        onnx_runtime(model, peer, "rtn", block_size=block)
+        own = cli(folder, "run", *whole, "recipe=int4", f"step.quantize.block_size={block}")
+        both = in_turn(folder, {"ONNX Runtime": peer, "edgeopt": engine_of(folder, own)}, rounds=5)
+        metrics = ("latency/decode_p50_ms", "latency/ttft_256_ms", "memory/peak_rss_mib", "size/engine_mib")
+        rows = [[name, *(found[metric] for metric in metrics)] for name, found in both.items()]
+        ratio = both["edgeopt"]["latency/decode_p50_ms"] / both["ONNX Runtime"]["latency/decode_p50_ms"]
+        print(f"blocks of {block}: decode {ratio:.3f} of ONNX Runtime's\n")
+        table(["engine", *metrics], rows)
