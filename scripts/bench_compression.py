@@ -86,7 +86,7 @@ def weighed(engine: Path) -> tuple[float, float]:
 def recovery(folder: Path) -> None:
     """Cutting, distilling, LoRA and int4 against int4 alone and against a smaller dense student, at equal bytes."""
     taught = ["step.distill.tokens=300000", "step.distill.learning_rate=0.001"]
-    students = {"reference model": (224, 640), "TinyStories-656K": (112, 320)}
+    students = {"reference model": (208, 640), "TinyStories-656K": (112, 288)}
     for subject in subjects():
         chosen = [*subject.chosen, ALL_TEXT, *only("quality")]
         gptq = [*FOUR_BITS, "rounding=gptq"]

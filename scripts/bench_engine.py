@@ -92,19 +92,19 @@ def agreement(folder: Path) -> None:
 
 
 def memory(folder: Path) -> None:
-    """Peak memory against bytes on disk of a 246 M Llama shape with random weights, int4, by length of the context."""
+    """Peak memory against bytes on disk of the 246 M shape in 4 bits, by blocks, context and type of cache."""
     model = folder / "llama246m"
     make_random_llama(model)
-    whole = ["model=local", f"model.path={model}", "recipe=int4", "step.quantize.block_size=128"]
-    off = [f"measure.probes.{name}=null" for name in ("energy", "parity", "quality", "continuations")]
+    whole = ["model=local", f"model.path={model}", "recipe=int4", *only("memory", "latency")]
     in_8_bits = ["+step@step.kv_cache=kv_cache", "order=[quantize,kv_cache]"]
     rows = []
-    for tokens, extra in ((640, []), (1024, []), (1024, in_8_bits)):
-        f = figures(cli(folder, "run", *whole, *extra, *off, f"target.context_length={tokens}"))
+    for block, tokens, extra in ((128, 512, []), (256, 512, []), (256, 1024, []), (256, 1024, in_8_bits)):
+        sized = [f"step.quantize.block_size={block}", f"target.context_length={tokens}"]
+        f = figures(cli(folder, "run", *whole, *sized, *extra))
         size, peak = f["size/engine_mib"], f["memory/peak_rss_mib"]
         cache = "8 bits" if extra else "fp32"
-        rows.append([tokens, cache, size, peak, peak / size, f["latency/decode_p50_ms"]])
-    table(["context", "key-value cache", "engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"], rows)
+        rows.append([block, tokens, cache, size, peak, peak / size, f["latency/decode_p50_ms"]])
+    table(["block", "context", "key-value cache", "engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"], rows)
 
 
 def overhead(folder: Path) -> None:

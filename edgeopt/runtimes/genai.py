@@ -145,14 +145,20 @@ class GenaiSession:
         return (tokens[start : start + self._chunk] for start in range(0, len(tokens), self._chunk))
 
     def _generator(self, graph: str, length: int, *, minimum: int, adapter: str | None) -> Generator:
-        from edgeopt import adapters
-        from edgeopt.runtimes.genai_adapters import path_of
         from edgeopt.runtimes.genai_library import Generator
 
-        adapters.require(adapter, self._spec)
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
         generator = Generator(self._load(graph), capacity=capacity, minimum=minimum)
-        if adapter is not None and self._adapters is not None:
-            self._adapters.load(adapter, path_of(self._directory, adapter))
-            generator.activate(self._adapters, adapter)
+        if adapter is not None:
+            self._activate(adapter, generator)
         return generator
+
+    def _activate(self, adapter: str, generator: Generator) -> None:
+        """Let the generator compute with an adapter, which stays loaded as long as the graph does."""
+        from edgeopt import adapters
+        from edgeopt.runtimes.genai_adapters import path_of
+
+        adapters.require(adapter, self._spec)
+        assert self._adapters is not None
+        self._adapters.load(adapter, path_of(self._directory, adapter))
+        generator.activate(self._adapters, adapter)
