@@ -34,18 +34,23 @@ def startup(folder: Path) -> None:
 
 def width(folder: Path) -> None:
     """What pruning 30 % of the MLP channels costs and gains, and what LoRA wins back."""
-    ratio = "step.prune.ratio=0.3"
+    cut, trained = ["step.prune.ratio=0.3"], ["step.lora.rank=16"]
+    alike = [*cut, "step.prune.distribution=uniform"]
     commands = {
         "uncompressed": ["recipe=baseline"],
-        "30 % narrower": ["recipe=prune", ratio],
-        "30 % narrower, LoRA": ["recipe=prune_lora", ratio, "step.lora.rank=16"],
+        "30 % narrower, layers alike": ["recipe=prune", *alike],
+        "the same, LoRA": ["recipe=prune_lora", *alike, *trained],
+        "30 % narrower, by sensitivity": ["recipe=prune", *cut],
+        "by sensitivity, LoRA": ["recipe=prune_lora", *cut, *trained],
         "int4": ["recipe=int4"],
-        "30 % narrower, LoRA, int4": ["recipe=prune_lora_int4", ratio, "step.lora.rank=16"],
+        "by sensitivity, LoRA, int4": ["recipe=prune_lora_int4", *cut, *trained],
     }
     compare(folder, commands)
-    perplexity = [figures(cli(folder, "run", *commands[n]))["quality/perplexity"] for n in list(commands)[:3]]
-    base, cut, won = perplexity
-    print(f"perplexity lost by pruning {cut - base:.3f}, won back {cut - won:.3f}: {(cut - won) / (cut - base):.0%}\n")
+    perplexity = [figures(cli(folder, "run", *command))["quality/perplexity"] for command in commands.values()]
+    for whole, narrow, won in (perplexity[:3], [perplexity[0], *perplexity[3:5]]):
+        share = (narrow - won) / (narrow - whole)
+        print(f"perplexity lost by pruning {narrow - whole:.3f}, won back {narrow - won:.3f}: {share:.0%}")
+    print()
 
 
 def width_246m(folder: Path) -> None:

@@ -15,7 +15,8 @@ from edgeopt.adapters import LowRank
 from edgeopt.compress import loftq
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_float, require_no_kv_cache
-from edgeopt.compress.training import Training, device, next_token_loss
+from edgeopt.compress.teacher import TaughtTraining
+from edgeopt.compress.training import device
 from edgeopt.errors import ConfigError
 from edgeopt.part import describe
 from edgeopt.spec import EMBEDDING, LM_HEAD, PROJECTIONS, Adapter, ModelSpec
@@ -30,8 +31,11 @@ TARGETS = tuple(name for unit in PROJECTIONS.values() for name in unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lora(Training):
+class Lora(TaughtTraining):
     """Train low-rank updates of the projections on calibration text (LoRA, arXiv 2106.09685), by peft.
+
+    They learn from the uncompressed model, whose predictions say more of a short text than the text itself; with
+    `truth_weight=1` from the text alone, as an adapter to a use of its own does.
 
     Attributes:
         rank: 2 to 64, and no larger than the smallest adapted matrix.
@@ -43,6 +47,7 @@ class Lora(Training):
         initialization: the usual one, an update of zero, or `loftq`, where it makes up for rounding.
     """
 
+    truth_weight: float = 0.3
     rank: int = 8
     alpha: float = 16.0
     rank_stabilized: bool = False
@@ -53,7 +58,7 @@ class Lora(Training):
     initialization: Literal["default", "loftq"] = "default"
 
     def __post_init__(self) -> None:
-        Training.__post_init__(self)
+        TaughtTraining.__post_init__(self)
         if not 2 <= self.rank <= 64:
             raise ConfigError(f"{self.rank} is outside its range", place="rank", mend="Give a rank from 2 to 64")
         if self.alpha <= 0:
@@ -127,9 +132,10 @@ class Lora(Training):
             shop.progress("fitting updates to what rounding lost")
             make_up(adapted.get_base_model(), networks.load(shop.floating))
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        inputs = ["lora", checkpoint.digest, shop.floating.digest, shop.calibration.digest, describe(self)]
-        with shop.cache.draft(inputs) as draft:
-            losses = self.fit(adapted, next_token_loss(windows), len(windows), shop.progress, draft)
+        loss = self.loss(shop.original, windows, shop)
+        known = (checkpoint, shop.original, shop.floating, shop.calibration)
+        with shop.cache.draft(["lora", *(part.digest for part in known), describe(self)]) as draft:
+            losses = self.fit(adapted, loss, len(windows), shop.progress, draft)
         artifacts = directory / "artifacts"
         keep(adapted, artifacts / "adapter")
         (artifacts / "lora_loss.json").write_text(json.dumps(losses) + "\n")

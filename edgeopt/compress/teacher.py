@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt import network as networks
 from edgeopt.compress.preconditions import require_positive
-from edgeopt.compress.training import Loss, Training, device, padded, truth
+from edgeopt.compress.training import Loss, Training, device, next_token_loss, padded, truth
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class TaughtTraining(Training):
             )
 
     def loss(self, teacher: Checkpoint, windows: Sequence[Sequence[int]], shop: Workshop) -> Loss:
-        """The distillation loss on `windows`."""
+        """The distillation loss on `windows`; that of language modelling where the text says everything."""
+        if self.truth_weight == 1.0:
+            return next_token_loss(windows)
         taught = lessons(teacher, windows, top_k=self.top_k, temperature=self.temperature, shop=shop)
         return distillation_loss(windows, taught, temperature=self.temperature, truth_weight=self.truth_weight)
 

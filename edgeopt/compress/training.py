@@ -44,7 +44,7 @@ class Training:
     batch_tokens: int = 1024
     window_tokens: int = 256
     held_out: float = 0.05
-    patience: int = 3
+    patience: int = 6
     seed: int = 0
 
     def __post_init__(self) -> None:
