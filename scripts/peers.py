@@ -1,7 +1,8 @@
 """What users of other tools would run instead, on the same weights and the same tokens.
 
 ONNX Runtime's builder comes with edgeopt. llama.cpp and Olive want environments of their own: name their interpreters
-in EDGEOPT_LLAMACPP_PYTHON (llama-cpp-python, gguf, safetensors) and EDGEOPT_OLIVE_PYTHON (olive-ai, datasets).
+in EDGEOPT_LLAMACPP_PYTHON (llama-cpp-python, gguf, safetensors) and EDGEOPT_OLIVE_PYTHON (olive-ai 0.13 with
+onnxruntime-genai 0.14, datasets, requests).
 """
 
 from __future__ import annotations
@@ -123,7 +124,10 @@ def olive(model: Path, directory: Path, calibration: Sequence[str], *, window_to
 
 def _run(python: str, *arguments: Any, folder: Path | None = None) -> str:
     where = folder or Path(arguments[-1]).parent
-    done = subprocess.run([python, *map(str, arguments)], cwd=where, capture_output=True, text=True, check=False)
+    quiet = {**os.environ, "OLIVE_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [python, *map(str, arguments)], cwd=where, env=quiet, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{arguments[0]} failed: {done.stderr[-2000:]}")
     return done.stdout
