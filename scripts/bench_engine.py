@@ -145,7 +145,9 @@ def decode(folder: Path) -> None:
         peer = folder / f"onnx-runtime-{block}"
         peer.mkdir()
         onnx_runtime(model, peer, "rtn", block_size=block)
-        own = cli(folder, "run", *whole, "recipe=int4", f"step.quantize.block_size={block}")
+        own = cli(
+            folder, "run", *whole, "recipe=int4", "step.quantize.lm_head=int4", f"step.quantize.block_size={block}"
+        )
         both = in_turn(folder, {"ONNX Runtime": peer, "edgeopt": engine_of(folder, own)}, rounds=5)
         metrics = ("latency/decode_p50_ms", "latency/ttft_256_ms", "memory/peak_rss_mib", "size/engine_mib")
         rows = [[name, *(found[metric] for metric in metrics)] for name, found in both.items()]
