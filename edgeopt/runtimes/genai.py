@@ -103,7 +103,7 @@ class GenaiSession:
         self._load(GENERATING)
 
     def _load(self, graph: str) -> Model:
-        from edgeopt.runtimes.genai_library import Adapters, Model
+        from edgeopt.runtimes.genai_library import Model
 
         if self._model is None or self._graph != graph:
             self.close()
@@ -112,7 +112,7 @@ class GenaiSession:
                 self._model = Model(self._directory, {"model": {"decoder": decoder}})
             except RuntimeError as error:
                 raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
-            self._adapters, self._graph = Adapters(self._model), graph
+            self._graph = graph
         return self._model
 
     def generate(
@@ -148,17 +148,19 @@ class GenaiSession:
         from edgeopt.runtimes.genai_library import Generator
 
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
-        generator = Generator(self._load(graph), capacity=capacity, minimum=minimum)
+        model = self._load(graph)
+        generator = Generator(model, capacity=capacity, minimum=minimum)
         if adapter is not None:
-            self._activate(adapter, generator)
+            self._activate(adapter, model, generator)
         return generator
 
-    def _activate(self, adapter: str, generator: Generator) -> None:
+    def _activate(self, adapter: str, model: Model, generator: Generator) -> None:
         """Let the generator compute with an adapter, which stays loaded as long as the graph does."""
         from edgeopt import adapters
         from edgeopt.runtimes.genai_adapters import path_of
+        from edgeopt.runtimes.genai_library import Adapters
 
         adapters.require(adapter, self._spec)
-        assert self._adapters is not None
+        self._adapters = self._adapters or Adapters(model)
         self._adapters.load(adapter, path_of(self._directory, adapter))
         generator.activate(self._adapters, adapter)
