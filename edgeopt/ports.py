@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ Progress = Callable[[str], None]
 """Called with one short line on what is being done."""
 
 
+@runtime_checkable
 class ModelSource(Protocol):
     """Where a checkpoint comes from."""
 

@@ -114,8 +114,8 @@ def code_digest() -> str:
     """sha256 over the sources that compress, build and measure: new code never takes an old stage for its own."""
     package = Path(__file__).parent
     combined = hashlib.sha256()
-    for folder in (package, *(package / room for room in ("compress", "runtimes", "measure"))):
-        for path in sorted(folder.glob("*.py")):
-            if path.name not in ("cli.py", "config.py"):
-                combined.update(path.read_bytes())
+    shared = (path for path in package.glob("*.py") if path.name not in ("cli.py", "config.py"))
+    rooms = (path for room in ("compress", "runtimes", "measure") for path in (package / room).rglob("*.py"))
+    for path in sorted((*shared, *rooms)):
+        combined.update(path.read_bytes())
     return combined.hexdigest()

@@ -10,7 +10,7 @@ from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.adapters import LowRank
 from edgeopt.artifact import Checkpoint
-from edgeopt.compress.lora import TARGETS, modules
+from edgeopt.compress.recovery.lora import TARGETS, modules
 from edgeopt.spec import Adapter
 
 

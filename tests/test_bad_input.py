@@ -484,7 +484,7 @@ def test_nothing_feasible_promotes_nothing(refused: Refused, study: str) -> None
 def own(work: Path) -> Path:
     """A user's folder of configs in which every file has a fault of its own."""
     for name, content in {
-        "step/narrow.yaml": "_target_: edgeopt.compress.prune_width.PruneWidth\nratoi: 0.2\n",
+        "step/narrow.yaml": "_target_: edgeopt.compress.pruning.prune_width.PruneWidth\nratoi: 0.2\n",
         "step/syntax.yaml": "a: [1\nb: 2\n",
         "step/evil.yaml": "_target_: os.system\ncommand: touch pwned\n",
         "step/list.yaml": "- 1\n",
@@ -517,7 +517,7 @@ def test_a_fault_in_a_users_file_names_the_file(
 
 
 def test_a_fault_in_an_override_is_not_laid_on_a_file(refused: Refused, own: Path) -> None:
-    (own / "step" / "wide.yaml").write_text("_target_: edgeopt.compress.prune_width.PruneWidth\nratio: 0.2\n")
+    (own / "step" / "wide.yaml").write_text("_target_: edgeopt.compress.pruning.prune_width.PruneWidth\nratio: 0.2\n")
     line = refused("estimate", "--config-dir", "own", "recipe=prune", "step.prune.ratio=7.0")
     assert line.startswith("step.prune.ratio: 7.0")
     assert "wide.yaml" not in line

@@ -9,7 +9,7 @@ import specs
 import yaml
 
 from edgeopt import config as configs
-from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.config import compose
 from edgeopt.errors import ConfigError
 from edgeopt.part import construct
@@ -265,7 +265,11 @@ def own(tmp_path: Path) -> Path:
     """A user's folder: a target of its own, another int4, and a sweep."""
     for name, content in {
         "target/gateway.yaml": {"_target_": "edgeopt.target.Target", "name": "gateway", "threads": 3},
-        "step/int4.yaml": {"_target_": "edgeopt.compress.quantize.Quantize", "weights": "int4", "block_size": 128},
+        "step/int4.yaml": {
+            "_target_": "edgeopt.compress.quantization.quantize.Quantize",
+            "weights": "int4",
+            "block_size": 128,
+        },
         "mine.yaml": {"defaults": ["config", "_self_"], "state": "elsewhere"},
     }.items():
         path = tmp_path / "own" / name

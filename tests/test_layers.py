@@ -20,6 +20,9 @@ ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store",
 LEVEL_5 = {"config", "assembly", "commands", "cli", "display", "diagnosis", "hydra_plugins"}
 ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_5 | {"pipeline", "search"}
 
+WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recovery": set()}
+"""Which rooms of compress each of them may know, beside the mathematics that all share."""
+
 OWNERS = {
     "mlflow": {"tracking", "release", "models"},
     "optuna": {"search"},
@@ -145,6 +148,16 @@ def test_no_room_imports_one_that_it_may_not_know() -> None:
     assert inside
     wrong = [str(i) for i in inside if i.imported_room not in allowed(i.room)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_techniques_of_one_kind_do_not_know_those_of_another() -> None:
+    inside = [i for i in IMPORTS if i.room == "compress" and i.imported_room == "compress"]
+    assert inside
+    for found in inside:
+        own = Path(found.file).parts[1]
+        imported = found.module.split(".")[2]
+        known = {own, *WITHIN_COMPRESS.get(own, ())}
+        assert imported not in WITHIN_COMPRESS or imported in known, found
 
 
 def test_the_lowest_level_needs_the_standard_library_alone() -> None:

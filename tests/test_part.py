@@ -36,8 +36,8 @@ def narrowed(data: Any, to: Any) -> Any:
 
 def resolved(text: str) -> str:
     """A file of conf/ with the rounding and the importance that another file fills in."""
-    text = text.replace("${importance}", "{_target_: edgeopt.compress.taylor.Taylor}")
-    return text.replace("${rounding}", "{_target_: edgeopt.compress.rtn.Rtn}")
+    text = text.replace("${importance}", "{_target_: edgeopt.compress.pruning.taylor.Taylor}")
+    return text.replace("${rounding}", "{_target_: edgeopt.compress.quantization.rtn.Rtn}")
 
 
 def complete(text: str) -> bool:
@@ -57,7 +57,7 @@ JSON = st.recursive(
     max_leaves=10,
 )
 TARGET = {"_target_": "edgeopt.target.Target", "name": "box"}
-LORA = {"_target_": "edgeopt.compress.lora.Lora"}
+LORA = {"_target_": "edgeopt.compress.recovery.lora.Lora"}
 
 
 def test_the_configs_name_parts() -> None:

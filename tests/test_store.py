@@ -3,7 +3,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edgeopt
 from edgeopt.errors import StepError, StoreError
 from edgeopt.store import Store
 
@@ -195,3 +199,21 @@ def test_a_draft_is_there_again_after_a_failure_and_gone_when_the_work_is_done(t
         with store.draft(["training", 2]) as other:
             assert not list(other.iterdir())
     assert not again.exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "counts"),
+    [("grid.py", True), ("compress/quantization/rtn.py", True), ("measure/quality.py", True), ("cli.py", False)],
+)
+def test_new_code_that_decides_what_a_stage_produces_makes_it_anew(source: str, counts: bool, tmp_path: Path) -> None:
+    shutil.copytree(Path(edgeopt.__file__).parent, tmp_path / "edgeopt", ignore=shutil.ignore_patterns("reference"))
+
+    def code_digest() -> str:
+        code = "from edgeopt.store import code_digest; print(code_digest())"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    before = code_digest()
+    with (tmp_path / "edgeopt" / source).open("a") as file:
+        file.write("# changed\n")
+    assert (code_digest() != before) == counts

@@ -10,17 +10,18 @@ from edgeopt import grid as grids
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.distill import Distill, mapped, with_hidden_states
-from edgeopt.compress.gptq import Gptq
-from edgeopt.compress.prune_width import PruneWidth
-from edgeopt.compress.qat import Qat
-from edgeopt.compress.quantize import Quantize
-from edgeopt.compress.teacher import distillation_loss, divergence, lessons
-from edgeopt.compress.training import next_token_loss
+from edgeopt.compress.losses import next_token_loss
+from edgeopt.compress.pruning.prune_width import PruneWidth
+from edgeopt.compress.quantization.gptq import Gptq
+from edgeopt.compress.quantization.qat import Qat
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.compress.recovery.distill import Distill, mapped, with_hidden_states
+from edgeopt.compress.recovery.teacher import distillation_loss, divergence, lessons
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.models.local import LocalFolder
 from edgeopt.models.reference import ReferenceModel
+from edgeopt.pipeline import sources
 from edgeopt.text import Text
 from edgeopt.texts.bundled import BundledText
 
@@ -116,6 +117,12 @@ def test_another_model_may_teach(checkpoint, tiny_model, tmp_path):
     applied(step, checkpoint, tmp_path / "out", checkpoint)
 
 
+def test_a_teacher_is_a_model_that_the_step_reads_beside_its_input(tiny_model):
+    teacher = LocalFolder(path=str(tiny_model))
+    assert sources(Distill(teacher=teacher)) == [teacher]
+    assert sources(Distill()) == []
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(checkpoint, tiny_model, tmp_path):
     other = replace(checkpoint, spec=replace(checkpoint.spec, vocabulary_size=999))
     with pytest.raises(ConfigError, match="knows 300 tokens and the model 999"):
@@ -153,7 +160,7 @@ class TestQuantizationAwareTraining:
         assert torch.equal(before["model.embed_tokens.codes"], after["model.embed_tokens.codes"])
 
     def test_what_was_trained_is_bit_for_bit_what_is_stored(self, rounded, checkpoint):
-        from edgeopt.compress.qat import parametrize
+        from edgeopt.compress.quantization.qat import parametrize
 
         network = networks.load(rounded)
         matrices = grids.rounded(networks.read_weights(rounded.directory))

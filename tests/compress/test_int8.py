@@ -10,9 +10,9 @@ from workshops import workshop
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.int8 import Int8
-from edgeopt.compress.ranges import affine, bounds, entropy_limit
-from edgeopt.compress.smooth_quant import SmoothQuant
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.ranges import affine, bounds, entropy_limit
+from edgeopt.compress.quantization.smooth_quant import SmoothQuant
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error

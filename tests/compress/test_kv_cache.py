@@ -10,8 +10,8 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
-from edgeopt.compress.kv_cache import KvCache, collected, ranges
-from edgeopt.compress.prune_width import PruneWidth
+from edgeopt.compress.pruning.prune_width import PruneWidth
+from edgeopt.compress.quantization.kv_cache import KvCache, collected, ranges
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error

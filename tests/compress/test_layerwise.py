@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from edgeopt import network as networks
-from edgeopt.compress.gptq import Gptq
-from edgeopt.compress.k_quant import KQuant
-from edgeopt.compress.layerwise import round_network
-from edgeopt.compress.quantize import Quantize
-from edgeopt.compress.rtn import Rtn
+from edgeopt.compress.quantization.gptq import Gptq
+from edgeopt.compress.quantization.k_quant import KQuant
+from edgeopt.compress.quantization.layerwise import round_network
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.intake import take_in
 
 WINDOWS = [[1, 5, 9, 2, 7, 7, 3, 8, 11, 40], [4, 4, 100, 20, 30, 6]]

@@ -16,13 +16,13 @@ from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.int8 import Int8
-from edgeopt.compress.kv_cache import KvCache
-from edgeopt.compress.loftq import nearest
-from edgeopt.compress.lora import Lora, modules
-from edgeopt.compress.qat import Qat
-from edgeopt.compress.quantize import Quantize
-from edgeopt.compress.training import next_token_loss
+from edgeopt.compress.losses import next_token_loss
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.kv_cache import KvCache
+from edgeopt.compress.quantization.qat import Qat
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.compress.recovery.loftq import nearest
+from edgeopt.compress.recovery.lora import Lora, modules
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.spec import Adapter

@@ -13,10 +13,10 @@ from workshops import workshop
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.allocation import allocate
-from edgeopt.compress.mixed_precision import MixedPrecision
-from edgeopt.compress.rtn import Rtn
-from edgeopt.compress.sensitivity import curvature, predicted_divergence, predicted_divergence_of_lookup
-from edgeopt.compress.weighing import TABLES, weigh
+from edgeopt.compress.quantization.mixed_precision import MixedPrecision
+from edgeopt.compress.quantization.rtn import Rtn
+from edgeopt.compress.quantization.sensitivity import curvature, predicted_divergence, predicted_divergence_of_lookup
+from edgeopt.compress.quantization.weighing import TABLES, weigh
 from edgeopt.errors import ConfigError, StepError
 from edgeopt.intake import take_in
 from edgeopt.spec import LM_HEAD, Grid

@@ -11,14 +11,14 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
-from edgeopt.compress.distill import Distill
-from edgeopt.compress.divergence import perplexity
-from edgeopt.compress.lora import Lora
-from edgeopt.compress.prune_depth import PruneDepth
-from edgeopt.compress.prune_gradually import JUDGING, PruneGradually
-from edgeopt.compress.prune_heads import PruneHeads
-from edgeopt.compress.prune_width import PruneWidth
-from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.losses import perplexity
+from edgeopt.compress.pruning.prune_depth import PruneDepth
+from edgeopt.compress.pruning.prune_gradually import JUDGING, PruneGradually
+from edgeopt.compress.pruning.prune_heads import PruneHeads
+from edgeopt.compress.pruning.prune_width import PruneWidth
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.compress.recovery.distill import Distill
+from edgeopt.compress.recovery.lora import Lora
 from edgeopt.errors import ConfigError, StepError
 from edgeopt.intake import take_in
 from edgeopt.models.reference import ReferenceModel

@@ -13,16 +13,16 @@ from workshops import NoCache, workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
-from edgeopt.compress.activation_energy import ActivationEnergy, output_energy
 from edgeopt.compress.activations import block_influence, calibration_windows, input_energy
-from edgeopt.compress.block_influence import BlockInfluence
-from edgeopt.compress.importance import output
-from edgeopt.compress.prune_depth import PruneDepth
-from edgeopt.compress.prune_heads import PruneHeads, expand, keep_groups
-from edgeopt.compress.prune_width import PruneWidth, most_important
-from edgeopt.compress.taylor import Taylor
-from edgeopt.compress.wanda import Wanda, weight_importance
-from edgeopt.compress.widths import SHARES, global_widths, least_divergent_widths, sensitivities
+from edgeopt.compress.pruning.activation_energy import ActivationEnergy, output_energy
+from edgeopt.compress.pruning.block_influence import BlockInfluence
+from edgeopt.compress.pruning.importance import output
+from edgeopt.compress.pruning.prune_depth import PruneDepth
+from edgeopt.compress.pruning.prune_heads import PruneHeads, expand, keep_groups
+from edgeopt.compress.pruning.prune_width import PruneWidth, most_important
+from edgeopt.compress.pruning.taylor import Taylor
+from edgeopt.compress.pruning.wanda import Wanda, weight_importance
+from edgeopt.compress.pruning.widths import SHARES, global_widths, least_divergent_widths, sensitivities
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.part import canonical

@@ -3,7 +3,7 @@
 import pytest
 import specs
 
-from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import ConfigError
 from edgeopt.spec import Grid
 

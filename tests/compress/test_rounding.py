@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.compress import hqq, rounding
-from edgeopt.compress.gptq import Gptq, compensated, inverse_factor
-from edgeopt.compress.hqq import Hqq
-from edgeopt.compress.k_quant import KQuant, fit_scales
-from edgeopt.compress.rtn import Rtn
+from edgeopt.compress.optimal_brain import inverse_factor
+from edgeopt.compress.quantization import hqq, rounding
+from edgeopt.compress.quantization.gptq import Gptq, compensated
+from edgeopt.compress.quantization.hqq import Hqq
+from edgeopt.compress.quantization.k_quant import KQuant, fit_scales
+from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.errors import ConfigError
 from edgeopt.spec import Grid
 

@@ -12,8 +12,8 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
-from edgeopt.compress.gptq import inverse_factor
-from edgeopt.compress.sparsify import Sparsify, least, sparsegpt
+from edgeopt.compress.optimal_brain import inverse_factor
+from edgeopt.compress.pruning.sparsify import Sparsify, least, sparsegpt
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 

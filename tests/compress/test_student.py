@@ -10,10 +10,10 @@ from workshops import workshop
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.activations import norm_energy
-from edgeopt.compress.block_influence import BlockInfluence
-from edgeopt.compress.distill import Distill
-from edgeopt.compress.sparsify import Sparsify
-from edgeopt.compress.student import Student, evenly, keep_hidden
+from edgeopt.compress.pruning.block_influence import BlockInfluence
+from edgeopt.compress.pruning.sparsify import Sparsify
+from edgeopt.compress.pruning.student import Student, evenly, keep_hidden
+from edgeopt.compress.recovery.distill import Distill
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from edgeopt import network as networks
-from edgeopt.compress import training
-from edgeopt.compress.training import Training, batches, diverged, held_out, next_token_loss
+from edgeopt.compress.losses import next_token_loss
+from edgeopt.compress.recovery import training
+from edgeopt.compress.recovery.training import Training, batches, diverged, held_out
 from edgeopt.errors import ConfigError, StepError
 from edgeopt.intake import take_in
 

@@ -10,7 +10,7 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
-from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error

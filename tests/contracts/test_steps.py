@@ -9,25 +9,25 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
-from edgeopt.compress.awq import Awq
-from edgeopt.compress.distill import Distill
-from edgeopt.compress.gptq import Gptq
-from edgeopt.compress.hqq import Hqq
-from edgeopt.compress.int8 import Int8
-from edgeopt.compress.k_quant import KQuant
-from edgeopt.compress.kv_cache import KvCache
-from edgeopt.compress.lora import Lora
-from edgeopt.compress.mixed_precision import MixedPrecision
-from edgeopt.compress.prune_depth import PruneDepth
-from edgeopt.compress.prune_gradually import PruneGradually
-from edgeopt.compress.prune_heads import PruneHeads
-from edgeopt.compress.prune_width import PruneWidth
-from edgeopt.compress.quantize import Quantize
-from edgeopt.compress.smooth_quant import SmoothQuant
-from edgeopt.compress.sparsify import Sparsify
-from edgeopt.compress.student import Student
-from edgeopt.compress.taylor import Taylor
-from edgeopt.compress.wanda import Wanda
+from edgeopt.compress.pruning.prune_depth import PruneDepth
+from edgeopt.compress.pruning.prune_gradually import PruneGradually
+from edgeopt.compress.pruning.prune_heads import PruneHeads
+from edgeopt.compress.pruning.prune_width import PruneWidth
+from edgeopt.compress.pruning.sparsify import Sparsify
+from edgeopt.compress.pruning.student import Student
+from edgeopt.compress.pruning.taylor import Taylor
+from edgeopt.compress.pruning.wanda import Wanda
+from edgeopt.compress.quantization.awq import Awq
+from edgeopt.compress.quantization.gptq import Gptq
+from edgeopt.compress.quantization.hqq import Hqq
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.k_quant import KQuant
+from edgeopt.compress.quantization.kv_cache import KvCache
+from edgeopt.compress.quantization.mixed_precision import MixedPrecision
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.compress.quantization.smooth_quant import SmoothQuant
+from edgeopt.compress.recovery.distill import Distill
+from edgeopt.compress.recovery.lora import Lora
 from edgeopt.errors import ConfigError
 from edgeopt.intake import take_in
 from edgeopt.part import construct, describe

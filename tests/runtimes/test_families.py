@@ -14,13 +14,13 @@ from workshops import workshop
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.cli import main
-from edgeopt.compress.awq import Awq
-from edgeopt.compress.prune_depth import PruneDepth
-from edgeopt.compress.prune_heads import PruneHeads
-from edgeopt.compress.prune_width import PruneWidth
-from edgeopt.compress.quantize import Quantize
-from edgeopt.compress.smooth_quant import SmoothQuant
-from edgeopt.compress.student import Student
+from edgeopt.compress.pruning.prune_depth import PruneDepth
+from edgeopt.compress.pruning.prune_heads import PruneHeads
+from edgeopt.compress.pruning.prune_width import PruneWidth
+from edgeopt.compress.pruning.student import Student
+from edgeopt.compress.quantization.awq import Awq
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.compress.quantization.smooth_quant import SmoothQuant
 from edgeopt.intake import take_in
 from edgeopt.part import describe
 from edgeopt.runtimes.genai import Genai

@@ -18,9 +18,9 @@ from edgeopt import network as networks
 from edgeopt.adapters import LowRank
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.cli import main
-from edgeopt.compress.int8 import Int8
-from edgeopt.compress.kv_cache import KvCache
-from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.kv_cache import KvCache
+from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError
 from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error

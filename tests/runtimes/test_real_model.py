@@ -12,7 +12,7 @@ from workshops import workshop
 
 from edgeopt import tokens
 from edgeopt.artifact import Checkpoint, Engine
-from edgeopt.compress.quantize import Quantize
+from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.intake import take_in
 from edgeopt.runtimes.genai import Genai
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import specs
 
-from edgeopt.compress.sparsify import Sparsify
+from edgeopt.compress.pruning.sparsify import Sparsify
 from edgeopt.search.estimate import estimate, lever
 from edgeopt.spec import Adapter, Grid, LayerSpec, ModelSpec
 

@@ -1,0 +1,1 @@
+"""Pruning: parts or single weights leave the network, one file a technique."""

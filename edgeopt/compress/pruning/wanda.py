@@ -1,0 +1,34 @@
+"""Importance of single weights by their size and that of what they are multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeopt.compress.activations import input_energy
+from edgeopt.compress.pruning.importance import Structure, output
+from edgeopt.network import layers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanda:
+    """|W| ||x|| (Wanda, arXiv 2306.11695), added up over the outgoing weights of a channel."""
+
+    STRUCTURES: ClassVar[tuple[Structure, ...]] = ("mlp", "attention")
+
+    def scores(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
+        energies = input_energy(network, windows, lambda layer: output(layer, structure))
+        return [
+            weight_importance(output(layer, structure).weight, energy).sum(dim=0)
+            for energy, layer in zip(energies, layers(network), strict=True)
+        ]
+
+
+def weight_importance(weight: Tensor, energy: Tensor) -> Tensor:
+    """|W_rc| ||x_c|| of each weight, float64, (rows, columns); `energy` is the sum of x² over tokens, (columns,)."""
+    return weight.detach().double().abs() * energy.sqrt()

@@ -1,0 +1,76 @@
+"""Rounding a network one layer after another, each on the inputs that the rounded layers before it produce."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeopt import network as networks
+from edgeopt.compress.quantization.k_quant import KQuant
+from edgeopt.compress.quantization.rounding import Rounding
+from edgeopt.compress.stream import Stream, at_head
+from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from edgeopt.grid import Rounded
+    from edgeopt.ports import Progress
+
+
+def round_network(
+    network: PreTrainedModel,
+    grids: Mapping[str, Grid],
+    rounding: Rounding,
+    windows: Sequence[Sequence[int]],
+    progress: Progress,
+) -> dict[str, Rounded]:
+    """Round every unit in `grids`; the network then holds the rounded weights.
+
+    Returns the rounded matrices by the names of their modules. `windows` of calibration text are read only
+    where `rounding` wants to know its inputs.
+    """
+    modules = networks.units(network)
+    found: dict[str, Rounded] = {}
+
+    def apply(unit: str, how: Rounding, statistic: Tensor | None) -> None:
+        found.update(round_unit(network, modules[unit], grids[unit], how, statistic))
+
+    reads_text = rounding.STATISTIC != "none"
+    tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
+    if EMBEDDING in grids:
+        table = KQuant()
+        apply(EMBEDDING, table, at_head(network, windows, table.STATISTIC) if tied and reads_text else None)
+        if tied:
+            network.get_output_embeddings().weight = network.get_input_embeddings().weight
+    stream = Stream.start(network, windows) if reads_text else None
+    layers = networks.layers(network)
+    for number, layer in enumerate(layers):
+        progress(f"rounding layer {number + 1} of {len(layers)}")
+        for unit in UNITS:
+            name = f"layers.{number}.{unit}"
+            if name in grids:
+                first = network.get_submodule(modules[name][0])
+                seen = stream.statistic(layer, number, first, rounding.STATISTIC) if stream is not None else None
+                apply(name, rounding, seen)
+        if stream is not None:
+            stream.advance(layer, number)
+    if LM_HEAD in grids and not tied:
+        apply(LM_HEAD, rounding, at_head(network, windows, rounding.STATISTIC) if reads_text else None)
+    return found
+
+
+def round_unit(
+    network: PreTrainedModel, names: Sequence[str], grid: Grid, how: Rounding, statistic: Tensor | None
+) -> dict[str, Rounded]:
+    """Round the modules `names` as one matrix and put the rounded weights in their place."""
+    import torch
+    from torch import nn
+
+    modules = [network.get_submodule(name) for name in names]
+    weights: list[Any] = [module.weight.detach() for module in modules]
+    parts = how.round(torch.cat(weights), grid, statistic).split([len(weight) for weight in weights])
+    for module, part in zip(modules, parts, strict=True):
+        module.weight = nn.Parameter(part.weight, requires_grad=False)
+    return dict(zip(names, parts, strict=True))

@@ -1,0 +1,215 @@
+"""Mixed precision: each matrix gets the bits and blocks that serve the model best under a budget of bytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgeopt import network as networks
+from edgeopt import units
+from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.allocation import allocate
+from edgeopt.compress.losses import divergence, predictions
+from edgeopt.compress.preconditions import require_float, require_positive
+from edgeopt.compress.quantization.gptq import Gptq
+from edgeopt.compress.quantization.layerwise import round_network
+from edgeopt.compress.quantization.quantize import BLOCK_SIZES, INTEGERS
+from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
+from edgeopt.compress.quantization.weighing import TABLES, Losses, weigh
+from edgeopt.errors import ConfigError, StepError
+from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgeopt.artifact import Checkpoint
+    from edgeopt.grid import Rounded
+    from edgeopt.ports import Workshop
+
+Allocation = dict[str, Grid]
+COMPARED = 4
+"""Of so many calibration windows one is predicted before and after, whose log-probabilities are kept meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedPrecision:
+    """Quantize to a budget, which is one number: bits per weight, or the bytes of all matrices.
+
+    What each choice of bits and blocks for each unit does to the model's predictions is predicted once for a
+    model (edgeopt.compress.quantization.weighing), and the best choice of all is found exactly
+    (edgeopt.compress.allocation). A few allocations near it may be rounded and compared by true divergence, because
+    errors do not simply add.
+
+    Attributes:
+        bits_per_weight: mean over all matrices, scales and zero-points counted.
+        size: bytes of all matrices, such as `90 MiB`, in place of `bits_per_weight`.
+        weights, block_sizes: what may be chosen from.
+        rounding: how weights find their place on the chosen grids.
+        windows, window_tokens: calibration text for sensitivity and rounding.
+        candidates: allocations that are rounded and compared; each takes as long as rounding the model.
+    """
+
+    bits_per_weight: float | None = 4.25
+    size: str | None = None
+    weights: tuple[Literal["int8", "int4", "int2"], ...] = ("int8", "int4", "int2")
+    block_sizes: tuple[int, ...] = (32, 64, 128)
+    symmetric: bool = True
+    rounding: Rounding = field(default_factory=Gptq)
+    windows: int = 32
+    window_tokens: int = 256
+    candidates: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.bits_per_weight is None) == (self.size is None):
+            raise ConfigError(
+                f"bits_per_weight is {self.bits_per_weight} and size is {self.size}",
+                place="bits_per_weight",
+                mend="Set one of the two, and the other to null",
+            )
+        if self.size is not None:
+            units.parse(self.size, "B")
+        if not self.weights:
+            raise ConfigError("no types are offered", place="weights", mend=f"List some of {', '.join(INTEGERS)}")
+        unknown = [b for b in self.block_sizes if b not in BLOCK_SIZES]
+        if unknown or not self.block_sizes:
+            raise ConfigError(
+                f"{unknown or 'nothing'} is no list of block sizes",
+                place="block_sizes",
+                mend=f"Choose some of {', '.join(map(str, BLOCK_SIZES))}",
+            )
+        for name in ("windows", "window_tokens", "candidates"):
+            require_positive(getattr(self, name), name)
+
+    def plan(self, spec: ModelSpec) -> ModelSpec:
+        """An allocation in which every weight loses alike, of the bytes that the true one will have."""
+        require_float(spec, "mixed_precision")
+        require_zeros_kept(spec, self.rounding)
+        losses = {
+            item: {grid: _typical_loss(spec, item, grid) for grid in grids}
+            for item, grids in self._choices(spec).items()
+        }
+        return _with_grids(spec, self._allocate(spec, losses))
+
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        spec = checkpoint.spec
+        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+        network = networks.load(checkpoint)
+        losses = weigh(network, checkpoint, self._choices(spec), self.rounding, windows, shop, seed=self.seed)
+        best = self._best_of(network, spec, losses, windows, shop)
+        after = _with_grids(spec, best.allocation)
+        networks.save(network, directory, checkpoint, after, best.rounded)
+        report = {
+            "bits_per_weight": after.bits_per_weight,
+            "predicted_divergence_nats": sum(losses[item][grid] for item, grid in best.allocation.items()),
+            "divergence_nats": best.divergence,
+            "bits": {item: [grid.bits, grid.block_size] for item, grid in best.allocation.items()},
+        }
+        (directory / "artifacts").mkdir()
+        (directory / "artifacts" / "mixed_precision.json").write_text(json.dumps(report, indent=1) + "\n")
+        return after
+
+    def _choices(self, spec: ModelSpec) -> dict[str, list[Grid]]:
+        """The grids that each item may take; tied tables are one item."""
+        items = [name for name in spec.matrices if not (spec.tied_embeddings and name in (LM_HEAD, EMBEDDING))]
+        found = {}
+        for item in [*items, TABLES] if spec.tied_embeddings else items:
+            columns = spec.matrices[LM_HEAD if item == TABLES else item][1]
+            fitting = [block for block in self.block_sizes if columns % block == 0]
+            if not fitting:
+                raise ConfigError(
+                    f"no block of {self.block_sizes} divides the matrix side {columns}",
+                    place="block_sizes",
+                    mend=f"Add one of {', '.join(str(b) for b in BLOCK_SIZES if columns % b == 0) or 'no block'}",
+                )
+            found[item] = [
+                Grid(bits=INTEGERS[kind], block_size=block, symmetric=self.symmetric)
+                for kind in self.weights
+                for block in fitting
+            ]
+        return found
+
+    def _allocate(self, spec: ModelSpec, losses: Losses) -> Allocation:
+        costs = {item: {grid: _bytes(spec, item, grid) for grid in grids} for item, grids in losses.items()}
+        weights = sum(math.prod(spec.matrices[LM_HEAD if item == TABLES else item]) for item in costs)
+        budget = units.parse(self.size, "B") if self.size is not None else (self.bits_per_weight or 0.0) * weights / 8
+        try:
+            return allocate(costs, losses, int(budget))
+        except StepError as error:
+            least = 8 * sum(min(options.values()) for options in costs.values()) / weights
+            raise ConfigError(
+                f"the budget is below the {least:.3f} bits per weight of the cheapest choices",
+                place="size" if self.size is not None else "bits_per_weight",
+                mend="Give more, or offer fewer bits or larger blocks",
+            ) from error
+
+    def _best_of(
+        self,
+        network: PreTrainedModel,
+        spec: ModelSpec,
+        losses: Losses,
+        windows: Sequence[Sequence[int]],
+        shop: Workshop,
+    ) -> _Tried:
+        """Of allocations near the predicted best, the one that diverges least once it is rounded.
+
+        Neighbours come from losses that are doubled or halved at random, so that each is the exact optimum of
+        a prediction that is a little wrong.
+        """
+        chance = random.Random(self.seed)  # noqa: S311 - a search, no secret
+        few = windows[::COMPARED]
+        reference = predictions(network, few)
+        best: _Tried | None = None
+        seen: list[Allocation] = []
+        for number in range(self.candidates):
+            trial = losses if best is None else _perturbed(best.losses, chance)
+            allocation = self._allocate(spec, trial)
+            if allocation in seen:
+                continue
+            seen.append(allocation)
+            shop.progress(f"trying allocation {number + 1} of {self.candidates}")
+            other = copy.deepcopy(network)
+            rounded = round_network(other, _with_grids(spec, allocation).grids, self.rounding, windows, shop.progress)
+            lost = divergence(other, few, reference)
+            if best is None or lost < best.divergence:
+                best = _Tried(losses=trial, allocation=allocation, rounded=rounded, divergence=lost)
+        assert best is not None
+        return best
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tried:
+    """An allocation, the losses whose optimum it is, its matrices, and their true divergence in nats a token."""
+
+    losses: Losses
+    allocation: Allocation
+    rounded: Mapping[str, Rounded]
+    divergence: float
+
+
+def _with_grids(spec: ModelSpec, allocation: Allocation) -> ModelSpec:
+    grids = {item: grid for item, grid in allocation.items() if item != TABLES}
+    if TABLES in allocation:
+        grids |= dict.fromkeys((LM_HEAD, EMBEDDING), allocation[TABLES])
+    return replace(spec, grids=grids)
+
+
+def _bytes(spec: ModelSpec, item: str, grid: Grid) -> int:
+    return grid.size_bytes(*spec.matrices[LM_HEAD if item == TABLES else item])
+
+
+def _typical_loss(spec: ModelSpec, item: str, grid: Grid) -> float:
+    """The squared error of uniform rounding, which falls by four with each bit and grows with the block's range."""
+    rows, columns = spec.matrices[LM_HEAD if item == TABLES else item]
+    return rows * columns * math.log(2 * grid.block_size) * 4.0**-grid.bits
+
+
+def _perturbed(losses: Losses, chance: random.Random) -> Losses:
+    factors = {item: chance.choice((0.5, 1.0, 2.0)) for item in losses}
+    return {item: {grid: loss * factors[item] for grid, loss in row.items()} for item, row in losses.items()}

@@ -1,0 +1,128 @@
+"""Weight quantization: matrices are rounded onto grids, which the engine reads as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgeopt import network as networks
+from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.preconditions import require_float, require_positive
+from edgeopt.compress.quantization.layerwise import round_network
+from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
+from edgeopt.compress.quantization.rtn import Rtn
+from edgeopt.errors import ConfigError
+from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Checkpoint
+    from edgeopt.ports import Workshop
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+INTEGERS = {"int2": 2, "int4": 4, "int8": 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantize:
+    """How an engine stores its weights: blocks of 2, 4 or 8 bits, or `fp32`/`fp16` for no quantization.
+
+    Attributes:
+        weights: type of the layers' matrices.
+        block_size: weights along the input side that share one scale.
+        symmetric: whether blocks have no zero-point of their own.
+        lm_head, embedding: types of the two tables, stored once where the model ties them and both are alike.
+        overrides: other types for single units, by patterns such as `layers.0.*` or `*.qkv`; the last that
+            matches counts. Units are qkv, o, gate_up and down.
+        rounding: how weights find their place on the grid.
+        windows, window_tokens: how much calibration text is read where `rounding` wants any.
+    """
+
+    weights: Literal["fp32", "fp16", "int8", "int4", "int2"] = "int4"
+    block_size: int = 32
+    symmetric: bool = False
+    lm_head: Literal["float", "int8", "int4"] = "int8"
+    embedding: Literal["float", "int8", "int4"] = "int8"
+    overrides: Mapping[str, str] | None = None
+    rounding: Rounding = field(default_factory=Rtn)
+    windows: int = 32
+    window_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.block_size not in BLOCK_SIZES:
+            raise ConfigError(
+                f"{self.block_size} is no block size",
+                place="block_size",
+                mend=f"Choose one of {', '.join(map(str, BLOCK_SIZES))}",
+            )
+        for name in ("windows", "window_tokens"):
+            require_positive(getattr(self, name), name)
+        for pattern, kind in (self.overrides or {}).items():
+            if kind not in ("float", *INTEGERS):
+                raise ConfigError(
+                    f"{kind!r} is no type of weights",
+                    place=f"overrides.{pattern}",
+                    mend=f"Choose one of float, {', '.join(INTEGERS)}",
+                )
+
+    def plan(self, spec: ModelSpec) -> ModelSpec:
+        require_float(spec, "quantize")
+        require_zeros_kept(spec, self.rounding)
+        kinds = self._kinds(spec)
+        grids = {
+            name: Grid(bits=INTEGERS[kind], block_size=self.block_size, symmetric=self.symmetric)
+            for name, kind in kinds.items()
+            if kind in INTEGERS
+        }
+        for name in grids:
+            self._require_whole_blocks(spec.matrices[name][1])
+        return replace(
+            spec,
+            weight_dtype="fp16" if self.weights == "fp16" else "fp32",
+            grids=grids,
+            tied_embeddings=spec.tied_embeddings and kinds[LM_HEAD] == kinds[EMBEDDING],
+        )
+
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        spec = self.plan(checkpoint.spec)
+        if not spec.grids:
+            networks.link(checkpoint, directory)
+            return spec
+        network = networks.load(checkpoint)
+        windows = (
+            calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+            if self.rounding.STATISTIC != "none"
+            else []
+        )
+        if checkpoint.spec.tied_embeddings and not spec.tied_embeddings:
+            networks.untie(network)
+        rounded = round_network(network, spec.grids, self.rounding, windows, shop.progress)
+        networks.save(network, directory, checkpoint, spec, rounded)
+        return spec
+
+    def _kinds(self, spec: ModelSpec) -> dict[str, str]:
+        """The type of every unit's weights."""
+        kinds = dict.fromkeys(spec.matrices, self.weights if self.weights in INTEGERS else "float")
+        if self.weights in INTEGERS:
+            kinds |= {LM_HEAD: self.lm_head, EMBEDDING: self.embedding}
+        for pattern, kind in (self.overrides or {}).items():
+            matching = [name for name in kinds if fnmatchcase(name, pattern)]
+            if not matching:
+                raise ConfigError(
+                    f"{pattern!r} matches no unit",
+                    place="overrides",
+                    mend=f"Units are layers.0.qkv to layers.{len(spec.layers) - 1}.down, {LM_HEAD} and {EMBEDDING}",
+                )
+            kinds |= dict.fromkeys(matching, kind)
+        return kinds
+
+    def _require_whole_blocks(self, columns: int) -> None:
+        if columns % self.block_size:
+            fitting = ", ".join(str(b) for b in BLOCK_SIZES if columns % b == 0)
+            raise ConfigError(
+                f"a block of {self.block_size} does not divide the matrix side {columns}",
+                place="block_size",
+                mend=f"Choose one of {fitting or 'no quantization'}",
+            )

@@ -1,0 +1,35 @@
+"""Rounding to nearest, with the range of each block clipped where that loses less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeopt.compress.quantization import rounding
+from edgeopt.compress.stream import Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgeopt.grid import Rounded
+    from edgeopt.spec import Grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rtn:
+    """Every weight goes to its nearest code.
+
+    Attributes:
+        clip: search each block's range for the least squared error, in place of taking all of it.
+    """
+
+    STATISTIC: ClassVar[Statistic] = "none"
+    clip: bool = True
+
+    def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
+        blocks = rounding.blocked(weight, grid.block_size)
+        if self.clip:
+            scales, zero_points = rounding.best(blocks, grid, rounding.weights_of(None, blocks))
+        else:
+            scales, zero_points = next(rounding.candidates(blocks, grid))
+        return rounding.assembled(rounding.encode(blocks, scales, zero_points, grid.bits), scales, zero_points)

@@ -1,0 +1,1 @@
+"""Recovery: training that wins back what compression lost, one file a technique."""
