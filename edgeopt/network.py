@@ -61,7 +61,9 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
         if sizes != present:
             _resize(layer, sizes, spec.head_size)
-    state, own = grid.expanded(read_weights(checkpoint.directory)), network.state_dict()
+    state = grid.expanded(read_weights(checkpoint.directory))
+    _make_biases(network, state)
+    own = network.state_dict()
     if spec.tied_embeddings:
         _share_tied(state, own)
     wrong = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
@@ -279,6 +281,16 @@ def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:
     query, key_value = torch.arange(sizes.heads * head_size), torch.arange(sizes.kv_heads * head_size)
     keep_channels(layer.mlp, channels)
     keep_heads(layer.self_attn, query, key_value, groups=sizes.heads // sizes.kv_heads)
+
+
+def _make_biases(network: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Give linear modules the biases that the weights have beyond those of the family."""
+    from torch import nn
+
+    for name, module in network.named_modules():
+        bias = state.get(f"{name}.bias")
+        if isinstance(module, nn.Linear) and module.bias is None and bias is not None:
+            module.bias = nn.Parameter(bias)
 
 
 def _share_tied(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:

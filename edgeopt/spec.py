@@ -32,19 +32,21 @@ class Grid:
     Attributes:
         inputs: how an engine takes what the matrix is multiplied with: in `float`, or in 8 bits with a range of
             each call (`dynamic`) or of calibration text (`static`); for 8 bits with one block a row alone.
+        bias: whether each output channel has a constant that makes up for the mean of what rounding changed.
     """
 
     bits: int
     block_size: int
     symmetric: bool
     inputs: str = "float"
+    bias: bool = False
 
     def size_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a matrix: packed integers, fp16 scales and, where it is not symmetric, packed zero-points."""
+        """Bytes of a matrix: packed integers, fp16 scales, and zero-points and fp32 biases where it has them."""
         blocks = -(-columns // self.block_size)
         packed = rows * blocks * self.block_size * self.bits // 8
         zero_points = 0 if self.symmetric else rows * -(-blocks * self.bits // 8)
-        return packed + 2 * rows * blocks + zero_points
+        return packed + 2 * rows * blocks + zero_points + (4 * rows if self.bias else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """Weights of the matrices and norms, each table counted once where it is tied."""
+        """Weights of the matrices and norms without biases, each table counted once where it is tied."""
         tables = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return tables + sum(self.layer_parameters(layer) for layer in self.layers) + self.hidden_size
 

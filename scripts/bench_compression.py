@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +14,9 @@ TRAINED = "step.qat.tokens=200000"
 UNIFORM = {
     "int4, rtn": ["recipe=int4", *FOUR_BITS],
     "int4, k_quant": ["recipe=int4", "rounding=k_quant", *FOUR_BITS],
+    "int4, k_quant, biases corrected": [
+        *("recipe=int4", "rounding=k_quant", *FOUR_BITS, "step.quantize.bias_correction=true"),
+    ],
     "int4, hqq": ["recipe=int4", "rounding=hqq", *FOUR_BITS],
     "int4, gptq": ["recipe=int4", "rounding=gptq", *FOUR_BITS],
     "int4, awq and gptq": ["recipe=awq_int4", "rounding=gptq", *FOUR_BITS],
@@ -153,10 +157,15 @@ def effort(folder: Path) -> None:
     off = only()
     whole = ["model=local", f"model.path={model}", *off]
     gptq = cli(folder, "run", *whole, "recipe=gptq_int4", "step.quantize.block_size=128")
-    print(f"GPTQ: {gptq['timings_s']['compress/quantize']:.0f} s")
+    print(f"GPTQ: {gptq['timings_s']['compress/quantize']:.0f} s, at most {peak_gib():.1f} GiB in the whole run")
     for bits in (4.25, 4.5):
         begun = time.perf_counter()
         mixed = cli(folder, "run", *whole, "recipe=mixed", _bits(bits), "rounding=rtn")
         print(f"mixed precision, {bits} bits: {mixed['timings_s']['compress/quantize']:.0f} s, ", end="")
-        print(f"{time.perf_counter() - begun:.0f} s in all")
+        print(f"{time.perf_counter() - begun:.0f} s in all, at most {peak_gib():.1f} GiB")
     print()
+
+
+def peak_gib() -> float:
+    """Largest peak RSS of any command run so far."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

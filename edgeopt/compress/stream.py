@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Statistic = Literal["none", "energy", "hessian"]
-"""What is known of a matrix's input: nothing, the mean of x² a channel, or the mean of x xᵀ."""
+Statistic = Literal["none", "mean", "energy", "hessian"]
+"""What is known of a matrix's input: nothing, the mean of x or of x² a channel, or the mean of x xᵀ."""
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class Stream:
         return stream
 
     def statistic(self, layer: nn.Module, number: int, module: nn.Module, kind: Statistic) -> Tensor:
-        """Mean of x² or x xᵀ over all tokens that reach `module` of `layer`, float64."""
+        """Mean of x, x² or x xᵀ over all tokens that reach `module` of `layer`, float64."""
         gathered = _Gathered(kind)
         self.visit(layer, number, module, gathered.add)
         return gathered.mean
@@ -88,7 +88,10 @@ class _Gathered:
 
     def add(self, inputs: Tensor) -> None:
         tokens = inputs.detach().flatten(0, -2)
-        new = tokens.double().square().sum(dim=0) if self._kind == "energy" else (tokens.T @ tokens).double()
+        if self._kind == "hessian":
+            new = (tokens.T @ tokens).double()
+        else:
+            new = (tokens.double().square() if self._kind == "energy" else tokens.double()).sum(dim=0)
         self._sum = new if self._sum is None else self._sum + new
         self._count += len(tokens)
 

@@ -1,5 +1,7 @@
 """Layer by layer: what each matrix is told of its inputs is what really reaches it."""
 
+import copy
+
 import pytest
 import torch
 
@@ -63,6 +65,24 @@ def test_the_network_computes_with_the_rounded_weights_afterwards(network):
     assert set(rounded) == names - {"lm_head"}, "the tied table stands under the name of the embedding"
     for name, matrix in rounded.items():
         assert torch.equal(network.get_submodule(name).weight, matrix.weight), name
+
+
+@pytest.mark.parametrize("rounding", [Rtn(), KQuant(), Gptq()], ids=lambda rounding: type(rounding).__name__)
+def test_a_corrected_bias_keeps_the_mean_of_every_output(rounding, network):
+    before = copy.deepcopy(network)
+    spec = Quantize(weights="int2", block_size=16, bias_correction=True).plan(specs_of(network))
+    rounded = round_network(network, spec.grids, rounding, WINDOWS, lambda _: None)
+    for name in rounded.keys() - {"model.embed_tokens"}:
+        seen = []
+        module = network.get_submodule(name)
+        handle = module.register_forward_hook(lambda _, x, y, seen=seen: seen.append((x[0][0], y[0])))
+        with torch.no_grad():
+            for window in WINDOWS:
+                network(torch.tensor([window]))
+            inputs, outputs = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            expected = before.get_submodule(name)(inputs).mean(dim=0)
+        handle.remove()
+        assert torch.allclose(outputs.mean(dim=0), expected, atol=1e-6), name
 
 
 def test_matrices_that_are_not_asked_for_stay_as_they_are(network):

@@ -161,6 +161,7 @@ def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
         {"weights": "int4", "lm_head": "int8", "embedding": "int8", "block_size": 64},
         {"weights": "int2", "lm_head": "int8", "embedding": "int8", "block_size": 16},
         {"weights": "int4", "lm_head": "int8", "embedding": "int4"},
+        {"weights": "int4", "bias_correction": True, "windows": 2, "window_tokens": 32},
         {"weights": "int8", "lm_head": "float", "embedding": "int8"},
         {"weights": "fp16"},
     ],

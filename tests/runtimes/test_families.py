@@ -187,6 +187,16 @@ def test_an_8_bit_engine_is_near_torch_and_has_no_slow_path(checkpoint: Checkpoi
     assert Genai().lint(engine) == []
 
 
+@pytest.mark.parametrize("checkpoint", ["qwen2", "gemma3", "phi3"], indirect=True)
+def test_corrected_biases_reach_the_engine(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    step = Quantize(weights="int8", block_size=64, bias_correction=True, windows=2, window_tokens=64)
+    rounded = applied(step, checkpoint, tmp_path / "rounded")
+    biases = [name for name in networks.read_weights(rounded.directory) if name.endswith("proj.bias")]
+    assert len(biases) == 3 * (4 if checkpoint.spec.architecture == "Phi3ForCausalLM" else 7)
+    found, expected = logits(build(rounded, tmp_path / "engine")), torch_logits(rounded)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(
     "step",
     [Awq(block_size=16, powers=3, windows=2, window_tokens=32), SmoothQuant(alpha=0.5, windows=2, window_tokens=32)],

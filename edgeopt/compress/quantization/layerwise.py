@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import network as networks
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.rounding import Rounding
-from edgeopt.compress.stream import Stream, at_head
+from edgeopt.compress.stream import Statistic, Stream, at_head
 from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, Grid
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ def round_network(
     """Round every unit in `grids`; the network then holds the rounded weights.
 
     Returns the rounded matrices by the names of their modules. `windows` of calibration text are read only
-    where `rounding` wants to know its inputs.
+    where `rounding` wants to know its inputs, or a grid has a bias.
     """
     modules = networks.units(network)
     found: dict[str, Rounded] = {}
 
-    def apply(unit: str, how: Rounding, statistic: Tensor | None) -> None:
-        found.update(round_unit(network, modules[unit], grids[unit], how, statistic))
+    def apply(unit: str, how: Rounding, statistic: Tensor | None, mean: Tensor | None = None) -> None:
+        found.update(round_unit(network, modules[unit], grids[unit], how, statistic, mean))
 
-    reads_text = rounding.STATISTIC != "none"
+    reads_text = rounding.STATISTIC != "none" or any(grid.bias for grid in grids.values())
     tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
     if EMBEDDING in grids:
         table = KQuant()
@@ -45,26 +45,41 @@ def round_network(
         if tied:
             network.get_output_embeddings().weight = network.get_input_embeddings().weight
     stream = Stream.start(network, windows) if reads_text else None
+
+    def seen(name: str, layer: Any, number: int, kind: Statistic) -> Tensor | None:
+        if stream is None or kind == "none":
+            return None
+        return stream.statistic(layer, number, network.get_submodule(modules[name][0]), kind)
+
     layers = networks.layers(network)
     for number, layer in enumerate(layers):
         progress(f"rounding layer {number + 1} of {len(layers)}")
         for unit in UNITS:
             name = f"layers.{number}.{unit}"
             if name in grids:
-                first = network.get_submodule(modules[name][0])
-                seen = stream.statistic(layer, number, first, rounding.STATISTIC) if stream is not None else None
-                apply(name, rounding, seen)
+                mean = seen(name, layer, number, "mean") if grids[name].bias else None
+                apply(name, rounding, seen(name, layer, number, rounding.STATISTIC), mean)
         if stream is not None:
             stream.advance(layer, number)
     if LM_HEAD in grids and not tied:
-        apply(LM_HEAD, rounding, at_head(network, windows, rounding.STATISTIC) if reads_text else None)
+        known = rounding.STATISTIC != "none"
+        apply(LM_HEAD, rounding, at_head(network, windows, rounding.STATISTIC) if known else None)
     return found
 
 
 def round_unit(
-    network: PreTrainedModel, names: Sequence[str], grid: Grid, how: Rounding, statistic: Tensor | None
+    network: PreTrainedModel,
+    names: Sequence[str],
+    grid: Grid,
+    how: Rounding,
+    statistic: Tensor | None,
+    mean: Tensor | None = None,
 ) -> dict[str, Rounded]:
-    """Round the modules `names` as one matrix and put the rounded weights in their place."""
+    """Round the modules `names` as one matrix and put the rounded weights in their place.
+
+    Where the `mean` of their input is given, biases are corrected by what rounding changes in the mean of the output,
+    (W - Ŵ) E[x] (Nagel et al., arXiv 1906.04721).
+    """
     import torch
     from torch import nn
 
@@ -72,5 +87,8 @@ def round_unit(
     weights: list[Any] = [module.weight.detach() for module in modules]
     parts = how.round(torch.cat(weights), grid, statistic).split([len(weight) for weight in weights])
     for module, part in zip(modules, parts, strict=True):
+        if mean is not None:
+            lost = ((module.weight.detach() - part.weight).double() @ mean).float()
+            module.bias = nn.Parameter(lost if module.bias is None else module.bias + lost, requires_grad=False)
         module.weight = nn.Parameter(part.weight, requires_grad=False)
     return dict(zip(names, parts, strict=True))
