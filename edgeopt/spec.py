@@ -42,7 +42,12 @@ class Grid:
     bias: bool = False
 
     def size_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a matrix: packed integers, fp16 scales, and zero-points and fp32 biases where it has them."""
+        """Bytes of a matrix: packed integers, fp16 scales, and zero-points and fp32 biases where it has them.
+
+        For inputs in 8 bits each output channel has a scale in fp32 and a zero-point of one byte.
+        """
+        if self.inputs != "float":
+            return rows * (columns + 5)
         blocks = -(-columns // self.block_size)
         packed = rows * blocks * self.block_size * self.bits // 8
         zero_points = 0 if self.symmetric else rows * -(-blocks * self.bits // 8)

@@ -19,6 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, intake
+    from edgeopt.network import CARRIED
     from edgeopt.pipeline import plan
     from edgeopt.runtimes.genai import CHUNK_TOKENS
     from edgeopt.search import estimate as estimates
@@ -32,7 +33,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         planned,
         context_length=min(job.target.context_length, spec.context_length),
         chunk_tokens=CHUNK_TOKENS,
-        tokenizer_bytes=(folder / "tokenizer.json").stat().st_size,
+        carried_bytes=sum((folder / name).stat().st_size for name in CARRIED if (folder / name).is_file()),
     )
     figures = {"size/engine_mib": predicted.disk_bytes / 2**20, "memory/peak_rss_mib": predicted.peak_bytes / 2**20}
     verdicts = [
@@ -72,7 +73,7 @@ def show(document: Document) -> None:
     table = Table(title=f"{document['recipe']} on {document['target']} ({document['method']})")
     table.add_column("part")
     table.add_column("MiB", justify="right")
-    on_disk = ("weights", "tables", "adapters", "tokenizer", "disk_bytes")
+    on_disk = ("weights", "tables", "adapters", "graphs", "carried", "disk_bytes")
     for name in (*on_disk, "resident", "kv_cache", "activations", "peak_bytes"):
         table.add_row(name.replace("_bytes", ""), f"{document[name] / 2**20:.2f}")
     display.out.print(table)

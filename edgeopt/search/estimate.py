@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeopt.spec import EMBEDDING, LM_HEAD, ModelSpec
 
 RUNTIME_BYTES = 58 * 2**20
 """Resident memory of Python, ONNX Runtime and an empty session, as measured with onnxruntime 1.32 on x86-64."""
-GRAPH_BYTES = 3 * 2**16
-"""The graph, its config and small files, for a few dozen nodes a layer."""
+GRAPH_BYTES, LAYER_BYTES, CONFIG_BYTES = 6_300, 5_490, 1_450
+"""An empty graph, what each layer adds to it in fp32, and its config: names and shapes."""
+NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
+"""What a matrix on a grid adds to the graph, by how its input is taken."""
+ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
+"""What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
+NODES: Mapping[str, int] = {"gate_up": 2}
+"""Matrices of a unit in the graph, where they are not one."""
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 
 
@@ -21,6 +28,8 @@ class Estimate:
         weights: matrices of the layers, with their block scales and zero-points.
         tables: embedding and lm_head.
         adapters: those that are not merged, of which each is loaded once a request chose it.
+        graphs: that of generation and that of scoring, with configs.
+        carried: the tokenizer and its settings.
         resident: of all these at run time: matrices in packed form, whose file is unmapped, and the mapped embedding.
         kv_cache: keys and values at the context length.
         activations: the largest intermediate tensors of a chunk of a prompt, and the logits of one token.
@@ -31,26 +40,28 @@ class Estimate:
     weights: int
     tables: int
     adapters: int
-    tokenizer: int
+    graphs: int
+    carried: int
     kv_cache: int
     activations: int
     resident: int
 
     @property
     def disk_bytes(self) -> int:
-        return self.weights + self.tables + self.adapters + self.tokenizer + GRAPH_BYTES
+        return self.weights + self.tables + self.adapters + self.graphs + self.carried
 
     @property
     def peak_bytes(self) -> int:
         return RUNTIME_BYTES + self.resident + self.kv_cache + self.activations
 
 
-def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, tokenizer_bytes: int) -> Estimate:
+def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried_bytes: int) -> Estimate:
     """Predict an engine of `spec` on the genai runtime.
 
     Args:
         context_length: tokens for which the key-value cache is allocated (fp32 on CPU, or the spec's grid).
         chunk_tokens: tokens of a prompt that are computed at once, which the activations grow with.
+        carried_bytes: files that an engine takes over from its model, such as the tokenizer.
     """
     kept = sum(2 * layer.kv_heads * spec.head_size * context_length for layer in spec.layers)
     kv_cache = kept * (32 if spec.kv_cache is None else spec.kv_cache.bits) // 8
@@ -63,7 +74,8 @@ def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, tokeniz
         weights=weight_bytes(spec),
         tables=table_bytes(spec),
         adapters=adapters,
-        tokenizer=tokenizer_bytes,
+        graphs=graph_bytes(spec),
+        carried=carried_bytes,
         kv_cache=kv_cache,
         activations=activations,
         resident=sum(resident_bytes(spec, name) for name in spec.matrices) + adapters,
@@ -79,6 +91,19 @@ def weight_bytes(spec: ModelSpec) -> int:
 def table_bytes(spec: ModelSpec) -> int:
     """Bytes of embedding and lm_head, stored once where they are tied."""
     return spec.size_bytes(LM_HEAD) + (0 if spec.tied_embeddings else spec.size_bytes(EMBEDDING))
+
+
+def graph_bytes(spec: ModelSpec) -> int:
+    """Bytes of both graphs, which differ by the rows of their logits, and of the config beside them."""
+    one = GRAPH_BYTES + len(spec.layers) * (LAYER_BYTES + (KV_BYTES if spec.kv_cache else 0))
+    for name in spec.matrices:
+        grid, nodes = spec.grids.get(name), NODES.get(name.rpartition(".")[2], 1)
+        if grid is not None:
+            zero_points, bias = 0 if grid.symmetric else ZERO_POINTS_BYTES, BIAS_BYTES if grid.bias else 0
+            one += nodes * (NODE_BYTES[grid.inputs] + zero_points + bias)
+        elif spec.weight_dtype == "fp16":
+            one += nodes * CAST_BYTES
+    return 2 * one + CONFIG_BYTES
 
 
 def resident_bytes(spec: ModelSpec, name: str) -> int:

@@ -10,6 +10,8 @@ from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.kv_cache import KvCache
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.intake import take_in
@@ -17,6 +19,7 @@ from edgeopt.measure.logits import relative_error
 from edgeopt.part import describe
 from edgeopt.runtimes.eager import Torch
 from edgeopt.runtimes.genai import Genai
+from edgeopt.search.estimate import estimate
 
 RUNTIMES = {"genai": Genai(), "torch": Torch()}
 PROMPT = [1, 17, 42, 99, 7]
@@ -143,8 +146,11 @@ class TestEveryRuntimeWithAdapters:
 
 
 def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
+    return applied(Quantize(**values), checkpoint, directory)
+
+
+def applied(step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     directory.mkdir()
-    step = Quantize(**values)
     return Checkpoint.seal(
         directory, format="checkpoint-1", spec=step.apply(checkpoint, directory, workshop(checkpoint)), made_by={}
     )
@@ -179,6 +185,27 @@ def test_quantized_engines_compute_what_their_checkpoint_simulates_and_are_small
     assert relative_error(expected, Genai().open(fast, threads=1).logits(PROMPT)) < 0.05
     assert Genai().lint(fast) == []
     assert fast.size_bytes < full.size_bytes
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Quantize(weights="fp32"),
+        Quantize(weights="fp16"),
+        Quantize(weights="int4", symmetric=True),
+        Quantize(weights="int4", embedding="int4", bias_correction=True, windows=2, window_tokens=32),
+        Int8(ranges="min_max", windows=2, window_tokens=32),
+        Int8(),
+        KvCache(windows=2, window_tokens=32),
+    ],
+    ids=["fp32", "fp16", "int4", "int4 with biases", "int8 inputs, static", "int8 inputs, dynamic", "8-bit cache"],
+)
+def test_the_estimate_knows_what_an_engine_weighs(step, checkpoint, tmp_path):
+    source = applied(step, checkpoint, tmp_path / "source")
+    engine = build(Genai(), source, tmp_path / "engine")
+    carried = sum(file.size_bytes for file in engine.files if file.path in networks.CARRIED)
+    found = estimate(source.spec, context_length=64, chunk_tokens=32, carried_bytes=carried)
+    assert found.disk_bytes == pytest.approx(engine.size_bytes, rel=0.01)
 
 
 def test_bits_really_reach_every_projection(checkpoint, tmp_path):

@@ -20,9 +20,9 @@ def on(bits: int, block_size: int = 32, *, spec: ModelSpec = SPEC, but: tuple[st
 
 
 def test_an_fp32_engine_holds_four_bytes_a_parameter() -> None:
-    found = estimate(SPEC, context_length=128, chunk_tokens=16, tokenizer_bytes=1000)
+    found = estimate(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
     assert found.weights + found.tables == 4 * SPEC.parameters
-    half = estimate(replace(SPEC, weight_dtype="fp16"), context_length=128, chunk_tokens=16, tokenizer_bytes=1000)
+    half = estimate(replace(SPEC, weight_dtype="fp16"), context_length=128, chunk_tokens=16, carried_bytes=1000)
     norms = 64 * (2 * len(SPEC.layers) + 1)
     assert half.weights + half.tables == 2 * (SPEC.parameters - norms) + 4 * norms
 
@@ -32,13 +32,13 @@ def test_the_cache_holds_keys_and_values_of_every_layer_in_fp32() -> None:
         LayerSpec(intermediate_size=128, heads=4, kv_heads=2),
         LayerSpec(intermediate_size=64, heads=2, kv_heads=1),
     )
-    found = estimate(SPEC.with_layers(layers), context_length=100, chunk_tokens=1, tokenizer_bytes=0)
+    found = estimate(SPEC.with_layers(layers), context_length=100, chunk_tokens=1, carried_bytes=0)
     assert found.kv_cache == 2 * 100 * 16 * (2 + 1) * 4
 
 
 def test_a_tied_table_is_counted_once_where_it_is_stored_once() -> None:
     def tables(spec: ModelSpec) -> int:
-        return estimate(spec, context_length=128, chunk_tokens=16, tokenizer_bytes=0).tables
+        return estimate(spec, context_length=128, chunk_tokens=16, carried_bytes=0).tables
 
     tied = replace(SPEC, tied_embeddings=True)
     assert tables(tied) * 2 == tables(SPEC)
@@ -49,7 +49,7 @@ def test_a_tied_table_is_counted_once_where_it_is_stored_once() -> None:
 def test_adapters_count_on_disk_and_in_memory() -> None:
     adapter = Adapter(rank=4, targets=("o_proj",))
     bare, found = (
-        estimate(spec, context_length=128, chunk_tokens=16, tokenizer_bytes=0)
+        estimate(spec, context_length=128, chunk_tokens=16, carried_bytes=0)
         for spec in (SPEC, replace(SPEC, adapters={"a": adapter, "b": adapter}))
     )
     added = 2 * len(SPEC.layers) * 4 * 4 * (64 + 64)
@@ -57,7 +57,7 @@ def test_adapters_count_on_disk_and_in_memory() -> None:
 
 
 def test_scales_are_half_as_wide_on_disk_as_in_memory() -> None:
-    found = estimate(on(4), context_length=128, chunk_tokens=16, tokenizer_bytes=0)
+    found = estimate(on(4), context_length=128, chunk_tokens=16, carried_bytes=0)
     blocks = sum(rows * columns // 32 for rows, columns in SPEC.matrices.values())
     norms = 4 * 64 * (2 * len(SPEC.layers) + 1)
     assert found.resident == found.weights + found.tables - norms + 2 * blocks
@@ -65,7 +65,7 @@ def test_scales_are_half_as_wide_on_disk_as_in_memory() -> None:
 
 def test_fp16_is_computed_in_fp32() -> None:
     half, full = (
-        estimate(replace(SPEC, weight_dtype=dtype), context_length=128, chunk_tokens=16, tokenizer_bytes=0)
+        estimate(replace(SPEC, weight_dtype=dtype), context_length=128, chunk_tokens=16, carried_bytes=0)
         for dtype in ("fp16", "fp32")
     )
     assert half.disk_bytes < full.disk_bytes
@@ -74,7 +74,7 @@ def test_fp16_is_computed_in_fp32() -> None:
 
 def test_fewer_bits_heads_channels_layers_and_tokens_are_never_more_bytes() -> None:
     def peak(spec: ModelSpec, tokens: int = 128) -> int:
-        return estimate(spec, context_length=tokens, chunk_tokens=tokens, tokenizer_bytes=0).peak_bytes
+        return estimate(spec, context_length=tokens, chunk_tokens=tokens, carried_bytes=0).peak_bytes
 
     assert peak(on(4)) < peak(on(8)) < peak(SPEC)
     shorter = SPEC.with_layers(SPEC.layers[:1])
@@ -86,7 +86,7 @@ def test_fewer_bits_heads_channels_layers_and_tokens_are_never_more_bytes() -> N
 
 
 def test_the_parts_add_up() -> None:
-    e = estimate(SPEC, context_length=128, chunk_tokens=16, tokenizer_bytes=1000)
+    e = estimate(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
     assert e.peak_bytes > e.resident + e.kv_cache + e.activations
     assert e.disk_bytes >= e.weights + e.tables + 1000
     assert e.parameters == SPEC.parameters
@@ -111,5 +111,5 @@ def test_there_is_always_a_next_lever(spec: ModelSpec, told: str) -> None:
 def test_zeros_save_neither_bytes_nor_memory(pattern: Literal["unstructured", "2:4"]) -> None:
     sparse = Sparsify(pattern=pattern).plan(SPEC)
     assert sparse != SPEC
-    sizes = {"context_length": 128, "chunk_tokens": 16, "tokenizer_bytes": 0}
+    sizes = {"context_length": 128, "chunk_tokens": 16, "carried_bytes": 0}
     assert estimate(sparse, **sizes) == estimate(SPEC, **sizes)
