@@ -48,7 +48,7 @@ def expected_shortfall(percent: float) -> Statistic:
     import numpy as np
 
     def worst(samples: np.ndarray) -> Any:
-        count = max(1, round(samples.shape[-1] * (1 - percent / 100)))
+        count = max(1, round(samples.shape[-1] * (100 - percent) / 100))
         return np.partition(samples, -count, axis=-1)[..., -count:].mean(axis=-1)
 
     return worst
