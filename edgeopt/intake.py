@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeopt import tokens
 from edgeopt.artifact import MANIFEST, Checkpoint
 from edgeopt.errors import InputError
+from edgeopt.part import describe
+from edgeopt.ports import ModelSource
 from edgeopt.spec import ModelSpec
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -18,6 +22,19 @@ def fingerprint(folder: Path) -> list[list[object]]:
     """Name, size and time of change of every file: equal as long as nobody wrote into the folder."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
     return [[str(folder)], *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
+
+
+def identity(step: Any) -> list[object]:
+    """What determines a step's outcome beside its input: its description, and the models that it reads."""
+    return [describe(step), [fingerprint(source.locate()) for source in sources(step)]]
+
+
+def sources(part: Any) -> list[ModelSource]:
+    """Models that a part or one inside it reads, such as a teacher."""
+    if isinstance(part, ModelSource):
+        return [part]
+    inner = [getattr(part, field.name) for field in fields(part)] if is_dataclass(part) else []
+    return [source for value in inner for source in sources(value)]
 
 
 def take_in(folder: Path, directory: Path) -> Checkpoint:

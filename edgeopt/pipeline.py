@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,12 +134,6 @@ def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -
     return spec
 
 
-def sources(step: Any) -> list[ModelSource]:
-    """Models that a step reads beside its input, such as a teacher."""
-    values = (getattr(step, field.name) for field in fields(step))
-    return [value for value in values if isinstance(value, ModelSource)]
-
-
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:
     """BuildError where an engine that rounds nothing differs from its torch checkpoint."""
     error = next((m.value for m in measurements if m.metric == "quality/parity_error"), 0.0)
@@ -195,8 +189,7 @@ class _Work:
             made_by = {"step": description, "input": checkpoint.digest, "calibration": calibration.digest}
             Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by=made_by)
 
-        models = [intake.fingerprint(source.locate()) for source in sources(step)]
-        inputs = [checkpoint.digest, description, models, original.digest, floating.digest, calibration.digest]
+        inputs = [checkpoint.digest, intake.identity(step), original.digest, floating.digest, calibration.digest]
         return Checkpoint.read(self.store.stage("checkpoint", inputs, produce))
 
     def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgeopt.runtimes.genai_grid import nodes
 from edgeopt.spec import EMBEDDING, LM_HEAD, ModelSpec
 
 RUNTIME_BYTES = 58 * 2**20
@@ -15,8 +16,6 @@ NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
 """What a matrix on a grid adds to the graph, by how its input is taken."""
 ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
-NODES: Mapping[str, int] = {"gate_up": 2}
-"""Matrices of a unit in the graph, where they are not one."""
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 
 
@@ -96,13 +95,13 @@ def table_bytes(spec: ModelSpec) -> int:
 def graph_bytes(spec: ModelSpec) -> int:
     """Bytes of both graphs, which differ by the rows of their logits, and of the config beside them."""
     one = GRAPH_BYTES + len(spec.layers) * (LAYER_BYTES + (KV_BYTES if spec.kv_cache else 0))
-    for name in spec.matrices:
-        grid, nodes = spec.grids.get(name), NODES.get(name.rpartition(".")[2], 1)
+    for name, (rows, _) in spec.matrices.items():
+        grid, count = spec.grids.get(name), len(nodes(name, rows))
         if grid is not None:
             zero_points, bias = 0 if grid.symmetric else ZERO_POINTS_BYTES, BIAS_BYTES if grid.bias else 0
-            one += nodes * (NODE_BYTES[grid.inputs] + zero_points + bias)
+            one += count * (NODE_BYTES[grid.inputs] + zero_points + bias)
         elif spec.weight_dtype == "fp16":
-            one += nodes * CAST_BYTES
+            one += count * CAST_BYTES
     return 2 * one + CONFIG_BYTES
 
 

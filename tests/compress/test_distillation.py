@@ -11,6 +11,7 @@ from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import next_token_loss
+from edgeopt.compress.pruning.prune_gradually import PruneGradually
 from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.qat import Qat
@@ -18,10 +19,9 @@ from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.recovery.distill import Distill, mapped, with_hidden_states
 from edgeopt.compress.recovery.teacher import distillation_loss, divergence, lessons
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
+from edgeopt.intake import sources, take_in
 from edgeopt.models.local import LocalFolder
 from edgeopt.models.reference import ReferenceModel
-from edgeopt.pipeline import sources
 from edgeopt.text import Text
 from edgeopt.texts.bundled import BundledText
 
@@ -121,6 +121,7 @@ def test_a_teacher_is_a_model_that_the_step_reads_beside_its_input(tiny_model):
     teacher = LocalFolder(path=str(tiny_model))
     assert sources(Distill(teacher=teacher)) == [teacher]
     assert sources(Distill()) == []
+    assert sources(PruneGradually(retrain=Distill(teacher=teacher))) == [teacher]
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(checkpoint, tiny_model, tmp_path):

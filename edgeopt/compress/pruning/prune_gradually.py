@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from edgeopt import intake
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.activations import calibration_windows
@@ -139,7 +140,7 @@ class PruneGradually:
             shop.calibration.digest,
             describe(self.prune),
             goal.to_json(),
-            describe(self.retrain),
+            intake.identity(self.retrain),
         ]
         return Checkpoint.read(shop.cache.stage("pruning_round", inputs, produce))
 
