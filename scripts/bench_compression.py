@@ -128,7 +128,7 @@ def recovery(folder: Path) -> None:
 def eight_bits(folder: Path) -> None:
     """8-bit inputs with and without SmoothQuant, and keys and values in 8 and 4 bits, at a context of 512."""
     judged = ("quality/perplexity", "quality/kl_mean")
-    inputs = ["recipe=smooth_int8", "order=[quantize]"]
+    inputs = ["recipe=baseline", "+step@step.quantize=int8_activations", "order=[quantize]"]
     smooth = ["recipe=smooth_int8"]
     cached = ["recipe=gptq_int4", "+step@step.kv_cache=kv_cache", "order=[quantize,kv_cache]"]
     off = only("quality", "memory", "latency")
