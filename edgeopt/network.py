@@ -44,6 +44,30 @@ FUSED = {**SEPARATE, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_pr
 """The same in families that stack them in one matrix (Phi-3)."""
 
 
+def initialize(spec: ModelSpec, directory: Path) -> None:
+    """Write a Llama of random weights, whose layers are all as the first of `spec`, in Hugging Face layout."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    first = spec.layers[0]
+    config = LlamaConfig(
+        vocab_size=spec.vocabulary_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=first.intermediate_size,
+        num_hidden_layers=len(spec.layers),
+        num_attention_heads=first.heads,
+        num_key_value_heads=first.kv_heads,
+        head_dim=spec.head_size,
+        max_position_embeddings=spec.context_length,
+        tie_word_embeddings=spec.tied_embeddings,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(directory)
+
+
 def load(checkpoint: Checkpoint) -> PreTrainedModel:
     """The network in evaluation mode, float32, with per-layer sizes as the spec says.
 

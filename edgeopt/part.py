@@ -139,7 +139,7 @@ def _coerce(value: Any, hint: Any, place: str) -> Any:
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{value!r} is not a mapping", place=place)
-        return dict(value)
+        return {name: _coerce(v, get_args(hint)[1], f"{place}.{name}") for name, v in value.items()}
     if isinstance(value, Mapping) and "_target_" in value:
         return construct(value, place)
     if hint is Any:

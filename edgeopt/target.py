@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from edgeopt import units
 from edgeopt.errors import ConfigError
+from edgeopt.kernels import Kernels
 from edgeopt.part import digest
 
 _DIRECTION = re.compile(r"\s*at (most|least)\s+(.*)")
@@ -56,12 +57,14 @@ class Target:
         device: None stands for the machine that measures.
         threads: compute threads of an engine; 0 takes one for each core.
         context_length: tokens (prompt and generated) for which memory is measured and estimated.
+        kernels: times from which decoding is predicted; None where the device was not profiled.
     """
 
     name: str
     device: Device | None = None
     threads: int = 0
     context_length: int = 512
+    kernels: Kernels | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -69,6 +72,13 @@ class Target:
         if self.context_length < 64:
             raise ConfigError(
                 f"{self.context_length} tokens are too few", place="context_length", mend="Give 64 or more"
+            )
+        threads = self.threads or (self.device.cores if self.device is not None else 0)
+        if self.kernels is not None and threads not in (0, self.kernels.threads):
+            raise ConfigError(
+                f"kernels were timed with {self.kernels.threads} threads, and engines run with {threads}",
+                place="kernels",
+                mend="Run edgeopt profile with as many cores, or set target.kernels=null",
             )
 
 

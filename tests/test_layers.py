@@ -14,10 +14,23 @@ import pytest
 import edgeopt
 
 PACKAGE = Path(edgeopt.__file__).parent
-LEVEL_0 = {"errors", "units", "part", "spec", "artifact", "text", "recipe", "target", "result", "tags", "__init__"}
+LEVEL_0 = {
+    "errors",
+    "units",
+    "part",
+    "spec",
+    "artifact",
+    "text",
+    "recipe",
+    "target",
+    "result",
+    "tags",
+    "kernels",
+    "__init__",
+}
 LEVEL_1 = {"ports", "network", "grid", "adapters", "tokens", "intake"}
 ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store", "tracking", "release"}
-LEVEL_5 = {"config", "assembly", "commands", "cli", "display", "diagnosis", "hydra_plugins"}
+LEVEL_5 = {"config", "assembly", "profiling", "commands", "cli", "display", "diagnosis", "hydra_plugins"}
 ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_5 | {"pipeline", "search"}
 
 WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recovery": set()}

@@ -35,7 +35,8 @@ def narrowed(data: Any, to: Any) -> Any:
 
 
 def resolved(text: str) -> str:
-    """A file of conf/ with the rounding and the importance that another file fills in."""
+    """A file of conf/ with the rounding, the importance and the kernels that another file fills in."""
+    text = text.replace("${oc.select:target.kernels,null}", "null")
     text = text.replace("${importance}", "{_target_: edgeopt.compress.pruning.taylor.Taylor}")
     return text.replace("${rounding}", "{_target_: edgeopt.compress.quantization.rtn.Rtn}")
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import ConfigError
+from edgeopt.kernels import Kernels
 from edgeopt.target import Device, Limit, Target
 
 KNOWN = {
@@ -114,6 +115,15 @@ def test_a_fingerprint_is_of_the_kind_of_machine_and_not_of_its_name() -> None:
 def test_a_target_that_cannot_run_is_refused(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         Target(name="t", **values)  # type: ignore[arg-type]
+
+
+def test_kernels_hold_for_the_threads_that_they_were_timed_with() -> None:
+    timed = Kernels(threads=2, matrix={}, layer=(0.0, 0.0), token=(0.0, 0.0))
+    Target(name="t", kernels=timed)
+    Target(name="t", kernels=timed, threads=2, device=Device(**BOX))
+    for fields in ({"threads": 1}, {"device": Device(**BOX | {"cores": 3})}):
+        with pytest.raises(ConfigError, match="timed with 2 threads"):
+            Target(name="t", kernels=timed, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("values", [{"cores": 0}, {"ram_bytes": 0}])

@@ -36,10 +36,13 @@ def execute(args: argparse.Namespace) -> Outcome:
         carried_bytes=sum((folder / name).stat().st_size for name in CARRIED if (folder / name).is_file()),
     )
     figures = {"size/engine_mib": predicted.disk_bytes / 2**20, "memory/peak_rss_mib": predicted.peak_bytes / 2**20}
+    if job.target.kernels is not None:
+        figures["latency/decode_p50_ms"] = job.target.kernels.decode_us(planned) / 1e3
     verdicts = [
         {
             "metric": limit.metric,
             "limit": str(limit),
+            "unit": limit.unit,
             "predicted": figures[limit.metric],
             "fits": figures[limit.metric] >= limit.absolute if limit.least else figures[limit.metric] <= limit.absolute,
         }
@@ -53,6 +56,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         **asdict(predicted),
         "disk_bytes": predicted.disk_bytes,
         "peak_bytes": predicted.peak_bytes,
+        "decode_ms": figures.get("latency/decode_p50_ms"),
         "limits": verdicts,
         "next_lever": estimates.lever(planned),
     }
@@ -68,7 +72,7 @@ def execute(args: argparse.Namespace) -> Outcome:
 def show(document: Document) -> None:
     from rich.table import Table
 
-    from edgeopt import display
+    from edgeopt import display, units
 
     table = Table(title=f"{document['recipe']} on {document['target']} ({document['method']})")
     table.add_column("part")
@@ -78,7 +82,10 @@ def show(document: Document) -> None:
         table.add_row(name.replace("_bytes", ""), f"{document[name] / 2**20:.2f}")
     display.out.print(table)
     display.out.print(f"{document['parameters']:,} parameters, tier {document['tier']}")
+    if document["decode_ms"] is not None:
+        display.out.print(f"{document['decode_ms']:.3g} ms a token, by the times of the target's kernels")
     for verdict in document["limits"]:
         told = "fits" if verdict["fits"] else "does not fit"
-        display.out.print(f"{verdict['metric']} {verdict['predicted']:.1f} MiB, {verdict['limit']}: {told}")
+        shown = units.show(verdict["predicted"], verdict["unit"])
+        display.out.print(f"{verdict['metric']} {shown}, {verdict['limit']}: {told}")
     display.out.print(f"next lever: {document['next_lever']}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import platform
-from dataclasses import asdict
 from pathlib import Path
 
 from edgeopt.commands.outcome import Document, Outcome
 from edgeopt.errors import InputError
+from edgeopt.part import describe
 
 SUMMARY = "Measure this machine and write it as a target"
 EXAMPLE = "edgeopt profile --out my/target/box.yaml"
@@ -20,13 +20,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
-    from edgeopt import display
+    from edgeopt import assembly, display, profiling
     from edgeopt.measure.inventory import inventory, target_yaml
+    from edgeopt.target import Target
 
-    with display.progress("measuring this machine"):
-        device = inventory(rates=True)
+    assembly.quiet()
     name = args.name or platform.node().split(".")[0] or "this_machine"
-    written = target_yaml(device, name=name, threads=0, context_length=512)
+    with display.progress("measuring this machine") as progress:
+        device = inventory(rates=True)
+        target = Target(name=name, device=device, kernels=profiling.kernels(device, progress))
+    written = target_yaml(target)
     if args.out is not None:
         try:
             args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,8 @@ def execute(args: argparse.Namespace) -> Outcome:
             ) from error
     return Outcome(
         document={
-            "device": asdict(device),
+            "device": describe(device),
+            "kernels": describe(target.kernels),
             "name": name,
             "written": None if args.out is None else str(args.out),
             "yaml": written,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from edgeopt.measure import rates as measured
 from edgeopt.measure.process import ROOT
-from edgeopt.target import Device
+from edgeopt.part import describe
+from edgeopt.target import Device, Target
 
 # instruction sets that decide which matrix kernels a runtime takes
 _ISA = (
@@ -64,19 +64,12 @@ def inventory(*, rates: bool, root: Path = ROOT) -> Device:
     )
 
 
-def target_yaml(device: Device, *, name: str, threads: int, context_length: int) -> str:
-    """`device` as a file for conf/target."""
+def target_yaml(target: Target) -> str:
+    """`target` as a file for conf/target."""
     import yaml
 
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(device).items()}
-    target = {
-        "_target_": "edgeopt.target.Target",
-        "name": name,
-        "device": {"_target_": "edgeopt.target.Device", **fields},
-        "threads": threads,
-        "context_length": context_length,
-    }
-    return "# @package _global_\n" + yaml.safe_dump({"target": target}, sort_keys=False, allow_unicode=True)
+    described = {"target": describe(target)}
+    return "# @package _global_\n" + yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=120)
 
 
 def cpu_model(root: Path = ROOT) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeopt.grid import BLOCK_SIZES
+
 if TYPE_CHECKING:
     from onnx import NodeProto
 
@@ -43,6 +45,8 @@ def _findings(node: NodeProto, types: dict[str, int]) -> list[str]:
         findings.append("MatMulNBits without accuracy_level computes in fp32 (4 to 140 times slower)")
     if types.get(inputs[ZERO_POINTS]) in FLOAT_TYPES:
         findings.append("MatMulNBits with float zero-points (85 times slower than uint8)")
+    if attributes["block_size"] not in BLOCK_SIZES[attributes["bits"]]:
+        findings.append("MatMulNBits of {bits} bits in blocks of {block_size} (50 times slower)".format(**attributes))
     if inputs[GROUP_INDEX]:
         findings.append("MatMulNBits with g_idx (85 times slower than without)")
     return findings

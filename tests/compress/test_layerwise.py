@@ -70,7 +70,7 @@ def test_the_network_computes_with_the_rounded_weights_afterwards(network):
 @pytest.mark.parametrize("rounding", [Rtn(), KQuant(), Gptq()], ids=lambda rounding: type(rounding).__name__)
 def test_a_corrected_bias_keeps_the_mean_of_every_output(rounding, network):
     before = copy.deepcopy(network)
-    spec = Quantize(weights="int2", block_size=16, bias_correction=True).plan(specs_of(network))
+    spec = Quantize(weights="int2", block_size=32, bias_correction=True).plan(specs_of(network))
     rounded = round_network(network, spec.grids, rounding, WINDOWS, lambda _: None)
     for name in rounded.keys() - {"model.embed_tokens"}:
         seen = []

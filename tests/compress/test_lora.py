@@ -80,7 +80,7 @@ def loss(network, updates, windows) -> float:
 @pytest.fixture(scope="module")
 def coarse(checkpoint, calibration, tmp_path_factory) -> Checkpoint:
     """Rounded so coarsely that there is something to make up for."""
-    step = Quantize(weights="int2", block_size=16, lm_head="float", embedding="float")
+    step = Quantize(weights="int2", block_size=32, lm_head="float", embedding="float")
     return applied(step, checkpoint, calibration, tmp_path_factory.mktemp("coarse") / "int2")
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from workshops import workshop
 
 from edgeopt import network as networks
+from edgeopt import units
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.allocation import allocate
 from edgeopt.compress.quantization.mixed_precision import MixedPrecision
@@ -18,7 +19,9 @@ from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.compress.quantization.sensitivity import curvature, predicted_divergence, predicted_divergence_of_lookup
 from edgeopt.compress.quantization.weighing import TABLES, weigh
 from edgeopt.errors import ConfigError, StepError
+from edgeopt.grid import BLOCK_SIZES
 from edgeopt.intake import take_in
+from edgeopt.kernels import Kernels
 from edgeopt.spec import LM_HEAD, Grid
 from edgeopt.store import Store
 from edgeopt.text import Text
@@ -55,7 +58,7 @@ def test_no_choice_within_the_budget_loses_less(table, slack):
     costs = {str(n): {k: cost for k, (cost, _) in enumerate(row)} for n, row in enumerate(table)}
     losses = {str(n): {k: loss for k, (_, loss) in enumerate(row)} for n, row in enumerate(table)}
     budget = sum(min(row.values()) for row in costs.values()) + slack
-    found = allocate(costs, losses, budget)
+    found = allocate([costs], losses, [budget])
     assert sum(costs[item][choice] for item, choice in found.items()) <= budget
     everything = itertools.product(*(list(row) for row in costs.values()))
     least = min(
@@ -67,8 +70,8 @@ def test_no_choice_within_the_budget_loses_less(table, slack):
 
 
 def test_a_budget_below_the_cheapest_choices_is_refused():
-    with pytest.raises(StepError, match="cheapest choices take 3 bytes, more than the budget of 2"):
-        allocate({"a": {0: 3, 1: 5}}, {"a": {0: 1.0, 1: 0.0}}, 2)
+    with pytest.raises(StepError, match="cheapest choices take 3, more than the budget of 2"):
+        allocate([{"a": {0: 3, 1: 5}}], {"a": {0: 1.0, 1: 0.0}}, [2])
 
 
 @pytest.mark.parametrize("unit", ["layers.0.qkv", "layers.1.o", "layers.0.gate_up", "layers.1.down", LM_HEAD])
@@ -206,9 +209,77 @@ def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_p
     assert lost(mixed) <= lost(uniform)
 
 
+# blocks of 16 are slow and blocks of 32 fast; more so among more bytes
+KERNELS = Kernels(
+    threads=2,
+    matrix={
+        f"int{bits}/{block}": (*(0.1 * bits * 16 / block * n for n in (1, 3, 9, 27)), bits * 16 / block, 9.0, 20.0)
+        for bits, blocks in BLOCK_SIZES.items()
+        for block in blocks
+    },
+    layer=(5.0, 1.0),
+    token=(2.0, 1.0),
+)
+
+
+def timed(decode: str, **values) -> MixedPrecision:
+    return small(bits_per_weight=None, decode=decode, kernels=KERNELS, **values)
+
+
+@pytest.mark.parametrize("decode", ["20 us", "0.026 ms"])
+def test_a_budget_of_time_is_kept_by_the_arithmetic_that_predicts_it(decode, checkpoint):
+    planned = timed(decode).plan(checkpoint.spec)
+    budget = units.parse(decode, "us")
+    assert 0.8 * budget < KERNELS.decode_us(planned) <= budget
+
+
+def test_more_time_never_loses_more(checkpoint):
+    bits = [timed(f"{us} us").plan(checkpoint.spec).bits_per_weight for us in (18, 20, 24, 40)]
+    assert bits == sorted(bits)
+    assert bits[0] < bits[-1] == small(bits_per_weight=100.0).plan(checkpoint.spec).bits_per_weight
+
+
+def test_no_allocation_within_the_time_loses_less(checkpoint):
+    """Every allocation of a one-layer model is tried."""
+    spec = replace(checkpoint.spec, layers=checkpoint.spec.layers[:1])
+    step = timed("12 us", weights=("int8", "int4"), block_sizes=(16, 32))
+    losses = {
+        item: {grid: sum(map(ord, item)) % 7 * 4.0**-grid.bits * grid.block_size for grid in grids}
+        for item, grids in step._choices(spec).items()
+    }
+    found = step._allocate(spec, losses)
+
+    def loss(allocation):
+        return sum(losses[item][grid] for item, grid in allocation.items())
+
+    def decode_us(allocation):
+        grids = {item: grid for item, grid in allocation.items() if item != TABLES}
+        return KERNELS.decode_us(replace(spec, grids=grids | dict.fromkeys((LM_HEAD, "embedding"), allocation[TABLES])))
+
+    every = [dict(zip(losses, grids, strict=True)) for grids in itertools.product(*losses.values())]
+    allowed = [allocation for allocation in every if decode_us(allocation) <= 12]
+    assert 0 < len(allowed) < len(every)
+    assert decode_us(found) <= 12
+    assert loss(found) == pytest.approx(min(map(loss, allowed)))
+
+
+def test_a_budget_of_time_that_cannot_be_kept_is_refused_when_planned(checkpoint):
+    with pytest.raises(ConfigError, match=r"below the 0\.01\d* ms that the fastest choices take") as caught:
+        timed("5 us").plan(checkpoint.spec)
+    assert caught.value.place == "decode"
+
+
+def test_two_bits_are_offered_in_blocks_that_have_a_fast_kernel(checkpoint):
+    step = small(weights=("int2",), block_sizes=(16, 32))
+    assert {grid.block_size for grids in step._choices(checkpoint.spec).values() for grid in grids} == {32}
+
+
 @pytest.mark.parametrize(
     ("values", "place"),
     [
+        ({"decode": "5 ms"}, "bits_per_weight"),
+        ({"bits_per_weight": None, "decode": "5 ms"}, "decode"),
+        ({"bits_per_weight": None, "decode": "5", "kernels": KERNELS}, ""),
         ({"bits_per_weight": None}, "bits_per_weight"),
         ({"size": "1 MB"}, "bits_per_weight"),
         ({"bits_per_weight": None, "size": "90"}, ""),

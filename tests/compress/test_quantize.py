@@ -15,6 +15,12 @@ def test_a_block_that_does_not_divide_is_refused_with_those_that_do():
         Quantize(block_size=128).plan(SPEC)
 
 
+def test_two_bits_are_refused_in_blocks_that_no_fast_kernel_knows():
+    with pytest.raises(ConfigError, match=r"no fast kernel for 2 bits in blocks of 16.*32, 64"):
+        Quantize(weights="int2", block_size=16).plan(SPEC)
+    assert Quantize(weights="int4", block_size=16).plan(SPEC).grids
+
+
 def test_a_block_size_that_no_kernel_knows_is_refused():
     with pytest.raises(ConfigError, match="is no block size"):
         Quantize(block_size=48)

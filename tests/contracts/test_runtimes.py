@@ -165,7 +165,7 @@ def applied(step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
         {"weights": "int4", "lm_head": "int4", "embedding": "int4", "block_size": 16},
         {"weights": "int4", "lm_head": "float", "embedding": "float", "symmetric": True},
         {"weights": "int4", "lm_head": "int8", "embedding": "int8", "block_size": 64},
-        {"weights": "int2", "lm_head": "int8", "embedding": "int8", "block_size": 16},
+        {"weights": "int2", "lm_head": "int8", "embedding": "int8", "block_size": 32},
         {"weights": "int4", "lm_head": "int8", "embedding": "int4"},
         {"weights": "int4", "bias_correction": True, "windows": 2, "window_tokens": 32},
         {"weights": "int8", "lm_head": "float", "embedding": "int8"},

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgeopt.kernels import Kernels
 from edgeopt.measure import inventory as of
 from edgeopt.measure.inventory import inventory, target_yaml
 from edgeopt.part import construct
+from edgeopt.target import Target
 
 
 def write(root: Path, path: str, content: str = "") -> None:
@@ -56,11 +58,15 @@ def test_a_processor_with_a_name_goes_by_it(board):
 
 def test_the_target_file_gives_the_device_back():
     device = replace(inventory(rates=False), accelerators=("NPU × 2",))
-    text = target_yaml(device, name="here", threads=2, context_length=256)
+    kernels = Kernels(
+        threads=2, matrix={"int4/32": (1.0, 2.0, 3.0, 4.0, 0.0, 5.0, 6.5)}, layer=(7.0, 8.0), token=(9.0, 1.0)
+    )
+    text = target_yaml(Target(name="here", device=device, threads=2, context_length=256, kernels=kernels))
     assert text.startswith("# @package _global_\n")
     target = construct(yaml.safe_load(text)["target"])
     assert (target.name, target.threads, target.context_length) == ("here", 2, 256)
     assert target.device == device
+    assert target.kernels == kernels
 
 
 def test_rates_of_this_machine_are_measured():

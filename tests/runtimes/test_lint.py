@@ -8,7 +8,9 @@ from onnx import helper, numpy_helper
 from edgeopt.runtimes.lint import slow_paths
 
 
-def graph(tmp_path, *, accuracy_level=4, zero_points=None, g_idx=None, attention="GroupQueryAttention"):
+def graph(
+    tmp_path, *, accuracy_level=4, zero_points=None, g_idx=None, attention="GroupQueryAttention", bits=4, block_size=32
+):
     tensors = [numpy_helper.from_array(np.zeros((4, 1, 16), np.uint8), "weight")]
     tensors.append(numpy_helper.from_array(np.zeros(4, np.float32), "scales"))
     inputs = ["x", "weight", "scales", "", ""]
@@ -16,7 +18,7 @@ def graph(tmp_path, *, accuracy_level=4, zero_points=None, g_idx=None, attention
         if array is not None:
             tensors.append(numpy_helper.from_array(array, name))
             inputs[slot] = name
-    attributes = {"K": 32, "N": 4, "bits": 4, "block_size": 32}
+    attributes = {"K": 32, "N": 4, "bits": bits, "block_size": block_size}
     if accuracy_level is not None:
         attributes["accuracy_level"] = accuracy_level
     nodes = [
@@ -39,6 +41,7 @@ def test_a_fast_node_has_no_finding(tmp_path):
         ({"accuracy_level": 0}, "accuracy_level"),
         ({"zero_points": np.zeros((4, 1), np.float32)}, "float zero-points"),
         ({"g_idx": np.zeros(32, np.int32)}, "g_idx"),
+        ({"bits": 2, "block_size": 16}, "2 bits in blocks of 16"),
         ({"attention": "MultiHeadAttention"}, "not fused"),
     ],
 )

@@ -82,11 +82,11 @@ def least_divergent_widths(
     # a price for every channel left out is alike for all ways to use the whole budget, and more for all that do not
     price = max(max(curve.values()) for curve in curves.values()) / max(sizes) or 1.0
     chosen = allocate(
-        {layer: {width: width for width in curve} for layer, curve in curves.items()},
+        [{layer: {width: width for width in curve} for layer, curve in curves.items()}],
         {
             layer: {width: lost + price * (max(sizes) - width) for width, lost in curve.items()}
             for layer, curve in curves.items()
         },
-        total,
+        [total],
     )
     return [chosen[layer] for layer in curves]

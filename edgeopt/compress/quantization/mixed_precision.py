@@ -1,4 +1,4 @@
-"""Mixed precision: each matrix gets the bits and blocks that serve the model best under a budget of bytes."""
+"""Mixed precision: each matrix gets the bits and blocks that serve the model best under a budget of bytes or time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,10 +20,12 @@ from edgeopt.compress.losses import divergence, predictions
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.layerwise import round_network
-from edgeopt.compress.quantization.quantize import BLOCK_SIZES, INTEGERS
+from edgeopt.compress.quantization.quantize import INTEGERS
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.weighing import TABLES, Losses, weigh
 from edgeopt.errors import ConfigError, StepError
+from edgeopt.grid import BLOCK_SIZES
+from edgeopt.kernels import WORKING_SETS, Kernels, read_bytes
 from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ COMPARED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedPrecision:
-    """Quantize to a budget, which is one number: bits per weight, or the bytes of all matrices.
+    """Quantize to a budget, which is one number: bits per weight, the bytes of all matrices, or the time of a token.
 
     What each choice of bits and blocks for each unit does to the model's predictions is predicted once for a
     model (edgeopt.compress.quantization.weighing), and the best choice of all is found exactly
@@ -49,6 +52,8 @@ class MixedPrecision:
     Attributes:
         bits_per_weight: mean over all matrices, scales and zero-points counted.
         size: bytes of all matrices, such as `90 MiB`, in place of `bits_per_weight`.
+        decode: what one token may take by the arithmetic of edgeopt.kernels, such as `5 ms`, in place of both.
+        kernels: the target's, which `decode` needs.
         weights, block_sizes: what may be chosen from.
         rounding: how weights find their place on the chosen grids.
         windows, window_tokens: calibration text for sensitivity and rounding.
@@ -57,6 +62,8 @@ class MixedPrecision:
 
     bits_per_weight: float | None = 4.25
     size: str | None = None
+    decode: str | None = None
+    kernels: Kernels | None = None
     weights: tuple[Literal["int8", "int4", "int2"], ...] = ("int8", "int4", "int2")
     block_sizes: tuple[int, ...] = (32, 64, 128)
     symmetric: bool = True
@@ -67,22 +74,32 @@ class MixedPrecision:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.bits_per_weight is None) == (self.size is None):
+        budgets = {"bits_per_weight": self.bits_per_weight, "size": self.size, "decode": self.decode}
+        given = [name for name, value in budgets.items() if value is not None]
+        if len(given) != 1:
             raise ConfigError(
-                f"bits_per_weight is {self.bits_per_weight} and size is {self.size}",
+                f"{' and '.join(given) or 'no budget'} is set",
                 place="bits_per_weight",
-                mend="Set one of the two, and the other to null",
+                mend=f"Set one of {', '.join(budgets)}, and the others to null",
             )
         if self.size is not None:
             units.parse(self.size, "B")
+        if self.decode is not None:
+            units.parse(self.decode, "us")
+            if self.kernels is None:
+                raise ConfigError(
+                    "the times of the target's kernels are not known",
+                    place="decode",
+                    mend="Profile the device by `edgeopt profile --out FILE` and choose that target",
+                )
         if not self.weights:
             raise ConfigError("no types are offered", place="weights", mend=f"List some of {', '.join(INTEGERS)}")
-        unknown = [b for b in self.block_sizes if b not in BLOCK_SIZES]
+        unknown = [b for b in self.block_sizes if b not in BLOCK_SIZES[8]]
         if unknown or not self.block_sizes:
             raise ConfigError(
                 f"{unknown or 'nothing'} is no list of block sizes",
                 place="block_sizes",
-                mend=f"Choose some of {', '.join(map(str, BLOCK_SIZES))}",
+                mend=f"Choose some of {', '.join(map(str, BLOCK_SIZES[8]))}",
             )
         for name in ("windows", "window_tokens", "candidates"):
             require_positive(getattr(self, name), name)
@@ -107,7 +124,8 @@ class MixedPrecision:
         networks.save(network, directory, checkpoint, after, best.rounded)
         report = {
             "bits_per_weight": after.bits_per_weight,
-            "predicted_divergence_nats": sum(losses[item][grid] for item, grid in best.allocation.items()),
+            "predicted_decode_ms": None if self.kernels is None else self.kernels.decode_us(after) / 1e3,
+            "predicted_divergence_nats": _loss(losses, best.allocation),
             "divergence_nats": best.divergence,
             "bits": {item: [grid.bits, grid.block_size] for item, grid in best.allocation.items()},
         }
@@ -120,27 +138,31 @@ class MixedPrecision:
         items = [name for name in spec.matrices if not (spec.tied_embeddings and name in (LM_HEAD, EMBEDDING))]
         found = {}
         for item in [*items, TABLES] if spec.tied_embeddings else items:
-            columns = spec.matrices[LM_HEAD if item == TABLES else item][1]
-            fitting = [block for block in self.block_sizes if columns % block == 0]
-            if not fitting:
+            columns = _sides(spec, item)[1]
+            known = {INTEGERS[kind]: BLOCK_SIZES[INTEGERS[kind]] for kind in self.weights}
+            found[item] = [
+                Grid(bits=bits, block_size=block, symmetric=self.symmetric)
+                for bits, blocks in known.items()
+                for block in self.block_sizes
+                if block in blocks and columns % block == 0
+            ]
+            if not found[item]:
+                fitting = sorted({block for blocks in known.values() for block in blocks if columns % block == 0})
                 raise ConfigError(
                     f"no block of {self.block_sizes} divides the matrix side {columns}",
                     place="block_sizes",
-                    mend=f"Add one of {', '.join(str(b) for b in BLOCK_SIZES if columns % b == 0) or 'no block'}",
+                    mend=f"Add one of {', '.join(map(str, fitting)) or 'no block'}",
                 )
-            found[item] = [
-                Grid(bits=INTEGERS[kind], block_size=block, symmetric=self.symmetric)
-                for kind in self.weights
-                for block in fitting
-            ]
         return found
 
     def _allocate(self, spec: ModelSpec, losses: Losses) -> Allocation:
+        if self.decode is not None:
+            return self._within_time(spec, losses)
         costs = {item: {grid: _bytes(spec, item, grid) for grid in grids} for item, grids in losses.items()}
-        weights = sum(math.prod(spec.matrices[LM_HEAD if item == TABLES else item]) for item in costs)
+        weights = sum(math.prod(_sides(spec, item)) for item in costs)
         budget = units.parse(self.size, "B") if self.size is not None else (self.bits_per_weight or 0.0) * weights / 8
         try:
-            return allocate(costs, losses, int(budget))
+            return allocate([costs], losses, [int(budget)])
         except StepError as error:
             least = 8 * sum(min(options.values()) for options in costs.values()) / weights
             raise ConfigError(
@@ -148,6 +170,35 @@ class MixedPrecision:
                 place="size" if self.size is not None else "bits_per_weight",
                 mend="Give more, or offer fewer bits or larger blocks",
             ) from error
+
+    def _within_time(self, spec: ModelSpec, losses: Losses) -> Allocation:
+        """The allocation that loses least of those that the budget of time allows.
+
+        Kernels take longer in engines that read more bytes. So engines of up to some sizes are allocated apart, each
+        by the times of an engine that reads just as much, and the best of all is taken.
+        """
+        assert self.decode is not None
+        assert self.kernels is not None
+        beside_us = self.kernels.beside_us(spec)
+        room = int(1e3 * (units.parse(self.decode, "us") - beside_us))
+        read = {item: {grid: read_bytes(spec, _name(item), grid) for grid in row} for item, row in losses.items()}
+        found: list[Allocation] = []
+        fastest_us = math.inf
+        for size in _sizes(read):
+            costs = {
+                item: {grid: _nanoseconds(self.kernels, spec, item, grid, size) for grid in row}
+                for item, row in losses.items()
+            }
+            fastest_us = min(fastest_us, beside_us + sum(min(row.values()) for row in costs.values()) / 1e3)
+            with suppress(StepError):  # no engine of up to this size is fast enough
+                found.append(allocate([costs, read], losses, [room, size]))
+        if not found:
+            raise ConfigError(
+                f"the budget is below the {fastest_us / 1e3:.3g} ms that the fastest choices take",
+                place="decode",
+                mend="Give more time, offer larger blocks, or remove layers first",
+            )
+        return min(found, key=lambda allocation: _loss(losses, allocation))
 
     def _best_of(
         self,
@@ -200,14 +251,41 @@ def _with_grids(spec: ModelSpec, allocation: Allocation) -> ModelSpec:
     return replace(spec, grids=grids)
 
 
+def _name(item: str) -> str:
+    """The unit whose sizes an item has."""
+    return LM_HEAD if item == TABLES else item
+
+
+def _sides(spec: ModelSpec, item: str) -> tuple[int, int]:
+    return spec.matrices[_name(item)]
+
+
+def _loss(losses: Losses, allocation: Allocation) -> float:
+    return sum(losses[item][grid] for item, grid in allocation.items())
+
+
 def _bytes(spec: ModelSpec, item: str, grid: Grid) -> int:
-    return grid.size_bytes(*spec.matrices[LM_HEAD if item == TABLES else item])
+    return grid.size_bytes(*_sides(spec, item))
+
+
+def _nanoseconds(kernels: Kernels, spec: ModelSpec, item: str, grid: Grid, working_set: int) -> int:
+    """Rounded up, so that whole numbers keep the budget."""
+    return math.ceil(1e3 * kernels.unit_us(spec, _name(item), grid, working_set))
+
+
+def _sizes(read: Mapping[str, Mapping[Grid, int]]) -> list[int]:
+    """Bytes that an engine may read a token, from the fewest to the most that can be chosen, a quarter apart."""
+    size, most = sum(min(row.values()) for row in read.values()), sum(max(row.values()) for row in read.values())
+    sizes = []
+    while size < min(most, WORKING_SETS[-1]):  # beyond the largest that is timed all take alike
+        sizes.append(size)
+        size = size * 5 // 4 + 1
+    return [*sizes, most]
 
 
 def _typical_loss(spec: ModelSpec, item: str, grid: Grid) -> float:
     """The squared error of uniform rounding, which falls by four with each bit and grows with the block's range."""
-    rows, columns = spec.matrices[LM_HEAD if item == TABLES else item]
-    return rows * columns * math.log(2 * grid.block_size) * 4.0**-grid.bits
+    return math.prod(_sides(spec, item)) * math.log(2 * grid.block_size) * 4.0**-grid.bits
 
 
 def _perturbed(losses: Losses, chance: random.Random) -> Losses:

@@ -15,13 +15,13 @@ from edgeopt.compress.quantization.layerwise import round_network
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.errors import ConfigError
+from edgeopt.grid import BLOCK_SIZES
 from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint
     from edgeopt.ports import Workshop
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 INTEGERS = {"int2": 2, "int4": 4, "int8": 8}
 
 
@@ -54,11 +54,11 @@ class Quantize:
     window_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.block_size not in BLOCK_SIZES:
+        if self.block_size not in BLOCK_SIZES[8]:
             raise ConfigError(
                 f"{self.block_size} is no block size",
                 place="block_size",
-                mend=f"Choose one of {', '.join(map(str, BLOCK_SIZES))}",
+                mend=f"Choose one of {', '.join(map(str, BLOCK_SIZES[8]))}",
             )
         for name in ("windows", "window_tokens"):
             require_positive(getattr(self, name), name)
@@ -84,8 +84,8 @@ class Quantize:
             for name, kind in kinds.items()
             if kind in INTEGERS
         }
-        for name in grids:
-            self._require_whole_blocks(spec.matrices[name][1])
+        for name, grid in grids.items():
+            _require_kernel(grid, spec.matrices[name][1])
         return replace(
             spec,
             weight_dtype="fp16" if self.weights == "fp16" else "fp32",
@@ -126,11 +126,13 @@ class Quantize:
             kinds |= dict.fromkeys(matching, kind)
         return kinds
 
-    def _require_whole_blocks(self, columns: int) -> None:
-        if columns % self.block_size:
-            fitting = ", ".join(str(b) for b in BLOCK_SIZES if columns % b == 0)
-            raise ConfigError(
-                f"a block of {self.block_size} does not divide the matrix side {columns}",
-                place="block_size",
-                mend=f"Choose one of {fitting or 'no quantization'}",
-            )
+
+def _require_kernel(grid: Grid, columns: int) -> None:
+    fitting = ", ".join(str(block) for block in BLOCK_SIZES[grid.bits] if columns % block == 0)
+    if columns % grid.block_size:
+        wrong = f"a block of {grid.block_size} does not divide the matrix side {columns}"
+    elif grid.block_size not in BLOCK_SIZES[grid.bits]:
+        wrong = f"runtimes have no fast kernel for {grid.bits} bits in blocks of {grid.block_size}"
+    else:
+        return
+    raise ConfigError(wrong, place="block_size", mend=f"Choose one of {fitting or 'no quantization'}")

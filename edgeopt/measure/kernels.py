@@ -1,0 +1,149 @@
+"""How long ONNX Runtime's CPU kernels take to multiply one vector by a matrix, which is most of decoding.
+
+Chains of equal matrices are timed, as one product has to wait for the one before it in a model too. All their
+weights are read once a run, so that a long chain finds its weights in memory and a short one in a cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.kernels import SIDES, WORKING_SETS, kind
+from edgeopt.ports import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.spec import Grid
+
+LARGE = 1536
+"""Side of the matrices of long chains, a multiple of every block."""
+TIMED_S = 0.15
+LEAST_RUNS = 7
+LEAST_PRODUCTS = 4
+HEADROOM = 8
+"""A chain is held some times over while its session is made: as model, as tensors and packed."""
+
+
+def matrix_times(
+    grids: Iterable[Grid | None], *, threads: int, ram_bytes: int, read_gb_per_s: float, progress: Progress
+) -> dict[str, tuple[float, ...]]:
+    """The times of each kind of matrix, as edgeopt.kernels.Kernels lists them.
+
+    Where the machine has too little memory for a chain, no cache of it is larger than the chain before. Of the
+    largest working set, which no cache holds, only the bytes count, read at `read_gb_per_s`.
+    """
+    found = {}
+    for grid in grids:
+        progress(f"timing {kind(grid)} matrices")
+        bytes_each = (32 if grid is None else grid.bits) / 8
+        cached = [
+            _seconds(grid, side, max(LEAST_PRODUCTS, round(WORKING_SETS[0] / bytes_each / side**2)), threads)
+            for side in SIDES
+        ]
+        weight_s = cached[-1] / SIDES[-1] ** 2
+        slower = [0.0]
+        for size in WORKING_SETS[1:-1]:
+            if size * HEADROOM <= ram_bytes:
+                count = max(1, round(size / bytes_each / LARGE**2))
+                slower.append(max(slower[-1], _seconds(grid, LARGE, count, threads) / LARGE**2 - weight_s))
+            else:
+                slower.append(slower[-1])
+        slower.append(max(slower[-1], bytes_each / read_gb_per_s / 1e9 - weight_s))
+        found[kind(grid)] = (*(round(1e6 * s, 3) for s in cached), *(round(1e12 * s, 2) for s in slower[1:]))
+    return found
+
+
+def _seconds(grid: Grid | None, side: int, count: int, threads: int) -> float:
+    """Seconds of one product in a chain of `count`, the median of some runs."""
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(_chain(grid, side, count), options, providers=["CPUExecutionProvider"])
+    feed = {"x0": np.ones((1, 1, side), np.float32)}
+    taken: list[float] = []
+    for _ in range(LEAST_RUNS):
+        session.run(None, feed)
+    end = time.perf_counter() + TIMED_S
+    while time.perf_counter() < end or len(taken) < LEAST_RUNS:
+        start = time.perf_counter()
+        session.run(None, feed)
+        taken.append(time.perf_counter() - start)
+    return median(taken) / count
+
+
+def _chain(grid: Grid | None, side: int, count: int) -> bytes:
+    """A graph of `count` products, each of the last one's result.
+
+    Weights are random, as equal ones might be stored once, and such that results keep their size.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    chance = np.random.default_rng(0)
+    nodes: list[Any] = []
+    weights: list[Any] = []
+    for number in range(count):
+        tensors = _tensors(grid, side, chance)
+        names = [f"{name}{number}" for name in tensors]
+        weights += [numpy_helper.from_array(tensor, name) for tensor, name in zip(tensors.values(), names, strict=True)]
+        nodes += _nodes(grid, side, names, number)
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, [1, 1, side])],
+        [helper.make_tensor_value_info(f"x{count}", TensorProto.FLOAT, [1, 1, side])],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    serialized: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    return serialized
+
+
+def _tensors(grid: Grid | None, side: int, chance: np.random.Generator) -> dict[str, np.ndarray]:
+    """A matrix of `side` rows and columns, and where inputs have a fixed range, that range."""
+    import numpy as np
+
+    if grid is None:
+        return {"weights": chance.standard_normal((side, side), np.float32) / np.float32(side**0.5)}
+    size = np.float32(12**0.5 / 2**grid.bits / side**0.5)  # of uniform codes, whose variance is 4**bits / 12
+    signed = np.array([-size, size])  # codes have a mean, and would make one of their own products grow
+    if grid.inputs == "float":
+        block = min(grid.block_size, side)
+        blocks = side // block
+        return {
+            "codes": chance.integers(0, 256, (side, blocks, block * grid.bits // 8), np.uint8),
+            "scales": chance.choice(signed, (side, blocks)),
+        }
+    integers: dict[str, np.ndarray] = {
+        "codes": chance.integers(0, 256, (side, side), np.uint8),
+        "scales": chance.choice(signed, side),
+        "zero_points": np.full(side, 128, np.uint8),
+    }
+    fixed: dict[str, np.ndarray] = {"scale": np.array(1 / 32, np.float32), "zero_point": np.array(128, np.uint8)}
+    return integers if grid.inputs == "dynamic" else integers | fixed
+
+
+def _nodes(grid: Grid | None, side: int, weights: list[str], number: int) -> list[Any]:
+    from onnx import helper
+
+    here, there = f"x{number}", f"x{number + 1}"
+    if grid is None:
+        return [helper.make_node("MatMul", [here, *weights], [there])]
+    if grid.inputs == "float":
+        block = min(grid.block_size, side)
+        sizes = {"K": side, "N": side, "bits": grid.bits, "block_size": block, "accuracy_level": 4}
+        return [helper.make_node("MatMulNBits", [here, *weights], [there], domain="com.microsoft", **sizes)]
+    taken = [f"codes of {here}", f"scale of {here}", f"zero-point of {here}"]
+    codes, scales, zero_points, *fixed = weights
+    if grid.inputs == "dynamic":
+        take = helper.make_node("DynamicQuantizeLinear", [here], taken)
+    else:
+        take, taken = helper.make_node("QuantizeLinear", [here, *fixed], taken[:1]), [taken[0], *fixed]
+    inputs = [taken[0], codes, taken[1], scales, taken[2], zero_points]
+    return [take, helper.make_node("MatMulIntegerToFloat", inputs, [there], domain="com.microsoft")]

@@ -1,0 +1,126 @@
+"""What decoding costs on this machine: kernels timed alone, and what engines take beside them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from edgeopt import intake
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantization.layerwise import round_network
+from edgeopt.compress.quantization.rtn import Rtn
+from edgeopt.grid import BLOCK_SIZES
+from edgeopt.kernels import Kernels
+from edgeopt.measure import lease
+from edgeopt.measure.kernels import matrix_times
+from edgeopt.models.reference import ReferenceModel
+from edgeopt.ports import Progress
+from edgeopt.runtimes.genai import Genai
+from edgeopt.spec import Grid, LayerSpec, ModelSpec
+from edgeopt.target import Device
+
+IN_BLOCKS = tuple(
+    Grid(bits=bits, block_size=block, symmetric=True) for bits, blocks in BLOCK_SIZES.items() for block in blocks
+)
+OF_INTEGERS = tuple(Grid(bits=8, block_size=256, symmetric=True, inputs=inputs) for inputs in ("dynamic", "static"))
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 128, 5
+
+
+def kernels(device: Device, progress: Progress) -> Kernels:
+    """Time the kernels and engines of this machine, the `device`, under its lease. Takes some two minutes."""
+    threads = device.cores
+    with lease.hold(progress):
+        matrix = matrix_times(
+            (None, *IN_BLOCKS, *OF_INTEGERS),
+            threads=threads,
+            ram_bytes=device.ram_bytes,
+            read_gb_per_s=device.read_gb_per_s,
+            progress=progress,
+        )
+        bare = Kernels(threads=threads, matrix=matrix, layer=(0.0, 0.0), token=(0.0, 0.0))
+        decode_us = []
+        for spec in skeletons():
+            progress(f"timing {len(spec.layers)} layers of {spec.hidden_size} channels")
+            decode_us.append(1e6 * _decode_s(spec, threads))
+    return fitted(bare, skeletons(), decode_us)
+
+
+def fitted(bare: Kernels, specs: Sequence[ModelSpec], decode_us: Sequence[float]) -> Kernels:
+    """`bare`, which knows matrices alone, with what layers and tokens take beside them where engines take `decode_us`.
+
+    Least squares of the relative error, with no time below zero.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    terms = [
+        [len(spec.layers), 1e-3 * len(spec.layers) * spec.hidden_size, 1.0, 1e-3 * spec.vocabulary_size]
+        for spec in specs
+    ]
+    measured = np.array(decode_us)
+    beside = np.maximum(0, measured - [bare.decode_us(spec) for spec in specs])
+    times = [round(float(us), 3) for us in nnls(np.array(terms) / measured[:, None], beside / measured)[0]]
+    return replace(bare, layer=tuple(times[:2]), token=tuple(times[2:]))
+
+
+def skeletons() -> list[ModelSpec]:
+    """Small Llamas in 4 bits that differ in what a token costs beside its matrices."""
+    return [
+        _llama(layers=1, hidden=256, vocabulary=1024),
+        _llama(layers=1, hidden=256, vocabulary=32768),
+        *(_llama(layers=9, hidden=hidden, vocabulary=1024) for hidden in (128, 256, 512, 1024)),
+    ]
+
+
+def _llama(*, layers: int, hidden: int, vocabulary: int) -> ModelSpec:
+    sizes = LayerSpec(intermediate_size=2 * hidden, heads=hidden // 64, kv_heads=max(1, hidden // 128))
+    spec = ModelSpec(
+        architecture="LlamaForCausalLM",
+        vocabulary_size=vocabulary,
+        hidden_size=hidden,
+        head_size=64,
+        context_length=512,
+        tied_embeddings=False,
+        layers=(sizes,) * layers,
+    )
+    return replace(spec, grids=dict.fromkeys(spec.matrices, Grid(bits=4, block_size=32, symmetric=True)))
+
+
+def _decode_s(spec: ModelSpec, threads: int) -> float:
+    """Seconds a token of an engine of `spec` with random weights, the median of a few decodes."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
+        session = Genai().open(_engine(spec, Path(folder)), threads=threads)
+        medians = []
+        for _ in range(ROUNDS):
+            tokens = session.generate(list(range(PROMPT_TOKENS)), NEW_TOKENS + 1, stop_at_end=False)
+            moments = [time.perf_counter() for _ in tokens]
+            medians.append(median(after - before for before, after in pairwise(moments)))
+        session.close()
+    return median(medians)
+
+
+def _engine(spec: ModelSpec, folder: Path) -> Engine:
+    model, given, rounded, built = (folder / name for name in ("model", "given", "rounded", "engine"))
+    for new in (model, given, rounded, built):
+        new.mkdir()
+    networks.initialize(spec, model)
+    for path in ReferenceModel().locate().glob("tokenizer*"):
+        shutil.copy(path, model)
+    checkpoint = intake.take_in(model, given)
+    network = networks.load(checkpoint)
+    matrices = round_network(network, spec.grids, Rtn(), [], _silent)
+    networks.save(network, rounded, checkpoint, spec, matrices)
+    runtime = Genai()
+    runtime.build(Checkpoint.seal(rounded, format="checkpoint-1", spec=spec, made_by={}), built, _silent)
+    return Engine.seal(built, format=runtime.format, spec=spec, made_by={})
+
+
+def _silent(_: str) -> None:
+    return None

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from edgeopt.kernels import SIDES, kind
+from edgeopt.measure import kernels
+from edgeopt.spec import Grid
+
+GRIDS = [
+    None,
+    Grid(bits=4, block_size=256, symmetric=True),
+    Grid(bits=8, block_size=32, symmetric=True),
+    Grid(bits=8, block_size=256, symmetric=True, inputs="dynamic"),
+    Grid(bits=8, block_size=256, symmetric=True, inputs="static"),
+]
+
+
+def test_every_kind_is_timed_and_larger_matrices_take_longer():
+    found = kernels.matrix_times(GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, progress=lambda _: None)
+    assert list(found) == [kind(grid) for grid in GRIDS]
+    for times in found.values():
+        assert 0 < times[0] < times[len(SIDES) - 1]
+
+
+def test_a_machine_too_small_for_long_chains_is_bound_by_its_bandwidth():
+    (times,) = kernels.matrix_times(
+        [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, progress=lambda _: None
+    ).values()
+    *_, sixteen, hundred, most = times
+    assert (sixteen, hundred) == (0.0, 0.0)
+    assert most == pytest.approx(4e6, rel=0.01), "4 bytes at 1e6 bytes a second, in picoseconds"
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=kind)
+def test_a_chain_keeps_the_size_of_its_numbers(grid):
+    import numpy as np
+    import onnxruntime
+
+    chain = kernels._chain(grid, 256, 24)
+    session = onnxruntime.InferenceSession(chain, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x0": np.ones((1, 1, 256), np.float32)})
+    assert 0.02 < float(np.sqrt((found**2).mean())) < 50
+    assert len(onnx.load_from_string(chain).graph.initializer) >= 24, "no weights are shared"

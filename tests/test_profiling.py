@@ -1,0 +1,40 @@
+"""What layers and tokens take is found from engines' times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import specs
+
+from edgeopt import profiling
+from edgeopt.grid import BLOCK_SIZES
+from edgeopt.kernels import Kernels
+
+TIMES = (1.0, 2.0, 4.0, 8.0, 0.0, 5.0, 9.0)
+TRUE = Kernels(
+    threads=1,
+    matrix={f"int{bits}/{block}": TIMES for bits, blocks in BLOCK_SIZES.items() for block in blocks},
+    layer=(12.0, 30.0),
+    token=(5.0, 2.0),
+)
+BARE = replace(TRUE, layer=(0.0, 0.0), token=(0.0, 0.0))
+
+
+def test_times_beside_the_matrices_are_found_from_whole_engines():
+    given = profiling.skeletons()
+    found = profiling.fitted(BARE, given, [TRUE.decode_us(spec) for spec in given])
+    assert found.layer == pytest.approx(TRUE.layer, rel=1e-3)
+    assert found.token == pytest.approx(TRUE.token, rel=1e-3)
+
+
+def test_engines_faster_than_their_matrices_leave_nothing_below_zero():
+    given = profiling.skeletons()
+    found = profiling.fitted(BARE, given, [0.5 * BARE.decode_us(spec) for spec in given])
+    assert found == BARE
+
+
+def test_an_engine_of_random_weights_decodes():
+    spec = replace(profiling.skeletons()[0], layers=specs.llama().layers, hidden_size=64, head_size=16)
+    grids = {name: grid for name, grid in spec.grids.items() if name in spec.matrices}
+    assert 0 < profiling._decode_s(replace(spec, grids=grids), threads=1) < 1
