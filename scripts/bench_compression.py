@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_common import Subject, cli, compare, engine_of, figures, make_random_llama, only, subjects, table
+from bench_common import Subject, cli, compare, engine_of, figures, in_turn, make_random_llama, only, subjects, table
 
 FOUR_BITS = ["step.quantize.lm_head=int4", "step.quantize.embedding=int4", "step.quantize.symmetric=true"]
 TRAINED = "step.qat.tokens=200000"
@@ -148,6 +148,42 @@ def eight_bits(folder: Path) -> None:
             "int4, cache in 4 bits": [*cached, "step.kv_cache.bits=4"],
         }
         compare(folder, {name: [*subject.chosen, *off, *command] for name, command in commands.items()}, judged)
+
+
+def time_budget(folder: Path) -> None:
+    """Mixed precision within a time of each token beside single types: what was predicted and what is measured."""
+    cli(folder, "profile", "--name", "here", "--out", str(folder / "here" / "target" / "here.yaml"))
+    chosen = ["--config-dir", str(folder / "here"), "target=here", ALL_TEXT, *only("quality")]
+    single = {
+        f"{kind}, blocks of {block}": [
+            *(f"recipe={kind}", "rounding=gptq", f"step.quantize.block_size={block}"),
+            *("step.quantize.symmetric=true", f"step.quantize.lm_head={kind}", f"step.quantize.embedding={kind}"),
+        ]
+        for kind, block in (("int4", 32), ("int4", 128), ("int8", 32), ("int8", 128))
+    }
+    allowed_ms = {name: cli(folder, "estimate", *chosen, *command)["decode_ms"] for name, command in single.items()}
+    commands = dict(single)
+    for name in single:
+        within = f"mixed, as fast as {name}"
+        allowed_ms[within] = allowed_ms[name]
+        commands[within] = [
+            *("recipe=mixed", "step.quantize.block_sizes=[16,32,64,128,256]", "step.quantize.bits_per_weight=null"),
+            f"step.quantize.decode='{allowed_ms[name]:.6g} ms'",
+        ]
+    documents = {name: cli(folder, "run", *chosen, *command) for name, command in commands.items()}
+    engines = {name: engine_of(folder, document) for name, document in documents.items()}
+    measured = in_turn(folder, engines)
+    rows = [
+        [
+            name,
+            weighed(engine)[0],
+            allowed_ms[name],
+            measured[name]["latency/decode_p50_ms"],
+            figures(documents[name])["quality/perplexity"],
+        ]
+        for name, engine in engines.items()
+    ]
+    table(["recipe", "kB", "predicted or allowed ms", "decode p50 ms", "perplexity"], rows)
 
 
 def effort(folder: Path) -> None:

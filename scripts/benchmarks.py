@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         compression.rounding,
         compression.recovery,
         compression.eight_bits,
+        compression.time_budget,
         compression.effort,
     )
 }
