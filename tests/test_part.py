@@ -120,7 +120,7 @@ WRONG = {
     "absent class": ({"_target_": "edgeopt.target.X"}, "step.x", "cannot be loaded"),
     "a function": ({"_target_": "edgeopt.part.describe"}, "step.x", "not a part"),
     "a class that is no dataclass": ({"_target_": "edgeopt.store.Store", "root": "/"}, "step.x", "not a part"),
-    "a module that ours imports": ({"_target_": "edgeopt.store.shutil.rmtree"}, "step.x", "cannot be loaded"),
+    "a module that ours imports": ({"_target_": "edgeopt.store.stages.shutil.rmtree"}, "step.x", "cannot be loaded"),
     "missing value": ({"_target_": "edgeopt.target.Target"}, "target", "target.name"),
     "value left open": ({**TARGET, "name": "???"}, "target", "target.name"),
     "value that is null": ({**TARGET, "name": None}, "target", "target.name"),

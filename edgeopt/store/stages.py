@@ -1,0 +1,175 @@
+"""Stages, each done once for equal inputs.
+
+A stage is written into a scratch folder and renamed when it is complete, so that a killed or failed
+stage leaves nothing that looks like an answer. Concurrent processes wait for one another's stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import IO
+
+from edgeopt.errors import StoreError
+from edgeopt.part import digest
+from edgeopt.ports import Progress
+from edgeopt.store.eviction import evict, remove
+from edgeopt.store.uses import alone, lock_file, note, share, unwritable
+
+LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-genai")
+
+
+class Store:
+    """Stages under one folder, each in a folder named after its key.
+
+    After each stage that is made, the least recently used entries go until `limit_bytes` are left on disk;
+    None sets no limit. What a process holds is never evicted, even where the limit cannot be kept then.
+    """
+
+    def __init__(self, root: Path, *, limit_bytes: int | None = None) -> None:
+        self.root = root
+        self.limit_bytes = limit_bytes
+        self._held: dict[str, IO[str]] | None = None
+        self._tell: Progress | None = None
+        try:
+            (root / "scratch").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(root, error) from error
+
+    @contextmanager
+    def holding(self, tell: Progress | None = None) -> Iterator[None]:
+        """Keep every stage that this store returns inside the block until the outermost such block ends.
+
+        `tell` hears once of a limit that cannot be kept, because too much is in use.
+        """
+        self._tell = tell or self._tell
+        if self._held is not None:
+            yield
+            return
+        self._held = {}
+        try:
+            yield
+        finally:
+            for use in self._held.values():
+                use.close()
+            self._held, self._tell = None, None
+
+    def stage(
+        self,
+        kind: str,
+        inputs: object,
+        produce: Callable[[Path], None],
+        valid: Callable[[Path], bool] = lambda _: True,
+    ) -> Path:
+        """The folder that `produce` fills, made once for equal `inputs`, code and library versions.
+
+        Outside `holding` it may be evicted as soon as it is returned.
+
+        Args:
+            inputs: plain JSON data that determines the outcome (digests of what goes in, parameters).
+            produce: fills the empty folder that it is given; what it raises leaves no stage behind.
+            valid: whether a stage found may be taken; one that may not is made anew, unless somebody uses it.
+        """
+        key = digest([kind, inputs, versions(), code_digest()])[:32]
+        final = self.root / kind / key
+        with self.holding(), contextlib.ExitStack() as opened:
+            assert self._held is not None
+            if key in self._held:
+                return final
+            use = opened.enter_context(lock_file(self.root / "uses" / key))
+            share(use)
+            made = False
+            if not (final.is_dir() and valid(final)):
+                fcntl.flock(use, fcntl.LOCK_UN)  # while this waits, others may replace or evict it
+                with lock_file(self.root / "locks" / key) as making:
+                    fcntl.flock(making, fcntl.LOCK_EX)
+                    made = self._make(final, use, produce, valid)
+            note(use)
+            opened.pop_all()
+            self._held[key] = use
+            if made:
+                self._keep_limit()
+        return final
+
+    @contextmanager
+    def draft(self, inputs: object) -> Iterator[Path]:
+        """A folder for unfinished work on `inputs`: kept when the work fails or is killed, removed when it is done."""
+        key = digest([inputs, versions(), code_digest()])[:32]
+        folder = self.root / "drafts" / key
+        with lock_file(self.root / "uses" / key) as use:
+            share(use)
+            note(use)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(self.root, error) from error
+            yield folder
+            shutil.rmtree(folder)
+
+    def _make(self, final: Path, use: IO[str], produce: Callable[[Path], None], valid: Callable[[Path], bool]) -> bool:
+        """Fill `final` unless another process has done so; `use` is shared from before it is there until after."""
+        share(use)
+        if final.is_dir() and valid(final):
+            return False
+        scratch = self.root / "scratch" / final.name
+        try:
+            if final.is_dir():
+                if alone(use):
+                    remove(self.root, final)
+                share(use)
+                if final.is_dir():
+                    return False
+            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+            scratch.mkdir(parents=True)
+            produce(scratch)
+            final.parent.mkdir(exist_ok=True)
+            scratch.rename(final)
+        except OSError as error:
+            raise StoreError(
+                f"stage {final.parent.name} cannot be written ({error})",
+                place=str(self.root),
+                mend="Free space (edgeopt cache prune), or set state to another folder",
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return True
+
+    def _keep_limit(self) -> None:
+        if self.limit_bytes is None:
+            return
+        left = evict(self.root, self.limit_bytes).left_bytes
+        if left > self.limit_bytes and self._tell is not None:
+            self._tell(
+                f"the cache holds {left / 2**30:.3g} GiB, above its limit of {self.limit_bytes / 2**30:.3g} GiB: "
+                "what is in use is not evicted"
+            )
+            self._tell = None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a stage produces."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the sources that compress, build and measure: new code never takes an old stage for its own."""
+    package = Path(__file__).parents[1]
+    combined = hashlib.sha256()
+    shared = (path for path in package.glob("*.py") if path.name not in ("cli.py", "config.py"))
+    rooms = (path for room in ("compress", "runtimes", "measure") for path in (package / room).rglob("*.py"))
+    for path in sorted((*shared, *rooms)):
+        combined.update(path.read_bytes())
+    return combined.hexdigest()
