@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,9 @@ from edgeopt.search.space import Params, overrides
 from edgeopt.store import Store
 from edgeopt.target import Device, Target
 from edgeopt.text import Text, require_disjoint
+
+_held = ExitStack()
+"""What the last trial of this process returned, until it is recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +142,11 @@ def checked(config: Config, config_dir: Path | None) -> Job:
 
 
 def store(config: Config) -> Store:
-    return Store(Path(config["state"]) / "cache")
+    return Store(cache_folder(Path(config["state"])), limit_bytes=configs.cache_limit(config))
+
+
+def cache_folder(state: Path) -> Path:
+    return state / "cache"
 
 
 def blank(request: Request, params: Params) -> TrialResult:
@@ -150,22 +158,30 @@ def blank(request: Request, params: Params) -> TrialResult:
 
 
 def evaluate_trial(request: Request, params: Params, progress: Callable[[str], None]) -> TrialResult:
-    """Compose, construct and evaluate one trial; what is wrong with its values is its outcome."""
+    """Compose, construct and evaluate one trial; what is wrong with its values is its outcome.
+
+    What the result names stays in the cache until this process evaluates the next trial or ends.
+    """
     quiet()
+    _held.close()
     try:
         config = request.compose(params)
         made = job(config, request.config_dir)
+        kept = store(config)
     except EdgeoptError as error:
         failure = Failure(stage="config", kind=type(error).__name__, message=str(error))
         return replace(blank(request, params), failure=failure)
-    return evaluate(made, store(config), progress)
+    _held.enter_context(kept.holding(progress))
+    return evaluate(made, kept, progress)
 
 
 def open_engine(folder: Path) -> tuple[Engine, Runtime]:
     """A verified engine and the runtime that its manifest names."""
     if not folder.is_dir():
         raise InputError(
-            "there is no such folder", place=str(folder), mend="Give an engine folder or models:/NAME@ALIAS"
+            "there is no such folder",
+            place=str(folder),
+            mend="Give an engine folder or models:/NAME@ALIAS; edgeopt run makes again what the cache evicted",
         )
     engine = Engine.read(folder)
     engine.verify()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgeopt import units
 from edgeopt.errors import ConfigError
 from edgeopt.part import construct, nearest, resolve
 from edgeopt.recipe import Recipe
@@ -16,7 +17,7 @@ from edgeopt.target import Limit
 Config = dict[str, Any]
 
 PARTS = ("model", "calibration", "evaluation", "runtime", "target", "measure", "tracking")
-REQUIRED = (*PARTS, "rounding", "importance", "step", "order", "limits", "state")
+REQUIRED = (*PARTS, "rounding", "importance", "step", "order", "limits", "state", "cache")
 OPTIONAL = ("search", "promote")  # of a sweep
 
 
@@ -71,6 +72,14 @@ def known_metrics(config_dir: Path | None = None) -> dict[str, str]:
         description = composed["_edgeopt_probe"]
         metrics |= resolve(description["_target_"], f"probe/{choice}").METRICS
     return metrics
+
+
+def cache_limit(config: Config) -> int | None:
+    """Bytes that the cache may take on disk; None for no limit. ConfigError for a bad quantity."""
+    cache = config["cache"]
+    if not isinstance(cache, Mapping) or set(cache) != {"limit"}:
+        raise ConfigError(f"{cache!r} is no mapping with limit alone", place="cache", mend="Set cache.limit")
+    return None if cache["limit"] is None else units.size_bytes(cache["limit"], "cache.limit")
 
 
 def limits(config: Config, known: Mapping[str, str]) -> tuple[Limit, ...]:
@@ -188,6 +197,7 @@ def _require_keys(config: Config) -> None:
             raise ConfigError("it is missing", place=key, mend="Put `- config` first in the file's defaults")
     if not isinstance(config["state"], str) or not config["state"]:
         raise ConfigError(f"{config['state']!r} is no folder", place="state", mend="Give a folder to write into")
+    cache_limit(config)
     if not isinstance(config["step"], Mapping):
         raise ConfigError(
             f"{config['step']!r} is no mapping", place="step", mend="Choose a recipe, or add +step@step.NAME=CHOICE"

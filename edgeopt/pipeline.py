@@ -72,7 +72,15 @@ class Job:
 
 
 def evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
-    """Run the whole line for one recipe. A failure is part of the result, with its stage and cause."""
+    """Run the whole line for one recipe. A failure is part of the result, with its stage and cause.
+
+    What the result names lies in the store, which may evict it after this unless the caller is holding it.
+    """
+    with store.holding(progress):
+        return _evaluate(job, store, progress)
+
+
+def _evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
     work = _Work(store, progress)
     recipe = {"text": str(job.recipe), "digest": job.recipe.digest, **asdict(job.recipe)}
     emulated = job.target.device is not None and job.target.device.fingerprint != job.device.fingerprint
@@ -111,16 +119,18 @@ def evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
 
 def check(job: Job, store: Store) -> ModelSpec:
     """The spec that the recipe leads to; raises what is wrong with model, order or values before any work."""
-    original = _Work(store, lambda _: None).fetch(job.source)
+    with store.holding():
+        original = _Work(store, lambda _: None).fetch(job.source)
     job.runtime.check(original.spec)
     return plan(job.steps, job.runtime, original.spec)
 
 
 def engine_of(source: ModelSource, runtime: Runtime, store: Store, progress: Progress) -> Engine:
-    """The engine of a model as it is."""
-    work = _Work(store, progress)
-    model = work.fetch(source)
-    return work.build(runtime, model, Recipe(model=describe(source), steps=(), runtime=describe(runtime)))
+    """The engine of a model as it is, which the caller's `store.holding` keeps."""
+    with store.holding(progress):
+        work = _Work(store, progress)
+        model = work.fetch(source)
+        return work.build(runtime, model, Recipe(model=describe(source), steps=(), runtime=describe(runtime)))
 
 
 def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> ModelSpec:

@@ -65,6 +65,17 @@ def parse(text: str | float, to: str) -> float:
     return convert(number, unit, to)
 
 
+def size_bytes(text: str | float, place: str) -> int:
+    """A size such as `5 GiB` in whole bytes. ConfigError with `place` for what is no size, or is below zero."""
+    try:
+        found = parse(text, "B")
+    except ConfigError as error:
+        raise error.at(place) from error
+    if found < 0:
+        raise ConfigError(f"{text!r} is below zero", place=place, mend="Give 0 B or more")
+    return int(found)
+
+
 def show(value: float, unit: str) -> str:
     """A figure for people: three or four significant digits and its unit."""
     digits = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

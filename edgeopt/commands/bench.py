@@ -24,8 +24,11 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, display
 
     bound = assembly.bench(shared.request(args).compose())
-    engine, runtime = assembly.open_engine(engines.folder(args.engine))
-    with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as folder, display.progress("measuring") as progress:
+    with (
+        engines.opened(args.engine) as (engine, runtime),
+        tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as folder,
+        display.progress("measuring") as progress,
+    ):
         measurements = bound(engine, runtime, Path(folder), {}, progress)
     return Outcome(
         document={

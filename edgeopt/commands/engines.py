@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Engine
+    from edgeopt.ports import Runtime
 
 
-def folder(given: str) -> Path:
+@contextmanager
+def opened(given: str | None) -> Iterator[tuple[Engine, Runtime]]:
+    """A verified engine and its runtime, not evicted meanwhile: a folder or models:/NAME@ALIAS, or the bundled one."""
+    from edgeopt import assembly
+    from edgeopt.store.uses import using
+
+    if given is None:
+        with _bundled() as folder:
+            yield assembly.open_engine(folder)
+    else:
+        folder = _folder(given)
+        with using([folder]):
+            yield assembly.open_engine(folder)
+
+
+def _folder(given: str) -> Path:
     if given.startswith("models:/"):
         from edgeopt.release import registry
         from edgeopt.tracking import server
@@ -15,7 +37,8 @@ def folder(given: str) -> Path:
     return Path(given)
 
 
-def bundled() -> Path:
+@contextmanager
+def _bundled() -> Iterator[Path]:
     """The reference model in PyTorch, made once a state folder."""
     from edgeopt import assembly
     from edgeopt import config as configs
@@ -23,5 +46,6 @@ def bundled() -> Path:
     from edgeopt.pipeline import engine_of
     from edgeopt.runtimes.eager import Torch
 
-    config = configs.compose()
-    return engine_of(ReferenceModel(), Torch(), assembly.store(config), lambda _: None).directory
+    store = assembly.store(configs.compose())
+    with store.holding():
+        yield engine_of(ReferenceModel(), Torch(), store, lambda _: None).directory

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from edgeopt.commands import engines
 from edgeopt.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Engine
+    from edgeopt.ports import Runtime
 
 SUMMARY = "Complete a prompt"
 EXAMPLE = "edgeopt generate --prompt 'def read('"
@@ -25,15 +30,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
-    from edgeopt import adapters, assembly, tokens
+    from edgeopt import assembly
 
     if args.max_new_tokens < 1:
         raise ConfigError(
             f"{args.max_new_tokens} tokens cannot be generated", place="--max-new-tokens", mend="Give 1 or more"
         )
     assembly.quiet()
-    folder = engines.folder(args.engine) if args.engine else engines.bundled()
-    engine, runtime = assembly.open_engine(folder)
+    with engines.opened(args.engine) as (engine, runtime):
+        return _completed(args, engine, runtime)
+
+
+def _completed(args: argparse.Namespace, engine: Engine, runtime: Runtime) -> Outcome:
+    from edgeopt import adapters, assembly, tokens
+
     adapters.require(args.adapter, engine.spec, place="--adapter")
     tokenizer = tokens.load(engine.directory)
     prompt = tokens.prefix(engine.directory) + tokenizer.encode(args.prompt, add_special_tokens=False).ids

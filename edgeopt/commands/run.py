@@ -39,13 +39,15 @@ def execute(args: argparse.Namespace) -> Outcome:
     recorder.open_study(STUDY, config, {})
     number = max(recorder.runs(STUDY), default=-1) + 1
     recorder.begin(STUDY, number, {})
-    try:
-        with display.progress(str(made.recipe)) as progress:
-            result = evaluate(made, assembly.store(config), progress)
-    except KeyboardInterrupt:
-        recorder.kill(STUDY, number, "interrupted by Ctrl-C")
-        raise
-    run_id = recorder.record(STUDY, number, {}, config, result)
+    store = assembly.store(config)
+    with store.holding():
+        try:
+            with display.progress(str(made.recipe)) as progress:
+                result = evaluate(made, store, progress)
+        except KeyboardInterrupt:
+            recorder.kill(STUDY, number, "interrupted by Ctrl-C")
+            raise
+        run_id = recorder.record(STUDY, number, {}, config, result)
     document = {**result.to_json(), "feasible": result.feasible, "run_id": run_id}
     return Outcome(document=document, error=_error_of(result))
 
