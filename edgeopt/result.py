@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -92,6 +93,12 @@ class TrialResult:
     @property
     def metrics(self) -> dict[str, float]:
         return {m.metric: m.value for m in self.measurements}
+
+    @property
+    def paths(self) -> list[Path]:
+        """Files and folders that the result names and does not hold."""
+        engine = [] if self.engine is None else [self.engine["directory"]]
+        return [Path(path) for path in (*engine, *self.artifacts.values())]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

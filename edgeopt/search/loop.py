@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from edgeopt.errors import StoreError
 from edgeopt.result import Failure, TrialResult
 from edgeopt.search.space import Params
 from edgeopt.search.study import Study
@@ -52,7 +53,11 @@ class Sweep:
 
 
 def run(sweep: Sweep) -> None:
-    """Continue the study until its budget is spent. A Ctrl-C queues the trial at work again and goes up."""
+    """Continue the study until its budget is spent.
+
+    A Ctrl-C queues the trial at work again and goes up. So does a cache that cannot be written, as StoreError:
+    every other trial would end as this one did, and none of them is at fault.
+    """
     study, log = sweep.study, sweep.log
     study.recover(log.record)
     for number in log.open_trials():
@@ -69,6 +74,10 @@ def run(sweep: Sweep) -> None:
                 study.interrupt(trial)
                 log.kill(trial.number, "interrupted by Ctrl-C; the recipe is queued again")
                 raise
+            except StoreError as error:
+                study.interrupt(trial)
+                log.kill(trial.number, f"{error}; the recipe is queued again")
+                raise
             study.save(trial.number, result)
             log.record(trial.number, params, result)
             study.tell(trial, result)
@@ -79,6 +88,9 @@ def run(sweep: Sweep) -> None:
 
 def _evaluated(sweep: Sweep, params: Mapping[str, Any]) -> TrialResult:
     outcome = sweep.worker.run(params, sweep.watcher.progress)
+    failure = outcome if isinstance(outcome, Failure) else outcome.failure
+    if failure is not None and failure.kind == StoreError.__name__:
+        raise StoreError(failure.message)
     if isinstance(outcome, Failure):
         blank = sweep.blank(dict(params))
         return TrialResult(

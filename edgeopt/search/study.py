@@ -19,6 +19,7 @@ from edgeopt.part import digest
 from edgeopt.result import TrialResult
 from edgeopt.search.front import Objective, ranked
 from edgeopt.search.space import Params, Space
+from edgeopt.store.uses import using
 from edgeopt.target import Limit
 
 if TYPE_CHECKING:
@@ -114,7 +115,10 @@ class Study:
         return ranked(self.finished(), self.objectives)
 
     def recover(self, record: Callable[[int, Params, TrialResult], None]) -> None:
-        """Complete what a dead process had finished, and queue what it had not, once more."""
+        """Complete what a dead process had finished, and queue what it had not, once more.
+
+        A result whose engine or files the cache has evicted cannot be recorded: its recipe is queued too.
+        """
         from optuna.trial import Trial, TrialState
 
         trials = self._optuna.get_trials(deepcopy=False)
@@ -122,12 +126,17 @@ class Study:
         for frozen in trials:
             if frozen.state != TrialState.RUNNING:
                 continue
-            entry = self._entry(frozen)
+            entry, evicted = self._entry(frozen), False
             if entry.result is not None:
-                record(entry.number, entry.params, entry.result)
-                self._tell(Trial(self._optuna, frozen._trial_id), entry.result)
-                continue
-            if "retry_of" not in frozen.user_attrs and frozen.number not in retried and entry.params:
+                with using(entry.result.paths) as there:
+                    if there:
+                        record(entry.number, entry.params, entry.result)
+                        self._tell(Trial(self._optuna, frozen._trial_id), entry.result)
+                        continue
+                self._path(entry.number).unlink()
+                evicted = True
+            once = evicted or "retry_of" not in frozen.user_attrs
+            if once and frozen.number not in retried and entry.params:
                 self._optuna.enqueue_trial(entry.params, user_attrs={"retry_of": frozen.number})
             self._optuna.tell(frozen.number, state=TrialState.FAIL)
 

@@ -161,6 +161,13 @@ DEFECTS = {
 }
 
 
+def test_promotion_needs_no_engine_of_the_cache(desk: Desk, spare: dict[str, Any], tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "engine")
+    done = promote(**desk.arguments(rows=[spare], study=desk.policy.model))
+    assert [release.created for release in done.releases] == [True]
+    assert registry.resolve(f"models:/{desk.policy.model}@champion", desk.uri).is_dir()
+
+
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_damaged_engine_is_refused(desk: Desk, spare: dict[str, Any], defect: str) -> None:
     spoil, message = DEFECTS[defect]

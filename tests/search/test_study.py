@@ -145,6 +145,23 @@ def test_a_kill_after_the_result_was_saved_is_completed(tmp_path: Path, recorded
     assert len(log.told) == 1 + recorded, "what is complete is not completed again"
 
 
+@pytest.mark.parametrize("gone", ["engine", "artifact"])
+def test_a_result_whose_files_were_evicted_before_it_was_recorded_is_tried_again(tmp_path: Path, gone: str) -> None:
+    for _ in range(2):  # as often as it happens
+        dying = study(tmp_path)
+        dying.recover(lambda *_: pytest.fail("there is nothing to record"))
+        trial, params = dying.ask() or pytest.fail("nothing asked")
+        files = {"engine": {"directory": str(tmp_path / "engine"), "digest": "", "size_bytes": 1}, "artifacts": {}}
+        if gone == "artifact":
+            files = {"engine": None, "artifacts": {"logs": str(tmp_path / "logs")}}
+        dying.save(trial.number, replace(samples.result(), **files))
+    again = study(tmp_path)
+    again.recover(lambda *_: pytest.fail("there is nothing to record"))
+    assert (again.ask() or pytest.fail("nothing asked"))[1] == params
+    assert again.finished() == {}
+    assert not [e for e in again.entries() if e.result is not None]
+
+
 def test_a_kill_between_constraints_and_values_is_completed(tmp_path: Path) -> None:
     dying = study(tmp_path)
     trial, _ = dying.ask() or pytest.fail("nothing asked")
@@ -348,6 +365,21 @@ def test_a_sweep_ended_by_ctrl_c_goes_on_with_the_same_recipe(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         run(made)
     assert made.worker.closed  # type: ignore[attr-defined]
+    (cut,) = [e for e in made.study.entries() if e.state == "interrupted"]
+    assert log.told[-1] == ("kill", cut.number)
+    again = Log()
+    resumed = sweep(tmp_path, [samples.result()] * 3, again)
+    run(resumed)
+    assert again.told[1][2] == cut.params
+    assert len(resumed.study.finished()) == 4
+
+
+def test_a_cache_that_cannot_be_written_ends_the_sweep_and_costs_no_trial(tmp_path: Path) -> None:
+    log = Log()
+    full = Failure(stage="build", kind="StoreError", message="cache: stage engine cannot be written. Free space")
+    made = sweep(tmp_path, [samples.result(), replace(samples.result(), failure=full)], log)
+    with pytest.raises(StoreError, match="stage engine cannot be written"):
+        run(made)
     (cut,) = [e for e in made.study.entries() if e.state == "interrupted"]
     assert log.told[-1] == ("kill", cut.number)
     again = Log()
