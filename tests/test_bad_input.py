@@ -24,7 +24,7 @@ from edgeopt.errors import ConfigError
 from tests import samples
 
 Refused = Callable[..., str]
-COMMANDS = ("run", "sweep", "front", "promote", "estimate", "profile", "bench", "generate", "doctor")
+COMMANDS = ("run", "sweep", "front", "promote", "estimate", "profile", "bench", "generate", "cache", "doctor")
 HEAVY = {"torch", "transformers", "mlflow", "optuna", "hydra", "onnxruntime", "rich", "yaml", "numpy"}
 LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
 
@@ -77,6 +77,12 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "taken away": (["~model"], ["model: it is missing"]),
     "unknown interpolation": (["limits.memory.peak_rss_mib=${nope}"], ["limits.memory.peak_rss_mib: ", "'nope'"]),
     "no state": (["state=null"], ["state: None is no folder"]),
+    "cache limit without unit": (["cache.limit=20"], ["cache.limit: 20 has no unit", "GiB"]),
+    "cache limit below zero": (["cache.limit=-1 GiB"], ["cache.limit: '-1 GiB' is below zero", "0 B or more"]),
+    "cache limit that is no quantity": (["cache.limit=[1]"], ["cache.limit: [1] is not a quantity", "GiB"]),
+    "cache limit of another dimension": (["cache.limit=3 ms"], ["cache.limit: '3 ms' is a time", "GiB"]),
+    "misspelt cache limit": (["cache.limt=3 GiB"], ["cache.limt: ", "Did you mean cache.limit?"]),
+    "cache that is no mapping": (["cache=3"], ["cache: 3 is no mapping", "Set cache.limit"]),
     "unknown metric": (["limits.memory.peek_rss_mib=3 GiB"], ["memory/peek_rss_mib", "memory/peak_rss_mib"]),
     "unknown metric in a target": (
         ["target=sbc_4gib", "limits.size.engine=3 GiB"],
