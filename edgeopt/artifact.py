@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from edgeopt.errors import InputError
 from edgeopt.part import digest
@@ -113,6 +113,7 @@ class Checkpoint(Artifact):
     """Weights as safetensors in Hugging Face layout, with tokenizer and per-layer sizes."""
 
     __slots__ = ()
+    FORMAT: ClassVar[str] = "checkpoint-1"
 
 
 class Engine(Artifact):

@@ -38,13 +38,18 @@ def sources(part: Any) -> list[ModelSource]:
 
 
 def take_in(folder: Path, directory: Path) -> Checkpoint:
-    """Link the checked files of a Hugging Face folder into `directory` and seal it as a checkpoint.
+    """Link the checked files of a Hugging Face folder, or of a checkpoint, into `directory` and seal it.
 
-    Raises InputError for a pickle checkpoint, a missing tokenizer, an unknown architecture and for
-    corrupt or truncated safetensors; nothing is loaded that could run code.
+    Raises InputError for a pickle checkpoint, a missing tokenizer, an unknown architecture, for corrupt or
+    truncated safetensors and for a checkpoint that was changed; nothing is loaded that could run code.
     """
     if (folder / MANIFEST).is_file():
-        return Checkpoint.read(folder)
+        made = _checkpoint(folder)
+        made.verify()
+        for record in made.files:
+            (directory / record.path).parent.mkdir(parents=True, exist_ok=True)
+            (directory / record.path).symlink_to((folder / record.path).resolve())
+        return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=made.spec, made_by=made.made_by)
     spec = spec_of(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -63,11 +68,27 @@ def take_in(folder: Path, directory: Path) -> Checkpoint:
     for path in files:
         if path.is_file():
             (directory / path.name).symlink_to(path.resolve())
-    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={"source": str(folder)})
+    return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={"source": str(folder)})
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    found = Checkpoint.read(folder)
+    if found.format != Checkpoint.FORMAT:
+        raise InputError(
+            f"this is a {found.format} engine",
+            place=str(folder),
+            mend="Give a model in Hugging Face layout, or a checkpoint that edgeopt made",
+        )
+    return found
 
 
 def spec_of(folder: Path) -> ModelSpec:
-    """The spec in a folder's `config.json`. Raises InputError where there is none or it is not understood."""
+    """The spec in a checkpoint's manifest, or in a folder's `config.json`.
+
+    Raises InputError where there is neither or it is not understood.
+    """
+    if (folder / MANIFEST).is_file():
+        return _checkpoint(folder).spec
     config = folder / "config.json"
     if not config.is_file():
         raise InputError("there is no config.json", place=str(folder), mend="Give a folder in Hugging Face layout")

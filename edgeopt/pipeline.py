@@ -197,7 +197,7 @@ class _Work:
         def produce(directory: Path) -> None:
             spec = step.apply(checkpoint, directory, shop)
             made_by = {"step": description, "input": checkpoint.digest, "calibration": calibration.digest}
-            Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by=made_by)
+            Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by=made_by)
 
         inputs = [checkpoint.digest, intake.identity(step), original.digest, floating.digest, calibration.digest]
         return Checkpoint.read(self.store.stage("checkpoint", inputs, produce))

@@ -118,7 +118,7 @@ def _engine(spec: ModelSpec, folder: Path) -> Engine:
     matrices = round_network(network, spec.grids, Rtn(), [], _silent)
     networks.save(network, rounded, checkpoint, spec, matrices)
     runtime = Genai()
-    runtime.build(Checkpoint.seal(rounded, format="checkpoint-1", spec=spec, made_by={}), built, _silent)
+    runtime.build(Checkpoint.seal(rounded, format=Checkpoint.FORMAT, spec=spec, made_by={}), built, _silent)
     return Engine.seal(built, format=runtime.format, spec=spec, made_by={})
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt import intake
-from edgeopt.artifact import Checkpoint
+from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.errors import InputError
 from edgeopt.spec import ModelSpec
 
@@ -45,9 +45,32 @@ def test_the_same_model_has_the_same_digest_wherever_it_lies(model: Path, into: 
     assert intake.take_in(model, into).digest == intake.take_in(other, tmp_path / "more").digest
 
 
-def test_what_edgeopt_made_is_read_as_it_is(model: Path, into: Path, tmp_path: Path) -> None:
+def test_what_edgeopt_made_is_taken_in_as_it_is(model: Path, into: Path, tmp_path: Path) -> None:
     made = intake.take_in(model, into)
-    assert intake.take_in(into, tmp_path / "unused").digest == made.digest
+    (tmp_path / "again").mkdir()
+    assert intake.take_in(into, tmp_path / "again").digest == made.digest
+    again = Checkpoint.read(tmp_path / "again")
+    again.verify()
+    assert again.spec == intake.spec_of(into) == made.spec
+
+
+def test_a_checkpoint_that_was_changed_is_refused(model: Path, into: Path, tmp_path: Path) -> None:
+    intake.take_in(model, into)
+    config = into / "config.json"
+    text = config.read_text()
+    config.unlink()
+    config.write_text(text.replace("64", "65", 1))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match="was changed"):
+        intake.take_in(into, tmp_path / "again")
+
+
+def test_an_engine_is_no_model(model: Path, into: Path, tmp_path: Path) -> None:
+    made = intake.take_in(model, into)
+    Engine.seal(into, format="genai-1", spec=made.spec, made_by={})
+    for take in (intake.spec_of, lambda folder: intake.take_in(folder, tmp_path)):
+        with pytest.raises(InputError, match="this is a genai-1 engine"):
+            take(into)
 
 
 def cut(path: Path, size: int) -> None:

@@ -130,9 +130,9 @@ class PruneGradually:
         def produce(directory: Path) -> None:
             with tempfile.TemporaryDirectory(prefix="edgeopt-pruned-") as folder:
                 spec = self.prune.cut(checkpoint, goal, Path(folder), shop)
-                pruned = Checkpoint.seal(Path(folder), format="checkpoint-1", spec=spec, made_by={})
+                pruned = Checkpoint.seal(Path(folder), format=Checkpoint.FORMAT, spec=spec, made_by={})
                 spec = self.retrain.apply(pruned, directory, shop)
-            Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
+            Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={})
 
         inputs = [
             checkpoint.digest,
