@@ -137,5 +137,8 @@ def _trial_line(number: int, result: TrialResult) -> Text:
     if result.failure is not None:
         why = result.failure.message.splitlines()[0][:120]
         return Text.assemble(("✗", "red"), f" trial {number} failed in {result.failure.stage}: {why}")
+    if result.refused:
+        broken = next(v for v in result.verdicts if v.predicted and not v.kept)
+        return Text.assemble(("⊘", "yellow"), f" trial {number} refused: {broken.metric} {broken.reason}")
     mark = ("✓", "green") if result.feasible else ("·", "yellow")
     return Text.assemble(mark, f" trial {number} {result.recipe['text']} ({seconds:.0f} s)")

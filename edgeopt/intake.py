@@ -15,6 +15,7 @@ from edgeopt.part import describe
 from edgeopt.ports import ModelSource
 from edgeopt.spec import ModelSpec
 
+CARRIED = (*tokens.FILES, "generation_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -64,7 +65,7 @@ def take_in(folder: Path, directory: Path) -> Checkpoint:
     for path in weights:
         check_safetensors(path)
     tokens.load(folder)
-    files = [folder / "config.json", *weights, *(folder / n for n in (*tokens.FILES, "generation_config.json"))]
+    files = [folder / "config.json", *weights, *(folder / n for n in CARRIED)]
     for path in files:
         if path.is_file():
             (directory / path.name).symlink_to(path.resolve())
@@ -96,6 +97,11 @@ def spec_of(folder: Path) -> ModelSpec:
         return ModelSpec.from_hf_config(json.loads(config.read_text()), str(config))
     except ValueError as error:
         raise InputError(f"it is no JSON ({error})", place=str(config), mend="Copy the file again") from error
+
+
+def carried_bytes(model: Checkpoint) -> int:
+    """Bytes of the files beside the weights that an engine takes over, such as the tokenizer."""
+    return sum(record.size_bytes for record in model.files if record.path in CARRIED)
 
 
 def check_safetensors(path: Path) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import grid, tokens
+from edgeopt import grid
 from edgeopt.errors import InputError, StepError
+from edgeopt.intake import CARRIED
 from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint
     from edgeopt.grid import Rounded
 
-CARRIED = (*tokens.FILES, "generation_config.json")
 WEIGHTS = "model.safetensors"
 INPUT_RANGES = "input_ranges.json"
 """Scale and zero-point of each unit's input in unsigned 8 bits, by the unit's name."""

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgeopt import intake
+from edgeopt import intake, units
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.errors import BuildError, EdgeoptError
 from edgeopt.judge import judge
 from edgeopt.part import describe
 from edgeopt.ports import ModelSource, Progress, Runtime, Step, Workshop
 from edgeopt.recipe import Recipe
-from edgeopt.result import Failure, Measurement, TrialResult
+from edgeopt.result import Failure, Measurement, TrialResult, Verdict
 from edgeopt.spec import ModelSpec
 from edgeopt.store import Store, versions
 from edgeopt.target import Device, Limit, Target
@@ -89,7 +89,15 @@ def _evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
         with work.stage("fetch"):
             original = work.fetch(job.source)
         with work.stage("plan"):
-            plan(job.steps, job.runtime, original.spec)
+            planned = plan(job.steps, job.runtime, original.spec)
+            predictions = job.runtime.predict(planned, job.target, carried_bytes=intake.carried_bytes(original))
+        result = replace(result, predictions=predictions)
+        if verdicts := refusal(predictions, job.limits, {}):
+            return replace(result, verdicts=verdicts, refused="estimate", timings_s=work.timings_s)
+        with work.stage("baseline"):
+            baseline, base_folder = work.baseline(job, original)
+        if verdicts := refusal(predictions, job.limits, baseline):
+            return replace(result, verdicts=verdicts, refused="estimate", timings_s=work.timings_s)
         checkpoint = floating = original
         for name, step in job.steps:
             with work.stage(f"compress/{name}"):
@@ -103,8 +111,6 @@ def _evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
             engine={"directory": str(engine.directory), "digest": engine.digest, "size_bytes": engine.size_bytes},
             notes=tuple(f"lint: {finding}" for finding in job.runtime.lint(engine)),
         )
-        with work.stage("baseline"):
-            baseline, base_folder = work.baseline(job, original)
         with work.stage("measure"):
             measurements, folder = work.measure(job, engine, checkpoint, base_folder)
             for name in ("samples.json", "logs"):
@@ -142,6 +148,22 @@ def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -
             raise (error if error.place == "order" else error.at(f"step.{name}")) from error
     runtime.check(spec)
     return spec
+
+
+def refusal(
+    predictions: Sequence[Measurement], limits: Sequence[Limit], baseline: Mapping[str, float]
+) -> tuple[Verdict, ...]:
+    """Verdicts of all limits where one of them is broken even if all is as good as predictions allow; else none."""
+    best = {limit.metric: "high" if limit.least else "low" for limit in limits}
+    hoped = [replace(m, value=(end := getattr(m, best.get(m.metric, "low"))), low=end, high=end) for m in predictions]
+    told = {m.metric: m.unit for m in hoped}
+    verdicts = [replace(v, predicted=v.metric in told) for v in judge(hoped, limits, baseline)]
+    for place, verdict in enumerate(verdicts):
+        if verdict.excess is not None and verdict.excess > 0:
+            unit = told[verdict.metric]
+            reason = f"is predicted to be {units.show(verdict.value or 0.0, unit)} at best"
+            verdicts[place] = replace(verdict, reason=f"{reason}, beyond {units.show(verdict.bound or 0.0, unit)}")
+    return tuple(verdicts) if any(v.predicted and not v.kept and v.excess is not None for v in verdicts) else ()
 
 
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint, Engine
     from edgeopt.result import Measurement, TrialResult
     from edgeopt.spec import ModelSpec
+    from edgeopt.target import Target
     from edgeopt.text import Text
 
 Progress = Callable[[str], None]
@@ -125,6 +126,14 @@ class Runtime(Protocol):
 
     def check(self, spec: ModelSpec) -> None:
         """Raise ConfigError where this runtime cannot take such a model; called before any work."""
+        ...
+
+    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        """Figures of an engine by arithmetic, each with the band within which it will be measured.
+
+        `carried_bytes` are those of files that an engine takes over from its model, such as the tokenizer. What is
+        not known of this runtime is left out. Costs milliseconds.
+        """
         ...
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:

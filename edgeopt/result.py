@@ -15,7 +15,8 @@ class Measurement:
     Attributes:
         count: samples behind the figure.
         method: instrument and statistic, for people ("VmHWM of 3 processes, maximum").
-        kind: whether an instrument gave the figure or a model of the device did.
+        kind: whether an instrument gave the figure, a model of the device did (`estimated`), or arithmetic did before
+            there was anything to measure (`predicted`).
         noisy: other processes disturbed it; such a figure proves no limit.
     """
 
@@ -26,7 +27,7 @@ class Measurement:
     high: float
     count: int
     method: str
-    kind: Literal["measured", "estimated"] = "measured"
+    kind: Literal["measured", "estimated", "predicted"] = "measured"
     noisy: bool = False
 
 
@@ -40,6 +41,7 @@ class Verdict:
             None where nothing was measured or the figure is no number.
         kept: True only where the whole interval is proven to lie within the limit.
         reason: why a limit is not kept, empty where it is.
+        predicted: whether a prediction was held against the limit, of which only the best that it allows for counts.
     """
 
     metric: str
@@ -49,6 +51,7 @@ class Verdict:
     excess: float | None
     kept: bool
     reason: str
+    predicted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,8 @@ class TrialResult:
         timings_s: seconds by stage; a stage taken from the store counts its look-up alone.
         artifacts: files and folders worth keeping, by the name they get in the tracking server.
         notes: lint findings and other remarks about the engine.
+        predictions: figures by arithmetic, from before anything was done.
+        refused: the rung at which a limit was found broken before all was measured; empty where none was.
     """
 
     recipe: Mapping[str, Any]
@@ -84,11 +89,13 @@ class TrialResult:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     failure: Failure | None = None
+    predictions: tuple[Measurement, ...] = ()
+    refused: str = ""
 
     @property
     def feasible(self) -> bool:
         """Whether the trial finished and every limit was measured and proven kept."""
-        return self.failure is None and bool(self.measurements) and all(v.kept for v in self.verdicts)
+        return not (self.failure or self.refused) and bool(self.measurements) and all(v.kept for v in self.verdicts)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -109,5 +116,6 @@ class TrialResult:
         fields["measurements"] = tuple(Measurement(**m) for m in fields["measurements"])
         fields["verdicts"] = tuple(Verdict(**v) for v in fields["verdicts"])
         fields["notes"] = tuple(fields["notes"])
+        fields["predictions"] = tuple(Measurement(**m) for m in fields.get("predictions", ()))
         fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None
         return cls(**fields)

@@ -121,6 +121,28 @@ def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model
     assert MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_registered_models() == []
 
 
+def test_what_cannot_fit_is_refused_before_any_work_and_told_as_predicted(folder, tiny_model):
+    """fp16 takes 236 kB, int8 some 140."""
+    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 190 kB}}", trials=6)
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    (refused,) = (t for t in document["trials"] if t["state"] == "refused")
+    assert refused["params"] == {"recipe": "fp16"}
+    assert not refused["feasible"]
+    assert refused["metrics"] == {}
+    assert refused["predicted"]["size/engine_mib"] > 190e3 / 2**20
+    assert refused["excess"]["size/engine_mib"] > 0
+    (run,) = (r for r in runs(folder) if r.info.run_id == refused["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["edgeopt.refused"] == "estimate"
+    assert run.data.metrics["predicted_excess/size/engine_mib"] > 0
+    assert not any(name.startswith(("excess/", "size/", "time/compress")) for name in run.data.metrics)
+    measured = {t["number"]: t for t in document["trials"] if t["state"] == "finished"}
+    for trial in measured.values():
+        ratio = trial["metrics"]["size/engine_mib"] / trial["predicted"]["size/engine_mib"]
+        assert 0.98 < ratio < 1.02, trial["params"]
+
+
 def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
     write_sweep(folder, tiny_model, limits="{latency: {decode_p50_ms: 1000 s}}", trials=3)
     code, document, _ = sweep(folder)

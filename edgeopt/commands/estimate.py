@@ -19,32 +19,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, intake
-    from edgeopt.network import CARRIED
-    from edgeopt.pipeline import plan
+    from edgeopt.pipeline import plan, refusal
     from edgeopt.runtimes.genai import CHUNK_TOKENS
-    from edgeopt.search import estimate as estimates
+    from edgeopt.runtimes.genai_estimate import estimate
+    from edgeopt.search.lever import lever
 
     request = shared.request(args)
     job = assembly.job(request.compose(), request.config_dir)
     folder = job.source.locate()
     spec = intake.spec_of(folder)
     planned = plan(job.steps, job.runtime, spec)
-    predicted = estimates.estimate(
+    carried = sum((folder / name).stat().st_size for name in intake.CARRIED if (folder / name).is_file())
+    predicted = estimate(
         planned,
         context_length=min(job.target.context_length, spec.context_length),
         chunk_tokens=CHUNK_TOKENS,
-        carried_bytes=sum((folder / name).stat().st_size for name in CARRIED if (folder / name).is_file()),
+        carried_bytes=carried,
     )
-    figures = {"size/engine_mib": predicted.disk_bytes / 2**20, "memory/peak_rss_mib": predicted.peak_bytes / 2**20}
-    if job.target.kernels is not None:
-        figures["latency/decode_p50_ms"] = job.target.kernels.decode_us(planned) / 1e3
+    predictions = job.runtime.predict(planned, job.target, carried_bytes=carried)
+    figures = {m.metric: m.value for m in predictions}
     verdicts = [
         {
             "metric": limit.metric,
             "limit": str(limit),
             "unit": limit.unit,
             "predicted": figures[limit.metric],
-            "fits": figures[limit.metric] >= limit.absolute if limit.least else figures[limit.metric] <= limit.absolute,
+            "fits": not refusal(predictions, [limit], {}),
         }
         for limit in job.limits
         if limit.metric in figures and limit.absolute is not None
@@ -58,11 +58,13 @@ def execute(args: argparse.Namespace) -> Outcome:
         "peak_bytes": predicted.peak_bytes,
         "decode_ms": figures.get("latency/decode_p50_ms"),
         "limits": verdicts,
-        "next_lever": estimates.lever(planned),
+        "next_lever": lever(planned),
     }
     broken = [v for v in verdicts if not v["fits"]]
     error = (
-        InfeasibleError(f"{broken[0]['metric']} is predicted beyond its limit", mend=document["next_lever"])
+        InfeasibleError(
+            f"{broken[0]['metric']} is predicted beyond its limit, whatever its error", mend=document["next_lever"]
+        )
         if broken
         else None
     )

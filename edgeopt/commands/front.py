@@ -60,6 +60,9 @@ def _state(trial: Document) -> str:
     if trial["feasible"]:
         return "kept"
     broken = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
+    if trial["state"] == "refused":
+        certain = [metric for metric, excess in trial["excess"].items() if excess is not None and excess > 0]
+        return f"refused: {', '.join(certain)} predicted beyond"
     if broken:
         return f"breaks {', '.join(broken)}"
     return "not proven: disturbed" if trial["state"] == "finished" else trial["state"]

@@ -71,7 +71,12 @@ def _error_of(result: TrialResult) -> EdgeoptError | None:
     if result.failure is not None:
         kind = {"ConfigError": ConfigError, "InputError": InputError}.get(result.failure.kind, EdgeoptError)
         return kind(result.failure.message)
-    broken = [v for v in result.verdicts if not v.kept]
+    broken = [v for v in result.verdicts if not v.kept and (v.predicted or not result.refused)]
+    if result.refused:
+        return InfeasibleError(
+            f"nothing was built: {broken[0].metric} {broken[0].reason}",
+            mend="Compress further, or set wider limits",
+        )
     if broken:
         return InfeasibleError(
             f"{len(broken)} of {len(result.verdicts)} limits are not kept: {broken[0].metric}: {broken[0].reason}",

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from edgeopt.artifact import Checkpoint, Engine
     from edgeopt.ports import Progress
+    from edgeopt.result import Measurement
     from edgeopt.spec import ModelSpec
+    from edgeopt.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,9 @@ class StubRuntime:
     def check(self, spec: ModelSpec) -> None:
         if spec.vocabulary_size > 2**14:
             raise ConfigError(f"a table of {spec.vocabulary_size}² logits is too large", place="runtime")
+
+    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         import numpy as np

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from edgeopt.adapters import LowRank
     from edgeopt.artifact import Engine
     from edgeopt.ports import Progress, Session
+    from edgeopt.result import Measurement
     from edgeopt.spec import ModelSpec
+    from edgeopt.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,9 @@ class Torch:
     def check(self, spec: ModelSpec) -> None:
         if spec != spec.in_fp32:
             raise ConfigError("the torch runtime computes in fp32 alone", place="runtime", mend="Use runtime=genai")
+
+    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         progress("linking the checkpoint")

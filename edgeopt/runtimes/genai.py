@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from edgeopt.artifact import Checkpoint, Engine
     from edgeopt.ports import Progress, Session
+    from edgeopt.result import Measurement
     from edgeopt.runtimes.genai_library import Adapters, Generator, Model
     from edgeopt.spec import ModelSpec
+    from edgeopt.target import Target
 
 HEAD_MULTIPLE = 16
 GENERATING, SCORING = "model.onnx", "scoring.onnx"
@@ -66,6 +68,11 @@ class Genai:
                 place="runtime",
                 mend="Prune the same share of heads in every layer",
             )
+
+    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        from edgeopt.runtimes.genai_estimate import predictions
+
+        return predictions(spec, target, chunk_tokens=CHUNK_TOKENS, carried_bytes=carried_bytes)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes import genai_builder

@@ -76,6 +76,7 @@ def row(
         "pareto_rank": rank,
         "params": dict(params),
         "metrics": result.metrics if result else {},
+        "predicted": {m.metric: m.value for m in result.predictions} if result else {},
         "excess": {v.metric: v.excess for v in result.verdicts} if result else {},
         "run_id": run_id,
         "failure": f"{result.failure.stage}: {result.failure.message}" if result and result.failure else None,

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
-State = Literal["waiting", "running", "finished", "failed", "interrupted"]
+State = Literal["waiting", "running", "finished", "refused", "failed", "interrupted"]
 
 UNMEASURED_EXCESS = 1.0
 """Constraint of a limit whose metric was not measured: as bad as twice the limit."""
 UNPROVEN_EXCESS = 0.01
 """Least constraint of a limit that is not proven kept although its figure lies within."""
+DONE = ("finished", "refused", "failed")
+"""States of trials that count."""
 REPEATS = 30
 """Proposals in a row that were all tried before, after which a space is taken for exhausted."""
 
@@ -107,9 +109,7 @@ class Study:
 
     def finished(self) -> dict[int, TrialResult]:
         """Results by trial number, failed trials included."""
-        return {
-            e.number: e.result for e in self.entries() if e.result is not None and e.state in ("finished", "failed")
-        }
+        return {e.number: e.result for e in self.entries() if e.result is not None and e.state in DONE}
 
     def ranks(self) -> dict[int, int]:
         return ranked(self.finished(), self.objectives)
@@ -150,7 +150,7 @@ class Study:
         """The next recipe to try; None where the budget is spent or every proposal was tried before."""
         from optuna.trial import TrialState
 
-        done = {digest(e.params): e for e in self.entries() if e.state in ("finished", "failed")}
+        done = {digest(e.params): e for e in self.entries() if e.state in DONE}
         if len(done) >= self.search.trials:
             return None
         for _ in range(REPEATS):
@@ -227,6 +227,8 @@ class Study:
             state = "interrupted"
         elif result is None or result.failure is not None:
             state = "failed"
+        elif result.refused:
+            state = "refused"
         return Entry(number=frozen.number, params=dict(frozen.user_attrs.get("params", {})), state=state, result=result)
 
     def _path(self, number: int) -> Path:

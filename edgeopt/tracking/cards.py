@@ -18,12 +18,14 @@ def trial(result: TrialResult) -> str:
     lines = [f"**Recipe:** {result.recipe.get('text', '')}", ""]
     if result.failure is not None:
         lines += [f"**Failed** while it was at `{result.failure.stage}`: {_cell(result.failure.message)}", ""]
+    if result.refused:
+        lines += [f"**Refused** by {result.refused}: nothing was built, because a limit would be broken.", ""]
     if result.emulated:
         here = result.device.get("name", "another machine")
         lines += [f"Limits of the device {result.target} were checked on {here}.", ""]
-    unit = {m.metric: m.unit for m in result.measurements}
+    unit = {m.metric: m.unit for m in (*result.predictions, *result.measurements)}
     if result.verdicts:
-        lines += ["| limit | measured | verdict |", "|---|---|---|"]
+        lines += [f"| limit | {'predicted at best' if result.refused else 'measured'} | verdict |", "|---|---|---|"]
         lines += [_verdict(verdict, unit.get(verdict.metric, "")) for verdict in result.verdicts]
         lines.append("")
     lines += [f"- {note}" for note in result.notes]

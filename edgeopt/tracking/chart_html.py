@@ -239,6 +239,8 @@ def verdict(row: Mapping[str, Any]) -> str:
         return f"failed: {row['failure']}"
     broken = [f"{readable(k)} {v:+.0%}" for k, v in row["excess"].items() if v is not None and v > 0]
     missing = [readable(k) for k, v in row["excess"].items() if v is None]
+    if row["state"] == "refused":
+        return f"refused, predicted beyond its limit: {', '.join(broken)}"
     words = [f"beyond its limit: {', '.join(broken)}"] if broken else []
     words += [f"not measured: {', '.join(missing)}"] if missing else []
     return "; ".join(words) or f"not proven to keep its limits ({row['state']})"

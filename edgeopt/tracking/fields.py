@@ -66,10 +66,14 @@ def _key(name: str) -> str:
 def metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
     """Figures, `excess/<metric>`, `time/<stage>_s` and `feasible`; and the names left out because not finite.
 
+    What was predicted is `predicted/<metric>` and `predicted_excess/<metric>`.
+
     MLflow stores infinity as 1.8e308, which would pass for a figure.
     """
     found: dict[str, float] = {m.metric: m.value for m in result.measurements}
-    found |= {f"excess/{v.metric}": v.excess for v in result.verdicts if v.excess is not None}
+    found |= {f"predicted/{m.metric}": m.value for m in result.predictions}
+    excess = {True: "predicted_excess", False: "excess"}
+    found |= {f"{excess[v.predicted]}/{v.metric}": v.excess for v in result.verdicts if v.excess is not None}
     found |= {f"time/{stage}_s": seconds for stage, seconds in result.timings_s.items()}
     found[tags.FEASIBLE] = float(result.feasible)
     finite = {_key(name): float(value) for name, value in found.items() if math.isfinite(value)}
@@ -88,6 +92,8 @@ def trial_tags(result: TrialResult) -> dict[str, str]:
     }
     if result.engine is not None:
         found[tags.ENGINE_DIGEST] = str(result.engine["digest"])
+    if result.refused:
+        found[tags.REFUSED] = result.refused
     if result.failure is not None:
         found[tags.FAILURE] = f"{result.failure.stage}: {result.failure.kind}: {result.failure.message}"
     return {key: value[:TAG_LENGTH] for key, value in found.items() if value}

@@ -20,6 +20,7 @@ def totals(rows: Rows, objectives: Rows) -> dict[str, float]:
     found = {
         "trials": float(len(rows)),
         "trials_feasible": float(len(feasible)),
+        "trials_refused": float(sum(1 for row in rows if row["state"] == "refused")),
         "trials_failed": float(sum(1 for row in rows if row["failure"])),
         "front_size": float(sum(1 for row in feasible if row["pareto_rank"] == 1)),
     }

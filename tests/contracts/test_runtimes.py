@@ -19,7 +19,7 @@ from edgeopt.measure.logits import relative_error
 from edgeopt.part import describe
 from edgeopt.runtimes.eager import Torch
 from edgeopt.runtimes.genai import Genai
-from edgeopt.search.estimate import estimate
+from edgeopt.runtimes.genai_estimate import estimate
 
 RUNTIMES = {"genai": Genai(), "torch": Torch()}
 PROMPT = [1, 17, 42, 99, 7]

@@ -7,7 +7,8 @@ import pytest
 import specs
 
 from edgeopt.compress.pruning.sparsify import Sparsify
-from edgeopt.search.estimate import estimate, lever
+from edgeopt.runtimes.genai_estimate import estimate
+from edgeopt.search.lever import lever
 from edgeopt.spec import Adapter, Grid, LayerSpec, ModelSpec
 
 SPEC = specs.llama(tied=False)

@@ -1,12 +1,14 @@
-"""Bytes on disk and peak memory of a recipe by arithmetic alone, and the lever to pull when it does not fit."""
+"""Bytes on disk, peak memory and time of a token of an engine, by arithmetic alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgeopt.result import Measurement
 from edgeopt.runtimes.genai_grid import nodes
 from edgeopt.spec import EMBEDDING, LM_HEAD, ModelSpec
+from edgeopt.target import Target
 
 RUNTIME_BYTES = 58 * 2**20
 """Resident memory of Python, ONNX Runtime and an empty session, as measured with onnxruntime 1.32 on x86-64."""
@@ -16,6 +18,8 @@ NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
 """What a matrix on a grid adds to the graph, by how its input is taken."""
 ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
+BANDS: Mapping[str, float] = {"size/engine_mib": 0.01, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.2}
+"""By which share of its prediction each figure was ever measured to be off; scripts/bench estimate holds them."""
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 
 
@@ -52,6 +56,35 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         return RUNTIME_BYTES + self.resident + self.kv_cache + self.activations
+
+
+def predictions(spec: ModelSpec, target: Target, *, chunk_tokens: int, carried_bytes: int) -> tuple[Measurement, ...]:
+    """What will be measured of an engine of `spec`, each with the band within which it is expected."""
+    found = estimate(
+        spec,
+        context_length=min(target.context_length, spec.context_length),
+        chunk_tokens=chunk_tokens,
+        carried_bytes=carried_bytes,
+    )
+    figures = {
+        "size/engine_mib": (found.disk_bytes / 2**20, "MiB"),
+        "memory/peak_rss_mib": (found.peak_bytes / 2**20, "MiB"),
+    }
+    if target.kernels is not None:
+        figures["latency/decode_p50_ms"] = (target.kernels.decode_us(spec) / 1e3, "ms")
+    return tuple(
+        Measurement(
+            metric=metric,
+            unit=unit,
+            value=value,
+            low=value * (1 - BANDS[metric]),
+            high=value * (1 + BANDS[metric]),
+            count=0,
+            method=f"by arithmetic, within {BANDS[metric]:.0%}",
+            kind="predicted",
+        )
+        for metric, (value, unit) in figures.items()
+    )
 
 
 def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried_bytes: int) -> Estimate:
@@ -112,17 +145,3 @@ def resident_bytes(spec: ModelSpec, name: str) -> int:
     if grid is None:
         return 4 * rows * columns
     return grid.size_bytes(rows, columns) + 2 * rows * -(-columns // grid.block_size)
-
-
-def lever(spec: ModelSpec) -> str:
-    """What to try next when an engine does not fit: quantize, then prune, then distil."""
-    layers = [grid for name, grid in spec.grids.items() if name not in (LM_HEAD, EMBEDDING)]
-    if not layers:
-        return "quantize: recipe=int8 or recipe=int4 divides the weights by 4 or 7"
-    if max(grid.bits for grid in layers) > 4:
-        return "quantize further: recipe=int4"
-    if EMBEDDING not in spec.grids and not (spec.tied_embeddings and LM_HEAD in spec.grids):
-        return "quantize the tables: step.quantize.embedding=int8 step.quantize.lm_head=int8"
-    if min(grid.block_size for grid in layers) < 128:
-        return "prune: recipe=prune_lora_int4, or larger blocks: step.quantize.block_size=128"
-    return "prune (recipe=prune_lora_int4 or depth_lora_int4), then take a smaller model and distil into it"
