@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench_common import (
     EDGEOPT,
+    Subject,
     cli,
     compare,
     engine_of,
@@ -18,6 +19,7 @@ from bench_common import (
     intervals,
     make_random_llama,
     only,
+    subjects,
     table,
 )
 
@@ -128,6 +130,43 @@ def overhead(folder: Path) -> None:
         in_stages += sum(result["timings_s"].values())
     print(f"8 trials: {in_trials:.0f} s, of which {1 - in_stages / in_trials:.1%} are outside their stages")
     print(f"sweep: {passed:.0f} s, of which {1 - in_stages / passed:.1%} are outside stages, start and end included\n")
+
+
+def estimate(folder: Path) -> None:
+    """What `edgeopt estimate` predicts of 30 recipes beside what is then measured, on a target profiled in this run."""
+    cli(folder, "profile", "--name", "here", "--out", str(folder / "here" / "target" / "here.yaml"))
+    model = folder / "llama246m"
+    make_random_llama(model)
+    large = Subject(title="246 M shape", folder=model, chosen=("model=local", f"model.path={model}"))
+    rounded = [
+        [f"recipe={kind}", f"step.quantize.block_size={block}"]
+        for kind, block in (("int8", 32), ("int8", 64), ("int4", 16), ("int4", 32), ("int4", 64))
+    ]
+    tables = ["step.quantize.lm_head=int4", "step.quantize.embedding=int4"]
+    in_8_bits = ["recipe=baseline", "+step@step.quantize=int8_activations", "order=[quantize]"]
+    cut = ["step.prune.ratio=0.3", "step.prune.distribution=uniform", "step.prune.windows=4"]
+    recipes = [
+        *rounded,
+        ["recipe=fp16"],
+        [*rounded[3], *tables],
+        in_8_bits,
+        ["recipe=prune", *cut],
+        ["recipe=prune_int4", *cut, "step.quantize.block_size=16"],
+    ]
+    metrics = ("size/engine_mib", "memory/peak_rss_mib", "latency/decode_p50_ms")
+    rows = []
+    for subject in (*subjects(), large):
+        chosen = ["--config-dir", str(folder / "here"), "target=here", *subject.chosen, *only("memory", "latency")]
+        for recipe in recipes:
+            document = cli(folder, "run", *chosen, *recipe)
+            predicted = {m["metric"]: m["value"] for m in document["predictions"]}
+            ratios = [predicted[metric] / figures(document)[metric] for metric in metrics]
+            rows.append([subject.title, " ".join(recipe).replace("step.", ""), *ratios])
+    table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
+    for place, metric in enumerate(metrics, start=2):
+        errors = sorted(abs(float(row[place]) - 1) for row in rows)
+        print(f"{metric}: off by {statistics.median(errors):.1%} in the median, by {errors[-1]:.1%} at most")
+    print()
 
 
 def decode(folder: Path) -> None:

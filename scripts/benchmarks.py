@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         engine.agreement,
         engine.memory,
         engine.overhead,
+        engine.estimate,
         engine.decode,
         compression.rounding,
         compression.recovery,

@@ -19,7 +19,7 @@ NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
 ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
 BANDS: Mapping[str, float] = {"size/engine_mib": 0.01, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.2}
-"""By which share of its prediction each figure was ever measured to be off; scripts/bench estimate holds them."""
+"""By which share of the prediction a measured figure may be off; scripts/bench estimate shows by how much it is."""
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 
 
