@@ -18,8 +18,8 @@ NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
 """What a matrix on a grid adds to the graph, by how its input is taken."""
 ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
-BANDS: Mapping[str, float] = {"size/engine_mib": 0.01, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.2}
-"""By which share of the prediction a measured figure may be off; scripts/bench estimate shows by how much it is."""
+BANDS: Mapping[str, float] = {"size/engine_mib": 0.01, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.3}
+"""Half the width of the band around each prediction, as a share of it, below which a limit refuses a recipe."""
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 
 
@@ -59,7 +59,7 @@ class Estimate:
 
 
 def predictions(spec: ModelSpec, target: Target, *, chunk_tokens: int, carried_bytes: int) -> tuple[Measurement, ...]:
-    """What will be measured of an engine of `spec`, each with the band within which it is expected."""
+    """What will be measured of an engine of `spec`, each with the band by which limits are judged."""
     found = estimate(
         spec,
         context_length=min(target.context_length, spec.context_length),
@@ -80,7 +80,7 @@ def predictions(spec: ModelSpec, target: Target, *, chunk_tokens: int, carried_b
             low=value * (1 - BANDS[metric]),
             high=value * (1 + BANDS[metric]),
             count=0,
-            method=f"by arithmetic, within {BANDS[metric]:.0%}",
+            method="by arithmetic",
             kind="predicted",
         )
         for metric, (value, unit) in figures.items()
