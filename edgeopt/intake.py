@@ -99,9 +99,9 @@ def spec_of(folder: Path) -> ModelSpec:
         raise InputError(f"it is no JSON ({error})", place=str(config), mend="Copy the file again") from error
 
 
-def carried_bytes(model: Checkpoint) -> int:
-    """Bytes of the files beside the weights that an engine takes over, such as the tokenizer."""
-    return sum(record.size_bytes for record in model.files if record.path in CARRIED)
+def carried_bytes(folder: Path) -> int:
+    """Bytes of a model's files beside its weights that an engine takes over, such as the tokenizer."""
+    return sum((folder / name).stat().st_size for name in CARRIED if (folder / name).is_file())
 
 
 def check_safetensors(path: Path) -> None:

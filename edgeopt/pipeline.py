@@ -90,14 +90,17 @@ def _evaluate(job: Job, store: Store, progress: Progress) -> TrialResult:
             original = work.fetch(job.source)
         with work.stage("plan"):
             planned = plan(job.steps, job.runtime, original.spec)
-            predictions = job.runtime.predict(planned, job.target, carried_bytes=intake.carried_bytes(original))
+            predictions = job.runtime.predict(
+                planned, job.target, carried_bytes=intake.carried_bytes(original.directory)
+            )
         result = replace(result, predictions=predictions)
-        if verdicts := refusal(predictions, job.limits, {}):
-            return replace(result, verdicts=verdicts, refused="estimate", timings_s=work.timings_s)
-        with work.stage("baseline"):
-            baseline, base_folder = work.baseline(job, original)
-        if verdicts := refusal(predictions, job.limits, baseline):
-            return replace(result, verdicts=verdicts, refused="estimate", timings_s=work.timings_s)
+        broken = refusal(predictions, job.limits, {})
+        if not broken:
+            with work.stage("baseline"):
+                baseline, base_folder = work.baseline(job, original)
+            broken = refusal(predictions, job.limits, baseline)
+        if broken:
+            return replace(result, verdicts=broken, refused="estimate", timings_s=work.timings_s)
         checkpoint = floating = original
         for name, step in job.steps:
             with work.stage(f"compress/{name}"):
@@ -154,16 +157,21 @@ def refusal(
     predictions: Sequence[Measurement], limits: Sequence[Limit], baseline: Mapping[str, float]
 ) -> tuple[Verdict, ...]:
     """Verdicts of all limits where one of them is broken even if all is as good as predictions allow; else none."""
-    best = {limit.metric: "high" if limit.least else "low" for limit in limits}
-    hoped = [replace(m, value=(end := getattr(m, best.get(m.metric, "low"))), low=end, high=end) for m in predictions]
-    told = {m.metric: m.unit for m in hoped}
-    verdicts = [replace(v, predicted=v.metric in told) for v in judge(hoped, limits, baseline)]
-    for place, verdict in enumerate(verdicts):
-        if verdict.excess is not None and verdict.excess > 0:
-            unit = told[verdict.metric]
-            reason = f"is predicted to be {units.show(verdict.value or 0.0, unit)} at best"
-            verdicts[place] = replace(verdict, reason=f"{reason}, beyond {units.show(verdict.bound or 0.0, unit)}")
-    return tuple(verdicts) if any(v.predicted and not v.kept and v.excess is not None for v in verdicts) else ()
+    from_below = {limit.metric for limit in limits if limit.least}
+    best = {m.metric: m.high if m.metric in from_below else m.low for m in predictions}
+    hoped = [replace(m, value=best[m.metric], low=best[m.metric], high=best[m.metric]) for m in predictions]
+    verdicts = judge(hoped, limits, baseline)
+    if not any(v.excess is not None and v.excess > 0 for v in verdicts):
+        return ()
+    unit = {m.metric: m.unit for m in predictions}
+    return tuple(_predicted(v, unit[v.metric]) if v.metric in unit else v for v in verdicts)
+
+
+def _predicted(verdict: Verdict, unit: str) -> Verdict:
+    if verdict.excess is None or verdict.excess <= 0:
+        return replace(verdict, predicted=True)
+    value, bound = (units.show(number or 0.0, unit) for number in (verdict.value, verdict.bound))
+    return replace(verdict, predicted=True, reason=f"is predicted to be {value} at best, beyond {bound}")
 
 
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:

@@ -129,7 +129,7 @@ class Runtime(Protocol):
         ...
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        """Figures of an engine by arithmetic, each with the band within which it will be measured.
+        """Figures of an engine by arithmetic, each with the band by which limits are judged.
 
         `carried_bytes` are those of files that an engine takes over from its model, such as the tokenizer. What is
         not known of this runtime is left out. Costs milliseconds.

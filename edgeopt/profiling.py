@@ -45,11 +45,11 @@ def kernels(device: Device, progress: Progress) -> Kernels:
             progress=progress,
         )
         bare = Kernels(threads=threads, matrix=matrix, layer=(0.0, 0.0), token=(0.0, 0.0))
-        decode_us = []
-        for spec in skeletons():
+        specs, decode_us = skeletons(), []
+        for spec in specs:
             progress(f"timing {len(spec.layers)} layers of {spec.hidden_size} channels")
             decode_us.append(1e6 * _decode_s(spec, threads))
-    return fitted(bare, skeletons(), decode_us)
+    return fitted(bare, specs, decode_us)
 
 
 def fitted(bare: Kernels, specs: Sequence[ModelSpec], decode_us: Sequence[float]) -> Kernels:

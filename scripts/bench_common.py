@@ -108,24 +108,20 @@ def make_random_llama(folder: Path) -> None:
     """Hidden 1024, MLP 2816, 16 layers, 16 heads, 4 KV heads, vocabulary 32,000; the reference model's tokenizer."""
     import shutil
 
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     import edgeopt
+    from edgeopt import network as networks
+    from edgeopt.spec import LayerSpec, ModelSpec
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    spec = ModelSpec(
+        architecture="LlamaForCausalLM",
+        vocabulary_size=32000,
         hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=16,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        vocab_size=32000,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
+        head_size=64,
+        context_length=2048,
+        tied_embeddings=False,
+        layers=(LayerSpec(intermediate_size=2816, heads=16, kv_heads=4),) * 16,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    folder.mkdir(exist_ok=True)
+    networks.initialize(spec, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(edgeopt.__file__).parent / "reference" / name, folder / name)

@@ -29,7 +29,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     folder = job.source.locate()
     spec = intake.spec_of(folder)
     planned = plan(job.steps, job.runtime, spec)
-    carried = sum((folder / name).stat().st_size for name in intake.CARRIED if (folder / name).is_file())
+    carried = intake.carried_bytes(folder)
     predicted = estimate(
         planned,
         context_length=min(job.target.context_length, spec.context_length),

@@ -70,13 +70,9 @@ def run(sweep: Sweep) -> None:
                 log.begin(trial.number, params)
                 sweep.watcher.started(trial.number, params)
                 result = _evaluated(sweep, params)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, StoreError) as error:
                 study.interrupt(trial)
-                log.kill(trial.number, "interrupted by Ctrl-C; the recipe is queued again")
-                raise
-            except StoreError as error:
-                study.interrupt(trial)
-                log.kill(trial.number, f"{error}; the recipe is queued again")
+                log.kill(trial.number, f"{str(error) or 'interrupted by Ctrl-C'}; the recipe is queued again")
                 raise
             study.save(trial.number, result)
             log.record(trial.number, params, result)

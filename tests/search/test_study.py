@@ -359,12 +359,7 @@ def test_a_sweep_runs_until_its_budget_is_spent_and_records_failures(tmp_path: P
     assert made.worker.closed  # type: ignore[attr-defined]
 
 
-def test_a_sweep_ended_by_ctrl_c_goes_on_with_the_same_recipe(tmp_path: Path) -> None:
-    log = Log()
-    made = sweep(tmp_path, [samples.result(), KeyboardInterrupt], log)
-    with pytest.raises(KeyboardInterrupt):
-        run(made)
-    assert made.worker.closed  # type: ignore[attr-defined]
+def require_the_cut_recipe_is_tried_again(tmp_path: Path, made: Sweep, log: Log) -> None:
     (cut,) = [e for e in made.study.entries() if e.state == "interrupted"]
     assert log.told[-1] == ("kill", cut.number)
     again = Log()
@@ -372,6 +367,15 @@ def test_a_sweep_ended_by_ctrl_c_goes_on_with_the_same_recipe(tmp_path: Path) ->
     run(resumed)
     assert again.told[1][2] == cut.params
     assert len(resumed.study.finished()) == 4
+
+
+def test_a_sweep_ended_by_ctrl_c_goes_on_with_the_same_recipe(tmp_path: Path) -> None:
+    log = Log()
+    made = sweep(tmp_path, [samples.result(), KeyboardInterrupt], log)
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    assert made.worker.closed  # type: ignore[attr-defined]
+    require_the_cut_recipe_is_tried_again(tmp_path, made, log)
 
 
 def test_a_cache_that_cannot_be_written_ends_the_sweep_and_costs_no_trial(tmp_path: Path) -> None:
@@ -380,13 +384,7 @@ def test_a_cache_that_cannot_be_written_ends_the_sweep_and_costs_no_trial(tmp_pa
     made = sweep(tmp_path, [samples.result(), replace(samples.result(), failure=full)], log)
     with pytest.raises(StoreError, match="stage engine cannot be written"):
         run(made)
-    (cut,) = [e for e in made.study.entries() if e.state == "interrupted"]
-    assert log.told[-1] == ("kill", cut.number)
-    again = Log()
-    resumed = sweep(tmp_path, [samples.result()] * 3, again)
-    run(resumed)
-    assert again.told[1][2] == cut.params
-    assert len(resumed.study.finished()) == 4
+    require_the_cut_recipe_is_tried_again(tmp_path, made, log)
 
 
 def test_a_run_that_a_dead_process_left_open_is_ended(tmp_path: Path) -> None:
