@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgeopt import config as configs
-from edgeopt import pipeline, tokens
+from edgeopt import intake, pipeline, tokens
 from edgeopt.artifact import Engine
-from edgeopt.config import Config
-from edgeopt.errors import EdgeoptError, InputError
+from edgeopt.composition import Composer, Config
+from edgeopt.errors import ConfigError, EdgeoptError, InputError
 from edgeopt.measure.bench import Bench, measure
 from edgeopt.part import canonical, construct, describe
 from edgeopt.pipeline import Job, evaluate
 from edgeopt.ports import Progress, Runtime
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.runtimes.eager import Torch
+from edgeopt.search.forecast import Forecast, damage
+from edgeopt.search.ledger import file_url
 from edgeopt.search.space import Params, overrides
+from edgeopt.spec import ModelSpec
 from edgeopt.store import Store
 from edgeopt.target import Device, Target
 from edgeopt.text import Text, require_disjoint
@@ -76,7 +80,12 @@ class Request:
     config_dir: Path | None = None
 
     def compose(self, params: Params | None = None) -> Config:
-        return configs.compose([*self.overrides, *overrides(params or {})], name=self.name, config_dir=self.config_dir)
+        return _composer(self).compose(params or {}, overrides)
+
+
+@cache
+def _composer(request: Request) -> Composer:
+    return Composer(request.name, request.overrides, request.config_dir)
 
 
 @cache
@@ -152,9 +161,61 @@ def cache_folder(state: Path) -> Path:
 def blank(request: Request, params: Params) -> TrialResult:
     """A result without figures: what was to be tried, for whom, on which machine."""
     recipe = {"text": " ".join(overrides(params)), "digest": ""}
-    return TrialResult(
-        recipe=recipe, target=request.compose()["target"]["name"], device=describe(this_machine()), emulated=False
+    return TrialResult(recipe=recipe, target=_target_name(request), device=describe(this_machine()), emulated=False)
+
+
+@cache
+def _target_name(request: Request) -> str:
+    return str(request.compose()["target"]["name"])
+
+
+def store_url(config: Config) -> str:
+    """Where the studies of `config` are kept. ConfigError for an address that would show a password in every log."""
+    if config["store"] is None:
+        return os.environ.get("EDGEOPT_STORE") or file_url(Path(config["state"]).absolute() / "studies.db")
+    if re.search(r"://[^/@]*:[^/@]+@", str(config["store"])):
+        raise ConfigError(
+            "a password in a config would be logged",
+            place="store",
+            mend="Set EDGEOPT_STORE to this address, or keep the password in ~/.pgpass",
+        )
+    return str(config["store"])
+
+
+def foresee(request: Request, params: Params) -> Forecast:
+    """What arithmetic says of one trial, in milliseconds; what is wrong with its values is part of the answer."""
+    expected = blank(request, params)
+    try:
+        config = request.compose(params)
+        target, runtime, recipe = (
+            configs.part(config, "target"),
+            configs.part(config, "runtime"),
+            configs.recipe(config),
+        )
+        original, carried_bytes = _model(canonical(config["model"]))
+        steps = [(name, construct(step, f"step.{name}")) for name, step in recipe.steps]
+        planned = pipeline.plan(steps, runtime, original)
+    except EdgeoptError as error:
+        failure = Failure(stage="plan", kind=type(error).__name__, message=str(error))
+        return Forecast(result=replace(expected, failure=failure))
+    known = {"text": str(recipe), "digest": recipe.digest, **asdict(recipe)}
+    emulated = target.device is not None and target.device.fingerprint != this_machine().fingerprint
+    predictions = runtime.predict(planned, target, carried_bytes=carried_bytes)
+    uncompressed = runtime.predict(original, target, carried_bytes=carried_bytes)
+    return Forecast(
+        result=replace(expected, recipe=known, predictions=predictions, emulated=emulated, target=target.name),
+        damage=damage(original, planned),
+        baseline={m.metric: m.value for m in uncompressed},
     )
+
+
+@cache
+def _model(description: str) -> tuple[ModelSpec, int]:
+    """The sizes of a described model, and the bytes that engines take over from it; looked at once a process."""
+    import json
+
+    folder = construct(json.loads(description), "model").locate()
+    return intake.spec_of(folder), intake.carried_bytes(folder)
 
 
 def evaluate_trial(request: Request, params: Params, progress: Callable[[str], None]) -> TrialResult:

@@ -17,7 +17,20 @@ from edgeopt.errors import EdgeoptError
 
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage or config error, 3 nothing feasible, 4 refused by a gate"
 INTERRUPTED = 130
-COMMANDS = ("run", "sweep", "front", "promote", "estimate", "profile", "bench", "generate", "cache", "doctor")
+COMMANDS = (
+    "run",
+    "sweep",
+    "worker",
+    "status",
+    "front",
+    "promote",
+    "estimate",
+    "profile",
+    "bench",
+    "generate",
+    "cache",
+    "doctor",
+)
 """In the order of the work; each is a module of edgeopt.commands."""
 
 

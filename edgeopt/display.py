@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +17,7 @@ from edgeopt import units
 
 if TYPE_CHECKING:
     from edgeopt.result import TrialResult
+    from edgeopt.search.ledger import Row
     from edgeopt.search.study import Study
 
 Document = Mapping[str, Any]
@@ -55,30 +55,35 @@ class SweepWatcher:
 
     def __init__(self, study: Study, bar: Progress) -> None:
         self._study, self._bar = study, bar
-        self._started = time.monotonic()
-        self._done_before = len(study.finished())
-        self._done = self._done_before
-        self._task = bar.add_task("starting", total=study.search.trials, completed=self._done, left="", best="")
+        self._task = bar.add_task("starting", total=study.search.trials, left="", best="")
         self._number = -1
+        self.refresh()
 
-    def started(self, number: int, params: Mapping[str, Any]) -> None:
-        self._number = number
-        self._bar.update(self._task, description=f"trial {number}")
+    def started(self, row: Row) -> None:
+        self._number = row.number
+        self._bar.update(self._task, description=f"trial {row.number}")
 
     def progress(self, line: str) -> None:
         text = line.splitlines()[0] if line else ""
         self._bar.update(self._task, description=f"trial {self._number}: {text}"[:60])
 
-    def finished(self, number: int, result: TrialResult) -> None:
-        self._done += 1
-        passed = time.monotonic() - self._started
-        left = passed / (self._done - self._done_before) * max(0, self._study.search.trials - self._done)
-        self._bar.update(self._task, completed=self._done, left=f"{left / 60:.0f} min left", best=self._best())
-        self._bar.console.print(_trial_line(number, result))
+    def finished(self, row: Row, result: TrialResult) -> None:
+        self._bar.console.print(_trial_line(row.number, result))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show where the study stands, whoever brought it there."""
+        from edgeopt.search.status import status
+
+        known = status(self._study)
+        left = "" if known["left_s"] is None else f"{known['left_s'] / 60:.0f} min left"
+        done = sum(known["trials"].get(state, 0) for state in ("finished", "stopped", "failed"))
+        self._bar.update(self._task, completed=done, left=left, best=self._best())
 
     def _best(self) -> str:
         objective = self._study.objectives[0]
-        values = [r.metrics[objective.metric] for r in self._study.finished().values() if r.feasible]
+        found = [row.summary.metrics for row in self._study.rows() if row.summary is not None and row.summary.feasible]
+        values = [metrics[objective.metric] for metrics in found if objective.metric in metrics]
         if not values:
             return "nothing feasible yet"
         best = min(values, key=lambda v: objective.sign * v)
@@ -98,6 +103,53 @@ def sweep(study: Study) -> Iterator[SweepWatcher]:
     )
     with Progress(*columns, console=err, refresh_per_second=REFRESHES_PER_S, disable=False) as bar:
         yield SweepWatcher(study, bar)
+
+
+@contextmanager
+def team(study: Study) -> Iterator[Callable[[], None]]:
+    """The same for trials that other processes evaluate: what it yields shows those that have ended since."""
+    with sweep(study) as watcher:
+        shown = {row.number for row in study.rows() if row.recorded}
+
+        def refresh() -> None:
+            for row in study.rows():
+                if row.recorded and row.number not in shown:
+                    shown.add(row.number)
+                    if row.state in ("finished", "stopped", "refused"):
+                        watcher.finished(row, study.result(row.number))
+            watcher.progress(f"{len(study.ledger.members())} workers")
+            watcher.refresh()
+
+        yield refresh
+
+
+def status(document: Document) -> None:
+    """`edgeopt status` for people."""
+    trials = ", ".join(f"{count} {state}" for state, count in document["trials"].items()) or "none yet"
+    out.print(f"study {document['study']}: {document['over'] or 'goes on'}")
+    out.print(f"trials: {trials}; budget {document['budget']}; {document['attempts_lost']} attempts were lost")
+    out.print(f"{document['feasible']} keep every limit, {document['front']} on the front")
+    for title, key in (("stopped at", "rungs"), ("broken limits", "broken_limits")):
+        if document[key]:
+            out.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in document[key].items()))
+    saved = ", ".join(f"{by} {seconds / 60:.1f}" for by, seconds in document["saved_s"].items())
+    out.print(f"spent: {document['spent_s'] / 60:.1f} min; saved, in min: {saved}")
+    if document["spent_j"]:
+        out.print(f"energy: {document['spent_j'] / 3600:.3g} Wh")
+    out.print(f"hypervolume: {document['hypervolume']:.4f} {_sparkline(document['hypervolumes'])}")
+    if document["left_s"] is not None:
+        out.print(f"estimated to take {document['left_s'] / 60:.0f} min more")
+    for worker in document["workers"]:
+        doing = "idle" if worker["trial"] is None else f"trial {worker['trial']}"
+        out.print(f"worker {worker['worker']} ({worker['role']}): {doing}")
+
+
+def _sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Values as a row of bars, at most `width` of them."""
+    bars = "▁▂▃▄▅▆▇█"
+    shown = values[:: max(1, -(-len(values) // width))]
+    top = max(shown, default=0.0) or 1.0
+    return "".join(bars[min(len(bars) - 1, int(len(bars) * value / top))] for value in shown)
 
 
 def config(document: Document) -> bool:

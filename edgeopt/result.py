@@ -72,6 +72,8 @@ class TrialResult:
         device: inventory of the machine that measured; `emulated` where the target is another one.
         engine: folder, digest and bytes of the engine; None where none was built.
         timings_s: seconds by stage; a stage taken from the store counts its look-up alone.
+        saved_s: seconds that stages had taken which were found in the cache, by stage.
+        energy_j: joules that the evaluation took; `energy_method` says whether they were measured, and how.
         artifacts: files and folders worth keeping, by the name they get in the tracking server.
         notes: lint findings and other remarks about the engine.
         predictions: figures by arithmetic, from before anything was done.
@@ -91,6 +93,9 @@ class TrialResult:
     failure: Failure | None = None
     predictions: tuple[Measurement, ...] = ()
     refused: str = ""
+    saved_s: Mapping[str, float] = field(default_factory=dict)
+    energy_j: float = 0.0
+    energy_method: str = ""
 
     @property
     def feasible(self) -> bool:

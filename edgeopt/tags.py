@@ -3,6 +3,8 @@
 STUDY = "edgeopt.study"
 TRIAL = "edgeopt.trial"
 """`<study>/<number>` on the run of a trial; a study's own run has none."""
+ATTEMPT = "edgeopt.attempt"
+"""From 1; another one follows where a worker died or gave the trial up."""
 ROLE = "edgeopt.role"
 OPENED = "edgeopt.opened"
 RECIPE = "edgeopt.recipe"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt import assembly
+from edgeopt import assembly, composition
 from edgeopt.artifact import Engine
 from edgeopt.cli import main
 from edgeopt.commands import engines
@@ -80,7 +80,7 @@ def test_prune_alone_keeps_the_limit_of_the_config(
 ) -> None:
     assert command("prune")["pruned"]["entries"] == 0
     (work / "own").mkdir()
-    config = (Path(assembly.configs.root("conf")) / "config.yaml").read_text()
+    config = (Path(composition.root("conf")) / "config.yaml").read_text()
     (work / "own" / "config.yaml").write_text(config.replace("20 GiB", "150 kB"))
     document = command("prune", "--config-dir", "own")
     assert (document["limit_bytes"], document["entries"]) == (150_000, 1)

@@ -30,7 +30,7 @@ LEVEL_0 = {
 }
 LEVEL_1 = {"ports", "network", "grid", "adapters", "tokens", "intake"}
 ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store", "tracking", "release"}
-LEVEL_5 = {"config", "assembly", "profiling", "commands", "cli", "display", "diagnosis", "hydra_plugins"}
+LEVEL_5 = {"composition", "config", "assembly", "profiling", "commands", "cli", "display", "diagnosis", "hydra_plugins"}
 ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_5 | {"pipeline", "search"}
 
 WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recovery": set()}
@@ -39,10 +39,11 @@ WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recov
 OWNERS = {
     "mlflow": {"tracking", "release", "models"},
     "optuna": {"search"},
-    "hydra": {"config", "hydra_plugins"},
-    "omegaconf": {"config", "hydra_plugins"},
+    "hydra": {"composition", "hydra_plugins"},
+    "omegaconf": {"composition", "hydra_plugins"},
     "transformers": {"models", "compress", "network"},
     "peft": {"models", "compress", "network"},
+    "sqlalchemy": {"search", "tracking", "release"},
     "onnxruntime": {"runtimes", "measure"},
     "onnxruntime_genai": {"runtimes", "measure"},
     "tokenizers": {"tokens"},

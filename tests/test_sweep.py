@@ -36,7 +36,7 @@ measure:
     parity: null
 limits: {limits}
 search:
-  _target_: edgeopt.search.study.Search
+  _target_: edgeopt.search.definition.Search
   study: kill
   objectives:
     quality/perplexity: minimize

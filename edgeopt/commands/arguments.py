@@ -22,7 +22,10 @@ def cfg(parser: argparse.ArgumentParser) -> None:
 
 def study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="?", help="the latest one by default")
-    parser.add_argument("--state", type=Path, default=Path(".edgeopt"), help="folder of studies (default: .edgeopt)")
+    parser.add_argument("--state", type=Path, default=Path(".edgeopt"), help="folder of the cache (default: .edgeopt)")
+    parser.add_argument(
+        "--store", metavar="URL", help="store of studies (default: EDGEOPT_STORE, or a file in --state)"
+    )
 
 
 def request(args: argparse.Namespace, name: str = "config") -> Request:

@@ -28,12 +28,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, units
     from edgeopt import config as configs
+    from edgeopt.composition import compose
     from edgeopt.store.eviction import bytes_on_disk, entries, evict
 
     if args.action == "show" and (args.all or args.to is not None):
         raise ConfigError("this is for prune", place="--all" if args.all else "--to", mend="Give edgeopt cache prune")
     to_bytes = 0 if args.all else None if args.to is None else units.size_bytes(args.to, "--to")
-    config = configs.compose(config_dir=args.config_dir)
+    config = compose(config_dir=args.config_dir)
     limit_bytes = configs.cache_limit(config)
     root = assembly.cache_folder(args.state or Path(config["state"]))
     if not root.is_dir():

@@ -41,11 +41,11 @@ def _folder(given: str) -> Path:
 def _bundled() -> Iterator[Path]:
     """The reference model in PyTorch, made once a state folder."""
     from edgeopt import assembly
-    from edgeopt import config as configs
+    from edgeopt.composition import compose
     from edgeopt.models.reference import ReferenceModel
     from edgeopt.pipeline import engine_of
     from edgeopt.runtimes.eager import Torch
 
-    store = assembly.store(configs.compose())
+    store = assembly.store(compose())
     with store.holding():
         yield engine_of(ReferenceModel(), Torch(), store, lambda _: None).directory

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.commands.studies import OpenStudy
 
-    study = OpenStudy.find(args.study, args.state)
+    study = OpenStudy.find(args.study, args.state, args.store)
     document, policy = study.front(), study.sweep_policy()
     if policy is not None:
         document["champion"] = study.champion(policy)
@@ -60,9 +60,10 @@ def _state(trial: Document) -> str:
     if trial["feasible"]:
         return "kept"
     broken = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
-    if trial["state"] == "refused":
+    if trial["refused"]:
         certain = [metric for metric, excess in trial["excess"].items() if excess is not None and excess > 0]
-        return f"refused: {', '.join(certain)} predicted beyond"
+        word = "refused" if trial["state"] == "refused" else "stopped"
+        return f"{word} by {trial['refused']}: {', '.join(certain)}"
     if broken:
         return f"breaks {', '.join(broken)}"
     return "not proven: disturbed" if trial["state"] == "finished" else trial["state"]

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.commands.studies import OpenStudy
 
-    study = OpenStudy.find(args.study, args.state)
+    study = OpenStudy.find(args.study, args.state, args.store)
     policy = study.policy(args.policy, args.config_dir)
     study.recorder.connect()
     return Outcome(document=study.promote(study.front(), policy, args.config_dir))

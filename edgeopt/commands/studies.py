@@ -2,77 +2,119 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from edgeopt import assembly, display
 from edgeopt import config as configs
+from edgeopt.assembly import Request
 from edgeopt.commands.outcome import Document
-from edgeopt.config import Config
+from edgeopt.composition import Config
 from edgeopt.errors import ConfigError, InfeasibleError, InputError
 from edgeopt.release import policy as policies
 from edgeopt.release import registry
 from edgeopt.release.policy import Policy
 from edgeopt.release.promote import promote
-from edgeopt.search.front import Objective, row
-from edgeopt.search.study import Search, Study
+from edgeopt.result import TrialResult
+from edgeopt.search import ledger
+from edgeopt.search.definition import Search
+from edgeopt.search.front import Objective, as_row
+from edgeopt.search.ledger import Ledger, Row
+from edgeopt.search.study import Study
+from edgeopt.tracking import server
 from edgeopt.tracking.recorder import MlflowRecorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenStudy:
-    """A study, the config that made it, and the recorder of its runs."""
+    """A study, the request and config that made it, and the recorder of its runs."""
 
     study: Study
     recorder: MlflowRecorder
+    request: Request
     config: Config
-    config_dir: Path | None
 
     @classmethod
-    def of(cls, config: Config, config_dir: Path | None) -> OpenStudy:
+    def of(
+        cls, request: Request, config: Config, *, store: str | None = None, tracking_uri: str | None = None
+    ) -> OpenStudy:
+        """The study that `config` describes; nothing is written yet.
+
+        `store` goes before the config's, and `tracking_uri` before MLflow's own default.
+        """
         search = configs.part(config, "search")
         if not isinstance(search, Search):
-            raise ConfigError("it is no search", place="search._target_", mend="Name edgeopt.search.study.Search")
-        known = assembly.known_metrics(config_dir)
+            raise ConfigError("it is no search", place="search._target_", mend="Name edgeopt.search.definition.Search")
+        known = assembly.known_metrics(request.config_dir)
         study = Study(
-            folder=Path(config["state"]) / "studies" / search.study,
+            ledger=Ledger(store or assembly.store_url(config), search.study, tell=display.err.print),
             search=search,
             objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.objectives.items()),
             limits=configs.limits(config, known),
+            foresee=partial(assembly.foresee, request),
         )
-        return cls(study=study, recorder=configs.part(config, "tracking"), config=config, config_dir=config_dir)
+        recorder = configs.part(config, "tracking")
+        if tracking_uri and recorder.tracking_uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
+            recorder = replace(recorder, tracking_uri=tracking_uri)
+        return cls(study=study, recorder=recorder, request=request, config=config)
 
     @classmethod
-    def find(cls, name: str | None, state: Path) -> OpenStudy:
-        """A study of the folder `state`, by name or the latest."""
-        found = sorted((state / "studies").glob("*/sweep.json"), key=lambda p: p.stat().st_mtime)
-        by_name = {path.parent.name: path for path in found}
-        if not by_name:
-            raise InputError("there is no study", place=str(state), mend="Run edgeopt sweep first, or give --state")
-        name = name or found[-1].parent.name
-        if name not in by_name:
-            choices = ", ".join(by_name)
-            raise InputError(f"there is no study {name!r}", place=str(state), mend=f"Choose one of: {choices}")
-        saved = json.loads(by_name[name].read_text())
-        return cls.of(
-            {**saved["config"], "state": str(state)}, Path(saved["config_dir"]) if saved["config_dir"] else None
+    def find(cls, name: str | None, state: Path, store: str | None) -> OpenStudy:
+        """A study of a store, by name or the latest; `state` is the folder that its workers share."""
+        url = store or os.environ.get("EDGEOPT_STORE") or ledger.file_url(state.absolute() / "studies.db")
+        file = url.removeprefix("sqlite:///")
+        known = ledger.studies(url) if file == url or Path(file).is_file() else {}
+        place = server.shown(url)
+        if not known:
+            raise InputError(
+                "there is no study", place=place, mend="Run edgeopt sweep first, or give --state or --store"
+            )
+        name = name or list(known)[-1]
+        if name not in known:
+            raise InputError(f"there is no study {name!r}", place=place, mend=f"Choose one of: {', '.join(known)}")
+        sweep = known[name]
+        uri = sweep["tracking_uri"]
+        own = _snapshot(state, name)
+        request = Request(
+            name=sweep["name"],
+            overrides=(*sweep["overrides"], f"state='{state}'"),
+            config_dir=own if own.is_dir() else None,
         )
+        config = {**sweep["config"], "state": str(state)}
+        return cls.of(request, config, store=url, tracking_uri=None if "***" in uri else uri)
 
-    def save(self) -> None:
-        """Keep what `find` needs."""
-        saved = {"config": self.config, "config_dir": None if self.config_dir is None else str(self.config_dir)}
-        (self.study.folder / "sweep.json").write_text(json.dumps(saved))
+    def open(self) -> None:
+        """Begin the study or go on with it, and keep what `find` needs, here and on other machines."""
+        self.study.open(
+            {
+                "name": self.request.name,
+                "overrides": list(self.request.overrides),
+                "config": self.config,
+                "tracking_uri": server.shown(server.absolute(self.recorder.uri)),
+            }
+        )
+        folder = _snapshot(Path(self.config["state"]), self.name)
+        if self.request.config_dir is not None and self.request.config_dir.resolve() != folder.resolve():
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in sorted(self.request.config_dir.rglob("*.yaml")):
+                copied = folder / path.relative_to(self.request.config_dir)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copied)
 
     @property
     def name(self) -> str:
-        return self.study.search.study
+        return self.study.name
 
     def front(self) -> Document:
         """The document of `edgeopt front`, without the champion."""
-        entries, ranks, runs = self.study.entries(), self.study.ranks(), self.recorder.runs(self.name)
-        known = assembly.known_metrics(self.config_dir)
-        bounds = {v.metric: v.bound for e in entries if e.result for v in e.result.verdicts if v.bound is not None}
+        rows, ranks = self.study.rows(), self.study.ranks()
+        known = assembly.known_metrics(self.request.config_dir)
+        bounds = {m: h.bound for r in rows if r.summary for m, h in r.summary.verdicts.items() if h.bound is not None}
         return {
             "study": self.name,
             "objectives": [
@@ -83,12 +125,22 @@ class OpenStudy:
                 {"metric": x.metric, "limit": str(x), "bound": bounds.get(x.metric, x.absolute), "unit": x.unit}
                 for x in self.study.limits
             ],
-            "trials": [
-                row(e.number, e.state, e.params, e.result, ranks.get(e.number), runs.get(e.number)) for e in entries
-            ],
+            "trials": [as_row(row, ranks.get(row.number)) for row in rows],
             "front": sorted(number for number, rank in ranks.items() if rank == 1),
             "champion": None,
         }
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> Document:
+        """End the study's run with all that is known of its front, whose document this returns."""
+        document = self.front()
+        self.recorder.close_study(
+            self.name,
+            rows=document["trials"],
+            objectives=document["objectives"],
+            limits=document["limits"],
+            status=status,
+        )
+        return document
 
     def policy(self, name: str, config_dir: Path | None = None) -> Policy:
         return policies.load(name, self._registry_folders(config_dir))
@@ -118,8 +170,40 @@ class OpenStudy:
         return registry.champion(policy.model, self.recorder.uri, study=self.name)
 
     def _registry_folders(self, config_dir: Path | None) -> list[Path]:
-        folder = config_dir or self.config_dir
+        folder = config_dir or self.request.config_dir
         return [folder / "registry"] if folder else []
+
+
+def _snapshot(state: Path, study: str) -> Path:
+    """The user's configs as they were when the study was opened, for all of its workers."""
+    return state / "studies" / study
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyLog:
+    """The recorder bound to one study."""
+
+    recorder: MlflowRecorder
+    study: str
+    request: Request
+
+    def begin(self, row: Row) -> str:
+        return self.recorder.begin(self.study, row.number, row.params, row.attempt)
+
+    def record(self, row: Row, result: TrialResult) -> str:
+        return self.recorder.record(self.study, row.number, row.params, self._config(row.params), result, row.attempt)
+
+    def kill(self, number: int, attempt: int, why: str) -> None:
+        self.recorder.kill(self.study, number, why, attempt)
+
+    def open_attempts(self) -> set[tuple[int, int]]:
+        return set(self.recorder.open_runs(self.study))
+
+    def _config(self, params: Mapping[str, Any]) -> Config:
+        try:
+            return self.request.compose(dict(params))
+        except ConfigError:
+            return self.request.compose()  # the trial's own values do not compose: that is its recorded failure
 
 
 def nothing_feasible(document: Document) -> InfeasibleError:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgeopt.errors import ConfigError
-from edgeopt.result import TrialResult
+from edgeopt.search.ledger import Row
+from edgeopt.search.summary import Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,29 +55,20 @@ def pareto_ranks(points: Sequence[Sequence[float]]) -> list[int]:
     return ranks
 
 
-def ranked(results: Mapping[int, TrialResult], objectives: Sequence[Objective]) -> dict[int, int]:
-    """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
-    points = {}
-    for number, result in results.items():
-        metrics = result.metrics
-        if result.feasible and all(math.isfinite(metrics.get(o.metric, math.nan)) for o in objectives):
-            points[number] = [o.sign * metrics[o.metric] for o in objectives]
-    return dict(zip(points, pareto_ranks(list(points.values())), strict=True))
-
-
-def row(
-    number: int, state: str, params: Mapping[str, Any], result: TrialResult | None, rank: int | None, run_id: str | None
-) -> dict[str, Any]:
+def as_row(row: Row, rank: int | None) -> dict[str, Any]:
     """One trial as `edgeopt front --json` prints it."""
+    known = row.summary or Summary()
     return {
-        "number": number,
-        "state": state,
-        "feasible": bool(result and result.feasible),
+        "number": row.number,
+        "state": row.state,
+        "feasible": known.feasible,
         "pareto_rank": rank,
-        "params": dict(params),
-        "metrics": result.metrics if result else {},
-        "predicted": {m.metric: m.value for m in result.predictions} if result else {},
-        "excess": {v.metric: v.excess for v in result.verdicts} if result else {},
-        "run_id": run_id,
-        "failure": f"{result.failure.stage}: {result.failure.message}" if result and result.failure else None,
+        "origin": row.origin,
+        "params": dict(row.params),
+        "metrics": dict(known.metrics),
+        "predicted": dict(known.predicted),
+        "excess": {metric: held.excess for metric, held in known.verdicts.items()},
+        "refused": known.refused,
+        "run_id": row.run_id or None,
+        "failure": known.failure,
     }

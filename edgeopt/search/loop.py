@@ -1,95 +1,171 @@
-"""The sweep: ask, evaluate, save, record, tell, until the budget is spent."""
+"""A worker of a study: ask, evaluate, keep, record, until the study is over."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from edgeopt.errors import StoreError
 from edgeopt.result import Failure, TrialResult
+from edgeopt.search.evaluator import Evaluator
+from edgeopt.search.ledger import DONE, Row
+from edgeopt.search.membership import Heart, Watch, myself
 from edgeopt.search.space import Params
 from edgeopt.search.study import Study
-from edgeopt.search.worker import Worker
+from edgeopt.store.uses import using
+
+IDLE_S = 0.5
+"""How often a worker looks for a trial while there is none for it."""
 
 
 class Watcher(Protocol):
     """Shows a person how the sweep goes."""
 
-    def started(self, number: int, params: Params) -> None: ...
+    def started(self, row: Row) -> None: ...
 
     def progress(self, line: str) -> None: ...
 
-    def finished(self, number: int, result: TrialResult) -> None: ...
+    def finished(self, row: Row, result: TrialResult) -> None: ...
 
 
 class Log(Protocol):
-    """The recorder bound to one study."""
+    """The recorder bound to one study. A trial's attempts are told apart; each call may be repeated."""
 
-    def begin(self, number: int, params: Params) -> None: ...
+    def begin(self, row: Row) -> str:
+        """The id of the run of a trial that starts now."""
+        ...
 
-    def record(self, number: int, params: Params, result: TrialResult) -> None: ...
+    def record(self, row: Row, result: TrialResult) -> str:
+        """Log a finished trial whole; the id of its run."""
+        ...
 
-    def kill(self, number: int, why: str) -> None: ...
+    def kill(self, number: int, attempt: int, why: str) -> None: ...
 
-    def open_trials(self) -> list[int]:
-        """Trials whose run has not ended."""
+    def open_attempts(self) -> set[tuple[int, int]]:
+        """Number and attempt of the trials whose run has not ended."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What one sweep works with.
+    """What one worker works with.
 
     Attributes:
+        role: what it does; a worker of role `build` leaves measuring to others, one of role `measure` building.
         blank: a result without figures, for trials whose process ended without an answer.
     """
 
     study: Study
-    worker: Worker
+    evaluator: Evaluator
     log: Log
     watcher: Watcher
     blank: Callable[[Params], TrialResult]
+    role: str = "all"
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "watch", Watch(self.study.search.lease_s))
 
 
 def run(sweep: Sweep) -> None:
-    """Continue the study until its budget is spent.
+    """Work on the study until it is over.
 
     A Ctrl-C queues the trial at work again and goes up. So does a cache that cannot be written, as StoreError:
     every other trial would end as this one did, and none of them is at fault.
     """
-    study, log = sweep.study, sweep.log
-    study.recover(log.record)
-    for number in log.open_trials():
-        log.kill(number, "the sweep was ended while this trial ran")
-    study.enqueue_known()
     try:
-        while (asked := study.ask()) is not None:
-            trial, params = asked
-            try:
-                log.begin(trial.number, params)
-                sweep.watcher.started(trial.number, params)
-                result = _evaluated(sweep, params)
-            except (KeyboardInterrupt, StoreError) as error:
-                study.interrupt(trial)
-                log.kill(trial.number, f"{str(error) or 'interrupted by Ctrl-C'}; the recipe is queued again")
-                raise
-            study.save(trial.number, result)
-            log.record(trial.number, params, result)
-            study.tell(trial, result)
-            sweep.watcher.finished(trial.number, result)
+        while not _serve(sweep):
+            pass
     finally:
-        sweep.worker.close()
+        sweep.evaluator.close()
+
+
+def _serve(sweep: Sweep) -> bool:
+    """Work under one name until the study is over (True), or the others took this worker for dead.
+
+    Whoever ends in any other way is found dead: what it left is for the others.
+    """
+    study, member = sweep.study, myself(sweep.role)
+    study.worker = member.worker
+    study.ledger.join(member, dead={m.worker for m in sweep.watch.dead(study.ledger.members())})
+    _inherit(sweep)
+    _tidy(sweep)
+    with Heart(study.ledger, member.worker, study.search.lease_s):
+        while study.ledger.beat(member.worker):
+            row = study.ask()
+            if row is not None:
+                _work(sweep, row)
+            elif study.settled():
+                break
+            else:
+                time.sleep(IDLE_S)
+            _inherit(sweep)
+        else:
+            return False
+    study.ledger.leave(member.worker)
+    _tidy(sweep)
+    return True
+
+
+def _work(sweep: Sweep, row: Row) -> None:
+    """Evaluate one trial, or record one that was refused before any work."""
+    study, log = sweep.study, sweep.log
+    if row.state in DONE:
+        result = study.result(row.number)
+        _record(sweep, row, result)
+        sweep.watcher.finished(row, result)
+        return
+    study.ledger.annotate(row, run_id=log.begin(row), recorded=False)
+    sweep.watcher.started(row)
+    try:
+        result = _evaluated(sweep, row.params)
+    except (KeyboardInterrupt, StoreError) as error:
+        study.ledger.release(row)
+        log.kill(row.number, row.attempt, f"{str(error) or 'interrupted by Ctrl-C'}; the recipe is queued again")
+        raise
+    if sweep.role == "build" and not (result.failure or result.refused):
+        study.ledger.release(row, built=True)
+    elif study.finish(row, result):
+        _record(sweep, row, result)
+        sweep.watcher.finished(row, result)
+    else:
+        log.kill(row.number, row.attempt, "its worker was taken for dead; the recipe was queued again")
+
+
+def _record(sweep: Sweep, row: Row, result: TrialResult) -> None:
+    sweep.study.ledger.annotate(row, run_id=sweep.log.record(row, result), recorded=True)
+
+
+def _inherit(sweep: Sweep) -> None:
+    """Queue again what dead workers had begun, and record what they had finished."""
+    study, log = sweep.study, sweep.log
+    others = [member for member in study.ledger.members() if member.worker != study.worker]
+    for member in sweep.watch.dead(others):
+        estate = study.bury(member)
+        for row in estate.lost:
+            log.kill(row.number, row.attempt, f"its worker {member.worker} died; the recipe is queued again")
+        for row in estate.unrecorded:
+            result = study.result(row.number)
+            with using(result.paths) as there:
+                if there:
+                    _record(sweep, row, result)
+                else:  # the cache has evicted what is to be logged
+                    study.ledger.forget(row)
+                    log.kill(row.number, row.attempt, "its files were evicted; the recipe is queued again")
+
+
+def _tidy(sweep: Sweep) -> None:
+    """End runs whose trial is not at work any more: their worker died between two words."""
+    alive = sweep.study.open_attempts()
+    for number, attempt in sorted(sweep.log.open_attempts() - alive):
+        sweep.log.kill(number, attempt, "the sweep was ended while this trial ran")
 
 
 def _evaluated(sweep: Sweep, params: Mapping[str, Any]) -> TrialResult:
-    outcome = sweep.worker.run(params, sweep.watcher.progress)
+    outcome = sweep.evaluator.run(params, sweep.watcher.progress)
     failure = outcome if isinstance(outcome, Failure) else outcome.failure
     if failure is not None and failure.kind == StoreError.__name__:
         raise StoreError(failure.message)
-    if isinstance(outcome, Failure):
-        blank = sweep.blank(dict(params))
-        return TrialResult(
-            recipe=blank.recipe, target=blank.target, device=blank.device, emulated=blank.emulated, failure=outcome
-        )
-    return outcome
+    return replace(sweep.blank(dict(params)), failure=outcome) if isinstance(outcome, Failure) else outcome

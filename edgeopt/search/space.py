@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna import Trial
+    from optuna.distributions import BaseDistribution
 
 Params = dict[str, Any]
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
@@ -93,6 +95,18 @@ class Parameter:
         """Every choice, or both ends of the range."""
         return self.choices or (self.low, self.high)
 
+    @property
+    def distribution(self) -> BaseDistribution:
+        """As Optuna sees it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        low, high = self.low or 0, self.high or 0
+        if self.whole:
+            return IntDistribution(int(low), int(high), step=int(self.step or 1), log=self.log)
+        return FloatDistribution(low, high, step=self.step, log=self.log)
+
     def suggest(self, trial: Trial) -> Any:
         """The value that Optuna proposes for a trial."""
         if self.choices:
@@ -100,8 +114,56 @@ class Parameter:
         low, high = self.low or 0, self.high or 0
         if self.whole:
             return trial.suggest_int(self.key, int(low), int(high), step=int(self.step or 1), log=self.log)
-        value = trial.suggest_float(self.key, low, high, step=self.step, log=self.log)
-        return min(max(float(f"{value:.6g}"), low), high)  # six digits read well, also of a learning rate of 1e-7
+        return self.rounded(trial.suggest_float(self.key, low, high, step=self.step, log=self.log))
+
+    def rounded(self, value: float) -> float:
+        """Six digits read well, also of a learning rate of 1e-7."""
+        return min(max(float(f"{value:.6g}"), self.low or 0), self.high or 0)
+
+    def neighbours(self, value: Any) -> list[Any]:
+        """The values next to `value`: other choices, those beside it where choices are numbers, or one step away.
+
+        A range without steps is taken in tenths.
+        """
+        if self.choices:
+            if not all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.choices):
+                return [choice for choice in self.choices if choice != value]
+            ordered = sorted(self.choices)
+            place = ordered.index(value)
+            return [ordered[n] for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
+        low, high = self.low or 0, self.high or 0
+        if self.log:
+            factor = max((high / low) ** 0.1, 1 + 1 / value if self.whole else 1.0)
+            found = [value / factor, value * factor]
+        else:
+            step = self.step or max((high - low) / 10, 1 if self.whole else 0)
+            found = [value - step, value + step]
+        near = [round(v) for v in found] if self.whole else [self.rounded(v) for v in found]
+        return [v for v in near if low <= v <= high and v != value]
+
+    def draw(self, chance: random.Random) -> Any:
+        """A value at random."""
+        low, high = self.low or 0, self.high or 0
+        if self.log:
+            value = math.exp(chance.uniform(math.log(low), math.log(high)))
+            return round(value) if self.whole else self.rounded(value)
+        return chance.choice(self.values) if self.count < math.inf else self.rounded(chance.uniform(low, high))
+
+    @property
+    def count(self) -> float:
+        """How many values there are."""
+        if self.choices:
+            return len(self.choices)
+        step = self.step or (1 if self.whole else 0)
+        return math.floor(((self.high or 0) - (self.low or 0)) / step + 1e-9) + 1 if step else math.inf
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """All of them, of which there must be finitely many."""
+        if self.choices:
+            return self.choices
+        low, step = self.low or 0, self.step or 1
+        return tuple(low + n * step if self.whole else self.rounded(low + n * step) for n in range(int(self.count)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +223,46 @@ class Space:
             if parameter.exists(params):
                 params[parameter.key] = needed.get(parameter.key, parameter.ends[0])
         return params
+
+    def distributions(self, params: Params) -> dict[str, BaseDistribution]:
+        """Of the parameters that `params` has, as Optuna sees them."""
+        return {p.key: p.distribution for p in self.parameters if p.key in params}
+
+    def every(self, limit: int) -> Iterator[Params] | None:
+        """All recipes, or None where there are more than `limit`."""
+        found: list[Params] = [{}]
+        for parameter in self.parameters:
+            grown: list[Params] = []
+            for params in found:
+                if not parameter.exists(params):
+                    grown.append(params)
+                elif len(grown) + parameter.count > limit:
+                    return None
+                else:
+                    grown += [{**params, parameter.key: value} for value in parameter.values]
+            found = grown
+        return iter(found)
+
+    def draw(self, chance: random.Random) -> Params:
+        """A recipe at random."""
+        params: Params = {}
+        for parameter in self.parameters:
+            if parameter.exists(params):
+                params[parameter.key] = parameter.draw(chance)
+        return params
+
+    def neighbours(self, params: Params, chance: random.Random) -> Iterator[Params]:
+        """Recipes that differ from `params` in one value, and in what a parameter needs that exists only then."""
+        for parameter in self.parameters:
+            if parameter.key in params:
+                for value in parameter.neighbours(params[parameter.key]):
+                    changed: Params = {}
+                    for other in self.parameters:
+                        if other.key == parameter.key:
+                            changed[other.key] = value
+                        elif other.exists(changed):
+                            changed[other.key] = params[other.key] if other.key in params else other.draw(chance)
+                    yield changed
 
     def suggest(self, trial: Trial) -> Params:
         """The values of every parameter that exists, given those decided before it."""

@@ -1,290 +1,307 @@
-"""A resumable study: Optuna proposes recipes, finished results are kept on disk and recorded once.
-
-The order of writes makes a kill at any moment harmless: a result is stored before it is recorded, and
-recorded before Optuna is told. What a dead process left is completed or undone when the study opens again.
-"""
+"""A study: its trials, what to try next, what is best, and when it is over."""
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from edgeopt.errors import ConfigError, StoreError
-from edgeopt.part import digest
+from edgeopt.part import canonical
 from edgeopt.result import TrialResult
-from edgeopt.search.front import Objective, ranked
-from edgeopt.search.space import Params, Space
-from edgeopt.store.uses import using
+from edgeopt.search.definition import Search
+from edgeopt.search.forecast import ESTIMATE, Forecast, Foresee
+from edgeopt.search.front import Objective, pareto_ranks
+from edgeopt.search.hypervolume import Archive, without_growth
+from edgeopt.search.ledger import DONE, Estate, Ledger, Member, Origin, Row, State
+from edgeopt.search.sampling import Sampler
+from edgeopt.search.space import Params
+from edgeopt.search.strategy import LISTED, Refinement, candidates, spread
+from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
 
-if TYPE_CHECKING:
-    from optuna import Trial
-    from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial
-
-State = Literal["waiting", "running", "finished", "refused", "failed", "interrupted"]
-
-UNMEASURED_EXCESS = 1.0
-"""Constraint of a limit whose metric was not measured: as bad as twice the limit."""
-UNPROVEN_EXCESS = 0.01
-"""Least constraint of a limit that is not proven kept although its figure lies within."""
-DONE = ("finished", "refused", "failed")
-"""States of trials that count."""
+EVALUATED = ("finished", "stopped", "failed")
+"""States of trials that count against the budget."""
 REPEATS = 30
-"""Proposals in a row that were all tried before, after which a space is taken for exhausted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """What a sweep file says under `search`.
-
-    Attributes:
-        objectives: direction by metric.
-        enqueue: recipes known to be good, tried first.
-        trials: finished trials, failed ones included, after which the sweep ends.
-        trial_timeout_s: a trial that takes longer is ended and recorded as failed.
-    """
-
-    study: str
-    objectives: Mapping[str, str]
-    parameters: Mapping[str, Any]
-    enqueue: tuple[Mapping[str, Any], ...] = ()
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
-    seed: int = 0
-    trials: int = 24
-    trial_timeout_s: float = 900.0
-
-    def __post_init__(self) -> None:
-        if not self.study or "/" in self.study:
-            raise ConfigError(f"{self.study!r} is no name", place="study", mend="Give a name without slashes")
-        if self.trials < 1:
-            raise ConfigError(f"{self.trials} trials are too few", place="trials", mend="Give 1 or more")
-        if not self.trial_timeout_s > 0:
-            raise ConfigError(f"{self.trial_timeout_s} s is no time", place="trial_timeout_s", mend="Give more than 0")
-        if not self.objectives:
-            raise ConfigError(
-                "there is no objective", place="objectives", mend="Give at least one metric and its direction"
-            )
-        space = self.space
-        for params in self.enqueue:
-            space.require(dict(params))
-
-    @property
-    def space(self) -> Space:
-        return Space.parse(self.parameters)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A trial of a study: what was tried, and what came of it."""
-
-    number: int
-    params: Params
-    state: State
-    result: TrialResult | None
+"""Proposals of a sampler in a row that were all tried before, after which chance proposes."""
+REFUSALS = 200
+"""Recipes in a row that the estimate refuses, after which a search gives up."""
+ATTEMPTS = 5
+"""How often a trial is begun whose worker dies, before it is taken to be the cause."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Study:
-    """The trials of one search in one folder, beside Optuna's own storage."""
+    """One search in a ledger, as one of its workers sees it.
 
-    folder: Path
+    Attributes:
+        foresee: what arithmetic says of a recipe; it costs milliseconds.
+        worker: under which name trials are taken.
+        built: takes trials alone whose engine was built (True), or was not (False); None takes all.
+    """
+
+    ledger: Ledger
     search: Search
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
-    _optuna: Any = field(init=False, repr=False)
+    foresee: Foresee | None = None
+    worker: str = ""
+    built: bool | None = None
+    _rows: dict[int, Row] = field(init=False, default_factory=dict, repr=False)
+    _tried: set[str] = field(init=False, default_factory=set, repr=False)
+    _bounds: dict[str, float] = field(init=False, default_factory=dict, repr=False)
+    _revision: int = field(init=False, default=0)
+    _sampler: Sampler | None = field(init=False, default=None, repr=False)
+    _chance: random.Random = field(init=False, repr=False)
+    _forecasts: dict[str, Forecast] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._optuna = _open(self.folder, self.search, self.objectives)
-        self._require_same_definition()
+        self._chance = random.Random(f"{self.search.seed} {self.worker}")  # noqa: S311 - a search, no secret
 
-    def entries(self) -> list[Entry]:
-        """All trials but those that repeat another one's parameters, in order."""
-        return [self._entry(t) for t in self._optuna.get_trials(deepcopy=False) if "repeats" not in t.user_attrs]
+    @property
+    def name(self) -> str:
+        return self.search.study
 
-    def finished(self) -> dict[int, TrialResult]:
-        """Results by trial number, failed trials included."""
-        return {e.number: e.result for e in self.entries() if e.result is not None and e.state in DONE}
+    def open(self, sweep: Mapping[str, Any]) -> None:
+        """Begin the study or go on with it; ConfigError where it was begun with another definition.
+
+        A new study gets the recipes of `search.enqueue` and the spread of the estimate to begin with.
+        """
+        self.ledger.open(
+            {
+                "objectives": [[o.metric, o.direction] for o in self.objectives],
+                "limits": sorted([limit.metric, str(limit)] for limit in self.limits),
+                "parameters": self.search.parameters,
+            },
+            sweep,
+        )
+        for params in self.search.enqueue:
+            self.ledger.add(dict(params), origin="enqueued")
+        if self.foresee is not None and not any(row.origin == "spread" for row in self.rows()):
+            chance = random.Random(self.search.seed)  # noqa: S311 - a search, no secret
+            foreseen = [(params, self._foreseen(params)) for params in candidates(self.search.space, chance)]
+            room = min(self.search.spread, max(0, self.search.trials - len(self.search.enqueue)))
+            for params in spread(foreseen, self.objectives, self.limits, room, map(dict, self.search.enqueue)):
+                self.ledger.add(params, origin="spread")
+
+    # what is known
+
+    def rows(self) -> list[Row]:
+        """All trials in order, as they are now."""
+        self._sync()
+        return list(self._rows.values())
+
+    def result(self, number: int) -> TrialResult:
+        return TrialResult.from_json(self.ledger.result(number))
 
     def ranks(self) -> dict[int, int]:
-        return ranked(self.finished(), self.objectives)
+        """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
+        points = {row.number: self._point(row) for row in self.rows()}
+        kept = {number: point for number, point in points.items() if point is not None}
+        return dict(zip(kept, pareto_ranks(list(kept.values())), strict=True))
 
-    def recover(self, record: Callable[[int, Params, TrialResult], None]) -> None:
-        """Complete what a dead process had finished, and queue what it had not, once more.
+    def front(self) -> list[Row]:
+        """The feasible trials that no other dominates."""
+        ranks = self.ranks()
+        return [row for row in self._rows.values() if ranks.get(row.number) == 1]
 
-        A result whose engine or files the cache has evicted cannot be recorded: its recipe is queued too.
+    def volumes(self) -> list[float]:
+        """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1."""
+        ended = sorted((r for r in self.rows() if r.state in EVALUATED), key=lambda r: (r.ended_s or 0.0, r.number))
+        points = [self._point(row) for row in ended]
+        kept = [point for point in points if point is not None]
+        if not kept:
+            return [0.0] * len(ended)
+        bounds = {x.metric: bound for x in self.limits if (bound := self._bounds.get(x.metric, x.absolute))}
+        archive = Archive(kept, [o.sign * bounds[o.metric] if o.metric in bounds else None for o in self.objectives])
+        return [archive.volume if point is None else archive.add(point) for point in points]
+
+    def spent_s(self) -> float:
+        """Seconds of all trials together, whoever evaluated them."""
+        return sum(row.summary.spent_s for row in self.rows() if row.summary is not None)
+
+    def spent_j(self) -> float:
+        return sum(row.summary.energy_j for row in self.rows() if row.summary is not None)
+
+    def over(self) -> str:
+        """Why no further trial begins; empty while some may."""
+        search, rows = self.search, self.rows()
+        count = sum(1 for row in rows if row.state in EVALUATED)
+        if count >= search.trials:
+            return f"{count} trials were evaluated"
+        if search.time_s is not None and self.spent_s() >= search.time_s:
+            return f"{search.time} were spent"
+        if search.energy_j is not None and self.spent_j() >= search.energy_j:
+            return f"{search.energy} were spent"
+        if search.stagnation is not None and without_growth(self.volumes()) >= search.stagnation:
+            return f"the front has not grown for {search.stagnation} trials"
+        return ""
+
+    # what is tried
+
+    def ask(self) -> Row | None:
+        """The next trial: running by this worker, or refused by the estimate; None where there is none now.
+
+        Trials that wait come first. A new one is proposed as long as the open ones leave room in the budget.
         """
-        from optuna.trial import Trial, TrialState
-
-        trials = self._optuna.get_trials(deepcopy=False)
-        retried = {t.user_attrs.get("retry_of") for t in trials}
-        for frozen in trials:
-            if frozen.state != TrialState.RUNNING:
-                continue
-            entry, evicted = self._entry(frozen), False
-            if entry.result is not None:
-                with using(entry.result.paths) as there:
-                    if there:
-                        record(entry.number, entry.params, entry.result)
-                        self._tell(Trial(self._optuna, frozen._trial_id), entry.result)
-                        continue
-                self._path(entry.number).unlink()
-                evicted = True
-            once = evicted or "retry_of" not in frozen.user_attrs
-            if once and frozen.number not in retried and entry.params:
-                self._optuna.enqueue_trial(entry.params, user_attrs={"retry_of": frozen.number})
-            self._optuna.tell(frozen.number, state=TrialState.FAIL)
-
-    def enqueue_known(self) -> None:
-        """Queue the recipes of `search.enqueue`, once in the life of the study."""
-        if not self._optuna.get_trials(deepcopy=False):
-            for params in self.search.enqueue:
-                self._optuna.enqueue_trial(dict(params))
-
-    def ask(self) -> tuple[Trial, Params] | None:
-        """The next recipe to try; None where the budget is spent or every proposal was tried before."""
-        from optuna.trial import TrialState
-
-        done = {digest(e.params): e for e in self.entries() if e.state in DONE}
-        if len(done) >= self.search.trials:
+        if self.over():
             return None
-        for _ in range(REPEATS):
-            trial = self._optuna.ask()
-            params = self.search.space.suggest(trial)
-            trial.set_user_attr("params", params)
-            known = done.get(digest(params))
-            if known is None:
-                return trial, params
-            trial.set_user_attr("repeats", known.number)
-            if known.result is None:
-                self._optuna.tell(trial, state=TrialState.FAIL)
-            else:
-                self._tell(trial, known.result)
-        return None
+        waiting = self.ledger.claim(self.worker, built=self.built)
+        if waiting is not None:
+            return self._settled(waiting)
+        if self.built or not self._room():
+            return None
+        return self._proposed()
 
-    def save(self, number: int, result: TrialResult) -> None:
-        """Keep a result on disk, whole or not at all."""
-        path = self._path(number)
-        scratch = path.with_suffix(".partial")
-        try:
-            path.parent.mkdir(exist_ok=True)
-            scratch.write_text(json.dumps(result.to_json(), indent=1) + "\n")
-            scratch.replace(path)
-        except OSError as error:
-            raise StoreError(
-                f"the result of trial {number} cannot be written ({error.strerror})",
-                place=str(path.parent),
-                mend="Free space and run the same command again",
-            ) from error
+    def refusals(self) -> int:
+        """How many of the latest trials the estimate refused in a row."""
+        count = 0
+        for row in reversed(self.rows()):
+            if row.state != "refused" or row.summary is None or row.summary.refused != ESTIMATE:
+                break
+            count += 1
+        return count
 
-    def tell(self, trial: Trial, result: TrialResult) -> None:
-        self._tell(trial, result)
+    def finish(self, row: Row, result: TrialResult) -> bool:
+        """Keep a result; whether the trial still belonged to this worker."""
+        return self.ledger.finish(row, state_of(result), Summary.of(result), result.to_json())
 
-    def interrupt(self, trial: Trial) -> None:
-        """Give an unfinished trial up and queue its recipe for the next run of the study."""
-        from optuna.trial import TrialState
+    def bury(self, member: Member) -> Estate:
+        """Take over what a dead worker left."""
+        return self.ledger.bury(member, heir=self.worker, attempts=ATTEMPTS, given_up=_given_up)
 
-        self._optuna.enqueue_trial(trial.user_attrs["params"], user_attrs={"retry_of": trial.number})
-        self._optuna.tell(trial, state=TrialState.FAIL)
-
-    def _tell(self, trial: Trial, result: TrialResult) -> None:
-        """Constraints first, then values; a trial without all values is pruned, from which TPE still learns."""
-        from optuna.trial import TrialState
-
-        verdicts = {v.metric: v for v in result.verdicts}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a constraint set before a kill keeps its value, and Optuna says so
-            for limit in self.limits:
-                verdict = verdicts.get(limit.metric)
-                excess = verdict.excess if verdict is not None else None
-                if excess is None or verdict is None:
-                    excess = UNMEASURED_EXCESS
-                elif not verdict.kept:
-                    excess = max(excess, UNPROVEN_EXCESS)
-                trial.set_constraint(limit.metric, excess)
-        values = [result.metrics.get(o.metric, math.nan) for o in self.objectives]
-        if result.failure is not None or not all(map(math.isfinite, values)):
-            self._optuna.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._optuna.tell(trial, values)
-
-    def _entry(self, frozen: FrozenTrial) -> Entry:
-        from optuna.trial import TrialState
-
-        path = self._path(frozen.number)
-        result = TrialResult.from_json(json.loads(path.read_text())) if path.is_file() else None
-        state: State = "finished"
-        if frozen.state == TrialState.WAITING:
-            state = "waiting"
-        elif frozen.state == TrialState.RUNNING:
-            state = "running"
-        elif frozen.state == TrialState.FAIL:
-            state = "interrupted"
-        elif result is None or result.failure is not None:
-            state = "failed"
-        elif result.refused:
-            state = "refused"
-        return Entry(number=frozen.number, params=dict(frozen.user_attrs.get("params", {})), state=state, result=result)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number}.json"
-
-    def _require_same_definition(self) -> None:
-        """ConfigError where the study was begun with other objectives, limits or parameters."""
-        definition = {
-            "objectives": [[o.metric, o.direction] for o in self.objectives],
-            "limits": sorted([limit.metric, str(limit)] for limit in self.limits),
-            "parameters": json.loads(json.dumps(self.search.parameters)),
+    def open_attempts(self) -> set[tuple[int, int]]:
+        """Number and attempt of the trials that are at work, or wait to be measured or recorded."""
+        return {
+            (row.number, row.attempt)
+            for row in self.rows()
+            if row.state == "running" or (row.state == "waiting" and row.built) or (_ended(row) and not row.recorded)
         }
-        before = self._optuna.user_attrs.get("definition")
-        if before is None:
-            self._optuna.set_user_attr("definition", definition)
-        elif before != definition:
-            changed = [key for key in definition if before.get(key) != definition[key]]
-            raise ConfigError(
-                f"study {self.search.study!r} was begun with other {' and '.join(changed)}",
-                place="search.study",
-                mend="Give the new sweep a name: search.study=NAME, or undo the change",
-            )
+
+    def settled(self) -> bool:
+        """Whether nothing is left to do: no trial begins any more, and those that were begun are over and recorded."""
+        at_work = any(row.state == "running" or (_ended(row) and not row.recorded) for row in self.rows())
+        waiting = any(row.state == "waiting" for row in self._rows.values())
+        return not at_work and (bool(self.over()) or not waiting)
+
+    # inside
+
+    def _room(self) -> bool:
+        return self._begun() < self.search.trials and self.refusals() < REFUSALS
+
+    def _proposed(self) -> Row | None:
+        """A new recipe, running or refused; None where every recipe was tried."""
+        while True:
+            found = self._propose()
+            if found is None:
+                return None
+            params, origin, hints = found
+            refused = self._refused(params)
+            if refused is None:
+                row = self.ledger.add(params, origin=origin, worker=self.worker, state="running", hints=hints)
+            else:
+                row = self.ledger.add(
+                    params,
+                    origin=origin,
+                    worker=self.worker,
+                    state=state_of(refused),
+                    hints=hints,
+                    summary=Summary.of(refused),
+                    result=refused.to_json(),
+                )
+            if row is not None:  # else another worker was faster
+                return row
+
+    def _settled(self, row: Row) -> Row:
+        """A claimed trial, which may turn out to be refused before any work."""
+        refused = self._refused(row.params)
+        if refused is None or not self.finish(row, refused):
+            return row
+        return next(r for r in self.rows() if r.number == row.number)
+
+    def _refused(self, params: Params) -> TrialResult | None:
+        if self.foresee is None:
+            return None
+        return self._foreseen(params).refused(self.limits, self._bounds)
+
+    def _propose(self) -> tuple[Params, Origin, Mapping[str, Any]] | None:
+        self._sync()
+        if self.foresee is not None and self._begun() >= math.ceil(self.search.trials * (1 - self.search.refine)):
+            refinement = Refinement(objectives=self.objectives, space=self.search.space, foresee=self._foreseen)
+            near = refinement.best(self.front(), self._tried, self._chance)
+            if near is not None:
+                return near, "refined", {}
+        sampler = self._told()
+        for _ in range(REPEATS):
+            params, hints = sampler.propose()
+            if canonical(params) not in self._tried:
+                return params, "sampled", hints
+        rest = self._untried()
+        return None if rest is None else (rest, "sampled", {})
+
+    def _begun(self) -> int:
+        """Trials that have or will have cost work."""
+        return sum(1 for row in self.rows() if row.state != "refused")
+
+    def _untried(self) -> Params | None:
+        """A recipe by chance; None where all were tried, or chance finds no other."""
+        space = self.search.space
+        every = space.every(LISTED)
+        if every is not None:
+            rest = [params for params in every if canonical(params) not in self._tried]
+            return self._chance.choice(rest) if rest else None
+        drawn = (space.draw(self._chance) for _ in range(REPEATS))
+        return next((params for params in drawn if canonical(params) not in self._tried), None)
+
+    def _told(self) -> Sampler:
+        """The sampler, which knows all trials."""
+        if self._sampler is None:
+            seed = self.search.seed + len(self._rows)  # a resumed study does not propose its first trials again
+            self._sampler = Sampler(self.search, self.objectives, self.limits, seed=seed)
+            self._sampler.learn(self._rows.values())
+        return self._sampler
+
+    def _sync(self) -> None:
+        news = self.ledger.changes(self._revision)
+        if not news:
+            return
+        self._rows |= {row.number: row for row in news}  # new numbers are the highest, so the order holds
+        self._revision = max(row.revision for row in news)
+        for row in news:
+            self._tried.add(canonical(row.params))
+            held = row.summary.verdicts if row.summary is not None else {}
+            self._bounds |= {metric: h.bound for metric, h in held.items() if h.bound is not None}
+        if self._sampler is not None:
+            self._sampler.learn(news)
+
+    def _foreseen(self, params: Params) -> Forecast:
+        assert self.foresee is not None
+        key = canonical(params)
+        if key not in self._forecasts:
+            self._forecasts[key] = self.foresee(params)
+        return self._forecasts[key]
+
+    def _point(self, row: Row) -> list[float] | None:
+        """The objectives of a feasible trial, all minimized; None of any other."""
+        if row.summary is None or not row.summary.feasible:
+            return None
+        values = [o.sign * row.summary.metrics.get(o.metric, math.nan) for o in self.objectives]
+        return values if all(map(math.isfinite, values)) else None
 
 
-def _open(folder: Path, search: Search, objectives: Sequence[Objective]) -> Any:
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder / "optuna.db"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(
-                storage=f"sqlite:///{path}",
-                study_name=search.study,
-                load_if_exists=True,
-                directions=[o.direction for o in objectives],
-            )
-            study.sampler = _sampler(search, search.seed + len(study.get_trials(deepcopy=False)))
-            return study
-    except (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StoreError(
-            f"the study cannot be opened ({str(error).splitlines()[0]})",
-            place=str(path),
-            mend="Set state to a writable folder",
-        ) from error
+def _ended(row: Row) -> bool:
+    return row.state in DONE
 
 
-def _sampler(search: Search, seed: int) -> BaseSampler:
-    """A resumed study goes on with another seed, so that it does not propose its first trials again."""
-    from optuna import samplers
+def state_of(result: TrialResult) -> State:
+    """How a trial with such a result is over."""
+    if result.failure is not None:
+        return "failed"
+    if result.refused:
+        return "refused" if result.refused == ESTIMATE else "stopped"
+    return "finished"
 
-    if search.sampler == "nsga2":
-        return samplers.NSGAIISampler(seed=seed)
-    if search.sampler == "random":
-        return samplers.RandomSampler(seed=seed)
-    return samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=8)
+
+def _given_up(row: Row) -> Summary:
+    return Summary(failure=f"worker: it was begun {row.attempt} times, and each time its worker died")

@@ -30,9 +30,10 @@ def trials(client: MlflowClient, experiment: str, name: str, *, running: bool = 
     return _search(client, experiment, query + (" and attributes.status = 'RUNNING'" if running else ""))
 
 
-def attempts(client: MlflowClient, experiment: str, name: str, trial: int) -> Iterator[Run]:
-    """The runs of one trial: more than one where it was killed and run again."""
-    return _search(client, experiment, f"tags.`{tags.TRIAL}` = '{name}/{trial}'")
+def attempt(client: MlflowClient, experiment: str, name: str, trial: int, number: int) -> Run | None:
+    """The run of one attempt at a trial."""
+    key = f"tags.`{tags.TRIAL}` = '{name}/{trial}' and tags.`{tags.ATTEMPT}` = '{number}'"
+    return next(_search(client, experiment, key), None)
 
 
 def by_number(client: MlflowClient, experiment: str, name: str) -> dict[int, Run]:
@@ -43,6 +44,11 @@ def by_number(client: MlflowClient, experiment: str, name: str) -> dict[int, Run
         if known is None or (known.info.status == "KILLED" and run.info.status != "KILLED"):
             found[number(run)] = run
     return dict(sorted(found.items()))
+
+
+def attempt_of(run: Run) -> int:
+    """Which attempt at its trial a run is."""
+    return int(run.data.tags.get(tags.ATTEMPT, "1"))
 
 
 def number(run: Run) -> int:

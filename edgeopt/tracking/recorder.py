@@ -99,23 +99,29 @@ class MlflowRecorder:
             client.log_text(run_id, _yaml(config), "config.yaml")
             return run_id
 
-    def begin(self, study: str, number: int, params: Mapping[str, Any]) -> str:
-        """The run of a trial that starts now. An ended run is returned as it is, unless it was killed."""
+    def begin(self, study: str, number: int, params: Mapping[str, Any], attempt: int = 1) -> str:
+        """The run of an attempt at a trial, which starts now. An ended run is returned as it is."""
         with server.answering(self.uri) as client:
-            run = self._ensure_trial(client, study, number)
+            run = self._ensure_trial(client, study, number, attempt)
             if run.info.status == "RUNNING":
                 self._log_params(client, run, fields.flatten(params))
             return str(run.info.run_id)
 
     def record(
-        self, study: str, number: int, params: Mapping[str, Any], config: Mapping[str, Any], result: TrialResult
+        self,
+        study: str,
+        number: int,
+        params: Mapping[str, Any],
+        config: Mapping[str, Any],
+        result: TrialResult,
+        attempt: int = 1,
     ) -> str:
         """Log a finished trial whole and end its run; a run that has ended is left as it is.
 
         Raises TrackingError where MLflow refuses, InputError where the engine was changed since it was built.
         """
         with server.answering(self.uri) as client:
-            run = self._ensure_trial(client, study, number)
+            run = self._ensure_trial(client, study, number, attempt)
             run_id = str(run.info.run_id)
             if run.info.status != "RUNNING":
                 return run_id
@@ -135,19 +141,19 @@ class MlflowRecorder:
             client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED")
             return run_id
 
-    def kill(self, study: str, number: int, why: str) -> None:
-        """End the trial's RUNNING run as KILLED; a trial without one is left alone."""
+    def kill(self, study: str, number: int, why: str, attempt: int = 1) -> None:
+        """End the RUNNING run of an attempt as KILLED; an attempt without one is left alone."""
         with server.answering(self.uri) as client:
-            for run in lookup.attempts(client, self._experiment(client), study, number):
-                if run.info.status == "RUNNING":
-                    client.set_tag(run.info.run_id, tags.FAILURE, why[: fields.TAG_LENGTH])
-                    client.set_terminated(run.info.run_id, "KILLED")
+            run = lookup.attempt(client, self._experiment(client), study, number, attempt)
+            if run is not None and run.info.status == "RUNNING":
+                client.set_tag(run.info.run_id, tags.FAILURE, why[: fields.TAG_LENGTH])
+                client.set_terminated(run.info.run_id, "KILLED")
 
-    def open_runs(self, study: str) -> dict[int, str]:
-        """Trial number → run id of the runs that are still RUNNING."""
+    def open_runs(self, study: str) -> dict[tuple[int, int], str]:
+        """Trial number and attempt → run id of the runs that are still RUNNING."""
         with server.answering(self.uri) as client:
             found = lookup.trials(client, self._experiment(client), study, running=True)
-            return {lookup.number(run): str(run.info.run_id) for run in found}
+            return {(lookup.number(run), lookup.attempt_of(run)): str(run.info.run_id) for run in found}
 
     def runs(self, study: str) -> dict[int, str]:
         """Trial number → run id; of a trial that was killed and run again, the later run."""
@@ -216,12 +222,12 @@ class MlflowRecorder:
             )
         return run
 
-    def _ensure_trial(self, client: MlflowClient, study: str, number: int) -> Run:
+    def _ensure_trial(self, client: MlflowClient, study: str, number: int, attempt: int) -> Run:
         parent = self._require_parent(client, study)
-        for run in lookup.attempts(client, parent.info.experiment_id, study, number):
-            if run.info.status != "KILLED":
-                return run
-        identity = {tags.STUDY: study, tags.ROLE: "trial", tags.TRIAL: f"{study}/{number}"}
+        known = lookup.attempt(client, parent.info.experiment_id, study, number, attempt)
+        if known is not None:
+            return known
+        identity = {tags.STUDY: study, tags.ROLE: "trial", tags.TRIAL: f"{study}/{number}", tags.ATTEMPT: str(attempt)}
         return client.create_run(
             parent.info.experiment_id,
             tags=resolve_tags({**identity, "mlflow.parentRunId": parent.info.run_id}),

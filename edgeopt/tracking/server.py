@@ -38,6 +38,12 @@ def resolve(tracking_uri: str | None) -> str:
     return tracking_uri or mlflow.get_tracking_uri()
 
 
+def absolute(uri: str) -> str:
+    """`uri` as it means the same from every working folder."""
+    file = _sqlite_file(uri)
+    return uri if file is None else f"sqlite:///{file.absolute()}"
+
+
 def shown(uri: str) -> str:
     """`uri` for messages, without its password."""
     return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", uri)

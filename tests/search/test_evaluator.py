@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgeopt.result import Failure, Measurement, TrialResult
-from edgeopt.search.worker import Worker
+from edgeopt.search.evaluator import Evaluator
 
 Progress = Callable[[str], None]
 
@@ -47,17 +47,17 @@ class DiesOnArrival:
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    made = Worker(evaluate, timeout_s=30)
+def worker() -> Iterator[Evaluator]:
+    made = Evaluator(evaluate, timeout_s=30)
     yield made
     made.close()
 
 
-def answer(worker: Worker, do: str, lines: list[str] | None = None) -> TrialResult | Failure:
+def answer(worker: Evaluator, do: str, lines: list[str] | None = None) -> TrialResult | Failure:
     return worker.run({"do": do}, (lines if lines is not None else []).append)
 
 
-def test_results_and_progress_come_from_one_other_process(worker: Worker) -> None:
+def test_results_and_progress_come_from_one_other_process(worker: Evaluator) -> None:
     lines: list[str] = []
     first, second = answer(worker, "work", lines), answer(worker, "work", lines)
     assert isinstance(first, TrialResult)
@@ -76,7 +76,7 @@ def test_results_and_progress_come_from_one_other_process(worker: Worker) -> Non
         ("raise", "exit code 1"),
     ],
 )
-def test_a_crash_ends_the_trial_and_the_next_one_works(worker: Worker, do: str, told: str) -> None:
+def test_a_crash_ends_the_trial_and_the_next_one_works(worker: Evaluator, do: str, told: str) -> None:
     failure = answer(worker, do)
     assert isinstance(failure, Failure)
     assert (failure.kind, failure.stage) == ("Crash", "measure")
@@ -84,7 +84,7 @@ def test_a_crash_ends_the_trial_and_the_next_one_works(worker: Worker, do: str, 
     assert isinstance(answer(worker, "work"), TrialResult)
 
 
-def test_a_trial_that_takes_too_long_is_ended(worker: Worker) -> None:
+def test_a_trial_that_takes_too_long_is_ended(worker: Evaluator) -> None:
     assert isinstance(answer(worker, "work"), TrialResult)  # started, so that the time-out is of the trial alone
     worker._timeout_s, before = 1.5, worker._timeout_s
     started = time.monotonic()
@@ -97,7 +97,7 @@ def test_a_trial_that_takes_too_long_is_ended(worker: Worker) -> None:
     assert isinstance(answer(worker, "work"), TrialResult)
 
 
-def test_a_process_that_dies_between_trials_is_started_again(worker: Worker) -> None:
+def test_a_process_that_dies_between_trials_is_started_again(worker: Evaluator) -> None:
     first = answer(worker, "work")
     assert isinstance(first, TrialResult)
     os.kill(int(first.metrics["pid"]), signal.SIGKILL)
@@ -108,12 +108,12 @@ def test_a_process_that_dies_between_trials_is_started_again(worker: Worker) -> 
     assert second.metrics["pid"] != first.metrics["pid"]
 
 
-def test_ctrl_c_is_left_to_the_parent(worker: Worker) -> None:
+def test_ctrl_c_is_left_to_the_parent(worker: Evaluator) -> None:
     assert isinstance(answer(worker, "interrupt"), TrialResult)
 
 
 def test_a_process_that_dies_before_it_reads_its_trial_is_a_crash() -> None:
-    worker = Worker(partial(evaluate, DiesOnArrival()), timeout_s=30)  # type: ignore[arg-type]
+    worker = Evaluator(partial(evaluate, DiesOnArrival()), timeout_s=30)  # type: ignore[arg-type]
     for _ in range(2):
         failure = answer(worker, "work")
         assert isinstance(failure, Failure)
@@ -123,7 +123,7 @@ def test_a_process_that_dies_before_it_reads_its_trial_is_a_crash() -> None:
 
 
 def test_closing_ends_the_process_and_may_be_repeated() -> None:
-    worker = Worker(evaluate, timeout_s=30)
+    worker = Evaluator(evaluate, timeout_s=30)
     worker.close()
     result = answer(worker, "work")
     assert isinstance(result, TrialResult)
@@ -136,10 +136,10 @@ def test_the_process_dies_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from search.test_worker import evaluate\n"
-        "from edgeopt.search.worker import Worker\n"
+        "from search.test_evaluator import evaluate\n"
+        "from edgeopt.search.evaluator import Evaluator\n"
         "if __name__ == '__main__':\n"
-        "    print(int(Worker(evaluate, timeout_s=30).run({'do': 'work'}, str).metrics['pid']), flush=True)\n"
+        "    print(int(Evaluator(evaluate, timeout_s=30).run({'do': 'work'}, str).metrics['pid']), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     script = tmp_path / "parent.py"

@@ -21,7 +21,7 @@ Evaluate = Callable[[Mapping[str, Any], Callable[[str], None]], TrialResult]
 PR_SET_PDEATHSIG = 1
 
 
-class Worker:
+class Evaluator:
     """One long-lived process that evaluates trials one after another; it is started again when it died."""
 
     def __init__(self, evaluate: Evaluate, *, timeout_s: float) -> None:

@@ -1,0 +1,74 @@
+"""How good a front is in one number: the volume that it dominates up to a reference point."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+Point = Sequence[float]
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Volume that `points`, all minimized, dominate below `reference`.
+
+    By slices along the last objective (Zitzler and Thiele, 1998, doi:10.1007/BFb0056872); two objectives are swept.
+    """
+    inside = sorted((p for p in points if all(x < r for x, r in zip(p, reference, strict=True))), key=lambda p: p[-1])
+    if not inside:
+        return 0.0
+    if len(reference) == 1:
+        return reference[0] - inside[0][0]
+    if len(reference) == 2:
+        return _area(inside, reference)
+    volume = 0.0
+    ends = [*(p[-1] for p in inside[1:]), reference[-1]]
+    for count, (point, end) in enumerate(zip(inside, ends, strict=True), start=1):
+        if end > point[-1]:
+            volume += (end - point[-1]) * hypervolume([p[:-1] for p in inside[:count]], reference[:-1])
+    return volume
+
+
+def _area(rising: Sequence[Point], reference: Point) -> float:
+    """Of points whose second value rises."""
+    area, left = 0.0, reference[0]
+    for x, y in rising:
+        if x < left:
+            area += (left - x) * (reference[1] - y)
+            left = x
+    return area
+
+
+class Archive:
+    """Points that arrive one by one, and how the volume that they dominate grows.
+
+    Each objective counts from the best to the worst value of all points, so that the volume is a share of that box;
+    `bounds` replace the worst value where a limit is set.
+    """
+
+    def __init__(self, points: Sequence[Point], bounds: Sequence[float | None]) -> None:
+        columns = list(zip(*points, strict=True))
+        worst = [max(c) if bound is None else bound for c, bound in zip(columns, bounds, strict=True)]
+        best = [min(c) for c in columns]
+        # a tenth beyond the worst, so that the ends of the front count; a point, where all are alike
+        self._reference = [w + 0.1 * (w - b) or 1.0 for w, b in zip(worst, best, strict=True)]
+        self._sizes = [abs(r - b) or 1.0 for r, b in zip(self._reference, best, strict=True)]
+        self._front: list[Point] = []
+        self.volume = 0.0
+
+    def add(self, point: Point) -> float:
+        """The volume after `point`, between 0 and 1."""
+        if not any(all(x <= y for x, y in zip(p, point, strict=True)) for p in self._front):
+            self._front = [p for p in self._front if not all(x <= y for x, y in zip(point, p, strict=True))]
+            self._front.append(point)
+            scale = 1.0
+            for size in self._sizes:
+                scale *= size
+            self.volume = hypervolume(self._front, self._reference) / scale
+        return self.volume
+
+
+def without_growth(volumes: Sequence[float], by: float = 1e-3) -> int:
+    """How many of the last volumes did not exceed the one before them by the share `by`."""
+    if not volumes:
+        return 0
+    return len(volumes) - 1 - bisect_left(volumes, volumes[-1] / (1 + by))

@@ -1,0 +1,540 @@
+"""The ledger of studies: which recipe was tried by whom and what came of it, in one SQLite file or in PostgreSQL.
+
+Every change is one short transaction that is alone with its study, because the first thing that it does is to raise
+the study's revision. So whatever has a later revision was written later, readers ask for what is new alone, and a
+process that dies leaves nothing half done. No two clocks are ever compared: a worker is dead when its counter has
+stood still for long enough on the clock of the one who watches.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sql
+from sqlalchemy import Column, Connection, Float, Index, Integer, String, Table, Text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+
+from edgeopt.errors import ConfigError, StoreError
+from edgeopt.part import digest
+from edgeopt.search.space import Params
+from edgeopt.search.summary import Summary
+
+State = Literal["waiting", "running", "finished", "stopped", "refused", "failed"]
+Origin = Literal["enqueued", "spread", "sampled", "refined"]
+DONE = ("finished", "stopped", "refused", "failed")
+"""States of trials that are over: all measured, stopped at a rung, refused before any work, or failed."""
+
+_NAME = 200
+_METADATA = sql.MetaData()
+_STUDIES = Table(
+    "edgeopt_studies",
+    _METADATA,
+    Column("study", String(_NAME), primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("definition", Text, nullable=False),
+    Column("sweep", Text, nullable=False),
+    Column("opened_s", Float, nullable=False),
+)
+_TRIALS = Table(
+    "edgeopt_trials",
+    _METADATA,
+    Column("study", String(_NAME), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String(_NAME), nullable=False),
+    Column("built", Integer, nullable=False),
+    Column("recorded", Integer, nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("ended_s", Float),
+    Column("params", Text, nullable=False),
+    Column("hints", Text, nullable=False),
+    Column("summary", Text),
+    Index("edgeopt_trials_once", "study", "digest", unique=True),
+    Index("edgeopt_trials_news", "study", "revision"),
+)
+_RESULTS = Table(
+    "edgeopt_results",
+    _METADATA,
+    Column("study", String(_NAME), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("result", Text, nullable=False),
+)
+_WORKERS = Table(
+    "edgeopt_workers",
+    _METADATA,
+    Column("worker", String(_NAME), primary_key=True),
+    Column("study", String(_NAME), nullable=False, index=True),
+    Column("host", String(_NAME), nullable=False),
+    Column("process", String(_NAME), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("code", String(128), nullable=False),
+    Column("beat", Integer, nullable=False),
+    Column("alive", Integer, nullable=False),
+)
+
+PATIENCE_S = 120.0
+"""How long a store may be silent, as one that is restarted is, before a sweep gives up."""
+_PAUSE_S = 0.5
+_LOCK_S = 60
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A trial as the ledger knows it.
+
+    Attributes:
+        origin: why it was tried.
+        attempt: from 1; one that is given up, or whose worker dies, is followed by the next.
+        worker: who has it or had it last.
+        built: its engine was built, and it waits for a worker that measures.
+        recorded: the tracking server knows all of it.
+        run_id: of its last attempt in the tracking server; empty before that has one.
+        ended_s: when it was over, in seconds since 1970 by the store's clock.
+        hints: what the sampler noted for itself.
+        summary: of its result; None before it is over.
+    """
+
+    number: int
+    params: Params
+    state: State
+    origin: Origin
+    attempt: int
+    worker: str
+    built: bool
+    recorded: bool
+    run_id: str
+    ended_s: float | None
+    hints: Mapping[str, Any]
+    summary: Summary | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A worker of a study.
+
+    Attributes:
+        host: the running kernel and process namespace, within which process numbers mean the same.
+        process: number and start of its process on `host`, which no other process ever has.
+        code: version and digest of the code that it runs.
+        beat: a counter that it raises as long as it lives.
+    """
+
+    worker: str
+    host: str
+    process: str
+    role: str
+    code: str
+    beat: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estate:
+    """What a dead worker left: trials that are queued again or given up, and results not yet recorded."""
+
+    lost: tuple[Row, ...]
+    unrecorded: tuple[Row, ...]
+
+
+class Ledger:
+    """One study in a store.
+
+    Args:
+        url: `sqlite:///FILE`, or `postgresql://USER@HOST/DATABASE`.
+        tell: hears when the store is silent and is waited for.
+    """
+
+    def __init__(self, url: str, study: str, *, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.url, self.study, self.tell = url, study, tell
+        self._engine = _engine(url)
+        self._of_study = _TRIALS.c.study == study
+
+    # the study itself
+
+    def open(self, definition: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:
+        """Begin the study, or go on with it. ConfigError where it was begun with another `definition`.
+
+        `sweep` is what another worker needs to join; the latest is kept.
+        """
+        given = json.loads(json.dumps(definition))
+
+        def work(connection: Connection) -> None:
+            known = connection.execute(sql.select(_STUDIES).where(_STUDIES.c.study == self.study)).one_or_none()
+            now = _now(connection)
+            if known is None:
+                values = {"study": self.study, "revision": 0, "definition": json.dumps(given)}
+                connection.execute(sql.insert(_STUDIES).values(**values, sweep=json.dumps(sweep), opened_s=now))
+                return
+            before = json.loads(known.definition)
+            changed = [key for key in given if before.get(key) != given[key]]
+            if changed:
+                raise ConfigError(
+                    f"study {self.study!r} was begun with other {' and '.join(changed)}",
+                    place="search.study",
+                    mend="Give the new sweep a name: search.study=NAME, or undo the change",
+                )
+            fresh = {"sweep": json.dumps(sweep), "opened_s": now}
+            connection.execute(sql.update(_STUDIES).where(_STUDIES.c.study == self.study).values(**fresh))
+
+        try:
+            self._transact(work, create=True)
+        except IntegrityError:  # another process has just begun it
+            self._transact(work)
+
+    # trials
+
+    def changes(self, since: int) -> list[Row]:
+        """What was written after the revision `since`, in the order of trials."""
+        query = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.revision > since).order_by(_TRIALS.c.number)
+        return [_row(found) for found in self._transact(lambda connection: connection.execute(query).all())]
+
+    def add(
+        self,
+        params: Params,
+        *,
+        origin: Origin,
+        worker: str = "",
+        state: State = "waiting",
+        hints: Mapping[str, Any] | None = None,
+        summary: Summary | None = None,
+        result: Mapping[str, Any] | None = None,
+    ) -> Row | None:
+        """A new trial; None where its recipe was tried before by somebody else. A result may come with it."""
+
+        def work(connection: Connection, revision: int) -> Row | None:
+            key = digest(params)
+            known = connection.execute(sql.select(_TRIALS).where(self._of_study, _TRIALS.c.digest == key)).one_or_none()
+            if known is not None:  # also where the answer to an earlier call was lost on its way
+                mine = worker and known.worker == worker and known.attempt == 1 and known.state == state
+                return _row(known) if mine else None
+            last = connection.execute(sql.select(sql.func.max(_TRIALS.c.number)).where(self._of_study)).scalar()
+            number = 0 if last is None else int(last) + 1
+            values = {
+                "study": self.study,
+                "number": number,
+                "digest": key,
+                "revision": revision,
+                "state": state,
+                "origin": origin,
+                "attempt": 1,
+                "worker": worker,
+                "built": 0,
+                "recorded": 0,
+                "run_id": "",
+                "ended_s": _now(connection) if state in DONE else None,
+                "params": json.dumps(params),
+                "hints": json.dumps(hints or {}),
+                "summary": None if summary is None else summary.to_json(),
+            }
+            connection.execute(sql.insert(_TRIALS).values(**values))
+            if result is not None:
+                self._keep(connection, number, result)
+            return self._read(connection, number)
+
+        return self._change(work)
+
+    def claim(self, worker: str, *, built: bool | None = None) -> Row | None:
+        """The first trial that waits, RUNNING from now on by `worker`; None where none waits.
+
+        `built` chooses those whose engine was built, or those whose was not.
+        """
+
+        def work(connection: Connection, revision: int) -> Row | None:
+            own = sql.select(_TRIALS.c.number).where(
+                self._of_study, _TRIALS.c.state == "running", _TRIALS.c.worker == worker
+            )
+            held = connection.execute(own).scalar()
+            if held is not None:  # the answer to an earlier call was lost on its way
+                return self._read(connection, held)
+            waiting = sql.select(_TRIALS.c.number).where(self._of_study, _TRIALS.c.state == "waiting")
+            if built is not None:
+                waiting = waiting.where(_TRIALS.c.built == int(built))
+            number = connection.execute(waiting.order_by(_TRIALS.c.number).limit(1)).scalar()
+            if number is None:
+                return None
+            self._write(connection, revision, number, state="running", worker=worker)
+            return self._read(connection, number)
+
+        return self._change(work)
+
+    def finish(self, row: Row, state: State, summary: Summary, result: Mapping[str, Any]) -> bool:
+        """Keep the result of a trial; whether it still belonged to the worker that `row` names."""
+
+        def work(connection: Connection, revision: int) -> bool:
+            now = self._read(connection, row.number)
+            if now.worker != row.worker or now.attempt != row.attempt:
+                return False
+            if now.state != "running":
+                return now.state == state
+            ended_s = _now(connection)
+            self._write(connection, revision, row.number, state=state, summary=summary.to_json(), ended_s=ended_s)
+            self._keep(connection, row.number, result)
+            return True
+
+        return self._change(work)
+
+    def release(self, row: Row, *, built: bool = False) -> bool:
+        """Queue a trial which `row`'s worker gives up, or has built for another to measure; whether it was its own."""
+
+        def work(connection: Connection, revision: int) -> bool:
+            now = self._read(connection, row.number)
+            if (now.state, now.worker, now.attempt) != ("running", row.worker, row.attempt):
+                return False
+            anew = {"built": 1} if built else _anew(row)
+            self._write(connection, revision, row.number, state="waiting", **anew)
+            return True
+
+        return self._change(work)
+
+    def annotate(self, row: Row, *, run_id: str, recorded: bool) -> None:
+        """Note the run of a trial's attempt, and whether all of it was recorded there."""
+
+        def work(connection: Connection, revision: int) -> None:
+            if self._read(connection, row.number).attempt == row.attempt:
+                self._write(connection, revision, row.number, run_id=run_id, recorded=int(recorded))
+
+        self._change(work)
+
+    def forget(self, row: Row) -> None:
+        """Queue a trial again whose result cannot be recorded, because its files are gone."""
+
+        def work(connection: Connection, revision: int) -> None:
+            if self._read(connection, row.number).attempt == row.attempt:
+                connection.execute(
+                    sql.delete(_RESULTS).where(_RESULTS.c.study == self.study, _RESULTS.c.number == row.number)
+                )
+                gone = {"built": 0, "summary": None, "ended_s": None}
+                self._write(connection, revision, row.number, state="waiting", **gone, **_anew(row))
+
+        self._change(work)
+
+    def result(self, number: int) -> dict[str, Any]:
+        """The whole result of a trial that is over."""
+        query = sql.select(_RESULTS.c.result).where(_RESULTS.c.study == self.study, _RESULTS.c.number == number)
+        found: dict[str, Any] = json.loads(self._transact(lambda connection: connection.execute(query).scalar_one()))
+        return found
+
+    # workers
+
+    def join(self, member: Member, *, dead: Container[str] = ()) -> None:
+        """Raises ConfigError where a worker that is not `dead` runs other code, whose figures are not comparable."""
+
+        def work(connection: Connection, revision: int) -> None:
+            for other in self._members(connection):
+                if other.code != member.code and other.worker not in dead:
+                    raise ConfigError(
+                        f"worker {other.worker} of study {self.study!r} runs {other.code}, and this one {member.code}",
+                        place="search.study",
+                        mend="Install the same version of edgeopt, or wait until the others are done",
+                    )
+            known = sql.select(_WORKERS.c.worker).where(_WORKERS.c.worker == member.worker)
+            if connection.execute(known).scalar() is None:
+                values = {name: getattr(member, name) for name in ("worker", "host", "process", "role", "code", "beat")}
+                connection.execute(sql.insert(_WORKERS).values(**values, study=self.study, alive=1))
+
+        self._change(work)
+
+    def beat(self, worker: str) -> bool:
+        """Give a sign of life; whether the others take this worker for alive."""
+        alive = sql.update(_WORKERS).where(_WORKERS.c.worker == worker, _WORKERS.c.alive == 1)
+        counted = alive.values(beat=_WORKERS.c.beat + 1)
+        return bool(self._transact(lambda connection: connection.execute(counted).rowcount))
+
+    def leave(self, worker: str) -> None:
+        gone = sql.update(_WORKERS).where(_WORKERS.c.worker == worker).values(alive=0)
+        self._transact(lambda connection: connection.execute(gone))
+
+    def members(self) -> list[Member]:
+        """Workers that have not left and are not known to be dead."""
+        return self._transact(self._members)
+
+    def bury(self, member: Member, *, heir: str, attempts: int, given_up: Callable[[Row], Summary]) -> Estate:
+        """Take what a dead worker left, unless it gave a sign of life meanwhile.
+
+        Its trial is queued again, or failed with `given_up`'s words where it was begun `attempts` times; results that
+        it had not recorded are `heir`'s to record.
+        """
+
+        def work(connection: Connection, revision: int) -> Estate:
+            dead = sql.update(_WORKERS).where(
+                _WORKERS.c.worker == member.worker, _WORKERS.c.beat == member.beat, _WORKERS.c.alive == 1
+            )
+            if not connection.execute(dead.values(alive=0)).rowcount:
+                return Estate(lost=(), unrecorded=())
+            left = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.worker == member.worker)
+            lost, unrecorded = [], []
+            for row in map(_row, connection.execute(left.where(_TRIALS.c.recorded == 0)).all()):
+                if row.state == "running" and row.attempt < attempts:
+                    self._write(connection, revision, row.number, state="waiting", **_anew(row))
+                    lost.append(row)
+                elif row.state == "running":
+                    words = {"summary": given_up(row).to_json(), "recorded": 1, "ended_s": _now(connection)}
+                    self._write(connection, revision, row.number, state="failed", **words)
+                    lost.append(row)
+                elif row.state in DONE:
+                    self._write(connection, revision, row.number, worker=heir)
+                    unrecorded.append(self._read(connection, row.number))
+            return Estate(lost=tuple(lost), unrecorded=tuple(unrecorded))
+
+        return self._change(work)
+
+    def _members(self, connection: Connection) -> list[Member]:
+        query = sql.select(_WORKERS).where(_WORKERS.c.study == self.study, _WORKERS.c.alive == 1)
+        names = ("worker", "host", "process", "role", "code", "beat")
+        return [Member(**{name: getattr(found, name) for name in names}) for found in connection.execute(query)]
+
+    # within one transaction
+
+    def _read(self, connection: Connection, number: int) -> Row:
+        query = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.number == number)
+        return _row(connection.execute(query).one())
+
+    def _write(self, connection: Connection, revision: int, number: int, **values: Any) -> None:
+        row = sql.update(_TRIALS).where(self._of_study, _TRIALS.c.number == number)
+        connection.execute(row.values(revision=revision, **values))
+
+    def _keep(self, connection: Connection, number: int, result: Mapping[str, Any]) -> None:
+        connection.execute(sql.delete(_RESULTS).where(_RESULTS.c.study == self.study, _RESULTS.c.number == number))
+        values = {"study": self.study, "number": number, "result": json.dumps(result)}
+        connection.execute(sql.insert(_RESULTS).values(**values))
+
+    def _change(self, work: Callable[[Connection, int], T]) -> T:
+        """Do `work` in a transaction that is alone with the study; it may be done again where its answer was lost."""
+        raised = sql.update(_STUDIES).where(_STUDIES.c.study == self.study)
+        raised = raised.values(revision=_STUDIES.c.revision + 1)
+
+        def alone(connection: Connection) -> T:
+            connection.execute(raised)
+            current = sql.select(_STUDIES.c.revision).where(_STUDIES.c.study == self.study)
+            return work(connection, connection.execute(current).scalar_one())
+
+        return self._transact(alone)
+
+    def _transact(self, work: Callable[[Connection], T], *, create: bool = False) -> T:
+        """Do `work`, and wait for a store that is silent for a while. Raises StoreError where it stays so."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with self._engine.begin() as connection:
+                    if create:
+                        _METADATA.create_all(connection)
+                    return work(connection)
+            except IntegrityError:
+                raise
+            except SQLAlchemyError as error:
+                if not _passing(error, self._engine) or time.monotonic() > end:
+                    raise self._unusable(error) from error
+                self.tell(f"the study's store does not answer ({_first_line(error)}); waiting for it")
+                time.sleep(_PAUSE_S)
+
+    def _unusable(self, error: SQLAlchemyError) -> StoreError:
+        return StoreError(
+            f"the study's store cannot be used ({_first_line(error)})",
+            place=make_url(self.url).render_as_string(hide_password=True),
+            mend="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
+        )
+
+
+def studies(url: str) -> dict[str, dict[str, Any]]:
+    """What `Ledger.open` kept of every study of a store, the latest last. Raises StoreError where none can be read."""
+    ledger = Ledger(url, "")
+    query = sql.select(_STUDIES.c.study, _STUDIES.c.sweep).order_by(_STUDIES.c.opened_s)
+    return {name: json.loads(sweep) for name, sweep in ledger._transact(lambda c: c.execute(query).all(), create=True)}
+
+
+def file_url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def _engine(url: str) -> sql.Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            seconds = {"connect_timeout": 10}
+            return sql.create_engine(
+                parsed.set(drivername="postgresql+psycopg"), connect_args=seconds, pool_pre_ping=True
+            )
+        if parsed.get_backend_name() != "sqlite":
+            raise ConfigError(
+                f"studies are not kept in {parsed.get_backend_name()}",
+                place="store",
+                mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+            )
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sql.create_engine(parsed, connect_args={"timeout": _LOCK_S})
+    except ImportError as error:
+        raise ConfigError(
+            f"the driver of this store is not installed ({error})",
+            place="store",
+            mend="pip install 'edgeopt[postgres]'",
+        ) from error
+    except SQLAlchemyError as error:
+        raise ConfigError(
+            "it is no address of a store",
+            place="store",
+            mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"the folder of studies cannot be made ({error.strerror})", place=url, mend="Set state to a writable folder"
+        ) from error
+    sql.event.listen(engine, "connect", _write_ahead)
+    return engine
+
+
+def _write_ahead(connection: Any, _: Any) -> None:
+    """Readers do not wait for a writer then; a file system without shared memory keeps its own way."""
+    connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _passing(error: SQLAlchemyError, engine: sql.Engine) -> bool:
+    """Whether the store may answer again by itself."""
+    if engine.dialect.name == "sqlite":
+        return isinstance(error, OperationalError) and "locked" in str(error)
+    return isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+def _now(connection: Connection) -> float:
+    """Seconds since 1970 by the store's clock, which is one for all workers."""
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    return float(connection.execute(sql.select(sql.extract("epoch", sql.func.clock_timestamp()))).scalar_one())
+
+
+def _row(found: sql.Row[Any]) -> Row:
+    return Row(
+        number=found.number,
+        params=json.loads(found.params),
+        state=found.state,
+        origin=found.origin,
+        attempt=found.attempt,
+        worker=found.worker,
+        built=bool(found.built),
+        recorded=bool(found.recorded),
+        run_id=found.run_id,
+        ended_s=found.ended_s,
+        hints=json.loads(found.hints),
+        summary=None if found.summary is None else Summary.from_json(found.summary),
+        revision=found.revision,
+    )
+
+
+def _anew(row: Row) -> dict[str, Any]:
+    return {"attempt": row.attempt + 1, "run_id": ""}
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -1,0 +1,68 @@
+"""How a study goes, in plain data: who works, what was spent and saved, how the front grows, when it may end."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+from edgeopt.search.ledger import Row
+from edgeopt.search.study import EVALUATED, Study
+
+
+def status(study: Study) -> dict[str, Any]:
+    """The document of `edgeopt status`. Seconds and joules are those of all trials together, whoever evaluated them."""
+    rows, members = study.rows(), study.ledger.members()
+    at_work = {row.worker: row for row in rows if row.state == "running"}
+    evaluated = [row for row in rows if row.state in EVALUATED]
+    volumes = study.volumes()
+    over = study.over()
+    return {
+        "study": study.name,
+        "over": over,
+        "workers": [
+            {"worker": m.worker, "role": m.role, "trial": at_work[m.worker].number if m.worker in at_work else None}
+            for m in members
+        ],
+        "trials": dict(Counter(row.state for row in rows)),
+        "budget": study.search.trials,
+        "feasible": sum(1 for row in rows if row.summary is not None and row.summary.feasible),
+        "front": len(study.front()),
+        "rungs": dict(Counter(row.summary.refused for row in rows if row.summary is not None and row.summary.refused)),
+        "broken_limits": _broken(rows),
+        "attempts_lost": sum(row.attempt - 1 for row in rows),
+        "spent_s": study.spent_s(),
+        "spent_j": study.spent_j(),
+        "saved_s": _saved(rows),
+        "hypervolume": volumes[-1] if volumes else 0.0,
+        "hypervolumes": volumes,
+        "left_s": None if over else _left_s(study, evaluated, max(1, len(members))),
+    }
+
+
+def _broken(rows: list[Row]) -> dict[str, int]:
+    """How many trials break each limit, by what was measured or predicted."""
+    held = [(metric, h) for row in rows if row.summary is not None for metric, h in row.summary.verdicts.items()]
+    return dict(Counter(metric for metric, h in held if not h.kept and h.excess is not None and h.excess > 0))
+
+
+def _saved(rows: list[Row]) -> dict[str, float]:
+    """Seconds that were not spent: by refusals and by stopping early, as long trials take else, and by the cache."""
+    summaries = [row.summary for row in rows if row.summary is not None]
+    whole = [s.spent_s + sum(s.saved_s.values()) for s in summaries if s.metrics and not s.refused and not s.failure]
+    usual = statistics.median(whole) if whole else 0.0
+    refused = sum(1 for row in rows if row.state == "refused")
+    stopped = [row.summary for row in rows if row.state == "stopped" and row.summary is not None]
+    return {
+        "estimate": refused * usual,
+        "rungs": sum(max(0.0, usual - s.spent_s - sum(s.saved_s.values())) for s in stopped),
+        "cache": sum(sum(s.saved_s.values()) for s in summaries),
+    }
+
+
+def _left_s(study: Study, evaluated: list[Row], workers: int) -> float | None:
+    """Seconds until the budget of trials is spent, if they go on as they went; None before the first."""
+    spent = [row.summary.spent_s for row in evaluated if row.summary is not None]
+    if not spent:
+        return None
+    return max(0, study.search.trials - len(evaluated)) * statistics.mean(spent) / workers
