@@ -17,11 +17,11 @@ from edgeopt.target import Limit
 
 def known_metrics(config_dir: Path | None = None) -> dict[str, str]:
     """Every metric that some probe of the `probe` group may report, with its unit."""
+    every = choices("probe", config_dir=config_dir)
+    composed = compose([f"+probe@_edgeopt.{c}={c}" for c in every], config_dir=config_dir, complete=False)
     metrics: dict[str, str] = {}
-    for choice in choices("probe", config_dir=config_dir):
-        composed = compose([f"+probe@_edgeopt_probe={choice}"], config_dir=config_dir, complete=False)
-        description = composed["_edgeopt_probe"]
-        metrics |= resolve(description["_target_"], f"probe/{choice}").METRICS
+    for choice in every:
+        metrics |= resolve(composed["_edgeopt"][choice]["_target_"], f"probe/{choice}").METRICS
     return metrics
 
 

@@ -10,6 +10,8 @@ from edgeopt.recipe import label
 
 SUMMARY = "Show a study's trials and its Pareto front"
 EXAMPLE = "edgeopt front --json"
+SHOWN = 100
+"""Trials in the table, and as many as the front has where those are more."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +44,14 @@ def show(document: Document) -> None:
         table.add_column(name.replace("/", "/\n"), justify="right")
     table.add_column("limits")
     ordered = sorted(document["trials"], key=lambda t: (t["pareto_rank"] or 10**6, t["number"]))
-    for trial in ordered:
+    shown = max(SHOWN, len(document["front"]))
+    for trial in ordered[:shown]:
         figures = [units.show(trial["metrics"][n], unit_of[n]) if n in trial["metrics"] else "–" for n in names]
         style = "bold green" if trial["pareto_rank"] == 1 else "" if trial["feasible"] else "dim"
         table.add_row(str(trial["number"]), label(trial["params"]), *figures, _state(trial), style=style)
     display.out.print(table)
+    if len(ordered) > shown:
+        display.out.print(f"and {len(ordered) - shown} more: edgeopt front {document['study']} --json")
     for limit in document["limits"]:
         display.out.print(f"limit: {limit['metric']} {limit['limit']}")
     if document["champion"]:

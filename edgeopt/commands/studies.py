@@ -191,7 +191,10 @@ class StudyLog:
         return self.recorder.begin(self.study, row.number, row.params, row.attempt)
 
     def record(self, row: Row, result: TrialResult) -> str:
-        return self.recorder.record(self.study, row.number, row.params, self._config(row.params), result, row.attempt)
+        config = self._config(row.params)
+        return self.recorder.record(
+            self.study, row.number, row.params, config, result, attempt=row.attempt, run_id=row.run_id
+        )
 
     def kill(self, number: int, attempt: int, why: str) -> None:
         self.recorder.kill(self.study, number, why, attempt)

@@ -42,17 +42,26 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 def pareto_ranks(points: Sequence[Sequence[float]]) -> list[int]:
     """1 for points that none dominates, 2 for those that only rank 1 dominates, and so on; all minimized.
 
-    Non-dominated sorting of NSGA-II (Deb et al., 2002, doi:10.1109/4235.996017).
+    Non-dominated sorting of NSGA-II (Deb et al., 2002, doi:10.1109/4235.996017). In lexicographic order no point is
+    dominated by a later one, so the first of those that are left is always on the front.
     """
-    ranks = [0] * len(points)
-    rank = 0
-    while 0 in ranks:
+    import numpy as np
+
+    if not points:
+        return []
+    values = np.asarray(points, dtype=float)
+    ranks, rank = np.zeros(len(values), dtype=int), 0
+    left = np.lexsort(values.T[::-1])
+    while left.size:
         rank += 1
-        left = [n for n, r in enumerate(ranks) if r == 0]
-        for n in left:
-            if not any(dominates(points[m], points[n]) for m in left if m != n):
-                ranks[n] = rank
-    return ranks
+        pool = left
+        while pool.size:
+            first, others = values[pool[0]], values[pool]
+            ranks[pool[0]] = rank
+            dominated = (others >= first).all(axis=1) & (others > first).any(axis=1)
+            pool = pool[~dominated][1:]
+        left = left[ranks[left] == 0]
+    return [int(r) for r in ranks]
 
 
 def as_row(row: Row, rank: int | None) -> dict[str, Any]:

@@ -298,12 +298,12 @@ class Ledger:
 
         return self._change(work)
 
-    def annotate(self, row: Row, *, run_id: str, recorded: bool) -> None:
-        """Note the run of a trial's attempt, and whether all of it was recorded there."""
+    def annotate(self, row: Row, *, run_id: str) -> None:
+        """Note the run in which a trial's attempt was recorded whole."""
 
         def work(connection: Connection, revision: int) -> None:
             if self._read(connection, row.number).attempt == row.attempt:
-                self._write(connection, revision, row.number, run_id=run_id, recorded=int(recorded))
+                self._write(connection, revision, row.number, run_id=run_id, recorded=1)
 
         self._change(work)
 

@@ -92,8 +92,8 @@ def _serve(sweep: Sweep) -> bool:
     study.ledger.join(member, dead={m.worker for m in sweep.watch.dead(study.ledger.members())})
     _inherit(sweep)
     _tidy(sweep)
-    with Heart(study.ledger, member.worker, study.search.lease_s):
-        while study.ledger.beat(member.worker):
+    with Heart(study.ledger, member.worker, study.search.lease_s) as heart:
+        while heart.trusted:
             row = study.ask()
             if row is not None:
                 _work(sweep, row)
@@ -117,7 +117,7 @@ def _work(sweep: Sweep, row: Row) -> None:
         _record(sweep, row, result)
         sweep.watcher.finished(row, result)
         return
-    study.ledger.annotate(row, run_id=log.begin(row), recorded=False)
+    row = replace(row, run_id=log.begin(row))
     sweep.watcher.started(row)
     try:
         result = _evaluated(sweep, row.params)
@@ -135,7 +135,7 @@ def _work(sweep: Sweep, row: Row) -> None:
 
 
 def _record(sweep: Sweep, row: Row, result: TrialResult) -> None:
-    sweep.study.ledger.annotate(row, run_id=sweep.log.record(row, result), recorded=True)
+    sweep.study.ledger.annotate(row, run_id=sweep.log.record(row, result))
 
 
 def _inherit(sweep: Sweep) -> None:

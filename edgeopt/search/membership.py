@@ -76,6 +76,8 @@ class Heart:
     def __init__(self, ledger: Ledger, worker: str, lease_s: float) -> None:
         self._ledger, self._worker, self._pause_s = ledger, worker, lease_s / BEATS_A_LEASE
         self._end = threading.Event()
+        self.trusted = True
+        """Whether the others took this worker for alive when it beat last."""
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
     def __enter__(self) -> Heart:
@@ -89,7 +91,6 @@ class Heart:
     def _run(self) -> None:
         while not self._end.wait(self._pause_s):
             try:
-                if not self._ledger.beat(self._worker):
-                    return  # the others buried this worker: its next word to the ledger tells it
+                self.trusted = self._ledger.beat(self._worker)
             except StoreError:  # the store is gone for good, which the worker hears itself when it needs it
                 return

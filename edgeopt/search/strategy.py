@@ -22,11 +22,11 @@ LISTED = 20_000
 
 
 def candidates(space: Space, chance: random.Random, count: int = LOOKED_AT) -> list[Params]:
-    """Up to `count` different recipes of the space at random, or all where there are no more."""
+    """Up to `count` different recipes of the space in random order, or all where there are no more."""
     every = space.every(LISTED)
     if every is not None:
         listed = list(every)
-        return listed if len(listed) <= count else chance.sample(listed, count)
+        return chance.sample(listed, min(count, len(listed)))
     return list({canonical(params): params for params in (space.draw(chance) for _ in range(count))}.values())
 
 

@@ -147,9 +147,10 @@ class Study:
         """
         if self.over():
             return None
-        waiting = self.ledger.claim(self.worker, built=self.built)
-        if waiting is not None:
-            return self._settled(waiting)
+        if any(row.state == "waiting" for row in self._rows.values()):
+            waiting = self.ledger.claim(self.worker, built=self.built)
+            if waiting is not None:
+                return self._settled(waiting)
         if self.built or not self._room():
             return None
         return self._proposed()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +32,6 @@ from edgeopt.tracking import cards, fields, lookup, server
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _MODEL_TAGS = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.EMULATED)
-_BATCH = 100
 _MODE = "?workflowType=machine_learning"  # else the UI opens its pages for chats and agents
 
 
@@ -102,9 +103,10 @@ class MlflowRecorder:
     def begin(self, study: str, number: int, params: Mapping[str, Any], attempt: int = 1) -> str:
         """The run of an attempt at a trial, which starts now. An ended run is returned as it is."""
         with server.answering(self.uri) as client:
-            run = self._ensure_trial(client, study, number, attempt)
+            run = self._ensure_trial(client, study, number, params, attempt)
             if run.info.status == "RUNNING":
-                self._log_params(client, run, fields.flatten(params))
+                kept, _ = fields.params(fields.flatten(params))
+                client.log_batch(run.info.run_id, params=_new_params(run, kept))
             return str(run.info.run_id)
 
     def record(
@@ -114,30 +116,33 @@ class MlflowRecorder:
         params: Mapping[str, Any],
         config: Mapping[str, Any],
         result: TrialResult,
+        *,
         attempt: int = 1,
+        run_id: str = "",
     ) -> str:
         """Log a finished trial whole and end its run; a run that has ended is left as it is.
 
+        `run_id` is what `begin` returned, where that is known: it saves looking for it.
         Raises TrackingError where MLflow refuses, InputError where the engine was changed since it was built.
         """
         with server.answering(self.uri) as client:
-            run = self._ensure_trial(client, study, number, attempt)
+            run = client.get_run(run_id) if run_id else self._ensure_trial(client, study, number, params, attempt)
             run_id = str(run.info.run_id)
             if run.info.status != "RUNNING":
                 return run_id
-            cut = self._log_params(client, run, {**fields.flatten(config), **fields.flatten(params)})
-            self._log_artifacts(client, run_id, config, result)
+            _log_artifacts(client, run_id, config, result)
             model_id = self._log_engine(client, run, result) if result.feasible and result.engine else None
             metrics, left_out = fields.metrics(result)
             # the run's own start as time stamp: MLflow then drops a repeated figure instead of keeping it twice
             stamp = run.info.start_time
             entities = [Metric(k, v, stamp, 0, model_id=model_id, run_id=run_id) for k, v in metrics.items()]
+            kept, cut = fields.params({**fields.flatten(config), **fields.flatten(params)})
             labels = fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
             labels |= {tags.CUT: ", ".join(cut)} if cut else {}
             labels |= {tags.NOT_LOGGED: ", ".join(left_out)} if left_out else {}
-            client.log_batch(run_id, metrics=entities, tags=_run_tags(labels))
-            what = label(params) or result.recipe.get("text", "")
-            client.update_run(run_id, name=f"{number} · {what}"[: fields.KEY_LENGTH])
+            client.log_batch(run_id, metrics=entities, params=_new_params(run, kept), tags=_run_tags(labels))
+            if not params:
+                client.update_run(run_id, name=_name(number, result.recipe.get("text", "")))
             client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED")
             return run_id
 
@@ -213,52 +218,21 @@ class MlflowRecorder:
         return server.experiment(client, self.uri, self.experiment)
 
     def _require_parent(self, client: MlflowClient, study: str) -> Run:
-        run = lookup.study(client, self._experiment(client), study)
-        if run is None:
-            raise TrackingError(
-                f"study {study!r} has no run in experiment {self.experiment!r}",
-                place=server.shown(self.uri),
-                mend="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
-            )
-        return run
+        return client.get_run(_parent(self.uri, self.experiment, study)[1])
 
-    def _ensure_trial(self, client: MlflowClient, study: str, number: int, attempt: int) -> Run:
-        parent = self._require_parent(client, study)
-        known = lookup.attempt(client, parent.info.experiment_id, study, number, attempt)
+    def _ensure_trial(
+        self, client: MlflowClient, study: str, number: int, params: Mapping[str, Any], attempt: int
+    ) -> Run:
+        experiment, parent = _parent(self.uri, self.experiment, study)
+        known = lookup.attempt(client, experiment, study, number, attempt)
         if known is not None:
             return known
         identity = {tags.STUDY: study, tags.ROLE: "trial", tags.TRIAL: f"{study}/{number}", tags.ATTEMPT: str(attempt)}
         return client.create_run(
-            parent.info.experiment_id,
-            tags=resolve_tags({**identity, "mlflow.parentRunId": parent.info.run_id}),
-            run_name=f"{number} · running",
+            experiment,
+            tags=resolve_tags({**identity, "mlflow.parentRunId": parent}),
+            run_name=_name(number, label(params) or "running"),
         )
-
-    def _log_params(self, client: MlflowClient, run: Run, values: Mapping[str, str]) -> list[str]:
-        """Log the params that the run lacks; returns the names of those that were cut."""
-        kept, cut = fields.params(values)
-        new = [Param(key, value) for key, value in kept.items() if key not in run.data.params]
-        for start in range(0, len(new), _BATCH):
-            client.log_batch(run.info.run_id, params=new[start : start + _BATCH])
-        return cut
-
-    def _log_artifacts(self, client: MlflowClient, run_id: str, config: Mapping[str, Any], result: TrialResult) -> None:
-        client.log_text(run_id, _yaml(config), "config.yaml")
-        client.log_text(run_id, json.dumps(fields.plain(result.to_json()), indent=1, allow_nan=False), "result.json")
-        for name, source in result.artifacts.items():
-            path = Path(source)
-            if path.is_dir():
-                client.log_artifacts(run_id, str(path), name)
-            elif path.name == name:
-                client.log_artifact(run_id, str(path))
-            else:
-                with tempfile.TemporaryDirectory() as scratch:
-                    renamed = Path(scratch, Path(name).name)
-                    renamed.write_bytes(path.read_bytes())
-                    client.log_artifact(run_id, str(renamed), str(Path(name).parent) if "/" in name else None)
-        if result.failure is not None:
-            cause = result.failure
-            client.log_text(run_id, f"stage: {cause.stage}\nerror: {cause.kind}\n\n{cause.message}\n", "failure.txt")
 
     def _log_engine(self, client: MlflowClient, run: Run, result: TrialResult) -> str:
         """The id of the logged model that holds the engine, uploaded where it is not complete yet."""
@@ -286,6 +260,48 @@ class MlflowRecorder:
         if model.model_id not in known:
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         return str(model.model_id)
+
+
+@lru_cache(maxsize=64)
+def _parent(uri: str, experiment: str, study: str) -> tuple[str, str]:
+    """Ids of the experiment and of the study's run in it, which never change: they are looked up once a process."""
+    with server.answering(uri) as client:
+        known = server.experiment(client, uri, experiment)
+        run = lookup.study(client, known, study)
+    if run is None:
+        raise TrackingError(
+            f"study {study!r} has no run in experiment {experiment!r}",
+            place=server.shown(uri),
+            mend="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
+        )
+    return known, str(run.info.run_id)
+
+
+def _name(number: int, what: str) -> str:
+    return f"{number} · {what}"[: fields.KEY_LENGTH]
+
+
+def _new_params(run: Run, values: Mapping[str, str]) -> list[Param]:
+    return [Param(key, value) for key, value in values.items() if key not in run.data.params]
+
+
+def _log_artifacts(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: TrialResult) -> None:
+    """Config, result and whatever the trial keeps, each by its name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "config.yaml").write_text(_yaml(config))
+        (folder / "result.json").write_text(json.dumps(fields.plain(result.to_json()), indent=1, allow_nan=False))
+        if result.failure is not None:
+            cause = result.failure
+            (folder / "failure.txt").write_text(f"stage: {cause.stage}\nerror: {cause.kind}\n\n{cause.message}\n")
+        for name, source in result.artifacts.items():
+            path, kept = Path(source), folder / name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                shutil.copytree(path, kept)
+            else:
+                shutil.copyfile(path, kept)
+        client.log_artifacts(run_id, scratch)
 
 
 def _run_tags(values: Mapping[str, str]) -> list[RunTag]:

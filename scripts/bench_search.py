@@ -1,0 +1,159 @@
+"""Benchmarks of the search: what its machinery costs, what it survives, and how soon it finds the front."""
+
+from __future__ import annotations
+
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeopt.assembly import Request
+from edgeopt.commands.studies import OpenStudy, StudyLog
+from edgeopt.result import Measurement, TrialResult, Verdict
+from edgeopt.search import loop
+from edgeopt.search.evaluator import Evaluator
+from edgeopt.search.ledger import Row
+
+SPACE = {
+    "step.quantize.block_size": {"choices": [32, 64, 128]},
+    "step.prune.ratio": {"low": 0.1, "high": 0.5},
+    "step.prune.windows": {"low": 1, "high": 64},
+}
+METRICS = {"quality/perplexity": "", "latency/decode_p50_ms": "ms", "size/engine_mib": "MiB"}
+COMMON = {f"metric/{n}": "" for n in range(30)}
+"""Figures beside the objectives, as many as a real trial has."""
+
+
+def nothing(params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult:
+    """An evaluation that takes no time; its figures follow from its parameters."""
+    chance = random.Random(str(sorted(params.items())))
+    figures = {metric: chance.random() for metric in (*METRICS, *COMMON)}
+    measured = tuple(
+        Measurement(metric=m, unit=METRICS.get(m, ""), value=v, low=v, high=v, count=1, method="invented")
+        for m, v in figures.items()
+    )
+    size = figures["size/engine_mib"]
+    verdict = Verdict(
+        metric="size/engine_mib",
+        limit="at most 0.5 MiB",
+        bound=0.5,
+        value=size,
+        excess=size / 0.5 - 1,
+        kept=size <= 0.5,
+        reason="" if size <= 0.5 else "above",
+    )
+    return TrialResult(
+        recipe={"text": "nothing", "digest": "0" * 64},
+        target="bench",
+        device={"name": "bench"},
+        emulated=False,
+        measurements=measured,
+        verdicts=(verdict,),
+        timings_s={"measure": 0.001},
+    )
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, row: Row) -> None: ...
+
+    def progress(self, line: str) -> None: ...
+
+    def finished(self, row: Row, result: TrialResult) -> None: ...
+
+
+def empty_study(folder: Path, store: str | None, **more: Any) -> OpenStudy:
+    """A study of invented evaluations that is logged into an MLflow store of its own."""
+    request = Request(
+        name="reference",
+        overrides=(
+            "recipe=prune_int4",
+            f"state='{folder}'",
+            f"tracking.tracking_uri='sqlite:///{folder}/mlflow.db'",
+            "limits={size: {engine_mib: 0.5 MiB}}",
+        ),
+    )
+    config = request.compose()
+    config["search"] |= {"parameters": SPACE, "enqueue": [], "study": f"empty-{random.randrange(10**9)}", **more}
+    opened = OpenStudy.of(request, config, store=store)
+    opened.study.foresee = None
+    opened.recorder.connect()
+    opened.recorder.open_study(opened.name, config, {})
+    opened.open()
+    return opened
+
+
+def work(opened: OpenStudy) -> None:
+    """One worker, until the study is over."""
+    blank = nothing({}, print)
+    loop.run(
+        loop.Sweep(
+            study=opened.study,
+            evaluator=Evaluator(nothing, timeout_s=60),
+            log=StudyLog(recorder=opened.recorder, study=opened.name, request=opened.request),
+            watcher=Silent(),
+            blank=lambda _: replace(blank, measurements=(), verdicts=()),
+        )
+    )
+
+
+def machinery(folder: Path) -> None:
+    """What a trial costs beside its evaluation: asking, keeping and logging 100 that take no time."""
+    from postgresql import server
+
+    with server() as postgresql:
+        for name, store in (("SQLite", None), ("PostgreSQL", postgresql.url)):
+            opened = empty_study(folder / name, store, trials=10)
+            work(opened)
+            opened.study.search = replace(opened.study.search, trials=110)
+            begun = time.perf_counter()
+            work(opened)
+            print(f"{name}: {10 * (time.perf_counter() - begun):.0f} ms a trial", flush=True)
+    print()
+
+
+def ten_thousand(folder: Path) -> None:
+    """A study of 10,000 finished trials: the next one, `edgeopt front`, and memory."""
+    opened = empty_study(folder, None, trials=10_000 + 20)
+    study = opened.study
+    chance = random.Random(0)
+    space = study.search.space
+    begun = time.perf_counter()
+    while len(study._rows) < 10_000:
+        params = space.draw(chance)
+        row = study.ledger.add(params, origin="sampled", worker="bench", state="running")
+        if row is not None:
+            study.finish(row, nothing(params, print))
+            study.ledger.annotate(row, run_id="0" * 32)
+            study._rows[row.number] = row
+    print(f"10,000 trials kept in {time.perf_counter() - begun:.0f} s")
+    again = empty_study_of(opened)
+    begun = time.perf_counter()
+    log = StudyLog(recorder=again.recorder, study=again.name, request=again.request)
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        row = again.study.ask()
+        assert row is not None
+        log.begin(row)
+        result = nothing(row.params, print)
+        again.study.finish(row, result)
+        again.study.ledger.annotate(row, run_id=log.record(row, result))
+        times.append(time.perf_counter() - begun)
+    print(f"asking, telling and logging: first {times[0]:.2f} s, then {statistics.median(times[1:]):.2f} s a trial")
+    begun = time.perf_counter()
+    again.front()
+    print(f"front: {time.perf_counter() - begun:.2f} s")
+    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
+
+
+def empty_study_of(opened: OpenStudy) -> OpenStudy:
+    """The same study, as another process would open it."""
+    study = replace(opened.study)
+    study.worker = "later"
+    return replace(opened, study=study)
