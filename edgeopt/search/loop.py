@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from edgeopt.errors import StoreError
 from edgeopt.result import Failure, TrialResult
-from edgeopt.search.evaluator import Evaluator
 from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.membership import Heart, Watch, myself
 from edgeopt.search.space import Params
@@ -48,6 +47,14 @@ class Log(Protocol):
         ...
 
 
+class Evaluates(Protocol):
+    """Evaluates one trial at a time."""
+
+    def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """What one worker works with.
@@ -58,7 +65,7 @@ class Sweep:
     """
 
     study: Study
-    evaluator: Evaluator
+    evaluator: Evaluates
     log: Log
     watcher: Watcher
     blank: Callable[[Params], TrialResult]
@@ -163,7 +170,7 @@ def _tidy(sweep: Sweep) -> None:
         sweep.log.kill(number, attempt, "the sweep was ended while this trial ran")
 
 
-def _evaluated(sweep: Sweep, params: Mapping[str, Any]) -> TrialResult:
+def _evaluated(sweep: Sweep, params: Params) -> TrialResult:
     outcome = sweep.evaluator.run(params, sweep.watcher.progress)
     failure = outcome if isinstance(outcome, Failure) else outcome.failure
     if failure is not None and failure.kind == StoreError.__name__:

@@ -1,0 +1,85 @@
+"""`hydra/sweeper=edgeopt`: any Hydra application searched under hard limits, by workers that any launcher starts.
+
+The application returns its figures: one number, as many as there are objectives, or a mapping by metric, which is
+what limits need. This file lies where Hydra looks for plugins and is imported whenever a Hydra application starts, so
+it imports nothing of edgeopt at its top. Hydra reads its annotations before the module is known: they are no strings.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EdgeoptSweeperConf:
+    """What stands under `hydra.sweeper`; `parameters` and all from `sampler` on are those of a file of sweeps/.
+
+    Attributes:
+        study: the name under which trials are kept; the same name in the same store goes on.
+        store: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; None is a file in hydra.sweep.dir.
+        workers: jobs that the launcher starts, once; each evaluates trials until the search is over.
+        objectives: direction by metric; none stands for one number to minimize.
+        limits: hard limits by metric, such as `5` or `at least 0.6`.
+    """
+
+    _target_: str = "hydra_plugins.edgeopt_sweeper.EdgeoptSweeper"
+    study: str = "study"
+    store: str | None = None
+    workers: int = 1
+    objectives: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    enqueue: list[Any] = field(default_factory=list)
+    sampler: str = "tpe"
+    seed: int = 0
+    trials: int = 20
+    time: str | None = None
+    stagnation: int | None = None
+    lease_s: float = 60.0
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="edgeopt", node=EdgeoptSweeperConf, provider="edgeopt")
+
+
+class EdgeoptSweeper(Sweeper):  # type: ignore[misc]  # Hydra is not typed for mypy here
+    """Starts `workers` jobs by the application's launcher; they share the study, and no job waits for another."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings: dict[str, Any] = {
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in settings.items()
+        }
+        self._config: Any = MISSING
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._hydra_context, self._task_function, self._config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> dict[str, Any]:
+        """The front's trials, which are also written to `front.yaml` in hydra.sweep.dir."""
+        from pathlib import Path
+
+        from edgeopt.hydra_plugins.sweeping import Sweep
+
+        folder = Path(str(self._config.hydra.sweep.dir)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep = Sweep.of(self._settings, arguments, folder)
+        worker = sweep.worker(self._task_function, self._hydra_context, self._config)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._hydra_context, task_function=worker, config=self._config
+        )
+        jobs: Sequence[list[str]] = [list(sweep.fixed)] * self._settings["workers"]
+        for job in launcher.launch(jobs, initial_job_idx=0):
+            _ = job.return_value  # raises what ended the worker
+        document = sweep.front()
+        OmegaConf.save(OmegaConf.create(document), folder / "front.yaml")
+        log.info(f"{len(document['trials'])} trials, {len(document['front'])} on the front: {folder / 'front.yaml'}")
+        return document

@@ -1,0 +1,121 @@
+"""`hydra/sweeper=edgeopt` in an application that knows nothing of edgeopt, with every launcher."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+APPLICATION = """
+import os
+import hydra
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(config):
+    if config.x > 4:
+        raise ValueError("too far")
+    base = {"adam": 0.0, "sgd": 1.0}[config.optimizer.name]
+    return {"loss": (config.x - 2) ** 2 + base, "cost": config.x + config.y, "pid": os.getpid()}
+
+main()
+"""
+CONFIG = """
+defaults:
+  - optimizer: adam
+  - _self_
+  - override hydra/sweeper: edgeopt
+x: 1.0
+y: 0.0
+hydra:
+  sweeper:
+    trials: 12
+    objectives: {loss: minimize, cost: minimize}
+    limits: {cost: 3.5}
+"""
+SWEPT = ("x=interval(0,5)", "optimizer=adam,sgd")
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Path:
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    (tmp_path / "app.py").write_text(APPLICATION)
+    (tmp_path / "conf" / "config.yaml").write_text(CONFIG)
+    for name in ("adam", "sgd"):
+        (tmp_path / "conf" / "optimizer" / f"{name}.yaml").write_text(f"name: {name}\n")
+    return tmp_path
+
+
+def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "app.py", "-m", "hydra.sweep.dir=out", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=180
+    )
+
+
+def front(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((folder / "out" / "front.yaml").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("launcher", "workers"),
+    [
+        ((), 1),
+        (("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), 2),
+        (("hydra/launcher=submitit_local",), 2),
+    ],
+    ids=["basic", "joblib", "submitit"],
+)
+def test_workers_of_any_launcher_share_one_search_under_hard_limits(
+    application: Path, launcher: tuple[str, ...], workers: int
+) -> None:
+    done = sweep(application, *SWEPT, *launcher, f"hydra.sweeper.workers={workers}", "y=0.5")
+    assert done.returncode == 0, done.stderr
+    document = front(application)
+    trials = {trial["number"]: trial for trial in document["trials"]}
+    assert len(trials) == 12
+    evaluated = [t for t in trials.values() if t["state"] == "finished"]
+    assert {t["state"] for t in trials.values()} <= {"finished", "failed"}
+    assert all("too far" in t["failure"] for t in trials.values() if t["state"] == "failed")
+    assert len({t["metrics"]["pid"] for t in evaluated}) == workers
+    for number in document["front"]:
+        assert trials[number]["metrics"]["cost"] <= 3.5
+        assert trials[number]["metrics"]["cost"] == pytest.approx(trials[number]["params"]["x"] + 0.5)
+        assert (application / "out" / str(number) / ".hydra" / "overrides.yaml").is_file()
+    assert {t["params"]["optimizer"] for t in evaluated} == {"adam", "sgd"}
+
+
+def test_the_same_study_goes_on_where_it_was(application: Path) -> None:
+    assert sweep(application, *SWEPT, "hydra.sweeper.trials=3").returncode == 0
+    first = front(application)["trials"]
+    assert sweep(application, *SWEPT, "hydra.sweeper.trials=5").returncode == 0
+    again = front(application)["trials"]
+    assert [(t["params"], t["metrics"]) for t in again[:3]] == [(t["params"], t["metrics"]) for t in first]
+    assert len(again) == 5
+
+
+def test_another_space_under_the_same_name_is_refused(application: Path) -> None:
+    assert sweep(application, *SWEPT, "hydra.sweeper.trials=2").returncode == 0
+    other = sweep(application, "x=interval(0,1)", "hydra.sweeper.trials=2")
+    assert other.returncode != 0
+    assert "begun with other parameters" in other.stderr
+
+
+def test_nothing_feasible_is_an_error(application: Path) -> None:
+    done = sweep(application, *SWEPT, "hydra.sweeper.trials=2", "hydra.sweeper.limits.cost=0.001", "y=1")
+    assert done.returncode != 0
+    assert "no trial keeps every limit" in done.stderr
+
+
+def test_an_answer_that_does_not_fit_the_objectives_is_a_failed_trial_with_its_cause(application: Path) -> None:
+    text = APPLICATION.replace('return {"loss"', 'return 1.0\n    return {"loss"')
+    (application / "app.py").write_text(text)
+    done = sweep(application, *SWEPT, "hydra.sweeper.trials=2", "hydra.sweeper.limits={}")
+    assert done.returncode != 0
+    assert "no trial keeps every limit" in done.stderr
