@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly
     from edgeopt import config as configs
-    from edgeopt.commands import worker
+    from edgeopt.commands import team, worker
     from edgeopt.commands.studies import OpenStudy, nothing_feasible
 
     request = shared.request(args, name=args.config_name)
@@ -50,10 +50,10 @@ def execute(args: argparse.Namespace) -> Outcome:
 
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        if workers == 1:
+        if workers == 1 and opened.study.search.engine == "local":
             worker.work(opened)
         else:
-            worker.team(opened, workers)
+            team.run(opened, workers)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -1,20 +1,13 @@
-"""`edgeopt worker`, and the workers that `edgeopt sweep` starts."""
+"""`edgeopt worker`."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.commands import arguments as shared
 from edgeopt.commands.outcome import Document, Outcome
-from edgeopt.errors import EdgeoptError
 
 if TYPE_CHECKING:
     from edgeopt.commands.studies import OpenStudy
@@ -22,7 +15,6 @@ if TYPE_CHECKING:
 SUMMARY = "Join a study as one of its workers"
 EXAMPLE = "edgeopt worker reference --store postgresql://me@db/studies --state /shared/edgeopt"
 ROLES = ("all", "build", "measure")
-POLL_S = 1.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,48 +71,3 @@ def work(opened: OpenStudy, *, role: str = "all") -> None:
                 role=role,
             )
         )
-
-
-def team(opened: OpenStudy, count: int) -> None:
-    """Have `count` processes work on the study until it is over; one that is killed is replaced.
-
-    Raises EdgeoptError where all of them ended with an error, with the words of one.
-    """
-    from edgeopt import display
-
-    logs = Path(opened.config["state"]) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    workers = {n: _start(opened, logs / f"{opened.name}-{n}.log", count) for n in range(count)}
-    try:
-        with display.team(opened.study) as refresh:
-            while workers:
-                time.sleep(POLL_S)
-                refresh()
-                for number, process in list(workers.items()):
-                    code = process.poll()
-                    if code is not None and code < 0 and not opened.study.settled():
-                        workers[number] = _start(opened, logs / f"{opened.name}-{number}.log", count)
-                    elif code is not None:
-                        del workers[number]
-        if not opened.study.settled():
-            raise EdgeoptError("every worker ended with an error", place=str(logs), mend="Read what they said there")
-    finally:
-        for process in workers.values():
-            process.send_signal(signal.SIGINT)
-        for process in workers.values():
-            process.wait()
-
-
-def _start(opened: OpenStudy, log: Path, count: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "edgeopt.cli", "worker", opened.name, "--state", str(opened.config["state"])]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, "EDGEOPT_STORE": opened.study.ledger.url}
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [*command, "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )  # a session of its own: Ctrl-C reaches the parent alone, which tells them

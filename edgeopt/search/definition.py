@@ -26,6 +26,7 @@ class Search:
         stagnation: trials in a row by which the front may fail to grow before the search ends; None sets no end.
         trial_timeout_s: a trial that takes longer is ended and recorded as failed.
         lease_s: a worker that gives no sign of life for so long has lost its trial to the others.
+        engine: who starts the workers: this machine, or a Ray cluster, which measures on the device's nodes alone.
     """
 
     study: str
@@ -42,6 +43,7 @@ class Search:
     stagnation: int | None = None
     trial_timeout_s: float = 900.0
     lease_s: float = 60.0
+    engine: Literal["local", "ray"] = "local"
 
     def __post_init__(self) -> None:
         if not self.study or "/" in self.study:
