@@ -47,6 +47,18 @@ def note(use: IO[str]) -> None:
     os.utime(use.fileno(), ns=(now, now))
 
 
+def write_cost(use: IO[str], seconds: float) -> None:
+    """Remember in the mark how long the entry took to make: beside the entry, whose content is what it is."""
+    use.truncate(0)
+    use.write(f"{seconds:.6g}\n")
+    use.flush()
+
+
+def read_cost(root: Path, key: str) -> float:
+    """Seconds that an entry took to make; 0 where it was made before they were remembered."""
+    return float((root / "uses" / key).read_text() or 0.0)
+
+
 @contextmanager
 def using(paths: Iterable[Path]) -> Iterator[bool]:
     """Keep the entries that hold `paths` while the block runs; whether all paths are there.
