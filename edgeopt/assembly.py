@@ -16,9 +16,12 @@ from edgeopt import pipeline, tokens
 from edgeopt.artifact import Engine
 from edgeopt.config import Config
 from edgeopt.errors import EdgeoptError, InputError
+from edgeopt.job import Job
+from edgeopt.measure import lease, samples
 from edgeopt.measure.bench import Bench, measure
+from edgeopt.measure.foresight import Foresight, shortened
 from edgeopt.part import canonical, construct, describe
-from edgeopt.pipeline import Job, evaluate
+from edgeopt.pipeline import evaluate
 from edgeopt.ports import Progress, Runtime
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.runtimes.eager import Torch
@@ -41,9 +44,14 @@ class BoundBench:
     evaluation: Text
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        return self.bench.groups
+
+    def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
+        bench = describe(self.bench.only(probes))
+        del bench["stop_early"]  # when to stop changes no figure
         return {
-            "bench": describe(self.bench),
+            "bench": bench,
             "threads": self.target.threads,
             "context_length": self.target.context_length,
             "device": self.device.fingerprint,
@@ -57,14 +65,17 @@ class BoundBench:
         directory: Path,
         references: Mapping[str, Path],
         progress: Progress,
-        only: Sequence[str] = (),
+        probes: Sequence[str] = (),
+        *,
+        fresh: bool = True,
     ) -> tuple[Measurement, ...]:
-        bench = self.bench
-        if only:
-            bench = replace(bench, probes={name: probe for name, probe in bench.probes.items() if name in only})
+        bench = self.bench.only(probes) if probes else self.bench
         return measure(
-            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, fresh=not only
+            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, fresh=fresh
         )
+
+    def gather(self, folders: Sequence[Path], directory: Path) -> None:
+        samples.gather(folders, directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +128,7 @@ def job(config: Config, config_dir: Path | None) -> Job:
     bound = bench(config)
     calibration = text(canonical(config["calibration"]))
     require_disjoint(calibration, bound.evaluation)
+    short = shortened(bound.bench)
     return Job(
         recipe=recipe,
         source=configs.part(config, "model"),
@@ -124,10 +136,13 @@ def job(config: Config, config_dir: Path | None) -> Job:
         runtime=configs.part(config, "runtime"),
         reference=Torch(),
         measure=bound,
+        foresight=None if short is None else Foresight(measure=replace(bound, bench=short)),
+        lease=lease,
         target=bound.target,
         device=bound.device,
         limits=configs.limits(config, known_metrics(config_dir)),
         calibration=calibration,
+        stop_early=bound.bench.stop_early,
     )
 
 

@@ -53,6 +53,11 @@ class Verdict:
     reason: str
     predicted: bool = False
 
+    @property
+    def told(self) -> str:
+        """The metric and why its limit is not kept, in one line."""
+        return f"{self.metric} {self.reason}" if self.predicted else f"{self.metric}: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -71,10 +76,13 @@ class TrialResult:
         recipe: text, digest and descriptions of the recipe.
         device: inventory of the machine that measured; `emulated` where the target is another one.
         engine: folder, digest and bytes of the engine; None where none was built.
-        timings_s: seconds by stage; a stage taken from the store counts its look-up alone.
+        timings_s: seconds by stage; a stage taken from the store counts its look-up alone. `wait` is what all of them
+            spent waiting for the device or for another process that made the same.
+        saved_s: seconds that what was taken from the store had cost to make, by stage; nothing for what was made now.
+            `<stage>/<kind>` where the stage itself was made, and found a part of its work.
         artifacts: files and folders worth keeping, by the name they get in the tracking server.
         notes: lint findings and other remarks about the engine.
-        predictions: figures by arithmetic, from before anything was done.
+        predictions: figures from before there was an engine to measure: by arithmetic, or of the checkpoint.
         refused: the rung at which a limit was found broken before all was measured; empty where none was.
     """
 
@@ -91,6 +99,7 @@ class TrialResult:
     failure: Failure | None = None
     predictions: tuple[Measurement, ...] = ()
     refused: str = ""
+    saved_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def feasible(self) -> bool:
@@ -100,6 +109,12 @@ class TrialResult:
     @property
     def metrics(self) -> dict[str, float]:
         return {m.metric: m.value for m in self.measurements}
+
+    @property
+    def broken(self) -> tuple[Verdict, ...]:
+        """Verdicts on limits that are surely broken: by the best that was predicted, or by a whole interval."""
+        ends = {m.metric: (m.low, m.high) for m in self.measurements if not m.noisy}
+        return tuple(v for v in self.verdicts if _surely_broken(v, ends.get(v.metric)))
 
     @property
     def paths(self) -> list[Path]:
@@ -119,3 +134,18 @@ class TrialResult:
         fields["predictions"] = tuple(Measurement(**m) for m in fields.get("predictions", ()))
         fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None
         return cls(**fields)
+
+
+def undone(refused: str) -> str:
+    """What was not done any more once a limit was found broken at the rung `refused`."""
+    return {"estimate": "nothing was built", "divergence": "no engine was built"}.get(
+        refused, f"nothing was measured after {refused}"
+    )
+
+
+def _surely_broken(verdict: Verdict, ends: tuple[float, float] | None) -> bool:
+    if verdict.excess is None or verdict.excess <= 0 or verdict.bound is None:
+        return False
+    if verdict.predicted:
+        return True
+    return ends is not None and (ends[0] > verdict.bound or ends[1] < verdict.bound)

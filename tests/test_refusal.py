@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.pipeline import refusal
 from edgeopt.result import Measurement
+from edgeopt.rungs import refusal
 from edgeopt.target import Limit
 
 SIZE, SPEED, LOSS = "size/engine_mib", "throughput/decode_tokens_per_s", "quality/perplexity"
