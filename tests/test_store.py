@@ -247,9 +247,10 @@ def test_waiting_is_no_part_of_what_a_stage_costs(tmp_path: Path) -> None:
     assert store.waited_s >= 0.3
 
 
-def test_a_stage_of_a_cache_that_remembered_no_cost_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", ["", "\0\0\0"], ids=["none", "spoiled"])
+def test_a_stage_of_a_cache_that_remembers_no_cost_costs_nothing(tmp_path: Path, mark: str) -> None:
     made = Store(tmp_path).find("k", 1, write("old"))
-    (tmp_path / "uses" / made.folder.name).write_text("")
+    (tmp_path / "uses" / made.folder.name).write_text(mark)
     assert Store(tmp_path).find("k", 1, write("old")).cost_s == 0.0
 
 

@@ -55,8 +55,11 @@ def write_cost(use: IO[str], seconds: float) -> None:
 
 
 def read_cost(root: Path, key: str) -> float:
-    """Seconds that an entry took to make; 0 where it was made before they were remembered."""
-    return float((root / "uses" / key).read_text() or 0.0)
+    """Seconds that an entry took to make; 0 where they were not remembered, or a crash of the machine spoiled them."""
+    try:
+        return float((root / "uses" / key).read_text())
+    except ValueError:
+        return 0.0
 
 
 @contextmanager
