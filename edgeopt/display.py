@@ -129,6 +129,8 @@ def measurements(found: list[Document]) -> None:
 def verdicts(found: list[Document]) -> None:
     for v in found:
         told = ("kept", "green") if v["kept"] else (f"not kept: {v['reason']}", "red")
+        if v["kept"] and v["predicted"]:
+            told = ("not measured, and not excluded by what was predicted", "yellow")
         out.print(Text.assemble(f"{v['metric']} {v['limit']}: ", told))
 
 

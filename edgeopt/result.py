@@ -39,7 +39,8 @@ class Verdict:
         bound: the limit in the metric's unit, None where it refers to a baseline that is missing.
         excess: by which share of the bound the worse end of the interval lies beyond it (negative: within);
             None where nothing was measured or the figure is no number.
-        kept: True only where the whole interval is proven to lie within the limit.
+        kept: True only where the whole interval is proven to lie within the limit; of a prediction, which proves
+            nothing, where the best that it allows for does.
         reason: why a limit is not kept, empty where it is.
         predicted: whether a prediction was held against the limit, of which only the best that it allows for counts.
     """

@@ -35,7 +35,8 @@ def trial(result: TrialResult) -> str:
 def _verdict(verdict: Verdict, unit: str) -> str:
     value = "not measured" if verdict.value is None else units.show(verdict.value, unit)
     value += ", predicted at best" if verdict.predicted else ""
-    word = "kept" if verdict.kept else f"**not kept**: {_cell(verdict.reason)}"
+    kept = "not excluded" if verdict.predicted else "kept"
+    word = kept if verdict.kept else f"**not kept**: {_cell(verdict.reason)}"
     return f"| {readable(verdict.metric)} {verdict.limit} | {value} | {word} |"
 
 

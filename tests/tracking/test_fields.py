@@ -78,4 +78,6 @@ def test_the_note_of_a_stopped_trial_tells_where_it_stopped_and_measured_from_pr
     early = cards.trial(stopped("divergence", replace(BROKEN, predicted=True)))
     assert "no engine was built" in early
     assert "predicted at best |" in early
+    hopeful = cards.trial(stopped("build", replace(BROKEN, predicted=True, kept=True)))
+    assert "predicted at best | not excluded |" in hopeful
     assert "nothing was built" in cards.trial(stopped("estimate", replace(BROKEN, predicted=True)))
