@@ -17,9 +17,12 @@ from edgeopt import intake, pipeline, tokens
 from edgeopt.artifact import Engine
 from edgeopt.composition import Composer, Config
 from edgeopt.errors import ConfigError, EdgeoptError, InputError
+from edgeopt.job import Job
+from edgeopt.measure import lease, samples
 from edgeopt.measure.bench import Bench, measure
+from edgeopt.measure.foresight import Foresight, shortened
 from edgeopt.part import canonical, construct, describe
-from edgeopt.pipeline import Job, evaluate
+from edgeopt.pipeline import evaluate
 from edgeopt.ports import Progress, Runtime
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.runtimes.eager import Torch
@@ -45,9 +48,14 @@ class BoundBench:
     evaluation: Text
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        return self.bench.groups
+
+    def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
+        bench = describe(self.bench.only(probes))
+        del bench["stop_early"]  # when to stop changes no figure
         return {
-            "bench": describe(self.bench),
+            "bench": bench,
             "threads": self.target.threads,
             "context_length": self.target.context_length,
             "device": self.device.fingerprint,
@@ -61,14 +69,17 @@ class BoundBench:
         directory: Path,
         references: Mapping[str, Path],
         progress: Progress,
-        only: Sequence[str] = (),
+        probes: Sequence[str] = (),
+        *,
+        fresh: bool = True,
     ) -> tuple[Measurement, ...]:
-        bench = self.bench
-        if only:
-            bench = replace(bench, probes={name: probe for name, probe in bench.probes.items() if name in only})
+        bench = self.bench.only(probes) if probes else self.bench
         return measure(
-            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, fresh=not only
+            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, fresh=fresh
         )
+
+    def gather(self, folders: Sequence[Path], directory: Path) -> None:
+        samples.gather(folders, directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +137,7 @@ def job(config: Config, config_dir: Path | None) -> Job:
     bound = bench(config)
     calibration = text(canonical(config["calibration"]))
     require_disjoint(calibration, bound.evaluation)
+    short = shortened(bound.bench)
     return Job(
         recipe=recipe,
         source=configs.part(config, "model"),
@@ -133,10 +145,13 @@ def job(config: Config, config_dir: Path | None) -> Job:
         runtime=configs.part(config, "runtime"),
         reference=Torch(),
         measure=bound,
+        foresight=None if short is None else Foresight(measure=replace(bound, bench=short)),
+        lease=lease,
         target=bound.target,
         device=bound.device,
         limits=configs.limits(config, known_metrics(config_dir)),
         calibration=calibration,
+        stop_early=bound.bench.stop_early,
     )
 
 
@@ -218,8 +233,10 @@ def _model(description: str) -> tuple[ModelSpec, int]:
     return intake.spec_of(folder), intake.carried_bytes(folder)
 
 
-def evaluate_trial(request: Request, params: Params, progress: Callable[[str], None]) -> TrialResult:
-    """Compose, construct and evaluate one trial; what is wrong with its values is its outcome.
+def evaluate_trial(
+    request: Request, params: Params, progress: Callable[[str], None], *, build_only: bool = False
+) -> TrialResult:
+    """Compose, construct and evaluate one trial, or build it only; what is wrong with its values is its outcome.
 
     What the result names stays in the cache until this process evaluates the next trial or ends.
     """
@@ -233,7 +250,7 @@ def evaluate_trial(request: Request, params: Params, progress: Callable[[str], N
         failure = Failure(stage="config", kind=type(error).__name__, message=str(error))
         return replace(blank(request, params), failure=failure)
     _held.enter_context(kept.holding(progress))
-    return evaluate(made, kept, progress)
+    return evaluate(made, kept, progress, build_only=build_only)
 
 
 def open_engine(folder: Path) -> tuple[Engine, Runtime]:

@@ -181,6 +181,8 @@ def measurements(found: list[Document]) -> None:
 def verdicts(found: list[Document]) -> None:
     for v in found:
         told = ("kept", "green") if v["kept"] else (f"not kept: {v['reason']}", "red")
+        if v["kept"] and v["predicted"]:
+            told = ("not measured, and not excluded by what was predicted", "yellow")
         out.print(Text.assemble(f"{v['metric']} {v['limit']}: ", told))
 
 
@@ -190,7 +192,6 @@ def _trial_line(number: int, result: TrialResult) -> Text:
         why = result.failure.message.splitlines()[0][:120]
         return Text.assemble(("✗", "red"), f" trial {number} failed in {result.failure.stage}: {why}")
     if result.refused:
-        broken = next(v for v in result.verdicts if v.predicted and not v.kept)
-        return Text.assemble(("⊘", "yellow"), f" trial {number} refused: {broken.metric} {broken.reason}")
+        return Text.assemble(("⊘", "yellow"), f" trial {number} refused at {result.refused}: {result.broken[0].told}")
     mark = ("✓", "green") if result.feasible else ("·", "yellow")
     return Text.assemble(mark, f" trial {number} {result.recipe['text']} ({seconds:.0f} s)")

@@ -149,6 +149,9 @@ class Runtime(Protocol):
         ...
 
 
+FILES = "files"
+"""The group of probes that look at an engine's files alone: they collect without a process, and nothing is opened."""
+
 Samples = Mapping[str, Any]
 """Raw figures of one process in plain JSON types, by a probe's own names."""
 
@@ -180,7 +183,7 @@ class Probe(Protocol):
     METRICS: ClassVar[Mapping[str, str]]
     """Every metric that the probe may report, with its unit."""
     GROUP: ClassVar[str]
-    """Probes of one group share their processes; others never do."""
+    """Probes of one group share their processes; others never do. Those of the group FILES need none."""
     TIMED: ClassVar[bool]
     """Whether load of other processes spoils the figures."""
     processes: int
@@ -189,6 +192,22 @@ class Probe(Protocol):
     def collect(self, subject: Subject) -> Samples: ...
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]: ...
+
+
+class Lease(Protocol):
+    """Who may use the device: one measurement alone, or any number of those who work on all its cores.
+
+    Neither waits for what the same thread has already. Several hosts that share a device need another one than
+    files on one of them.
+    """
+
+    def hold(self, progress: Progress) -> AbstractContextManager[None]:
+        """Have the device alone inside the block, after those who measure or work have ended."""
+        ...
+
+    def work(self, progress: Progress) -> AbstractContextManager[None]:
+        """Nobody measures inside the block; it begins after those who measure, or wait to, have ended."""
+        ...
 
 
 class Recorder(Protocol):

@@ -39,7 +39,8 @@ class Verdict:
         bound: the limit in the metric's unit, None where it refers to a baseline that is missing.
         excess: by which share of the bound the worse end of the interval lies beyond it (negative: within);
             None where nothing was measured or the figure is no number.
-        kept: True only where the whole interval is proven to lie within the limit.
+        kept: True only where the whole interval is proven to lie within the limit; of a prediction, which proves
+            nothing, where the best that it allows for does.
         reason: why a limit is not kept, empty where it is.
         predicted: whether a prediction was held against the limit, of which only the best that it allows for counts.
     """
@@ -52,6 +53,11 @@ class Verdict:
     kept: bool
     reason: str
     predicted: bool = False
+
+    @property
+    def told(self) -> str:
+        """The metric and why its limit is not kept, in one line."""
+        return f"{self.metric} {self.reason}" if self.predicted else f"{self.metric}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +77,14 @@ class TrialResult:
         recipe: text, digest and descriptions of the recipe.
         device: inventory of the machine that measured; `emulated` where the target is another one.
         engine: folder, digest and bytes of the engine; None where none was built.
-        timings_s: seconds by stage; a stage taken from the store counts its look-up alone.
-        saved_s: seconds that stages had taken which were found in the cache, by stage.
+        timings_s: seconds by stage; a stage taken from the store counts its look-up alone. `wait` is what all of them
+            spent waiting for the device or for another process that made the same.
+        saved_s: seconds that what was taken from the store had cost to make, by stage; nothing for what was made now.
+            `<stage>/<kind>` where the stage itself was made, and found a part of its work.
         energy_j: joules that the evaluation took; `energy_method` says whether they were measured, and how.
         artifacts: files and folders worth keeping, by the name they get in the tracking server.
         notes: lint findings and other remarks about the engine.
-        predictions: figures by arithmetic, from before anything was done.
+        predictions: figures from before there was an engine to measure: by arithmetic, or of the checkpoint.
         refused: the rung at which a limit was found broken before all was measured; empty where none was.
     """
 
@@ -107,6 +115,12 @@ class TrialResult:
         return {m.metric: m.value for m in self.measurements}
 
     @property
+    def broken(self) -> tuple[Verdict, ...]:
+        """Verdicts on limits that are surely broken: by the best that was predicted, or by a whole interval."""
+        ends = {m.metric: (m.low, m.high) for m in self.measurements if not m.noisy}
+        return tuple(v for v in self.verdicts if _surely_broken(v, ends.get(v.metric)))
+
+    @property
     def paths(self) -> list[Path]:
         """Files and folders that the result names and does not hold."""
         engine = [] if self.engine is None else [self.engine["directory"]]
@@ -124,3 +138,18 @@ class TrialResult:
         fields["predictions"] = tuple(Measurement(**m) for m in fields.get("predictions", ()))
         fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None
         return cls(**fields)
+
+
+def undone(refused: str) -> str:
+    """What was not done any more once a limit was found broken at the rung `refused`."""
+    return {"estimate": "nothing was built", "divergence": "no engine was built"}.get(
+        refused, f"nothing was measured after {refused}"
+    )
+
+
+def _surely_broken(verdict: Verdict, ends: tuple[float, float] | None) -> bool:
+    if verdict.excess is None or verdict.excess <= 0 or verdict.bound is None:
+        return False
+    if verdict.predicted:
+        return True
+    return ends is not None and (ends[0] > verdict.bound or ends[1] < verdict.bound)

@@ -30,8 +30,9 @@ LEVEL_0 = {
 }
 LEVEL_1 = {"ports", "network", "grid", "adapters", "tokens", "intake"}
 ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store", "tracking", "release"}
+LEVEL_3 = {"job", "rungs", "work", "pipeline"}
 LEVEL_5 = {"composition", "config", "assembly", "profiling", "commands", "cli", "display", "diagnosis", "hydra_plugins"}
-ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_5 | {"pipeline", "search"}
+ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_3 | LEVEL_5 | {"search"}
 
 WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recovery": set()}
 """Which rooms of compress each of them may know, beside the mathematics that all share."""
@@ -82,10 +83,10 @@ def allowed(room: str) -> set[str]:
         return LEVEL_0 | LEVEL_1
     if room in ROOMS:
         return LEVEL_0 | LEVEL_1 | {room}
-    if room == "pipeline":
-        return LEVEL_0 | LEVEL_1 | {"judge", "store", "pipeline"}
+    if room in LEVEL_3:
+        return LEVEL_0 | LEVEL_1 | LEVEL_3 | {"judge", "store"}
     if room == "search":
-        return LEVEL_0 | LEVEL_1 | ROOMS | {"pipeline", "search"}
+        return LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_3 | {"search"}
     return ANYTHING
 
 

@@ -217,3 +217,45 @@ def test_new_code_that_decides_what_a_stage_produces_makes_it_anew(source: str, 
     with (tmp_path / "edgeopt" / source).open("a") as file:
         file.write("# changed\n")
     assert (code_digest() != before) == counts
+
+
+def test_a_stage_remembers_beside_itself_what_it_cost_whoever_asks(tmp_path: Path) -> None:
+    def slow(folder: Path) -> None:
+        time.sleep(0.2)
+        (folder / "out").write_text("slow")
+
+    made = Store(tmp_path).find("k", 1, slow)
+    assert not made.found
+    assert 0.2 <= made.cost_s < 2
+    assert [path.name for path in made.folder.iterdir()] == ["out"], "what it cost is no part of the stage"
+    found = Store(tmp_path).find("k", 1, slow)
+    assert (found.found, found.folder) == (True, made.folder)
+    assert found.cost_s == pytest.approx(made.cost_s)
+    store = Store(tmp_path)
+    with store.holding():
+        assert [store.find("k", 1, slow) for _ in range(2)] == [found, found]
+
+
+def test_waiting_is_no_part_of_what_a_stage_costs(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def waits(folder: Path) -> None:
+        with store.waiting():
+            time.sleep(0.3)
+
+    assert store.find("k", 1, waits).cost_s < 0.2
+    assert store.waited_s >= 0.3
+
+
+@pytest.mark.parametrize("mark", ["", "\0\0\0"], ids=["none", "spoiled"])
+def test_a_stage_of_a_cache_that_remembers_no_cost_costs_nothing(tmp_path: Path, mark: str) -> None:
+    made = Store(tmp_path).find("k", 1, write("old"))
+    (tmp_path / "uses" / made.folder.name).write_text(mark)
+    assert Store(tmp_path).find("k", 1, write("old")).cost_s == 0.0
+
+
+def test_an_invalid_stage_that_is_made_anew_costs_what_it_cost_last(tmp_path: Path) -> None:
+    Store(tmp_path).stage("k", 1, lambda _: time.sleep(0.3))
+    anew = Store(tmp_path).find("k", 1, write("new"), lambda _: False)
+    assert not anew.found
+    assert anew.cost_s < 0.2

@@ -19,7 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, intake
-    from edgeopt.pipeline import plan, refusal
+    from edgeopt.pipeline import plan
+    from edgeopt.rungs import refusal
     from edgeopt.runtimes.genai import CHUNK_TOKENS
     from edgeopt.runtimes.genai_estimate import estimate
     from edgeopt.search.lever import lever

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgeopt.commands import arguments as shared
 from edgeopt.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError, EdgeoptError, InfeasibleError, InputError
+from edgeopt.result import undone
 
 if TYPE_CHECKING:
     from edgeopt.result import TrialResult
@@ -71,15 +72,14 @@ def _error_of(result: TrialResult) -> EdgeoptError | None:
     if result.failure is not None:
         kind = {"ConfigError": ConfigError, "InputError": InputError}.get(result.failure.kind, EdgeoptError)
         return kind(result.failure.message)
-    broken = [v for v in result.verdicts if not v.kept and (v.predicted or not result.refused)]
     if result.refused:
         return InfeasibleError(
-            f"nothing was built: {broken[0].metric} {broken[0].reason}",
-            mend="Compress further, or set wider limits",
+            f"{undone(result.refused)}: {result.broken[0].told}", mend="Compress further, or set wider limits"
         )
+    broken = [v for v in result.verdicts if not v.kept]
     if broken:
         return InfeasibleError(
-            f"{len(broken)} of {len(result.verdicts)} limits are not kept: {broken[0].metric}: {broken[0].reason}",
+            f"{len(broken)} of {len(result.verdicts)} limits are not kept: {broken[0].told}",
             mend="Compress further, or set wider limits",
         )
     return None

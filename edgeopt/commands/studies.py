@@ -56,7 +56,7 @@ class OpenStudy:
             search=search,
             objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.objectives.items()),
             limits=configs.limits(config, known),
-            foresee=partial(assembly.foresee, request),
+            foresee=partial(assembly.foresee, request) if configs.part(config, "measure").stop_early else None,
         )
         recorder = configs.part(config, "tracking")
         if tracking_uri and recorder.tracking_uri is None and "MLFLOW_TRACKING_URI" not in os.environ:

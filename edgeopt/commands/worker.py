@@ -59,7 +59,7 @@ def work(opened: OpenStudy, *, role: str = "all") -> None:
 
     study, request = opened.study, opened.request
     study.built = {"build": False, "measure": True}.get(role)
-    evaluate = partial(assembly.evaluate_trial, request)
+    evaluate = partial(assembly.evaluate_trial, request, build_only=role == "build")
     with display.sweep(study) as watcher:
         loop.run(
             loop.Sweep(

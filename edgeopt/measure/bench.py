@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +14,13 @@ from typing import Any
 
 from edgeopt.artifact import Engine
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.measure import child, lease, process
+from edgeopt.measure import child, lease, process, samples
 from edgeopt.measure.child import Job
 from edgeopt.measure.runs import Run, conclude, judged, undisturbed
 from edgeopt.measure.spawn import spawn
-from edgeopt.measure.workload import PROMPT_LENGTHS, prepare
+from edgeopt.measure.workload import PROMPT_LENGTHS, Workload, prepare
 from edgeopt.part import construct, describe
-from edgeopt.ports import Probe, Progress, Runtime
+from edgeopt.ports import FILES, Probe, Progress, Runtime
 from edgeopt.result import Measurement
 from edgeopt.target import Target
 from edgeopt.text import Text
@@ -39,6 +40,7 @@ class Bench:
         retries: fresh processes added at most to those of a group, in place of disturbed ones.
         timeout_s: for each process.
         adapter: with which engines that have adapters are measured; None: their base.
+        stop_early: whether an evaluation ends at the first group of probes after which a limit is surely broken.
     """
 
     probes: Mapping[str, Any]
@@ -50,6 +52,7 @@ class Bench:
     retries: int = 2
     timeout_s: float = 600.0
     adapter: str | None = None
+    stop_early: bool = True
 
     def __post_init__(self) -> None:
         parts = {name: _part(name, given) for name, given in self.probes.items() if given is not None}
@@ -72,6 +75,22 @@ class Bench:
     def metrics(self) -> dict[str, str]:
         """Every metric that the active probes may report, with its unit."""
         return {metric: unit for probe in self.probes.values() for metric, unit in probe.METRICS.items()}
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Names of the active probes by group, in the order in which they are measured.
+
+        Files come first, which cost nothing, and what is timed alone comes last. Inside a group timed probes collect
+        last, so that what they do is not in the others' memory.
+        """
+        groups: dict[str, tuple[str, ...]] = {}
+        for name, probe in sorted(self.probes.items(), key=lambda item: (item[1].GROUP != FILES, item[1].TIMED)):
+            groups[probe.GROUP] = (*groups.get(probe.GROUP, ()), name)
+        return groups
+
+    def only(self, names: Sequence[str]) -> Bench:
+        """The bench with those of its probes that `names` has."""
+        return replace(self, probes={name: probe for name, probe in self.probes.items() if name in names})
 
 
 _LEAST = {
@@ -112,16 +131,22 @@ def measure(
     which may serve as a reference (`baseline`, `checkpoint`) when other engines are measured.
     Raises MeasureError where a process fails, InputError where the evaluation text is too short.
     """
-    workload = prepare(
-        evaluation,
-        engine.directory,
-        context_length=min(target.context_length, engine.spec.context_length),
-        prompt_lengths=bench.prompt_lengths,
-        window_tokens=bench.window_tokens,
-        max_windows=bench.max_windows,
-    )
+    groups = bench.groups
+    context_length = min(target.context_length, engine.spec.context_length)
+    workload = Workload(context_length=context_length, prompts={}, documents=[], left_out=())
+    held: AbstractContextManager[None] = nullcontext()
+    if groups.keys() - {FILES}:
+        held = lease.hold(progress) if fresh else lease.work(progress)
+        workload = prepare(
+            evaluation,
+            engine.directory,
+            context_length=context_length,
+            prompt_lengths=bench.prompt_lengths,
+            window_tokens=bench.window_tokens,
+            max_windows=bench.max_windows,
+        )
     try:
-        for folder in ("scratch", "logs"):
+        for folder in ("scratch", samples.LOGS):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="edgeopt-") as work:
             documents = Path(work) / "documents.json"
@@ -140,11 +165,13 @@ def measure(
                 report=str(Path(work) / "report.json"),
                 adapter=bench.adapter,
             )
-            with lease.hold(progress):
+            with held:
                 runs = [
                     run
-                    for probes in _groups(bench)
-                    for run in _run_group(probes, bench, job, directory, progress, fresh=fresh)
+                    for group, names in groups.items()
+                    for run in _run_group(
+                        group, {n: bench.probes[n] for n in names}, bench, job, directory, progress, fresh=fresh
+                    )
                 ]
         record = {
             "engine": engine.digest,
@@ -155,7 +182,7 @@ def measure(
             "prompt_lengths_left_out": workload.left_out,
             "runs": [asdict(run) for run in runs],
         }
-        (directory / "samples.json").write_text(json.dumps(record))
+        samples.write(record, directory)
     except OSError as error:
         raise MeasureError(
             f"the measurement cannot be kept ({error})", place=str(directory), mend="Free or unlock the disk"
@@ -173,26 +200,27 @@ def _existing(name: str, folder: Path) -> Path:
     return folder.absolute()
 
 
-def _groups(bench: Bench) -> list[dict[str, Probe]]:
-    """Probes that share processes; timed ones collect last, so that what they do is not in the others' memory."""
-    groups: dict[str, dict[str, Probe]] = {}
-    for name, probe in sorted(bench.probes.items(), key=lambda item: item[1].TIMED):
-        groups.setdefault(probe.GROUP, {})[name] = probe
-    return list(groups.values())
-
-
 def _run_group(
-    probes: Mapping[str, Probe], bench: Bench, job: Job, directory: Path, progress: Progress, *, fresh: bool
+    group: str,
+    probes: Mapping[str, Probe],
+    bench: Bench,
+    job: Job,
+    directory: Path,
+    progress: Progress,
+    *,
+    fresh: bool,
 ) -> list[Run]:
     """As many fresh processes as the probes ask for, and others where timed ones were disturbed."""
-    group = next(iter(probes.values())).GROUP
+    if group == FILES:
+        report = child.look(replace(job, probes={name: describe(probe) for name, probe in probes.items()}))
+        return [Run(group=group, disturbance="", foreign_cpu_share=0.0, report=report)]
     timed = {name: probe for name, probe in probes.items() if probe.TIMED}
     runs: list[Run] = []
 
     def run(asked: Mapping[str, Probe], what: str) -> None:
         progress(f"measuring {', '.join(asked)}: {what}")
         doing = replace(job, probes={name: describe(probe) for name, probe in asked.items()})
-        log = directory / "logs" / f"{group}-{len(runs)}.log"
+        log = directory / samples.LOGS / f"{group}-{len(runs)}.log"
         report = spawn(doing, log, bench.timeout_s) if fresh else child.run(doing, time.monotonic())
         runs.append(
             judged(

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgeopt.ports import Samples, Subject
+from edgeopt.ports import FILES, Samples, Subject
 from edgeopt.result import Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     METRICS: ClassVar[Mapping[str, str]] = {"size/engine_mib": "MiB", "size/parameters": "count"}
-    GROUP: ClassVar[str] = "generation"
+    GROUP: ClassVar[str] = FILES
     TIMED: ClassVar[bool] = False
     processes: int = 1
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,6 @@ def prepare(
 
     Raises InputError where the text holds not one window of 16 tokens, ConfigError where no prompt fits.
     """
-    from edgeopt import tokens
-
     fitting = [length for length in sorted(prompt_lengths) if length < context_length]
     if not fitting:
         raise ConfigError(
@@ -51,8 +50,13 @@ def prepare(
             place="measure.prompt_lengths",
             mend="Name a shorter one",
         )
-    everything = tokens.windows(evaluation, directory, length=min(window_tokens, context_length))
-    begin = tokens.prefix(directory)
+    asked = _Asked(
+        text=evaluation,
+        tokenizer=_digest(directory),
+        length=min(window_tokens, context_length),
+        directory=directory,
+    )
+    everything, begin = _tokenized(asked)
     stream = [token for window in everything for token in window[len(begin) :]]
     return Workload(
         context_length=context_length,
@@ -60,6 +64,36 @@ def prepare(
         documents=_spread(everything, max_windows),
         left_out=tuple(sorted(set(prompt_lengths) - set(fitting))),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A text in windows of at most `length` tokens, by a tokenizer that is the same wherever its files lie."""
+
+    text: Text
+    tokenizer: str
+    length: int
+    directory: Path = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _tokenized(asked: _Asked) -> tuple[list[list[int]], list[int]]:
+    """The windows and what each begins with; kept, since one evaluation asks for each group of probes."""
+    from edgeopt import tokens
+
+    return tokens.windows(asked.text, asked.directory, length=asked.length), tokens.prefix(asked.directory)
+
+
+def _digest(directory: Path) -> str:
+    from hashlib import sha256  # its library takes 5 MiB, which the measured process does without
+
+    from edgeopt import tokens
+
+    combined = sha256()
+    for name in tokens.FILES:
+        path = directory / name
+        combined.update(path.read_bytes() if path.is_file() else b"\0")
+    return combined.hexdigest()
 
 
 def cycled(ids: Sequence[int], length: int) -> list[int]:

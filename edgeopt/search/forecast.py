@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from edgeopt.pipeline import refusal
 from edgeopt.result import TrialResult
+from edgeopt.rungs import refusal
 from edgeopt.search.space import Params
 from edgeopt.spec import ModelSpec
 from edgeopt.target import Limit

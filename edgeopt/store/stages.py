@@ -10,8 +10,10 @@ import contextlib
 import fcntl
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,9 +23,23 @@ from edgeopt.errors import StoreError
 from edgeopt.part import digest
 from edgeopt.ports import Progress
 from edgeopt.store.eviction import evict, remove
-from edgeopt.store.uses import alone, lock_file, note, share, unwritable
+from edgeopt.store.uses import alone, lock_file, note, read_cost, share, unwritable, write_cost
 
 LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-genai")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stage as it was asked for.
+
+    Attributes:
+        found: whether it was there, or another process made it meanwhile; else it was made now.
+        cost_s: seconds of work that it took to make, whoever made it; waiting is no work.
+    """
+
+    folder: Path
+    found: bool
+    cost_s: float
 
 
 class Store:
@@ -31,11 +47,15 @@ class Store:
 
     After each stage that is made, the least recently used entries go until `limit_bytes` are left on disk;
     None sets no limit. What a process holds is never evicted, even where the limit cannot be kept then.
+
+    Attributes:
+        waited_s: seconds that this store's user has spent in `waiting`, or for stages that another process made.
     """
 
     def __init__(self, root: Path, *, limit_bytes: int | None = None) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
+        self.waited_s = 0.0
         self._held: dict[str, IO[str]] | None = None
         self._tell: Progress | None = None
         try:
@@ -61,6 +81,15 @@ class Store:
                 use.close()
             self._held, self._tell = None, None
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What passes inside the block is counted as waiting, and is no part of what a stage costs."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited_s += time.monotonic() - started
+
     def stage(
         self,
         kind: str,
@@ -68,7 +97,17 @@ class Store:
         produce: Callable[[Path], None],
         valid: Callable[[Path], bool] = lambda _: True,
     ) -> Path:
-        """The folder that `produce` fills, made once for equal `inputs`, code and library versions.
+        """The folder of `find`."""
+        return self.find(kind, inputs, produce, valid).folder
+
+    def find(
+        self,
+        kind: str,
+        inputs: object,
+        produce: Callable[[Path], None],
+        valid: Callable[[Path], bool] = lambda _: True,
+    ) -> Stage:
+        """The stage that `produce` fills, made once for equal `inputs`, code and library versions.
 
         Outside `holding` it may be evicted as soon as it is returned.
 
@@ -82,21 +121,22 @@ class Store:
         with self.holding(), contextlib.ExitStack() as opened:
             assert self._held is not None
             if key in self._held:
-                return final
+                return Stage(folder=final, found=True, cost_s=read_cost(self.root, key))
             use = opened.enter_context(lock_file(self.root / "uses" / key))
             share(use)
             made = False
             if not (final.is_dir() and valid(final)):
                 fcntl.flock(use, fcntl.LOCK_UN)  # while this waits, others may replace or evict it
                 with lock_file(self.root / "locks" / key) as making:
-                    fcntl.flock(making, fcntl.LOCK_EX)
+                    with self.waiting():
+                        fcntl.flock(making, fcntl.LOCK_EX)
                     made = self._make(final, use, produce, valid)
             note(use)
             opened.pop_all()
             self._held[key] = use
             if made:
                 self._keep_limit()
-        return final
+            return Stage(folder=final, found=not made, cost_s=read_cost(self.root, key))
 
     @contextmanager
     def draft(self, inputs: object) -> Iterator[Path]:
@@ -128,7 +168,9 @@ class Store:
                     return False
             shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
             scratch.mkdir(parents=True)
+            started, waited_s = time.monotonic(), self.waited_s
             produce(scratch)
+            write_cost(use, time.monotonic() - started - (self.waited_s - waited_s))
             final.parent.mkdir(exist_ok=True)
             scratch.rename(final)
         except OSError as error:

@@ -47,6 +47,21 @@ def note(use: IO[str]) -> None:
     os.utime(use.fileno(), ns=(now, now))
 
 
+def write_cost(use: IO[str], seconds: float) -> None:
+    """Remember in the mark how long the entry took to make: beside the entry, whose content is what it is."""
+    use.truncate(0)
+    use.write(f"{seconds:.6g}\n")
+    use.flush()
+
+
+def read_cost(root: Path, key: str) -> float:
+    """Seconds that an entry took to make; 0 where they were not remembered, or a crash of the machine spoiled them."""
+    try:
+        return float((root / "uses" / key).read_text())
+    except ValueError:
+        return 0.0
+
+
 @contextmanager
 def using(paths: Iterable[Path]) -> Iterator[bool]:
     """Keep the entries that hold `paths` while the block runs; whether all paths are there.

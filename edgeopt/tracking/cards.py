@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeopt import units
-from edgeopt.result import TrialResult, Verdict
+from edgeopt.result import TrialResult, Verdict, undone
 from edgeopt.tracking.view import readable
 
 LENGTH = 8000  # of a tag in MLflow
@@ -19,13 +19,13 @@ def trial(result: TrialResult) -> str:
     if result.failure is not None:
         lines += [f"**Failed** while it was at `{result.failure.stage}`: {_cell(result.failure.message)}", ""]
     if result.refused:
-        lines += [f"**Refused** by {result.refused}: nothing was built, because a limit would be broken.", ""]
+        lines += [f"**Refused** at {result.refused}: {undone(result.refused)}, because a limit is broken.", ""]
     if result.emulated:
         here = result.device.get("name", "another machine")
         lines += [f"Limits of the device {result.target} were checked on {here}.", ""]
     unit = {m.metric: m.unit for m in (*result.predictions, *result.measurements)}
     if result.verdicts:
-        lines += [f"| limit | {'predicted at best' if result.refused else 'measured'} | verdict |", "|---|---|---|"]
+        lines += ["| limit | measured | verdict |", "|---|---|---|"]
         lines += [_verdict(verdict, unit.get(verdict.metric, "")) for verdict in result.verdicts]
         lines.append("")
     lines += [f"- {note}" for note in result.notes]
@@ -34,7 +34,9 @@ def trial(result: TrialResult) -> str:
 
 def _verdict(verdict: Verdict, unit: str) -> str:
     value = "not measured" if verdict.value is None else units.show(verdict.value, unit)
-    word = "kept" if verdict.kept else f"**not kept**: {_cell(verdict.reason)}"
+    value += ", predicted at best" if verdict.predicted else ""
+    kept = "not excluded" if verdict.predicted else "kept"
+    word = kept if verdict.kept else f"**not kept**: {_cell(verdict.reason)}"
     return f"| {readable(verdict.metric)} {verdict.limit} | {value} | {word} |"
 
 

@@ -64,7 +64,8 @@ def _key(name: str) -> str:
 
 
 def metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
-    """Figures, `excess/<metric>`, `time/<stage>_s` and `feasible`; and the names left out because not finite.
+    """Figures, `excess/<metric>`, `time/<stage>_s`, `time_saved/<stage>_s` and `feasible`; and the names left out
+    because not finite.
 
     What was predicted is `predicted/<metric>` and `predicted_excess/<metric>`.
 
@@ -75,6 +76,7 @@ def metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
     excess = {True: "predicted_excess", False: "excess"}
     found |= {f"{excess[v.predicted]}/{v.metric}": v.excess for v in result.verdicts if v.excess is not None}
     found |= {f"time/{stage}_s": seconds for stage, seconds in result.timings_s.items()}
+    found |= {f"time_saved/{stage}_s": seconds for stage, seconds in result.saved_s.items()}
     found[tags.FEASIBLE] = float(result.feasible)
     finite = {_key(name): float(value) for name, value in found.items() if math.isfinite(value)}
     return finite, sorted(name for name, value in found.items() if not math.isfinite(value))

@@ -16,6 +16,7 @@ from edgeopt.measure import child
 from edgeopt.measure.stub import StubRuntime
 from edgeopt.measure.workload import prepare
 from edgeopt.part import construct, describe, resolve
+from edgeopt.ports import FILES
 
 CONF = Path(__file__).parents[2] / "conf" / "probe"
 CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))]
@@ -89,6 +90,25 @@ def test_a_probe_says_how_it_is_run(probe_class):
     assert probe_class.GROUP
     assert isinstance(probe_class.TIMED, bool)
     assert made(probe_class).processes >= 1
+
+
+@pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == FILES], ids=lambda p: p.__name__)
+def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
+    engine = toy.build(tmp_path, StubRuntime(crash="error"))
+    job = child.Job(
+        parent=0,
+        runtime=describe(StubRuntime()),
+        probes={"own": describe(made(probe_class))},
+        engine=str(engine.directory),
+        cores=[0],
+        context_length=128,
+        prompts={},
+        documents="",
+        references={},
+        scratch="",
+        report="",
+    )
+    assert made(probe_class).summarize([child.look(job)["samples"]["own"]])
 
 
 @each_probe

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
 
 import edgeopt
+from edgeopt import config as configs
 from edgeopt.errors import ConfigError, MeasureError
+from edgeopt.measure import child, samples
 from edgeopt.measure.bench import Bench
 from edgeopt.measure.stub import StubRuntime
 from measure import toy
@@ -53,8 +56,12 @@ def test_processes_are_as_many_as_each_probe_asks_for(usual):
     assert asked == {"size": 1, "memory": 3, "latency": 5}
 
 
+def group(folder, name):
+    return [run for run in record(folder)["runs"] if run["group"] == name]
+
+
 def test_memory_is_taken_before_other_work_leaves_its_own_in_the_process(usual):
-    assert list(record(usual[0])["runs"][0]["report"]["sections"]) == ["start", "size", "memory", "latency"]
+    assert list(group(usual[0], "generation")[0]["report"]["sections"]) == ["start", "memory", "latency"]
 
 
 def test_at_least_200_tokens_stand_behind_the_decode_percentiles(usual):
@@ -65,6 +72,63 @@ def test_the_size_is_that_of_the_files(usual):
     files = [f for f in (usual[0] / "engine").iterdir() if f.name != "edgeopt.json"]
     assert usual[1]["size/engine_mib"].value == sum(f.stat().st_size for f in files) / 2**20
     assert usual[1]["size/parameters"].value == toy.SPEC.parameters
+
+
+def test_files_are_looked_at_without_a_process_and_first_of_all(tmp_path):
+    figures = toy.measured(tmp_path, StubRuntime(crash="hang"), toy.bench("size"))
+    assert figures["size/engine_mib"].value > 0
+    assert not list((tmp_path / "measured" / "logs").iterdir())
+    assert list(toy.bench("quality", "latency", "energy", "size").groups) == [
+        "files",
+        "quality",
+        "generation",
+        "energy",
+    ]
+
+
+def test_the_groups_of_the_default_bench_come_in_the_order_of_their_cost():
+    composed = configs.compose()
+    groups = configs.part(composed, "measure").groups
+    assert list(groups) == ["files", "generation", "quality", "energy"]
+    assert groups["generation"] == ("memory", "latency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nosy:
+    """A probe that says it looks at files, and generates."""
+
+    METRICS: ClassVar[dict[str, str]] = {"nosy/x": ""}
+    GROUP: ClassVar[str] = "files"
+    TIMED: ClassVar[bool] = False
+    processes: int = 1
+
+    def collect(self, subject):
+        return {"x": list(subject.session.generate([1], 1))}
+
+    def summarize(self, runs):
+        return []
+
+
+def test_a_probe_of_files_that_wants_a_session_is_told_to_change_its_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "construct", lambda described, place: Nosy())
+    with pytest.raises(MeasureError, match="GROUP"):
+        toy.measured(tmp_path, StubRuntime(), toy.bench(probes={"nosy": Nosy()}))
+
+
+def test_the_record_of_groups_measured_one_by_one_is_that_of_all_together(tmp_path, usual):
+    folders = []
+    for name, probes in toy.bench("size", "memory", "latency").groups.items():
+        toy.measured(tmp_path / name, StubRuntime(), toy.bench(*probes))
+        folders.append(tmp_path / name / "measured")
+    samples.gather(folders, tmp_path)
+    found, whole = json.loads((tmp_path / "samples.json").read_text()), record(usual[0])
+    assert {k: found[k] for k in found if k != "runs"} == {k: whole[k] for k in whole if k != "runs"}
+    assert [(r["group"], list(r["report"]["samples"])) for r in found["runs"]] == [
+        (r["group"], list(r["report"]["samples"])) for r in whole["runs"]
+    ]
+    assert sorted(log.name for log in (tmp_path / "logs").iterdir()) == sorted(
+        log.name for log in (usual[0] / "measured" / "logs").iterdir()
+    )
 
 
 def test_memory_adds_up(usual):
@@ -80,7 +144,10 @@ def test_cold_start_holds_load(usual):
 
 
 def test_a_log_of_each_process_is_kept(usual):
-    assert len(list((usual[0] / "measured" / "logs").glob("generation-*.log"))) == len(record(usual[0])["runs"])
+    logs = list((usual[0] / "measured" / "logs").iterdir())
+    assert sorted(log.name for log in logs) == [
+        f"generation-{n}.log" for n in range(len(group(usual[0], "generation")))
+    ]
 
 
 def test_memory_that_the_engine_takes_shows_in_the_peak(usual, tmp_path):
@@ -129,7 +196,7 @@ def test_a_probe_that_is_off_reports_nothing(tmp_path):
 def test_how_the_process_died_is_said(tmp_path, crash, words):
     before = psutil.Process().children()
     with pytest.raises(MeasureError, match=words) as caught:
-        toy.measured(tmp_path, StubRuntime(crash=crash), toy.bench("size", timeout_s=2.0))
+        toy.measured(tmp_path, StubRuntime(crash=crash), toy.bench("memory", timeout_s=2.0))
     assert str(tmp_path / "measured" / "logs") in str(caught.value)
     assert psutil.Process().children() == before
 
@@ -139,7 +206,7 @@ import sys
 from pathlib import Path
 from measure import toy
 from edgeopt.measure.stub import StubRuntime
-toy.measured(Path(sys.argv[1]), StubRuntime(crash="hang"), toy.bench("size"))
+toy.measured(Path(sys.argv[1]), StubRuntime(crash="hang"), toy.bench("memory"))
 """
 
 
@@ -175,7 +242,7 @@ def test_foreign_load_makes_timed_figures_noisy_and_their_intervals_hold_every_t
     finally:
         for spinner in spinners:
             spinner.kill()
-    runs = record(tmp_path)["runs"]
+    runs = group(tmp_path, "generation")
     assert len(runs) == 3, "two, and one more because they were disturbed"
     assert all("other processes" in run["disturbance"] for run in runs)
     cold_ms = [1e3 * run["report"]["samples"]["latency"]["cold_start_s"] for run in runs]

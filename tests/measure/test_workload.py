@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +42,19 @@ def test_windows_are_taken_evenly_over_the_whole_text(folder):
 
 def test_a_short_text_gives_all_its_windows(folder):
     assert made(folder, max_windows=1000).documents == tokens.windows(toy.text(), folder, length=100)
+
+
+def test_another_tokenizer_in_the_same_folder_makes_other_windows(tmp_path):
+    folder = toy.build(tmp_path, StubRuntime()).directory
+    before = made(folder).documents
+    assert made(folder).documents == before
+    file = folder / "tokenizer.json"
+    words = json.loads(file.read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["w0"], vocabulary["w1"] = vocabulary["w1"], vocabulary["w0"]
+    file.write_text(json.dumps(words))
+    swapped = {0: 1, 1: 0}
+    assert made(folder).documents == [[swapped.get(token, token) for token in window] for window in before]
 
 
 def test_no_window_is_longer_than_the_context(folder):

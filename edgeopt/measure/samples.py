@@ -1,0 +1,28 @@
+"""What single processes reported, kept as files beside the figures: `samples.json` and `logs/`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SAMPLES, LOGS = "samples.json", "logs"
+
+
+def write(record: Mapping[str, Any], directory: Path) -> None:
+    """Keep `record`: the engine, the workload and, in `runs`, what each process reported."""
+    (directory / SAMPLES).write_text(json.dumps(record))
+
+
+def gather(folders: Sequence[Path], directory: Path) -> None:
+    """Write one record and one folder of logs from those of the measurements in `folders`, all of one engine.
+
+    Where their workloads differ, that of the last one stands in the record.
+    """
+    records = [json.loads((folder / SAMPLES).read_text()) for folder in folders]
+    together = {key: value for record in records for key, value in record.items()}
+    write({**together, "runs": [run for record in records for run in record["runs"]]}, directory)
+    for folder in folders:
+        shutil.copytree(folder / LOGS, directory / LOGS, dirs_exist_ok=True)  # names begin with the group

@@ -1,0 +1,390 @@
+"""One recipe climbs the line rung by rung: where it stops, what it leaves behind, and what it never does twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from edgeopt import network as networks
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.errors import StepError
+from edgeopt.job import Job
+from edgeopt.pipeline import evaluate
+from edgeopt.ports import Progress, Session, Workshop
+from edgeopt.recipe import Recipe
+from edgeopt.result import Measurement, TrialResult
+from edgeopt.spec import ModelSpec
+from edgeopt.store import Store
+from edgeopt.target import Device, Limit, Target
+from edgeopt.text import Text
+
+SIZE, MEMORY, SPEED, RATIO, POWER = (
+    "size/engine_mib",
+    "memory/peak_rss_mib",
+    "latency/decode_p50_ms",
+    "quality/perplexity_ratio",
+    "energy/measured/power_w",
+)
+METRICS = {"size": SIZE, "memory": MEMORY, "latency": SPEED, "quality": RATIO, "energy": POWER}
+GROUPS = {"files": ("size",), "generation": ("memory", "latency"), "quality": ("quality",), "energy": ("energy",)}
+UNIT = "MiB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    path: str
+
+    def locate(self) -> Path:
+        return Path(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A step that changes nothing but a name, so that its checkpoint is another one."""
+
+    log: ClassVar[list[str]] = []
+    name: str = "copy"
+    fails: bool = False
+
+    def plan(self, spec: ModelSpec) -> ModelSpec:
+        return spec
+
+    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+        self.log.append("compress")
+        if self.fails:
+            raise StepError("it cannot be")
+        networks.link(checkpoint, directory)
+        shared = shop.cache.stage("found_out", "once", lambda d: (d / "fact").write_text("42") and None)
+        shutil.copytree(shared, directory / "artifacts")
+        (directory / "name").write_text(self.name)
+        return checkpoint.spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copier:
+    """A runtime whose engines are copies, and that predicts a size of 8 to 12."""
+
+    format: ClassVar[str] = "copy-1"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ()
+    log: ClassVar[list[str]] = []
+    kind: str = "runtime"
+
+    def check(self, spec: ModelSpec) -> None:
+        pass
+
+    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        return (figure(SIZE, 8.0, 10.0, 12.0, kind="predicted"),)
+
+    def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        self.log.append(f"build {self.kind}")
+        networks.link(checkpoint, directory)
+
+    def lint(self, engine: Engine) -> list[str]:
+        return ["slow"]
+
+    def open(self, engine: Engine, *, threads: int) -> Session:
+        raise NotImplementedError
+
+
+def figure(metric: str, low: float, value: float, high: float, **values: Any) -> Measurement:
+    return Measurement(metric=metric, unit=UNIT, value=value, low=low, high=high, count=1, method="m", **values)
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Gives every engine the figures 9 to 11, some noisy, or fails; tells what it was asked."""
+
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: GROUPS)
+    noisy: tuple[str, ...] = ()
+    fails: tuple[str, ...] = ()
+    log: list[str] = field(default_factory=list)
+    references: dict[str, Mapping[str, Path]] = field(default_factory=dict)
+
+    def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
+        return {"probes": list(probes)}
+
+    def __call__(
+        self,
+        engine: Engine,
+        runtime: Any,
+        directory: Path,
+        references: Mapping[str, Path],
+        progress: Progress,
+        probes: Sequence[str] = (),
+        *,
+        fresh: bool = True,
+    ) -> tuple[Measurement, ...]:
+        what = f"{'measure' if fresh else 'observe'} {'+'.join(probes)}"
+        self.log.append(what)
+        self.references[what] = references
+        if set(probes) & set(self.fails) and references:
+            raise StepError("no process lives")
+        (directory / "scratch").mkdir()
+        (directory / "scratch" / "of").write_text(what)
+        (directory / "logs").mkdir()
+        return tuple(figure(METRICS[p], 9.0, 10.0, 11.0, noisy=p in self.noisy) for p in probes)
+
+    def gather(self, folders: Sequence[Path], directory: Path) -> None:
+        (directory / "samples.json").write_text(json.dumps([len(list(f.iterdir())) for f in folders]))
+        (directory / "logs").mkdir()
+
+
+@dataclass(kw_only=True)
+class Seer:
+    measure: Bench
+    covered: bool = True
+    metrics: tuple[str, ...] = (RATIO,)
+
+    def covers(self, spec: ModelSpec) -> bool:
+        return self.covered
+
+    def predict(self, observed: Sequence[Measurement], baseline: Mapping[str, float]) -> tuple[Measurement, ...]:
+        assert baseline[RATIO] == 10.0, "the baseline was measured before"
+        return tuple(replace(m, low=7.0, high=13.0, kind="predicted") for m in observed)
+
+
+@dataclass(kw_only=True)
+class Lease:
+    """Tells when the device is held, and by whom."""
+
+    log: list[str]
+
+    def hold(self, progress: Progress) -> AbstractContextManager[None]:
+        return self._taken("hold")
+
+    def work(self, progress: Progress) -> AbstractContextManager[None]:
+        return self._taken("work")
+
+    @contextmanager
+    def _taken(self, how: str) -> Iterator[None]:
+        self.log.append(f"({how}")
+        yield
+        self.log.append(")")
+
+
+@pytest.fixture
+def log() -> list[str]:
+    """What was done, in order."""
+    Copy.log.clear()
+    Copier.log.clear()
+    return Copier.log
+
+
+Make = Callable[..., Job]
+
+
+@pytest.fixture
+def make(tiny_model: Path, log: list[str], monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setattr(Copy, "log", log)
+
+    def job(*limits: tuple[str, float], steps: tuple[Copy, ...] = (Copy(),), **values: Any) -> Job:
+        bench = values.pop("bench", None) or Bench()
+        bench.log = log
+        source = Folder(path=str(tiny_model))
+        named = tuple((f"step{n}", step) for n, step in enumerate(steps))
+        seer = Seer(measure=Bench(groups={"quality": ("quality",)}, log=log), covered=values.pop("covered", True))
+        defaults = {
+            "recipe": Recipe(model={}, steps=(), runtime={}),
+            "source": source,
+            "steps": named,
+            "runtime": Copier(),
+            "reference": Copier(kind="torch"),
+            "measure": bench,
+            "foresight": seer,
+            "lease": Lease(log=log),
+            "target": Target(name="toy"),
+            "device": Device(name="toy", cpu="c", cores=1, ram_bytes=2**30),
+            "limits": tuple(Limit(metric=metric, unit=UNIT, absolute=bound) for metric, bound in limits),
+            "calibration": Text(name="t", documents=("words",)),
+        }
+        return Job(**{**defaults, **values})
+
+    return job
+
+
+def climbed(job: Job, folder: Path) -> TrialResult:
+    result = evaluate(job, Store(folder / "cache"), lambda line: None)
+    read = TrialResult.from_json(json.loads(json.dumps(result.to_json())))
+    assert replace(read, recipe=result.recipe) == result
+    return result
+
+
+def done(log: list[str]) -> list[str]:
+    """What was done, without what was asked of the lease."""
+    return [entry for entry in log if entry[0] not in "()"]
+
+
+def test_a_trial_that_keeps_every_limit_climbs_all_rungs(make: Make, log: list[str], tmp_path: Path) -> None:
+    result = climbed(make((SIZE, 20.0), (RATIO, 20.0), (POWER, 20.0)), tmp_path)
+    assert result.failure is None
+    assert (result.refused, result.feasible) == ("", True)
+    assert {m.metric for m in result.measurements} == set(METRICS.values())
+    assert {m.metric for m in result.predictions} == {SIZE, RATIO}
+    measured = ["measure size", "measure memory+latency", "measure quality", "measure energy"]
+    assert done(log) == [
+        "build runtime",
+        *measured,
+        "compress",
+        "build torch",
+        "build torch",
+        "observe quality",
+        "observe quality",
+        "build runtime",
+        *measured,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "rung", "measured", "engine"),
+    [
+        ((SIZE, 7.0), "estimate", [], False),
+        ((RATIO, 6.0), "divergence", [], False),
+        ((SIZE, 8.5), "build", ["size"], True),
+        ((SPEED, 8.5), "generation", ["size", "memory", "latency"], True),
+        ((RATIO, 8.5), "quality", ["size", "memory", "latency", "quality"], True),
+        ((POWER, 8.5), "", ["size", "memory", "latency", "quality", "energy"], True),
+    ],
+)
+def test_it_stops_at_the_first_rung_that_breaks_a_limit_for_sure(
+    limit: tuple[str, float], rung: str, measured: list[str], engine: bool, make: Make, tmp_path: Path
+) -> None:
+    result = climbed(make(limit, (MEMORY, 20.0)), tmp_path)
+    assert result.failure is None
+    assert result.refused == rung
+    assert [m.metric for m in result.measurements] == [METRICS[probe] for probe in measured]
+    assert (result.engine is not None) == engine
+    assert ("samples.json" in result.artifacts) == bool(measured)
+    broken, other = result.verdicts
+    assert (broken.metric, broken.kept) == (limit[0], False)
+    assert broken.predicted == (rung in ("estimate", "divergence"))
+    assert other.kept == ("memory" in measured)
+    assert (other.excess is None) == ("memory" not in measured)
+    assert not result.feasible
+    assert [v.metric for v in result.broken] == [limit[0]]
+
+
+def test_a_limit_inside_the_interval_stops_nothing(make: Make, tmp_path: Path) -> None:
+    result = climbed(make((SIZE, 10.5), (RATIO, 9.0)), tmp_path)
+    assert (result.refused, result.feasible) == ("", False)
+    assert len(result.measurements) == len(METRICS)
+
+
+def test_a_noisy_figure_stops_nothing(make: Make, tmp_path: Path) -> None:
+    result = climbed(make((SPEED, 1.0), bench=Bench(noisy=("latency",))), tmp_path)
+    assert result.refused == ""
+    assert len(result.measurements) == len(METRICS)
+
+
+def test_a_bench_that_does_not_stop_early_measures_everything(make: Make, tmp_path: Path) -> None:
+    result = climbed(make((SIZE, 1.0), (RATIO, 1.0), stop_early=False), tmp_path)
+    assert result.refused == ""
+    assert len(result.measurements) == len(METRICS)
+    assert {m.metric for m in result.predictions} == {SIZE, RATIO}, "predictions can be held against what is measured"
+    assert [v.predicted for v in result.verdicts] == [False, False]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"limits": (Limit(metric=SIZE, unit=UNIT, absolute=20.0),)},
+        {"covered": False},
+        {"foresight": None},
+        {"steps": ()},
+    ],
+    ids=["no limit on it", "no such model", "nobody foresees", "nothing compressed"],
+)
+def test_torch_is_asked_only_where_it_can_foretell_a_limit(
+    values: dict[str, Any], make: Make, log: list[str], tmp_path: Path
+) -> None:
+    result = climbed(make((RATIO, 20.0), **values), tmp_path)
+    assert result.failure is None
+    assert not [entry for entry in log if entry.startswith("observe")]
+    assert "divergence" not in result.timings_s
+
+
+def test_each_rung_is_measured_against_the_baselines_folder_of_that_rung(make: Make, tmp_path: Path) -> None:
+    bench = Bench()
+    climbed(make((RATIO, 20.0), bench=bench), tmp_path)
+    for group, probes in GROUPS.items():
+        what = f"measure {'+'.join(probes)}"
+        assert (bench.references[what]["baseline"] / "of").read_text() == what, group
+
+
+def test_a_later_attempt_reuses_the_rungs_that_were_climbed(make: Make, log: list[str], tmp_path: Path) -> None:
+    stopped = climbed(make((SPEED, 8.5)), tmp_path)
+    assert stopped.refused == "generation"
+    log.clear()
+    result = climbed(make((SPEED, 20.0)), tmp_path)
+    assert done(log) == ["measure quality", "measure energy"]
+    assert result.feasible
+    made_now = {"measure/quality", "measure/energy"}
+    assert result.saved_s.keys() == result.timings_s.keys() - made_now - {"plan", "wait"}
+    assert all(seconds > 0 for seconds in result.saved_s.values())
+
+
+def test_a_trial_tells_what_the_cache_saved_it_inside_of_what_it_made(make: Make, tmp_path: Path) -> None:
+    first = climbed(make(), tmp_path)
+    assert first.saved_s == {}
+    second = climbed(make(steps=(Copy(name="other"),)), tmp_path)
+    assert second.saved_s.keys() == {"fetch", "baseline", "compress/step0/found_out"}
+
+
+def test_what_loads_all_cores_shares_the_device_and_a_measurement_has_it_alone(
+    make: Make, log: list[str], tmp_path: Path
+) -> None:
+    climbed(make((RATIO, 20.0)), tmp_path)
+    now = ""
+    seen = []
+    for entry in log:
+        if entry[0] in "()":
+            now = entry[1:]
+        else:
+            seen.append((entry, now))
+    for entry, held in seen:
+        expected = "hold" if entry.startswith("measure") else "work"
+        assert held == ("" if entry == "measure size" else expected), entry
+    log.clear()
+    climbed(make((RATIO, 20.0)), tmp_path)
+    assert log == [], "what is in the cache needs no device"
+
+
+def test_waiting_for_the_device_is_told_apart_from_work(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    @contextmanager
+    def slow(self: Lease, how: str) -> Iterator[None]:
+        time.sleep(0.1)
+        yield
+
+    monkeypatch.setattr(Lease, "_taken", slow)
+    result = climbed(make(), tmp_path)
+    assert result.timings_s["wait"] >= 0.1 * 9
+    assert result.timings_s["compress/step0"] < 0.1
+    assert climbed(make(), tmp_path).saved_s["compress/step0"] < 0.1
+
+
+def test_a_failure_tells_its_stage_and_keeps_what_was_found_before(make: Make, tmp_path: Path) -> None:
+    result = climbed(make((MEMORY, 20.0), (POWER, 20.0), bench=Bench(fails=("quality",))), tmp_path)
+    assert result.failure is not None
+    assert (result.failure.stage, result.failure.message) == ("measure/quality", "no process lives")
+    assert [v.kept for v in result.verdicts] == [True, False]
+    assert [m.metric for m in result.measurements] == [SIZE, MEMORY, SPEED]
+    assert {"samples.json", "logs"} <= result.artifacts.keys()
+    early = climbed(make(steps=(Copy(fails=True),)), tmp_path)
+    assert early.failure is not None
+    assert early.failure.stage == "compress/step0"
+
+
+def test_a_result_from_before_savings_were_known_is_read(make: Make, tmp_path: Path) -> None:
+    data = climbed(make((SIZE, 20.0)), tmp_path).to_json()
+    del data["saved_s"]
+    assert TrialResult.from_json(data).saved_s == {}
