@@ -21,9 +21,10 @@ from edgeopt.job import Job
 from edgeopt.measure import lease, samples
 from edgeopt.measure.bench import Bench, measure
 from edgeopt.measure.foresight import Foresight, shortened
+from edgeopt.measure.shared_lease import SharedLease, this_host
 from edgeopt.part import canonical, construct, describe
 from edgeopt.pipeline import evaluate
-from edgeopt.ports import Progress, Runtime
+from edgeopt.ports import Lease, Progress, Runtime
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.runtimes.eager import Torch
 from edgeopt.search.forecast import Forecast, damage
@@ -146,13 +147,20 @@ def job(config: Config, config_dir: Path | None) -> Job:
         reference=Torch(),
         measure=bound,
         foresight=None if short is None else Foresight(measure=replace(bound, bench=short)),
-        lease=lease,
+        lease=_lease(store_url(config)),
         target=bound.target,
         device=bound.device,
         limits=configs.limits(config, known_metrics(config_dir)),
         calibration=calibration,
         stop_early=bound.bench.stop_early,
     )
+
+
+def _lease(store: str) -> Lease:
+    """Workers that share a database share the lease on the device by it, wherever they run."""
+    if not store.startswith("postgresql"):
+        return lease
+    return SharedLease(url=store, device=this_host())
 
 
 def checked(config: Config, config_dir: Path | None) -> Job:

@@ -44,7 +44,7 @@ OWNERS = {
     "omegaconf": {"composition", "hydra_plugins"},
     "transformers": {"models", "compress", "network"},
     "peft": {"models", "compress", "network"},
-    "sqlalchemy": {"search", "tracking", "release"},
+    "sqlalchemy": {"search", "tracking", "release", "measure"},
     "onnxruntime": {"runtimes", "measure"},
     "onnxruntime_genai": {"runtimes", "measure"},
     "tokenizers": {"tokens"},
