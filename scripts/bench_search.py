@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import collections
+import os
 import random
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+from bench_common import EDGEOPT, cli, intervals, only
+
+from edgeopt import tags
 from edgeopt.assembly import Request
 from edgeopt.commands.studies import OpenStudy, StudyLog
 from edgeopt.result import Measurement, TrialResult, Verdict
 from edgeopt.search import loop
 from edgeopt.search.evaluator import Evaluator
-from edgeopt.search.ledger import Row
+from edgeopt.search.ledger import DONE, Ledger, Row, studies
 
 SPACE = {
     "step.quantize.block_size": {"choices": [32, 64, 128]},
@@ -157,3 +164,72 @@ def empty_study_of(opened: OpenStudy) -> OpenStudy:
     study = replace(opened.study)
     study.worker = "later"
     return replace(opened, study=study)
+
+
+def kills(folder: Path) -> None:
+    """Four workers over PostgreSQL: 30 random kill -9 and one restart of the database during a sweep."""
+    from postgresql import server
+
+    chance = random.Random(int(time.time()))
+    with server() as postgresql:
+        environment = {**os.environ, "EDGEOPT_STORE": postgresql.url}
+        command = [EDGEOPT, "sweep", "workers=4", "search.study=kills", "search.trials=24", "promote=null"]
+        command += ["limits.size.engine_mib=null", "limits.quality.perplexity_ratio=null", *only("memory", "latency")]
+        objectives = "{latency/decode_p50_ms: minimize, size/engine_mib: minimize}"
+        command += [f"search.objectives={objectives}", "search.lease_s=20", "--json"]
+        with (folder / "front.json").open("wb") as out, (folder / "said").open("wb") as said:
+            sweep = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=said)
+        ledger = opened_ledger(postgresql.url, sweep)
+        killed, seen = 0, {}
+        while sweep.poll() is None:
+            time.sleep(chance.uniform(2, 8))
+            workers = [p for p in psutil.Process(sweep.pid).children() if "worker" in p.cmdline()]
+            if killed == 15:
+                print("restarting the database", flush=True)
+                postgresql.stop()
+                time.sleep(5)
+                postgresql.start()
+            if killed < 30 and workers:
+                over = {row.number: row.summary for row in ledger.changes(0) if row.state in DONE}
+                assert seen.items() <= over.items(), "a finished trial was lost or changed"
+                seen = over
+                chance.choice(workers).kill()
+                killed += 1
+        rows = ledger.changes(0)
+        states = collections.Counter(row.state for row in rows)
+        lost = sum(row.attempt - 1 for row in rows)
+        print(f"{killed} workers killed: exit {sweep.returncode}, trials {dict(states)}, {lost} attempts lost")
+        assert not [row for row in rows if row.state == "running" or (row.state in DONE and not row.recorded)]
+        runs = trial_runs(folder)
+        status = collections.Counter(run.info.status for run in runs)
+        ended = collections.Counter(run.data.tags[tags.TRIAL] for run in runs if run.info.status == "FINISHED")
+        keys = collections.Counter((run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in runs)
+        print(
+            f"runs in MLflow: {dict(status)}; logged twice: {sum(1 for n in [*ended.values(), *keys.values()] if n > 1)}"
+        )
+        agree = []
+        for row in rows:
+            if row.state == "finished":
+                result = ledger.result(row.number)
+                quiet = cli(folder, "bench", "--engine", result["engine"]["directory"], *only("memory", "latency"))
+                metric = "latency/decode_p50_ms"
+                low, high = intervals({"measurements": result["measurements"]}, metric)
+                again = intervals(quiet, metric)
+                agree.append(low <= again[1] and again[0] <= high)
+        print(f"{sum(agree)} of {len(agree)} decode latencies agree with those of a quiet machine\n")
+
+
+def opened_ledger(url: str, sweep: subprocess.Popen[bytes]) -> Ledger:
+    """The ledger of the study of `kills`, once the sweep has opened it."""
+    while "kills" not in studies(url):
+        assert sweep.poll() is None, "the sweep ended before it began"
+        time.sleep(0.5)
+    return Ledger(url, "kills")
+
+
+def trial_runs(folder: Path) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return [run for run in client.search_runs(experiments, max_results=1000) if tags.TRIAL in run.data.tags]
