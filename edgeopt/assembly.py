@@ -22,6 +22,7 @@ from edgeopt.measure import lease, samples
 from edgeopt.measure.bench import Bench, measure
 from edgeopt.measure.foresight import Foresight, shortened
 from edgeopt.measure.shared_lease import SharedLease, this_host
+from edgeopt.measure.spending import Meter
 from edgeopt.part import canonical, construct, describe
 from edgeopt.pipeline import evaluate
 from edgeopt.ports import Lease, Progress, Runtime
@@ -250,6 +251,7 @@ def evaluate_trial(
     """
     quiet()
     _held.close()
+    meter = _meter()
     try:
         config = request.compose(params)
         made = job(config, request.config_dir)
@@ -258,7 +260,14 @@ def evaluate_trial(
         failure = Failure(stage="config", kind=type(error).__name__, message=str(error))
         return replace(blank(request, params), failure=failure)
     _held.enter_context(kept.holding(progress))
-    return evaluate(made, kept, progress, build_only=build_only)
+    meter.joules()  # from here on
+    result = evaluate(made, kept, progress, build_only=build_only)
+    return replace(result, energy_j=meter.joules(), energy_method=meter.method)
+
+
+@cache
+def _meter() -> Meter:
+    return Meter()
 
 
 def open_engine(folder: Path) -> tuple[Engine, Runtime]:

@@ -204,9 +204,8 @@ def kills(folder: Path) -> None:
         status = collections.Counter(run.info.status for run in runs)
         ended = collections.Counter(run.data.tags[tags.TRIAL] for run in runs if run.info.status == "FINISHED")
         keys = collections.Counter((run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in runs)
-        print(
-            f"runs in MLflow: {dict(status)}; logged twice: {sum(1 for n in [*ended.values(), *keys.values()] if n > 1)}"
-        )
+        twice = sum(1 for count in [*ended.values(), *keys.values()] if count > 1)
+        print(f"runs in MLflow: {dict(status)}; logged twice: {twice}")
         agree = []
         for row in rows:
             if row.state == "finished":

@@ -25,7 +25,7 @@ def execute(args: argparse.Namespace) -> Outcome:
 
     study = OpenStudy.find(args.study, args.state, args.store).study
     while True:
-        document = status(study)
+        document = {**status(study), "hypervolumes": study.volumes()}
         if not args.watch or study.settled():
             return Outcome(document=document)
         if args.json:

@@ -199,6 +199,9 @@ class StudyLog:
     def kill(self, number: int, attempt: int, why: str) -> None:
         self.recorder.kill(self.study, number, why, attempt)
 
+    def progress(self, values: Mapping[str, float], step: int) -> None:
+        self.recorder.progress(self.study, values, step)
+
     def open_attempts(self) -> set[tuple[int, int]]:
         return set(self.recorder.open_runs(self.study))
 

@@ -167,6 +167,8 @@ class _Unlogged:
 
     def kill(self, number: int, attempt: int, why: str) -> None: ...
 
+    def progress(self, values: Mapping[str, float], step: int) -> None: ...
+
     def open_attempts(self) -> set[tuple[int, int]]:
         return set()
 

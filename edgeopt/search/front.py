@@ -42,26 +42,35 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 def pareto_ranks(points: Sequence[Sequence[float]]) -> list[int]:
     """1 for points that none dominates, 2 for those that only rank 1 dominates, and so on; all minimized.
 
-    Non-dominated sorting of NSGA-II (Deb et al., 2002, doi:10.1109/4235.996017). In lexicographic order no point is
-    dominated by a later one, so the first of those that are left is always on the front.
+    Non-dominated sorting of NSGA-II (Deb et al., 2002, doi:10.1109/4235.996017).
+    """
+    ranks, rank = [0] * len(points), 0
+    left = list(range(len(points)))
+    while left:
+        rank += 1
+        for place in pareto_front([points[n] for n in left]):
+            ranks[left[place]] = rank
+        left = [n for n in left if ranks[n] == 0]
+    return ranks
+
+
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """The places of the points that none dominates; all minimized.
+
+    In lexicographic order no point is dominated by a later one, so the first of those that are left is on the front.
     """
     import numpy as np
 
     if not points:
         return []
     values = np.asarray(points, dtype=float)
-    ranks, rank = np.zeros(len(values), dtype=int), 0
-    left = np.lexsort(values.T[::-1])
-    while left.size:
-        rank += 1
-        pool = left
-        while pool.size:
-            first, others = values[pool[0]], values[pool]
-            ranks[pool[0]] = rank
-            dominated = (others >= first).all(axis=1) & (others > first).any(axis=1)
-            pool = pool[~dominated][1:]
-        left = left[ranks[left] == 0]
-    return [int(r) for r in ranks]
+    pool, front = np.lexsort(values.T[::-1]), []
+    while pool.size:
+        first, others = values[pool[0]], values[pool]
+        front.append(int(pool[0]))
+        dominated = (others >= first).all(axis=1) & (others > first).any(axis=1)
+        pool = pool[~dominated][1:]
+    return sorted(front)
 
 
 def as_row(row: Row, rank: int | None) -> dict[str, Any]:

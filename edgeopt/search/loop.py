@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from edgeopt.result import Failure, TrialResult
 from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.membership import Heart, Watch, myself
 from edgeopt.search.space import Params
+from edgeopt.search.status import progress
 from edgeopt.search.study import Study
 from edgeopt.store.uses import using
 
@@ -41,6 +42,10 @@ class Log(Protocol):
         ...
 
     def kill(self, number: int, attempt: int, why: str) -> None: ...
+
+    def progress(self, values: Mapping[str, float], step: int) -> None:
+        """Where the study stands after so many trials."""
+        ...
 
     def open_attempts(self) -> set[tuple[int, int]]:
         """Number and attempt of the trials whose run has not ended."""
@@ -142,7 +147,10 @@ def _work(sweep: Sweep, row: Row) -> None:
 
 
 def _record(sweep: Sweep, row: Row, result: TrialResult) -> None:
-    sweep.study.ledger.annotate(row, run_id=sweep.log.record(row, result))
+    study = sweep.study
+    study.ledger.annotate(row, run_id=sweep.log.record(row, result))
+    if row.state not in DONE:  # what was refused before any work is counted with the next trial
+        sweep.log.progress(progress(study), sum(1 for other in study.rows() if other.state in DONE))
 
 
 def _inherit(sweep: Sweep) -> None:

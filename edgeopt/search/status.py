@@ -15,7 +15,6 @@ def status(study: Study) -> dict[str, Any]:
     rows, members = study.rows(), study.ledger.members()
     at_work = {row.worker: row for row in rows if row.state == "running"}
     evaluated = [row for row in rows if row.state in EVALUATED]
-    volumes = study.volumes()
     over = study.over()
     return {
         "study": study.name,
@@ -34,10 +33,18 @@ def status(study: Study) -> dict[str, Any]:
         "spent_s": study.spent_s(),
         "spent_j": study.spent_j(),
         "saved_s": _saved(rows),
-        "hypervolume": volumes[-1] if volumes else 0.0,
-        "hypervolumes": volumes,
+        "hypervolume": study.volume(),
         "left_s": None if over else _left_s(study, evaluated, max(1, len(members))),
     }
+
+
+def progress(study: Study) -> dict[str, float]:
+    """What of `status` is drawn over the trials: numbers alone, by name."""
+    known = status(study)
+    found = {f"trials/{state}": float(count) for state, count in known["trials"].items()}
+    found |= {f"progress/{name}": float(known[name]) for name in ("feasible", "front", "hypervolume", "attempts_lost")}
+    found |= {"spent/trials_s": known["spent_s"], "spent/trials_j": known["spent_j"]}
+    return found | {f"saved/{by}_s": seconds for by, seconds in known["saved_s"].items()}
 
 
 def _broken(rows: list[Row]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from edgeopt.part import canonical
 from edgeopt.result import TrialResult
 from edgeopt.search.definition import Search
 from edgeopt.search.forecast import ESTIMATE, Forecast, Foresee
-from edgeopt.search.front import Objective, pareto_ranks
+from edgeopt.search.front import Objective, pareto_front, pareto_ranks
 from edgeopt.search.hypervolume import Archive, without_growth
 from edgeopt.search.ledger import DONE, Estate, Ledger, Member, Origin, Row, State
 from edgeopt.search.sampling import Sampler
@@ -103,19 +103,31 @@ class Study:
 
     def front(self) -> list[Row]:
         """The feasible trials that no other dominates."""
-        ranks = self.ranks()
-        return [row for row in self._rows.values() if ranks.get(row.number) == 1]
+        kept = [(row, point) for row in self.rows() if (point := self._point(row)) is not None]
+        return [kept[place][0] for place in pareto_front([point for _, point in kept])]
+
+    def volume(self) -> float:
+        """The hypervolume of the front, as a share of the box that all feasible trials and the limits span."""
+        archive = self._archive()
+        return (
+            0.0 if archive is None else max(archive.add(point) for row in self.front() if (point := self._point(row)))
+        )
 
     def volumes(self) -> list[float]:
         """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1."""
         ended = sorted((r for r in self.rows() if r.state in EVALUATED), key=lambda r: (r.ended_s or 0.0, r.number))
-        points = [self._point(row) for row in ended]
-        kept = [point for point in points if point is not None]
-        if not kept:
+        archive = self._archive()
+        if archive is None:
             return [0.0] * len(ended)
-        bounds = {x.metric: bound for x in self.limits if (bound := self._bounds.get(x.metric, x.absolute))}
-        archive = Archive(kept, [o.sign * bounds[o.metric] if o.metric in bounds else None for o in self.objectives])
+        points = [self._point(row) for row in ended]
         return [archive.volume if point is None else archive.add(point) for point in points]
+
+    def _archive(self) -> Archive | None:
+        """Empty, and in the scale of all feasible trials; None while there is none."""
+        points = [point for row in self.rows() if (point := self._point(row)) is not None]
+        bounds = {x.metric: bound for x in self.limits if (bound := self._bounds.get(x.metric, x.absolute))}
+        scale = [o.sign * bounds[o.metric] if o.metric in bounds else None for o in self.objectives]
+        return Archive(points, scale) if points else None
 
     def spent_s(self) -> float:
         """Seconds of all trials together, whoever evaluated them."""

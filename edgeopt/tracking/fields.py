@@ -77,6 +77,9 @@ def metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
     found |= {f"{excess[v.predicted]}/{v.metric}": v.excess for v in result.verdicts if v.excess is not None}
     found |= {f"time/{stage}_s": seconds for stage, seconds in result.timings_s.items()}
     found |= {f"time_saved/{stage}_s": seconds for stage, seconds in result.saved_s.items()}
+    if result.energy_method:
+        kind = "measured" if "estimated" not in result.energy_method else "estimated"
+        found[f"spent/{kind}/energy_j"] = result.energy_j
     found[tags.FEASIBLE] = float(result.feasible)
     finite = {_key(name): float(value) for name, value in found.items() if math.isfinite(value)}
     return finite, sorted(name for name, value in found.items() if not math.isfinite(value))

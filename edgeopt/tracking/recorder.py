@@ -154,6 +154,13 @@ class MlflowRecorder:
                 client.set_tag(run.info.run_id, tags.FAILURE, why[: fields.TAG_LENGTH])
                 client.set_terminated(run.info.run_id, "KILLED")
 
+    def progress(self, study: str, values: Mapping[str, float], step: int) -> None:
+        """Log figures of the study itself after `step` trials."""
+        now = int(time.time() * 1000)
+        with server.answering(self.uri) as client:
+            _, parent = _parent(self.uri, self.experiment, study)
+            client.log_batch(parent, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
     def open_runs(self, study: str) -> dict[tuple[int, int], str]:
         """Trial number and attempt → run id of the runs that are still RUNNING."""
         with server.answering(self.uri) as client:

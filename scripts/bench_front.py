@@ -1,0 +1,141 @@
+"""How soon a search finds a front that is known: edgeopt, and samplers without its means."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench_common import EDGEOPT, table
+
+from edgeopt.assembly import Request
+from edgeopt.commands.studies import OpenStudy
+from edgeopt.part import canonical
+from edgeopt.search.hypervolume import hypervolume
+
+SEEDS = (0, 1, 2)
+LIMITS = (
+    "limits.size.engine_mib='3.1 MiB'",
+    "limits.memory.peak_rss_mib='0.9 x baseline'",
+    "limits.latency.decode_p50_ms='0.9 x baseline'",
+    "limits.quality.perplexity_ratio=1.1",
+)
+OFF = ("measure.stop_early=false", "search.spread=0", "search.refine=0", "search.enqueue=[]")
+"""Without estimate, rungs, spread and refinement."""
+
+
+def study(folder: Path, *overrides: str) -> OpenStudy:
+    """The study that `overrides` make of the reference sweep."""
+    request = Request(name="reference", overrides=(*LIMITS, "promote=null", f"state='{folder}'", *overrides))
+    return OpenStudy.of(request, request.compose())
+
+
+def sweep(folder: Path, *overrides: str) -> OpenStudy:
+    """Run `edgeopt sweep` until it is over."""
+    import subprocess
+
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [EDGEOPT, "sweep", *LIMITS, "promote=null", *overrides, "--json"]
+    subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)  # exit 3 where nothing is feasible
+    return study(folder / ".edgeopt", *overrides)
+
+
+class Truth:
+    """Every recipe's figures and seconds, from the study that evaluated them all."""
+
+    def __init__(self, opened: OpenStudy) -> None:
+        found = opened.study
+        self.rows = {canonical(row.params): row for row in found.rows() if row.summary is not None}
+        self.seconds = {key: row.summary.spent_s for key, row in self.rows.items() if row.summary}
+        self.points = {key: point for key, row in self.rows.items() if (point := found._point(row)) is not None}
+        columns = list(zip(*self.points.values(), strict=True))
+        self.reference = [max(c) + 0.1 * (max(c) - min(c)) for c in columns]
+        self.whole = hypervolume(list(self.points.values()), self.reference)
+
+    def share(self, keys: Sequence[str]) -> float:
+        """Of the whole front's hypervolume, what these recipes have."""
+        return hypervolume([self.points[key] for key in keys if key in self.points], self.reference) / self.whole
+
+    def reached(self, order: Sequence[tuple[str, float]], share: float = 0.95) -> float:
+        """Seconds after which recipes, each with the second at which it was over, have `share` of the hypervolume."""
+        for count in range(1, len(order) + 1):
+            if self.share([key for key, _ in order[:count]]) >= share:
+                return order[count - 1][1]
+        return float("inf")
+
+
+def replayed(folder: Path, truth: Truth, sampler: str, seed: int) -> list[tuple[str, float]]:
+    """What a sampler without edgeopt's means would evaluate, by the grid's own figures and seconds."""
+    opened = study(folder, *OFF, f"search.sampler={sampler}", f"search.seed={seed}", "search.trials=1000")
+    found, passed_s, order = opened.study, 0.0, []
+    found.foresee = None
+    found.worker = "replay"
+    opened.open()
+    while (row := found.ask()) is not None:
+        key = canonical(row.params)
+        known = truth.rows[key].summary
+        assert known is not None
+        found.ledger.finish(row, truth.rows[key].state, known, {})
+        passed_s += truth.seconds[key]
+        order.append((key, passed_s))
+    return order
+
+
+def front(folder: Path) -> None:
+    """Seconds to 95 % of a known hypervolume under four hard limits: edgeopt, and samplers without its means."""
+    begun = time.perf_counter()
+    every = ("cache.limit='0 B'", "search.sampler=random", "search.trials=1000", "search.study=grid", *OFF)
+    truth = Truth(sweep(folder / "grid", *every))
+    grid_s = time.perf_counter() - begun
+    print(f"grid: {len(truth.rows)} recipes in {grid_s:.0f} s, {len(truth.points)} keep every limit\n", flush=True)
+    refusals(truth)
+    rows = []
+    own = []
+    for seed in SEEDS:
+        begun = time.perf_counter()
+        opened = sweep(folder / f"own-{seed}", f"search.seed={seed}", "search.study=own", "search.enqueue=[]")
+        passed_s = time.perf_counter() - begun
+        over = sorted((row for row in opened.study.rows() if row.ended_s), key=lambda row: row.ended_s or 0.0)
+        if over:
+            end = max(row.ended_s or 0.0 for row in over)
+            order = [(canonical(row.params), passed_s - (end - (row.ended_s or 0.0))) for row in over]
+            own.append((truth.reached(order), truth.share([key for key, _ in order]), len(order)))
+            print(f"edgeopt, seed {seed}: {own[-1]} in {passed_s:.0f} s", flush=True)
+    rows.append(["edgeopt", *_medians(own, grid_s)])
+    for sampler in ("tpe", "nsga2", "random"):
+        found = []
+        for seed in SEEDS:
+            order = replayed(folder / f"{sampler}-{seed}", truth, sampler, seed)
+            found.append((truth.reached(order), truth.share([key for key, _ in order]), len(order)))
+        rows.append([f"{sampler}, without", *_medians(found, grid_s)])
+    table(["search", "s to 95 %", "of the grid's time", "share in the end", "trials"], rows)
+
+
+def _medians(found: Sequence[tuple[float, float, int]], grid_s: float) -> list[float]:
+    seconds, share, trials = (statistics.median(column) for column in zip(*found, strict=True))
+    return [seconds, seconds / grid_s, share, trials]
+
+
+def refusals(truth: Truth) -> None:
+    """Of the recipes that break size or memory, how many the estimate refuses; and of those that keep all, how many."""
+    from functools import partial
+
+    from edgeopt import assembly
+
+    foresee = partial(assembly.foresee, Request(name="reference", overrides=LIMITS))
+    limits = study(Path("unused"), "search.study=limits").study.limits
+    held = [row.summary.verdicts for row in truth.rows.values() if row.summary is not None]
+    bounds = {metric: h.bound for verdicts in held for metric, h in verdicts.items() if h.bound is not None}
+    broken = refused = wrongly = kept = 0
+    for row in truth.rows.values():
+        assert row.summary is not None
+        over = {m for m, h in row.summary.verdicts.items() if h.excess is not None and h.excess > 0}
+        is_refused = foresee(row.params).refused(limits, bounds) is not None
+        if over & {"size/engine_mib", "memory/peak_rss_mib"}:
+            broken, refused = broken + 1, refused + is_refused
+        elif row.summary.feasible:
+            kept, wrongly = kept + 1, wrongly + is_refused
+    print(
+        f"refused before any work: {refused} of {broken} that break size or memory, {wrongly} of {kept} that keep all\n"
+    )
