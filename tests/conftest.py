@@ -168,7 +168,10 @@ def postgresql() -> Iterator[Postgres]:
     if not found and on_path is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     pytest.importorskip("psycopg", reason="its driver is not installed: pip install 'edgeopt[postgres]'")
-    folder = Path(tempfile.mkdtemp(prefix="edgeopt-postgresql-"))  # pytest's own folders are closed to other users
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2**30
+    # not one of pytest's own folders, which are closed to other users
+    folder = Path(tempfile.mkdtemp(prefix="edgeopt-postgresql-", dir=memory if roomy else None))
     try:
         server = Postgres(found[-1].parent if found else Path(str(on_path)).parent, folder)
         server.start()

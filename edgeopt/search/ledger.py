@@ -86,6 +86,8 @@ PATIENCE_S = 120.0
 """How long a store may be silent, as one that is restarted is, before a sweep gives up."""
 _PAUSE_S = 0.5
 _LOCK_S = 60
+_MAKING = 0x65646765
+"""Key of the lock of those who make the tables in PostgreSQL."""
 
 T = TypeVar("T")
 
@@ -138,14 +140,6 @@ class Member:
     role: str
     code: str
     beat: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estate:
-    """What a dead worker left: trials that are queued again or given up, and results not yet recorded."""
-
-    lost: tuple[Row, ...]
-    unrecorded: tuple[Row, ...]
 
 
 class Ledger:
@@ -299,10 +293,11 @@ class Ledger:
         return self._change(work)
 
     def annotate(self, row: Row, *, run_id: str, recorded: bool) -> None:
-        """Note the run of a trial's attempt, and whether all of it was recorded there."""
+        """Note the run of a trial's attempt, and whether all of it was recorded there, which does not come undone."""
 
         def work(connection: Connection, revision: int) -> None:
-            if self._read(connection, row.number).attempt == row.attempt:
+            now = self._read(connection, row.number)
+            if now.attempt == row.attempt and recorded >= now.recorded:
                 self._write(connection, revision, row.number, run_id=run_id, recorded=int(recorded))
 
         self._change(work)
@@ -360,21 +355,21 @@ class Ledger:
         """Workers that have not left and are not known to be dead."""
         return self._transact(self._members)
 
-    def bury(self, member: Member, *, heir: str, attempts: int, given_up: Callable[[Row], Summary]) -> Estate:
-        """Take what a dead worker left, unless it gave a sign of life meanwhile.
+    def bury(self, member: Member, *, heir: str, attempts: int, given_up: Callable[[Row], Summary]) -> list[Row]:
+        """Take what a dead worker left, unless it gave a sign of life meanwhile; the trials that it had at work.
 
-        Its trial is queued again, or failed with `given_up`'s words where it was begun `attempts` times; results that
+        They are queued again, or failed with `given_up`'s words where they were begun `attempts` times; results that
         it had not recorded are `heir`'s to record.
         """
 
-        def work(connection: Connection, revision: int) -> Estate:
+        def work(connection: Connection, revision: int) -> list[Row]:
             dead = sql.update(_WORKERS).where(
                 _WORKERS.c.worker == member.worker, _WORKERS.c.beat == member.beat, _WORKERS.c.alive == 1
             )
             if not connection.execute(dead.values(alive=0)).rowcount:
-                return Estate(lost=(), unrecorded=())
+                return []
             left = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.worker == member.worker)
-            lost, unrecorded = [], []
+            lost = []
             for row in map(_row, connection.execute(left.where(_TRIALS.c.recorded == 0)).all()):
                 if row.state == "running" and row.attempt < attempts:
                     self._write(connection, revision, row.number, state="waiting", **_anew(row))
@@ -385,8 +380,7 @@ class Ledger:
                     lost.append(row)
                 elif row.state in DONE:
                     self._write(connection, revision, row.number, worker=heir)
-                    unrecorded.append(self._read(connection, row.number))
-            return Estate(lost=tuple(lost), unrecorded=tuple(unrecorded))
+            return lost
 
         return self._change(work)
 
@@ -429,7 +423,7 @@ class Ledger:
             try:
                 with self._engine.begin() as connection:
                     if create:
-                        _METADATA.create_all(connection)
+                        _make_tables(connection)
                     return work(connection)
             except IntegrityError:
                 raise
@@ -472,8 +466,13 @@ def _engine(url: str) -> sql.Engine:
                 place="store",
                 mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
             )
-        if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        if parsed.database in (None, "", ":memory:"):
+            raise ConfigError(
+                "a study in memory has one worker and ends with it",
+                place="store",
+                mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+            )
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sql.create_engine(parsed, connect_args={"timeout": _LOCK_S})
     except ImportError as error:
         raise ConfigError(
@@ -481,7 +480,7 @@ def _engine(url: str) -> sql.Engine:
             place="store",
             mend="pip install 'edgeopt[postgres]'",
         ) from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:  # of a port that is no number
         raise ConfigError(
             "it is no address of a store",
             place="store",
@@ -493,6 +492,17 @@ def _engine(url: str) -> sql.Engine:
         ) from error
     sql.event.listen(engine, "connect", _write_ahead)
     return engine
+
+
+def _make_tables(connection: Connection) -> None:
+    """The tables, unless they are there. One process makes them, and those that want to meanwhile wait for it."""
+    if sql.inspect(connection).has_table(_STUDIES.name):
+        return
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MAKING)))
+    _METADATA.create_all(connection)
 
 
 def _write_ahead(connection: Any, _: Any) -> None:

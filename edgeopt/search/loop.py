@@ -13,7 +13,7 @@ from edgeopt.search.evaluator import Evaluator
 from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.membership import Heart, Watch, myself
 from edgeopt.search.space import Params
-from edgeopt.search.study import Study
+from edgeopt.search.study import ATTEMPTS, Study
 from edgeopt.store.uses import using
 
 IDLE_S = 0.5
@@ -143,23 +143,25 @@ def _inherit(sweep: Sweep) -> None:
     study, log = sweep.study, sweep.log
     others = [member for member in study.ledger.members() if member.worker != study.worker]
     for member in sweep.watch.dead(others):
-        estate = study.bury(member)
-        for row in estate.lost:
-            log.kill(row.number, row.attempt, f"its worker {member.worker} died; the recipe is queued again")
-        for row in estate.unrecorded:
-            result = study.result(row.number)
-            with using(result.paths) as there:
-                if there:
-                    _record(sweep, row, result)
-                else:  # the cache has evicted what is to be logged
-                    study.ledger.forget(row)
-                    log.kill(row.number, row.attempt, "its files were evicted; the recipe is queued again")
+        for row in study.bury(member):
+            follows = (
+                "the recipe is queued again" if row.attempt < ATTEMPTS else "so did those before it: it has failed"
+            )
+            log.kill(row.number, row.attempt, f"its worker {member.worker} died; {follows}")
+    for row in study.unrecorded():
+        result = study.result(row.number)
+        with using(result.paths) as there:
+            if there:
+                _record(sweep, row, result)
+            else:  # the cache has evicted what is to be logged
+                study.ledger.forget(row)
+                log.kill(row.number, row.attempt, "its files were evicted; the recipe is queued again")
 
 
 def _tidy(sweep: Sweep) -> None:
     """End runs whose trial is not at work any more: their worker died between two words."""
-    alive = sweep.study.open_attempts()
-    for number, attempt in sorted(sweep.log.open_attempts() - alive):
+    begun = sweep.log.open_attempts()  # read first: what begins from now on is not among them
+    for number, attempt in sorted(begun - sweep.study.open_attempts()):
         sweep.log.kill(number, attempt, "the sweep was ended while this trial ran")
 
 

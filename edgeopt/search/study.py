@@ -14,7 +14,7 @@ from edgeopt.search.definition import Search
 from edgeopt.search.forecast import ESTIMATE, Forecast, Foresee
 from edgeopt.search.front import Objective, pareto_ranks
 from edgeopt.search.hypervolume import Archive, without_growth
-from edgeopt.search.ledger import DONE, Estate, Ledger, Member, Origin, Row, State
+from edgeopt.search.ledger import DONE, Ledger, Member, Origin, Row, State
 from edgeopt.search.sampling import Sampler
 from edgeopt.search.space import Params
 from edgeopt.search.strategy import LISTED, Refinement, candidates, spread
@@ -167,9 +167,13 @@ class Study:
         """Keep a result; whether the trial still belonged to this worker."""
         return self.ledger.finish(row, state_of(result), Summary.of(result), result.to_json())
 
-    def bury(self, member: Member) -> Estate:
-        """Take over what a dead worker left."""
+    def bury(self, member: Member) -> list[Row]:
+        """Take over what a dead worker left; the trials that it had at work."""
         return self.ledger.bury(member, heir=self.worker, attempts=ATTEMPTS, given_up=_given_up)
+
+    def unrecorded(self) -> list[Row]:
+        """Trials that are over and whose recording is this worker's."""
+        return [r for r in self.rows() if r.worker == self.worker and _ended(r) and not r.recorded]
 
     def open_attempts(self) -> set[tuple[int, int]]:
         """Number and attempt of the trials that are at work, or wait to be measured or recorded."""

@@ -293,11 +293,15 @@ class Reader:
         self.revision = max([self.revision, *(row.revision for row in self.rows.values())])
 
 
-words = st.sampled_from(["add", "start", "claim", "claim built", "finish", "build", "release", "note", "forget", "bury"])
+words = st.sampled_from(
+    ["add", "start", "claim", "claim built", "finish", "build", "release", "note", "forget", "bury"]
+)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_news_together_are_the_state_whatever_was_done(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_news_together_are_the_state_whatever_was_done(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     url = file_url(tmp_path / "s.db") if kind == "sqlite" else request.getfixturevalue("postgresql").database()
 
     @settings(max_examples=25, suppress_health_check=list(HealthCheck))
@@ -349,8 +353,8 @@ def act(
             if done:
                 ledger.forget(chance.choice(done))
         case "bury":
-            estate = buried(ledger, worker, heir=names[1 - who])
-            assert [row.number for row in estate.lost] == ([] if own is None else [own.number])
+            lost = buried(ledger, worker, heir=names[1 - who])
+            assert [row.number for row in lost] == ([] if own is None else [own.number])
             assert (own is None) or not ledger.finish(own, "finished", SUMMARY, RESULT)
             names[who] = f"{next(generation)}-{ledger.study}"
             ledger.join(member(names[who]))
@@ -464,12 +468,10 @@ def test_a_dead_worker_leaves_its_trial_to_the_queue_and_its_results_to_the_heir
     ledger.annotate(told, run_id="r", recorded=True)
     others = finished(ledger, 2, "heir")
     running = added(ledger, 3, "w")
-    estate = buried(ledger, "w")
-    assert estate.lost == (running,)
-    assert [(row.number, row.worker) for row in estate.unrecorded] == [(done.number, "heir")]
+    assert buried(ledger, "w") == [running]
     assert [m.worker for m in ledger.members()] == ["heir"]
     assert (read(ledger, 3).state, read(ledger, 3).attempt) == ("waiting", 2)
-    assert read(ledger, 1).worker == "w"
+    assert [read(ledger, row.number).worker for row in (done, told)] == ["heir", "w"]
     assert read(ledger, 2) == others
 
 
@@ -492,8 +494,7 @@ def test_a_worker_that_gave_a_sign_meanwhile_is_not_buried(ledger: Ledger) -> No
     added(ledger, 0, "w")
     (seen,) = ledger.members()
     ledger.beat("w")
-    estate = ledger.bury(seen, heir="heir", attempts=3, given_up=lambda _: Summary())
-    assert estate == ledger_module.Estate(lost=(), unrecorded=())
+    assert ledger.bury(seen, heir="heir", attempts=3, given_up=lambda _: Summary()) == []
     assert ledger.beat("w")
     assert read(ledger, 0).state == "running"
 
@@ -515,8 +516,7 @@ def test_a_trial_that_was_begun_often_enough_fails_with_its_last_worker(ledger: 
 def test_a_built_trial_outlives_its_builder(ledger: Ledger) -> None:
     ledger.join(member("builder"))
     ledger.release(added(ledger, 0, "builder"), built=True)
-    estate = buried(ledger, "builder")
-    assert (estate.lost, estate.unrecorded) == ((), ())
+    assert buried(ledger, "builder") == []
     assert (read(ledger, 0).state, read(ledger, 0).built, read(ledger, 0).attempt) == ("waiting", True, 1)
 
 
@@ -588,7 +588,7 @@ def test_a_restart_in_the_middle_is_waited_for_and_loses_and_doubles_nothing(pos
 def test_a_transaction_that_a_restart_cuts_is_done_again_whole(postgresql: Postgres, mode: str) -> None:
     ledger = opened(postgresql.database())
     ledger.join(member("w"))
-    row, done = added(ledger, 0, "w"), finished(ledger, 1, "w")
+    row, _ = added(ledger, 0, "w"), finished(ledger, 1, "w")
     restarts = iter([lambda: postgresql.restart(mode)])
 
     def given_up(row: Row) -> Summary:
@@ -596,9 +596,7 @@ def test_a_transaction_that_a_restart_cuts_is_done_again_whole(postgresql: Postg
         next(restarts, lambda: None)()
         return Summary(failure="given up")
 
-    estate = ledger.bury(ledger.members()[0], heir="heir", attempts=1, given_up=given_up)
-    assert estate.lost == (row,)
-    assert [r.number for r in estate.unrecorded] == [done.number]
+    assert ledger.bury(ledger.members()[0], heir="heir", attempts=1, given_up=given_up) == [row]
     assert next(restarts, None) is None
     assert [(r.state, r.worker) for r in ledger.changes(0)] == [("failed", "w"), ("finished", "heir")]
 
