@@ -29,7 +29,7 @@ def member(worker: str = "w", *, host: str = "another host", code: str = "1+a", 
 
 
 def race(count: int, task: Callable[..., None], *arguments: Any) -> list[Any]:
-    """What `count` processes answer that begin `task(begin, answers, n, *arguments)` at once; killed ones are silent."""
+    """What `count` processes answer that begin `task(begin, answers, n, *arguments)` at once."""
     context = multiprocessing.get_context("spawn")
     begin, answers = context.Barrier(count), context.SimpleQueue()
     processes: list[BaseProcess] = [

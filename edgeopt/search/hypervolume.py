@@ -42,16 +42,17 @@ class Archive:
     """Points that arrive one by one, and how the volume that they dominate grows.
 
     Each objective counts from the best to the worst value of all points, so that the volume is a share of that box;
-    `bounds` replace the worst value where a limit is set.
+    `bounds` replace the worst value where a limit is set and all keep it.
     """
 
     def __init__(self, points: Sequence[Point], bounds: Sequence[float | None]) -> None:
         columns = list(zip(*points, strict=True))
-        worst = [max(c) if bound is None else bound for c, bound in zip(columns, bounds, strict=True)]
+        worst = [max(c) if bound is None else max(*c, bound) for c, bound in zip(columns, bounds, strict=True)]
         best = [min(c) for c in columns]
-        # a tenth beyond the worst, so that the ends of the front count; a point, where all are alike
-        self._reference = [w + 0.1 * (w - b) or 1.0 for w, b in zip(worst, best, strict=True)]
-        self._sizes = [abs(r - b) or 1.0 for r, b in zip(self._reference, best, strict=True)]
+        # a tenth beyond the worst, so that the ends of the front count; any step does where all are alike
+        beyond = [0.1 * (w - b) or abs(w) or 1.0 for w, b in zip(worst, best, strict=True)]
+        self._reference = [w + more for w, more in zip(worst, beyond, strict=True)]
+        self._sizes = [r - b for r, b in zip(self._reference, best, strict=True)]
         self._front: list[Point] = []
         self.volume = 0.0
 

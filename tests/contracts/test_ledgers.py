@@ -90,7 +90,7 @@ def test_a_store_without_studies_has_none(url: str) -> None:
 @pytest.mark.parametrize("changed", [["objectives"], ["limits", "parameters"]])
 def test_another_definition_is_refused_by_what_changed(url: str, changed: list[str]) -> None:
     opened(url)
-    other = DEFINITION | dict.fromkeys(changed, [["other"]])
+    other = DEFINITION | {key: [["other"]] for key in changed}
     with pytest.raises(ConfigError, match=f"begun with other {' and '.join(changed)}") as caught:
         Ledger(url, STUDY).open(other, {"name": "other"})
     assert caught.value.place == "search.study"
@@ -318,7 +318,7 @@ def test_news_together_are_the_state_whatever_was_done(
             if look:
                 reader.look()
         reader.look()
-        assert list(sorted(reader.rows.items())) == [(row.number, row) for row in made.changes(0)]
+        assert sorted(reader.rows.items()) == [(row.number, row) for row in made.changes(0)]
         assert len(reader.told) == len(set(reader.told)), "no change is told twice"
 
     hold()
