@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import specs
-from search.studies import DECODE, FAILED, LIMITS, RATIO, RSS, SIZE, forecast, predicted
 
 from edgeopt.search.forecast import ESTIMATE, damage
 from edgeopt.spec import EMBEDDING, LM_HEAD, Grid
 from edgeopt.target import Limit
+from search.studies import DECODE, FAILED, LIMITS, RATIO, RSS, SIZE, forecast, predicted
 
 MODEL = specs.llama()
 LAYERS = [name for name in MODEL.matrices if name not in (LM_HEAD, EMBEDDING)]

@@ -47,7 +47,9 @@ def test_an_archive_grows_from_0_to_1_whatever_the_order(points: list[tuple[floa
 
 
 @given(points=clouds, bound=st.floats(-5, 5))
-def test_a_limit_that_some_value_breaks_leaves_the_volume_a_share(points: list[tuple[float, ...]], bound: float) -> None:
+def test_a_limit_that_some_value_breaks_leaves_the_volume_a_share(
+    points: list[tuple[float, ...]], bound: float
+) -> None:
     archive = Archive(points, [bound] * len(points[0]))
     for point in points:
         assert 0 < archive.add(point) <= 1 + 1e-12

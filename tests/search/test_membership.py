@@ -12,12 +12,12 @@ from pathlib import Path
 
 import ledgers
 import pytest
-from search.studies import dead_member
 
 from edgeopt.errors import StoreError
 from edgeopt.search import membership
 from edgeopt.search.ledger import Ledger, Member, file_url
 from edgeopt.search.membership import BEATS_A_LEASE, Heart, Watch, _host, _process, myself
+from search.studies import dead_member
 
 LEASE_S = 60.0
 
@@ -147,7 +147,7 @@ def test_a_heart_beats_while_the_worker_works_and_stops_with_it(ledger: Ledger) 
 
 
 def test_a_heart_stops_also_when_the_work_fails(ledger: Ledger) -> None:
-    with pytest.raises(ValueError, match="work"), Heart(ledger, "w", lease_s=60):  # noqa: PT012
+    with pytest.raises(ValueError, match="work"), Heart(ledger, "w", lease_s=60):
         raise ValueError("work")
     assert not [thread for thread in threading.enumerate() if thread.name == "heart"]
 

@@ -7,9 +7,9 @@ import pytest
 import samples
 from hypothesis import given
 from hypothesis import strategies as st
-from search.studies import DECODE, FAILED, RATIO, RSS, SIZE, predicted
 
 from edgeopt.search.summary import Held, Summary
+from search.studies import DECODE, FAILED, RATIO, RSS, SIZE, predicted
 
 figures = st.floats(allow_nan=True, allow_infinity=True)
 names = st.text(max_size=8)
