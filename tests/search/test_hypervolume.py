@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,7 +40,7 @@ def test_an_archive_grows_from_0_to_1_whatever_the_order(points: list[tuple[floa
     none = [None] * len(points[0])
     archive, other = Archive(points, none), Archive(points, none)
     volumes = [0.0, *(archive.add(p) for p in points)]
-    assert all(a <= b + 1e-12 for a, b in zip(volumes, volumes[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(volumes))
     assert 0 < volumes[-1] <= 1 + 1e-12
     for point in reversed(points):
         other.add(point)
@@ -47,9 +49,7 @@ def test_an_archive_grows_from_0_to_1_whatever_the_order(points: list[tuple[floa
 
 
 @given(points=clouds, bound=st.floats(-5, 5))
-def test_a_limit_that_some_value_breaks_leaves_the_volume_a_share(
-    points: list[tuple[float, ...]], bound: float
-) -> None:
+def test_the_volume_is_a_share_whatever_the_limit(points: list[tuple[float, ...]], bound: float) -> None:
     archive = Archive(points, [bound] * len(points[0]))
     for point in points:
         assert 0 < archive.add(point) <= 1 + 1e-12

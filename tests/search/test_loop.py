@@ -265,7 +265,7 @@ def test_those_who_build_hand_over_to_those_who_measure(tmp_path: Path) -> None:
 
 
 def with_class(opened: Study, kind: type[Study]) -> Study:
-    made = kind(
+    return kind(
         ledger=opened.ledger,
         search=opened.search,
         objectives=opened.objectives,
@@ -273,7 +273,6 @@ def with_class(opened: Study, kind: type[Study]) -> Study:
         worker=opened.worker,
         built=opened.built,
     )
-    return made
 
 
 # a worker that is taken for dead

@@ -183,8 +183,8 @@ def test_a_trial_that_is_tried_again_begins_with_clean_constraints() -> None:
     made = sampler()
     made.learn([row(0, samples.result(failure=FAILED))])
     made.learn([row(0, state="waiting")])
-    made.learn([row(0)])
-    made.learn([row(0, samples.result())])
+    for again in (row(0), row(0, samples.result())):
+        made.learn([replace(again, attempt=2)])
     constraints = [trial.constraints for trial in told(made)]
     assert excesses(Summary.of(samples.result()), LIMITS) in constraints
 
