@@ -120,7 +120,7 @@ class Parameter:
     def rounded(self, value: float) -> float:
         """Six digits read well, also of a learning rate of 1e-7."""
         low, high = self._bounds
-        return min(max(float(f"{value:.6g}"), low), high)
+        return float(min(max(float(f"{value:.6g}"), low), high))
 
     def neighbours(self, value: Any) -> list[Any]:
         """The values next to `value`: other choices, those beside it where choices are numbers, or one step away.
