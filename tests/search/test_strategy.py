@@ -83,7 +83,7 @@ def test_a_relative_limit_is_taken_from_the_prediction_of_the_baseline() -> None
 
 def test_a_limit_from_below_is_broken_by_less() -> None:
     least = (Limit(metric=RSS, unit="MiB", absolute=100.0, least=True),)
-    found = foreseen((1.0, 0.0), rss=50.0) + [({"n": 1}, forecast(damage=1.0, size=2.0, rss=150.0))]
+    found = [*foreseen((1.0, 0.0), rss=50.0), ({"n": 1}, forecast(damage=1.0, size=2.0, rss=150.0))]
     assert numbers(spread(found, (SMALL,), least, 1)) == [1]
 
 
@@ -92,9 +92,10 @@ def test_what_cannot_be_planned_is_left_out() -> None:
     assert numbers(spread(found, (SMALL, QUALITY), (), 9)) == [0]
 
 
-@given(
-    points=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=15), count=st.integers(0, 9)
-)
+grid = st.tuples(st.integers(0, 9), st.integers(0, 9))
+
+
+@given(points=st.lists(grid, min_size=1, max_size=15), count=st.integers(0, 9))
 def test_a_spread_never_prefers_what_is_dominated_by_something_left_out(
     points: list[tuple[float, float]], count: int
 ) -> None:
