@@ -70,7 +70,7 @@ class Parameter:
         return cls(key=key, low=low, high=high, step=step, log=bool(data.get("log")), when=when)
 
     def exists(self, params: Params) -> bool:
-        return all(params.get(key) in values for key, values in self.when.items())
+        return all(key in params and params[key] in values for key, values in self.when.items())
 
     def holds(self, value: Any) -> bool:
         """Whether the search could propose `value`."""
@@ -84,6 +84,12 @@ class Parameter:
         return self.step is None or math.isclose(
             round((value - low) / self.step) * self.step, value - low, abs_tol=1e-9
         )
+
+    def normal(self, value: Any) -> Any:
+        """`value`, which it holds, as the search itself would write it: 1.0 of a range of fractions, and not 1."""
+        if self.choices:
+            return self.choices[self.choices.index(value)]
+        return self._nth(self._place(value)) if self.step else (value if self.whole else float(value))
 
     @property
     def whole(self) -> bool:
@@ -230,6 +236,10 @@ class Space:
             raise ConfigError(
                 f"{unknown[0]!r} is no parameter", place="search.enqueue", mend="List it in search.parameters"
             )
+
+    def normal(self, params: Mapping[str, Any]) -> Params:
+        """A recipe of this space in its order and as it would propose it, so that the same recipe is one recipe."""
+        return {p.key: p.normal(params[p.key]) for p in self.parameters if p.key in params}
 
     def examples(self) -> list[Params]:
         """A recipe for every choice and every end of a range, so that each can be tried before a search."""

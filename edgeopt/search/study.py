@@ -76,13 +76,14 @@ class Study:
             },
             sweep,
         )
-        for params in self.search.enqueue:
-            self.ledger.add(dict(params), origin="enqueued")
+        known = [self.search.space.normal(params) for params in self.search.enqueue]
+        for params in known:
+            self.ledger.add(params, origin="enqueued")
         if self.foresee is not None and not any(row.origin == "spread" for row in self.rows()):
             chance = random.Random(self.search.seed)  # noqa: S311 - a search, no secret
             foreseen = [(params, self._foreseen(params)) for params in candidates(self.search.space, chance)]
-            room = min(self.search.spread, max(0, self.search.trials - len(self.search.enqueue)))
-            for params in spread(foreseen, self.objectives, self.limits, room, map(dict, self.search.enqueue)):
+            room = min(self.search.spread, max(0, self.search.trials - len(known)))
+            for params in spread(foreseen, self.objectives, self.limits, room, known):
                 self.ledger.add(params, origin="spread")
 
     # what is known

@@ -238,6 +238,36 @@ def product(space: Space) -> set[str]:
     return found
 
 
+@settings(max_examples=100)
+@given(space=spaces(), seed=st.integers(0, 99))
+def test_a_recipe_of_the_search_is_in_its_normal_form(space: Space, seed: int) -> None:
+    chance = random.Random(seed)
+    params = space.draw(chance)
+    for found in [params, *space.neighbours(params, chance), *space.examples()]:
+        assert canonical(space.normal(found)) == canonical(found)
+        assert list(space.normal(dict(reversed(found.items())))) == list(found)
+
+
+@pytest.mark.parametrize(
+    ("entry", "written", "normal"),
+    [
+        ({"low": 0.0, "high": 2.0}, 1, "1.0"),
+        ({"low": 0, "high": 1, "step": 0.1}, 0.1 + 0.2, "0.3"),
+        ({"low": 0, "high": 1, "step": 0.1}, 0, "0.0"),
+        ({"choices": [0.5, 1.0]}, 1, "1.0"),
+        ({"low": 0, "high": 9}, 4, "4"),
+    ],
+)
+def test_the_same_value_is_written_in_one_way(entry: dict[str, Any], written: Any, normal: str) -> None:
+    assert repr(Parameter.parse("x", entry).normal(written)) == normal
+
+
+def test_a_parameter_that_does_not_exist_has_no_value_and_not_null() -> None:
+    parameter = Parameter.parse("x", {"choices": [1], "when": {"rounding": None}})
+    assert parameter.exists({"rounding": None})
+    assert not parameter.exists({})
+
+
 def test_a_space_of_a_range_without_steps_is_not_listed() -> None:
     assert Space.parse({"x": {"low": 0.0, "high": 1.0}}).every(10**9) is None
 

@@ -104,6 +104,14 @@ def test_known_recipes_come_first_then_a_spread_and_both_once(tmp_path: Path) ->
     assert bits(work_off(opened))[:2] == [16, 8]
 
 
+def test_a_known_recipe_is_one_of_the_space_however_it_is_written(tmp_path: Path) -> None:
+    parameters = {"x": {"low": 0.0, "high": 0.5, "step": 0.5}, "y": {"choices": [1, 2]}}
+    opened = study(tmp_path, parameters=parameters, enqueue=({"y": 1, "x": 0}, {"x": 0.5, "y": 2.0}), trials=9)
+    work_off(opened)
+    assert [row.params for row in opened.rows()][:2] == [{"x": 0.0, "y": 1}, {"x": 0.5, "y": 2}]
+    assert len(opened.rows()) == 4
+
+
 @pytest.mark.parametrize(("trials", "spread"), [(3, 2), (2, 1), (1, 0)])
 def test_a_spread_leaves_the_budget_to_what_is_known(tmp_path: Path, trials: int, spread: int) -> None:
     opened = study(tmp_path, trials=trials, spread=9, enqueue=({"bits": 8},), foresee=by_bits, limits=())
