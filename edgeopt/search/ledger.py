@@ -418,7 +418,7 @@ class Ledger:
 
     def _transact(self, work: Callable[[Connection], T], *, create: bool = False) -> T:
         """Do `work`, and wait for a store that is silent for a while. Raises StoreError where it stays so."""
-        end = time.monotonic() + PATIENCE_S
+        end, told = time.monotonic() + PATIENCE_S, ""
         while True:
             try:
                 with self._engine.begin() as connection:
@@ -430,7 +430,8 @@ class Ledger:
             except SQLAlchemyError as error:
                 if not _passing(error, self._engine) or time.monotonic() > end:
                     raise self._unusable(error) from error
-                self.tell(f"the study's store does not answer ({_first_line(error)}); waiting for it")
+                if told != (told := _first_line(error)):
+                    self.tell(f"the study's store does not answer ({told}); waiting for it")
                 time.sleep(_PAUSE_S)
 
     def _unusable(self, error: SQLAlchemyError) -> StoreError:
