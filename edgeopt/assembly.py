@@ -136,6 +136,7 @@ def bench(config: Config) -> BoundBench:
 def job(config: Config, config_dir: Path | None) -> Job:
     """Construct and check every part. Raises ConfigError or InputError before any work is done."""
     recipe = configs.recipe(config)
+    configs.cache_limit(config)
     bound = bench(config)
     calibration = text(canonical(config["calibration"]))
     require_disjoint(calibration, bound.evaluation)

@@ -164,7 +164,7 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: 'int3' for recipe"]),
     "enqueued without a parameter": (["search.enqueue=[{recipe: int4}]"], ["search.enqueue: ", "block_size"]),
     "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: 3 is not a mapping"]),
-    "unknown sampler": (["search.sampler=tpee"], ["search.sampler: 'tpee'", "tpe, nsga2, random"]),
+    "unknown sampler": (["search.sampler=tpee"], ["search.sampler: 'tpee'", "tpe, nsga2, gp, random"]),
     "no trials": (["search.trials=0"], ["search.trials: 0"]),
     "study with a slash": (["search.study=a/b"], ["search.study: 'a/b'"]),
     "parameter that is no range": (["search.parameters.recipe=3"], ["search.parameters.recipe: 3"]),
@@ -457,9 +457,9 @@ def test_a_server_that_does_not_answer_is_told_within_seconds(
 @pytest.fixture
 def study(work: Path, registry: str) -> str:
     """A study without trials."""
-    config = configs.compose([f"tracking.tracking_uri='{registry}'"], name="reference")
-    made = OpenStudy.of(config, None)
-    made.save()
+    request = assembly.Request(name="reference", overrides=(f"tracking.tracking_uri='{registry}'",))
+    made = OpenStudy.of(request, request.compose())
+    made.open()
     return made.name
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from edgeopt.search.ledger import Ledger, file_url, studies
+
 SPACE = """
 defaults:
   - config
@@ -179,5 +181,12 @@ def test_a_sweep_killed_at_five_moments_loses_nothing_and_logs_nothing_twice(fol
 
 
 def finished(folder: Path) -> dict[int, str]:
-    """Digest of each stored result by trial number."""
-    return {int(p.stem): p.read_text() for p in (folder / ".edgeopt" / "studies" / "kill" / "trials").glob("*.json")}
+    """Each stored result by trial number."""
+    file = folder / ".edgeopt" / "studies.db"
+    if not file.is_file():
+        return {}
+    ledger = Ledger(file_url(file), "kill")
+    if "kill" not in studies(ledger.url):
+        return {}
+    done = [row.number for row in ledger.changes(0) if row.state == "finished"]
+    return {number: json.dumps(ledger.result(number), sort_keys=True) for number in done}

@@ -26,7 +26,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     study = OpenStudy.find(args.study, args.state, args.store).study
     while True:
         document = {**status(study), "hypervolumes": study.volumes()}
-        if not args.watch or study.settled():
+        if not args.watch or (study.settled() and not document["workers"]):
             return Outcome(document=document)
         if args.json:
             print(json.dumps(document), flush=True)

@@ -17,14 +17,13 @@ from edgeopt.errors import ConfigError, EdgeoptError
 
 if TYPE_CHECKING:
     from edgeopt.commands.studies import OpenStudy
-    from edgeopt.search.study import Study
 
 POLL_S = 1.0
 RESOURCE = "edgeopt:{}"
 """The custom resource of nodes on which a target's engines are measured, by the target's name."""
 
 
-def processes(opened: OpenStudy, count: int, settled: Callable[[], bool], refresh: Callable[[], None]) -> None:
+def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
     """Have `count` processes of this machine work on the study until it is over; one that is killed is replaced.
 
     Raises EdgeoptError where all of them ended with an error.
@@ -32,17 +31,21 @@ def processes(opened: OpenStudy, count: int, settled: Callable[[], bool], refres
     logs = Path(opened.config["state"]) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     started = {n: _process(opened, logs / f"{opened.name}-{n}.log", count) for n in range(count)}
+    done = False
     try:
         while started:
             time.sleep(POLL_S)
             refresh()
             for number, process in list(started.items()):
                 code = process.poll()
-                if code is not None and code < 0 and not settled():
+                if code is None:
+                    continue
+                done = done or code == 0  # a worker that ends by itself leaves nothing to do
+                if code < 0 and not done:
                     started[number] = _process(opened, logs / f"{opened.name}-{number}.log", count)
-                elif code is not None:
+                else:
                     del started[number]
-        if not settled():
+        if not done:
             raise EdgeoptError("every worker ended with an error", place=str(logs), mend="Read what they said there")
     finally:
         for process in started.values():
@@ -66,7 +69,7 @@ def _process(opened: OpenStudy, log: Path, count: int) -> subprocess.Popen[bytes
         )  # a session of its own: Ctrl-C reaches the parent alone, which tells them
 
 
-def on_ray(opened: OpenStudy, count: int, settled: Callable[[], bool], refresh: Callable[[], None]) -> None:
+def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
     """Have a Ray cluster work on the study: `count` tasks build on any node, and one measures on each of the device's.
 
     Nodes that measure carry the custom resource RESOURCE, each as often as devices are attached to it. A task whose
@@ -94,6 +97,7 @@ def on_ray(opened: OpenStudy, count: int, settled: Callable[[], bool], refresh: 
         return task.options(**needs).remote(*known, opened.recorder.uri, role)
 
     running = {begin(role): role for role in ["build"] * count + ["measure"] * devices}
+    over = False
     try:
         while running:
             done, _ = ray.wait(list(running), timeout=POLL_S)
@@ -102,8 +106,9 @@ def on_ray(opened: OpenStudy, count: int, settled: Callable[[], bool], refresh: 
                 role = running.pop(reference)
                 try:
                     ray.get(reference)
+                    over = True  # a worker that ends by itself leaves nothing to do
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.RayActorError):
-                    if not settled():
+                    if not over:
                         running[begin(role)] = role
                 except ray.exceptions.RayTaskError as error:
                     raise EdgeoptError(f"a worker of role {role} ended: {error.cause}", place="ray") from error
@@ -127,7 +132,6 @@ def run(opened: OpenStudy, count: int) -> None:
     """Have `count` workers work on the study until it is over, on the engine that the search names."""
     from edgeopt import display
 
-    study: Study = opened.study
-    engine = on_ray if study.search.engine == "ray" else processes
-    with display.team(study) as refresh:
-        engine(opened, count, study.settled, refresh)
+    engine = on_ray if opened.study.search.engine == "ray" else processes
+    with display.team(opened.study) as refresh:
+        engine(opened, count, refresh)

@@ -84,8 +84,12 @@ _WORKERS = Table(
 
 PATIENCE_S = 120.0
 """How long a store may be silent, as one that is restarted is, before a sweep gives up."""
+STRANGER_S = 15.0
+"""The same of a store that has not answered before: it may be the wrong address."""
 _PAUSE_S = 0.5
 _LOCK_S = 60
+_MAKING = 0x65646765
+"""Key of the lock of those who make the tables in PostgreSQL."""
 
 T = TypeVar("T")
 
@@ -140,14 +144,6 @@ class Member:
     beat: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estate:
-    """What a dead worker left: trials that are queued again or given up, and results not yet recorded."""
-
-    lost: tuple[Row, ...]
-    unrecorded: tuple[Row, ...]
-
-
 class Ledger:
     """One study in a store.
 
@@ -160,6 +156,7 @@ class Ledger:
         self.url, self.study, self.tell = url, study, tell
         self._engine = _engine(url)
         self._of_study = _TRIALS.c.study == study
+        self._answered = False
 
     # the study itself
 
@@ -299,10 +296,11 @@ class Ledger:
         return self._change(work)
 
     def annotate(self, row: Row, *, run_id: str) -> None:
-        """Note the run in which a trial's attempt was recorded whole."""
+        """Note the run in which a trial that is over was recorded whole."""
 
         def work(connection: Connection, revision: int) -> None:
-            if self._read(connection, row.number).attempt == row.attempt:
+            now = self._read(connection, row.number)
+            if now.attempt == row.attempt and now.state in DONE:
                 self._write(connection, revision, row.number, run_id=run_id, recorded=1)
 
         self._change(work)
@@ -360,21 +358,21 @@ class Ledger:
         """Workers that have not left and are not known to be dead."""
         return self._transact(self._members)
 
-    def bury(self, member: Member, *, heir: str, attempts: int, given_up: Callable[[Row], Summary]) -> Estate:
-        """Take what a dead worker left, unless it gave a sign of life meanwhile.
+    def bury(self, member: Member, *, heir: str, attempts: int, given_up: Callable[[Row], Summary]) -> list[Row]:
+        """Take what a dead worker left, unless it gave a sign of life meanwhile; the trials that it had at work.
 
-        Its trial is queued again, or failed with `given_up`'s words where it was begun `attempts` times; results that
+        They are queued again, or failed with `given_up`'s words where they were begun `attempts` times; results that
         it had not recorded are `heir`'s to record.
         """
 
-        def work(connection: Connection, revision: int) -> Estate:
+        def work(connection: Connection, revision: int) -> list[Row]:
             dead = sql.update(_WORKERS).where(
                 _WORKERS.c.worker == member.worker, _WORKERS.c.beat == member.beat, _WORKERS.c.alive == 1
             )
             if not connection.execute(dead.values(alive=0)).rowcount:
-                return Estate(lost=(), unrecorded=())
+                return []
             left = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.worker == member.worker)
-            lost, unrecorded = [], []
+            lost = []
             for row in map(_row, connection.execute(left.where(_TRIALS.c.recorded == 0)).all()):
                 if row.state == "running" and row.attempt < attempts:
                     self._write(connection, revision, row.number, state="waiting", **_anew(row))
@@ -385,8 +383,7 @@ class Ledger:
                     lost.append(row)
                 elif row.state in DONE:
                     self._write(connection, revision, row.number, worker=heir)
-                    unrecorded.append(self._read(connection, row.number))
-            return Estate(lost=tuple(lost), unrecorded=tuple(unrecorded))
+            return lost
 
         return self._change(work)
 
@@ -424,19 +421,22 @@ class Ledger:
 
     def _transact(self, work: Callable[[Connection], T], *, create: bool = False) -> T:
         """Do `work`, and wait for a store that is silent for a while. Raises StoreError where it stays so."""
-        end = time.monotonic() + PATIENCE_S
+        end, told = time.monotonic() + (PATIENCE_S if self._answered else STRANGER_S), ""
         while True:
             try:
                 with self._engine.begin() as connection:
                     if create:
-                        _METADATA.create_all(connection)
-                    return work(connection)
+                        _make_tables(connection)
+                    done = work(connection)
+                self._answered = True
+                return done
             except IntegrityError:
                 raise
             except SQLAlchemyError as error:
                 if not _passing(error, self._engine) or time.monotonic() > end:
                     raise self._unusable(error) from error
-                self.tell(f"the study's store does not answer ({_first_line(error)}); waiting for it")
+                if told != (told := _first_line(error)):
+                    self.tell(f"the study's store does not answer ({told}); waiting for it")
                 time.sleep(_PAUSE_S)
 
     def _unusable(self, error: SQLAlchemyError) -> StoreError:
@@ -472,8 +472,13 @@ def _engine(url: str) -> sql.Engine:
                 place="store",
                 mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
             )
-        if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        if parsed.database in (None, "", ":memory:"):
+            raise ConfigError(
+                "a study in memory has one worker and ends with it",
+                place="store",
+                mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+            )
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sql.create_engine(parsed, connect_args={"timeout": _LOCK_S})
     except ImportError as error:
         raise ConfigError(
@@ -481,7 +486,7 @@ def _engine(url: str) -> sql.Engine:
             place="store",
             mend="pip install 'edgeopt[postgres]'",
         ) from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:  # of a port that is no number
         raise ConfigError(
             "it is no address of a store",
             place="store",
@@ -493,6 +498,17 @@ def _engine(url: str) -> sql.Engine:
         ) from error
     sql.event.listen(engine, "connect", _write_ahead)
     return engine
+
+
+def _make_tables(connection: Connection) -> None:
+    """The tables, unless they are there. One process makes them, and those that want to meanwhile wait for it."""
+    if sql.inspect(connection).has_table(_STUDIES.name):
+        return
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MAKING)))
+    _METADATA.create_all(connection)
 
 
 def _write_ahead(connection: Any, _: Any) -> None:

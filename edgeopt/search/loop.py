@@ -13,7 +13,7 @@ from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.membership import Heart, Watch, myself
 from edgeopt.search.space import Params
 from edgeopt.search.status import progress
-from edgeopt.search.study import Study
+from edgeopt.search.study import ATTEMPTS, Study
 from edgeopt.store.uses import using
 
 IDLE_S = 0.5
@@ -108,7 +108,8 @@ def _serve(sweep: Sweep) -> bool:
         while heart.trusted:
             row = study.ask()
             if row is not None:
-                _work(sweep, row)
+                if not _work(sweep, row):
+                    return False
             elif study.settled():
                 break
             else:
@@ -121,14 +122,14 @@ def _serve(sweep: Sweep) -> bool:
     return True
 
 
-def _work(sweep: Sweep, row: Row) -> None:
-    """Evaluate one trial, or record one that was refused before any work."""
+def _work(sweep: Sweep, row: Row) -> bool:
+    """Evaluate one trial, or record one that was refused before any work; whether it was this worker's to the end."""
     study, log = sweep.study, sweep.log
     if row.state in DONE:
         result = study.result(row.number)
         _record(sweep, row, result)
         sweep.watcher.finished(row, result)
-        return
+        return True
     row = replace(row, run_id=log.begin(row))
     sweep.watcher.started(row)
     try:
@@ -138,12 +139,13 @@ def _work(sweep: Sweep, row: Row) -> None:
         log.kill(row.number, row.attempt, f"{str(error) or 'interrupted by Ctrl-C'}; the recipe is queued again")
         raise
     if sweep.role == "build" and not (result.failure or result.refused):
-        study.ledger.release(row, built=True)
-    elif study.finish(row, result):
-        _record(sweep, row, result)
-        sweep.watcher.finished(row, result)
-    else:
+        return study.ledger.release(row, built=True)
+    if not study.finish(row, result):
         log.kill(row.number, row.attempt, "its worker was taken for dead; the recipe was queued again")
+        return False
+    _record(sweep, row, result)
+    sweep.watcher.finished(row, result)
+    return True
 
 
 def _record(sweep: Sweep, row: Row, result: TrialResult) -> None:
@@ -158,23 +160,25 @@ def _inherit(sweep: Sweep) -> None:
     study, log = sweep.study, sweep.log
     others = [member for member in study.ledger.members() if member.worker != study.worker]
     for member in sweep.watch.dead(others):
-        estate = study.bury(member)
-        for row in estate.lost:
-            log.kill(row.number, row.attempt, f"its worker {member.worker} died; the recipe is queued again")
-        for row in estate.unrecorded:
-            result = study.result(row.number)
-            with using(result.paths) as there:
-                if there:
-                    _record(sweep, row, result)
-                else:  # the cache has evicted what is to be logged
-                    study.ledger.forget(row)
-                    log.kill(row.number, row.attempt, "its files were evicted; the recipe is queued again")
+        for row in study.bury(member):
+            follows = (
+                "the recipe is queued again" if row.attempt < ATTEMPTS else "so did those before it: it has failed"
+            )
+            log.kill(row.number, row.attempt, f"its worker {member.worker} died; {follows}")
+    for row in study.unrecorded():
+        result = study.result(row.number)
+        with using(result.paths) as there:
+            if there:
+                _record(sweep, row, result)
+            else:  # the cache has evicted what is to be logged
+                study.ledger.forget(row)
+                log.kill(row.number, row.attempt, "its files were evicted; the recipe is queued again")
 
 
 def _tidy(sweep: Sweep) -> None:
     """End runs whose trial is not at work any more: their worker died between two words."""
-    alive = sweep.study.open_attempts()
-    for number, attempt in sorted(sweep.log.open_attempts() - alive):
+    begun = sweep.log.open_attempts()  # read first: what begins from now on is not among them
+    for number, attempt in sorted(begun - sweep.study.open_attempts()):
         sweep.log.kill(number, attempt, "the sweep was ended while this trial ran")
 
 

@@ -89,7 +89,7 @@ class Heart:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(self._pause_s):
+        while self.trusted and not self._end.wait(self._pause_s):
             try:
                 self.trusted = self._ledger.beat(self._worker)
             except StoreError:  # the store is gone for good, which the worker hears itself when it needs it

@@ -41,18 +41,21 @@ class Sampler:
             self._study: Any = optuna.create_study(
                 sampler=_sampler(search.sampler, seed), directions=[o.direction for o in objectives]
             )
-        self._trials: dict[int, int] = {}
+        self._running: dict[int, int] = {}
+        self._over: set[tuple[int, int]] = set()
 
     def learn(self, rows: Iterable[Row]) -> None:
-        """Take in trials that are new or have changed; those that wait are not told."""
+        """Take in trials that are new or have changed; those that wait are not told, and what is over is told once."""
         for row in rows:
-            known = self._trials.pop(row.number, None)
-            if known is not None:  # it was running: from then on its place in memory tells nothing
+            known = self._running.pop(row.number, None)
+            if known is not None:  # from now on its place in memory tells nothing
                 self._withdraw(known)
-            if row.state == "running" or (row.state in DONE and row.summary is not None):
+            if row.state == "running":
                 self._study.add_trial(self._frozen(row))
-                if row.state == "running":
-                    self._trials[row.number] = len(self._study.get_trials(deepcopy=False)) - 1
+                self._running[row.number] = len(self._study.get_trials(deepcopy=False)) - 1
+            elif row.state in DONE and (row.number, row.attempt) not in self._over:
+                self._study.add_trial(self._frozen(row))
+                self._over.add((row.number, row.attempt))
 
     def propose(self) -> tuple[Params, Mapping[str, Any]]:
         """A recipe, and what the sampler wants to find again beside it."""

@@ -70,7 +70,7 @@ class Parameter:
         return cls(key=key, low=low, high=high, step=step, log=bool(data.get("log")), when=when)
 
     def exists(self, params: Params) -> bool:
-        return all(params.get(key) in values for key, values in self.when.items())
+        return all(key in params and params[key] in values for key, values in self.when.items())
 
     def holds(self, value: Any) -> bool:
         """Whether the search could propose `value`."""
@@ -85,6 +85,12 @@ class Parameter:
             round((value - low) / self.step) * self.step, value - low, abs_tol=1e-9
         )
 
+    def normal(self, value: Any) -> Any:
+        """`value`, which it holds, as the search itself would write it: 1.0 of a range of fractions, and not 1."""
+        if self.choices:
+            return self.choices[self.choices.index(value)]
+        return self._nth(self._place(value)) if self.step else (value if self.whole else float(value))
+
     @property
     def whole(self) -> bool:
         """Whether a range holds whole numbers alone."""
@@ -93,7 +99,7 @@ class Parameter:
     @property
     def ends(self) -> tuple[Any, ...]:
         """Every choice, or both ends of the range."""
-        return self.choices or (self.low, self.high)
+        return self.choices or (self._bounds if self.count == math.inf else (self._nth(0), self._nth(-1)))
 
     @property
     def distribution(self) -> BaseDistribution:
@@ -102,23 +108,25 @@ class Parameter:
 
         if self.choices:
             return CategoricalDistribution(self.choices)
-        low, high = self.low or 0, self.high or 0
+        low, high = self.ends
         if self.whole:
-            return IntDistribution(int(low), int(high), step=int(self.step or 1), log=self.log)
+            return IntDistribution(low, high, step=int(self.step or 1), log=self.log)
         return FloatDistribution(low, high, step=self.step, log=self.log)
 
     def suggest(self, trial: Trial) -> Any:
         """The value that Optuna proposes for a trial."""
         if self.choices:
             return trial.suggest_categorical(self.key, self.choices)
-        low, high = self.low or 0, self.high or 0
+        low, high = self.ends
         if self.whole:
-            return trial.suggest_int(self.key, int(low), int(high), step=int(self.step or 1), log=self.log)
-        return self.rounded(trial.suggest_float(self.key, low, high, step=self.step, log=self.log))
+            return trial.suggest_int(self.key, low, high, step=int(self.step or 1), log=self.log)
+        value = trial.suggest_float(self.key, low, high, step=self.step, log=self.log)
+        return self._nth(self._place(value)) if self.step else self.rounded(value)
 
     def rounded(self, value: float) -> float:
         """Six digits read well, also of a learning rate of 1e-7."""
-        return min(max(float(f"{value:.6g}"), self.low or 0), self.high or 0)
+        low, high = self._bounds
+        return float(min(max(float(f"{value:.6g}"), low), high))
 
     def neighbours(self, value: Any) -> list[Any]:
         """The values next to `value`: other choices, those beside it where choices are numbers, or one step away.
@@ -131,23 +139,30 @@ class Parameter:
             ordered = sorted(self.choices)
             place = ordered.index(value)
             return [ordered[n] for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
-        low, high = self.low or 0, self.high or 0
+        if self.step:
+            place = self._place(value)
+            return [self._nth(n) for n in (place - 1, place + 1) if 0 <= n < self.count]
+        low, high = self._bounds
         if self.log:
             factor = max((high / low) ** 0.1, 1 + 1 / value if self.whole else 1.0)
             found = [value / factor, value * factor]
         else:
-            step = self.step or max((high - low) / 10, 1 if self.whole else 0)
-            found = [value - step, value + step]
+            tenth = max((high - low) / 10, 1 if self.whole else 0)
+            found = [value - tenth, value + tenth]
         near = [round(v) for v in found] if self.whole else [self.rounded(v) for v in found]
         return [v for v in near if low <= v <= high and v != value]
 
     def draw(self, chance: random.Random) -> Any:
         """A value at random."""
-        low, high = self.low or 0, self.high or 0
+        if self.choices:
+            return chance.choice(self.choices)
+        low, high = self._bounds
         if self.log:
             value = math.exp(chance.uniform(math.log(low), math.log(high)))
             return round(value) if self.whole else self.rounded(value)
-        return chance.choice(self.values) if self.count < math.inf else self.rounded(chance.uniform(low, high))
+        if self.count < math.inf:
+            return self._nth(chance.randrange(int(self.count)))
+        return self.rounded(chance.uniform(low, high))
 
     @property
     def count(self) -> float:
@@ -160,10 +175,23 @@ class Parameter:
     @property
     def values(self) -> tuple[Any, ...]:
         """All of them, of which there must be finitely many."""
-        if self.choices:
-            return self.choices
-        low, step = self.low or 0, self.step or 1
-        return tuple(low + n * step if self.whole else self.rounded(low + n * step) for n in range(int(self.count)))
+        return self.choices or tuple(map(self._nth, range(int(self.count))))
+
+    @property
+    def _bounds(self) -> tuple[Any, Any]:
+        """Of one type, so that equal values are the same recipe."""
+        kind = int if self.whole else float
+        return kind(self.low or 0), kind(self.high or 0)
+
+    def _nth(self, n: int) -> Any:
+        """The value after `n` steps, or that before the end where `n` is below 0."""
+        (low, high), step = self._bounds, self.step or 1
+        value = low + (n if n >= 0 else int(self.count) + n) * step
+        return value if self.whole else min(max(float(f"{value:.15g}"), low), high)  # 0.3, not 0.30000000000000004
+
+    def _place(self, value: float) -> int:
+        """After how many steps `value` stands."""
+        return round((value - (self.low or 0)) / (self.step or 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +237,10 @@ class Space:
                 f"{unknown[0]!r} is no parameter", place="search.enqueue", mend="List it in search.parameters"
             )
 
+    def normal(self, params: Mapping[str, Any]) -> Params:
+        """A recipe of this space in its order and as it would propose it, so that the same recipe is one recipe."""
+        return {p.key: p.normal(params[p.key]) for p in self.parameters if p.key in params}
+
     def examples(self) -> list[Params]:
         """A recipe for every choice and every end of a range, so that each can be tried before a search."""
         return [self._with(parameter, value) for parameter in self.parameters for value in parameter.ends]
@@ -241,6 +273,8 @@ class Space:
                 else:
                     grown += [{**params, parameter.key: value} for value in parameter.values]
             found = grown
+            if len(found) > limit:
+                return None
         return iter(found)
 
     def draw(self, chance: random.Random) -> Params:

@@ -14,7 +14,7 @@ from edgeopt.search.definition import Search
 from edgeopt.search.forecast import ESTIMATE, Forecast, Foresee
 from edgeopt.search.front import Objective, pareto_front, pareto_ranks
 from edgeopt.search.hypervolume import Archive, without_growth
-from edgeopt.search.ledger import DONE, Estate, Ledger, Member, Origin, Row, State
+from edgeopt.search.ledger import DONE, Ledger, Member, Origin, Row, State
 from edgeopt.search.sampling import Sampler
 from edgeopt.search.space import Params
 from edgeopt.search.strategy import LISTED, Refinement, candidates, spread
@@ -57,7 +57,7 @@ class Study:
     _forecasts: dict[str, Forecast] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._chance = random.Random(f"{self.search.seed} {self.worker}")  # noqa: S311 - a search, no secret
+        self._chance = random.Random(self.search.seed)  # noqa: S311 - a search, no secret
 
     @property
     def name(self) -> str:
@@ -76,13 +76,14 @@ class Study:
             },
             sweep,
         )
-        for params in self.search.enqueue:
-            self.ledger.add(dict(params), origin="enqueued")
-        if self.foresee is not None and not any(row.origin == "spread" for row in self.rows()):
+        known = [self.search.space.normal(params) for params in self.search.enqueue]
+        for params in known:
+            self.ledger.add(params, origin="enqueued")
+        if self.foresee is not None and all(row.state == "waiting" for row in self.rows()):
             chance = random.Random(self.search.seed)  # noqa: S311 - a search, no secret
             foreseen = [(params, self._foreseen(params)) for params in candidates(self.search.space, chance)]
-            room = min(self.search.spread, max(0, self.search.trials - len(self.search.enqueue)))
-            for params in spread(foreseen, self.objectives, self.limits, room, map(dict, self.search.enqueue)):
+            room = min(self.search.spread, max(0, self.search.trials - len(known)))
+            for params in spread(foreseen, self.objectives, self.limits, room, known):
                 self.ledger.add(params, origin="spread")
 
     # what is known
@@ -180,9 +181,13 @@ class Study:
         """Keep a result; whether the trial still belonged to this worker."""
         return self.ledger.finish(row, state_of(result), Summary.of(result), result.to_json())
 
-    def bury(self, member: Member) -> Estate:
-        """Take over what a dead worker left."""
+    def bury(self, member: Member) -> list[Row]:
+        """Take over what a dead worker left; the trials that it had at work."""
         return self.ledger.bury(member, heir=self.worker, attempts=ATTEMPTS, given_up=_given_up)
+
+    def unrecorded(self) -> list[Row]:
+        """Trials that are over and whose recording is this worker's."""
+        return [r for r in self.rows() if r.worker == self.worker and _ended(r) and not r.recorded]
 
     def open_attempts(self) -> set[tuple[int, int]]:
         """Number and attempt of the trials that are at work, or wait to be measured or recorded."""
@@ -270,7 +275,8 @@ class Study:
     def _told(self) -> Sampler:
         """The sampler, which knows all trials."""
         if self._sampler is None:
-            seed = self.search.seed + len(self._rows)  # a resumed study does not propose its first trials again
+            # neither a resumed study nor a second worker proposes what was proposed before
+            seed = self.search.seed + len(self._rows) + 1_000 * len(self.ledger.members())
             self._sampler = Sampler(self.search, self.objectives, self.limits, seed=seed)
             self._sampler.learn(self._rows.values())
         return self._sampler

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from pathlib import Path
 
 import pytest
 import samples
@@ -11,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import ConfigError
-from edgeopt.result import Failure, TrialResult
-from edgeopt.search.front import Objective, dominates, pareto_ranks, ranked, row
+from edgeopt.search.front import Objective, as_row, dominates, pareto_ranks
+from search.studies import FAILED, SIZE, finish, predicted, study
 
 coordinates = st.integers(-3, 3).map(float) | st.floats(-5, 5)
 clouds = st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[coordinates] * n), max_size=14))
-DECODE, RATIO = Objective(metric="latency/decode_p50_ms"), Objective(metric="quality/perplexity_ratio")
 
 
 def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
@@ -56,36 +54,6 @@ def test_equal_points_share_a_rank() -> None:
     assert pareto_ranks([(1.0, 2.0), (1.0, 2.0), (2.0, 1.0), (2.0, 2.0)]) == [1, 1, 1, 2]
 
 
-def outcome(decode_ms: float, ratio: float = 1.0, **more: Any) -> TrialResult:
-    return samples.result(decode_ms=decode_ms, ratio=ratio, **more)
-
-
-def test_only_feasible_trials_are_ranked() -> None:
-    results = {
-        3: outcome(0.5),
-        5: outcome(0.6),
-        7: outcome(0.1, ratio=2.0),  # above its limit
-        9: outcome(0.1, failure=Failure(stage="build", kind="BuildError", message="m")),
-    }
-    assert ranked(results, (DECODE, RATIO)) == {3: 1, 5: 2}
-
-
-def test_a_maximized_metric_is_better_when_it_is_larger() -> None:
-    results = {0: outcome(0.5), 1: outcome(0.6)}
-    assert ranked(results, (Objective(metric=DECODE.metric, direction="maximize"),)) == {0: 2, 1: 1}
-
-
-def test_a_trial_without_an_objective_is_not_ranked() -> None:
-    assert ranked({0: outcome(0.5)}, (DECODE, Objective(metric="energy/j_per_token"))) == {}
-
-
-def test_a_figure_that_is_no_number_is_not_on_the_front() -> None:
-    broken = outcome(0.5)
-    figures = [replace(m, value=math.nan) if m.metric == "size/engine_mib" else m for m in broken.measurements]
-    broken = replace(broken, measurements=tuple(figures))
-    assert ranked({0: broken, 1: outcome(0.6)}, (Objective(metric="size/engine_mib"),)) == {1: 1}
-
-
 def test_objectives_are_checked_against_known_metrics() -> None:
     assert Objective.parse("m", "maximize", {"m": ""}).sign == -1.0
     with pytest.raises(ConfigError, match=r"search.objectives.x: unknown metric 'x'.*m"):
@@ -94,8 +62,33 @@ def test_objectives_are_checked_against_known_metrics() -> None:
         Objective.parse("m", "min", {"m": ""})
 
 
-def test_a_row_tells_of_a_failure_and_of_what_waits() -> None:
-    failed = row(1, "failed", {"a": 1}, outcome(1.0, failure=Failure(stage="build", kind="E", message="m")), None, None)
-    assert (failed["feasible"], failed["metrics"], failed["failure"]) == (False, {}, "build: m")
-    waiting = row(2, "waiting", {}, None, None, None)
-    assert (waiting["feasible"], waiting["excess"], waiting["failure"]) == (False, {}, None)
+def test_a_row_tells_of_a_failure_and_of_what_waits(tmp_path: Path) -> None:
+    opened = study(tmp_path, enqueue=({"bits": 4}, {"bits": 8}))
+    failed = as_row(finish(opened, samples.result(failure=FAILED)), None)
+    assert failed == {
+        "number": 0,
+        "state": "failed",
+        "feasible": False,
+        "pareto_rank": None,
+        "origin": "enqueued",
+        "params": {"bits": 4},
+        "metrics": {},
+        "predicted": {},
+        "excess": {},
+        "refused": "",
+        "run_id": None,
+        "failure": "build: no",
+    }
+    waiting = as_row(opened.rows()[1], None)
+    assert (waiting["state"], waiting["feasible"], waiting["failure"]) == ("waiting", False, None)
+
+
+def test_a_row_tells_all_that_is_known_of_a_finished_trial(tmp_path: Path) -> None:
+    opened = study(tmp_path)
+    row = finish(opened, replace(samples.result(), predictions=(predicted(SIZE, 1.4),)))
+    opened.ledger.annotate(row, run_id="r")
+    told = as_row(opened.rows()[0], 1)
+    assert (told["feasible"], told["pareto_rank"], told["run_id"]) == (True, 1, "r")
+    assert told["metrics"] == samples.result().metrics
+    assert told["predicted"] == {SIZE: 1.4}
+    assert told["excess"] == {v.metric: v.excess for v in samples.result().verdicts}

@@ -1,243 +1,313 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import samples
 
-from edgeopt.errors import ConfigError, StoreError
-from edgeopt.result import Failure, TrialResult
-from edgeopt.search.front import Objective
-from edgeopt.search.loop import Sweep, run
+from edgeopt.errors import ConfigError
+from edgeopt.result import TrialResult
+from edgeopt.search import study as study_module
+from edgeopt.search.forecast import ESTIMATE, Forecast
+from edgeopt.search.ledger import Row
 from edgeopt.search.space import Params
-from edgeopt.search.study import UNMEASURED_EXCESS, UNPROVEN_EXCESS, Search, Study
+from edgeopt.search.study import ATTEMPTS, Study, state_of
+from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
-
-DECODE, RATIO, RSS = "latency/decode_p50_ms", "quality/perplexity_ratio", "memory/peak_rss_mib"
-LIMITS = (
-    Limit(metric=RATIO, unit="", absolute=1.15),
-    Limit(metric=DECODE, unit="ms", absolute=1.04),
-    Limit(metric=RSS, unit="MiB", absolute=90.0),
+from search.studies import (
+    DECODE,
+    FAILED,
+    LIMITS,
+    RATIO,
+    RSS,
+    SIZE,
+    by_bits,
+    finish,
+    forecast,
+    recorded,
+    search,
+    study,
 )
-FAILED = Failure(stage="build", kind="BuildError", message="no")
+
+STOPPED = replace(samples.result(decode_ms=9.0), refused="quality")
 
 
-def search(**more: Any) -> Search:
-    known: dict[str, Any] = {
-        "study": "s",
-        "objectives": {RATIO: "minimize", DECODE: "minimize"},
-        "sampler": "random",
-        "trials": 4,
-        "parameters": {"bits": {"choices": [4, 8, 16, 32]}},
-    }
-    return Search(**known | more)
+def bits(rows: list[Row]) -> list[int]:
+    return [row.params["bits"] for row in rows]
 
 
-def study(folder: Path, limits: tuple[Limit, ...] = LIMITS, **more: Any) -> Study:
-    found = search(**more)
-    objectives = tuple(Objective(metric=m, direction=d) for m, d in found.objectives.items())  # type: ignore[arg-type]
-    return Study(folder=folder, search=found, objectives=objectives, limits=limits)
+def work_off(opened: Study, answer: Callable[[Row], TrialResult] = lambda _: samples.result()) -> list[Row]:
+    """Ask, finish and record until there is nothing to ask for; the rows as they were asked."""
+    asked = []
+    while (row := opened.ask()) is not None:
+        asked.append(row)
+        if row.state == "running":
+            assert opened.finish(row, answer(row))
+        recorded(opened, row)
+    return asked
 
 
-def finish(opened: Study, result: TrialResult | None = None) -> int:
-    asked = opened.ask()
-    assert asked is not None
-    trial, _ = asked
-    result = result or samples.result()
-    opened.save(trial.number, result)
-    opened.tell(trial, result)
-    return trial.number
+# what is tried
 
 
-def constraints(folder: Path, number: int) -> dict[str, float]:
-    """The constraints that Optuna itself keeps of a trial."""
-    (name,) = optuna.get_all_study_names(f"sqlite:///{folder / 'optuna.db'}")
-    return dict(
-        optuna.load_study(study_name=name, storage=f"sqlite:///{folder / 'optuna.db'}").trials[number].constraints
-    )
-
-
-class Log:
-    """What the tracking server was told, in order."""
-
-    def __init__(self, *, left_open: tuple[int, ...] = ()) -> None:
-        self.told: list[tuple[Any, ...]] = []
-        self.left_open = left_open
-
-    def begin(self, number: int, params: Params) -> None:
-        self.told.append(("begin", number))
-
-    def record(self, number: int, params: Params, result: TrialResult) -> None:
-        self.told.append(("record", number, dict(params)))
-
-    def kill(self, number: int, why: str = "") -> None:
-        self.told.append(("kill", number))
-
-    def open_trials(self) -> list[int]:
-        return list(self.left_open)
-
-
-# resume
-
-
-def test_a_resumed_study_keeps_what_was_finished_and_goes_on(tmp_path: Path) -> None:
+def test_a_search_ends_with_its_budget_of_which_every_session_takes(tmp_path: Path) -> None:
     first = study(tmp_path)
-    results = {finish(first, samples.result(decode_ms=0.1 * n)): 0.1 * n for n in (1, 2)}
+    for n in (1, 2):
+        finish(first, samples.result(decode_ms=0.1 * n))
     again = study(tmp_path)
-    assert {n: r.metrics[DECODE] for n, r in again.finished().items()} == results
+    assert [row.summary and row.summary.metrics[DECODE] for row in again.rows()] == [0.1, 0.2]
     finish(again)
     finish(again)
-    assert again.ask() is None, "the budget counts trials of all sessions"
-    assert len(again.finished()) == 4
+    assert again.ask() is None
+    assert again.over() == "4 trials were evaluated"
 
 
-def test_a_space_is_tried_without_repeats(tmp_path: Path) -> None:
-    opened = study(tmp_path, trials=50)
-    while (asked := opened.ask()) is not None:
-        opened.save(asked[0].number, samples.result())
-        opened.tell(asked[0], samples.result())
-    tried = [e.params["bits"] for e in opened.entries()]
-    assert sorted(tried) == [4, 8, 16, 32], "an exhausted space ends the search"
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_finite_space_is_tried_whole_and_without_repeats(tmp_path: Path, sampler: str) -> None:
+    opened = study(tmp_path, trials=50, sampler=sampler)
+    work_off(opened)
+    assert sorted(bits(opened.rows())) == [4, 8, 16, 32]
+    assert opened.over() == "", "the budget is not spent"
+    assert opened.settled()
+
+
+def test_a_conditional_space_is_tried_whole(tmp_path: Path) -> None:
+    parameters = {"recipe": {"choices": ["a", "b"]}, "x": {"low": 1, "high": 12, "when": {"recipe": "b"}}}
+    opened = study(tmp_path, trials=99, parameters=parameters, sampler="tpe")
+    work_off(opened)
+    tried = [row.params for row in opened.rows()]
+    assert len(tried) == 13
+    assert all(params in tried for params in [{"recipe": "a"}, *({"recipe": "b", "x": x} for x in range(1, 13))])
 
 
 def test_a_failed_recipe_is_not_tried_again(tmp_path: Path) -> None:
     opened = study(tmp_path, parameters={"bits": {"choices": [4, 8]}}, trials=9)
     finish(opened, samples.result(failure=FAILED))
     finish(opened)
-    assert sorted(e.params["bits"] for e in opened.entries()) == [4, 8]
-    assert [(e.state, e.result is not None) for e in opened.entries()] == [("failed", True), ("finished", True)]
+    assert sorted(bits(opened.rows())) == [4, 8]
+    assert [row.state for row in opened.rows()] == ["failed", "finished"]
+    assert opened.ask() is None
 
 
-def test_known_recipes_come_first_and_once(tmp_path: Path) -> None:
-    known = ({"bits": 8}, {"bits": 32})
-    first = study(tmp_path, enqueue=known)
-    first.enqueue_known()
-    finish(first)
-    again = study(tmp_path, enqueue=known)
-    again.enqueue_known()
-    finish(again)
-    assert [e.params for e in again.entries()] == list(known)
+def test_known_recipes_come_first_then_a_spread_and_both_once(tmp_path: Path) -> None:
+    known = ({"bits": 16}, {"bits": 8})
+    for _ in range(2):
+        opened = study(tmp_path, enqueue=known, foresee=by_bits, spread=2, limits=())
+    queued = [(row.params["bits"], row.origin) for row in opened.rows()]
+    assert queued[:2] == [(16, "enqueued"), (8, "enqueued")]
+    assert sorted(queued[2:]) == [(4, "spread"), (32, "spread")]
+    assert bits(work_off(opened))[:2] == [16, 8]
 
 
-# kills
+def test_a_known_recipe_is_one_of_the_space_however_it_is_written(tmp_path: Path) -> None:
+    parameters = {"x": {"low": 0.0, "high": 0.5, "step": 0.5}, "y": {"choices": [1, 2]}}
+    opened = study(tmp_path, parameters=parameters, enqueue=({"y": 1, "x": 0}, {"x": 0.5, "y": 2.0}), trials=9)
+    work_off(opened)
+    assert [row.params for row in opened.rows()][:2] == [{"x": 0.0, "y": 1}, {"x": 0.5, "y": 2}]
+    assert len(opened.rows()) == 4
 
 
-@pytest.mark.parametrize("recorded", [False, True], ids=["before record", "before tell"])
-def test_a_kill_after_the_result_was_saved_is_completed(tmp_path: Path, recorded: bool) -> None:
-    dying, log = study(tmp_path), Log()
-    trial, params = dying.ask() or pytest.fail("nothing asked")
-    dying.save(trial.number, samples.result())
-    if recorded:
-        log.record(trial.number, params, samples.result())
-    again = study(tmp_path)
-    assert again.finished() == {}
-    again.recover(log.record)
-    assert list(again.finished()) == [trial.number]
-    assert again.finished()[trial.number] == samples.result()
-    assert log.told[-1] == ("record", trial.number, params)
-    assert len(constraints(tmp_path, trial.number)) == len(LIMITS)
-    again.recover(log.record)
-    assert len(log.told) == 1 + recorded, "what is complete is not completed again"
+@pytest.mark.parametrize(("trials", "spread"), [(3, 2), (2, 1), (1, 0)])
+def test_a_spread_leaves_the_budget_to_what_is_known(tmp_path: Path, trials: int, spread: int) -> None:
+    opened = study(tmp_path, trials=trials, spread=9, enqueue=({"bits": 8},), foresee=by_bits, limits=())
+    assert sum(row.origin == "spread" for row in opened.rows()) == spread
 
 
-@pytest.mark.parametrize("gone", ["engine", "artifact"])
-def test_a_result_whose_files_were_evicted_before_it_was_recorded_is_tried_again(tmp_path: Path, gone: str) -> None:
-    for _ in range(2):  # as often as it happens
-        dying = study(tmp_path)
-        dying.recover(lambda *_: pytest.fail("there is nothing to record"))
-        trial, params = dying.ask() or pytest.fail("nothing asked")
-        files = {"engine": {"directory": str(tmp_path / "engine"), "digest": "", "size_bytes": 1}, "artifacts": {}}
-        if gone == "artifact":
-            files = {"engine": None, "artifacts": {"logs": str(tmp_path / "logs")}}
-        dying.save(trial.number, replace(samples.result(), **files))
-    again = study(tmp_path)
-    again.recover(lambda *_: pytest.fail("there is nothing to record"))
-    assert (again.ask() or pytest.fail("nothing asked"))[1] == params
-    assert again.finished() == {}
-    assert not [e for e in again.entries() if e.result is not None]
+def test_trials_of_others_count_as_begun(tmp_path: Path) -> None:
+    workers = [study(tmp_path, worker=f"w{n}", trials=3) for n in range(4)]
+    asked = [worker.ask() for worker in workers]
+    assert [row is None for row in asked] == [False, False, False, True]
+    assert len({row.params["bits"] for row in asked if row}) == 3
 
 
-def test_a_kill_between_constraints_and_values_is_completed(tmp_path: Path) -> None:
-    dying = study(tmp_path)
-    trial, _ = dying.ask() or pytest.fail("nothing asked")
-    dying.save(trial.number, samples.result())
-    trial.set_constraint(RATIO, -0.05)
-    again = study(tmp_path)
-    again.recover(lambda *_: None)
-    assert list(again.finished()) == [trial.number]
-    assert constraints(tmp_path, trial.number).keys() == {RATIO, DECODE, RSS}
+# what the estimate refuses
 
 
-def test_an_interrupted_trial_is_queued_again_once(tmp_path: Path) -> None:
-    numbers, recipes, log = [], [], Log()
-    for _ in range(3):  # the process dies in each trial
-        dying = study(tmp_path)
-        dying.recover(log.record)
-        trial, params = dying.ask() or pytest.fail("nothing asked")
-        numbers.append(trial.number)
-        recipes.append(params)
-    assert recipes[1] == recipes[0], "the recipe that was cut off comes first"
-    assert log.told == [], "nothing was finished, so nothing is recorded"
-    states = {e.number: e.state for e in study(tmp_path).entries()}
-    assert states == {numbers[0]: "interrupted", numbers[1]: "interrupted", numbers[2]: "running"}
-    waiting = [e for e in study(tmp_path).entries() if e.state == "waiting"]
-    assert waiting == [], "a recipe that kills its process twice is not queued for ever"
+NARROW = (Limit(metric=RSS, unit="MiB", absolute=60.0),)
+"""Which 16 and 32 bits do not keep."""
+FITS = replace(samples.result(), verdicts=(replace(samples.result().verdicts[2], bound=60.0, kept=True),))
 
 
-def test_a_trial_given_up_by_hand_is_the_next_one(tmp_path: Path) -> None:
-    opened = study(tmp_path)
-    trial, params = opened.ask() or pytest.fail("nothing asked")
-    opened.interrupt(trial)
-    again = study(tmp_path)
-    again.recover(lambda *_: pytest.fail("nothing was finished"))
-    assert (again.ask() or pytest.fail("nothing asked"))[1] == params
-    assert again.finished() == {}, "an interrupted trial costs no budget"
+def test_what_the_estimate_refuses_costs_no_budget_and_is_over_with_its_reason(tmp_path: Path) -> None:
+    opened = study(tmp_path, limits=NARROW, foresee=by_bits, trials=2)
+    asked = work_off(opened, lambda _: FITS)
+    states = {row.params["bits"]: row.state for row in opened.rows()}
+    assert (states.pop(4), states.pop(8)) == ("finished", "finished"), "both that fit were evaluated"
+    assert set(states.values()) == {"refused"}
+    assert opened.over() == "2 trials were evaluated"
+    for row in (row for row in asked if row.state == "refused"):
+        assert row.summary is not None
+        assert row.summary.refused == ESTIMATE
+        assert row.summary.verdicts[RSS].excess == pytest.approx((50 + row.params["bits"]) / 60 - 1)
+        assert row.summary.verdicts[RSS].predicted
+        result = opened.result(row.number)
+        assert state_of(result) == "refused"
+        assert Summary.of(result) == row.summary
+        assert result.verdicts[0].reason.startswith("is predicted to be")
 
 
-def test_half_a_result_is_no_result(tmp_path: Path) -> None:
-    dying = study(tmp_path)
-    trial, _ = dying.ask() or pytest.fail("nothing asked")
-    (tmp_path / "trials").mkdir()
-    (tmp_path / "trials" / f"{trial.number}.partial").write_text('{"recipe": ')
-    again = study(tmp_path)
-    again.recover(lambda *_: pytest.fail("nothing was finished"))
-    assert {e.number: e.state for e in again.entries()}[trial.number] == "interrupted"
-    assert again.finished() == {}
+def test_a_known_recipe_is_refused_when_its_turn_comes(tmp_path: Path) -> None:
+    opened = study(tmp_path, limits=NARROW, foresee=by_bits, enqueue=({"bits": 32}, {"bits": 4}), trials=2)
+    first, second = opened.ask(), opened.ask()
+    assert first is not None
+    assert second is not None
+    assert (first.state, first.origin, first.params) == ("refused", "enqueued", {"bits": 32})
+    assert opened.result(first.number).refused == ESTIMATE
+    assert (second.state, second.params) == ("running", {"bits": 4})
 
 
-# what Optuna is told
+def test_a_recipe_that_cannot_be_planned_is_a_failed_trial_of_its_own_words(tmp_path: Path) -> None:
+    opened = study(tmp_path, foresee=lambda _: forecast(failure=FAILED), trials=2)
+    row = opened.ask()
+    assert row is not None
+    assert row.state == "failed"
+    assert row.summary is not None
+    assert row.summary.failure == "build: no"
+    assert opened.result(row.number).failure == FAILED
+    opened.ask()
+    assert opened.over() == "2 trials were evaluated", "failed ones count"
 
 
-def test_every_limit_is_a_constraint_by_its_excess(tmp_path: Path) -> None:
-    opened = study(tmp_path)
-    number = finish(opened, samples.result(decode_ms=2.08, ratio=1.0, rss_mib=45.0))
-    assert constraints(tmp_path, number) == pytest.approx({RATIO: 1.0 / 1.15 - 1, DECODE: 1.0, RSS: -0.5})
+def test_a_limit_relative_to_the_baseline_refuses_as_soon_as_it_was_measured(tmp_path: Path) -> None:
+    relative = (Limit(metric=RSS, unit="MiB", baseline_factor=0.5),)
+    opened = study(tmp_path, limits=relative, foresee=by_bits, enqueue=({"bits": 4}, {"bits": 32}))
+    finish(opened, FITS)
+    again = study(tmp_path, limits=relative, foresee=by_bits)
+    row = again.ask()
+    assert row is not None
+    assert (row.params["bits"], row.state) == (32, "refused")
+    assert row.summary is not None
+    assert row.summary.verdicts[RSS].bound == 60.0
 
 
-def test_a_failed_trial_violates_every_constraint(tmp_path: Path) -> None:
-    number = finish(study(tmp_path), samples.result(failure=FAILED))
-    assert constraints(tmp_path, number) == dict.fromkeys((RATIO, DECODE, RSS), UNMEASURED_EXCESS)
+def test_a_search_that_finds_nothing_to_try_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "REFUSALS", 5)
+    parameters = {"bits": {"low": 20, "high": 4000}}
+    opened = study(tmp_path, limits=NARROW, foresee=by_bits, parameters=parameters)
+    asked = work_off(opened)
+    assert [row.state for row in asked] == ["refused"] * 5
+    assert opened.settled()
 
 
-def test_a_metric_that_was_not_measured_is_a_violated_constraint(tmp_path: Path) -> None:
-    whole = samples.result()
-    verdicts = (replace(whole.verdicts[0], value=None, excess=None, kept=False), *whole.verdicts[1:2])
-    number = finish(study(tmp_path), replace(whole, verdicts=verdicts))
-    found = constraints(tmp_path, number)
-    assert found[RATIO] == found[RSS] == UNMEASURED_EXCESS
-    assert found[DECODE] < 0
+# attempts
 
 
-def test_a_figure_that_proves_nothing_is_a_violated_constraint(tmp_path: Path) -> None:
-    whole = samples.result()
-    noisy = tuple(replace(v, kept=False, reason="disturbed") for v in whole.verdicts)
-    number = finish(study(tmp_path), replace(whole, verdicts=noisy))
-    assert set(constraints(tmp_path, number).values()) == {UNPROVEN_EXCESS}
+def test_a_trial_that_is_given_up_is_the_next_one_and_costs_no_budget(tmp_path: Path) -> None:
+    opened = study(tmp_path, trials=1)
+    row = opened.ask()
+    assert row is not None
+    opened.ledger.release(row)
+    again = study(tmp_path, trials=1).ask()
+    assert again is not None
+    assert (again.number, again.params, again.attempt) == (row.number, row.params, 2)
+
+
+def test_a_recipe_that_kills_its_worker_every_time_is_a_failed_trial(tmp_path: Path) -> None:
+    from search.studies import dead_member
+
+    opened = study(tmp_path, trials=2)
+    for n in range(ATTEMPTS):
+        opened.worker = f"w{n}"
+        opened.ledger.join(dead_member(opened.worker))
+        row = opened.ask()
+        assert row is not None
+        assert (row.number, row.attempt) == (0, n + 1)
+        (lost,) = opened.bury(opened.ledger.members()[0])
+        assert lost == row
+    (given_up,) = opened.rows()
+    assert given_up.state == "failed"
+    assert given_up.summary is not None
+    assert given_up.summary.failure == f"worker: it was begun {ATTEMPTS} times, and each time its worker died"
+    assert given_up.recorded
+    follower = opened.ask()
+    assert follower is not None
+    assert follower.number == 1
+
+
+def test_those_who_build_leave_built_trials_to_those_who_measure(tmp_path: Path) -> None:
+    builder = study(tmp_path, worker="b", built=False, trials=2)
+    measurer = study(tmp_path, worker="m", built=True, trials=2)
+    assert measurer.ask() is None, "nothing is built yet, and it proposes nothing"
+    for _ in range(2):
+        row = builder.ask()
+        assert row is not None
+        assert builder.ledger.release(row, built=True)
+    assert builder.ask() is None, "built trials take their place in the budget"
+    assert not builder.settled()
+    assert [finish(measurer).number for _ in range(2)] == [0, 1]
+    assert measurer.ask() is None
+
+
+# when it is over
+
+
+def test_a_search_ends_when_its_time_is_spent(tmp_path: Path) -> None:
+    opened = study(tmp_path, time="3 s")  # a trial takes 1.5 s
+    finish(opened)
+    assert opened.over() == ""
+    finish(opened)
+    assert opened.over() == "3 s were spent"
+    assert opened.spent_s() == 3.0
+    assert opened.ask() is None
+
+
+def test_a_search_ends_when_its_energy_is_spent(tmp_path: Path) -> None:
+    opened = study(tmp_path, energy="1 kJ")
+    finish(opened, replace(samples.result(), energy_j=999.0))
+    assert opened.over() == ""
+    finish(opened, replace(samples.result(failure=FAILED), energy_j=1.0))
+    assert opened.over() == "1 kJ were spent"
+    assert opened.spent_j() == 1000.0
+
+
+def test_a_search_ends_when_its_front_grows_no_more(tmp_path: Path) -> None:
+    opened = study(tmp_path, stagnation=2)
+    finish(opened, samples.result(decode_ms=0.5, ratio=1.1))
+    finish(opened, samples.result(decode_ms=0.9, ratio=1.01))
+    assert opened.over() == ""
+    finish(opened, samples.result(decode_ms=0.95, ratio=1.12))
+    assert opened.over() == "", "one trial without growth is not two"
+    finish(opened, samples.result(failure=FAILED))
+    assert opened.over() == "4 trials were evaluated"
+    longer = study(tmp_path, stagnation=2, trials=9)
+    assert longer.over() == "the front has not grown for 2 trials"
+
+
+def test_a_growing_front_is_no_stagnation_where_one_objective_never_changes(tmp_path: Path) -> None:
+    opened = study(tmp_path, (), stagnation=1, trials=9, objectives={SIZE: "minimize", DECODE: "minimize"})
+    for decode_ms in (0.8, 0.4, 0.2):
+        finish(opened, samples.result(decode_ms=decode_ms))
+        assert opened.over() == ""
+
+
+def test_what_waits_does_not_begin_when_it_is_over(tmp_path: Path) -> None:
+    opened = study(tmp_path, enqueue=({"bits": 4}, {"bits": 8}), time="1 s")
+    recorded(opened, finish(opened))
+    assert opened.ask() is None
+    assert opened.settled()
+
+
+def test_a_study_is_settled_when_all_is_over_and_recorded(tmp_path: Path) -> None:
+    opened = study(tmp_path, trials=1)
+    row = opened.ask()
+    assert row is not None
+    assert not opened.settled(), "it runs"
+    opened.finish(row, samples.result())
+    assert not opened.settled(), "it is not recorded"
+    assert opened.open_attempts() == {(0, 1)}
+    assert [r.number for r in opened.unrecorded()] == [0]
+    assert study(tmp_path, worker="other").unrecorded() == []
+    recorded(opened, row)
+    assert opened.settled()
+    assert opened.open_attempts() == set()
+
+
+# what is best
 
 
 def test_only_feasible_trials_are_ranked(tmp_path: Path) -> None:
@@ -245,7 +315,10 @@ def test_only_feasible_trials_are_ranked(tmp_path: Path) -> None:
     good = finish(opened, samples.result(decode_ms=0.5))
     finish(opened, samples.result(decode_ms=0.1, ratio=9.0))
     finish(opened, samples.result(failure=FAILED))
-    assert opened.ranks() == {good: 1}
+    finish(opened, STOPPED)
+    assert opened.ranks() == {good.number: 1}
+    assert opened.front() == [good]
+    assert [row.state for row in opened.rows()] == ["finished", "finished", "failed", "stopped"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -253,10 +326,113 @@ def test_a_figure_that_is_no_number_is_a_finished_trial_and_never_on_the_front(t
     whole = samples.result()
     broken = tuple(replace(m, value=value) if m.metric == DECODE else m for m in whole.measurements)
     opened = study(tmp_path, limits=())
-    number = finish(opened, replace(whole, measurements=broken, verdicts=()))
-    assert [e.state for e in opened.entries()] == ["finished"]
-    assert number not in opened.ranks()
-    assert (opened.ask() or pytest.fail("the search goes on"))[0].number != number
+    row = finish(opened, replace(whole, measurements=broken, verdicts=()))
+    assert row.state == "finished"
+    assert opened.ranks() == {}
+    assert opened.volumes() == [0.0]
+    assert opened.ask() is not None, "the search goes on"
+
+
+def test_a_maximized_objective_grows_the_front_upwards(tmp_path: Path) -> None:
+    opened = study(tmp_path, limits=(), objectives={SIZE: "minimize", DECODE: "maximize"})
+    slow, fast = (finish(opened, samples.result(decode_ms=ms)) for ms in (0.2, 0.8))
+    assert opened.ranks() == {slow.number: 2, fast.number: 1}
+    first, second = opened.volumes()
+    assert 0 < first < second <= 1
+
+
+def test_volumes_follow_the_order_in_which_trials_ended(tmp_path: Path) -> None:
+    one, other = study(tmp_path, worker="w1"), study(tmp_path, worker="w2")
+    early, late = one.ask(), other.ask()
+    assert early is not None
+    assert late is not None
+    other.finish(late, samples.result(decode_ms=0.9, ratio=1.1))
+    one.finish(early, samples.result(failure=FAILED))
+    finish(other, samples.result(decode_ms=0.2, ratio=1.0))
+    volumes = one.volumes()
+    assert 0 < volumes[0] == volumes[1] < volumes[2] <= 1
+
+
+# samplers
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+def test_every_sampler_searches_under_constraints_with_whatever_comes_of_trials(tmp_path: Path, sampler: str) -> None:
+    parameters = {
+        "recipe": {"choices": ["a", "b"]},
+        "bits": {"low": 1, "high": 400},
+        "ratio": {"low": 0.0, "high": 1.0, "when": {"recipe": "b"}},
+    }
+
+    def foresee(params: Params) -> Forecast:
+        if params["bits"] % 7 == 0:
+            return forecast(failure=FAILED)
+        return forecast(rss=200.0 if params["bits"] % 5 == 0 else 50.0)
+
+    whole = samples.result()
+    odd = tuple(replace(m, value=math.nan, high=math.nan) for m in whole.measurements)
+    unproven = tuple(replace(v, excess=None, kept=False) for v in whole.verdicts)
+    answers = itertools.cycle(
+        [
+            samples.result(),
+            samples.result(failure=FAILED),
+            samples.result(ratio=3.0),
+            STOPPED,
+            replace(whole, measurements=odd, verdicts=unproven),
+            replace(whole, measurements=whole.measurements[:1], verdicts=whole.verdicts[:1]),
+        ]
+    )
+    opened = study(tmp_path, sampler=sampler, parameters=parameters, foresee=foresee, trials=24)
+    work_off(opened, lambda row: next(answers))
+    rows = opened.rows()
+    assert sum(row.state != "refused" for row in rows) == 24
+    assert {row.state for row in rows} >= {"finished", "stopped", "failed"}
+    for row in rows:
+        opened.search.space.require(row.params)
+    again = study(tmp_path, sampler=sampler, parameters=parameters, foresee=foresee, trials=25)
+    assert work_off(again, lambda row: next(answers)), "a resumed search goes on"
+
+
+def test_a_resumed_search_does_not_propose_what_it_proposed(tmp_path: Path) -> None:
+    parameters = {"x": {"low": 0.0, "high": 1.0}}
+    one = study(tmp_path, parameters=parameters, trials=2)
+    two = study(tmp_path / "other", parameters=parameters, trials=2)
+    assert finish(one).params == finish(two).params, "the seed decides"
+    again = study(tmp_path, parameters=parameters, trials=2)
+    assert finish(again).params != one.rows()[0].params
+
+
+def test_tpe_learns_where_limits_are_kept(tmp_path: Path) -> None:
+    parameters = {"x": {"low": 0.0, "high": 1.0}}
+    opened = study(tmp_path, sampler="tpe", parameters=parameters, trials=40)
+    work_off(opened, lambda row: samples.result(ratio=1.0 + abs(row.params["x"] - 0.8)))
+    late = [row.params["x"] for row in opened.rows()[20:]]
+    assert sum(0.65 <= x <= 0.95 for x in late) > 0.6 * len(late), "chance alone would hit 0.3 of them"
+
+
+# refinement
+
+
+def test_at_last_untried_neighbours_of_the_front_are_tried(tmp_path: Path) -> None:
+    parameters = {"bits": {"low": 1, "high": 64, "step": 1}}
+    opened = study(tmp_path, (), parameters=parameters, foresee=by_bits, trials=8, refine=0.5)
+
+    def answer(row: Row) -> TrialResult:
+        result = samples.result(decode_ms=row.params["bits"] / 10, ratio=1 + 1 / row.params["bits"])
+        return replace(result, verdicts=())
+
+    asked = work_off(opened, answer)
+    assert [row.origin for row in asked] == ["sampled"] * 4 + ["refined"] * 4
+    for n, row in enumerate(asked[4:], start=4):
+        before = [r.params["bits"] for r in asked[:n]]
+        step = max(63 / 10, 1)  # a range without wider steps is taken in tenths
+        assert any(abs(row.params["bits"] - b) in (1, round(step)) for b in before), row.params
+
+
+def test_without_a_front_there_is_nothing_to_refine(tmp_path: Path) -> None:
+    opened = study(tmp_path, foresee=by_bits, refine=1.0, limits=())
+    asked = work_off(opened, lambda _: samples.result(failure=FAILED))
+    assert {row.origin for row in asked} == {"sampled"}
 
 
 # definitions
@@ -276,9 +452,10 @@ def test_a_study_is_not_continued_under_another_definition(tmp_path: Path, chang
         CHANGED[changed](tmp_path)
 
 
-def test_budget_sampler_and_seed_may_change(tmp_path: Path) -> None:
+def test_budget_sampler_seed_and_the_order_of_limits_may_change(tmp_path: Path) -> None:
     finish(study(tmp_path))
-    assert len(study(tmp_path, trials=9, sampler="tpe", seed=5, trial_timeout_s=1.0).finished()) == 1
+    other = study(tmp_path, LIMITS[::-1], trials=9, sampler="tpe", seed=5, trial_timeout_s=1.0, time="1 h", refine=0.5)
+    assert len(other.rows()) == 1
 
 
 @pytest.mark.parametrize(
@@ -287,11 +464,20 @@ def test_budget_sampler_and_seed_may_change(tmp_path: Path) -> None:
         ({"study": ""}, "study"),
         ({"study": "a/b"}, "study"),
         ({"trials": 0}, "trials"),
+        ({"spread": -1}, "spread"),
+        ({"refine": -0.1}, "refine"),
+        ({"refine": 1.1}, "refine"),
+        ({"refine": math.nan}, "refine"),
+        ({"stagnation": 0}, "stagnation"),
+        ({"time": "0 s"}, "time"),
+        ({"time": "3 MiB"}, "time"),
+        ({"energy": "much"}, "energy"),
         ({"objectives": {}}, "objectives"),
         ({"trial_timeout_s": 0}, "trial_timeout_s"),
+        ({"trial_timeout_s": math.nan}, "trial_timeout_s"),
+        ({"lease_s": 0}, "lease_s"),
         ({"parameters": {}}, "search.parameters"),
         ({"enqueue": ({"bits": 5},)}, "search.enqueue"),
-        ({"trial_timeout_s": math.nan}, "trial_timeout_s"),
     ],
 )
 def test_a_search_that_cannot_run_is_refused(values: dict[str, Any], place: str) -> None:
@@ -300,103 +486,6 @@ def test_a_search_that_cannot_run_is_refused(values: dict[str, Any], place: str)
     assert caught.value.place.startswith(place)
 
 
-def test_a_folder_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be opened"):
-        study(tmp_path / "file")
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-def test_every_sampler_searches_under_constraints(tmp_path: Path, sampler: str) -> None:
-    opened = study(tmp_path, sampler=sampler, parameters={"bits": {"low": 1, "high": 40}}, trials=10)
-    for n in range(10):
-        finish(opened, samples.result(failure=FAILED) if n % 3 == 0 else samples.result(ratio=1 + n / 10))
-    assert len({e.params["bits"] for e in opened.entries()}) == 10
-
-
-# the loop
-
-
-class Stub:
-    """A worker that answers from a script: a result, a failure, or Ctrl-C."""
-
-    def __init__(self, script: list[Any]) -> None:
-        self.script, self.closed = script, False
-
-    def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
-        answer = self.script.pop(0)
-        if isinstance(answer, type):
-            raise answer
-        return answer  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.finished_trials: dict[int, TrialResult] = {}
-
-    def started(self, number: int, params: Params) -> None: ...
-
-    def progress(self, line: str) -> None: ...
-
-    def finished(self, number: int, result: TrialResult) -> None:
-        self.finished_trials[number] = result
-
-
-def sweep(folder: Path, script: list[Any], log: Log) -> Sweep:
-    blank = replace(samples.result(), measurements=(), verdicts=())
-    return Sweep(study=study(folder), worker=Stub(script), log=log, watcher=Silent(), blank=lambda _: blank)  # type: ignore[arg-type]
-
-
-def test_a_sweep_runs_until_its_budget_is_spent_and_records_failures(tmp_path: Path) -> None:
-    log = Log()
-    made = sweep(tmp_path, [samples.result(), FAILED, samples.result(), samples.result()], log)
-    run(made)
-    assert [t[0] for t in log.told] == ["begin", "record"] * 4
-    assert [e.state for e in made.study.entries()].count("failed") == 1
-    assert made.worker.closed  # type: ignore[attr-defined]
-
-
-def require_the_cut_recipe_is_tried_again(tmp_path: Path, made: Sweep, log: Log) -> None:
-    (cut,) = [e for e in made.study.entries() if e.state == "interrupted"]
-    assert log.told[-1] == ("kill", cut.number)
-    again = Log()
-    resumed = sweep(tmp_path, [samples.result()] * 3, again)
-    run(resumed)
-    assert again.told[1][2] == cut.params
-    assert len(resumed.study.finished()) == 4
-
-
-def test_a_sweep_ended_by_ctrl_c_goes_on_with_the_same_recipe(tmp_path: Path) -> None:
-    log = Log()
-    made = sweep(tmp_path, [samples.result(), KeyboardInterrupt], log)
-    with pytest.raises(KeyboardInterrupt):
-        run(made)
-    assert made.worker.closed  # type: ignore[attr-defined]
-    require_the_cut_recipe_is_tried_again(tmp_path, made, log)
-
-
-def test_a_cache_that_cannot_be_written_ends_the_sweep_and_costs_no_trial(tmp_path: Path) -> None:
-    log = Log()
-    full = Failure(stage="build", kind="StoreError", message="cache: stage engine cannot be written. Free space")
-    made = sweep(tmp_path, [samples.result(), replace(samples.result(), failure=full)], log)
-    with pytest.raises(StoreError, match="stage engine cannot be written"):
-        run(made)
-    require_the_cut_recipe_is_tried_again(tmp_path, made, log)
-
-
-def test_a_run_that_a_dead_process_left_open_is_ended(tmp_path: Path) -> None:
-    trial, params = study(tmp_path).ask() or pytest.fail("nothing asked")  # and the process dies
-    log = Log(left_open=(trial.number,))
-    run(sweep(tmp_path, [samples.result()] * 4, log))
-    assert log.told[0] == ("kill", trial.number)
-    assert log.told[2][2] == params, "its recipe is tried first"
-
-
-def test_a_process_that_ends_without_an_answer_is_a_failed_trial_with_its_cause(tmp_path: Path) -> None:
-    made = sweep(tmp_path, [FAILED] * 4, Log())
-    run(made)
-    assert [r.failure for r in made.study.finished().values()] == [FAILED] * 4
-    assert made.study.ranks() == {}
+def test_what_may_be_spent_has_units() -> None:
+    found = search(time="2 h", energy="50 kJ")
+    assert (found.time_s, found.energy_j) == (7200.0, 50_000.0)

@@ -149,7 +149,7 @@ def test_a_kill_between_any_two_writes_loses_and_doubles_nothing(
         if survived:
             break
     assert survived
-    assert number > 8
+    assert number > 5
     assert recorder.open_runs(study) == {}
 
 
@@ -203,14 +203,19 @@ def test_figures_that_are_not_finite_are_named_and_not_logged(recorder: MlflowRe
 def test_a_killed_trial_is_run_again_in_a_run_of_its_own(recorder: MlflowRecorder, study: str) -> None:
     lost = recorder.begin(study, 0, PARAMS)
     assert recorder.begin(study, 0, PARAMS) == lost
-    assert recorder.open_runs(study) == {0: lost}
+    assert recorder.open_runs(study) == {(0, 1): lost}
+    recorder.kill(study, 0, "another attempt", attempt=2)
+    assert recorder.open_runs(study) == {(0, 1): lost}
     recorder.kill(study, 0, "the sweep was ended")
     recorder.kill(study, 0, "again")
     assert client(recorder).get_run(lost).info.status == "KILLED"
     assert client(recorder).get_run(lost).data.tags[tags.FAILURE] == "the sweep was ended"
     assert recorder.runs(study) == {0: lost}
-    again = recorder.record(study, 0, PARAMS, CONFIG, samples.result(decode_ms=5.0))
-    assert again != lost
+    assert recorder.record(study, 0, PARAMS, CONFIG, samples.result(), attempt=1) == lost, "it has ended"
+    assert client(recorder).get_run(lost).info.status == "KILLED"
+    again = recorder.begin(study, 0, PARAMS, attempt=2)
+    assert recorder.open_runs(study) == {(0, 2): again}
+    assert recorder.record(study, 0, PARAMS, CONFIG, samples.result(decode_ms=5.0), attempt=2) == again != lost
     assert recorder.runs(study) == {0: again}
     assert recorder.open_runs(study) == {}
 
