@@ -77,7 +77,7 @@ def _composed(overrides: Sequence[str], name: str, config_dir: Path | None) -> D
     from hydra import compose as hydra_compose
 
     with _hydra(config_dir):
-        composed: DictConfig = hydra_compose(config_name=name, overrides=[_freed(o) for o in overrides])
+        composed: DictConfig = hydra_compose(config_name=name, overrides=[_freed(o, name) for o in overrides])
         return composed
 
 
@@ -138,11 +138,17 @@ def _hydra(config_dir: Path | None) -> Iterator[None]:
         GlobalHydra.instance().clear()
 
 
-def _freed(override: str) -> str:
-    """An override of a limit sets it whether the target has it or not; slashes of its metric become dots."""
+def _freed(override: str, name: str) -> str:
+    """An override of a limit sets it whether the target has it or not; slashes of its metric become dots.
+
+    So does one of a setting of a sweep's search, which knows by itself what it may be set to.
+    """
     key, sign, value = override.partition("=")
-    is_limit = key == "limits" or key.startswith("limits.")
-    return f"++{key.replace('/', '.')}={value}" if is_limit and sign else override
+    if not sign:
+        return override
+    if key == "limits" or key.startswith("limits."):
+        return f"++{key.replace('/', '.')}={value}"
+    return f"++{override}" if name != "config" and re.fullmatch(r"search\.[a-z_]+", key) else override
 
 
 def _require_keys(config: Config) -> None:

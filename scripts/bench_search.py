@@ -114,7 +114,7 @@ def machinery(folder: Path) -> None:
     from postgresql import server
 
     with server() as postgresql:
-        for name, store in (("SQLite", None), ("PostgreSQL", postgresql.url)):
+        for name, store in (("SQLite", None), ("PostgreSQL", postgresql.database())):
             opened = empty_study(folder / name, store, trials=10)
             work(opened)
             opened.study.search = replace(opened.study.search, trials=110)
@@ -172,14 +172,15 @@ def kills(folder: Path) -> None:
 
     chance = random.Random(int(time.time()))
     with server() as postgresql:
-        environment = {**os.environ, "EDGEOPT_STORE": postgresql.url}
+        store = postgresql.database()
+        environment = {**os.environ, "EDGEOPT_STORE": store}
         command = [EDGEOPT, "sweep", "workers=4", "search.study=kills", "search.trials=24", "promote=null"]
         command += ["limits.size.engine_mib=null", "limits.quality.perplexity_ratio=null", *only("memory", "latency")]
         objectives = "{latency/decode_p50_ms: minimize, size/engine_mib: minimize}"
         command += [f"search.objectives={objectives}", "search.lease_s=20", "--json"]
         with (folder / "front.json").open("wb") as out, (folder / "said").open("wb") as said:
             sweep = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=said)
-        ledger = opened_ledger(postgresql.url, sweep)
+        ledger = opened_ledger(store, sweep)
         killed, seen = 0, {}
         while sweep.poll() is None:
             time.sleep(chance.uniform(2, 8))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imp
 import pytest
 import requests
 from hypothesis import settings
+from postgresql import Postgres, binaries, server
 
 settings.register_profile("edgeopt", deadline=None)  # the cores are shared with measurements
 settings.load_profile("edgeopt")
@@ -72,6 +70,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path) -> Path:
+    """A user's folder of configs with a sweep of the tiny model, and the working folder of that sweep."""
+    from sweeping import prepare
+
+    prepare(tmp_path, tiny_model)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of an MLflow server that keeps runs and artifacts in a folder of its own."""
@@ -104,83 +111,14 @@ def wait_until_healthy(uri: str, log: Path, patience_s: float = 90) -> None:
     raise AssertionError(log.read_text())
 
 
-class Postgres:
-    """A PostgreSQL server of the tests' own: databases for the asking, and it may be stopped and started."""
-
-    def __init__(self, binaries: Path, folder: Path) -> None:
-        self._binaries, self._folder = binaries, folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
-        if os.geteuid() == 0:  # the server refuses to be root
-            shutil.chown(folder, "postgres", "postgres")
-        self._run("initdb", "--username=edgeopt", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
-        settings_of_server = {
-            "port": self.port,
-            "listen_addresses": "'127.0.0.1'",
-            "unix_socket_directories": "''",
-            "fsync": "off",
-            "max_connections": 60,
-        }
-        lines = [f"{key} = {value}\n" for key, value in settings_of_server.items()]
-        with (folder / "data" / "postgresql.conf").open("a") as file:
-            file.writelines(lines)
-
-    def database(self) -> str:
-        """The address of a new and empty database."""
-        import psycopg
-
-        name = f"d{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(f"{self._address}/postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-        return f"{self._address}/{name}"
-
-    def start(self) -> None:
-        self._run("pg_ctl", "--wait", "--silent", f"--log={self._folder / 'log'}", "start")
-
-    def stop(self, mode: str = "fast") -> None:
-        """`fast` ends what runs with a word; `immediate` is a crash."""
-        self._run("pg_ctl", "--wait", "--silent", f"--mode={mode}", "stop")
-
-    def restart(self, mode: str = "fast") -> None:
-        self.stop(mode)
-        self.start()
-
-    @property
-    def _address(self) -> str:
-        return f"postgresql://edgeopt@127.0.0.1:{self.port}"
-
-    def _run(self, program: str, *arguments: str) -> None:
-        command = [str(self._binaries / program), "-D", str(self._folder / "data"), *arguments]
-        other = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-        done = subprocess.run(  # type: ignore[call-overload]
-            command, cwd=self._folder, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **other
-        )
-        if done.returncode:
-            log = self._folder / "log"
-            raise AssertionError(done.stderr.decode() + (log.read_text() if log.exists() else ""))
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Postgres]:
     """A private PostgreSQL server; the tests that want one are skipped where it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-    on_path = shutil.which("initdb")
-    if not found and on_path is None:
+    if binaries() is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     pytest.importorskip("psycopg", reason="its driver is not installed: pip install 'edgeopt[postgres]'")
-    memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2**30
-    # not one of pytest's own folders, which are closed to other users
-    folder = Path(tempfile.mkdtemp(prefix="edgeopt-postgresql-", dir=memory if roomy else None))
-    try:
-        server = Postgres(found[-1].parent if found else Path(str(on_path)).parent, folder)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop("immediate")
-    finally:
-        shutil.rmtree(folder)
+    with server(fsync=False) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

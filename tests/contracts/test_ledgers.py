@@ -18,10 +18,10 @@ from typing import Any
 
 import ledgers
 import pytest
-from conftest import Postgres
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledgers import DEFINITION, STUDY, member, opened, race
+from postgresql import Postgres
 
 from edgeopt.errors import ConfigError, StoreError
 from edgeopt.search import ledger as ledger_module
