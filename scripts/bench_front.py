@@ -24,13 +24,13 @@ defaults: [config, _self_]
 measure: {probes: {continuations: null, parity: null, energy: null}}
 limits:
   size: {engine_mib: 2.95 MiB}
-  memory: {peak_rss_mib: 0.84 x baseline}
-  latency: {decode_p50_ms: 0.45 x baseline}
+  memory: {peak_rss_mib: 0.9 x baseline}
+  latency: {decode_p50_ms: 0.3 ms}
   quality: {perplexity_ratio: 1.08}
 search:
   _target_: edgeopt.search.definition.Search
   study: front
-  objectives: {quality/perplexity: minimize, latency/decode_p50_ms: minimize, size/engine_mib: minimize}
+  objectives: {quality/perplexity: minimize, size/engine_mib: minimize}
   parameters:
     recipe: {choices: [int8, int4, prune_int4, prune_lora_int4]}
     step.quantize.block_size: {choices: [32, 64, 128]}
@@ -39,9 +39,9 @@ search:
     step.lora.rank: {choices: [4, 16], when: {recipe: [prune_lora_int4]}}
     step.lora.tokens: {choices: [20480], when: {recipe: [prune_lora_int4]}}
   enqueue: []
-  sampler: tpe
+  sampler: surrogate
   seed: 0
-  spread: 8
+  spread: 4
   refine: 0.25
   trials: 20
 promote: null

@@ -18,7 +18,7 @@ class Search:
     Attributes:
         objectives: direction by metric.
         enqueue: recipes known to be good, tried first.
-        sampler: who proposes, once the spread has been tried.
+        sampler: who proposes, once the spread has been tried; `surrogate` models what the choices do.
         spread: recipes that the estimate finds best at first, spread along its front.
         refine: share of `trials` that is left for neighbours of the front's members.
         trials: evaluated trials, failed ones included and refused ones not, after which the search ends.
@@ -33,9 +33,9 @@ class Search:
     objectives: Mapping[str, str]
     parameters: Mapping[str, Any]
     enqueue: tuple[Mapping[str, Any], ...] = ()
-    sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
+    sampler: Literal["surrogate", "tpe", "nsga2", "gp", "random"] = "surrogate"
     seed: int = 0
-    spread: int = 8
+    spread: int = 4
     refine: float = 0.25
     trials: int = 24
     time: str | None = None

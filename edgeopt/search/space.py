@@ -164,6 +164,18 @@ class Parameter:
             return self._nth(chance.randrange(int(self.count)))
         return self.rounded(chance.uniform(low, high))
 
+    def places(self, params: Params) -> list[float]:
+        """Where the value of `params` stands: numbers from 0 to 1, other choices one by one; zeros for none."""
+        numbers = not self.choices or all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.choices)
+        value = params.get(self.key)
+        if not numbers:
+            return [float(self.key in params and value == choice) for choice in self.choices]
+        if self.key not in params or value is None:
+            return [0.0]
+        ends = (min(self.choices), max(self.choices)) if self.choices else (self.low or 0, self.high or 0)
+        low, high, at = (math.log(x) if self.log else float(x) for x in (*ends, value))
+        return [(at - low) / (high - low) if high > low else 0.0]
+
     @property
     def count(self) -> float:
         """How many values there are."""
@@ -255,6 +267,10 @@ class Space:
             if parameter.exists(params):
                 params[parameter.key] = needed.get(parameter.key, parameter.ends[0])
         return params
+
+    def places(self, params: Params) -> list[float]:
+        """Where a recipe stands: the places of all parameters, one after another."""
+        return [place for parameter in self.parameters for place in parameter.places(params)]
 
     def distributions(self, params: Params) -> dict[str, BaseDistribution]:
         """Of the parameters that `params` has, as Optuna sees them."""

@@ -35,9 +35,13 @@ def spread(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     count: int,
+    *,
+    space: Space,
     tried: Iterable[Params] = (),
 ) -> list[Params]:
     """`count` recipes along the front of what is foreseen, each as far as can be from those taken before.
+
+    Far in what is foreseen, and in the choices that lead there: arithmetic does not see all that they do.
 
     What is foreseen: the objectives that can be predicted, and the damage to the weights in place of those that
     cannot. Recipes that would break a limit come last; limits relative to the baseline are taken from its prediction.
@@ -49,7 +53,10 @@ def spread(
     broken = [_broken(forecast, limits) for _, forecast in whole]
     order = [(over, rank) for over, rank in zip(broken, pareto_ranks(points), strict=True)]
     axes = [sorted({point[n] for point in points}) for n in range(len(points[0]))]
-    places = [[_place(axis, x) for axis, x in zip(axes, point, strict=True)] for point in points]
+    places = [
+        [*(_place(axis, x) for axis, x in zip(axes, point, strict=True)), *space.places(params)]
+        for (params, _), point in zip(whole, points, strict=True)
+    ]
     seen = {canonical(params) for params in tried}
     taken = [n for n, (params, _) in enumerate(whole) if canonical(params) in seen]
     fresh = [n for n in range(len(whole)) if n not in taken]

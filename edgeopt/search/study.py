@@ -19,6 +19,7 @@ from edgeopt.search.sampling import Sampler
 from edgeopt.search.space import Params
 from edgeopt.search.strategy import LISTED, Refinement, candidates, spread
 from edgeopt.search.summary import Summary
+from edgeopt.search.surrogate import Guide
 from edgeopt.target import Limit
 
 EVALUATED = ("finished", "stopped", "failed")
@@ -83,7 +84,7 @@ class Study:
             chance = random.Random(self.search.seed)  # noqa: S311 - a search, no secret
             foreseen = [(params, self._foreseen(params)) for params in candidates(self.search.space, chance)]
             room = min(self.search.spread, max(0, self.search.trials - len(known)))
-            for params in spread(foreseen, self.objectives, self.limits, room, known):
+            for params in spread(foreseen, self.objectives, self.limits, room, space=self.search.space, tried=known):
                 self.ledger.add(params, origin="spread")
 
     # what is known
@@ -250,6 +251,10 @@ class Study:
             near = refinement.best(self.front(), self._tried, self._chance)
             if near is not None:
                 return near, "refined", {}
+        if self.foresee is not None and self.search.sampler == "surrogate":
+            guided = self._guided()
+            if guided is not None:
+                return guided, "sampled", {}
         sampler = self._told()
         for _ in range(REPEATS):
             params, hints = sampler.propose()
@@ -257,6 +262,18 @@ class Study:
                 return params, "sampled", hints
         rest = self._untried()
         return None if rest is None else (rest, "sampled", {})
+
+    def _guided(self) -> Params | None:
+        """By a surrogate, of recipes looked at before and neighbours of the front; None where none promises growth."""
+        space, seen = self.search.space, dict[str, Params]()
+        near = (params for row in self.front() for params in space.neighbours(row.params, self._chance))
+        for params in (*candidates(space, random.Random(self.search.seed)), *near):  # noqa: S311 - a search, no secret
+            key = canonical(params)
+            if key not in self._tried and self._refused(params) is None:
+                seen[key] = params
+        guide = Guide(objectives=self.objectives, limits=self.limits, space=space, foresee=self._foreseen)
+        evaluated = [row for row in self._rows.values() if row.state in EVALUATED]
+        return guide.best(evaluated, list(seen.values()), self._chance)
 
     def _begun(self) -> int:
         """Trials that have or will have cost work."""

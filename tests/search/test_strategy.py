@@ -30,6 +30,19 @@ def foreseen(*points: tuple[float, float], rss: float = 0.0) -> list[tuple[Param
     return [({"n": n}, forecast(damage=damage, size=size, rss=rss)) for n, (size, damage) in enumerate(points)]
 
 
+def chosen_of(*arguments: Any, **more: Any) -> list[Params]:
+    """A spread over a space whose one parameter tells recipes hardly apart."""
+    return spread(*arguments, space=Space.parse({"n": {"low": 0, "high": 10**9}}), **more)
+
+
+def test_among_recipes_that_are_foreseen_alike_choices_are_spread_too() -> None:
+    space = Space.parse({"kind": {"choices": ["a", "b", "c"]}, "size": {"choices": [1, 2]}})
+    every = [({"kind": kind, "size": size}, forecast(damage=0.1, size=1.0)) for kind in "abc" for size in (1, 2)]
+    chosen = spread(every, (SMALL,), (), 3, space=space)
+    assert {params["kind"] for params in chosen} == {"a", "b", "c"}
+    assert {params["size"] for params in chosen} == {1, 2}
+
+
 def numbers(chosen: list[Params]) -> list[int]:
     return [params["n"] for params in chosen]
 
@@ -41,24 +54,24 @@ LINE = [(float(n), float(10 - n)) for n in range(11)]
 
 
 def test_a_spread_goes_along_the_front_from_end_to_end() -> None:
-    chosen = numbers(spread(foreseen(*LINE), (SMALL, QUALITY), (), 3))
+    chosen = numbers(chosen_of(foreseen(*LINE), (SMALL, QUALITY), (), 3))
     assert chosen[1] in (0, 10)
     assert set(chosen) >= {0, 10}
-    assert len(spread(foreseen(*LINE), (SMALL, QUALITY), (), 99)) == 11, "no more than there are"
-    assert spread([], (SMALL,), (), 3) == []
-    assert spread(foreseen(*LINE), (SMALL,), (), 0) == []
+    assert len(chosen_of(foreseen(*LINE), (SMALL, QUALITY), (), 99)) == 11, "no more than there are"
+    assert chosen_of([], (SMALL,), (), 3) == []
+    assert chosen_of(foreseen(*LINE), (SMALL,), (), 0) == []
 
 
 def test_a_spread_keeps_away_from_what_was_tried() -> None:
-    chosen = spread(foreseen(*LINE), (SMALL, QUALITY), (), 1, tried=[{"n": 0}, {"n": 1}])
+    chosen = chosen_of(foreseen(*LINE), (SMALL, QUALITY), (), 1, tried=[{"n": 0}, {"n": 1}])
     assert numbers(chosen) == [10]
-    everything = spread(foreseen(*LINE), (SMALL, QUALITY), (), 99, tried=[{"n": 4}])
+    everything = chosen_of(foreseen(*LINE), (SMALL, QUALITY), (), 99, tried=[{"n": 4}])
     assert sorted(numbers(everything)) == [n for n in range(11) if n != 4]
 
 
 def test_what_others_dominate_comes_after_the_front() -> None:
     points = [(9.0, 9.0), (1.0, 2.0), (8.0, 8.0), (2.0, 1.0)]
-    chosen = numbers(spread(foreseen(*points), (SMALL, QUALITY), (), 4))
+    chosen = numbers(chosen_of(foreseen(*points), (SMALL, QUALITY), (), 4))
     assert set(chosen[:2]) == {1, 3}
     assert chosen[2:] == [2, 0]
 
@@ -69,7 +82,7 @@ def test_what_breaks_limits_comes_last_and_the_worst_at_the_very_last() -> None:
         (params, forecast(damage=f.damage, size=f.figures[SIZE], rss=rss))
         for (params, f), rss in zip(foreseen(*sizes), (120.0, 66.0, 50.0), strict=True)
     ]
-    assert numbers(spread(found, (SMALL, QUALITY), NARROW, 3)) == [2, 1, 0]
+    assert numbers(chosen_of(found, (SMALL, QUALITY), NARROW, 3)) == [2, 1, 0]
 
 
 def test_a_relative_limit_is_taken_from_the_prediction_of_the_baseline() -> None:
@@ -78,18 +91,18 @@ def test_a_relative_limit_is_taken_from_the_prediction_of_the_baseline() -> None
         replace(forecast(damage=damage, size=size, rss=rss), baseline={RSS: 100.0})
         for damage, size, rss in ((0.0, 1.0, 60.0), (1.0, 2.0, 40.0))
     )
-    assert spread([({"n": 0}, heavy), ({"n": 1}, light)], (SMALL,), relative, 1) == [{"n": 1}]
+    assert chosen_of([({"n": 0}, heavy), ({"n": 1}, light)], (SMALL,), relative, 1) == [{"n": 1}]
 
 
 def test_a_limit_from_below_is_broken_by_less() -> None:
     least = (Limit(metric=RSS, unit="MiB", absolute=100.0, least=True),)
     found = [*foreseen((1.0, 0.0), rss=50.0), ({"n": 1}, forecast(damage=1.0, size=2.0, rss=150.0))]
-    assert numbers(spread(found, (SMALL,), least, 1)) == [1]
+    assert numbers(chosen_of(found, (SMALL,), least, 1)) == [1]
 
 
 def test_what_cannot_be_planned_is_left_out() -> None:
     found = [*foreseen((5.0, 5.0)), ({"n": 7}, forecast(failure=FAILED))]
-    assert numbers(spread(found, (SMALL, QUALITY), (), 9)) == [0]
+    assert numbers(chosen_of(found, (SMALL, QUALITY), (), 9)) == [0]
 
 
 grid = st.tuples(st.integers(0, 9), st.integers(0, 9))
@@ -99,7 +112,7 @@ grid = st.tuples(st.integers(0, 9), st.integers(0, 9))
 def test_a_spread_never_prefers_what_is_dominated_by_something_left_out(
     points: list[tuple[float, float]], count: int
 ) -> None:
-    chosen = numbers(spread(foreseen(*points), (SMALL, QUALITY), (), count))
+    chosen = numbers(chosen_of(foreseen(*points), (SMALL, QUALITY), (), count))
     assert len(chosen) == len(set(chosen)) == min(count, len(points))
     left = [n for n in range(len(points)) if n not in chosen]
     assert not any(dominates(points[m], points[n]) for m in left for n in chosen)
@@ -110,7 +123,7 @@ def test_a_spread_never_prefers_what_is_dominated_by_something_left_out(
 def test_units_do_not_matter_to_a_spread(scale: float) -> None:
     scaled = [(size * scale, damage) for size, damage in LINE]
     objectives = (SMALL, QUALITY)
-    assert spread(foreseen(*scaled), objectives, (), 5) == spread(foreseen(*LINE), objectives, (), 5)
+    assert chosen_of(foreseen(*scaled), objectives, (), 5) == chosen_of(foreseen(*LINE), objectives, (), 5)
 
 
 def test_candidates_are_all_recipes_or_different_ones_by_chance() -> None:
