@@ -143,7 +143,7 @@ def test_bad_arguments_are_refused_and_free_nothing(
 def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(_: object, store: Store, __: object) -> TrialResult:
+    def evaluate(_: object, store: Store, __: object, **___: object) -> TrialResult:
         store.stage("engine", len(made), toy)
         return made.append(samples.result()) or made[-1]  # type: ignore[func-returns-value]
 
