@@ -29,8 +29,9 @@ from edgeopt.ports import Lease, Progress, Runtime
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.runtimes.eager import Torch
 from edgeopt.search.forecast import Forecast, damage
-from edgeopt.search.ledger import file_url
-from edgeopt.search.space import Params, overrides
+from edgeopt.search.parameter import Params
+from edgeopt.search.space import overrides
+from edgeopt.search.studystore import file_url
 from edgeopt.spec import ModelSpec
 from edgeopt.store import Store
 from edgeopt.target import Device, Target

@@ -16,6 +16,7 @@ from edgeopt.assembly import Request
 from edgeopt.commands.studies import OpenStudy
 from edgeopt.part import canonical
 from edgeopt.search.hypervolume import hypervolume
+from edgeopt.search.standing import Standing, bounds
 from edgeopt.search.summary import Summary
 
 SEEDS = (0, 1, 2)
@@ -73,10 +74,11 @@ class Truth:
 
     def __init__(self, opened: OpenStudy) -> None:
         found = opened.study
+        standing = Standing(objectives=found.objectives, limits=found.limits)
         self.opened, self.foresee = opened, partial(assembly.foresee, opened.request)
         self.rows = {canonical(row.params): row for row in found.rows() if row.summary is not None}
         self.seconds = {key: _from_scratch_s(row.summary) for key, row in self.rows.items() if row.summary}
-        self.points = {key: point for key, row in self.rows.items() if (point := found._point(row)) is not None}
+        self.points = {key: point for key, row in self.rows.items() if (point := standing.point(row)) is not None}
         columns = list(zip(*self.points.values(), strict=True))
         self.reference = [max(c) + 0.1 * (max(c) - min(c)) for c in columns]
         self.whole = hypervolume(list(self.points.values()), self.reference)
@@ -103,7 +105,6 @@ def replayed(folder: Path, truth: Truth, sampler: str, seed: int) -> list[tuple[
     """What a sampler without edgeopt's means would evaluate, by the grid's own figures and seconds."""
     opened = study(folder / ".edgeopt", *OFF, f"search.sampler={sampler}", f"search.seed={seed}")
     found, passed_s, order = opened.study, 0.0, []
-    found.foresee = None
     found.worker = "replay"
     opened.open()
     while (row := found.ask()) is not None:
@@ -153,12 +154,12 @@ def _medians(found: Sequence[tuple[float, float, int]], grid_s: float) -> list[f
 
 def refusals(truth: Truth) -> None:
     """Of the recipes that break size or memory, how many the estimate refuses; and of those that keep all, how many."""
-    limits, bounds, foresee = truth.opened.study.limits, truth.opened.study._bounds, truth.foresee
+    limits, known, foresee = truth.opened.study.limits, bounds(truth.rows.values()), truth.foresee
     broken = refused = wrongly = kept = 0
     for row in truth.rows.values():
         assert row.summary is not None
         over = {m for m, h in row.summary.verdicts.items() if h.excess is not None and h.excess > 0}
-        is_refused = foresee(row.params).refused(limits, bounds) is not None
+        is_refused = foresee(row.params).refused(limits, known) is not None
         if over & {"size/engine_mib", "memory/peak_rss_mib"}:
             broken, refused = broken + 1, refused + is_refused
         elif row.summary.feasible:

@@ -80,6 +80,7 @@ def empty_study(folder: Path, store: str | None, **more: Any) -> OpenStudy:
         name="reference",
         overrides=(
             "recipe=prune_int4",
+            "measure.stop_early=false",  # nothing is foreseen
             f"state='{folder}'",
             f"tracking.tracking_uri='sqlite:///{folder}/mlflow.db'",
             "limits={size: {engine_mib: 0.5 MiB}}",
@@ -88,7 +89,6 @@ def empty_study(folder: Path, store: str | None, **more: Any) -> OpenStudy:
     config = request.compose()
     config["search"] |= {"parameters": SPACE, "enqueue": [], "study": f"empty-{random.randrange(10**9)}", **more}
     opened = OpenStudy.of(request, config, store=store)
-    opened.study.foresee = None
     opened.recorder.connect()
     opened.recorder.open_study(opened.name, config, {})
     opened.open()

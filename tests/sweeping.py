@@ -11,7 +11,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from edgeopt.search.ledger import Ledger, file_url, studies
+from edgeopt.search.ledger import Ledger, studies
+from edgeopt.search.studystore import file_url
 
 SPACE = """
 defaults:

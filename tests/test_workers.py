@@ -18,7 +18,8 @@ from postgresql import Postgres
 from sweeping import ended, runs, start, sweep
 
 from edgeopt import tags
-from edgeopt.search.ledger import DONE, Ledger, Member, file_url
+from edgeopt.search.ledger import DONE, Ledger, Member
+from edgeopt.search.studystore import file_url
 
 
 def ledger_of(folder: Path) -> Ledger:

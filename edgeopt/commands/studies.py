@@ -21,7 +21,7 @@ from edgeopt.release import registry
 from edgeopt.release.policy import Policy
 from edgeopt.release.promote import promote
 from edgeopt.result import TrialResult
-from edgeopt.search import ledger
+from edgeopt.search import ledger, studystore
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective, as_row
 from edgeopt.search.ledger import Ledger, Row
@@ -66,7 +66,7 @@ class OpenStudy:
     @classmethod
     def find(cls, name: str | None, state: Path, store: str | None) -> OpenStudy:
         """A study of a store, by name or the latest; `state` is the folder that its workers share."""
-        url = store or os.environ.get("EDGEOPT_STORE") or ledger.file_url(state.absolute() / "studies.db")
+        url = store or os.environ.get("EDGEOPT_STORE") or studystore.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
         known = ledger.studies(url) if file == url or Path(file).is_file() else {}
         place = server.shown(url)

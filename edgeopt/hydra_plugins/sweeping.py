@@ -15,9 +15,11 @@ from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.search import loop
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective, as_row
-from edgeopt.search.ledger import Ledger, Row, file_url
-from edgeopt.search.space import Params, overrides
+from edgeopt.search.ledger import Ledger, Row
+from edgeopt.search.parameter import Params
+from edgeopt.search.space import overrides
 from edgeopt.search.study import Study
+from edgeopt.search.studystore import file_url
 from edgeopt.target import Limit
 
 DEVICE: Mapping[str, Any] = {"name": "hydra"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from edgeopt.result import TrialResult
 from edgeopt.rungs import refusal
-from edgeopt.search.space import Params
+from edgeopt.search.parameter import Params
 from edgeopt.spec import ModelSpec
 from edgeopt.target import Limit
 

@@ -9,89 +9,26 @@ stood still for long enough on the clock of the one who watches.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sql
-from sqlalchemy import Column, Connection, Float, Index, Integer, String, Table, Text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
-from edgeopt.errors import ConfigError, StoreError
+from edgeopt.errors import ConfigError
 from edgeopt.part import digest
-from edgeopt.search.space import Params
+from edgeopt.search.parameter import Params
+from edgeopt.search.studystore import StudyStore, now_s
 from edgeopt.search.summary import Summary
+from edgeopt.search.tables import RESULTS, STUDIES, TRIALS, WORKERS
 
+T = TypeVar("T")
 State = Literal["waiting", "running", "finished", "stopped", "refused", "failed"]
 Origin = Literal["enqueued", "spread", "sampled", "refined"]
 DONE = ("finished", "stopped", "refused", "failed")
 """States of trials that are over: all measured, stopped at a rung, refused before any work, or failed."""
-
-_NAME = 200
-_METADATA = sql.MetaData()
-_STUDIES = Table(
-    "edgeopt_studies",
-    _METADATA,
-    Column("study", String(_NAME), primary_key=True),
-    Column("revision", Integer, nullable=False),
-    Column("definition", Text, nullable=False),
-    Column("sweep", Text, nullable=False),
-    Column("opened_s", Float, nullable=False),
-)
-_TRIALS = Table(
-    "edgeopt_trials",
-    _METADATA,
-    Column("study", String(_NAME), primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("digest", String(64), nullable=False),
-    Column("revision", Integer, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("origin", String(16), nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("worker", String(_NAME), nullable=False),
-    Column("built", Integer, nullable=False),
-    Column("recorded", Integer, nullable=False),
-    Column("run_id", String(64), nullable=False),
-    Column("ended_s", Float),
-    Column("params", Text, nullable=False),
-    Column("hints", Text, nullable=False),
-    Column("summary", Text),
-    Index("edgeopt_trials_once", "study", "digest", unique=True),
-    Index("edgeopt_trials_news", "study", "revision"),
-)
-_RESULTS = Table(
-    "edgeopt_results",
-    _METADATA,
-    Column("study", String(_NAME), primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("result", Text, nullable=False),
-)
-_WORKERS = Table(
-    "edgeopt_workers",
-    _METADATA,
-    Column("worker", String(_NAME), primary_key=True),
-    Column("study", String(_NAME), nullable=False, index=True),
-    Column("host", String(_NAME), nullable=False),
-    Column("process", String(_NAME), nullable=False),
-    Column("role", String(16), nullable=False),
-    Column("code", String(128), nullable=False),
-    Column("beat", Integer, nullable=False),
-    Column("alive", Integer, nullable=False),
-)
-
-PATIENCE_S = 120.0
-"""How long a store may be silent, as one that is restarted is, before a sweep gives up."""
-STRANGER_S = 15.0
-"""The same of a store that has not answered before: it may be the wrong address."""
-_PAUSE_S = 0.5
-_LOCK_S = 60
-_MAKING = 0x65646765
-"""Key of the lock of those who make the tables in PostgreSQL."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +90,9 @@ class Ledger:
     """
 
     def __init__(self, url: str, study: str, *, tell: Callable[[str], None] = lambda _: None) -> None:
-        self.url, self.study, self.tell = url, study, tell
-        self._engine = _engine(url)
-        self._of_study = _TRIALS.c.study == study
-        self._answered = False
+        self.url, self.study = url, study
+        self._store = StudyStore(url, tell)
+        self._of_study = TRIALS.c.study == study
 
     # the study itself
 
@@ -168,11 +104,11 @@ class Ledger:
         given = json.loads(json.dumps(definition))
 
         def work(connection: Connection) -> None:
-            known = connection.execute(sql.select(_STUDIES).where(_STUDIES.c.study == self.study)).one_or_none()
-            now = _now(connection)
+            known = connection.execute(sql.select(STUDIES).where(STUDIES.c.study == self.study)).one_or_none()
+            now = now_s(connection)
             if known is None:
                 values = {"study": self.study, "revision": 0, "definition": json.dumps(given)}
-                connection.execute(sql.insert(_STUDIES).values(**values, sweep=json.dumps(sweep), opened_s=now))
+                connection.execute(sql.insert(STUDIES).values(**values, sweep=json.dumps(sweep), opened_s=now))
                 return
             before = json.loads(known.definition)
             changed = [key for key in given if before.get(key) != given[key]]
@@ -183,19 +119,19 @@ class Ledger:
                     mend="Give the new sweep a name: search.study=NAME, or undo the change",
                 )
             fresh = {"sweep": json.dumps(sweep), "opened_s": now}
-            connection.execute(sql.update(_STUDIES).where(_STUDIES.c.study == self.study).values(**fresh))
+            connection.execute(sql.update(STUDIES).where(STUDIES.c.study == self.study).values(**fresh))
 
         try:
-            self._transact(work, create=True)
+            self._store.transact(work, create=True)
         except IntegrityError:  # another process has just begun it
-            self._transact(work)
+            self._store.transact(work)
 
     # trials
 
     def changes(self, since: int) -> list[Row]:
         """What was written after the revision `since`, in the order of trials."""
-        query = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.revision > since).order_by(_TRIALS.c.number)
-        return [_row(found) for found in self._transact(lambda connection: connection.execute(query).all())]
+        query = sql.select(TRIALS).where(self._of_study, TRIALS.c.revision > since).order_by(TRIALS.c.number)
+        return [_row(found) for found in self._store.transact(lambda connection: connection.execute(query).all())]
 
     def add(
         self,
@@ -212,11 +148,11 @@ class Ledger:
 
         def work(connection: Connection, revision: int) -> Row | None:
             key = digest(params)
-            known = connection.execute(sql.select(_TRIALS).where(self._of_study, _TRIALS.c.digest == key)).one_or_none()
+            known = connection.execute(sql.select(TRIALS).where(self._of_study, TRIALS.c.digest == key)).one_or_none()
             if known is not None:  # also where the answer to an earlier call was lost on its way
                 mine = worker and known.worker == worker and known.attempt == 1 and known.state == state
                 return _row(known) if mine else None
-            last = connection.execute(sql.select(sql.func.max(_TRIALS.c.number)).where(self._of_study)).scalar()
+            last = connection.execute(sql.select(sql.func.max(TRIALS.c.number)).where(self._of_study)).scalar()
             number = 0 if last is None else int(last) + 1
             values = {
                 "study": self.study,
@@ -230,12 +166,12 @@ class Ledger:
                 "built": 0,
                 "recorded": 0,
                 "run_id": "",
-                "ended_s": _now(connection) if state in DONE else None,
+                "ended_s": now_s(connection) if state in DONE else None,
                 "params": json.dumps(params),
                 "hints": json.dumps(hints or {}),
                 "summary": None if summary is None else summary.to_json(),
             }
-            connection.execute(sql.insert(_TRIALS).values(**values))
+            connection.execute(sql.insert(TRIALS).values(**values))
             if result is not None:
                 self._keep(connection, number, result)
             return self._read(connection, number)
@@ -249,16 +185,16 @@ class Ledger:
         """
 
         def work(connection: Connection, revision: int) -> Row | None:
-            own = sql.select(_TRIALS.c.number).where(
-                self._of_study, _TRIALS.c.state == "running", _TRIALS.c.worker == worker
+            own = sql.select(TRIALS.c.number).where(
+                self._of_study, TRIALS.c.state == "running", TRIALS.c.worker == worker
             )
             held = connection.execute(own).scalar()
             if held is not None:  # the answer to an earlier call was lost on its way
                 return self._read(connection, held)
-            waiting = sql.select(_TRIALS.c.number).where(self._of_study, _TRIALS.c.state == "waiting")
+            waiting = sql.select(TRIALS.c.number).where(self._of_study, TRIALS.c.state == "waiting")
             if built is not None:
-                waiting = waiting.where(_TRIALS.c.built == int(built))
-            number = connection.execute(waiting.order_by(_TRIALS.c.number).limit(1)).scalar()
+                waiting = waiting.where(TRIALS.c.built == int(built))
+            number = connection.execute(waiting.order_by(TRIALS.c.number).limit(1)).scalar()
             if number is None:
                 return None
             self._write(connection, revision, number, state="running", worker=worker)
@@ -275,7 +211,7 @@ class Ledger:
                 return False
             if now.state != "running":
                 return now.state == state
-            ended_s = _now(connection)
+            ended_s = now_s(connection)
             self._write(connection, revision, row.number, state=state, summary=summary.to_json(), ended_s=ended_s)
             self._keep(connection, row.number, result)
             return True
@@ -311,7 +247,7 @@ class Ledger:
         def work(connection: Connection, revision: int) -> None:
             if self._read(connection, row.number).attempt == row.attempt:
                 connection.execute(
-                    sql.delete(_RESULTS).where(_RESULTS.c.study == self.study, _RESULTS.c.number == row.number)
+                    sql.delete(RESULTS).where(RESULTS.c.study == self.study, RESULTS.c.number == row.number)
                 )
                 gone = {"built": 0, "summary": None, "ended_s": None}
                 self._write(connection, revision, row.number, state="waiting", **gone, **_anew(row))
@@ -320,8 +256,10 @@ class Ledger:
 
     def result(self, number: int) -> dict[str, Any]:
         """The whole result of a trial that is over."""
-        query = sql.select(_RESULTS.c.result).where(_RESULTS.c.study == self.study, _RESULTS.c.number == number)
-        found: dict[str, Any] = json.loads(self._transact(lambda connection: connection.execute(query).scalar_one()))
+        query = sql.select(RESULTS.c.result).where(RESULTS.c.study == self.study, RESULTS.c.number == number)
+        found: dict[str, Any] = json.loads(
+            self._store.transact(lambda connection: connection.execute(query).scalar_one())
+        )
         return found
 
     # workers
@@ -337,26 +275,26 @@ class Ledger:
                         place="search.study",
                         mend="Install the same version of edgeopt, or wait until the others are done",
                     )
-            known = sql.select(_WORKERS.c.worker).where(_WORKERS.c.worker == member.worker)
+            known = sql.select(WORKERS.c.worker).where(WORKERS.c.worker == member.worker)
             if connection.execute(known).scalar() is None:
                 values = {name: getattr(member, name) for name in ("worker", "host", "process", "role", "code", "beat")}
-                connection.execute(sql.insert(_WORKERS).values(**values, study=self.study, alive=1))
+                connection.execute(sql.insert(WORKERS).values(**values, study=self.study, alive=1))
 
         self._change(work)
 
     def beat(self, worker: str) -> bool:
         """Give a sign of life; whether the others take this worker for alive."""
-        alive = sql.update(_WORKERS).where(_WORKERS.c.worker == worker, _WORKERS.c.alive == 1)
-        counted = alive.values(beat=_WORKERS.c.beat + 1)
-        return bool(self._transact(lambda connection: connection.execute(counted).rowcount))
+        alive = sql.update(WORKERS).where(WORKERS.c.worker == worker, WORKERS.c.alive == 1)
+        counted = alive.values(beat=WORKERS.c.beat + 1)
+        return bool(self._store.transact(lambda connection: connection.execute(counted).rowcount))
 
     def leave(self, worker: str) -> None:
-        gone = sql.update(_WORKERS).where(_WORKERS.c.worker == worker).values(alive=0)
-        self._transact(lambda connection: connection.execute(gone))
+        gone = sql.update(WORKERS).where(WORKERS.c.worker == worker).values(alive=0)
+        self._store.transact(lambda connection: connection.execute(gone))
 
     def members(self) -> list[Member]:
         """Workers that have not left and are not known to be dead."""
-        return self._transact(self._members)
+        return self._store.transact(self._members)
 
     def bury(self, member: Member, *, heir: str, attempts: int, given_up: Callable[[Row], Summary]) -> list[Row]:
         """Take what a dead worker left, unless it gave a sign of life meanwhile; the trials that it had at work.
@@ -366,19 +304,19 @@ class Ledger:
         """
 
         def work(connection: Connection, revision: int) -> list[Row]:
-            dead = sql.update(_WORKERS).where(
-                _WORKERS.c.worker == member.worker, _WORKERS.c.beat == member.beat, _WORKERS.c.alive == 1
+            dead = sql.update(WORKERS).where(
+                WORKERS.c.worker == member.worker, WORKERS.c.beat == member.beat, WORKERS.c.alive == 1
             )
             if not connection.execute(dead.values(alive=0)).rowcount:
                 return []
-            left = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.worker == member.worker)
+            left = sql.select(TRIALS).where(self._of_study, TRIALS.c.worker == member.worker)
             lost = []
-            for row in map(_row, connection.execute(left.where(_TRIALS.c.recorded == 0)).all()):
+            for row in map(_row, connection.execute(left.where(TRIALS.c.recorded == 0)).all()):
                 if row.state == "running" and row.attempt < attempts:
                     self._write(connection, revision, row.number, state="waiting", **_anew(row))
                     lost.append(row)
                 elif row.state == "running":
-                    words = {"summary": given_up(row).to_json(), "recorded": 1, "ended_s": _now(connection)}
+                    words = {"summary": given_up(row).to_json(), "recorded": 1, "ended_s": now_s(connection)}
                     self._write(connection, revision, row.number, state="failed", **words)
                     lost.append(row)
                 elif row.state in DONE:
@@ -388,146 +326,45 @@ class Ledger:
         return self._change(work)
 
     def _members(self, connection: Connection) -> list[Member]:
-        query = sql.select(_WORKERS).where(_WORKERS.c.study == self.study, _WORKERS.c.alive == 1)
+        query = sql.select(WORKERS).where(WORKERS.c.study == self.study, WORKERS.c.alive == 1)
         names = ("worker", "host", "process", "role", "code", "beat")
         return [Member(**{name: getattr(found, name) for name in names}) for found in connection.execute(query)]
 
     # within one transaction
 
     def _read(self, connection: Connection, number: int) -> Row:
-        query = sql.select(_TRIALS).where(self._of_study, _TRIALS.c.number == number)
+        query = sql.select(TRIALS).where(self._of_study, TRIALS.c.number == number)
         return _row(connection.execute(query).one())
 
     def _write(self, connection: Connection, revision: int, number: int, **values: Any) -> None:
-        row = sql.update(_TRIALS).where(self._of_study, _TRIALS.c.number == number)
+        row = sql.update(TRIALS).where(self._of_study, TRIALS.c.number == number)
         connection.execute(row.values(revision=revision, **values))
 
     def _keep(self, connection: Connection, number: int, result: Mapping[str, Any]) -> None:
-        connection.execute(sql.delete(_RESULTS).where(_RESULTS.c.study == self.study, _RESULTS.c.number == number))
+        connection.execute(sql.delete(RESULTS).where(RESULTS.c.study == self.study, RESULTS.c.number == number))
         values = {"study": self.study, "number": number, "result": json.dumps(result)}
-        connection.execute(sql.insert(_RESULTS).values(**values))
+        connection.execute(sql.insert(RESULTS).values(**values))
 
     def _change(self, work: Callable[[Connection, int], T]) -> T:
         """Do `work` in a transaction that is alone with the study; it may be done again where its answer was lost."""
-        raised = sql.update(_STUDIES).where(_STUDIES.c.study == self.study)
-        raised = raised.values(revision=_STUDIES.c.revision + 1)
+        raised = sql.update(STUDIES).where(STUDIES.c.study == self.study)
+        raised = raised.values(revision=STUDIES.c.revision + 1)
 
         def alone(connection: Connection) -> T:
             connection.execute(raised)
-            current = sql.select(_STUDIES.c.revision).where(_STUDIES.c.study == self.study)
+            current = sql.select(STUDIES.c.revision).where(STUDIES.c.study == self.study)
             return work(connection, connection.execute(current).scalar_one())
 
-        return self._transact(alone)
-
-    def _transact(self, work: Callable[[Connection], T], *, create: bool = False) -> T:
-        """Do `work`, and wait for a store that is silent for a while. Raises StoreError where it stays so."""
-        end, told = time.monotonic() + (PATIENCE_S if self._answered else STRANGER_S), ""
-        while True:
-            try:
-                with self._engine.begin() as connection:
-                    if create:
-                        _make_tables(connection)
-                    done = work(connection)
-                self._answered = True
-                return done
-            except IntegrityError:
-                raise
-            except SQLAlchemyError as error:
-                if not _passing(error, self._engine) or time.monotonic() > end:
-                    raise self._unusable(error) from error
-                if told != (told := _first_line(error)):
-                    self.tell(f"the study's store does not answer ({told}); waiting for it")
-                time.sleep(_PAUSE_S)
-
-    def _unusable(self, error: SQLAlchemyError) -> StoreError:
-        return StoreError(
-            f"the study's store cannot be used ({_first_line(error)})",
-            place=make_url(self.url).render_as_string(hide_password=True),
-            mend="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
-        )
+        return self._store.transact(alone)
 
 
 def studies(url: str) -> dict[str, dict[str, Any]]:
     """What `Ledger.open` kept of every study of a store, the latest last. Raises StoreError where none can be read."""
     ledger = Ledger(url, "")
-    query = sql.select(_STUDIES.c.study, _STUDIES.c.sweep).order_by(_STUDIES.c.opened_s)
-    return {name: json.loads(sweep) for name, sweep in ledger._transact(lambda c: c.execute(query).all(), create=True)}
-
-
-def file_url(path: Path) -> str:
-    return f"sqlite:///{path}"
-
-
-def _engine(url: str) -> sql.Engine:
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "postgresql":
-            seconds = {"connect_timeout": 10}
-            return sql.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), connect_args=seconds, pool_pre_ping=True
-            )
-        if parsed.get_backend_name() != "sqlite":
-            raise ConfigError(
-                f"studies are not kept in {parsed.get_backend_name()}",
-                place="store",
-                mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
-            )
-        if parsed.database in (None, "", ":memory:"):
-            raise ConfigError(
-                "a study in memory has one worker and ends with it",
-                place="store",
-                mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
-            )
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sql.create_engine(parsed, connect_args={"timeout": _LOCK_S})
-    except ImportError as error:
-        raise ConfigError(
-            f"the driver of this store is not installed ({error})",
-            place="store",
-            mend="pip install 'edgeopt[postgres]'",
-        ) from error
-    except (SQLAlchemyError, ValueError) as error:  # of a port that is no number
-        raise ConfigError(
-            "it is no address of a store",
-            place="store",
-            mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
-        ) from error
-    except OSError as error:
-        raise StoreError(
-            f"the folder of studies cannot be made ({error.strerror})", place=url, mend="Set state to a writable folder"
-        ) from error
-    sql.event.listen(engine, "connect", _write_ahead)
-    return engine
-
-
-def _make_tables(connection: Connection) -> None:
-    """The tables, unless they are there. One process makes them, and those that want to meanwhile wait for it."""
-    if sql.inspect(connection).has_table(_STUDIES.name):
-        return
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MAKING)))
-    _METADATA.create_all(connection)
-
-
-def _write_ahead(connection: Any, _: Any) -> None:
-    """Readers do not wait for a writer then; a file system without shared memory keeps its own way."""
-    connection.execute("PRAGMA journal_mode=WAL")
-
-
-def _passing(error: SQLAlchemyError, engine: sql.Engine) -> bool:
-    """Whether the store may answer again by itself."""
-    if engine.dialect.name == "sqlite":
-        return isinstance(error, OperationalError) and "locked" in str(error)
-    return isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
-
-
-def _now(connection: Connection) -> float:
-    """Seconds since 1970 by the store's clock, which is one for all workers."""
-    if connection.dialect.name == "sqlite":
-        return time.time()
-    return float(connection.execute(sql.select(sql.extract("epoch", sql.func.clock_timestamp()))).scalar_one())
+    query = sql.select(STUDIES.c.study, STUDIES.c.sweep).order_by(STUDIES.c.opened_s)
+    return {
+        name: json.loads(sweep) for name, sweep in ledger._store.transact(lambda c: c.execute(query).all(), create=True)
+    }
 
 
 def _row(found: sql.Row[Any]) -> Row:
@@ -550,7 +387,3 @@ def _row(found: sql.Row[Any]) -> Row:
 
 def _anew(row: Row) -> dict[str, Any]:
     return {"attempt": row.attempt + 1, "run_id": ""}
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -11,7 +11,7 @@ from edgeopt.errors import StoreError
 from edgeopt.result import Failure, TrialResult
 from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.membership import Heart, Watch, myself
-from edgeopt.search.space import Params
+from edgeopt.search.parameter import Params
 from edgeopt.search.status import progress
 from edgeopt.search.study import ATTEMPTS, Study
 from edgeopt.store.uses import using

@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 from edgeopt.search.ledger import Row
-from edgeopt.search.study import EVALUATED, Study
+from edgeopt.search.standing import EVALUATED
+from edgeopt.search.study import Study
 
 
 def status(study: Study) -> dict[str, Any]:

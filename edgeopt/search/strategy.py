@@ -12,7 +12,8 @@ from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.front import Objective, pareto_ranks
 from edgeopt.search.hypervolume import hypervolume
 from edgeopt.search.ledger import Row
-from edgeopt.search.space import Params, Space
+from edgeopt.search.parameter import Params
+from edgeopt.search.space import Space
 from edgeopt.target import Limit
 
 LOOKED_AT = 256

@@ -1,31 +1,22 @@
-"""A study: its trials, what to try next, what is best, and when it is over."""
+"""A study: its trials, what to try next, and when it is over."""
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeopt.part import canonical
 from edgeopt.result import TrialResult
 from edgeopt.search.definition import Search
-from edgeopt.search.forecast import ESTIMATE, Forecast, Foresee
-from edgeopt.search.front import Objective, pareto_front, pareto_ranks
-from edgeopt.search.hypervolume import Archive, without_growth
-from edgeopt.search.ledger import DONE, Ledger, Member, Origin, Row, State
-from edgeopt.search.sampling import Sampler
-from edgeopt.search.space import Params
-from edgeopt.search.strategy import LISTED, Refinement, candidates, spread
+from edgeopt.search.forecast import ESTIMATE, Foresee
+from edgeopt.search.front import Objective
+from edgeopt.search.hypervolume import without_growth
+from edgeopt.search.ledger import DONE, Ledger, Member, Row, State
+from edgeopt.search.proposals import Proposal, Proposals
+from edgeopt.search.standing import EVALUATED, Standing
 from edgeopt.search.summary import Summary
-from edgeopt.search.surrogate import Guide
 from edgeopt.target import Limit
 
-EVALUATED = ("finished", "stopped", "failed")
-"""States of trials that count against the budget."""
-REPEATS = 30
-"""Proposals of a sampler in a row that were all tried before, after which chance proposes."""
 REFUSALS = 200
 """Recipes in a row that the estimate refuses, after which a search gives up."""
 ATTEMPTS = 5
@@ -50,15 +41,13 @@ class Study:
     worker: str = ""
     built: bool | None = None
     _rows: dict[int, Row] = field(init=False, default_factory=dict, repr=False)
-    _tried: set[str] = field(init=False, default_factory=set, repr=False)
-    _bounds: dict[str, float] = field(init=False, default_factory=dict, repr=False)
     _revision: int = field(init=False, default=0)
-    _sampler: Sampler | None = field(init=False, default=None, repr=False)
-    _chance: random.Random = field(init=False, repr=False)
-    _forecasts: dict[str, Forecast] = field(init=False, default_factory=dict, repr=False)
+    _standing: Standing = field(init=False, repr=False)
+    _proposals: Proposals = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._chance = random.Random(self.search.seed)  # noqa: S311 - a search, no secret
+        self._standing = Standing(objectives=self.objectives, limits=self.limits)
+        self._proposals = Proposals(self.search, self._standing, self.foresee)
 
     @property
     def name(self) -> str:
@@ -80,11 +69,8 @@ class Study:
         known = [self.search.space.normal(params) for params in self.search.enqueue]
         for params in known:
             self.ledger.add(params, origin="enqueued")
-        if self.foresee is not None and all(row.state == "waiting" for row in self.rows()):
-            chance = random.Random(self.search.seed)  # noqa: S311 - a search, no secret
-            foreseen = [(params, self._foreseen(params)) for params in candidates(self.search.space, chance)]
-            room = min(self.search.spread, max(0, self.search.trials - len(known)))
-            for params in spread(foreseen, self.objectives, self.limits, room, space=self.search.space, tried=known):
+        if all(row.state == "waiting" for row in self.rows()):
+            for params in self._proposals.spread(known):
                 self.ledger.add(params, origin="spread")
 
     # what is known
@@ -99,37 +85,19 @@ class Study:
 
     def ranks(self) -> dict[int, int]:
         """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
-        points = {row.number: self._point(row) for row in self.rows()}
-        kept = {number: point for number, point in points.items() if point is not None}
-        return dict(zip(kept, pareto_ranks(list(kept.values())), strict=True))
+        return self._standing.ranks(self.rows())
 
     def front(self) -> list[Row]:
         """The feasible trials that no other dominates."""
-        kept = [(row, point) for row in self.rows() if (point := self._point(row)) is not None]
-        return [kept[place][0] for place in pareto_front([point for _, point in kept])]
+        return self._standing.front(self.rows())
 
     def volume(self) -> float:
         """The hypervolume of the front, as a share of the box that all feasible trials and the limits span."""
-        archive = self._archive()
-        return (
-            0.0 if archive is None else max(archive.add(point) for row in self.front() if (point := self._point(row)))
-        )
+        return self._standing.volume(self.rows())
 
     def volumes(self) -> list[float]:
         """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1."""
-        ended = sorted((r for r in self.rows() if r.state in EVALUATED), key=lambda r: (r.ended_s or 0.0, r.number))
-        archive = self._archive()
-        if archive is None:
-            return [0.0] * len(ended)
-        points = [self._point(row) for row in ended]
-        return [archive.volume if point is None else archive.add(point) for point in points]
-
-    def _archive(self) -> Archive | None:
-        """Empty, and in the scale of all feasible trials; None while there is none."""
-        points = [point for row in self.rows() if (point := self._point(row)) is not None]
-        bounds = {x.metric: bound for x in self.limits if (bound := self._bounds.get(x.metric, x.absolute))}
-        scale = [o.sign * bounds[o.metric] if o.metric in bounds else None for o in self.objectives]
-        return Archive(points, scale) if points else None
+        return self._standing.volumes(self.rows())
 
     def spent_s(self) -> float:
         """Seconds of all trials together, whoever evaluated them."""
@@ -209,94 +177,41 @@ class Study:
     def _room(self) -> bool:
         return self._begun() < self.search.trials and self.refusals() < REFUSALS
 
-    def _proposed(self) -> Row | None:
-        """A new recipe, running or refused; None where every recipe was tried."""
-        while True:
-            found = self._propose()
-            if found is None:
-                return None
-            params, origin, hints = found
-            refused = self._refused(params)
-            if refused is None:
-                row = self.ledger.add(params, origin=origin, worker=self.worker, state="running", hints=hints)
-            else:
-                row = self.ledger.add(
-                    params,
-                    origin=origin,
-                    worker=self.worker,
-                    state=state_of(refused),
-                    hints=hints,
-                    summary=Summary.of(refused),
-                    result=refused.to_json(),
-                )
-            if row is not None:  # else another worker was faster
-                return row
-
-    def _settled(self, row: Row) -> Row:
-        """A claimed trial, which may turn out to be refused before any work."""
-        refused = self._refused(row.params)
-        if refused is None or not self.finish(row, refused):
-            return row
-        return next(r for r in self.rows() if r.number == row.number)
-
-    def _refused(self, params: Params) -> TrialResult | None:
-        if self.foresee is None:
-            return None
-        return self._foreseen(params).refused(self.limits, self._bounds)
-
-    def _propose(self) -> tuple[Params, Origin, Mapping[str, Any]] | None:
-        self._sync()
-        if self.foresee is not None and self._begun() >= math.ceil(self.search.trials * (1 - self.search.refine)):
-            refinement = Refinement(objectives=self.objectives, space=self.search.space, foresee=self._foreseen)
-            near = refinement.best(self.front(), self._tried, self._chance)
-            if near is not None:
-                return near, "refined", {}
-        if self.foresee is not None and self.search.sampler == "surrogate":
-            guided = self._guided()
-            if guided is not None:
-                return guided, "sampled", {}
-        sampler = self._told()
-        for _ in range(REPEATS):
-            params, hints = sampler.propose()
-            if canonical(params) not in self._tried:
-                return params, "sampled", hints
-        rest = self._untried()
-        return None if rest is None else (rest, "sampled", {})
-
-    def _guided(self) -> Params | None:
-        """By a surrogate, of recipes looked at before and neighbours of the front; None where none promises growth."""
-        space, seen = self.search.space, dict[str, Params]()
-        near = (params for row in self.front() for params in space.neighbours(row.params, self._chance))
-        for params in (*candidates(space, random.Random(self.search.seed)), *near):  # noqa: S311 - a search, no secret
-            key = canonical(params)
-            if key not in self._tried and self._refused(params) is None:
-                seen[key] = params
-        guide = Guide(objectives=self.objectives, limits=self.limits, space=space, foresee=self._foreseen)
-        evaluated = [row for row in self._rows.values() if row.state in EVALUATED]
-        return guide.best(evaluated, list(seen.values()), self._chance)
-
     def _begun(self) -> int:
         """Trials that have or will have cost work."""
         return sum(1 for row in self.rows() if row.state != "refused")
 
-    def _untried(self) -> Params | None:
-        """A recipe by chance; None where all were tried, or chance finds no other."""
-        space = self.search.space
-        every = space.every(LISTED)
-        if every is not None:
-            rest = [params for params in every if canonical(params) not in self._tried]
-            return self._chance.choice(rest) if rest else None
-        drawn = (space.draw(self._chance) for _ in range(REPEATS))
-        return next((params for params in drawn if canonical(params) not in self._tried), None)
+    def _proposed(self) -> Row | None:
+        """A new recipe, running or refused; None where every recipe was tried."""
+        place = len(self.ledger.members())
+        while (proposal := self._proposals.next(self.rows(), place=place)) is not None:
+            row = self._added(proposal)
+            if row is not None:  # else another worker was faster
+                return row
+        return None
 
-    def _told(self) -> Sampler:
-        """The sampler, which knows all trials."""
-        if self._sampler is None:
-            # neither a resumed study nor a second worker proposes what was proposed before
-            seed = self.search.seed + len(self._rows) + 1_000 * len(self.ledger.members())
-            self._sampler = Sampler(self.search, self.objectives, self.limits, seed=seed)
-            self._sampler.learn(self._rows.values())
-        return self._sampler
+    def _added(self, proposal: Proposal) -> Row | None:
+        """A proposed trial, running by this worker or over because it is refused; None where it was tried meanwhile."""
+        params, origin, hints = proposal
+        refused = self._proposals.refused(params)
+        if refused is None:
+            return self.ledger.add(params, origin=origin, worker=self.worker, state="running", hints=hints)
+        return self.ledger.add(
+            params,
+            origin=origin,
+            worker=self.worker,
+            state=state_of(refused),
+            hints=hints,
+            summary=Summary.of(refused),
+            result=refused.to_json(),
+        )
+
+    def _settled(self, row: Row) -> Row:
+        """A claimed trial, which may turn out to be refused before any work."""
+        refused = self._proposals.refused(row.params)
+        if refused is None or not self.finish(row, refused):
+            return row
+        return next(r for r in self.rows() if r.number == row.number)
 
     def _sync(self) -> None:
         news = self.ledger.changes(self._revision)
@@ -304,26 +219,7 @@ class Study:
             return
         self._rows |= {row.number: row for row in news}  # new numbers are the highest, so the order holds
         self._revision = max(row.revision for row in news)
-        for row in news:
-            self._tried.add(canonical(row.params))
-            held = row.summary.verdicts if row.summary is not None else {}
-            self._bounds |= {metric: h.bound for metric, h in held.items() if h.bound is not None}
-        if self._sampler is not None:
-            self._sampler.learn(news)
-
-    def _foreseen(self, params: Params) -> Forecast:
-        assert self.foresee is not None
-        key = canonical(params)
-        if key not in self._forecasts:
-            self._forecasts[key] = self.foresee(params)
-        return self._forecasts[key]
-
-    def _point(self, row: Row) -> list[float] | None:
-        """The objectives of a feasible trial, all minimized; None of any other."""
-        if row.summary is None or not row.summary.feasible:
-            return None
-        values = [o.sign * row.summary.metrics.get(o.metric, math.nan) for o in self.objectives]
-        return values if all(map(math.isfinite, values)) else None
+        self._proposals.learn(news)
 
 
 def _ended(row: Row) -> bool:

@@ -20,7 +20,8 @@ from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.front import Objective
 from edgeopt.search.hypervolume import hypervolume
 from edgeopt.search.ledger import Row
-from edgeopt.search.space import Params, Space
+from edgeopt.search.parameter import Params
+from edgeopt.search.space import Space
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
 

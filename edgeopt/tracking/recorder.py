@@ -7,9 +7,7 @@ that the next call completes, and nothing twice.
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.tracking.context.registry import resolve_tags
@@ -28,7 +25,7 @@ from edgeopt import tags
 from edgeopt.errors import ConfigError, TrackingError
 from edgeopt.recipe import label
 from edgeopt.result import TrialResult
-from edgeopt.tracking import cards, fields, lookup, server
+from edgeopt.tracking import cards, fields, files, lookup, server
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _MODEL_TAGS = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.EMULATED)
@@ -97,7 +94,7 @@ class MlflowRecorder:
                 client.update_run(run.info.run_id, status="RUNNING")
             run_id = str(run.info.run_id)
             client.log_batch(run_id, tags=_run_tags({**fields.surroundings(), **tag_values, tags.OPENED: opened}))
-            client.log_text(run_id, _yaml(config), "config.yaml")
+            client.log_text(run_id, files.as_yaml(config), "config.yaml")
             return run_id
 
     def begin(self, study: str, number: int, params: Mapping[str, Any], attempt: int = 1) -> str:
@@ -130,7 +127,7 @@ class MlflowRecorder:
             run_id = str(run.info.run_id)
             if run.info.status != "RUNNING":
                 return run_id
-            _log_artifacts(client, run_id, config, result)
+            files.log(client, run_id, config, result)
             model_id = self._log_engine(client, run, result) if result.feasible and result.engine else None
             metrics, left_out = fields.metrics(result)
             # the run's own start as time stamp: MLflow then drops a repeated figure instead of keeping it twice
@@ -292,31 +289,8 @@ def _new_params(run: Run, values: Mapping[str, str]) -> list[Param]:
     return [Param(key, value) for key, value in values.items() if key not in run.data.params]
 
 
-def _log_artifacts(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: TrialResult) -> None:
-    """Config, result and whatever the trial keeps, each by its name."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        (folder / "config.yaml").write_text(_yaml(config))
-        (folder / "result.json").write_text(json.dumps(fields.plain(result.to_json()), indent=1, allow_nan=False))
-        if result.failure is not None:
-            cause = result.failure
-            (folder / "failure.txt").write_text(f"stage: {cause.stage}\nerror: {cause.kind}\n\n{cause.message}\n")
-        for name, source in result.artifacts.items():
-            path, kept = Path(source), folder / name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                shutil.copytree(path, kept)
-            else:
-                shutil.copyfile(path, kept)
-        client.log_artifacts(run_id, scratch)
-
-
 def _run_tags(values: Mapping[str, str]) -> list[RunTag]:
     return [RunTag(key, value[: fields.TAG_LENGTH]) for key, value in values.items()]
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(fields.plain(config), sort_keys=False, allow_unicode=True))
 
 
 def _log_changed(client: MlflowClient, run: Run, values: Mapping[str, float]) -> None:

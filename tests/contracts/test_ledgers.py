@@ -24,8 +24,9 @@ from ledgers import DEFINITION, STUDY, member, opened, race
 from postgresql import Postgres
 
 from edgeopt.errors import ConfigError, StoreError
-from edgeopt.search import ledger as ledger_module
-from edgeopt.search.ledger import DONE, Ledger, Row, file_url, studies
+from edgeopt.search import studystore
+from edgeopt.search.ledger import DONE, Ledger, Row, studies
+from edgeopt.search.studystore import file_url
 from edgeopt.search.summary import Held, Summary
 
 SUMMARY = Summary(feasible=True, metrics={"m": 0.5}, timings_s={"build": 1.5}, energy_j=2.0)
@@ -608,7 +609,7 @@ def test_a_transaction_that_a_restart_cuts_is_done_again_whole(postgresql: Postg
 def test_a_store_that_stays_away_is_one_error_without_its_password(
     postgresql: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(studystore, "PATIENCE_S", 1.0)
     told: list[str] = []
     made = opened(postgresql.database().replace("edgeopt@", "edgeopt:secret@"))
     made.tell = told.append
@@ -629,7 +630,7 @@ def test_a_store_that_stays_away_is_one_error_without_its_password(
 
 
 def test_a_file_that_another_program_locks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "_LOCK_S", 0.1)
+    monkeypatch.setattr(studystore, "_LOCK_S", 0.1)
     told: list[str] = []
     made = opened(file_url(tmp_path / "s.db"))
     made.tell = told.append

@@ -13,10 +13,11 @@ from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.search.definition import Search
 from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.front import Objective
-from edgeopt.search.ledger import Ledger, Member, Row, file_url
+from edgeopt.search.ledger import Ledger, Member, Row
 from edgeopt.search.loop import Sweep
-from edgeopt.search.space import Params
+from edgeopt.search.parameter import Params
 from edgeopt.search.study import Study
+from edgeopt.search.studystore import file_url
 from edgeopt.target import Limit
 
 DECODE, RATIO, RSS = "latency/decode_p50_ms", "quality/perplexity_ratio", "memory/peak_rss_mib"

@@ -15,8 +15,9 @@ import pytest
 
 from edgeopt.errors import StoreError
 from edgeopt.search import membership
-from edgeopt.search.ledger import Ledger, Member, file_url
+from edgeopt.search.ledger import Ledger, Member
 from edgeopt.search.membership import BEATS_A_LEASE, Heart, Watch, _host, _process, myself
+from edgeopt.search.studystore import file_url
 from search.studies import dead_member
 
 LEASE_S = 60.0

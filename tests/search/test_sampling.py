@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from edgeopt.result import TrialResult, Verdict
 from edgeopt.search.front import Objective
 from edgeopt.search.ledger import Row, State
+from edgeopt.search.parameter import Params
 from edgeopt.search.sampling import UNMEASURED_EXCESS, UNPROVEN_EXCESS, Sampler, excesses
-from edgeopt.search.space import Params
 from edgeopt.search.study import state_of
 from edgeopt.search.summary import Held, Summary
 from search.studies import DECODE, FAILED, LIMITS, RATIO, RSS, search

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from edgeopt.errors import ConfigError
 from edgeopt.part import canonical
-from edgeopt.search.space import Parameter, Params, Space, overrides
+from edgeopt.search.parameter import Parameter, Params
+from edgeopt.search.space import Space, overrides
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 SPACE = {

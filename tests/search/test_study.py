@@ -15,7 +15,7 @@ from edgeopt.result import TrialResult
 from edgeopt.search import study as study_module
 from edgeopt.search.forecast import ESTIMATE, Forecast
 from edgeopt.search.ledger import Row
-from edgeopt.search.space import Params
+from edgeopt.search.parameter import Params
 from edgeopt.search.study import ATTEMPTS, Study, state_of
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit

@@ -1,0 +1,71 @@
+"""Where a study stands: which trials are best, and how the front grew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edgeopt.search.front import Objective, pareto_front, pareto_ranks
+from edgeopt.search.hypervolume import Archive
+from edgeopt.search.ledger import Row
+from edgeopt.target import Limit
+
+EVALUATED = ("finished", "stopped", "failed")
+"""States of trials that cost work, and count against the budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Trials held against one another, by objectives, among those that keep every limit."""
+
+    objectives: tuple[Objective, ...]
+    limits: tuple[Limit, ...]
+
+    def ranks(self, rows: Iterable[Row]) -> dict[int, int]:
+        """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
+        kept = self._kept(rows)
+        return {row.number: rank for (row, _), rank in zip(kept, pareto_ranks([p for _, p in kept]), strict=True)}
+
+    def front(self, rows: Iterable[Row]) -> list[Row]:
+        """The feasible trials that no other dominates."""
+        kept = self._kept(rows)
+        return [kept[place][0] for place in pareto_front([point for _, point in kept])]
+
+    def volume(self, rows: Sequence[Row]) -> float:
+        """The hypervolume of the front, as a share of the box that all feasible trials and the limits span."""
+        archive = self._archive(rows)
+        return 0.0 if archive is None else max(archive.add(point) for _, point in self._kept(self.front(rows)))
+
+    def volumes(self, rows: Sequence[Row]) -> list[float]:
+        """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1."""
+        ended = sorted((r for r in rows if r.state in EVALUATED), key=lambda r: (r.ended_s or 0.0, r.number))
+        archive = self._archive(rows)
+        if archive is None:
+            return [0.0] * len(ended)
+        points = map(self.point, ended)
+        return [archive.volume if point is None else archive.add(point) for point in points]
+
+    def point(self, row: Row) -> list[float] | None:
+        """The objectives of a feasible trial, all minimized; None of any other."""
+        if row.summary is None or not row.summary.feasible:
+            return None
+        values = [o.sign * row.summary.metrics.get(o.metric, math.nan) for o in self.objectives]
+        return values if all(map(math.isfinite, values)) else None
+
+    def _kept(self, rows: Iterable[Row]) -> list[tuple[Row, list[float]]]:
+        return [(row, point) for row in rows if (point := self.point(row)) is not None]
+
+    def _archive(self, rows: Sequence[Row]) -> Archive | None:
+        """Empty, and in the scale of all feasible trials; None while there is none."""
+        known = bounds(rows)
+        limited = {x.metric: bound for x in self.limits if (bound := known.get(x.metric, x.absolute))}
+        scale = [o.sign * limited[o.metric] if o.metric in limited else None for o in self.objectives]
+        points = [point for _, point in self._kept(rows)]
+        return Archive(points, scale) if points else None
+
+
+def bounds(rows: Iterable[Row]) -> dict[str, float]:
+    """The limits in their metrics' units as trials were judged by them, those relative to the baseline too."""
+    held = (item for row in rows if row.summary is not None for item in row.summary.verdicts.items())
+    return {metric: verdict.bound for metric, verdict in held if verdict.bound is not None}
