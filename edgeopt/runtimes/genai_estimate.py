@@ -18,7 +18,7 @@ NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
 """What a matrix on a grid adds to the graph, by how its input is taken."""
 ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
-BANDS: Mapping[str, float] = {"size/engine_mib": 0.01, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.3}
+BANDS: Mapping[str, float] = {"size/engine_mib": 0.002, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.3}
 """Half the width of the band around each prediction, as a share of it, below which a limit refuses a recipe."""
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 
