@@ -611,8 +611,9 @@ def test_a_store_that_stays_away_is_one_error_without_its_password(
 ) -> None:
     monkeypatch.setattr(studystore, "PATIENCE_S", 1.0)
     told: list[str] = []
-    made = opened(postgresql.database().replace("edgeopt@", "edgeopt:secret@"))
-    made.tell = told.append
+    url = opened(postgresql.database().replace("edgeopt@", "edgeopt:secret@")).url
+    made = Ledger(url, STUDY, tell=told.append)
+    assert made.changes(0) == [], "it answers"
     postgresql.stop()
     try:
         started = time.monotonic()
