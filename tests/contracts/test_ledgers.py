@@ -633,8 +633,7 @@ def test_a_store_that_stays_away_is_one_error_without_its_password(
 def test_a_file_that_another_program_locks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studystore, "_LOCK_S", 0.1)
     told: list[str] = []
-    made = opened(file_url(tmp_path / "s.db"))
-    made.tell = told.append
+    made = Ledger(opened(file_url(tmp_path / "s.db")).url, STUDY, tell=told.append)
     other = sqlite3.connect(tmp_path / "s.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     timer = threading.Timer(0.5, lambda: other.execute("COMMIT"))
