@@ -16,6 +16,8 @@ from pathlib import Path
 
 import bench_compression as compression
 import bench_engine as engine
+import bench_front
+import bench_search as search
 
 BENCHMARKS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
@@ -33,6 +35,10 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         compression.eight_bits,
         compression.time_budget,
         compression.effort,
+        search.machinery,
+        search.ten_thousand,
+        search.kills,
+        bench_front.front,
     )
 }
 
