@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -102,6 +103,19 @@ def compare(
         timed = [f"{own[metric]:.4g} ({own[metric] / first[metric]:.2f})" for metric in shown]
         rows.append([name, *timed, *(judged.get(metric, float("nan")) for metric in quality)])
     table(["recipe", *shown, *quality], rows)
+
+
+def workers_of(sweep: int) -> list[Any]:
+    """The living worker processes of the sweep with this process number."""
+    import psutil
+
+    found = []
+    with contextlib.suppress(psutil.Error):  # the sweep has ended
+        for child in psutil.Process(sweep).children():
+            with contextlib.suppress(psutil.Error):  # it is dead, and only not yet waited for
+                if "worker" in child.cmdline():
+                    found.append(child)
+    return found
 
 
 def make_random_llama(folder: Path) -> None:

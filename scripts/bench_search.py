@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-from bench_common import EDGEOPT, cli, intervals, only
+from bench_common import EDGEOPT, cli, intervals, only, workers_of
 
 from edgeopt import tags
 from edgeopt.assembly import Request
@@ -184,7 +183,7 @@ def kills(folder: Path) -> None:
         killed, seen = 0, {}
         while sweep.poll() is None:
             time.sleep(chance.uniform(2, 8))
-            workers = [p for p in psutil.Process(sweep.pid).children() if "worker" in p.cmdline()]
+            workers = workers_of(sweep.pid)
             if killed == 15:
                 print("restarting the database", flush=True)
                 postgresql.stop()

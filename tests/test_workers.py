@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from bench_common import workers_of
 from postgresql import Postgres
 from sweeping import ended, runs, start, sweep
 
@@ -148,7 +148,7 @@ def test_workers_and_database_may_die_at_any_time(folder: Path, postgresql: Post
         time.sleep(chance.uniform(2, 6))
         if kills == 4:
             postgresql.restart()
-        workers = [child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()]
+        workers = workers_of(process.pid)
         if kills < 8 and workers:
             chance.choice(workers).send_signal(signal.SIGKILL)
             kills += 1
