@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -224,12 +224,13 @@ def foresee(request: Request, params: Params) -> Forecast:
     except EdgeoptError as error:
         failure = Failure(stage="plan", kind=type(error).__name__, message=str(error))
         return Forecast(result=replace(expected, failure=failure))
-    known = {"text": str(recipe), "digest": recipe.digest, **asdict(recipe)}
-    emulated = target.device is not None and target.device.fingerprint != this_machine().fingerprint
+    emulated = target.is_emulated_by(this_machine())
     predictions = runtime.predict(planned, target, carried_bytes=carried_bytes)
     uncompressed = runtime.predict(original, target, carried_bytes=carried_bytes)
     return Forecast(
-        result=replace(expected, recipe=known, predictions=predictions, emulated=emulated, target=target.name),
+        result=replace(
+            expected, recipe=recipe.described, predictions=predictions, emulated=emulated, target=target.name
+        ),
         damage=damage(original, planned),
         baseline={m.metric: m.value for m in uncompressed},
     )

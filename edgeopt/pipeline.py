@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from edgeopt import intake
@@ -24,7 +24,7 @@ from edgeopt.judge import judge
 from edgeopt.part import describe
 from edgeopt.ports import FILES, ModelSource, Progress, Runtime, Step
 from edgeopt.recipe import Recipe
-from edgeopt.result import Failure, Measurement, TrialResult
+from edgeopt.result import ESTIMATE, Failure, Measurement, TrialResult
 from edgeopt.rungs import refusal
 from edgeopt.spec import ModelSpec
 from edgeopt.store import Store
@@ -75,12 +75,11 @@ class _Climb:
         self.job, self.work = job, work
         self.baseline: Mapping[str, float] = {}
         self._folders: list[Path] = []
-        target = job.target.device
         self.result = TrialResult(
-            recipe={"text": str(job.recipe), "digest": job.recipe.digest, **asdict(job.recipe)},
+            recipe=job.recipe.described,
             target=job.target.name,
             device=describe(job.device),
-            emulated=target is not None and target.fingerprint != job.device.fingerprint,
+            emulated=job.target.is_emulated_by(job.device),
         )
 
     @property
@@ -97,13 +96,13 @@ class _Climb:
             planned = plan(job.steps, job.runtime, original.spec)
             carried = intake.carried_bytes(original.directory)
             self._foresee(job.runtime.predict(planned, job.target, carried_bytes=carried))
-        yield "estimate"
+        yield ESTIMATE
         if build_only:
             self._build(self._compress(original))
             return
         with work.at("baseline"):
             self.baseline, base_folders = work.baseline(job, original)
-        yield "estimate"
+        yield ESTIMATE
         checkpoint = self._compress(original)
         if job.foresight is not None and checkpoint.digest != original.digest and self._is_foreseeable(checkpoint.spec):
             with work.at("divergence"):

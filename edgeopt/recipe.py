@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgeopt.part import digest
@@ -25,6 +25,11 @@ class Recipe:
     def digest(self) -> str:
         """Equal for recipes that do the same, whatever their steps are called."""
         return digest([self.model, [step for _, step in self.steps], self.runtime])
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Text, digest and descriptions, as results keep them."""
+        return {"text": str(self), "digest": self.digest, **asdict(self)}
 
     @property
     def baseline(self) -> Recipe:

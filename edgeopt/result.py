@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+ESTIMATE = "estimate"
+"""The rung at which a recipe is refused by arithmetic, before any work."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
@@ -142,7 +145,7 @@ class TrialResult:
 
 def undone(refused: str) -> str:
     """What was not done any more once a limit was found broken at the rung `refused`."""
-    return {"estimate": "nothing was built", "divergence": "no engine was built"}.get(
+    return {ESTIMATE: "nothing was built", "divergence": "no engine was built"}.get(
         refused, f"nothing was measured after {refused}"
     )
 

@@ -81,6 +81,10 @@ class Target:
                 mend="Run edgeopt profile with as many cores, or set target.kernels=null",
             )
 
+    def is_emulated_by(self, machine: Device) -> bool:
+        """Whether `machine` measures for another kind of machine."""
+        return self.device is not None and self.device.fingerprint != machine.fingerprint
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:

@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from edgeopt.result import TrialResult
+from edgeopt.result import ESTIMATE, TrialResult
 from edgeopt.rungs import refusal
 from edgeopt.search.parameter import Params
 from edgeopt.spec import ModelSpec
 from edgeopt.target import Limit
-
-ESTIMATE = "estimate"
-"""The rung at which a recipe is refused by arithmetic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sql
@@ -246,9 +246,7 @@ class Ledger:
 
         def work(connection: Connection, revision: int) -> None:
             if self._read(connection, row.number).attempt == row.attempt:
-                connection.execute(
-                    sql.delete(RESULTS).where(RESULTS.c.study == self.study, RESULTS.c.number == row.number)
-                )
+                self._drop(connection, row.number)
                 gone = {"built": 0, "summary": None, "ended_s": None}
                 self._write(connection, revision, row.number, state="waiting", **gone, **_anew(row))
 
@@ -277,8 +275,7 @@ class Ledger:
                     )
             known = sql.select(WORKERS.c.worker).where(WORKERS.c.worker == member.worker)
             if connection.execute(known).scalar() is None:
-                values = {name: getattr(member, name) for name in ("worker", "host", "process", "role", "code", "beat")}
-                connection.execute(sql.insert(WORKERS).values(**values, study=self.study, alive=1))
+                connection.execute(sql.insert(WORKERS).values(**asdict(member), study=self.study, alive=1))
 
         self._change(work)
 
@@ -326,9 +323,9 @@ class Ledger:
         return self._change(work)
 
     def _members(self, connection: Connection) -> list[Member]:
-        query = sql.select(WORKERS).where(WORKERS.c.study == self.study, WORKERS.c.alive == 1)
-        names = ("worker", "host", "process", "role", "code", "beat")
-        return [Member(**{name: getattr(found, name) for name in names}) for found in connection.execute(query)]
+        columns = [WORKERS.c[field.name] for field in fields(Member)]
+        query = sql.select(*columns).where(WORKERS.c.study == self.study, WORKERS.c.alive == 1)
+        return [Member(**found) for found in connection.execute(query).mappings()]
 
     # within one transaction
 
@@ -341,9 +338,12 @@ class Ledger:
         connection.execute(row.values(revision=revision, **values))
 
     def _keep(self, connection: Connection, number: int, result: Mapping[str, Any]) -> None:
-        connection.execute(sql.delete(RESULTS).where(RESULTS.c.study == self.study, RESULTS.c.number == number))
+        self._drop(connection, number)
         values = {"study": self.study, "number": number, "result": json.dumps(result)}
         connection.execute(sql.insert(RESULTS).values(**values))
+
+    def _drop(self, connection: Connection, number: int) -> None:
+        connection.execute(sql.delete(RESULTS).where(RESULTS.c.study == self.study, RESULTS.c.number == number))
 
     def _change(self, work: Callable[[Connection, int], T]) -> T:
         """Do `work` in a transaction that is alone with the study; it may be done again where its answer was lost."""
@@ -360,11 +360,9 @@ class Ledger:
 
 def studies(url: str) -> dict[str, dict[str, Any]]:
     """What `Ledger.open` kept of every study of a store, the latest last. Raises StoreError where none can be read."""
-    ledger = Ledger(url, "")
     query = sql.select(STUDIES.c.study, STUDIES.c.sweep).order_by(STUDIES.c.opened_s)
-    return {
-        name: json.loads(sweep) for name, sweep in ledger._store.transact(lambda c: c.execute(query).all(), create=True)
-    }
+    store = StudyStore(url, lambda _: None)
+    return {name: json.loads(sweep) for name, sweep in store.transact(lambda c: c.execute(query).all(), create=True)}
 
 
 def _row(found: sql.Row[Any]) -> Row:

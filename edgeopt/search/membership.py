@@ -13,6 +13,7 @@ from types import TracebackType
 
 import edgeopt
 from edgeopt.errors import StoreError
+from edgeopt.measure.shared_lease import this_host
 from edgeopt.search.ledger import Ledger, Member
 from edgeopt.store.stages import code_digest
 
@@ -34,8 +35,7 @@ def myself(role: str) -> Member:
 
 def _host() -> str:
     """The running kernel and the namespace of its process numbers."""
-    boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {(_PROC / 'self/ns/pid').stat().st_ino}"
+    return f"{this_host()} {(_PROC / 'self/ns/pid').stat().st_ino}"
 
 
 def _process(number: int) -> str:

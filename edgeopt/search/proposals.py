@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from edgeopt.part import canonical
@@ -14,7 +15,7 @@ from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.ledger import Origin, Row
 from edgeopt.search.parameter import Params
 from edgeopt.search.sampling import Sampler
-from edgeopt.search.standing import EVALUATED, Standing, bounds
+from edgeopt.search.standing import EVALUATED, Standing, begun, bounds
 from edgeopt.search.strategy import LISTED, Refinement, candidates, spread
 from edgeopt.search.surrogate import Guide
 
@@ -56,7 +57,7 @@ class Proposals:
         if self._foresee is None:
             return []
         known, space = list(tried), self._search.space
-        foreseen = [(params, self._foreseen(params)) for params in self._candidates()]
+        foreseen = [(params, self._foreseen(params)) for params in self._candidates]
         room = min(self._search.spread, max(0, self._search.trials - len(known)))
         objectives, limits = self._standing.objectives, self._standing.limits
         return spread(foreseen, objectives, limits, room, space=space, tried=known)
@@ -77,8 +78,7 @@ class Proposals:
 
     def _refined(self, rows: Sequence[Row]) -> Iterator[Proposal]:
         """The best neighbour of the front, once the budget is down to the share for it."""
-        begun = sum(1 for row in rows if row.state != "refused")
-        if self._foresee is None or begun < math.ceil(self._search.trials * (1 - self._search.refine)):
+        if self._foresee is None or begun(rows) < math.ceil(self._search.trials * (1 - self._search.refine)):
             return
         objectives, space = self._standing.objectives, self._search.space
         refinement = Refinement(objectives=objectives, space=space, foresee=self._foreseen)
@@ -93,7 +93,7 @@ class Proposals:
         space, fresh = self._search.space, dict[str, Params]()
         front = self._standing.front(rows)
         near = (params for row in front for params in space.neighbours(row.params, self._chance))
-        for params in (*self._candidates(), *near):
+        for params in (*self._candidates, *near):
             key = canonical(params)
             if key not in self._tried and self.refused(params) is None:
                 fresh[key] = params
@@ -129,6 +129,7 @@ class Proposals:
             if canonical(params) not in self._tried:
                 yield Proposal(params, "sampled", {})
 
+    @cached_property
     def _candidates(self) -> list[Params]:
         return candidates(self._search.space, random.Random(self._search.seed))  # noqa: S311 - a search, no secret
 

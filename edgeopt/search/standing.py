@@ -65,6 +65,11 @@ class Standing:
         return Archive(points, scale) if points else None
 
 
+def begun(rows: Iterable[Row]) -> int:
+    """How many trials have or will have cost work."""
+    return sum(1 for row in rows if row.state != "refused")
+
+
 def bounds(rows: Iterable[Row]) -> dict[str, float]:
     """The limits in their metrics' units as trials were judged by them, those relative to the baseline too."""
     held = (item for row in rows if row.summary is not None for item in row.summary.verdicts.items())

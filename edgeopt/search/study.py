@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeopt.result import TrialResult
+from edgeopt.result import ESTIMATE, TrialResult
 from edgeopt.search.definition import Search
-from edgeopt.search.forecast import ESTIMATE, Foresee
+from edgeopt.search.forecast import Foresee
 from edgeopt.search.front import Objective
 from edgeopt.search.hypervolume import without_growth
 from edgeopt.search.ledger import DONE, Ledger, Member, Row, State
 from edgeopt.search.proposals import Proposal, Proposals
-from edgeopt.search.standing import EVALUATED, Standing
+from edgeopt.search.standing import EVALUATED, Standing, begun
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
 
@@ -132,19 +133,10 @@ class Study:
         if any(row.state == "waiting" for row in self._rows.values()):
             waiting = self.ledger.claim(self.worker, built=self.built)
             if waiting is not None:
-                return self._settled(waiting)
+                return self._checked(waiting)
         if self.built or not self._room():
             return None
         return self._proposed()
-
-    def refusals(self) -> int:
-        """How many of the latest trials the estimate refused in a row."""
-        count = 0
-        for row in reversed(self.rows()):
-            if row.state != "refused" or row.summary is None or row.summary.refused != ESTIMATE:
-                break
-            count += 1
-        return count
 
     def finish(self, row: Row, result: TrialResult) -> bool:
         """Keep a result; whether the trial still belonged to this worker."""
@@ -175,11 +167,12 @@ class Study:
     # inside
 
     def _room(self) -> bool:
-        return self._begun() < self.search.trials and self.refusals() < REFUSALS
+        return begun(self._rows.values()) < self.search.trials and self._refusals() < REFUSALS
 
-    def _begun(self) -> int:
-        """Trials that have or will have cost work."""
-        return sum(1 for row in self.rows() if row.state != "refused")
+    def _refusals(self) -> int:
+        """How many of the latest trials the estimate refused in a row."""
+        latest = itertools.takewhile(lambda row: row.state == "refused", reversed(self._rows.values()))
+        return sum(1 for _ in latest)
 
     def _proposed(self) -> Row | None:
         """A new recipe, running or refused; None where every recipe was tried."""
@@ -206,7 +199,7 @@ class Study:
             result=refused.to_json(),
         )
 
-    def _settled(self, row: Row) -> Row:
+    def _checked(self, row: Row) -> Row:
         """A claimed trial, which may turn out to be refused before any work."""
         refused = self._proposals.refused(row.params)
         if refused is None or not self.finish(row, refused):
