@@ -126,15 +126,23 @@ def _worked_on(_: int) -> str:
 
 
 def _acquire(descriptor: int, how: int, progress: Progress, why: Callable[[int], str]) -> None:
-    waited_s = 0.0
-    reported_s = -_REPORT_S
-    while True:
+    def taken() -> bool:
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-            return
         except BlockingIOError:
-            if waited_s - reported_s >= _REPORT_S:
-                progress(f"waiting for the device, {why(descriptor)} ({waited_s:.0f} s)")
-                reported_s = waited_s
-            time.sleep(_POLL_S)
-            waited_s += _POLL_S
+            return False
+        return True
+
+    wait_until(taken, progress, lambda: why(descriptor))
+
+
+def wait_until(taken: Callable[[], bool], progress: Progress, why: Callable[[], str]) -> None:
+    """Try until the device is `taken`, and tell every ten seconds what is waited for."""
+    waited_s = 0.0
+    reported_s = -_REPORT_S
+    while not taken():
+        if waited_s - reported_s >= _REPORT_S:
+            progress(f"waiting for the device, {why()} ({waited_s:.0f} s)")
+            reported_s = waited_s
+        time.sleep(_POLL_S)
+        waited_s += _POLL_S

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 120.0
 """How long the database may be silent, as one that is restarted is."""
 _TURN, _DEVICE = "turn", "device"
-_POLL_S = 0.2
-_REPORT_S = 10.0
+_PAUSE_S = 0.2
 
 
 def this_host() -> str:
@@ -119,7 +118,7 @@ class SharedLease:
                         mend="Start it again; the same command goes on",
                     ) from error
                 progress("the database that keeps the device's lease does not answer; waiting for it")
-                time.sleep(_POLL_S)
+                time.sleep(_PAUSE_S)
 
     def _engine(self) -> Engine:
         import sqlalchemy as sql
@@ -135,13 +134,11 @@ class SharedLease:
         from sqlalchemy import text
 
         asked = text(f"select pg_try_advisory_lock{'' if alone else '_shared'}(:key)")
-        waited_s, reported_s = 0.0, -_REPORT_S
-        while not connection.execute(asked, {"key": self._key(name)}).scalar():
-            if waited_s - reported_s >= _REPORT_S:
-                progress(f"waiting for the device, which another worker has ({waited_s:.0f} s)")
-                reported_s = waited_s
-            time.sleep(_POLL_S)
-            waited_s += _POLL_S
+
+        def taken() -> bool:
+            return bool(connection.execute(asked, {"key": self._key(name)}).scalar())
+
+        lease.wait_until(taken, progress, lambda: "which another worker has")
 
     def _let_go(self, connection: Connection, name: str) -> None:
         from sqlalchemy import text

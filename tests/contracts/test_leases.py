@@ -6,11 +6,13 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from edgeopt.measure import lease
+from edgeopt.measure.shared_lease import SharedLease
 from edgeopt.ports import Lease, Progress
 
 Taking = Callable[[Progress], AbstractContextManager[None]]
@@ -31,10 +33,13 @@ class Files:
         return lease.work(progress, self.folder)
 
 
-@pytest.fixture(params=[Files])
-def device(request: pytest.FixtureRequest, tmp_path: Path) -> Lease:
-    made: Lease = request.param(folder=tmp_path)
-    return made
+@pytest.fixture(params=["files", "database"])
+def device(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lease:
+    if request.param == "files":
+        return Files(folder=tmp_path)
+    for take in ("hold", "work"):  # the files inside lie in the test's own folder too
+        monkeypatch.setattr(lease, take, partial(getattr(lease, take), folder=tmp_path))
+    return SharedLease(url=request.getfixturevalue("postgresql").database(), device="d")
 
 
 class Another:

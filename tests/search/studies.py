@@ -18,6 +18,7 @@ from edgeopt.search.loop import Sweep
 from edgeopt.search.parameter import Params
 from edgeopt.search.study import Study
 from edgeopt.search.studystore import file_url
+from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
 
 DECODE, RATIO, RSS = "latency/decode_p50_ms", "quality/perplexity_ratio", "memory/peak_rss_mib"
@@ -106,6 +107,25 @@ def dead_member(worker: str = "dead") -> Member:
     from edgeopt.search.membership import _host, myself
 
     return replace(myself("all"), worker=worker, host=_host(), process="4194304:1")
+
+
+def finished_row(number: int, params: Params, summary: Summary) -> Row:
+    """A trial that is over and recorded, as the ledger tells it."""
+    return Row(
+        number=number,
+        params=params,
+        state="finished",
+        origin="sampled",
+        attempt=1,
+        worker="w",
+        built=False,
+        recorded=True,
+        run_id="r",
+        ended_s=1.0,
+        hints={},
+        summary=summary,
+        revision=number,
+    )
 
 
 class Log:

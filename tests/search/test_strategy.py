@@ -19,7 +19,7 @@ from edgeopt.search.space import Space
 from edgeopt.search.strategy import LOOKED_AT, Refinement, candidates, spread
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
-from search.studies import FAILED, RSS, SIZE, forecast
+from search.studies import FAILED, RSS, SIZE, finished_row, forecast
 
 SMALL = Objective(metric=SIZE)
 QUALITY = Objective(metric="quality/accuracy", direction="maximize")
@@ -150,21 +150,7 @@ def by_size(params: Mapping[str, Any]) -> Forecast:
 
 def member(number: int, params: Params, **metrics: float) -> Row:
     named = {SIZE: metrics["size"], QUALITY.metric: metrics["accuracy"]}
-    return Row(
-        number=number,
-        params=params,
-        state="finished",
-        origin="sampled",
-        attempt=1,
-        worker="w",
-        built=False,
-        recorded=True,
-        run_id="",
-        ended_s=0.0,
-        hints={},
-        summary=Summary(feasible=True, metrics=named),
-        revision=1,
-    )
+    return finished_row(number, params, Summary(feasible=True, metrics=named))
 
 
 FRONT = [

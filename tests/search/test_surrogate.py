@@ -20,7 +20,7 @@ from edgeopt.search.parameter import Params
 from edgeopt.search.space import Space
 from edgeopt.search.summary import Held, Summary
 from edgeopt.search.surrogate import Guide, Recipe, Surrogate
-from search.studies import DECODE, LIMITS, RATIO
+from search.studies import DECODE, LIMITS, RATIO, finished_row
 
 SPACE = Space.parse(
     {"kind": {"choices": ["a", "b", "c"]}, "size": {"choices": [1, 2, 4, 8]}, "cut": {"low": 0.0, "high": 0.5}}
@@ -52,21 +52,7 @@ def evaluated(number: int, params: Params) -> Row:
         excess = figures[limit.metric] / limit.absolute - 1
         verdicts[limit.metric] = Held(excess=excess, kept=excess <= 0, predicted=False, bound=limit.absolute)
     kept = all(held.kept for held in verdicts.values())
-    return Row(
-        number=number,
-        params=params,
-        state="finished",
-        origin="sampled",
-        attempt=1,
-        worker="w",
-        built=False,
-        recorded=True,
-        run_id="r",
-        ended_s=1.0,
-        hints={},
-        summary=Summary(feasible=kept, metrics=figures, verdicts=verdicts),
-        revision=number,
-    )
+    return finished_row(number, params, Summary(feasible=kept, metrics=figures, verdicts=verdicts))
 
 
 def guide(**more: Any) -> Guide:
