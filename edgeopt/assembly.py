@@ -28,7 +28,8 @@ from edgeopt.pipeline import evaluate
 from edgeopt.ports import Lease, Progress, Runtime
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.runtimes.eager import Torch
-from edgeopt.search.forecast import Forecast, damage
+from edgeopt.search.damage import damage
+from edgeopt.search.forecast import Forecast
 from edgeopt.search.parameter import Params
 from edgeopt.search.space import overrides
 from edgeopt.search.studystore import file_url
@@ -231,7 +232,7 @@ def foresee(request: Request, params: Params) -> Forecast:
         result=replace(
             expected, recipe=recipe.described, predictions=predictions, emulated=emulated, target=target.name
         ),
-        damage=damage(original, planned),
+        damage=damage((step for _, step in steps), original),
         baseline={m.metric: m.value for m in uncompressed},
     )
 

@@ -92,6 +92,16 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
+class Sparing(Protocol):
+    """A step that loses less than the plainest way to do the same, or makes good what was lost before it."""
+
+    @property
+    def remains(self) -> float:
+        """The share of the loss that remains as a rule; of what was lost before where the step itself loses nothing."""
+        ...
+
+
 class Session(Protocol):
     """An engine opened for inference; one sequence at a time.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgeopt.result import ESTIMATE, TrialResult
 from edgeopt.rungs import refusal
 from edgeopt.search.parameter import Params
-from edgeopt.spec import ModelSpec
 from edgeopt.target import Limit
 
 
@@ -19,7 +17,7 @@ class Forecast:
 
     Attributes:
         result: without figures, but with the predictions; failed where the recipe cannot be planned.
-        damage: share of the weights' energy that rounding and removing is expected to lose, before any recovery.
+        damage: share of the weights' energy that is expected to be lost.
         baseline: what is predicted of the uncompressed model, by metric.
     """
 
@@ -44,17 +42,3 @@ class Forecast:
 
 
 Foresee = Callable[[Params], Forecast]
-
-
-def damage(original: ModelSpec, planned: ModelSpec) -> float:
-    """The share of the weights' energy that is expected to be lost.
-
-    A weight that is removed loses all of it. Rounding to b bits in blocks of B loses (2/3) ln(2B) 4^-b, the variance
-    of a uniform error over steps of 2/2^b of the largest of B normal weights, sqrt(2 ln 2B) standard deviations.
-    """
-    sizes = {name: math.prod(sides) for name, sides in planned.matrices.items()}
-    whole = sum(math.prod(sides) for sides in original.matrices.values())
-    lost: float = max(0, whole - sum(sizes.values()))
-    for name, grid in planned.grids.items():
-        lost += sizes[name] * min(1.0, 2 / 3 * math.log(2 * grid.block_size) * 4.0**-grid.bits)
-    return lost / whole

@@ -28,8 +28,10 @@ from edgeopt.target import Limit
 if TYPE_CHECKING:
     import numpy as np
 
-PRIOR_SPREADS = (0.02, 0.05, 0.1, 0.3)
+PRIOR_SPREADS = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Standard deviations that the effect of a choice on a logarithm may have."""
+TRUST = 10.0
+"""How many times more the expected damage may explain than a choice: what it tells need not be learnt of each."""
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Standard deviations that what neither choices nor arithmetic explain may have."""
 WORLDS = 16
@@ -42,6 +44,7 @@ class Recipe:
     """A recipe as the models see it.
 
     Attributes:
+        features: the expected damage, then the place of each parameter.
         predicted: figures by arithmetic, of which only the ratio to what is measured is modelled.
     """
 
@@ -50,9 +53,7 @@ class Recipe:
 
     @classmethod
     def of(cls, space: Space, params: Params, forecast: Forecast) -> Recipe:
-        """A constant, the expected damage, and the place of each parameter."""
-        found = [1.0, forecast.damage, math.sqrt(forecast.damage), *space.places(params)]
-        return cls(features=found, predicted=forecast.figures)
+        return cls(features=[forecast.damage, *space.places(params)], predicted=forecast.figures)
 
 
 class Surrogate:
@@ -69,6 +70,7 @@ class Surrogate:
         rows = np.array([recipe.features for recipe in recipes], dtype=float)
         self._centre, spread = rows.mean(axis=0), rows.std(axis=0)
         self._scale = np.where(spread > 1e-9, spread, 1.0)
+        self._scale[0] /= TRUST
         self._models: dict[str, tuple[float, np.ndarray, np.ndarray]] = {}
         for name, values in targets.items():
             known = [n for n, value in enumerate(values) if value is not None]

@@ -67,6 +67,7 @@ def test_weights_are_those_of_ridge_regression_and_the_noise_is_the_likeliest(mo
     monkeypatch.setattr(module, "WORLDS", 1)
     made = Surrogate(recipes(rows), {"y": list(values)})
     scaled, centred = (rows - rows.mean(axis=0)) / rows.std(axis=0), values - values.mean()
+    scaled[:, 0] *= module.TRUST
     likelihood = {
         (spread, noise): multivariate_normal(cov=noise**2 * np.eye(30) + spread**2 * scaled @ scaled.T).logpdf(centred)
         for spread in module.PRIOR_SPREADS

@@ -19,7 +19,7 @@ from edgeopt.compress.recovery.distill import Distill
 from edgeopt.compress.recovery.training import Training
 from edgeopt.errors import ConfigError, StepError
 from edgeopt.part import describe
-from edgeopt.ports import Step
+from edgeopt.ports import Sparing, Step
 from edgeopt.text import Text
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ class PruneGradually:
                 place="max_perplexity_ratio",
                 mend="Give more than 1, such as 1.1, or null",
             )
+
+    @property
+    def remains(self) -> float:
+        return self.retrain.remains if isinstance(self.retrain, Sparing) else 1.0
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_gradually")

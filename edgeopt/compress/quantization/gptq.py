@@ -32,6 +32,7 @@ class Gptq:
     """
 
     STATISTIC: ClassVar[Statistic] = "hessian"
+    REMAINS: ClassVar[float] = 0.5
     damping: float = 0.01
     act_order: bool = True
 

@@ -31,6 +31,7 @@ class Hqq:
     """
 
     STATISTIC: ClassVar[Statistic] = "none"
+    REMAINS: ClassVar[float] = 1.0
     norm: float = 0.7
     iterations: int = 20
     beta: float = 10.0

@@ -26,6 +26,7 @@ class KQuant:
     """
 
     STATISTIC: ClassVar[Statistic] = "energy"
+    REMAINS: ClassVar[float] = 0.9
     rounds: int = 4
 
     def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:

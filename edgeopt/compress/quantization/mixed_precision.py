@@ -104,6 +104,10 @@ class MixedPrecision:
         for name in ("windows", "window_tokens", "candidates"):
             require_positive(getattr(self, name), name)
 
+    @property
+    def remains(self) -> float:
+        return self.rounding.REMAINS
+
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """An allocation in which every weight loses alike, of the bytes that the true one will have."""
         require_float(spec, "mixed_precision")

@@ -70,6 +70,10 @@ class Quantize:
                     mend=f"Choose one of float, {', '.join(INTEGERS)}",
                 )
 
+    @property
+    def remains(self) -> float:
+        return self.rounding.REMAINS
+
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "quantize")
         require_zeros_kept(spec, self.rounding)

@@ -31,6 +31,9 @@ class Rounding(Protocol):
     STATISTIC: ClassVar[Statistic]
     """What it wants to know of the matrix's input: nothing, the mean of x² a channel, or the mean of x xᵀ."""
 
+    REMAINS: ClassVar[float]
+    """Share of what rounding to nearest does to perplexity that remains as a rule."""
+
     def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
         """Round `weight`, float32 (rows, columns). `statistic` is float64, (columns,) or (columns, columns)."""
         ...

@@ -24,6 +24,7 @@ class Rtn:
     """
 
     STATISTIC: ClassVar[Statistic] = "none"
+    REMAINS: ClassVar[float] = 1.0
     clip: bool = True
 
     def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt import network as networks
 from edgeopt.compress.losses import Loss, next_token_loss, padded, truth
@@ -25,11 +25,13 @@ class TaughtTraining(Training):
     """Training towards a teacher's predictions on calibration text.
 
     Attributes:
+        remains: see ports.Sparing.
         temperature: softens both predictions.
         truth_weight: share of the loss that is the text's own next token.
         top_k: how many of the teacher's most probable tokens are kept at each position.
     """
 
+    remains: ClassVar[float] = 0.7
     temperature: float = 1.0
     truth_weight: float = 0.0
     top_k: int = 64
