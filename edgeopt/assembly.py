@@ -269,6 +269,14 @@ def evaluate_trial(
     return replace(result, energy_j=meter.joules(), energy_method=meter.method)
 
 
+def prepare() -> None:
+    """Have what every evaluation needs and what takes seconds to get."""
+    import torch  # noqa: F401
+
+    quiet()
+    _meter()
+
+
 @cache
 def _meter() -> Meter:
     return Meter()

@@ -10,9 +10,9 @@ from edgeopt.errors import ConfigError
 from edgeopt.spec import EMBEDDING, Grid, ModelSpec
 
 SIDES = (128, 256, 512, 1024)
-"""Sides of the square matrices that are timed while a cache holds all of them."""
-WORKING_SETS = (2**20, 2**24, 2**27, 2**29)
-"""Bytes of all weights that a token reads: in the first a matrix takes no longer than in a cache."""
+"""Sides of the square matrices that are timed."""
+WORKING_SETS = (2**20, 2**22, 2**24, 2**26, 2**28)
+"""Bytes of all weights that a token reads, which decide whether a cache still holds them."""
 FLOAT = "fp32"
 
 
@@ -23,21 +23,21 @@ class Kernels:
     Attributes:
         threads: compute threads that they hold for.
         matrix: by kind of matrix (`fp32`, `int4/32` for 4 bits in blocks of 32, `int8/static`): microseconds of a
-            product at each of `SIDES`, then picoseconds more for each weight at each but the first of `WORKING_SETS`.
+            product, a row for each of `WORKING_SETS`, in it an entry for each of `SIDES`.
         layer: microseconds of what a layer does beside its matrices, and nanoseconds more for each hidden channel.
         token: microseconds of what a token costs beside its layers, and nanoseconds more for each vocabulary entry.
     """
 
     threads: int
-    matrix: Mapping[str, tuple[float, ...]]
+    matrix: Mapping[str, tuple[tuple[float, ...], ...]]
     layer: tuple[float, ...]
     token: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name, row in self.matrix.items():
-            if len(row) != len(SIDES) + len(WORKING_SETS) - 1:
+        for name, rows in self.matrix.items():
+            if [len(row) for row in rows] != [len(SIDES)] * len(WORKING_SETS):
                 raise ConfigError(
-                    f"{len(row)} times are not {len(SIDES) + len(WORKING_SETS) - 1}",
+                    f"its times are no {len(WORKING_SETS)} rows of {len(SIDES)}",
                     place=f"matrix.{name}",
                     mend="Measure the device again: edgeopt profile",
                 )
@@ -62,10 +62,10 @@ class Kernels:
             return 0.0
         calls = 2 if name.endswith("gate_up") else 1
         weights = math.prod(spec.matrices[name]) / calls
-        times = self._times(grid)
-        return calls * (_cached_us(times, weights) + 1e-6 * _slower_ps(times, working_set) * weights)
+        found = [_product_us(row, weights) for row in self._times(grid)]
+        return calls * _line([math.log(n) for n in WORKING_SETS], found, math.log(max(1.0, working_set)))
 
-    def _times(self, grid: Grid | None) -> tuple[float, ...]:
+    def _times(self, grid: Grid | None) -> tuple[tuple[float, ...], ...]:
         try:
             return self.matrix[kind(grid)]
         except KeyError as error:
@@ -85,24 +85,22 @@ def kind(grid: Grid | None) -> str:
 
 def read_bytes(spec: ModelSpec, name: str, grid: Grid | None) -> int:
     """Bytes of the unit `name` on `grid` that each token reads; all units together are the working set."""
-    if name == EMBEDDING:
-        return 0
-    return 4 * math.prod(spec.matrices[name]) if grid is None else grid.size_bytes(*spec.matrices[name])
+    return 0 if name == EMBEDDING else round(math.prod(spec.matrices[name]) * weight_bytes(grid))
 
 
-def _cached_us(times: tuple[float, ...], weights: float) -> float:
-    """A product's time in a cache: a straight line in logarithms between two sides, and beyond them as at the end."""
+def weight_bytes(grid: Grid | None) -> float:
+    """Bytes that are read for each weight: packed blocks have a scale and the sum of their weights beside, in fp32."""
+    if grid is None:
+        return 4.0
+    return grid.bits / 8 + (8 / grid.block_size if grid.inputs == "float" else 0.0)
+
+
+def _product_us(times: tuple[float, ...], weights: float) -> float:
+    """A straight line in logarithms between two sides, and beyond them as long for each weight as at the last."""
     known = [side**2 for side in SIDES]
     if weights >= known[-1]:
-        return times[len(SIDES) - 1] * weights / known[-1]
-    return math.exp(
-        _line([math.log(n) for n in known], [math.log(us) for us in times[: len(SIDES)]], math.log(weights))
-    )
-
-
-def _slower_ps(times: tuple[float, ...], working_set: float) -> float:
-    """How much longer each weight takes among as many bytes, linear in their logarithm."""
-    return _line([math.log(n) for n in WORKING_SETS], [0.0, *times[len(SIDES) :]], math.log(max(1.0, working_set)))
+        return times[-1] * weights / known[-1]
+    return math.exp(_line([math.log(n) for n in known], [math.log(us) for us in times], math.log(weights)))
 
 
 def _line(xs: list[float], ys: list[float], x: float) -> float:

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,16 @@ def empty_study(folder: Path, store: str | None, **more: Any) -> OpenStudy:
 def work(opened: OpenStudy) -> None:
     """One worker, until the study is over."""
     blank = nothing({}, print)
-    loop.run(
-        loop.Sweep(
-            study=opened.study,
-            evaluator=Evaluator(nothing, timeout_s=60),
-            log=StudyLog(recorder=opened.recorder, study=opened.name, request=opened.request),
-            watcher=Silent(),
-            blank=lambda _: replace(blank, measurements=(), verdicts=()),
+    with closing(Evaluator(nothing, timeout_s=60)) as evaluator:
+        loop.run(
+            loop.Sweep(
+                study=opened.study,
+                evaluator=evaluator,
+                log=StudyLog(recorder=opened.recorder, study=opened.name, request=opened.request),
+                watcher=Silent(),
+                blank=lambda _: replace(blank, measurements=(), verdicts=()),
+            )
         )
-    )
 
 
 def machinery(folder: Path) -> None:

@@ -91,6 +91,12 @@ def sweep(folder: Path, *overrides: str, store: str = "") -> tuple[int, dict[str
     return ended(start(folder, "sweep", "--config-name", "tiny_sweep", *overrides, store=store))
 
 
+def front(folder: Path, study: str = "kill") -> dict[str, Any]:
+    code, document, err = ended(start(folder, "front", study))
+    assert code == 0, err
+    return document
+
+
 def runs(folder: Path) -> list[Any]:
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     experiments = [e.experiment_id for e in client.search_experiments()]

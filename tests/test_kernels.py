@@ -14,13 +14,19 @@ from edgeopt.errors import ConfigError
 from edgeopt.kernels import SIDES, WORKING_SETS, Kernels, kind
 from edgeopt.spec import Grid, ModelSpec
 
+
+def table(times: tuple[float, ...], *factors: float) -> tuple[tuple[float, ...], ...]:
+    """A row for each working set, which makes all products slower by its factor."""
+    return tuple(tuple(us * factor for us in times) for factor in factors)
+
+
 SPEC = specs.llama(hidden=128, intermediate=256, vocabulary=512, tied=False)
 KERNELS = Kernels(
     threads=2,
     matrix={
-        "fp32": (1.0, 4.0, 16.0, 64.0, 1.0, 50.0, 100.0),
-        "int4/32": (1.0, 2.0, 4.0, 8.0, 0.0, 10.0, 20.0),
-        "int8/static": (2.0, 4.0, 8.0, 16.0, 0.0, 10.0, 20.0),
+        "fp32": table((1.0, 4.0, 16.0, 64.0), 1.0, 1.1, 1.2, 2.0, 4.0),
+        "int4/32": table((1.0, 2.0, 4.0, 8.0), 1.0, 1.0, 1.5, 2.0, 3.0),
+        "int8/static": table((2.0, 4.0, 8.0, 16.0), 1.0, 1.0, 1.0, 2.0, 3.0),
     },
     layer=(10.0, 100.0),
     token=(3.0, 2.0),
@@ -50,16 +56,17 @@ def test_a_larger_matrix_takes_as_long_for_each_weight() -> None:
 
 def test_weights_are_slower_among_many_bytes() -> None:
     wide = specs.llama(hidden=1024, intermediate=1024)
-    for size, more_ps in zip(WORKING_SETS, (0.0, 0.0, 10.0, 20.0), strict=True):
-        assert KERNELS.unit_us(wide, "layers.0.down", INT4, size) == pytest.approx(8 + 1e-6 * more_ps * 1024**2)
+    for size, factor in zip(WORKING_SETS, (1.0, 1.0, 1.5, 2.0, 3.0), strict=True):
+        assert KERNELS.unit_us(wide, "layers.0.down", INT4, size) == pytest.approx(8 * factor)
     between = math.sqrt(WORKING_SETS[2] * WORKING_SETS[3])
-    assert KERNELS.unit_us(wide, "layers.0.down", INT4, between) == pytest.approx(8 + 1e-6 * 15 * 1024**2)
-    assert KERNELS.unit_us(wide, "layers.0.down", INT4, 2**40) == pytest.approx(8 + 1e-6 * 20 * 1024**2)
+    assert KERNELS.unit_us(wide, "layers.0.down", INT4, between) == pytest.approx(8 * 1.75)
+    assert KERNELS.unit_us(wide, "layers.0.down", INT4, 2**40) == pytest.approx(8 * 3.0)
 
 
 def test_a_token_takes_the_sum_of_its_matrices_but_the_embedding() -> None:
     spec = on(INT4)
-    read = sum(INT4.size_bytes(*sides) for name, sides in spec.matrices.items() if name != "embedding")
+    weights = sum(math.prod(sides) for name, sides in spec.matrices.items() if name != "embedding")
+    read = weights * (4 / 8 + 8 / 32)  # codes, and of each block its scale and its sum
     parts = [KERNELS.unit_us(spec, name, INT4, read) for name in spec.matrices if name != "embedding"]
     assert KERNELS.decode_us(spec) == pytest.approx(KERNELS.beside_us(spec) + sum(parts))
 
@@ -87,5 +94,5 @@ def test_a_kind_that_was_not_timed_is_named() -> None:
 
 
 def test_a_row_of_another_length_is_refused() -> None:
-    with pytest.raises(ConfigError, match="2 times are not 7"):
-        Kernels(threads=2, matrix={"fp32": (1.0, 2.0)}, layer=(0.0, 0.0), token=(0.0, 0.0))
+    with pytest.raises(ConfigError, match="no 5 rows of 4"):
+        Kernels(threads=2, matrix={"fp32": ((1.0, 2.0),)}, layer=(0.0, 0.0), token=(0.0, 0.0))

@@ -9,9 +9,9 @@ import specs
 
 from edgeopt import profiling
 from edgeopt.grid import BLOCK_SIZES
-from edgeopt.kernels import Kernels
+from edgeopt.kernels import WORKING_SETS, Kernels
 
-TIMES = (1.0, 2.0, 4.0, 8.0, 0.0, 5.0, 9.0)
+TIMES = tuple(tuple(us * (1 + 0.2 * row) for us in (1.0, 2.0, 4.0, 8.0)) for row in range(len(WORKING_SETS)))
 TRUE = Kernels(
     threads=1,
     matrix={f"int{bits}/{block}": TIMES for bits, blocks in BLOCK_SIZES.items() for block in blocks},

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from mlflow import MlflowClient
-from sweeping import finished, runs, start, sweep, write_sweep
+from sweeping import finished, front, runs, start, sweep, write_sweep
 
 
 def test_a_sweep_ends_with_a_front_a_champion_and_truthful_runs(folder):
@@ -28,6 +28,22 @@ def test_a_sweep_ends_with_a_front_a_champion_and_truthful_runs(folder):
     assert len(runs(folder)) == 1 + 5
     assert same["front"] == document["front"]
     assert same["champion"] == document["champion"]
+
+
+def test_the_champion_of_a_front_is_the_registrys_and_a_front_without_one_asks_no_server(folder, tiny_model):
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    shown = front(folder)
+    assert shown["champion"] == document["champion"]
+    assert shown["trials"] == document["trials"]
+    MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").delete_registered_model_alias("tiny", "champion")
+    assert front(folder)["champion"] is None
+
+    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 1 B}}", trials=1)
+    assert sweep(folder, "search.study=apart")[0] == 3
+    (folder / "mlflow.db").unlink()
+    assert front(folder, "apart")["champion"] is None
+    assert not (folder / "mlflow.db").exists()
 
 
 def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model):

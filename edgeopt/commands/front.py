@@ -22,9 +22,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.commands.studies import OpenStudy
 
     study = OpenStudy.find(args.study, args.state, args.store)
-    document, policy = study.front(), study.sweep_policy()
-    if policy is not None:
-        document["champion"] = study.champion(policy)
+    document = study.front()
+    if study.promoted is not None:
+        document["champion"] = study.champion(study.promoted)
     return Outcome(document=document)
 
 

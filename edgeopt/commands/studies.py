@@ -6,9 +6,9 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt import assembly, display
 from edgeopt import config as configs
@@ -17,36 +17,36 @@ from edgeopt.commands.outcome import Document
 from edgeopt.composition import Config
 from edgeopt.errors import ConfigError, InfeasibleError, InputError
 from edgeopt.release import policy as policies
-from edgeopt.release import registry
 from edgeopt.release.policy import Policy
-from edgeopt.release.promote import promote
 from edgeopt.result import TrialResult
 from edgeopt.search import ledger, studystore
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective, as_row
 from edgeopt.search.ledger import Ledger, Row
 from edgeopt.search.study import Study
-from edgeopt.tracking import server
-from edgeopt.tracking.recorder import MlflowRecorder
+
+if TYPE_CHECKING:
+    from edgeopt.tracking.recorder import MlflowRecorder
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenStudy:
-    """A study, the request and config that made it, and the recorder of its runs."""
+    """A study, the request and config that made it, and the recorder of its runs.
+
+    Attributes:
+        tracking_uri: goes before MLflow's own default, and after the config's.
+        promoted: the registered model that its trials were promoted to, if they ever were.
+    """
 
     study: Study
-    recorder: MlflowRecorder
     request: Request
     config: Config
+    tracking_uri: str | None = None
+    promoted: str | None = None
 
     @classmethod
-    def of(
-        cls, request: Request, config: Config, *, store: str | None = None, tracking_uri: str | None = None
-    ) -> OpenStudy:
-        """The study that `config` describes; nothing is written yet.
-
-        `store` goes before the config's, and `tracking_uri` before MLflow's own default.
-        """
+    def of(cls, request: Request, config: Config, *, store: str | None = None) -> OpenStudy:
+        """The study that `config` describes; nothing is written yet. `store` goes before the config's."""
         search = configs.part(config, "search")
         if not isinstance(search, Search):
             raise ConfigError("it is no search", place="search._target_", mend="Name edgeopt.search.definition.Search")
@@ -58,10 +58,7 @@ class OpenStudy:
             limits=configs.limits(config, known),
             foresee=partial(assembly.foresee, request) if configs.part(config, "measure").stop_early else None,
         )
-        recorder = configs.part(config, "tracking")
-        if tracking_uri and recorder.tracking_uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
-            recorder = replace(recorder, tracking_uri=tracking_uri)
-        return cls(study=study, recorder=recorder, request=request, config=config)
+        return cls(study=study, request=request, config=config)
 
     @classmethod
     def find(cls, name: str | None, state: Path, store: str | None) -> OpenStudy:
@@ -69,7 +66,7 @@ class OpenStudy:
         url = store or os.environ.get("EDGEOPT_STORE") or studystore.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
         known = ledger.studies(url) if file == url or Path(file).is_file() else {}
-        place = server.shown(url)
+        place = studystore.shown(url)
         if not known:
             raise InputError(
                 "there is no study", place=place, mend="Run edgeopt sweep first, or give --state or --store"
@@ -86,10 +83,24 @@ class OpenStudy:
             config_dir=own if own.is_dir() else None,
         )
         config = {**sweep["config"], "state": str(state)}
-        return cls.of(request, config, store=url, tracking_uri=None if "***" in uri else uri)
+        return replace(
+            cls.of(request, config, store=url),
+            tracking_uri=None if "***" in uri else uri,
+            promoted=sweep.get("promoted"),
+        )
+
+    @cached_property
+    def recorder(self) -> MlflowRecorder:
+        """Made where it is needed: importing MLflow takes longer than reading a study."""
+        recorder: MlflowRecorder = configs.part(self.config, "tracking")
+        if self.tracking_uri and recorder.tracking_uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
+            recorder = replace(recorder, tracking_uri=self.tracking_uri)
+        return recorder
 
     def open(self) -> None:
         """Begin the study or go on with it, and keep what `find` needs, here and on other machines."""
+        from edgeopt.tracking import server
+
         self.study.open(
             {
                 "name": self.request.name,
@@ -152,10 +163,12 @@ class OpenStudy:
 
     def promote(self, document: Document, policy: Policy, config_dir: Path | None = None) -> Document:
         """Register the front's members; `document` is the front's. InfeasibleError where there is none."""
+        from edgeopt.release.promote import promote
+
         if not document["front"]:
             raise nothing_feasible(document)
         with display.progress("promoting") as progress:
-            return promote(
+            promotion = promote(
                 study=self.name,
                 rows=document["trials"],
                 objectives=document["objectives"],
@@ -165,9 +178,14 @@ class OpenStudy:
                 folders=self._registry_folders(config_dir),
                 progress=progress,
             ).to_json()
+        self.study.ledger.note(promoted=policy.model)
+        return promotion
 
-    def champion(self, policy: Policy) -> Document | None:
-        return registry.champion(policy.model, self.recorder.uri, study=self.name)
+    def champion(self, model: str) -> Document | None:
+        """The champion of a registered model where it comes from this study."""
+        from edgeopt.release import registry
+
+        return registry.champion(model, self.recorder.uri, study=self.name)
 
     def _registry_folders(self, config_dir: Path | None) -> list[Path]:
         folder = config_dir or self.request.config_dir

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.commands import arguments as shared
@@ -13,6 +16,7 @@ from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeopt.assembly import Request
+    from edgeopt.commands.studies import OpenStudy
     from edgeopt.search.definition import Search
 
 SUMMARY = "Search recipes under the target's limits, promote the best"
@@ -29,9 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly
-    from edgeopt import config as configs
-    from edgeopt.commands import team, worker
-    from edgeopt.commands.studies import OpenStudy, nothing_feasible
+    from edgeopt.commands.studies import OpenStudy
 
     request = shared.request(args, name=args.config_name)
     config = request.compose()
@@ -41,19 +43,35 @@ def execute(args: argparse.Namespace) -> Outcome:
     workers = config["workers"]
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise ConfigError(f"{workers!r} workers cannot work", place="workers", mend="Give 1 or more")
-    _check(request, configs.part(config, "search"))
     opened = OpenStudy.of(request, config)
+    with _starting(opened, workers) as work:
+        return _swept(opened, work)
+
+
+@contextmanager
+def _starting(opened: OpenStudy, count: int) -> Iterator[Callable[[], None]]:
+    """How the study is worked on. The process of one worker alone starts already: its imports take seconds."""
+    from edgeopt.commands import team, worker
+
+    if count > 1 or opened.study.search.engine != "local":
+        yield partial(team.run, opened, count)
+        return
+    with closing(worker.evaluator(opened.request, opened.study.search)) as evaluator:
+        yield partial(worker.work, opened, evaluator)
+
+
+def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
+    from edgeopt.commands.studies import nothing_feasible
+
+    _check(opened.request, opened.study.search)
     recorder, policy = opened.recorder, opened.sweep_policy()
     recorder.connect()
     opened.open()
-    recorder.open_study(opened.name, config, {})
+    recorder.open_study(opened.name, opened.config, {})
 
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        if workers == 1 and opened.study.search.engine == "local":
-            worker.work(opened)
-        else:
-            team.run(opened, workers)
+        work()
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -65,7 +83,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         return Outcome(document=document, error=nothing_feasible(document))
     if policy is not None:
         document["promotion"] = opened.promote(document, policy)
-        document["champion"] = opened.champion(policy)
+        document["champion"] = opened.champion(policy.model)
     return Outcome(document=document)
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,9 @@ def _task(study: str, state: str, store: str, tracking_uri: str, role: str) -> N
     from edgeopt.commands.studies import OpenStudy
 
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
-    worker.work(OpenStudy.find(study, Path(state), store), role=role)
+    opened = OpenStudy.find(study, Path(state), store)
+    with closing(worker.evaluator(opened.request, opened.study.search, role=role)) as evaluator:
+        worker.work(opened, evaluator, role=role)
 
 
 def run(opened: OpenStudy, count: int) -> None:

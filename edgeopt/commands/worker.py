@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ from edgeopt.commands import arguments as shared
 from edgeopt.commands.outcome import Document, Outcome
 
 if TYPE_CHECKING:
+    from edgeopt.assembly import Request
     from edgeopt.commands.studies import OpenStudy
+    from edgeopt.search.definition import Search
+    from edgeopt.search.evaluator import Evaluator
 
 SUMMARY = "Join a study as one of its workers"
 EXAMPLE = "edgeopt worker reference --store postgresql://me@db/studies --state /shared/edgeopt"
@@ -32,12 +36,12 @@ def execute(args: argparse.Namespace) -> Outcome:
         die_with(args.parent)
     assembly.quiet()
     opened = OpenStudy.find(args.study, args.state, args.store)
-    first = (
-        dict(opened.study.search.enqueue[0]) if opened.study.search.enqueue else opened.study.search.space.examples()[0]
-    )
-    assembly.checked(opened.request.compose(first), opened.request.config_dir)  # a host that lacks the model says so
-    opened.recorder.connect()
-    work(opened, role=args.role)
+    search = opened.study.search
+    with closing(evaluator(opened.request, search, role=args.role)) as starting:
+        first = dict(search.enqueue[0]) if search.enqueue else search.space.examples()[0]
+        assembly.checked(opened.request.compose(first), opened.request.config_dir)  # a host may lack the model
+        opened.recorder.connect()
+        work(opened, starting, role=args.role)
     if not opened.study.ledger.members():
         opened.close("FINISHED")
     mine = [row.number for row in opened.study.rows() if row.worker == opened.study.worker]
@@ -50,21 +54,30 @@ def show(document: Document) -> None:
     display.out.print(f"{document['worker']} worked on {len(document['trials'])} trials of {document['study']}")
 
 
-def work(opened: OpenStudy, *, role: str = "all") -> None:
+def evaluator(request: Request, search: Search, *, role: str = "all") -> Evaluator:
+    """The process that evaluates a search's trials, which has begun to start."""
+    from edgeopt import assembly
+    from edgeopt.search.evaluator import Evaluator
+
+    evaluate = partial(assembly.evaluate_trial, request, build_only=role == "build")
+    made = Evaluator(evaluate, timeout_s=search.trial_timeout_s, prepare=assembly.prepare)
+    made.start()
+    return made
+
+
+def work(opened: OpenStudy, evaluator: Evaluator, *, role: str = "all") -> None:
     """Be a worker of the study in this process until it is over."""
     from edgeopt import assembly, display
     from edgeopt.commands.studies import StudyLog
     from edgeopt.search import loop
-    from edgeopt.search.evaluator import Evaluator
 
     study, request = opened.study, opened.request
     study.built = {"build": False, "measure": True}.get(role)
-    evaluate = partial(assembly.evaluate_trial, request, build_only=role == "build")
     with display.sweep(study) as watcher:
         loop.run(
             loop.Sweep(
                 study=study,
-                evaluator=Evaluator(evaluate, timeout_s=study.search.trial_timeout_s),
+                evaluator=evaluator,
                 log=StudyLog(recorder=opened.recorder, study=opened.name, request=request),
                 watcher=watcher,
                 blank=partial(assembly.blank, request),

@@ -112,9 +112,6 @@ class _Trials:
     def finished(self, row: Row, result: TrialResult) -> None:
         self.numbers.append(row.number)
 
-    def close(self) -> None:
-        """Nothing is open between two trials."""
-
     def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
         """The figures that the application returns for a trial, held against the limits."""
         from hydra.core.utils import run_job

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.kernels import SIDES, WORKING_SETS, kind
+from edgeopt.kernels import SIDES, WORKING_SETS, kind, weight_bytes
 from edgeopt.ports import Progress
 
 if TYPE_CHECKING:
@@ -19,42 +19,58 @@ if TYPE_CHECKING:
 
     from edgeopt.spec import Grid
 
-LARGE = 1536
-"""Side of the matrices of long chains, a multiple of every block."""
-TIMED_S = 0.15
-LEAST_RUNS = 7
-LEAST_PRODUCTS = 4
+TIMED_S = 0.05
+LEAST_RUNS = 5
+PASSES = 2
+"""How often a chain is timed, at different moments: what disturbs one of them is not taken for the kernel."""
+PRODUCTS = (4, 1024)
+"""Products in a chain, at least for its start to weigh little, and at most for its session to be made in seconds."""
 HEADROOM = 8
 """A chain is held some times over while its session is made: as model, as tensors and packed."""
 
 
 def matrix_times(
     grids: Iterable[Grid | None], *, threads: int, ram_bytes: int, read_gb_per_s: float, progress: Progress
-) -> dict[str, tuple[float, ...]]:
+) -> dict[str, tuple[tuple[float, ...], ...]]:
     """The times of each kind of matrix, as edgeopt.kernels.Kernels lists them.
 
-    Where the machine has too little memory for a chain, no cache of it is larger than the chain before. Of the
-    largest working set, which no cache holds, only the bytes count, read at `read_gb_per_s`.
+    Where a chain would be too long, each weight is taken to be slowed down among so many bytes as those of the largest
+    matrices are; where the machine has too little memory for it, as reading it at `read_gb_per_s` makes it.
     """
-    found = {}
-    for grid in grids:
-        progress(f"timing {kind(grid)} matrices")
-        bytes_each = (32 if grid is None else grid.bits) / 8
-        cached = [
-            _seconds(grid, side, max(LEAST_PRODUCTS, round(WORKING_SETS[0] / bytes_each / side**2)), threads)
-            for side in SIDES
-        ]
-        weight_s = cached[-1] / SIDES[-1] ** 2
-        slower = [0.0]
-        for size in WORKING_SETS[1:-1]:
-            if size * HEADROOM <= ram_bytes:
-                count = max(1, round(size / bytes_each / LARGE**2))
-                slower.append(max(slower[-1], _seconds(grid, LARGE, count, threads) / LARGE**2 - weight_s))
+    import numpy as np
+
+    found: dict[str, list[np.ndarray]] = {}
+    for _ in range(PASSES):
+        for grid in grids:
+            progress(f"timing {kind(grid)} matrices")
+            found.setdefault(kind(grid), []).append(np.array(_timed(grid, threads, ram_bytes, read_gb_per_s)))
+    times = {}
+    for name, passes in found.items():
+        rising = np.maximum.accumulate(np.maximum.accumulate(np.min(passes, axis=0), axis=0), axis=1)
+        times[name] = tuple(tuple(round(1e6 * float(s), 3) for s in row) for row in rising)
+    return times
+
+
+def _timed(grid: Grid | None, threads: int, ram_bytes: int, read_gb_per_s: float) -> list[list[float]]:
+    """Seconds of a product, a row for each working set."""
+    known: dict[tuple[int, int], float] = {}
+    rows: list[list[float]] = []
+    for size in WORKING_SETS:
+        row: list[float] = []
+        for side in reversed(SIDES):
+            weights = side**2
+            count = max(PRODUCTS[0], round(size / weight_bytes(grid) / weights))
+            if count > PRODUCTS[1]:
+                slower_s = (row[0] - rows[-1][-1]) / SIDES[-1] ** 2
+                row.append(rows[-1][SIDES.index(side)] + max(0.0, slower_s) * weights)
+            elif rows and size * HEADROOM > ram_bytes:
+                row.append(max(rows[-1][SIDES.index(side)], weights * weight_bytes(grid) / read_gb_per_s / 1e9))
             else:
-                slower.append(slower[-1])
-        slower.append(max(slower[-1], bytes_each / read_gb_per_s / 1e9 - weight_s))
-        found[kind(grid)] = (*(round(1e6 * s, 3) for s in cached), *(round(1e12 * s, 2) for s in slower[1:]))
-    return found
+                if (side, count) not in known:
+                    known[side, count] = _seconds(grid, side, count, threads)
+                row.append(known[side, count])
+        rows.append(row[::-1])
+    return rows
 
 
 def _seconds(grid: Grid | None, side: int, count: int, threads: int) -> float:

@@ -10,8 +10,13 @@ from edgeopt.runtimes.genai_grid import nodes
 from edgeopt.spec import EMBEDDING, LM_HEAD, ModelSpec
 from edgeopt.target import Target
 
-RUNTIME_BYTES = 58 * 2**20
+RUNTIME_BYTES = 57 * 2**20
 """Resident memory of Python, ONNX Runtime and an empty session, as measured with onnxruntime 1.32 on x86-64."""
+BLOCK_BYTES = 10
+"""Of each block beside its codes and zero-point in memory, more than on disk: its scale and a sum of its weights in
+packed form and the scale again as it was read, all in fp32, in place of one in fp16."""
+TOUCHED_BYTES = 16 * 2**20
+"""Of an embedding that is mapped, what the rows for some texts take. A file that lies in huge pages takes more."""
 GRAPH_BYTES, LAYER_BYTES, CONFIG_BYTES = 6_300, 5_490, 1_450
 """An empty graph, what each layer adds to it in fp32, and its config: names and shapes."""
 NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
@@ -33,7 +38,8 @@ class Estimate:
         adapters: those that are not merged, of which each is loaded once a request chose it.
         graphs: that of generation and that of scoring, with configs.
         carried: the tokenizer and its settings.
-        resident: of all these at run time: matrices in packed form, whose file is unmapped, and the mapped embedding.
+        resident: of all these at run time: matrices in packed form, whose file is unmapped, and rows of the embedding.
+        packing: the largest matrix that is held twice while the engine is loaded.
         kv_cache: keys and values at the context length.
         activations: the largest intermediate tensors of a chunk of a prompt, and the logits of one token.
     """
@@ -48,6 +54,7 @@ class Estimate:
     kv_cache: int
     activations: int
     resident: int
+    packing: int
 
     @property
     def disk_bytes(self) -> int:
@@ -55,7 +62,7 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        return RUNTIME_BYTES + self.resident + self.kv_cache + self.activations
+        return RUNTIME_BYTES + self.resident + max(self.packing, self.kv_cache + self.activations)
 
 
 def predictions(spec: ModelSpec, target: Target, *, chunk_tokens: int, carried_bytes: int) -> tuple[Measurement, ...]:
@@ -111,6 +118,7 @@ def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried
         kv_cache=kv_cache,
         activations=activations,
         resident=sum(resident_bytes(spec, name) for name in spec.matrices) + adapters,
+        packing=max((resident_bytes(spec, name) for name in spec.matrices if name not in spec.grids), default=0),
     )
 
 
@@ -142,6 +150,8 @@ def resident_bytes(spec: ModelSpec, name: str) -> int:
     """Bytes of a unit at run time, where fp16 is widened to fp32; of tied tables each of the two uses has its own."""
     rows, columns = spec.matrices[name]
     grid = spec.grids.get(name)
+    if name == EMBEDDING and (grid is not None or spec.weight_dtype == "fp32"):
+        return min(TOUCHED_BYTES, spec.size_bytes(name))
     if grid is None:
         return 4 * rows * columns
-    return grid.size_bytes(rows, columns) + 2 * rows * -(-columns // grid.block_size)
+    return grid.size_bytes(rows, columns) + BLOCK_BYTES * rows * -(-columns // grid.block_size)

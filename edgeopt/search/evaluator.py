@@ -22,16 +22,20 @@ PR_SET_PDEATHSIG = 1
 
 
 class Evaluator:
-    """One long-lived process that evaluates trials one after another; it is started again when it died."""
+    """One long-lived process that evaluates trials one after another; it is started again when it died.
 
-    def __init__(self, evaluate: Evaluate, *, timeout_s: float) -> None:
-        self._evaluate, self._timeout_s = evaluate, timeout_s
+    Args:
+        prepare: done in the process as soon as it starts.
+    """
+
+    def __init__(self, evaluate: Evaluate, *, timeout_s: float, prepare: Callable[[], None] | None = None) -> None:
+        self._evaluate, self._timeout_s, self._prepare = evaluate, timeout_s, prepare
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
     def run(self, params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult | Failure:
         """The result of one trial, or how its process ended without one."""
-        pipe = self._ready()
+        pipe = self.start()
         deadline = time.monotonic() + self._timeout_s
         stage = "start"
         with contextlib.suppress(BrokenPipeError):  # it died while nothing was asked of it: `recv` finds out
@@ -52,21 +56,22 @@ class Evaluator:
             stage = content.splitlines()[0] if content else stage
             progress(content)
 
+    def start(self) -> Connection:
+        """Start the process where none is alive, and do not wait for it; where its trials go in."""
+        if self._process is None or self._pipe is None or not self._process.is_alive():
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, self._evaluate, self._prepare), daemon=False)
+            self._process.start()
+            theirs.close()
+        return self._pipe
+
     def close(self) -> None:
         """End the process, whatever it does."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
         self._process, self._pipe = None, None
-
-    def _ready(self) -> Connection:
-        if self._process is None or self._pipe is None or not self._process.is_alive():
-            context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._evaluate), daemon=False)
-            self._process.start()
-            theirs.close()
-        return self._pipe
 
     def _last_words(self) -> str:
         assert self._process is not None
@@ -80,11 +85,13 @@ class Evaluator:
         return f"the trial's process ended with exit code {code}"
 
 
-def _serve(pipe: Connection, evaluate: Evaluate) -> None:
+def _serve(pipe: Connection, evaluate: Evaluate, prepare: Callable[[], None] | None) -> None:
     """Answer trials until the pipe closes; die with the parent, and leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if prepare is not None:
+        prepare()
     while True:
         try:
             params = pipe.recv()

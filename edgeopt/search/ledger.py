@@ -99,7 +99,7 @@ class Ledger:
     def open(self, definition: Mapping[str, Any], sweep: Mapping[str, Any]) -> None:
         """Begin the study, or go on with it. ConfigError where it was begun with another `definition`.
 
-        `sweep` is what another worker needs to join; the latest is kept.
+        `sweep` is what another worker needs to join; the latest is kept, beside what was noted.
         """
         given = json.loads(json.dumps(definition))
 
@@ -118,13 +118,23 @@ class Ledger:
                     place="search.study",
                     mend="Give the new sweep a name: search.study=NAME, or undo the change",
                 )
-            fresh = {"sweep": json.dumps(sweep), "opened_s": now}
+            fresh = {"sweep": json.dumps({**json.loads(known.sweep), **sweep}), "opened_s": now}
             connection.execute(sql.update(STUDIES).where(STUDIES.c.study == self.study).values(**fresh))
 
         try:
             self._store.transact(work, create=True)
         except IntegrityError:  # another process has just begun it
             self._store.transact(work)
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts on the study beside what its workers need to join."""
+
+        def work(connection: Connection) -> None:
+            one = STUDIES.c.study == self.study
+            known = connection.execute(sql.select(STUDIES.c.sweep).where(one).with_for_update()).scalar_one()
+            connection.execute(sql.update(STUDIES).where(one).values(sweep=json.dumps(json.loads(known) | facts)))
+
+        self._store.transact(work)
 
     # trials
 
@@ -359,7 +369,10 @@ class Ledger:
 
 
 def studies(url: str) -> dict[str, dict[str, Any]]:
-    """What `Ledger.open` kept of every study of a store, the latest last. Raises StoreError where none can be read."""
+    """What `Ledger.open` and `note` kept of every study of a store, the latest last.
+
+    Raises StoreError where none can be read.
+    """
     query = sql.select(STUDIES.c.study, STUDIES.c.sweep).order_by(STUDIES.c.opened_s)
     store = StudyStore(url, lambda _: None)
     return {name: json.loads(sweep) for name, sweep in store.transact(lambda c: c.execute(query).all(), create=True)}

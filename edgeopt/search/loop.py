@@ -57,8 +57,6 @@ class Evaluates(Protocol):
 
     def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure: ...
 
-    def close(self) -> None: ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
@@ -87,11 +85,8 @@ def run(sweep: Sweep) -> None:
     A Ctrl-C queues the trial at work again and goes up. So does a cache that cannot be written, as StoreError:
     every other trial would end as this one did, and none of them is at fault.
     """
-    try:
-        while not _serve(sweep):
-            pass
-    finally:
-        sweep.evaluator.close()
+    while not _serve(sweep):
+        pass
 
 
 def _serve(sweep: Sweep) -> bool:

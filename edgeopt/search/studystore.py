@@ -61,13 +61,18 @@ class StudyStore:
     def _unusable(self, error: SQLAlchemyError) -> StoreError:
         return StoreError(
             f"the study's store cannot be used ({_first_line(error)})",
-            place=make_url(self.url).render_as_string(hide_password=True),
+            place=shown(self.url),
             mend="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
         )
 
 
 def file_url(path: Path) -> str:
     return f"sqlite:///{path}"
+
+
+def shown(url: str) -> str:
+    """`url` for messages, without its password."""
+    return make_url(url).render_as_string(hide_password=True)
 
 
 def _engine(url: str) -> sql.Engine:

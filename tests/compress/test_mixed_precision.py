@@ -213,7 +213,9 @@ def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_p
 KERNELS = Kernels(
     threads=2,
     matrix={
-        f"int{bits}/{block}": (*(0.1 * bits * 16 / block * n for n in (1, 3, 9, 27)), bits * 16 / block, 9.0, 20.0)
+        f"int{bits}/{block}": tuple(
+            tuple(0.1 * bits * 16 / block * n * slower for n in (1, 3, 9, 27)) for slower in (1.0, 1.1, 1.3, 2.0, 3.0)
+        )
         for bits, blocks in BLOCK_SIZES.items()
         for block in blocks
     },

@@ -84,6 +84,15 @@ def test_the_latest_words_of_a_sweep_are_kept_and_its_study_is_the_last(url: str
     assert list(studies(url).items()) == [("b", {"told": "first"}), ("a", {"told": "again"})]
 
 
+def test_facts_that_were_noted_outlive_the_next_sweep(url: str) -> None:
+    ledger = opened(url)
+    ledger.note(promoted="tiny")
+    ledger.note(promoted="small", by="me")
+    assert studies(url)[STUDY] == {"name": "sweep", "promoted": "small", "by": "me"}
+    ledger.open(DEFINITION, {"name": "later"})
+    assert studies(url)[STUDY] == {"name": "later", "promoted": "small", "by": "me"}
+
+
 def test_a_store_without_studies_has_none(url: str) -> None:
     assert studies(url) == {}
 

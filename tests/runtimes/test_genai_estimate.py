@@ -57,11 +57,35 @@ def test_adapters_count_on_disk_and_in_memory() -> None:
     assert found.disk_bytes - bare.disk_bytes == found.peak_bytes - bare.peak_bytes == added
 
 
-def test_scales_are_half_as_wide_on_disk_as_in_memory() -> None:
+def test_a_block_has_three_floats_in_memory_where_it_has_half_of_one_on_disk() -> None:
     found = estimate(on(4), context_length=128, chunk_tokens=16, carried_bytes=0)
-    blocks = sum(rows * columns // 32 for rows, columns in SPEC.matrices.values())
+    packed = sum(rows * columns // 32 for name, (rows, columns) in SPEC.matrices.items() if name != "embedding")
     norms = 4 * 64 * (2 * len(SPEC.layers) + 1)
-    assert found.resident == found.weights + found.tables - norms + 2 * blocks
+    assert found.resident == found.weights + found.tables - norms + (3 * 4 - 2) * packed
+
+
+def test_of_a_large_mapped_embedding_the_rows_of_some_texts_are_resident() -> None:
+    wide, wider = (replace(SPEC, vocabulary_size=size) for size in (200_000, 400_000))
+
+    def resident(spec: ModelSpec) -> int:
+        return estimate(spec, context_length=128, chunk_tokens=16, carried_bytes=0).resident
+
+    head = 200_000 * 64
+    assert resident(on(8, spec=wider)) - resident(on(8, spec=wide)) == head + 12 * head // 32 + 2**24 - head * 34 // 32
+    assert resident(wider) - resident(wide) == 4 * head, "of an fp32 embedding as many bytes are resident in both"
+    half, halves = (replace(spec, weight_dtype="fp16") for spec in (wide, wider))
+    assert resident(halves) - resident(half) == 2 * 4 * head, "fp16 is widened whole"
+
+
+def test_the_largest_float_matrix_is_held_twice_while_an_engine_is_loaded() -> None:
+    wide = replace(SPEC, vocabulary_size=20_000)
+    found = estimate(wide, context_length=8, chunk_tokens=1, carried_bytes=0)
+    assert found.packing == 4 * 20_000 * 64 > found.kv_cache + found.activations
+    rounded = estimate(on(8, spec=wide), context_length=8, chunk_tokens=1, carried_bytes=0)
+    assert rounded.packing == 0, "on a grid it is split"
+    assert found.peak_bytes - found.resident == rounded.peak_bytes - rounded.resident + found.packing - (
+        rounded.kv_cache + rounded.activations
+    )
 
 
 def test_fp16_is_computed_in_fp32() -> None:
@@ -88,7 +112,7 @@ def test_fewer_bits_heads_channels_layers_and_tokens_are_never_more_bytes() -> N
 
 def test_the_parts_add_up() -> None:
     e = estimate(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
-    assert e.peak_bytes > e.resident + e.kv_cache + e.activations
+    assert e.peak_bytes > e.resident + max(e.packing, e.kv_cache + e.activations)
     assert e.disk_bytes >= e.weights + e.tables + 1000
     assert e.parameters == SPEC.parameters
     assert e.tier == "tiny"

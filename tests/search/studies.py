@@ -163,7 +163,7 @@ class Stub:
     """An evaluator that answers from a script: a result, a failure, an exception, or what a function returns."""
 
     def __init__(self, script: list[Any]) -> None:
-        self.script, self.closed, self.tried = script, False, list[Params]()
+        self.script, self.tried = script, list[Params]()
 
     def run(self, params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult | Failure:
         self.tried.append(dict(params))
@@ -171,9 +171,6 @@ class Stub:
         if isinstance(answer, type):
             raise answer
         return answer() if callable(answer) else answer  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class Silent:

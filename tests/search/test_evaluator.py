@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,26 @@ def test_a_process_that_dies_before_it_reads_its_trial_is_a_crash() -> None:
         assert failure.kind == "Crash"
         assert "exit code 3" in failure.message
     worker.close()
+
+
+def prepare(path: Path) -> None:
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def test_it_starts_and_prepares_before_the_first_trial_and_once_a_process(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    with closing(Evaluator(evaluate, timeout_s=30, prepare=partial(prepare, told))) as worker:
+        worker.start()
+        worker.start()
+        while not told.is_file() or not told.read_text():
+            time.sleep(0.01)
+        results = [answer(worker, "work") for _ in range(2)]
+        before = told.read_text().split()
+        assert [str(int(r.metrics["pid"])) for r in results if isinstance(r, TrialResult)] == before * 2
+        assert isinstance(answer(worker, "exit"), Failure)
+        assert isinstance(answer(worker, "work"), TrialResult)
+    assert len(told.read_text().split()) == 2
 
 
 def test_closing_ends_the_process_and_may_be_repeated() -> None:
