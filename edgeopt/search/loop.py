@@ -147,7 +147,8 @@ def _record(sweep: Sweep, row: Row, result: TrialResult) -> None:
     study = sweep.study
     study.ledger.annotate(row, run_id=sweep.log.record(row, result))
     if row.state not in DONE:  # what was refused before any work is counted with the next trial
-        sweep.log.progress(progress(study), sum(1 for other in study.rows() if other.state in DONE))
+        values = progress(study)
+        sweep.log.progress(values, round(sum(values.get(f"trials/{state}", 0.0) for state in DONE)))
 
 
 def _inherit(sweep: Sweep) -> None:

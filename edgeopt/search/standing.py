@@ -65,6 +65,16 @@ class Standing:
         return Archive(points, scale) if points else None
 
 
+def spent_s(rows: Iterable[Row]) -> float:
+    """Seconds of all trials together, whoever evaluated them."""
+    return sum(row.summary.spent_s for row in rows if row.summary is not None)
+
+
+def spent_j(rows: Iterable[Row]) -> float:
+    """Joules of all trials together."""
+    return sum(row.summary.energy_j for row in rows if row.summary is not None)
+
+
 def begun(rows: Iterable[Row]) -> int:
     """How many trials have or will have cost work."""
     return sum(1 for row in rows if row.state != "refused")

@@ -7,13 +7,13 @@ from collections import Counter
 from typing import Any
 
 from edgeopt.search.ledger import Row
-from edgeopt.search.standing import EVALUATED
+from edgeopt.search.standing import EVALUATED, spent_j, spent_s
 from edgeopt.search.study import Study
 
 
 def status(study: Study) -> dict[str, Any]:
     """The document of `edgeopt status`. Seconds and joules are those of all trials together, whoever evaluated them."""
-    rows, members = study.rows(), study.ledger.members()
+    rows, members, standing = study.rows(), study.ledger.members(), study.standing
     at_work = {row.worker: row for row in rows if row.state == "running"}
     evaluated = [row for row in rows if row.state in EVALUATED]
     over = study.over()
@@ -27,14 +27,14 @@ def status(study: Study) -> dict[str, Any]:
         "trials": dict(Counter(row.state for row in rows)),
         "budget": study.search.trials,
         "feasible": sum(1 for row in rows if row.summary is not None and row.summary.feasible),
-        "front": len(study.front()),
+        "front": len(standing.front(rows)),
         "rungs": dict(Counter(row.summary.refused for row in rows if row.summary is not None and row.summary.refused)),
         "broken_limits": _broken(rows),
         "attempts_lost": sum(row.attempt - 1 for row in rows),
-        "spent_s": study.spent_s(),
-        "spent_j": study.spent_j(),
+        "spent_s": spent_s(rows),
+        "spent_j": spent_j(rows),
         "saved_s": _saved(rows),
-        "hypervolume": study.volume(),
+        "hypervolume": standing.volume(rows),
         "left_s": None if over else _left_s(study, evaluated, max(1, len(members))),
     }
 

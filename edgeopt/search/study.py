@@ -14,7 +14,7 @@ from edgeopt.search.front import Objective
 from edgeopt.search.hypervolume import without_growth
 from edgeopt.search.ledger import DONE, Ledger, Member, Row, State
 from edgeopt.search.proposals import Proposal, Proposals
-from edgeopt.search.standing import EVALUATED, Standing, begun
+from edgeopt.search.standing import EVALUATED, Standing, begun, spent_j, spent_s
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
 
@@ -31,6 +31,7 @@ class Study:
     Attributes:
         foresee: what arithmetic says of a recipe; it costs milliseconds.
         worker: under which name trials are taken.
+        standing: how the trials compare.
         built: takes trials alone whose engine was built (True), or was not (False); None takes all.
     """
 
@@ -43,12 +44,12 @@ class Study:
     built: bool | None = None
     _rows: dict[int, Row] = field(init=False, default_factory=dict, repr=False)
     _revision: int = field(init=False, default=0)
-    _standing: Standing = field(init=False, repr=False)
+    standing: Standing = field(init=False, repr=False)
     _proposals: Proposals = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._standing = Standing(objectives=self.objectives, limits=self.limits)
-        self._proposals = Proposals(self.search, self._standing, self.foresee)
+        self.standing = Standing(objectives=self.objectives, limits=self.limits)
+        self._proposals = Proposals(self.search, self.standing, self.foresee)
 
     @property
     def name(self) -> str:
@@ -86,26 +87,15 @@ class Study:
 
     def ranks(self) -> dict[int, int]:
         """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
-        return self._standing.ranks(self.rows())
+        return self.standing.ranks(self.rows())
 
     def front(self) -> list[Row]:
         """The feasible trials that no other dominates."""
-        return self._standing.front(self.rows())
-
-    def volume(self) -> float:
-        """The hypervolume of the front, as a share of the box that all feasible trials and the limits span."""
-        return self._standing.volume(self.rows())
+        return self.standing.front(self.rows())
 
     def volumes(self) -> list[float]:
         """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1."""
-        return self._standing.volumes(self.rows())
-
-    def spent_s(self) -> float:
-        """Seconds of all trials together, whoever evaluated them."""
-        return sum(row.summary.spent_s for row in self.rows() if row.summary is not None)
-
-    def spent_j(self) -> float:
-        return sum(row.summary.energy_j for row in self.rows() if row.summary is not None)
+        return self.standing.volumes(self.rows())
 
     def over(self) -> str:
         """Why no further trial begins; empty while some may."""
@@ -113,11 +103,11 @@ class Study:
         count = sum(1 for row in rows if row.state in EVALUATED)
         if count >= search.trials:
             return f"{count} trials were evaluated"
-        if search.time_s is not None and self.spent_s() >= search.time_s:
+        if search.time_s is not None and spent_s(rows) >= search.time_s:
             return f"{search.time} were spent"
-        if search.energy_j is not None and self.spent_j() >= search.energy_j:
+        if search.energy_j is not None and spent_j(rows) >= search.energy_j:
             return f"{search.energy} were spent"
-        if search.stagnation is not None and without_growth(self.volumes()) >= search.stagnation:
+        if search.stagnation is not None and without_growth(self.standing.volumes(rows)) >= search.stagnation:
             return f"the front has not grown for {search.stagnation} trials"
         return ""
 

@@ -36,4 +36,5 @@ def log(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: Tr
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(fields.plain(config), sort_keys=False, allow_unicode=True))
+    safe = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C five times as fast, where PyYAML was built with it
+    return str(yaml.dump(fields.plain(config), Dumper=safe, sort_keys=False, allow_unicode=True))

@@ -16,6 +16,7 @@ from edgeopt.search import study as study_module
 from edgeopt.search.forecast import ESTIMATE, Forecast
 from edgeopt.search.ledger import Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.standing import spent_j, spent_s
 from edgeopt.search.study import ATTEMPTS, Study, state_of
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
@@ -252,7 +253,7 @@ def test_a_search_ends_when_its_time_is_spent(tmp_path: Path) -> None:
     assert opened.over() == ""
     finish(opened)
     assert opened.over() == "3 s were spent"
-    assert opened.spent_s() == 3.0
+    assert spent_s(opened.rows()) == 3.0
     assert opened.ask() is None
 
 
@@ -262,7 +263,7 @@ def test_a_search_ends_when_its_energy_is_spent(tmp_path: Path) -> None:
     assert opened.over() == ""
     finish(opened, replace(samples.result(failure=FAILED), energy_j=1.0))
     assert opened.over() == "1 kJ were spent"
-    assert opened.spent_j() == 1000.0
+    assert spent_j(opened.rows()) == 1000.0
 
 
 def test_a_search_ends_when_its_front_grows_no_more(tmp_path: Path) -> None:
