@@ -422,13 +422,20 @@ def test_generate_refuses_what_it_cannot_do(given: tuple[str, str], refused: Ref
     assert refused("generate", str(engine), *given).startswith(f"{given[0]}: ")
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("run", "file/state/cache: the cache folder cannot be written"),
+        ("sweep", "file/state/studies.db: the folder of studies cannot be made"),
+    ],
+)
 def test_a_state_folder_that_cannot_be_written_is_told(
-    command: str, refused: Refused, work: Path, tiny_model: Path
+    command: str, told: str, refused: Refused, work: Path, tiny_model: Path
 ) -> None:
     (work / "file").write_text("mine")
     line = refused(command, "state=file/state", "model=local", f"model.path={tiny_model}", code=1)
-    assert line.startswith("file/state/cache: the cache folder cannot be written")
+    assert told in line
+    assert "Set state to a" in line
     assert (work / "file").read_text() == "mine"
 
 
