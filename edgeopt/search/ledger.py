@@ -129,12 +129,12 @@ class Ledger:
     def note(self, **facts: Any) -> None:
         """Keep facts on the study beside what its workers need to join."""
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection, revision: int) -> None:
             one = STUDIES.c.study == self.study
-            known = connection.execute(sql.select(STUDIES.c.sweep).where(one).with_for_update()).scalar_one()
-            connection.execute(sql.update(STUDIES).where(one).values(sweep=json.dumps(json.loads(known) | facts)))
+            known = json.loads(connection.execute(sql.select(STUDIES.c.sweep).where(one)).scalar_one())
+            connection.execute(sql.update(STUDIES).where(one).values(sweep=json.dumps(known | facts)))
 
-        self._store.transact(work)
+        self._change(work)
 
     # trials
 
