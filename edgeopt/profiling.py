@@ -34,7 +34,7 @@ PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 128, 5
 
 
 def kernels(device: Device, progress: Progress) -> Kernels:
-    """Time the kernels and engines of this machine, the `device`, under its lease. Takes some two minutes."""
+    """Time the kernels and engines of this machine, the `device`, under its lease. Takes some four minutes."""
     threads = device.cores
     with lease.hold(progress):
         matrix = matrix_times(

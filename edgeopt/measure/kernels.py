@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TIMED_S = 0.05
 LEAST_RUNS = 5
-PASSES = 2
+PASSES = 3
 """How often a chain is timed, at different moments: what disturbs one of them is not taken for the kernel."""
 PRODUCTS = (4, 1024)
 """Products in a chain, at least for its start to weigh little, and at most for its session to be made in seconds."""
