@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from bench_common import EDGEOPT, table
+from peers import OLIVE, evaluation_windows, olive_search, runs_here
 
 from edgeopt import assembly
 from edgeopt.assembly import Request
 from edgeopt.commands.studies import OpenStudy
+from edgeopt.models.reference import ReferenceModel
 from edgeopt.part import canonical
 from edgeopt.search.hypervolume import hypervolume
 from edgeopt.search.standing import EVALUATED, Standing, bounds
@@ -148,6 +150,35 @@ def front(folder: Path) -> None:
         rows.append([name, reached, reached / grid_s, trials, f"{ends[0]} … {ends[-1]}", len(found)])
     table(["search", "s to 95 %", "of the grid's time", "trials until then", "s, fewest … most", "seeds"], rows)
     print(f"edgeopt takes {rows[0][1] / rows[1][1]:.2f} of TPE's time\n")
+    if runs_here(OLIVE):
+        olive(folder, truth)
+
+
+def olive(folder: Path, truth: Truth) -> None:
+    """Olive's own search on what of the space it knows: rounding in 4 bits. Limits that it cannot measure are kept."""
+    quantized = [key for key, row in truth.rows.items() if row.params["recipe"] in ("int8", "int4")]
+    print(f"rounding alone, all {len(quantized)} recipes: {truth.share(quantized):.3f} of the hypervolume")
+    model = ReferenceModel().locate()
+    bounds = {x.metric: x.absolute or 0.0 for x in truth.opened.study.limits}
+    whole = [r.summary for r in truth.rows.values() if r.summary is not None]
+    original = whole[0].metrics["quality/perplexity"] / whole[0].metrics["quality/perplexity_ratio"]
+    for seed in SEEDS:
+        own = folder / f"olive-{seed}"
+        own.mkdir()
+        found = olive_search(model, own, evaluation_windows(model, ()), seed)
+        kept = [
+            [f["perplexity"], f["mib"]]
+            for f in found
+            if f["mib"] <= bounds["size/engine_mib"]
+            and f["perplexity"] <= original * bounds["quality/perplexity_ratio"]
+        ]
+        share = hypervolume(kept, truth.reference) / truth.whole
+        different = {(f["perplexity"], f["mib"]) for f in found}
+        print(
+            f"Olive, seed {seed}: {len(found)} engines in {found[-1]['at']:.0f} s, {len(different)} different, ", end=""
+        )
+        print(f"the smallest {min(f['mib'] for f in found):.3f} MiB; {share:.3f} of the hypervolume")
+    print()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

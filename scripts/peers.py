@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,54 @@ def olive(model: Path, directory: Path, calibration: Sequence[str], *, window_to
         built = next((work / "olout").rglob("model.onnx")).parent
         shutil.copytree(built, directory, dirs_exist_ok=True)
     seal(model, directory, "Olive, Gptq")
+
+
+def olive_search(model: Path, folder: Path, windows: Sequence[Sequence[int]], seed: int) -> list[dict[str, float]]:
+    """What Olive's TPE finds over its model builder's own choices in 4 bits: `perplexity`, `mib`, and seconds `at`."""
+    (folder / "windows.json").write_text(json.dumps(windows))
+    told = folder / "told.jsonl"
+    judge = {
+        "type": "judge",
+        "user_script": str(Path(__file__).with_name("peer_olive.py")),
+        "type_args": {"windows": str(folder / "windows.json"), "told": str(told)},
+        "metrics": [
+            {"name": "perplexity", "type": "latency", "sub_types": [{"name": "avg", "priority": 1}]},
+            {"name": "mib", "type": "size_on_disk", "sub_types": [{"name": "bytes", "priority": 2}]},
+        ],
+    }
+    here = {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}
+    builder = {
+        "type": "ModelBuilder",
+        "precision": "int4",
+        "int4_accuracy_level": 4,
+        "int4_block_size": [32, 64, 128],
+        "int4_algo_config": ["default", "rtn", "k_quant_mixed", "k_quant_last"],
+        "int4_is_symmetric": [True, False],
+        "int4_op_types_to_quantize": ["MatMul", "Gather"],
+        "extra_options": {"shared_embeddings": True},
+    }
+    config = {
+        "input_model": {"type": "HfModel", "model_path": str(model)},
+        "systems": {"here": here},
+        "host": "here",
+        "target": "here",
+        "evaluators": {"judge": judge},
+        "evaluator": "judge",
+        "evaluate_input_model": False,
+        "search_strategy": {
+            "execution_order": "joint",
+            "sampler": "tpe",
+            "sampler_config": {"max_samples": 24, "seed": seed},
+        },
+        "passes": {"builder": builder},
+        "cache_dir": "cache",
+        "output_dir": "out",
+    }
+    (folder / "olive.json").write_text(json.dumps(config))
+    begun = time.time()
+    _run(os.environ[OLIVE], "-m", "olive", "run", "--config", "olive.json", folder=folder)
+    found = map(json.loads, told.read_text().splitlines())
+    return [{**figures, "at": figures["at"] - begun} for figures in found]
 
 
 def _run(python: str, *arguments: Any, folder: Path | None = None) -> str:
