@@ -178,13 +178,19 @@ def engine_of(source: ModelSource, runtime: Runtime, store: Store, progress: Pro
 
 def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> ModelSpec:
     """The spec after all steps, by arithmetic; ConfigError for values, orders and sizes that cannot be."""
+    return plans(steps, runtime, spec)[-1]
+
+
+def plans(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> list[ModelSpec]:
+    """The spec before all steps and that after each; raises as `plan` does."""
+    specs = [spec]
     for name, step in steps:
         try:
-            spec = step.plan(spec)
+            specs.append(step.plan(specs[-1]))
         except EdgeoptError as error:
             raise (error if error.place == "order" else error.at(f"step.{name}")) from error
-    runtime.check(spec)
-    return spec
+    runtime.check(specs[-1])
+    return specs
 
 
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import pairwise
 
 from edgeopt.ports import Sparing, Step
 from edgeopt.spec import ModelSpec
 
 
-def damage(steps: Iterable[Step], original: ModelSpec) -> float:
-    """The share of the weights' energy that is expected to be lost.
+def damage(steps: Sequence[Step], planned: Sequence[ModelSpec]) -> float:
+    """The share of the weights' energy that is expected to be lost; `planned` are the specs before and after each step.
 
     A step that knows of a way to lose less, or to make good what was lost before it, says which share remains. All of
     it is rough: it orders recipes until trials tell better.
     """
-    lost, before = 0.0, original
-    for step in steps:
-        after = step.plan(before)
+    lost = 0.0
+    for step, (before, after) in zip(steps, pairwise(planned), strict=True):
         remains = step.remains if isinstance(step, Sparing) else 1.0
         done = added(before, after)
         lost = lost + remains * done if done else remains * lost
-        before = after
     return lost
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.compress.recovery.lora import Lora
 from edgeopt.ports import Step
-from edgeopt.search.damage import added, damage
+from edgeopt.search import damage as module
+from edgeopt.search.damage import added
 from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 
 MODEL = specs.llama()
@@ -30,6 +32,11 @@ def grid(bits: int, block_size: int = 32) -> Grid:
 
 def rounded(grid: Grid, names: list[str] = LAYERS) -> ModelSpec:
     return replace(MODEL, grids=dict.fromkeys(names, grid))
+
+
+def damage(steps: list[Step], original: ModelSpec) -> float:
+    """That of steps which are planned one after another."""
+    return module.damage(steps, list(accumulate(steps, lambda spec, step: step.plan(spec), initial=original)))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
