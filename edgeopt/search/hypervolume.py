@@ -41,22 +41,18 @@ def _area(rising: Sequence[Point], reference: Point) -> float:
 class Archive:
     """Points that arrive one by one, and how the volume that they dominate grows.
 
-    Each objective counts from the best to the worst value of all points, so that the volume is a share of that box;
-    `bounds` replace the worst value where a limit is set and all keep it.
+    Each objective counts as a share of `reference`, the worst value that counts: the volume is that share of the box
+    between zero and the reference, and a point that comes later never changes what an earlier one was worth.
     """
 
-    def __init__(self, points: Sequence[Point], bounds: Sequence[float | None]) -> None:
-        columns = list(zip(*points, strict=True))
-        worst = [max(c) if bound is None else max(*c, bound) for c, bound in zip(columns, bounds, strict=True)]
-        self._best = [min(c) for c in columns]
-        # a tenth beyond the worst, so that the ends of the front count; any size does where all are alike
-        self._sizes = [1.1 * (w - b) or 1.0 for w, b in zip(worst, self._best, strict=True)]
+    def __init__(self, reference: Point) -> None:
+        self._reference = reference
         self._front: list[Point] = []
         self.volume = 0.0
 
     def add(self, point: Point) -> float:
         """The volume after `point`, between 0 and 1."""
-        place = [(x - b) / size for x, b, size in zip(point, self._best, self._sizes, strict=True)]
+        place = [max(0.0, x / worst) for x, worst in zip(point, self._reference, strict=True)]
         if not any(all(x <= y for x, y in zip(p, place, strict=True)) for p in self._front):
             self._front = [p for p in self._front if not all(x <= y for x, y in zip(place, p, strict=True))]
             self._front.append(place)

@@ -33,18 +33,24 @@ class Standing:
         return [kept[place][0] for place in pareto_front([point for _, point in kept])]
 
     def volume(self, rows: Sequence[Row]) -> float:
-        """The hypervolume of the front, as a share of the box that all feasible trials and the limits span."""
+        """The hypervolume of the front, from 0 to 1: see `volumes`."""
         archive = self._archive(rows)
-        return 0.0 if archive is None else max(archive.add(point) for _, point in self._kept(self.front(rows)))
+        if archive is None:
+            return 0.0
+        return max(archive.add(self._costs(point)) for _, point in self._kept(self.front(rows)))
 
     def volumes(self, rows: Sequence[Row]) -> list[float]:
-        """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1."""
-        ended = sorted((r for r in rows if r.state in EVALUATED), key=lambda r: (r.ended_s or 0.0, r.number))
+        """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1.
+
+        It is a share of what lies between nothing at all and the limits. Of an objective without a limit, what is
+        twice as bad as the first feasible trial takes the limit's place. So it never falls, whatever comes later.
+        """
+        ended = _ended(rows)
         archive = self._archive(rows)
         if archive is None:
             return [0.0] * len(ended)
         points = map(self.point, ended)
-        return [archive.volume if point is None else archive.add(point) for point in points]
+        return [archive.volume if point is None else archive.add(self._costs(point)) for point in points]
 
     def point(self, row: Row) -> list[float] | None:
         """The objectives of a feasible trial, all minimized; None of any other."""
@@ -57,12 +63,36 @@ class Standing:
         return [(row, point) for row in rows if (point := self.point(row)) is not None]
 
     def _archive(self, rows: Sequence[Row]) -> Archive | None:
-        """Empty, and in the scale of all feasible trials; None while there is none."""
+        """Empty, up to the worst that counts; None while no trial is feasible."""
+        first = next((point for row in _ended(rows) if (point := self.point(row)) is not None), None)
+        if first is None:
+            return None
         known = bounds(rows)
-        limited = {x.metric: bound for x in self.limits if (bound := known.get(x.metric, x.absolute))}
-        scale = [o.sign * limited[o.metric] if o.metric in limited else None for o in self.objectives]
-        points = [point for _, point in self._kept(rows)]
-        return Archive(points, scale) if points else None
+        bound = {limit.metric: known.get(limit.metric, limit.absolute) for limit in self.limits}
+        return Archive([_worst(o, bound.get(o.metric), x) for o, x in zip(self.objectives, first, strict=True)])
+
+    def _costs(self, point: Sequence[float]) -> list[float]:
+        return [_cost(o, o.sign * x) for o, x in zip(self.objectives, point, strict=True)]
+
+
+def _worst(objective: Objective, bound: float | None, first: float) -> float:
+    """The cost from which on a value counts for nothing; `first` is as in a point."""
+    if bound:
+        return _cost(objective, bound)
+    twice = 2 * _cost(objective, objective.sign * first)
+    return twice if 0 < twice < math.inf else 1.0
+
+
+def _cost(objective: Objective, value: float) -> float:
+    """A metric's value such that 0 is the best that can be: of what is maximized the reciprocal."""
+    if objective.direction == "minimize":
+        return value
+    return 1 / value if value > 0 else math.inf
+
+
+def _ended(rows: Iterable[Row]) -> list[Row]:
+    """The evaluated trials in the order in which they ended."""
+    return sorted((r for r in rows if r.state in EVALUATED), key=lambda r: (r.ended_s or 0.0, r.number))
 
 
 def spent_s(rows: Iterable[Row]) -> float:

@@ -354,6 +354,30 @@ def test_volumes_follow_the_order_in_which_trials_ended(tmp_path: Path) -> None:
     assert 0 < volumes[0] == volumes[1] < volumes[2] <= 1
 
 
+def test_later_trials_do_not_change_what_the_front_was_worth(tmp_path: Path) -> None:
+    opened = study(tmp_path, limits=(), objectives={SIZE: "minimize", DECODE: "maximize", RATIO: "minimize"})
+    known: list[float] = []
+    for ms, ratio in ((0.2, 1.0), (0.001, 50.0), (0.8, 0.2), (0.4, 0.0)):
+        finish(opened, samples.result(decode_ms=ms, ratio=ratio))
+        volumes = opened.volumes()
+        assert volumes[:-1] == known
+        assert all(a <= b for a, b in itertools.pairwise(volumes))
+        known = volumes
+
+
+def test_the_front_is_worth_its_share_of_what_lies_within_the_limits(tmp_path: Path) -> None:
+    opened = study(tmp_path, objectives={DECODE: "minimize", RATIO: "minimize"})
+    finish(opened, samples.result(decode_ms=0.5, ratio=1.0))
+    assert opened.volumes() == pytest.approx([(1 - 0.5 / 1.04) * (1 - 1.0 / 1.15)])
+
+
+def test_a_rate_is_worth_the_more_the_higher_it_is(tmp_path: Path) -> None:
+    opened = study(tmp_path, limits=(), objectives={DECODE: "maximize"})
+    for rate in (0.2, 0.8):
+        finish(opened, samples.result(decode_ms=rate))
+    assert opened.volumes() == pytest.approx([1 - 1 / 2, 1 - 1 / 8])
+
+
 # samplers
 
 
