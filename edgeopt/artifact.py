@@ -50,6 +50,20 @@ class Artifact:
         """Bytes to deploy: every file of the artifact, without the manifest."""
         return sum(f.size_bytes for f in self.files)
 
+    @property
+    def manifest_sha256(self) -> str:
+        """Of the manifest as it lies in the folder."""
+        return sha256_of(self.directory / MANIFEST)
+
+    def describe(self) -> dict[str, Any]:
+        """Where it lies and what it is, in plain JSON types."""
+        return {
+            "directory": str(self.directory),
+            "digest": self.digest,
+            "manifest_sha256": self.manifest_sha256,
+            "size_bytes": self.size_bytes,
+        }
+
     @classmethod
     def seal(cls, directory: Path, *, format: str, spec: ModelSpec, made_by: Mapping[str, Any]) -> Self:
         """Hash the files in `directory`, write its manifest and return the artifact."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import config as configs
-from edgeopt import intake, pipeline, tokens
+from edgeopt import intake, pipeline, process, tokens
 from edgeopt.artifact import Engine
 from edgeopt.composition import Composer, Config
 from edgeopt.errors import ConfigError, EdgeoptError, InputError
@@ -21,7 +21,7 @@ from edgeopt.job import Job
 from edgeopt.measure import lease, samples
 from edgeopt.measure.bench import Bench, measure
 from edgeopt.measure.foresight import Foresight, shortened
-from edgeopt.measure.shared_lease import SharedLease, this_host
+from edgeopt.measure.shared_lease import SharedLease
 from edgeopt.measure.spending import Meter
 from edgeopt.part import canonical, construct, describe
 from edgeopt.pipeline import evaluate
@@ -164,7 +164,7 @@ def _lease(store: str) -> Lease:
     """Workers that share a database share the lease on the device by it, wherever they run."""
     if not store.startswith("postgresql"):
         return lease
-    return SharedLease(url=store, device=this_host())
+    return SharedLease(url=store, device=process.kernel())
 
 
 def checked(config: Config, config_dir: Path | None) -> Job:

@@ -186,6 +186,17 @@ def verdicts(found: list[Document]) -> None:
         out.print(Text.assemble(f"{v['metric']} {v['limit']}: ", told))
 
 
+def gates(found: list[Document]) -> None:
+    """What gates or checks said, a line each."""
+    for verdict in found:
+        out.print(
+            Text.assemble(
+                ("  passed  " if verdict["passed"] else "  REFUSED ", "green" if verdict["passed"] else "red"),
+                f"{verdict['gate']}: {verdict['evidence']}",
+            )
+        )
+
+
 def _trial_line(number: int, result: TrialResult) -> Text:
     seconds = sum(result.timings_s.values())
     if result.failure is not None:

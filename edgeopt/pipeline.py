@@ -137,7 +137,7 @@ class _Climb:
             engine = self.work.build(self.job.runtime, checkpoint, self.job.recipe)
         self.result = replace(
             self.result,
-            engine={"directory": str(engine.directory), "digest": engine.digest, "size_bytes": engine.size_bytes},
+            engine=engine.describe(),
             notes=tuple(f"lint: {finding}" for finding in self.job.runtime.lint(engine)),
         )
         return engine

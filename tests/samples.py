@@ -132,13 +132,9 @@ def result(
         verdicts=verdicts,
         timings_s={"build": 1.5},
         failure=failure,
-        engine=None if built is None else _described(built),
+        engine=None if built is None else built.describe(),
         **more,
     )
-
-
-def _described(built: Engine) -> dict[str, Any]:
-    return {"directory": str(built.directory), "digest": built.digest, "size_bytes": built.size_bytes}
 
 
 def _verdict(limit: dict[str, Any], figures: dict[str, float]) -> Verdict:

@@ -26,19 +26,32 @@ LEVEL_0 = {
     "result",
     "tags",
     "kernels",
+    "process",
+    "secrets",
     "__init__",
 }
 LEVEL_1 = {"ports", "network", "grid", "adapters", "tokens", "intake"}
-ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store", "tracking", "release"}
+ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store", "tracking", "release", "serving"}
 LEVEL_3 = {"job", "rungs", "work", "pipeline"}
-LEVEL_5 = {"composition", "config", "assembly", "profiling", "commands", "cli", "display", "diagnosis", "hydra_plugins"}
+LEVEL_5 = {
+    "composition",
+    "config",
+    "assembly",
+    "profiling",
+    "commands",
+    "cli",
+    "display",
+    "diagnosis",
+    "hydra_plugins",
+    "mlflow_plugins",
+}
 ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_3 | LEVEL_5 | {"search"}
 
 WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recovery": set()}
 """Which rooms of compress each of them may know, beside the mathematics that all share."""
 
 OWNERS = {
-    "mlflow": {"tracking", "release", "models"},
+    "mlflow": {"tracking", "release", "models", "mlflow_plugins"},
     "optuna": {"search"},
     "hydra": {"composition", "hydra_plugins"},
     "omegaconf": {"composition", "hydra_plugins"},
@@ -47,12 +60,14 @@ OWNERS = {
     "sqlalchemy": {"search", "tracking", "release", "measure"},
     "onnxruntime": {"runtimes", "measure"},
     "onnxruntime_genai": {"runtimes", "measure"},
-    "tokenizers": {"tokens"},
+    "tokenizers": {"tokens", "serving"},
+    "starlette": {"serving"},
     "safetensors": {"network"},
     "plotly": {"tracking"},
     "matplotlib": {"tracking"},
     "codecarbon": {"measure"},
     "lm_eval": {"measure"},
+    "model_signing": {"release"},
 }
 """Who may import a library at all; a library that is not named here may be used in every room of level 1 and above."""
 HEAVY = {
@@ -71,8 +86,9 @@ HEAVY = {
     "peft",
     "datasets",
     "lm_eval",
+    "model_signing",
 }
-HEAVY_FROM_THE_START = ("tracking", "release")
+HEAVY_FROM_THE_START = ("tracking", "release", "mlflow_plugins")
 
 
 def allowed(room: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeopt import assembly, display
 from edgeopt import config as configs
 from edgeopt.assembly import Request
+from edgeopt.commands import registered
 from edgeopt.commands.outcome import Document
 from edgeopt.composition import Config
 from edgeopt.errors import ConfigError, InfeasibleError, InputError
@@ -22,8 +24,11 @@ from edgeopt.result import TrialResult
 from edgeopt.search import ledger, studystore
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective, as_row
+from edgeopt.search.importance import importance
 from edgeopt.search.ledger import Ledger, Row
+from edgeopt.search.status import status as study_status
 from edgeopt.search.study import Study
+from edgeopt.secrets import without_password
 
 if TYPE_CHECKING:
     from edgeopt.tracking.recorder import MlflowRecorder
@@ -66,7 +71,7 @@ class OpenStudy:
         url = store or os.environ.get("EDGEOPT_STORE") or studystore.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
         known = ledger.studies(url) if file == url or Path(file).is_file() else {}
-        place = studystore.shown(url)
+        place = without_password(url)
         if not known:
             raise InputError(
                 "there is no study", place=place, mend="Run edgeopt sweep first, or give --state or --store"
@@ -106,7 +111,7 @@ class OpenStudy:
                 "name": self.request.name,
                 "overrides": list(self.request.overrides),
                 "config": self.config,
-                "tracking_uri": server.shown(server.absolute(self.recorder.uri)),
+                "tracking_uri": without_password(server.absolute(self.recorder.uri)),
             }
         )
         folder = _snapshot(Path(self.config["state"]), self.name)
@@ -143,15 +148,36 @@ class OpenStudy:
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> Document:
         """End the study's run with all that is known of its front, whose document this returns."""
-        document = self.front()
+        from edgeopt.tracking.report import Course
+
+        document, known = self.front(), study_status(self.study)
         self.recorder.close_study(
             self.name,
             rows=document["trials"],
             objectives=document["objectives"],
             limits=document["limits"],
             status=status,
+            course=Course(
+                hypervolumes=self.study.volumes(),
+                importance=self._importance(),
+                spent_s=known["spent_s"],
+                spent_j=known["spent_j"],
+                saved_s=known["saved_s"],
+            ),
         )
         return document
+
+    def _importance(self) -> dict[str, dict[str, float]]:
+        """Objective → parameter → how much it decides, among the trials in which it was measured."""
+        found = {}
+        for metric in (objective.metric for objective in self.study.objectives):
+            known = [
+                (row.params, value)
+                for row in self.study.rows()
+                if row.summary is not None and math.isfinite(value := row.summary.metrics.get(metric, math.nan))
+            ]
+            found[metric] = importance([params for params, _ in known], [value for _, value in known])
+        return found
 
     def policy(self, name: str, config_dir: Path | None = None) -> Policy:
         return policies.load(name, self._registry_folders(config_dir))
@@ -161,7 +187,16 @@ class OpenStudy:
         name = self.config.get("promote")
         return None if name is None else self.policy(name)
 
-    def promote(self, document: Document, policy: Policy, config_dir: Path | None = None) -> Document:
+    def promote(
+        self,
+        document: Document,
+        policy: Policy,
+        config_dir: Path | None = None,
+        *,
+        reason: str = "",
+        private_key: Path | None = None,
+        dry_run: bool = False,
+    ) -> Document:
         """Register the front's members; `document` is the front's. InfeasibleError where there is none."""
         from edgeopt.release.promote import promote
 
@@ -176,9 +211,14 @@ class OpenStudy:
                 policy=policy,
                 tracking_uri=self.recorder.uri,
                 folders=self._registry_folders(config_dir),
+                private_key=private_key,
+                secret=registered.webhook_secret(),
+                reason=reason,
+                dry_run=dry_run,
                 progress=progress,
             ).to_json()
-        self.study.ledger.note(promoted=policy.model)
+        if not dry_run:
+            self.study.ledger.note(promoted=policy.model)
         return promotion
 
     def champion(self, model: str) -> Document | None:

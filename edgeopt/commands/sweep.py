@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.commands import arguments as shared
-from edgeopt.commands import front, promote
+from edgeopt.commands import front, promote, registered
 from edgeopt.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError
 
@@ -82,7 +82,7 @@ def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
     if not document["front"]:
         return Outcome(document=document, error=nothing_feasible(document))
     if policy is not None:
-        document["promotion"] = opened.promote(document, policy)
+        document["promotion"] = opened.promote(document, policy, private_key=registered.key_of_environment())
         document["champion"] = opened.champion(policy.model)
     return Outcome(document=document)
 
@@ -109,3 +109,5 @@ def show(document: Document) -> None:
     if hint["command"]:
         display.out.print(f"see it: {hint['command']}")
     display.out.print(f"        {hint['url']}")
+    for name, url in hint["view_urls"].items():
+        display.out.print(f"{name:>10}  {url}")

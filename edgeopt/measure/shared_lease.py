@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import MeasureError
@@ -26,11 +25,6 @@ PATIENCE_S = 120.0
 """How long the database may be silent, as one that is restarted is."""
 _TURN, _DEVICE = "turn", "device"
 _PAUSE_S = 0.2
-
-
-def this_host() -> str:
-    """The running kernel: containers beside one another measure on the same device."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class _Own(threading.local):

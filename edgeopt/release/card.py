@@ -12,7 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from edgeopt import tags, units
 from edgeopt.errors import ConfigError
-from edgeopt.release.gates import Candidate
+from edgeopt.release.candidate import Candidate
 
 LENGTH = 5000  # of a description in MLflow's registry
 _CUT = "\n\n… (cut; the run holds the whole)"

@@ -13,10 +13,11 @@ import yaml
 import edgeopt
 from edgeopt import part
 from edgeopt.errors import ConfigError
+from edgeopt.release import webhook
 from edgeopt.release.ranking import Criterion
 
 DIRECTIONS = ("minimize", "maximize")
-_KEYS = ("model", "gates", "aliases", "tags")
+_KEYS = ("model", "gates", "aliases", "approvals", "signature", "webhooks", "tags")
 _ALIAS = re.compile(r"[A-Za-z][\w-]*")
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
@@ -27,6 +28,9 @@ class Policy:
     model: name of the registered model.
     gates: parts with a `check` as in edgeopt.release.gates, run after those that always run.
     aliases: alias → the criteria that choose its version; `champion` is always among them.
+    approvals: how many people approve a version before an alias points at it, beside who registered it.
+    public_key: that of the key which signs every version; None where none needs to be signed.
+    webhooks: addresses that are told of every alias that moved.
     """
 
     name: str
@@ -34,6 +38,9 @@ class Policy:
     gates: tuple[Any, ...]
     aliases: Mapping[str, tuple[Criterion, ...]]
     tags: Mapping[str, str]
+    approvals: int = 0
+    public_key: Path | None = None
+    webhooks: tuple[str, ...] = ()
 
 
 def folders(user: Sequence[Path] = ()) -> list[Path]:
@@ -67,11 +74,14 @@ def load(name: str = "default", user: Sequence[Path] = ()) -> Policy:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"the policy cannot be read ({error})", place=str(path)) from error
-    return parse(data, name=path.stem, place=str(path))
+    return parse(data, name=path.stem, place=str(path), folder=path.parent)
 
 
-def parse(data: object, *, name: str, place: str) -> Policy:
-    """The policy that `data` describes. Raises ConfigError with all faults at once."""
+def parse(data: object, *, name: str, place: str, folder: Path = Path()) -> Policy:
+    """The policy that `data` describes; files that it names lie beside it in `folder`.
+
+    Raises ConfigError with all faults at once.
+    """
     faults: list[str] = []
     if not isinstance(data, Mapping):
         raise ConfigError("a policy is a mapping", place=place, mend=f"Give the keys {', '.join(_KEYS)}")
@@ -81,6 +91,12 @@ def parse(data: object, *, name: str, place: str) -> Policy:
         faults.append(f"model: {model!r} is no name for a registered model (no slash, colon or quote)")
     gates = [_gate(entry, f"gates[{i}]", faults.append) for i, entry in enumerate(_list(data, "gates", faults.append))]
     aliases = _aliases(data.get("aliases"), faults.append)
+    approvals = data.get("approvals", 0)
+    if not isinstance(approvals, int) or isinstance(approvals, bool) or approvals < 0:
+        faults.append(f"approvals: {approvals!r} is no number of people")
+    public_key = _public_key(data.get("signature"), folder, faults.append)
+    webhooks = _list(data, "webhooks", faults.append)
+    faults += [f"webhooks: {fault}" for fault in webhook.checked(webhooks)]
     tags = data.get("tags") or {}
     if not isinstance(tags, Mapping):
         faults.append(f"tags: {tags!r} is not a mapping")
@@ -88,7 +104,14 @@ def parse(data: object, *, name: str, place: str) -> Policy:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{count} in the policy: " + "; ".join(faults), place=place)
     return Policy(
-        name=name, model=str(model), gates=tuple(gates), aliases=aliases, tags={str(k): str(v) for k, v in tags.items()}
+        name=name,
+        model=str(model),
+        gates=tuple(gates),
+        aliases=aliases,
+        tags={str(k): str(v) for k, v in tags.items()},
+        approvals=approvals,
+        public_key=public_key,
+        webhooks=tuple(webhooks),
     )
 
 
@@ -101,6 +124,18 @@ def _list(data: Mapping[Any, Any], key: str, report: Report) -> list[Any]:
         return value
     report(f"{key}: {value!r} is not a list")
     return []
+
+
+def _public_key(entry: Any, folder: Path, report: Report) -> Path | None:
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping) or set(entry) != {"public_key"} or not isinstance(entry["public_key"], str):
+        report("signature: give exactly public_key, the path of a PEM file")
+        return None
+    path = folder / entry["public_key"]
+    if not path.is_file():
+        report(f"signature.public_key: {path} is no file")
+    return path
 
 
 def _gate(entry: Any, key: str, report: Report) -> Any:

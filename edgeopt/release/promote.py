@@ -9,45 +9,63 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from mlflow.entities.model_registry import ModelVersion
 
 from edgeopt import tags
 from edgeopt.errors import GateError, InfeasibleError
 from edgeopt.ports import Progress
-from edgeopt.release import card, registry
-from edgeopt.release.gates import ALWAYS, Candidate, GateVerdict, RequiredMetrics
+from edgeopt.release import card, registry, signature
+from edgeopt.release.candidate import Candidate, Gate, GateVerdict, Trial, candidate, trial_of
+from edgeopt.release.desk import DESCRIPTION, OPERATION, Desk
+from edgeopt.release.gates.engine import EngineIntact
+from edgeopt.release.gates.limits import LimitsKept
+from edgeopt.release.gates.metrics import RequiredMetrics
 from edgeopt.release.policy import Policy, find
 from edgeopt.release.ranking import first
+from edgeopt.release.webhook import Webhooks
 
+ALWAYS: tuple[Gate, ...] = (EngineIntact(), LimitsKept())
+"""No policy can leave these out."""
 _LINK = "mlflow.modelVersions"  # by this tag the UI shows a logged model's versions
+_INHERITED = (
+    tags.RECIPE,
+    tags.RECIPE_DIGEST,
+    tags.ENGINE_DIGEST,
+    tags.MANIFEST_SHA256,
+    tags.TARGET,
+    tags.DEVICE,
+    tags.EMULATED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """One member of the front as a version; `created` is false where it was registered before."""
+    """One member of the front; `version` is empty where it is not registered, `created` whether it was made now."""
 
     number: int
     run_id: str
     version: str
     created: bool
+    aliases: tuple[str, ...]
     gates: tuple[GateVerdict, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """What a promotion has left in the registry.
+    """What a promotion has left in the registry, or would leave.
 
     Attributes:
         aliases: alias → version, of the policy's aliases.
         moved: those of them that pointed elsewhere before → the version before, None where it is new.
+        dry_run: nothing was done; a version that does not exist yet is empty.
     """
 
     model: str
     releases: tuple[Release, ...]
     aliases: Mapping[str, str]
     moved: Mapping[str, str | None]
+    dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,16 +80,23 @@ def promote(
     policy: Policy,
     tracking_uri: str | None = None,
     folders: Sequence[Path] = (),
+    private_key: Path | None = None,
+    secret: str = "",
+    reason: str = "",
+    dry_run: bool = False,
     progress: Progress = lambda _: None,
 ) -> Promotion:
     """Register every member of the front once and set the policy's aliases.
 
-    Nothing is written unless every gate passes for every member. Called again, also after a kill, it
-    completes what is missing and changes nothing else.
+    No version is made unless every gate passes for every member, and no alias moves before it has its approvals.
+    Called again, also after a kill, it completes what is missing and changes nothing else.
 
     Args:
         rows, objectives, limits: as `edgeopt front --json` gives them.
         folders: the user's registry folders, which may hold a model card of their own.
+        private_key: signs what is registered.
+        secret: signs what is posted to the policy's webhooks.
+        dry_run: judge, and change nothing; refusals are told and not raised.
 
     Raises InfeasibleError where no trial keeps every limit, GateError with every refusal, TrackingError
     where MLflow refuses.
@@ -84,120 +109,208 @@ def promote(
             mend="`edgeopt front` shows how far each trial is off: search longer, or set wider limits",
         )
     with registry.answering(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
-        candidates = []
-        for row in front:
-            progress(f"checking trial {row['number']}")
-            candidates.append(_candidate(client, row, limits, Path(scratch)))
-        verdicts = _pass_gates(candidates, policy)
+        desk = Desk(client, policy.model, progress)
+        case = _Case(desk, policy, study, private_key)
+        if dry_run:
+            return case.plan(case.judge(front, limits, Path(scratch)))
         template = find("model_card.md.j2", folders)
-        cards = [card.render(template, c, study=study, model=policy.model, objectives=objectives) for c in candidates]
-        _ensure_model(client, policy.model)
+        webhooks = Webhooks(urls=policy.webhooks, secret=secret)
+        with desk.operation("promotion", reason, study=study, policy=policy.name, webhooks=list(policy.webhooks)):
+            judged = case.judge(front, limits, Path(scratch))
+            case.require(judged)
+            cards = [
+                card.render(template, c, study=study, model=policy.model, objectives=objectives) for c, _ in judged
+            ]
+            done = case.release(judged, cards)
+        webhooks.deliver(desk)
+        return done
+
+
+Judged = tuple[Candidate, tuple[GateVerdict, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One promotion: its candidates are judged, registered and pointed at."""
+
+    desk: Desk
+    policy: Policy
+    study: str
+    private_key: Path | None
+
+    def judge(
+        self, front: Sequence[Mapping[str, Any]], limits: Sequence[Mapping[str, Any]], scratch: Path
+    ) -> list[Judged]:
+        """Every member of the front with the verdicts of all gates."""
+        wanted, champion = self._wanted(front), self._champion()
+        ranked = sorted({criterion.metric for criteria in self.policy.aliases.values() for criterion in criteria})
+        gates = (*ALWAYS, RequiredMetrics(metrics=tuple(ranked), estimated=True), *self.policy.gates)
+        judged = []
+        for row in front:
+            self.desk.progress(f"checking trial {row['number']}")
+            bare = candidate(self.desk.client, row, limits, scratch)
+            seen = replace(
+                bare,
+                aliases=tuple(alias for alias, number in wanted.items() if number == row["number"]),
+                champion=champion if champion is not None and champion.run_id != bare.run_id else None,
+            )
+            judged.append((seen, (*(gate.check(seen) for gate in gates), self._signable())))
+        return judged
+
+    def require(self, judged: Sequence[Judged]) -> None:
+        """Keep the verdicts in the ledger; GateError with every refusal."""
+        told = {str(c.row["number"]): [[v.gate, v.passed, v.evidence[:500]] for v in seen] for c, seen in judged}
+        self.desk.note("judged", policy=self.policy.name, verdicts=told)
+        refused = refusals(judged)
+        if refused:
+            raise GateError(
+                f"nothing was promoted, {len(refused)} refused: {'; '.join(refused)}",
+                place=f"registry policy {self.policy.name}",
+            )
+
+    def release(self, judged: Sequence[Judged], cards: Sequence[str]) -> Promotion:
+        """Register all of them, and move the aliases."""
+        registry.ensure_model(self.desk.client, self.policy.model, DESCRIPTION)
         releases = []
-        for candidate, text, seen in zip(candidates, cards, verdicts, strict=True):
-            progress(f"registering trial {candidate.row['number']}")
-            labels = _labels(candidate, study, policy)
-            version, created = _ensure_version(client, policy.model, candidate, text, labels)
-            number, run_id = candidate.row["number"], candidate.run_id
-            releases.append(Release(number=number, run_id=run_id, version=version, created=created, gates=seen))
-        aliases, moved = _set_aliases(client, policy, front, releases)
-    return Promotion(model=policy.model, releases=tuple(releases), aliases=aliases, moved=moved)
+        for (seen, verdicts), text in zip(judged, cards, strict=True):
+            self.desk.progress(f"registering trial {seen.row['number']}")
+            version, created = self._ensure_version(seen, text)
+            self.desk.register(version)
+            releases.append(self._release(seen, verdicts, str(version.version), created=created))
+        aliases = {alias: release.version for release in releases for alias in release.aliases}
+        lacking = [text for alias in aliases if (text := self._lacking(alias, aliases[alias]))]
+        if lacking:
+            raise GateError(
+                f"no alias was moved, {'; '.join(dict.fromkeys(lacking))}",
+                place=f"registry policy {self.policy.name}",
+                mend="Promote again when it is approved",
+            )
+        return Promotion(
+            model=self.policy.model, releases=tuple(releases), aliases=aliases, moved=self.desk.move(aliases)
+        )
+
+    def plan(self, judged: Sequence[Judged]) -> Promotion:
+        """What `release` would do, as far as it is known beforehand."""
+        releases = [self._release(c, seen, self._known(c), created=False) for c, seen in judged]
+        aliases = {alias: release.version for release in releases for alias in release.aliases}
+        now = registry.aliases(self.desk.client, self.policy.model)
+        moved = {
+            alias: now.get(alias) for alias, version in aliases.items() if now.get(alias) != version or not version
+        }
+        return Promotion(model=self.policy.model, releases=tuple(releases), aliases=aliases, moved=moved, dry_run=True)
+
+    # inside
+
+    def _wanted(self, front: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """Alias → number of the trial that it would point at; nothing where a metric is missing, which is refused."""
+        metrics = {criterion.metric for criteria in self.policy.aliases.values() for criterion in criteria}
+        if any(row["metrics"].get(metric) is None for row in front for metric in metrics):
+            return {}
+        return {alias: first(front, criteria) for alias, criteria in self.policy.aliases.items()}
+
+    def _champion(self) -> Trial | None:
+        client, model = self.desk.client, self.policy.model
+        version = registry.aliases(client, model).get("champion")
+        return None if version is None else trial_of(client, client.get_model_version(model, version).run_id or "")
+
+    def _signable(self) -> GateVerdict:
+        wanted = self.policy.public_key is not None
+        if self.private_key is None and wanted:
+            evidence = f"the policy wants a signature, and no key is given: use --key, or set {signature.KEY}"
+            return GateVerdict(gate="signature", passed=False, evidence=evidence)
+        return GateVerdict(
+            gate="signature", passed=True, evidence="will be signed" if self.private_key else "not asked for"
+        )
+
+    def _release(self, seen: Candidate, verdicts: tuple[GateVerdict, ...], version: str, *, created: bool) -> Release:
+        return Release(
+            number=seen.row["number"],
+            run_id=seen.run_id,
+            version=version,
+            created=created,
+            aliases=seen.aliases,
+            gates=verdicts,
+        )
+
+    def _lacking(self, alias: str, version: str) -> str:
+        """What speaks against letting `alias` point at `version`: approvals that are missing."""
+        history = self.desk.history
+        if history.aliases.get(alias) == version:
+            return ""
+        known = history.registered[version]
+        given = {e.actor for e in history.approvals.get(version, ()) if e.facts["digest"] == known.digest}
+        count, wanted = len(given - {known.actor}), self.policy.approvals
+        if count >= wanted:
+            return ""
+        name = f"{self.policy.model}/{version}"
+        return (
+            f"{name} has {count} of {wanted} approvals by others than {known.actor}, who registered it "
+            f'(`edgeopt approve {name} --reason "…"`)'
+        )
+
+    def _labels(self, seen: Candidate) -> dict[str, str]:
+        return {
+            **self.policy.tags,
+            **{key: seen.run_tags[key] for key in _INHERITED if key in seen.run_tags},
+            tags.STUDY: self.study,
+            tags.TRIAL: f"{self.study}/{seen.row['number']}",
+            "edgeopt.policy": self.policy.name,
+        }
+
+    def _versions(self, seen: Candidate) -> list[ModelVersion]:
+        """The versions of this run and engine."""
+        found = self.desk.client.search_model_versions(f"name = '{self.policy.model}' and run_id = '{seen.run_id}'")
+        digest = seen.run_tags.get(tags.ENGINE_DIGEST)
+        return [version for version in found if version.tags.get(tags.ENGINE_DIGEST) == digest]
+
+    def _known(self, seen: Candidate) -> str:
+        return next((str(version.version) for version in self._versions(seen)), "")
+
+    def _ensure_version(self, seen: Candidate, text: str) -> tuple[ModelVersion, bool]:
+        """The version of this run and engine, with tags and description up to date; and whether it was made now."""
+        client, model = self.desk.client, self.policy.model
+        labels = self._labels(seen)
+        known = next(iter(self._versions(seen)), None)
+        labels |= self._signature(seen, {} if known is None else known.tags)
+        created = known is None
+        if known is None:
+            begun = self.desk.history.open
+            assert begun is not None
+            known = client.create_model_version(
+                model,
+                f"models:/{seen.model_id}",
+                seen.run_id,
+                tags={**labels, OPERATION: begun.digest},
+                description=text,
+                model_id=seen.model_id,
+            )
+        else:
+            if known.description != text:
+                client.update_model_version(model, known.version, text)
+            for key, value in labels.items():
+                if known.tags.get(key) != value:
+                    client.set_model_version_tag(model, known.version, key, value)
+        _link(client, seen.model_id, model, str(known.version))
+        return known, created
+
+    def _signature(self, seen: Candidate, known: Mapping[str, str]) -> dict[str, str]:
+        """The tag with the signature that the version has or gets; GateError where the policy's key did not sign."""
+        signed = known.get(signature.TAG, "")
+        if not signed and self.private_key is not None:
+            signed = signature.sign(seen.engine(), self.private_key)
+        if self.policy.public_key is not None:
+            signature.verify(seen.engine(), signed, self.policy.public_key)
+        return {signature.TAG: signed} if signed else {}
 
 
-def _candidate(
-    client: MlflowClient, row: Mapping[str, Any], limits: Sequence[Mapping[str, Any]], scratch: Path
-) -> Candidate:
-    """The member with its logged model, which is downloaded into `scratch` unless it lies on this machine."""
-    run_id = row["run_id"] or ""
-    bare = Candidate(
-        row=row,
-        limits=limits,
-        run_id=run_id,
-        run_tags={},
-        model_id="",
-        folder=None,
-        missing="the trial has no MLflow run in this store",
-    )
-    if not run_id:
-        return bare
-    run = client.get_run(run_id)
-    query = f"source_run_id = '{run_id}' AND name = '{tags.ENGINE}'"
-    models = [m for m in client.search_logged_models([run.info.experiment_id], query) if str(m.status) == "READY"]
-    found = replace(bare, run_tags=run.data.tags)
-    if not models:
-        return replace(found, missing="its run holds no engine that was logged completely")
-    model_id = str(models[0].model_id)
-    local = Path(models[0].artifact_location.removeprefix("file://"))
-    try:
-        target = None if local.is_dir() else str(scratch / model_id)
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=target))
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        return replace(found, model_id=model_id, missing=f"its artifacts cannot be fetched ({reason})")
-    return replace(found, model_id=model_id, folder=folder, missing="")
-
-
-def _pass_gates(candidates: Sequence[Candidate], policy: Policy) -> list[tuple[GateVerdict, ...]]:
-    """The verdicts of all gates by candidate; GateError lists every refusal."""
-    ranked = sorted({criterion.metric for criteria in policy.aliases.values() for criterion in criteria})
-    gates = (*ALWAYS, RequiredMetrics(metrics=tuple(ranked)), *policy.gates)
-    verdicts = [tuple(gate.check(candidate) for gate in gates) for candidate in candidates]
-    refusals = [
-        f"trial {candidate.row['number']}, {verdict.gate}: {verdict.evidence}"
-        for candidate, seen in zip(candidates, verdicts, strict=True)
-        for verdict in dict.fromkeys(seen)
+def refusals(judged: Sequence[Judged]) -> list[str]:
+    """Every refusal, with the trial and the gate."""
+    return [
+        f"trial {seen.row['number']}, {verdict.gate}: {verdict.evidence}"
+        for seen, verdicts in judged
+        for verdict in dict.fromkeys(verdicts)
         if not verdict.passed
     ]
-    if refusals:
-        what = f"nothing was promoted, {len(refusals)} refused: {'; '.join(refusals)}"
-        raise GateError(what, place=f"registry policy {policy.name}")
-    return verdicts
-
-
-def _labels(candidate: Candidate, study: str, policy: Policy) -> dict[str, str]:
-    inherited = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.DEVICE, tags.EMULATED)
-    found = {key: candidate.run_tags[key] for key in inherited if key in candidate.run_tags}
-    return {
-        **policy.tags,
-        **found,
-        tags.STUDY: study,
-        tags.TRIAL: f"{study}/{candidate.row['number']}",
-        "edgeopt.policy": policy.name,
-    }
-
-
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(name, description="Engines that edgeopt compressed, measured and promoted.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _ensure_version(
-    client: MlflowClient, model: str, candidate: Candidate, text: str, labels: Mapping[str, str]
-) -> tuple[str, bool]:
-    """The version of this run and engine, with tags and description up to date; and whether it was made now."""
-    digest = labels[tags.ENGINE_DIGEST]
-    known = client.search_model_versions(f"name = '{model}' and run_id = '{candidate.run_id}'")
-    version = next((v for v in known if v.tags.get(tags.ENGINE_DIGEST) == digest), None)
-    created = version is None
-    if version is None:
-        version = client.create_model_version(
-            model,
-            f"models:/{candidate.model_id}",
-            candidate.run_id,
-            tags=dict(labels),
-            description=text,
-            model_id=candidate.model_id,
-        )
-    else:
-        if version.description != text:
-            client.update_model_version(model, version.version, text)
-        for key, value in labels.items():
-            if version.tags.get(key) != value:
-                client.set_model_version_tag(model, version.version, key, value)
-    _link(client, candidate.model_id, model, str(version.version))
-    return str(version.version), created
 
 
 def _link(client: MlflowClient, model_id: str, name: str, version: str) -> None:
@@ -205,17 +318,3 @@ def _link(client: MlflowClient, model_id: str, name: str, version: str) -> None:
     linked = json.loads(client.get_logged_model(model_id).tags.get(_LINK, "[]"))
     if not any(entry["name"] == name and str(entry["version"]) == version for entry in linked):
         client.set_logged_model_tags(model_id, {_LINK: json.dumps([*linked, {"name": name, "version": version}])})
-
-
-def _set_aliases(
-    client: MlflowClient, policy: Policy, front: Sequence[Mapping[str, Any]], releases: Sequence[Release]
-) -> tuple[dict[str, str], dict[str, str | None]]:
-    versions = {release.number: release.version for release in releases}
-    before = registry.aliases(client, policy.model)
-    wanted = {alias: versions[first(front, criteria)] for alias, criteria in policy.aliases.items()}
-    moved: dict[str, str | None] = {}
-    for alias, version in wanted.items():
-        if before.get(alias) != version:
-            client.set_registered_model_alias(policy.model, alias, version)
-            moved[alias] = before.get(alias)
-    return wanted, moved

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -20,9 +21,11 @@ from mlflow.models import Model
 from edgeopt import tags
 from edgeopt.artifact import Engine
 from edgeopt.errors import InputError, TrackingError
+from edgeopt.secrets import without_password
 
-_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
+_REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
 _OWN = "MLFLOW_TRACKING_URI"
+_PAGE = 1000
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -39,7 +42,7 @@ def answering(tracking_uri: str | None) -> Iterator[MlflowClient]:
             yield MlflowClient(tracking_uri=uri)
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrackingError(f"the registry refused: {reason}", place=re.sub(r":[^:/@]*@", ":***@", uri)) from error
+        raise TrackingError(f"the registry refused: {reason}", place=without_password(uri)) from error
 
 
 @contextlib.contextmanager
@@ -79,6 +82,69 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
         raise
 
 
+def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """All versions of a registered model by number; empty where it does not exist."""
+    found, token = [], None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", max_results=_PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
+
+
+def ensure_model(client: MlflowClient, name: str, description: str) -> None:
+    """Make the registered model where it is absent."""
+    try:
+        client.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A version of a registered model by number or by alias; neither names the model alone."""
+
+    name: str
+    alias: str = ""
+    version: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Of `NAME@ALIAS` or `NAME/VERSION`, with `models:/` before it or without."""
+        match = _REFERENCE.fullmatch(text)
+        if match is None:
+            mend = "Give models:/NAME@ALIAS or models:/NAME/VERSION"
+            raise InputError(f"{text!r} is no registry URI", place="uri", mend=mend)
+        return cls(name=match["name"], alias=match["alias"] or "", version=match["version"] or "")
+
+    def find(self, client: MlflowClient) -> ModelVersion:
+        """Raises InputError, with what there is, where the model, alias or version does not exist."""
+        try:
+            model = client.get_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code not in _ABSENT:
+                raise
+            known = ", ".join(m.name for m in client.search_registered_models(max_results=20)) or "none yet"
+            what = f"no model {self.name!r} is registered"
+            raise InputError(what, place="uri", mend=f"Registered are: {known}") from error
+        if self.alias and self.alias not in model.aliases:
+            known = ", ".join(sorted(model.aliases)) or "none yet"
+            raise InputError(
+                f"model {self.name!r} has no alias {self.alias!r}", place="uri", mend=f"Its aliases: {known}"
+            )
+        number = str(model.aliases[self.alias]) if self.alias else self.version
+        try:
+            return client.get_model_version(self.name, number)
+        except MlflowException as error:
+            if error.error_code not in _ABSENT:
+                raise
+            known = ", ".join(str(version.version) for version in versions(client, self.name)[-20:]) or "none"
+            what = f"model {self.name!r} has no version {number}"
+            raise InputError(what, place="uri", mend=f"Its versions: {known}") from error
+
+
 def resolve(uri: str, tracking_uri: str | None = None, destination: Path | None = None) -> Path:
     """The local folder of the engine behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`, verified.
 
@@ -87,54 +153,38 @@ def resolve(uri: str, tracking_uri: str | None = None, destination: Path | None 
 
     Raises InputError where the model, version or alias does not exist, or its engine was changed.
     """
-    match = _URI.fullmatch(uri)
-    if match is None:
-        mend = "Give models:/NAME@ALIAS or models:/NAME/VERSION"
-        raise InputError(f"{uri!r} is no registry URI", place="uri", mend=mend)
+    reference = Reference.parse(uri)
     with answering(tracking_uri) as client:
-        version = _find(client, match["name"], match["alias"], match["version"])
-        pinned = f"models:/{match['name']}/{version.version}"
+        return fetch(reference.find(client), destination).directory
+
+
+def fetch(version: ModelVersion, destination: Path | None = None) -> Engine:
+    """The engine of a version, compared with what was registered.
+
+    Raises InputError where it has none, or where a file, the manifest or the version was changed.
+    """
+    pinned = f"models:/{version.name}/{version.version}"
+    try:
         target = None if destination is None else str(destination)
-        try:
-            folder = Path(mlflow.artifacts.download_artifacts(pinned, dst_path=target))
-        except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            mend = "Register it with edgeopt promote"
-            raise InputError(f"{pinned} has no artifacts ({reason})", place="uri", mend=mend) from error
-        found = engine_folder(folder)
-    engine = Engine.read(found)
+        folder = Path(mlflow.artifacts.download_artifacts(pinned, dst_path=target))
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        mend = "Register it with edgeopt promote"
+        raise InputError(f"{pinned} has no artifacts ({reason})", place="uri", mend=mend) from error
+    engine = Engine.read(engine_folder(folder))
     engine.verify()
-    expected = version.tags.get(tags.ENGINE_DIGEST, engine.digest)
-    if engine.digest != expected:
-        raise InputError(
-            f"the engine of {pinned} is not the one that was registered: its digest is {engine.digest}, not {expected}",
-            place=str(found),
-            mend="Use another version, and find out who changed it",
-        )
-    return found
-
-
-def _find(client: MlflowClient, name: str, alias: str | None, version: str | None) -> ModelVersion:
-    try:
-        model = client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code not in _ABSENT:
-            raise
-        known = ", ".join(m.name for m in client.search_registered_models(max_results=20)) or "none yet"
-        raise InputError(f"no model {name!r} is registered", place="uri", mend=f"Registered are: {known}") from error
-    if alias is not None and alias not in model.aliases:
-        known = ", ".join(sorted(model.aliases)) or "none yet"
-        raise InputError(f"model {name!r} has no alias {alias!r}", place="uri", mend=f"Its aliases: {known}")
-    number = str(model.aliases[alias]) if alias is not None else str(version)
-    try:
-        return client.get_model_version(name, number)
-    except MlflowException as error:
-        if error.error_code not in _ABSENT:
-            raise
-        versions = client.search_model_versions(f"name = '{name}'", max_results=20)
-        known = ", ".join(sorted((str(v.version) for v in versions), key=int)) or "none"
-        what = f"model {name!r} has no version {number}"
-        raise InputError(what, place="uri", mend=f"Its versions: {known}") from error
+    for what, tag, found in (
+        ("digest", tags.ENGINE_DIGEST, engine.digest),
+        ("manifest's sha256", tags.MANIFEST_SHA256, engine.manifest_sha256),
+    ):
+        expected = version.tags.get(tag, found)
+        if found != expected:
+            raise InputError(
+                f"the engine of {pinned} is not the one that was registered: its {what} is {found}, not {expected}",
+                place=str(engine.directory),
+                mend="Use another version, and find out who changed it",
+            )
+    return engine
 
 
 def engine_folder(model_folder: Path) -> Path:

@@ -8,43 +8,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import TracebackType
 
 import edgeopt
+from edgeopt import process
 from edgeopt.errors import StoreError
-from edgeopt.measure.shared_lease import this_host
 from edgeopt.search.ledger import Ledger, Member
 from edgeopt.store.stages import code_digest
 
 BEATS_A_LEASE = 6
-_PROC = Path("/proc")
 
 
 def myself(role: str) -> Member:
     """This process as a worker, under a name of its own."""
     return Member(
         worker=f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
-        host=_host(),
-        process=_process(os.getpid()),
+        host=process.host(),
+        process=process.identity(os.getpid()),
         role=role,
         code=f"{edgeopt.__version__}+{code_digest()[:12]}",
         beat=0,
     )
-
-
-def _host() -> str:
-    """The running kernel and the namespace of its process numbers."""
-    return f"{this_host()} {(_PROC / 'self/ns/pid').stat().st_ino}"
-
-
-def _process(number: int) -> str:
-    """Number and start of a process; empty where there is none, or where it is dead and only not yet waited for."""
-    try:
-        fields = (_PROC / str(number) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has ended
-        return ""
-    return "" if fields[0] == "Z" else f"{number}:{fields[19]}"
 
 
 class Watch:
@@ -58,13 +42,13 @@ class Watch:
         self._seen: dict[str, tuple[int, float]] = {}
 
     def dead(self, members: Iterable[Member]) -> list[Member]:
-        found, now, here = [], self._clock(), _host()
+        found, now, here = [], self._clock(), process.host()
         for member in members:
             beat, since = self._seen.get(member.worker, (-1, now))
             if beat != member.beat:
                 beat, since = member.beat, now
             self._seen[member.worker] = beat, since
-            gone = member.host == here and _process(int(member.process.partition(":")[0])) != member.process
+            gone = member.host == here and not process.lives(member.process)
             if gone or now - since > self._lease_s:
                 found.append(member)
         return found

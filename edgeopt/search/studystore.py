@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 
 from edgeopt.errors import ConfigError, StoreError
 from edgeopt.search.tables import METADATA, STUDIES
+from edgeopt.secrets import without_password
 
 PATIENCE_S = 120.0
 """How long a store may be silent, as one that is restarted is, before a sweep gives up."""
@@ -61,18 +62,13 @@ class StudyStore:
     def _unusable(self, error: SQLAlchemyError) -> StoreError:
         return StoreError(
             f"the study's store cannot be used ({_first_line(error)})",
-            place=shown(self.url),
+            place=without_password(self.url),
             mend="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
         )
 
 
 def file_url(path: Path) -> str:
     return f"sqlite:///{path}"
-
-
-def shown(url: str) -> str:
-    """`url` for messages, without its password."""
-    return make_url(url).render_as_string(hide_password=True)
 
 
 def _engine(url: str) -> sql.Engine:

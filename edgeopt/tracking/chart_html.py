@@ -1,16 +1,13 @@
-"""The front as one self-contained page: an interactive chart, the limits and every trial in a table."""
+"""The front as an interactive chart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from edgeopt import units
-from edgeopt.tracking.chart_png import headline
 from edgeopt.tracking.view import (
     COLOURS,
     FRONT,
@@ -23,7 +20,6 @@ from edgeopt.tracking.view import (
     Kind,
     Point,
     View,
-    kind_of,
     obstacles,
     place_labels,
     readable,
@@ -31,28 +27,6 @@ from edgeopt.tracking.view import (
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 _WIDTH, _HEIGHT = 960, 520  # of the plot's inside in pixels, for placing labels
-_PAGE = Path(__file__).with_name("front.html")
-
-
-def write(
-    view: View, path: Path, *, objectives: Sequence[Mapping[str, Any]], limits: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write the page; it needs no network and no other file."""
-    chart = figure(view).to_html(
-        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
-    )
-    rows = [*(p.row for p in view.points), *view.unplotted]
-    page = _PAGE.read_text(encoding="utf-8")
-    for name, text in {
-        "STUDY": escape(view.study),
-        "HEADLINE": escape(headline(view)),
-        "HOW": _how(view),
-        "LIMITS": _limit_table(limits),
-        "TRIALS": _trial_table(rows, objectives),
-        "CHART": chart,
-    }.items():
-        page = page.replace(f"<!--{name}-->", text)
-    path.write_text(page, encoding="utf-8")
 
 
 def figure(view: View) -> go.Figure:
@@ -173,78 +147,18 @@ def _labels(drawing: go.Figure, view: View) -> None:
 def _hover(point: Point) -> str:
     row = point.row
     lines = [f"<b>Trial {point.number}</b> · {KINDS[point.kind]}"]
-    lines += [f"{escape(str(k))} = {escape(_short(v))}" for k, v in row["params"].items()]
+    lines += [f"{escape(str(k))} = {escape(short(v))}" for k, v in row["params"].items()]
     lines.append("")
     lines += [f"{escape(readable(k))}: {v:.4g}" for k, v in list(row["metrics"].items())[:14]]
-    above = {k: v for k, v in row["excess"].items() if v is not None and v > 0}
-    broken = [f"{escape(readable(k))}: {v:+.0%}" for k, v in above.items()]
-    return "<br>".join([*lines, *(["", "<b>above the limit</b>", *broken] if broken else [])])
+    room = [f"{escape(readable(k))}: {_headroom(v)}" for k, v in row["excess"].items() if v is not None]
+    return "<br>".join([*lines, *(["", "<b>limits</b>", *room] if room else [])])
 
 
-def _short(value: Any) -> str:
+def _headroom(excess: float) -> str:
+    return f"{excess:.0%} beyond" if excess > 0 else f"{-excess:.0%} headroom"
+
+
+def short(value: Any) -> str:
+    """A setting as people read it."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _how(view: View) -> str:
-    shown = {"Across": view.x, "Up": view.y, "Colour": view.colour}
-    parts = ["Each point is one compressed model."]
-    parts += [f"{where}: {escape(', '.join(filter(None, (a.title, a.better))))}." for where, a in shown.items() if a]
-    if view.x.drawn_bound is not None or view.y.drawn_bound is not None:
-        parts.append(
-            "Dashed lines are limits; the shaded side is not allowed, and a limit counts as kept only where the whole "
-            "confidence interval lies within it."
-        )
-    parts.append(
-        "A model is <b>on the front</b> where no other that keeps every limit is at least as good in all of these and "
-        "better in one: choose among the numbered points. Hover over a point for its recipe and figures."
-    )
-    return " ".join(parts)
-
-
-def _limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
-    if not limits:
-        return "<p>No limits were set.</p>"
-    cells = "".join(
-        f"<tr><td>{escape(readable(limit['metric']))}</td><td>{escape(str(limit['limit']))}</td>"
-        f"<td>{'not known' if limit['bound'] is None else escape(units.show(limit['bound'], limit['unit']))}</td></tr>"
-        for limit in limits
-    )
-    return _table("", "<th>Figure</th><th>Limit</th><th>In figures</th>", cells)
-
-
-def _trial_table(rows: Sequence[Mapping[str, Any]], objectives: Sequence[Mapping[str, Any]]) -> str:
-    heads = "".join(f"<th class='n'>{escape(readable(o['metric']))}</th>" for o in objectives)
-    order = {"front": 0, "feasible": 1, "infeasible": 2}
-    lines = []
-    for row in sorted(rows, key=lambda r: (order[kind_of(r)], r["number"])):
-        figures = "".join(f"<td class='n'>{_cell(row['metrics'].get(o['metric']), o['unit'])}</td>" for o in objectives)
-        settings = ", ".join(f"{k}={_short(v)}" for k, v in row["params"].items())
-        lines.append(
-            f"<tr class='{kind_of(row)}'><td class='n'>{row['number']}</td><td>{escape(verdict(row))}</td>{figures}"
-            f"<td class='p'>{escape(settings)}</td></tr>"
-        )
-    return _table("trials", f"<th class='n'>#</th><th>Outcome</th>{heads}<th>Recipe</th>", "".join(lines))
-
-
-def _table(kind: str, head: str, body: str) -> str:
-    return f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def verdict(row: Mapping[str, Any]) -> str:
-    """What became of a trial, in words."""
-    if row["feasible"]:
-        return "on the front" if row["pareto_rank"] == 1 else "keeps every limit"
-    if row["failure"]:
-        return f"failed: {row['failure']}"
-    broken = [f"{readable(k)} {v:+.0%}" for k, v in row["excess"].items() if v is not None and v > 0]
-    missing = [readable(k) for k, v in row["excess"].items() if v is None]
-    if row["state"] == "refused":
-        return f"refused, predicted beyond its limit: {', '.join(broken)}"
-    words = [f"beyond its limit: {', '.join(broken)}"] if broken else []
-    words += [f"not measured: {', '.join(missing)}"] if missing else []
-    return "; ".join(words) or f"not proven to keep its limits ({row['state']})"
-
-
-def _cell(value: float | None, unit: str) -> str:
-    return "–" if value is None else escape(units.show(value, unit))

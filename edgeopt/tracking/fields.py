@@ -97,6 +97,7 @@ def trial_tags(result: TrialResult) -> dict[str, str]:
     }
     if result.engine is not None:
         found[tags.ENGINE_DIGEST] = str(result.engine["digest"])
+        found[tags.MANIFEST_SHA256] = str(result.engine.get("manifest_sha256", ""))
     if result.refused:
         found[tags.REFUSED] = result.refused
     if result.failure is not None:

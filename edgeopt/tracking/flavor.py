@@ -153,7 +153,7 @@ class Generator:
         """
         chosen = {"max_new_tokens": MAX_NEW_TOKENS, "adapter": "", **(params or {})}
         limit, adapter = int(chosen["max_new_tokens"]), chosen["adapter"] or None
-        return [self.complete(prompt, limit, adapter) for prompt in _prompts(model_input)]
+        return [self.complete(prompt, limit, adapter) for prompt in prompts(model_input)]
 
     def complete(self, prompt: str, max_new_tokens: int = MAX_NEW_TOKENS, adapter: str | None = None) -> str:
         """The greedy continuation of `prompt`, cut where the model's context ends."""
@@ -169,7 +169,8 @@ class Generator:
         return str(self._tokenizer.decode(list(new)))
 
 
-def _prompts(model_input: Any) -> list[str]:
+def prompts(model_input: Any) -> list[str]:
+    """The prompts in what MLflow hands a model: one text, a list, or a table of one column."""
     if isinstance(model_input, str):
         return [model_input]
     columns = getattr(model_input, "columns", None)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.tracking import chart_html, chart_png, fields
+from edgeopt.tracking import chart_png, fields, report
+from edgeopt.tracking.report import Course
 from edgeopt.tracking.view import prepare
 
 Rows = Sequence[Mapping[str, Any]]
@@ -31,11 +32,20 @@ def totals(rows: Rows, objectives: Rows) -> dict[str, float]:
     return found
 
 
-def write(folder: Path, *, study: str, rows: Rows, objectives: Rows, limits: Rows) -> None:
-    """Write front.html, front.png, front.csv (the front alone) and trials.json (everything) into `folder`."""
+def write(
+    folder: Path, *, study: str, rows: Rows, objectives: Rows, limits: Rows, course: Course | None = None
+) -> None:
+    """Write front.html (the report), front.png, front.csv (the front alone) and trials.json into `folder`."""
     view = prepare(study=study, rows=rows, objectives=objectives, limits=limits)
     chart_png.write(view, folder / "front.png")
-    chart_html.write(view, folder / "front.html", objectives=objectives, limits=limits)
+    report.write(
+        folder / "front.html",
+        study=study,
+        rows=rows,
+        objectives=objectives,
+        limits=limits,
+        course=course or Course(),
+    )
     document = {"study": study, "objectives": objectives, "limits": limits, "trials": rows}
     (folder / "trials.json").write_text(json.dumps(fields.plain(document), indent=1, allow_nan=False))
     front = [row for row in rows if row["feasible"] and row["pareto_rank"] == 1]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
@@ -25,7 +25,11 @@ from edgeopt import tags
 from edgeopt.errors import ConfigError, TrackingError
 from edgeopt.recipe import label
 from edgeopt.result import TrialResult
+from edgeopt.secrets import without_password
 from edgeopt.tracking import cards, fields, files, lookup, server
+
+if TYPE_CHECKING:
+    from edgeopt.tracking.report import Course
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _MODEL_TAGS = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.EMULATED)
@@ -40,12 +44,14 @@ class UiHint:
         command: serves its store; empty where a server already does.
         path: of the study's page on that server.
         url, front_url: the study's page and the picture of its front.
+        view_urls: saved views of the runs page by name.
     """
 
     command: str
     path: str
     url: str
     front_url: str
+    view_urls: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +190,14 @@ class MlflowRecorder:
         objectives: Sequence[Mapping[str, Any]],
         limits: Sequence[Mapping[str, Any]],
         status: Status,
+        course: Course | None = None,
     ) -> str:
         """Log ranks, totals, pictures and tables of the front and end the study's run with `status`.
 
-        `rows`, `objectives` and `limits` are those of `edgeopt front --json`. Called again after more
-        trials it logs what has changed.
+        `rows`, `objectives` and `limits` are those of `edgeopt front --json`, `course` is for the report. Called
+        again after more trials it logs what has changed.
         """
-        from edgeopt.tracking import front
+        from edgeopt.tracking import front, saved_views
 
         with server.answering(self.uri) as client:
             parent = self._require_parent(client, study)
@@ -200,23 +207,34 @@ class MlflowRecorder:
                     _log_changed(client, runs[row["number"]], {tags.PARETO_RANK: float(row["pareto_rank"])})
             _log_changed(client, parent, front.totals(rows, objectives))
             with tempfile.TemporaryDirectory() as scratch:
-                front.write(Path(scratch), study=study, rows=rows, objectives=objectives, limits=limits)
+                front.write(Path(scratch), study=study, rows=rows, objectives=objectives, limits=limits, course=course)
                 client.log_artifacts(parent.info.run_id, scratch, "front")
+            views = saved_views.views(study, rows=rows, objectives=objectives, limits=limits)
+            saved_views.write(client, parent.info.experiment_id, views, now_ms=int(time.time() * 1000))
             client.set_tag(parent.info.run_id, "mlflow.note.content", cards.study(study, rows, objectives, limits))
             client.set_terminated(parent.info.run_id, status)
             return str(parent.info.run_id)
 
     def ui_hint(self, study: str) -> UiHint:
         """How to open the run of `study` in the MLflow UI."""
+        from edgeopt.tracking import saved_views
+
         uri = self.uri
         with server.answering(uri) as client:
             run = self._require_parent(client, study)
+            views = saved_views.paths(client.get_experiment(run.info.experiment_id), study)
         page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
         path, front = page + _MODE, page + "/artifacts/front/front.html" + _MODE
         served = uri.startswith(("http://", "https://"))
         host = re.sub("//[^/@]*@", "//", uri).rstrip("/") if served else "http://127.0.0.1:5000"
-        command = "" if served else f"mlflow ui --backend-store-uri {server.shown(uri)}"
-        return UiHint(command=command, path=path, url=host + path, front_url=host + front)
+        command = "" if served else f"mlflow ui --backend-store-uri {without_password(uri)}"
+        return UiHint(
+            command=command,
+            path=path,
+            url=host + path,
+            front_url=host + front,
+            view_urls={name: host + view for name, view in views.items()},
+        )
 
     def _experiment(self, client: MlflowClient) -> str:
         return server.experiment(client, self.uri, self.experiment)
@@ -275,7 +293,7 @@ def _parent(uri: str, experiment: str, study: str) -> tuple[str, str]:
     if run is None:
         raise TrackingError(
             f"study {study!r} has no run in experiment {experiment!r}",
-            place=server.shown(uri),
+            place=without_password(uri),
             mend="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
         )
     return known, str(run.info.run_id)

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
 from edgeopt.errors import TrackingError
+from edgeopt.secrets import without_password
 
 PROBE_S = 8
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -44,18 +45,13 @@ def absolute(uri: str) -> str:
     return uri if file is None else f"sqlite:///{file.absolute()}"
 
 
-def shown(uri: str) -> str:
-    """`uri` for messages, without its password."""
-    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", uri)
-
-
 @contextlib.contextmanager
 def answering(uri: str) -> Iterator[MlflowClient]:
     """A client of `uri`; what MLflow, its database or its artifact store refuses becomes a TrackingError."""
     try:
         yield MlflowClient(tracking_uri=uri)
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise TrackingError(f"MLflow refused: {_first_line(error)}", place=shown(uri)) from error
+        raise TrackingError(f"MLflow refused: {_first_line(error)}", place=without_password(uri)) from error
 
 
 def probe(uri: str) -> None:
@@ -73,11 +69,13 @@ def probe(uri: str) -> None:
     except ImportError as error:
         raise TrackingError(
             f"the driver of this database is not installed ({error})",
-            place=shown(uri),
+            place=without_password(uri),
             mend="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
         ) from error
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise TrackingError(f"MLflow does not answer ({_first_line(error)})", place=shown(uri), mend=_MEND) from error
+        raise TrackingError(
+            f"MLflow does not answer ({_first_line(error)})", place=without_password(uri), mend=_MEND
+        ) from error
 
 
 def _probe_http(uri: str) -> None:
@@ -138,7 +136,7 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
     if found is None or found.lifecycle_stage != "active":
         raise TrackingError(
             f"experiment {name!r} was deleted",
-            place=shown(uri),
+            place=without_password(uri),
             mend="Restore it with mlflow experiments restore, or set tracking.experiment to another name",
         )
     return str(found.experiment_id)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgeopt.errors import ConfigError
 from edgeopt.release import policy
-from edgeopt.release.gates import RequiredMetrics
+from edgeopt.release.gates.metrics import RequiredMetrics
 from edgeopt.release.ranking import Criterion, first, scores
 
 
@@ -29,7 +29,7 @@ model: a/b
 rankings: []
 gates:
   - {_target_: os.system}
-  - {_target_: edgeopt.release.gates.RequiredMetrics, metrics: []}
+  - {_target_: edgeopt.release.gates.metrics.RequiredMetrics, metrics: []}
   - {_target_: edgeopt.target.Target, name: x}
   - just a word
 aliases:
@@ -38,13 +38,16 @@ aliases:
     - {metric: size/engine_mib}
   latest: [{metric: size/engine_mib, direction: minimize, weight: 1}]
   empty: []
+approvals: many
+signature: {public_key: nowhere.pub}
+webhooks: [ftp://x, 7]
 tags: [a]
 """
     )
     with pytest.raises(ConfigError) as caught:
         policy.load(str(path))
     told = str(caught.value)
-    assert told.startswith(f"{path}: 12 faults")
+    assert told.startswith(f"{path}: 16 faults")
     for fault in (
         "rankings: unknown key",
         "model: 'a/b'",
@@ -57,6 +60,10 @@ tags: [a]
         "aliases.champion[1]: give exactly metric, direction and weight",
         "aliases.latest: not an alias",
         "aliases.empty: a list of at least one",
+        "approvals: 'many' is no number of people",
+        "nowhere.pub is no file",
+        "webhooks: 'ftp://x' is no address",
+        "webhooks: 7 is no address",
         "tags: ['a'] is not a mapping",
     ):
         assert fault in told, fault

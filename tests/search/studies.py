@@ -9,6 +9,7 @@ from typing import Any
 
 import samples
 
+from edgeopt import process
 from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.search.definition import Search
 from edgeopt.search.forecast import Forecast, Foresee
@@ -104,9 +105,9 @@ def by_bits(params: Params) -> Forecast:
 
 def dead_member(worker: str = "dead") -> Member:
     """A worker of this host whose process has ended."""
-    from edgeopt.search.membership import _host, myself
+    from edgeopt.search.membership import myself
 
-    return replace(myself("all"), worker=worker, host=_host(), process="4194304:1")
+    return replace(myself("all"), worker=worker, host=process.host(), process="4194304:1")
 
 
 def finished_row(number: int, params: Params, summary: Summary) -> Row:

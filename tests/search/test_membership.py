@@ -13,10 +13,10 @@ from pathlib import Path
 import ledgers
 import pytest
 
+from edgeopt import process
 from edgeopt.errors import StoreError
-from edgeopt.search import membership
 from edgeopt.search.ledger import Ledger, Member
-from edgeopt.search.membership import BEATS_A_LEASE, Heart, Watch, _host, _process, myself
+from edgeopt.search.membership import BEATS_A_LEASE, Heart, Watch, myself
 from edgeopt.search.studystore import file_url
 from search.studies import dead_member
 
@@ -38,7 +38,7 @@ def beaten(member: Member, beat: int) -> Member:
 
 
 def on_this_host(number: int) -> Member:
-    return replace(dead_member(), process=_process(number))
+    return replace(dead_member(), process=process.identity(number))
 
 
 def test_a_worker_is_told_from_every_other() -> None:
@@ -52,15 +52,15 @@ def test_a_worker_is_told_from_every_other() -> None:
 
 def test_a_process_that_died_on_this_host_is_found_at_once() -> None:
     watch = Watch(LEASE_S)
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    member = on_this_host(process.pid)
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    member = on_this_host(started.pid)
     assert watch.dead([member]) == []
-    process.send_signal(signal.SIGKILL)
+    started.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and watch.dead([member]) == []:
         time.sleep(0.01)
     assert watch.dead([member]) == [member], "it is dead though nobody has waited for it yet"
-    process.wait()
+    started.wait()
     assert watch.dead([member]) == [member]
 
 
@@ -176,11 +176,11 @@ def test_a_heart_without_a_store_stops_without_a_word(
 
 
 def test_hosts_are_told_apart_by_kernel_and_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here = _host()
-    assert _host() == here
+    here = process.host()
+    assert process.host() == here
     (tmp_path / "sys/kernel/random").mkdir(parents=True)
     (tmp_path / "sys/kernel/random/boot_id").write_text("another boot\n")
     (tmp_path / "self/ns").mkdir(parents=True)
     (tmp_path / "self/ns/pid").write_text("")
-    monkeypatch.setattr(membership, "_PROC", tmp_path)
-    assert _host() != here
+    monkeypatch.setattr(process, "_PROC", tmp_path)
+    assert process.host() != here

@@ -1,0 +1,75 @@
+"""The gates that hold figures against limits: the study's own, and further ones of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeopt.errors import ConfigError
+from edgeopt.release.candidate import Candidate, GateVerdict
+from edgeopt.result import Measurement
+from edgeopt.target import Limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsKept:
+    """The trial is feasible, and every limit of the study was measured in it and kept."""
+
+    def check(self, candidate: Candidate) -> GateVerdict:
+        row, faults = candidate.row, []
+        if not row["feasible"]:
+            faults.append("the trial is not feasible")
+        for limit in candidate.limits:
+            metric, excess = limit["metric"], row["excess"].get(limit["metric"])
+            if row["metrics"].get(metric) is None or excess is None:
+                faults.append(f"{metric} was not measured")
+            elif excess > 0:
+                faults.append(f"{metric} is {excess:.1%} beyond its limit ({limit['limit']})")
+        return GateVerdict(
+            gate="limits",
+            passed=not faults,
+            evidence="; ".join(faults) or f"{len(candidate.limits)} limits measured and kept",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Within:
+    """Every figure lies with its whole interval within a limit of the policy.
+
+    Attributes:
+        limits: metric → `3 GiB`, `at least 0.6`, …, as in a target; nothing relative to a baseline.
+    """
+
+    limits: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.limits:
+            raise ConfigError("no limit is named", place="limits", mend="Name one, or leave the gate out")
+        for metric, text in self.limits.items():
+            if "baseline" in text:
+                raise ConfigError(f"{text!r} refers to a baseline", place=f"limits.{metric}", mend="Give a quantity")
+
+    def check(self, candidate: Candidate) -> GateVerdict:
+        faults = [fault for metric, text in self.limits.items() if (fault := _fault(candidate, metric, text))]
+        evidence = "; ".join(faults) or f"{len(self.limits)} limits of the policy kept"
+        return GateVerdict(gate="within", passed=not faults, evidence=evidence)
+
+
+def _fault(candidate: Candidate, metric: str, text: str) -> str:
+    figure = candidate.trial.measurement(metric)
+    if figure is None:
+        return f"{metric} was not measured"
+    try:
+        limit = Limit.parse(metric, text, {metric: figure.unit})
+    except ConfigError as error:
+        return str(error)
+    assert limit.absolute is not None
+    return "" if _kept(figure, limit.absolute, limit.least) else f"{metric} is {_told(figure)}, allowed is {limit}"
+
+
+def _kept(figure: Measurement, bound: float, least: bool) -> bool:
+    return figure.low >= bound if least else figure.high <= bound
+
+
+def _told(figure: Measurement) -> str:
+    return f"{figure.value:.4g} {figure.unit} ({figure.low:.4g} to {figure.high:.4g})".replace("  ", " ")

@@ -1,0 +1,130 @@
+"""What a ledger's entries add up to: where aliases point, what was approved, and what is being done now.
+
+- adopted: aliases and versions that were there before the ledger, or that an auditor accepted
+- begun: an operation, and the process that does it; none begins before this one has ended
+- judged: what the gates said of the candidates
+- registered: a version, with the digest of its engine
+- approved: a version by a person, bound to the digest of its engine
+- moved: aliases, from one version to another; written before they are set
+- ended: the operation, as done, refused or failed, or by another process as completed or undone
+- posted: a move to a webhook, delivered or not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeopt.release.ledger import Entry
+from edgeopt.secrets import without_password
+
+ROLLBACK = "rollback"
+"""The action whose moves go back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """Who registered a version, when, and the digest of its engine then."""
+
+    actor: str
+    at: str
+    digest: str
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """Attributes:
+    aliases: alias → the version that it points at.
+    held: alias → the versions that it pointed at, the present one last; what was rolled back is no longer among them.
+    registered: version → its registration.
+    approvals: version → the entries that approve it.
+    open: the operation that has begun and not ended.
+    moves: of that one, alias → version, once they are written.
+    undelivered: address of a webhook → the operations and moves that it was not told of.
+    """
+
+    aliases: dict[str, str] = field(default_factory=dict)
+    held: dict[str, list[str]] = field(default_factory=dict)
+    registered: dict[str, Registration] = field(default_factory=dict)
+    approvals: dict[str, list[Entry]] = field(default_factory=dict)
+    open: Entry | None = None
+    moves: dict[str, str] = field(default_factory=dict)
+    undelivered: dict[str, list[tuple[Entry, Entry]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> History:
+        history = cls()
+        for entry in entries:
+            history._follow(entry)
+        return history
+
+    def _follow(self, entry: Entry) -> None:
+        facts = entry.facts
+        match entry.kind:
+            case "begun":
+                self.open, self.moves = entry, {}
+            case "ended":
+                self.open, self.moves = None, {}
+            case "registered":
+                self._register(entry, {facts["version"]: facts["digest"]})
+            case "approved":
+                self.approvals.setdefault(facts["version"], []).append(entry)
+            case "moved":
+                self.moves = {alias: to for alias, (_, to) in facts["aliases"].items()}
+                back = self.open is not None and self.open.facts["action"] == ROLLBACK
+                self._point(self.moves, back=back)
+                if self.open is not None:
+                    for url in self.open.facts.get("webhooks", ()):
+                        self.undelivered.setdefault(url, []).append((self.open, entry))
+            case "posted" if facts["delivered"]:
+                waiting = self.undelivered.get(facts["url"], [])
+                self.undelivered[facts["url"]] = [pair for pair in waiting if pair[1].digest != facts["entry"]]
+            case "adopted":
+                self.aliases = {}
+                self._point(facts["aliases"])
+                same = {v: r for v, r in self.registered.items() if facts["versions"].get(v) == r.digest}
+                self._register(entry, facts["versions"])
+                self.registered = {v: same.get(v, self.registered[v]) for v in facts["versions"]}
+
+    def _register(self, entry: Entry, digests: Mapping[str, str]) -> None:
+        self.registered |= {
+            version: Registration(actor=entry.actor, at=entry.at, digest=digest) for version, digest in digests.items()
+        }
+
+    def _point(self, moves: Mapping[str, str], *, back: bool = False) -> None:
+        for alias, version in moves.items():
+            before = self.held.setdefault(alias, [])
+            if back and version in before:
+                bad = self.aliases.get(alias)
+                before[:] = [v for v in before[: before.index(version)] if v != bad]
+            before.append(version)
+            self.aliases[alias] = version
+
+    def before(self, alias: str) -> str | None:
+        """The version that `alias` pointed at before the present one; None where there was none."""
+        others = [version for version in self.held.get(alias, []) if version != self.aliases.get(alias)]
+        return others[-1] if others else None
+
+
+def told(kind: str, facts: Mapping[str, Any], reason: str) -> str:
+    """An entry in one sentence, as people read it in the MLflow UI."""
+    sentence = _SENTENCES[kind](facts)
+    return f"{sentence}: {reason}" if reason else sentence
+
+
+def _moves(facts: Mapping[str, Any]) -> str:
+    moves = (f"{alias} from {old or 'nothing'} to {new}" for alias, (old, new) in facts["aliases"].items())
+    return f"moved {', '.join(moves)}"
+
+
+_SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "adopted": lambda f: f"took over {', '.join(f'{a} = {v}' for a, v in f['aliases'].items()) or 'no alias'}",
+    "begun": lambda f: f"began {f['action']}",
+    "judged": lambda f: f"judged {len(f['verdicts'])} candidates by policy {f['policy']}",
+    "registered": lambda f: f"registered version {f['version']}, engine {f['digest'][:12]}…",
+    "approved": lambda f: f"approved version {f['version']}, engine {f['digest'][:12]}…",
+    "moved": _moves,
+    "posted": lambda f: f"told {without_password(f['url'])}" if f["delivered"] else "could not tell a webhook",
+    "ended": lambda f: f"ended {f['action']}, {f['outcome']}",
+}

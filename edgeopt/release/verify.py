@@ -1,0 +1,78 @@
+"""Verification of one version: its bytes, its signature, and what the ledger says of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeopt.artifact import Engine
+from edgeopt.errors import EdgeoptError, GateError
+from edgeopt.release import registry, signature
+from edgeopt.release.audit import audit
+from edgeopt.release.candidate import GateVerdict
+from edgeopt.release.registry import Reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Attributes:
+    digest: that of the engine; empty where there is none that is whole.
+    """
+
+    model: str
+    version: str
+    digest: str
+    checks: tuple[GateVerdict, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def require(self) -> None:
+        """GateError that names every check which failed."""
+        failed = [f"{check.gate}: {check.evidence}" for check in self.checks if not check.passed]
+        if failed:
+            raise GateError(
+                "; ".join(failed),
+                place=f"{self.model}/{self.version}",
+                mend="Do not use it, and find out who changed it",
+            )
+
+
+def verify(
+    reference: Reference,
+    *,
+    public_key: Path | None = None,
+    destination: Path | None = None,
+    tracking_uri: str | None = None,
+) -> Verification:
+    """Look at everything that can be checked of a version. Raises InputError where it does not exist."""
+    with registry.answering(tracking_uri) as client:
+        version = reference.find(client)
+        found = audit(reference.name, tracking_uri=tracking_uri)
+        held = "; ".join(found.faults) or f"{len(found.entries)} entries, their chain holds, all aliases where it says"
+        checks = [GateVerdict(gate="ledger", passed=not found.faults, evidence=held)]
+        digest = ""
+        try:
+            engine = registry.fetch(version, destination)
+        except EdgeoptError as error:
+            checks.append(GateVerdict(gate="bytes", passed=False, evidence=str(error)))
+        else:
+            digest = engine.digest
+            evidence = f"{len(engine.files)} files and the manifest, {engine.size_bytes} bytes"
+            checks.append(GateVerdict(gate="bytes", passed=True, evidence=evidence))
+            checks.append(_signature(engine, version.tags.get(signature.TAG, ""), public_key))
+    return Verification(model=reference.name, version=str(version.version), digest=digest, checks=tuple(checks))
+
+
+def _signature(engine: Engine, signed: str, public_key: Path | None) -> GateVerdict:
+    if public_key is None:
+        evidence = "there is one, and no key to check it with" if signed else "there is none, and none is asked for"
+        return GateVerdict(gate="signature", passed=True, evidence=evidence)
+    if not signed:
+        return GateVerdict(gate="signature", passed=False, evidence="the version is not signed")
+    try:
+        signature.verify(engine, signed, public_key)
+    except GateError as error:
+        return GateVerdict(gate="signature", passed=False, evidence=str(error))
+    return GateVerdict(gate="signature", passed=True, evidence=f"by the key {public_key.name}")

@@ -1,0 +1,15 @@
+"""What must not be shown."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+
+def without_password(url: str) -> str:
+    """`url` for messages and records."""
+    place = urlsplit(url).netloc
+    user, _, host = place.rpartition("@")
+    if ":" in user:
+        url = url.replace(place, f"{user.partition(':')[0]}:***@{host}", 1)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)

@@ -1,0 +1,106 @@
+"""Signatures, and that no damage whatever passes."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import samples
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from edgeopt.artifact import MANIFEST, Engine
+from edgeopt.errors import ConfigError, EdgeoptError, GateError
+from edgeopt.release import signature
+
+
+def key_pair(folder: Path, name: str = "key") -> tuple[Path, Path]:
+    """A private and a public key as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public
+
+
+def test_a_signature_is_that_of_its_engine_and_key(tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path)
+    _, other = key_pair(tmp_path, "other")
+    engine, another = (samples.engine(tmp_path / f"e{n}", seed=n) for n in range(2))
+    signed = signature.sign(engine, private)
+    signature.verify(engine, signed, public)
+    for wrong in (
+        lambda: signature.verify(another, signed, public),
+        lambda: signature.verify(engine, signed, other),
+        lambda: signature.verify(engine, "", public),
+        lambda: signature.verify(engine, "{}", public),
+        lambda: signature.verify(engine, signed[:-40], public),
+    ):
+        with pytest.raises(GateError, match="is not that of this engine"):
+            wrong()
+
+
+def test_what_is_no_private_key_is_an_error_of_the_config_and_is_not_shown(tmp_path: Path) -> None:
+    engine = samples.engine(tmp_path / "e")
+    (tmp_path / "bad.pem").write_text("s3cret")
+    for key in ("bad.pem", "none.pem"):
+        with pytest.raises(ConfigError, match=key) as caught:
+            signature.sign(engine, tmp_path / key)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_none_of_a_thousand_damaged_engines_passes(tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path)
+    engine = samples.engine(tmp_path / "engine")
+    signed, sha256 = signature.sign(engine, private), engine.manifest_sha256
+    draw = random.Random(0)
+    paths = [p.name for p in sorted(engine.directory.iterdir())]
+    passed = []
+    for n in range(1000):
+        folder = tmp_path / "damaged"
+        shutil.copytree(engine.directory, folder)
+        how = damage(folder / (MANIFEST if n % 2 else draw.choice(paths)), draw)
+        try:
+            found = Engine.read(folder)
+            found.verify()
+        except EdgeoptError:
+            pass  # refused by itself
+        else:
+            if found.digest == engine.digest and found.manifest_sha256 == sha256:
+                passed.append(how)
+            elif n % 20 == 1:  # each takes a tenth of a second
+                with pytest.raises(GateError):
+                    signature.verify(found, signed, public)
+        shutil.rmtree(folder)
+    assert passed == []
+
+
+def damage(path: Path, draw: random.Random) -> str:
+    """Something that happens to files: a bit, a byte, a cut, a hole, a text in another place, no file at all."""
+    content = bytearray(path.read_bytes())
+    place = draw.randrange(len(content))
+    match draw.choice(("bit", "byte", "cut", "hole", "insert", "swap", "gone")):
+        case "bit":
+            content[place] ^= 1 << draw.randrange(8)
+        case "byte":
+            content[place] = (content[place] + draw.randrange(1, 256)) % 256
+        case "cut":
+            del content[place:]
+        case "hole":
+            del content[place : place + draw.randrange(1, 50)]
+        case "insert":
+            content[place:place] = draw.randbytes(draw.randrange(1, 20))
+        case "swap":
+            other = next(i for i in range(len(content)) if content[i] != content[place])
+            content[place], content[other] = content[other], content[place]
+        case "gone":
+            path.unlink()
+            return f"{path.name} is gone"
+    path.write_bytes(content)
+    return f"{path.name} at {place}"

@@ -1,0 +1,97 @@
+"""Views that MLflow's runs page opens by a link: what is written, and what a browser shows of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+
+from edgeopt.tracking import saved_views
+from edgeopt.tracking.recorder import MlflowRecorder
+
+ROWS = samples.rows(8)
+
+
+def states(rows: list[dict[str, Any]] = ROWS, objectives: Any = samples.OBJECTIVES) -> dict[str, dict[str, Any]]:
+    found = saved_views.views("s", rows=rows, objectives=objectives, limits=samples.LIMITS)
+    return {view.name.removeprefix("s: "): dict(view.state) for view in found}
+
+
+def charts(state: dict[str, Any]) -> list[str]:
+    return [chart["type"] for chart in state["compareRunCharts"]]
+
+
+def test_a_study_has_views_of_its_front_parameters_and_limits() -> None:
+    found = states()
+    assert {name: charts(state) for name, state in found.items()} == {
+        "front": ["CONTOUR", "SCATTER", "SCATTER"],
+        "parameters": ["PARALLEL"],
+        "limits": ["BAR"] * 3,
+    }
+    coloured = found["front"]["compareRunCharts"][0]
+    assert [coloured[axis]["key"] for axis in ("xaxis", "yaxis", "zaxis")] == [o["metric"] for o in samples.OBJECTIVES]
+    assert found["parameters"]["compareRunCharts"][0]["selectedParams"] == [
+        "lora",
+        "step.prune.ratio",
+        "step.quantize.bits",
+    ]
+
+
+def test_only_the_front_leaves_out_what_breaks_a_limit() -> None:
+    found = states()
+    assert "metrics.`feasible` = 1" in found["front"]["searchFilter"]
+    assert "feasible" not in found["limits"]["searchFilter"]
+
+
+def test_energy_has_a_view_where_it_was_measured() -> None:
+    metrics = ROWS[0]["metrics"] | {"energy/estimated/power_w": 3.0}
+    assert charts(states([{**ROWS[0], "metrics": metrics}])["energy"]) == ["BAR"]
+
+
+@pytest.mark.parametrize(("count", "kinds"), [(1, ["BAR"]), (2, ["SCATTER"])])
+def test_fewer_objectives_have_simpler_charts(count: int, kinds: list[str]) -> None:
+    assert charts(states(objectives=samples.OBJECTIVES[:count])["front"]) == kinds
+
+
+def test_links_are_of_views_that_were_written_and_stay_the_same(recorder: MlflowRecorder, study: str) -> None:
+    assert recorder.ui_hint(study).view_urls == {}
+    shape = {"rows": ROWS, "objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
+    recorder.close_study(study, **shape, status="FINISHED")
+    first = recorder.ui_hint(study).view_urls
+    assert list(first) == ["front", "parameters", "limits"]
+    recorder.close_study(study, **shape, status="FINISHED")
+    assert recorder.ui_hint(study).view_urls == first
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_the_charts_of_a_view(mlflow_server: str, tmp_path: Path) -> None:
+    recorder = MlflowRecorder(tracking_uri=mlflow_server, experiment="views")
+    recorder.connect()
+    recorder.open_study("demo", {}, {})
+    rows = []
+    for number, figures in enumerate(({"decode_ms": 0.5, "ratio": 1.1}, {"decode_ms": 0.7, "ratio": 1.02})):
+        result = samples.result(**figures)
+        run_id = recorder.record("demo", number, {"bits": 4 * number}, {}, result)
+        rows.append(samples.row(number, result, run_id, 1))
+    recorder.close_study("demo", rows=rows, objectives=samples.OBJECTIVES, limits=samples.LIMITS, status="FINISHED")
+    urls = recorder.ui_hint("demo").view_urls
+    page = seen(urls["front"], tmp_path)
+    assert "demo: front" in page
+    assert "2 matching runs" in page
+    assert page.index("quality/perplexity_ratio vs. latency/decode_p50_ms") < page.index(
+        "latency/decode_p50_ms vs. memory/peak_rss_mib"
+    )
+    assert "excess/memory/peak_rss_mib" in seen(urls["limits"], tmp_path)
+
+
+def seen(url: str, profile: Path) -> str:
+    """The words of the page at `url` when everything is drawn."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile / 'chromium'}"]
+    command += ["--window-size=1600,1200", "--virtual-time-budget=60000", "--dump-dom", url]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return " ".join(re.sub("<[^>]+>", " ", page).split())
