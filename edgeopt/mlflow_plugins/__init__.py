@@ -1,0 +1,1 @@
+"""What stock MLflow finds of edgeopt by entry points."""

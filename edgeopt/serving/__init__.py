@@ -1,0 +1,1 @@
+"""A local HTTP service for one engine, with the endpoints of OpenAI's API."""
