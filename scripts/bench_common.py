@@ -7,13 +7,14 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
+Name = TypeVar("Name", bound=Hashable)
 PROBES = ("memory", "latency", "quality", "continuations", "parity", "energy")
 
 
@@ -71,10 +72,12 @@ def subjects() -> list[Subject]:
     return found
 
 
-def in_turn(folder: Path, engines: Mapping[str, Path], rounds: int = 3) -> dict[str, dict[str, float]]:
+def in_turn(
+    folder: Path, engines: Mapping[Name, Path], rounds: int = 3, target: Sequence[str] = ()
+) -> dict[Name, dict[str, float]]:
     """Medians of what `edgeopt bench` says of each engine's size, memory and latency, measured one after another."""
-    off = only("memory", "latency")
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    off = [*only("memory", "latency"), *target]
+    measured: dict[Name, list[dict[str, float]]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
             measured[name].append(figures(cli(folder, "bench", "--engine", str(engine), *off)))

@@ -133,7 +133,10 @@ def overhead(folder: Path) -> None:
 
 
 def estimate(folder: Path) -> None:
-    """What `edgeopt estimate` predicts of 30 recipes beside what is then measured, on a target profiled in this run."""
+    """What `edgeopt estimate` predicts of 30 recipes beside what is then measured, on a target profiled in this run.
+
+    The engines are measured in turn, three times over, since the machine's own speed comes and goes by the minute.
+    """
     cli(folder, "profile", "--name", "here", "--out", str(folder / "here" / "target" / "here.yaml"))
     model = folder / "llama246m"
     make_random_llama(model)
@@ -154,14 +157,16 @@ def estimate(folder: Path) -> None:
         ["recipe=prune_int4", *cut, "step.quantize.block_size=16"],
     ]
     metrics = ("size/engine_mib", "memory/peak_rss_mib", "latency/decode_p50_ms")
-    rows = []
+    here = ["--config-dir", str(folder / "here"), "target=here"]
+    predicted, engines = {}, {}
     for subject in (*subjects(), large):
-        chosen = ["--config-dir", str(folder / "here"), "target=here", *subject.chosen, *only("memory", "latency")]
         for recipe in recipes:
-            document = cli(folder, "run", *chosen, *recipe)
-            predicted = {m["metric"]: m["value"] for m in document["predictions"]}
-            ratios = [predicted[metric] / figures(document)[metric] for metric in metrics]
-            rows.append([subject.title, " ".join(recipe).replace("step.", ""), *ratios])
+            document = cli(folder, "run", *here, *subject.chosen, *only(), *recipe)
+            name = subject.title, " ".join(recipe).replace("step.", "")
+            predicted[name] = {m["metric"]: m["value"] for m in document["predictions"]}
+            engines[name] = engine_of(folder, document)
+    measured = in_turn(folder, engines, target=here)
+    rows = [[*name, *(known[m] / measured[name][m] for m in metrics)] for name, known in predicted.items()]
     table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
     for place, metric in enumerate(metrics, start=2):
         errors = sorted(abs(float(row[place]) - 1) for row in rows)

@@ -17,6 +17,7 @@ from pathlib import Path
 import bench_compression as compression
 import bench_engine as engine
 import bench_front
+import bench_release as release
 import bench_search as search
 
 BENCHMARKS: dict[str, Callable[[Path], None]] = {
@@ -39,6 +40,8 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         search.ten_thousand,
         search.kills,
         bench_front.front,
+        release.releases,
+        release.service,
     )
 }
 
