@@ -166,6 +166,7 @@ class _Pieces:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         while True:
+            await asyncio.sleep(0)  # where many pieces are there already, others have their turn between two
             try:
                 async with asyncio.timeout(self._end - time.monotonic()):
                     piece = await self._came.get()
