@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgeopt.artifact import Engine
     from edgeopt.ports import Runtime
+
+
+def argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "engine",
+        nargs="?",
+        metavar="ENGINE",
+        help="engine folder or models:/NAME@ALIAS (default: the bundled model in PyTorch)",
+    )
 
 
 @contextmanager

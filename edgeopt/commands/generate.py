@@ -18,12 +18,7 @@ EXAMPLE = "edgeopt generate --prompt 'def read('"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "engine",
-        nargs="?",
-        metavar="ENGINE",
-        help="engine folder or models:/NAME@ALIAS (default: the bundled model in PyTorch)",
-    )
+    engines.argument(parser)
     parser.add_argument("--prompt", default="def read_lines(path):", help="text to complete")
     parser.add_argument("--adapter", metavar="NAME", help="one of the engine's adapters (default: none)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")

@@ -15,7 +15,7 @@ EXAMPLE = "edgeopt promote reference"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.study(parser)
-    parser.add_argument("--policy", default="default", metavar="NAME", help="a file of registry/ (default: default)")
+    registered.policy(parser)
     parser.add_argument("--dry-run", action="store_true", help="judge every gate and change nothing")
     registered.reason(parser, required=False)
     registered.private_key(parser)

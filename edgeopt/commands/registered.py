@@ -33,6 +33,10 @@ def reason(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--reason", required=required, default="", metavar="TEXT", help="why, for the ledger")
 
 
+def policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", default="default", metavar="NAME", help="a file of registry/ (default: default)")
+
+
 def public_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="checks the signature")
 

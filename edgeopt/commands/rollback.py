@@ -16,7 +16,7 @@ EXAMPLE = 'edgeopt rollback edgeopt@champion --reason "crashes on boards with 1 
 def arguments(parser: argparse.ArgumentParser) -> None:
     registered.version(parser, "NAME@ALIAS")
     registered.reason(parser, required=True)
-    parser.add_argument("--policy", default="default", metavar="NAME", help="a file of registry/ (default: default)")
+    registered.policy(parser)
 
 
 def execute(args: argparse.Namespace) -> Outcome:

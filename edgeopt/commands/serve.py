@@ -16,12 +16,7 @@ SWITCH_S = 0.0005
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "engine",
-        nargs="?",
-        metavar="ENGINE",
-        help="engine folder or models:/NAME@ALIAS (default: the bundled model in PyTorch)",
-    )
+    engines.argument(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--name", default="edgeopt", help="of the model in requests (default: edgeopt)")

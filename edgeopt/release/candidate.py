@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from edgeopt import tags
@@ -89,9 +90,9 @@ class Gate(Protocol):
     def check(self, candidate: Candidate) -> GateVerdict: ...
 
 
-def trial_of(client: MlflowClient, run_id: str) -> Trial:
+def trial_of(client: MlflowClient, run: Run) -> Trial:
     """The trial of a run."""
-    run = client.get_run(run_id)
+    run_id = str(run.info.run_id)
     return Trial(
         run_id=run_id, run_tags=run.data.tags, ended_s=(run.info.end_time or 0) / 1000, result=_result(client, run_id)
     )
@@ -108,7 +109,8 @@ def candidate(
         return Candidate(row=row, limits=limits, trial=none, model_id="", folder=None, missing=missing)
     model_id, folder, missing = "", None, "its run holds no engine that was logged completely"
     query = f"source_run_id = '{run_id}' AND name = '{tags.ENGINE}'"
-    found = client.search_logged_models([client.get_run(run_id).info.experiment_id], query)
+    run = client.get_run(run_id)
+    found = client.search_logged_models([run.info.experiment_id], query)
     complete = [model for model in found if str(model.status) == "READY"]
     if complete:
         model_id = str(complete[0].model_id)
@@ -121,7 +123,7 @@ def candidate(
     return Candidate(
         row=row,
         limits=limits,
-        trial=trial_of(client, run_id),
+        trial=trial_of(client, run),
         model_id=model_id,
         folder=folder,
         missing="" if folder is not None else missing,

@@ -69,8 +69,8 @@ def copy(
                 raise InputError("this is the registry that the version is in", place="--to", mend="Name another one")
             version = reference.find(client)
             pinned = Reference(name=version.name, version=str(version.version))
-            verify(pinned, public_key=public_key, tracking_uri=tracking_uri).require()
-            engine = registry.fetch(version, Path(scratch))
+            found = verify(pinned, public_key=public_key, destination=Path(scratch), tracking_uri=tracking_uri)
+            engine = found.require()
             evidence = _evidence(client, pinned)
         origin = f"{without_password(source_uri)} {pinned.name}/{pinned.version}"
         with registry.answering(destination_uri) as client:
@@ -101,8 +101,7 @@ def _ensure_version(
     desk: Desk, version: ModelVersion, experiment: str, scratch: Path, origin: str
 ) -> tuple[ModelVersion, bool]:
     """The copy in the registry of `desk`, and whether it was made now."""
-    client, begun = desk.client, desk.history.open
-    assert begun is not None
+    client = desk.client
     for known in registry.versions(client, desk.model):
         if known.tags.get(_ORIGIN) == origin:
             return known, False
@@ -113,7 +112,7 @@ def _ensure_version(
     made = client.create_model_version(
         desk.model,
         f"models:/{model_id}",
-        tags={**labels, _ORIGIN: origin, OPERATION: begun.digest},
+        tags={**labels, _ORIGIN: origin, **desk.mark},
         description=version.description,
         model_id=model_id,
     )

@@ -71,6 +71,12 @@ class Desk:
         sentence = told(kind, facts, reason)
         self._know(self._ledger.append(self._seen, kind=kind, actor=actor(), reason=reason, facts=facts, told=sentence))
 
+    @property
+    def mark(self) -> dict[str, str]:
+        """The tag of whatever version the operation at hand makes."""
+        assert self.history.open is not None
+        return {OPERATION: self.history.open.digest}
+
     def register(self, version: ModelVersion) -> None:
         """Enter a version of the registry, unless it is entered already."""
         if str(version.version) not in self.history.registered:

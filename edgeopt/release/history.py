@@ -101,6 +101,10 @@ class History:
             before.append(version)
             self.aliases[alias] = version
 
+    def approvers(self, version: str, digest: str) -> set[str]:
+        """Who approved a version while its engine had this digest."""
+        return {entry.actor for entry in self.approvals.get(version, ()) if entry.facts["digest"] == digest}
+
     def before(self, alias: str) -> str | None:
         """The version that `alias` pointed at before the present one; None where there was none."""
         others = [version for version in self.held.get(alias, []) if version != self.aliases.get(alias)]

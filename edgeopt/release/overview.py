@@ -31,7 +31,6 @@ def overview(model: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
 def _described(version: Any, aliases: dict[str, str], history: History) -> dict[str, Any]:
     number, digest = str(version.version), version.tags.get(tags.ENGINE_DIGEST, "")
     known = history.registered.get(number)
-    given = (entry for entry in history.approvals.get(number, ()) if entry.facts["digest"] == digest)
     return {
         "version": number,
         "aliases": sorted(alias for alias, target in aliases.items() if target == number),
@@ -40,6 +39,6 @@ def _described(version: Any, aliases: dict[str, str], history: History) -> dict[
         "run_id": version.run_id or "",
         "digest": digest,
         "registered_by": known.actor if known is not None else "",
-        "approved_by": sorted({entry.actor for entry in given}),
+        "approved_by": sorted(history.approvers(number, digest)),
         "signed": signature.TAG in version.tags,
     }

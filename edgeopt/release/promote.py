@@ -17,7 +17,7 @@ from edgeopt.errors import GateError, InfeasibleError
 from edgeopt.ports import Progress
 from edgeopt.release import card, registry, signature
 from edgeopt.release.candidate import Candidate, Gate, GateVerdict, Trial, candidate, trial_of
-from edgeopt.release.desk import DESCRIPTION, OPERATION, Desk
+from edgeopt.release.desk import DESCRIPTION, Desk
 from edgeopt.release.gates.engine import EngineIntact
 from edgeopt.release.gates.limits import LimitsKept
 from edgeopt.release.gates.metrics import RequiredMetrics
@@ -211,7 +211,9 @@ class _Case:
     def _champion(self) -> Trial | None:
         client, model = self.desk.client, self.policy.model
         version = registry.aliases(client, model).get("champion")
-        return None if version is None else trial_of(client, client.get_model_version(model, version).run_id or "")
+        if version is None:
+            return None
+        return trial_of(client, client.get_run(client.get_model_version(model, version).run_id or ""))
 
     def _signable(self) -> GateVerdict:
         wanted = self.policy.public_key is not None
@@ -238,7 +240,7 @@ class _Case:
         if history.aliases.get(alias) == version:
             return ""
         known = history.registered[version]
-        given = {e.actor for e in history.approvals.get(version, ()) if e.facts["digest"] == known.digest}
+        given = history.approvers(version, known.digest)
         count, wanted = len(given - {known.actor}), self.policy.approvals
         if count >= wanted:
             return ""
@@ -274,13 +276,11 @@ class _Case:
         labels |= self._signature(seen, {} if known is None else known.tags)
         created = known is None
         if known is None:
-            begun = self.desk.history.open
-            assert begun is not None
             known = client.create_model_version(
                 model,
                 f"models:/{seen.model_id}",
                 seen.run_id,
-                tags={**labels, OPERATION: begun.digest},
+                tags={**labels, **self.desk.mark},
                 description=text,
                 model_id=seen.model_id,
             )

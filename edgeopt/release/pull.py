@@ -43,11 +43,9 @@ def pull(
     ):
         version = reference.find(client)
         pinned = Reference(name=version.name, version=str(version.version))
-        found = verify(pinned, public_key=public_key, tracking_uri=tracking_uri)
-        found.require()
-        engine = registry.fetch(version, Path(scratch) / "model")
-        engine.directory.rename(folder)
-        promised = trial_of(client, version.run_id).result if version.run_id else None
+        found = verify(pinned, public_key=public_key, destination=Path(scratch) / "model", tracking_uri=tracking_uri)
+        found.require().directory.rename(folder)
+        promised = trial_of(client, client.get_run(version.run_id)).result if version.run_id else None
     return Pulled(
         engine=Engine.read(folder),
         verification=found,

@@ -17,26 +17,33 @@ from edgeopt.release.registry import Reference
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """Attributes:
-    digest: that of the engine; empty where there is none that is whole.
+    engine: as it was fetched; None where there is none that is whole.
     """
 
     model: str
     version: str
-    digest: str
+    engine: Engine | None
     checks: tuple[GateVerdict, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def digest(self) -> str:
+        """That of the engine; empty where there is none."""
+        return "" if self.engine is None else self.engine.digest
 
-    def require(self) -> None:
-        """GateError that names every check which failed."""
+    def to_json(self) -> dict[str, Any]:
+        checks = [asdict(check) for check in self.checks]
+        return {"model": self.model, "version": self.version, "digest": self.digest, "checks": checks}
+
+    def require(self) -> Engine:
+        """The engine. GateError that names every check which failed."""
         failed = [f"{check.gate}: {check.evidence}" for check in self.checks if not check.passed]
-        if failed:
+        if failed or self.engine is None:
             raise GateError(
                 "; ".join(failed),
                 place=f"{self.model}/{self.version}",
                 mend="Do not use it, and find out who changed it",
             )
+        return self.engine
 
 
 def verify(
@@ -46,23 +53,26 @@ def verify(
     destination: Path | None = None,
     tracking_uri: str | None = None,
 ) -> Verification:
-    """Look at everything that can be checked of a version. Raises InputError where it does not exist."""
+    """Look at everything that can be checked of a version. Raises InputError where it does not exist.
+
+    Args:
+        destination: folder that takes a download; without it a temporary one, or none where the store is local.
+    """
     with registry.answering(tracking_uri) as client:
         version = reference.find(client)
         found = audit(reference.name, tracking_uri=tracking_uri)
         held = "; ".join(found.faults) or f"{len(found.entries)} entries, their chain holds, all aliases where it says"
         checks = [GateVerdict(gate="ledger", passed=not found.faults, evidence=held)]
-        digest = ""
+        engine = None
         try:
             engine = registry.fetch(version, destination)
         except EdgeoptError as error:
             checks.append(GateVerdict(gate="bytes", passed=False, evidence=str(error)))
         else:
-            digest = engine.digest
             evidence = f"{len(engine.files)} files and the manifest, {engine.size_bytes} bytes"
             checks.append(GateVerdict(gate="bytes", passed=True, evidence=evidence))
             checks.append(_signature(engine, version.tags.get(signature.TAG, ""), public_key))
-    return Verification(model=reference.name, version=str(version.version), digest=digest, checks=tuple(checks))
+    return Verification(model=reference.name, version=str(version.version), engine=engine, checks=tuple(checks))
 
 
 def _signature(engine: Engine, signed: str, public_key: Path | None) -> GateVerdict:
