@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 import samples
 
@@ -107,12 +106,10 @@ document.body.textContent = "RESULT" + out.join("|") + "END";
 """
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@browser.needed
 def test_in_a_browser_trials_are_sorted_and_filtered_and_another_chart_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "used.html").write_text(page(tmp_path).replace("</body>", USE + "</body>"))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'chromium'}"]
-    command += ["--virtual-time-budget=20000", "--dump-dom", (tmp_path / "used.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = browser.dom((tmp_path / "used.html").as_uri(), tmp_path, budget_s=20)
     up, down, kept, words, charts = unescape(shown.split("RESULT")[1].split("END")[0]).split("|")
     figures = sorted(row["metrics"]["latency/decode_p50_ms"] for row in ROWS if row["metrics"])
     read = [float(cell.split()[0]) for cell in up.removeprefix("ascending:").split(",") if cell != "–"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 import samples
 
@@ -68,7 +67,7 @@ def test_links_are_of_views_that_were_written_and_stay_the_same(recorder: Mlflow
     assert recorder.ui_hint(study).view_urls == first
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@browser.needed
 def test_a_browser_shows_the_charts_of_a_view(mlflow_server: str, tmp_path: Path) -> None:
     recorder = MlflowRecorder(tracking_uri=mlflow_server, experiment="views")
     recorder.connect()
@@ -91,7 +90,4 @@ def test_a_browser_shows_the_charts_of_a_view(mlflow_server: str, tmp_path: Path
 
 def seen(url: str, profile: Path) -> str:
     """The words of the page at `url` when everything is drawn."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile / 'chromium'}"]
-    command += ["--window-size=1600,1200", "--virtual-time-budget=60000", "--dump-dom", url]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    return " ".join(re.sub("<[^>]+>", " ", page).split())
+    return " ".join(re.sub("<[^>]+>", " ", browser.dom(url, profile)).split())
