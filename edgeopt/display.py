@@ -68,8 +68,11 @@ class SweepWatcher:
         self._bar.update(self._task, description=f"trial {self._number}: {text}"[:60])
 
     def finished(self, row: Row, result: TrialResult) -> None:
-        self._bar.console.print(_trial_line(row.number, result))
+        self.told(_trial_line(row.number, result))
         self.refresh()
+
+    def told(self, line: str | Text) -> None:
+        self._bar.console.print(line)
 
     def refresh(self) -> None:
         """Show where the study stands, whoever brought it there."""
@@ -128,6 +131,8 @@ def status(document: Document) -> None:
     trials = ", ".join(f"{count} {state}" for state, count in document["trials"].items()) or "none yet"
     out.print(f"study {document['study']}: {document['over'] or 'goes on'}")
     out.print(f"trials: {trials}; budget {document['budget']}; {document['attempts_lost']} attempts were lost")
+    if document["unrecorded"]:
+        out.print(f"{document['unrecorded']} are over and not in MLflow yet")
     out.print(f"{document['feasible']} keep every limit, {document['front']} on the front")
     for title, key in (("stopped at", "rungs"), ("broken limits", "broken_limits")):
         if document[key]:

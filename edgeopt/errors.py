@@ -7,7 +7,8 @@
     ├── BuildError               1  a runtime could not build or open an engine
     ├── MeasureError             1  a measurement could not be taken
     ├── StoreError               1  the cache or study folder cannot be written
-    ├── TrackingError            1  MLflow does not answer or refuses
+    ├── TrackingError            1  MLflow refuses
+    │   └── UnreachableError     1  MLflow does not answer
     ├── InfeasibleError          3  nothing keeps every limit
     └── GateError                4  a release gate refused
 
@@ -62,6 +63,10 @@ class StoreError(EdgeoptError):
 
 
 class TrackingError(EdgeoptError):
+    pass
+
+
+class UnreachableError(TrackingError):
     pass
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test may reach a hub
 
 import pytest
-import requests
 from hypothesis import settings
 from postgresql import Postgres, binaries, server
+from servers import MlflowServer
 
 settings.register_profile("edgeopt", deadline=None)  # the cores are shared with measurements
 settings.load_profile("edgeopt")
@@ -82,33 +78,11 @@ def folder(tmp_path: Path, tiny_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of an MLflow server that keeps runs and artifacts in a folder of its own."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    made = MlflowServer(tmp_path_factory.mktemp("server"))
     try:
-        uri = f"http://127.0.0.1:{port}"
-        wait_until_healthy(uri, folder / "log")
-        yield uri
+        yield made.uri
     finally:
-        server.terminate()
-        server.wait()
-
-
-def wait_until_healthy(uri: str, log: Path, patience_s: float = 90) -> None:
-    end = time.monotonic() + patience_s
-    while time.monotonic() < end:
-        try:
-            if requests.get(f"{uri}/health", timeout=5).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
+        made.kill()
 
 
 @pytest.fixture(scope="session")

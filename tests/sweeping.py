@@ -11,7 +11,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from edgeopt.search.ledger import Ledger, studies
+from edgeopt import tags
+from edgeopt.search.ledger import DONE, Ledger, studies
 from edgeopt.search.studystore import file_url
 
 SPACE = """
@@ -71,11 +72,15 @@ def write_sweep(folder: Path, model: Path, *, limits: str, trials: int = 5) -> N
     (folder / "tiny_sweep.yaml").write_text(SPACE.format(model=model, limits=limits, trials=trials))
 
 
-def start(folder: Path, *arguments: str, cwd: Path | None = None, store: str = "") -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: str, cwd: Path | None = None, store: str = "", tracking_uri: str = ""
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "edgeopt.cli", *arguments, "--config-dir", str(folder), "--json"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "EDGEOPT_"))}
     if store:
         environment["EDGEOPT_STORE"] = store
+    if tracking_uri:
+        environment["MLFLOW_TRACKING_URI"] = tracking_uri
     return subprocess.Popen(
         command, cwd=cwd or folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -103,12 +108,28 @@ def runs(folder: Path) -> list[Any]:
     return list(client.search_runs(experiments, max_results=1000))
 
 
+def ledger_of(folder: Path) -> Ledger:
+    return Ledger(file_url(folder / ".edgeopt" / "studies.db"), "kill")
+
+
+def require_whole(folder: Path, ledger: Ledger) -> None:
+    """Every trial is over and recorded once, under its last attempt; no run is open."""
+    rows = ledger.changes(0)
+    assert not [row for row in rows if row.state == "running" or (row.state in DONE and not row.recorded)]
+    logged = [run for run in runs(folder) if tags.TRIAL in run.data.tags]
+    assert not [run for run in logged if run.info.status == "RUNNING"]
+    keys = [(run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in logged]
+    assert len(set(keys)) == len(keys)
+    done = sorted(run.data.tags[tags.TRIAL] for run in logged if run.info.status == "FINISHED")
+    assert done == sorted(f"kill/{row.number}" for row in rows if row.state in ("finished", "stopped", "refused"))
+
+
 def finished(folder: Path) -> dict[int, str]:
     """Each stored result by trial number."""
     file = folder / ".edgeopt" / "studies.db"
     if not file.is_file():
         return {}
-    ledger = Ledger(file_url(file), "kill")
+    ledger = ledger_of(folder)
     if "kill" not in studies(ledger.url):
         return {}
     done = [row.number for row in ledger.changes(0) if row.state == "finished"]

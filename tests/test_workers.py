@@ -15,27 +15,10 @@ from typing import Any
 import pytest
 from bench_common import workers_of
 from postgresql import Postgres
-from sweeping import ended, runs, start, sweep
+from sweeping import ended, ledger_of, require_whole, runs, start, sweep
 
 from edgeopt import tags
 from edgeopt.search.ledger import DONE, Ledger, Member
-from edgeopt.search.studystore import file_url
-
-
-def ledger_of(folder: Path) -> Ledger:
-    return Ledger(file_url(folder / ".edgeopt" / "studies.db"), "kill")
-
-
-def require_whole(folder: Path, ledger: Ledger) -> None:
-    """Every trial is over and recorded once, under its last attempt; no run is open."""
-    rows = ledger.changes(0)
-    assert not [row for row in rows if row.state == "running" or (row.state in DONE and not row.recorded)]
-    logged = [run for run in runs(folder) if tags.TRIAL in run.data.tags]
-    assert not [run for run in logged if run.info.status == "RUNNING"]
-    keys = [(run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in logged]
-    assert len(set(keys)) == len(keys)
-    done = sorted(run.data.tags[tags.TRIAL] for run in logged if run.info.status == "FINISHED")
-    assert done == sorted(f"kill/{row.number}" for row in rows if row.state in ("finished", "stopped", "refused"))
 
 
 def test_two_workers_share_a_sweep_and_its_course_is_drawn(folder: Path) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from edgeopt.errors import StoreError
 from edgeopt.result import Failure, TrialResult
+from edgeopt.search.delivery import Delivery, Log
 from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.membership import Heart, Watch, myself
 from edgeopt.search.parameter import Params
-from edgeopt.search.status import progress
 from edgeopt.search.study import ATTEMPTS, Study
-from edgeopt.store.uses import using
 
 IDLE_S = 0.5
 """How often a worker looks for a trial while there is none for it."""
@@ -29,26 +29,8 @@ class Watcher(Protocol):
 
     def finished(self, row: Row, result: TrialResult) -> None: ...
 
-
-class Log(Protocol):
-    """The recorder bound to one study. A trial's attempts are told apart; each call may be repeated."""
-
-    def begin(self, row: Row) -> str:
-        """The id of the run of a trial that starts now."""
-        ...
-
-    def record(self, row: Row, result: TrialResult) -> str:
-        """Log a finished trial whole; the id of its run."""
-        ...
-
-    def kill(self, number: int, attempt: int, why: str) -> None: ...
-
-    def progress(self, values: Mapping[str, float], step: int) -> None:
-        """Where the study stands after so many trials."""
-        ...
-
-    def open_attempts(self) -> set[tuple[int, int]]:
-        """Number and attempt of the trials whose run has not ended."""
+    def told(self, line: str) -> None:
+        """Something to know that is no news of a trial."""
         ...
 
 
@@ -65,6 +47,7 @@ class Sweep:
     Attributes:
         role: what it does; a worker of role `build` leaves measuring to others, one of role `measure` building.
         blank: a result without figures, for trials whose process ended without an answer.
+        patience_s: how long a worker that has nothing else to do waits for a tracking server that does not answer.
     """
 
     study: Study
@@ -73,17 +56,21 @@ class Sweep:
     watcher: Watcher
     blank: Callable[[Params], TrialResult]
     role: str = "all"
+    patience_s: float = 0.0
     watch: Watch = field(init=False)
+    delivery: Delivery = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "watch", Watch(self.study.search.lease_s))
+        object.__setattr__(self, "delivery", Delivery(self.study, self.log, self.watcher.told))
 
 
 def run(sweep: Sweep) -> None:
     """Work on the study until it is over.
 
-    A Ctrl-C queues the trial at work again and goes up. So does a cache that cannot be written, as StoreError:
-    every other trial would end as this one did, and none of them is at fault.
+    A Ctrl-C queues the trial at work again and goes up. So does a cache that cannot be written, as StoreError: every
+    other trial would end as this one did, and none of them is at fault. A tracking server that fails stops no work;
+    TrackingError where it has not got everything when nothing else is left to do.
     """
     while not _serve(sweep):
         pass
@@ -94,12 +81,8 @@ def _serve(sweep: Sweep) -> bool:
 
     Whoever ends in any other way is found dead: what it left is for the others.
     """
-    study, member = sweep.study, myself(sweep.role)
-    study.worker = member.worker
-    study.ledger.join(member, dead={m.worker for m in sweep.watch.dead(study.ledger.members())})
-    _inherit(sweep)
-    _tidy(sweep)
-    with Heart(study.ledger, member.worker, study.search.lease_s) as heart:
+    study, delivery = sweep.study, sweep.delivery
+    with joined(study, sweep.watch, delivery, sweep.role) as heart:
         while heart.trusted:
             row = study.ask()
             if row is not None:
@@ -108,74 +91,84 @@ def _serve(sweep: Sweep) -> bool:
             elif study.settled():
                 break
             else:
+                delivery.require(sweep.patience_s)
                 time.sleep(IDLE_S)
-            _inherit(sweep)
+            inherit(study, sweep.watch, delivery)
         else:
             return False
-    study.ledger.leave(member.worker)
-    _tidy(sweep)
+    study.ledger.leave(study.worker)
+    delivery.tidy()
     return True
+
+
+def send(study: Study, log: Log, tell: Callable[[str], None]) -> None:
+    """Deliver what dead workers left undelivered, and evaluate nothing.
+
+    What belongs to workers that live is theirs to deliver. Raises TrackingError where the server fails.
+    """
+    watch, delivery = Watch(study.search.lease_s), Delivery(study, log, tell)
+    last = time.monotonic() + 1.5 * study.search.lease_s  # by then the dead of other hosts are known
+    with joined(study, watch, delivery, "sync"):
+        while left := study.unrecorded():
+            delivery.require(0.0)
+            if not any(row.worker == study.worker for row in left) and time.monotonic() > last:
+                break
+            time.sleep(IDLE_S)
+            inherit(study, watch, delivery)
+    study.ledger.leave(study.worker)
+    delivery.tidy()
+
+
+@contextmanager
+def joined(study: Study, watch: Watch, delivery: Delivery, role: str) -> Iterator[Heart]:
+    """Be a worker of the study inside the block, under a new name, with what the dead left."""
+    member = myself(role)
+    study.worker = member.worker
+    study.ledger.join(member, dead={m.worker for m in watch.dead(study.ledger.members())})
+    inherit(study, watch, delivery)
+    delivery.tidy()
+    try:
+        with Heart(study.ledger, member.worker, study.search.lease_s) as heart:
+            yield heart
+    finally:
+        delivery.close()
 
 
 def _work(sweep: Sweep, row: Row) -> bool:
     """Evaluate one trial, or record one that was refused before any work; whether it was this worker's to the end."""
-    study, log = sweep.study, sweep.log
+    study, delivery = sweep.study, sweep.delivery
     if row.state in DONE:
-        result = study.result(row.number)
-        _record(sweep, row, result)
-        sweep.watcher.finished(row, result)
+        delivery.deliver()
+        sweep.watcher.finished(row, study.result(row.number))
         return True
-    row = replace(row, run_id=log.begin(row))
+    row = delivery.begin(row)
     sweep.watcher.started(row)
     try:
         result = _evaluated(sweep, row.params)
     except (KeyboardInterrupt, StoreError) as error:
         study.ledger.release(row)
-        log.kill(row.number, row.attempt, f"{str(error) or 'interrupted by Ctrl-C'}; the recipe is queued again")
+        delivery.kill(row.number, row.attempt, f"{str(error) or 'interrupted by Ctrl-C'}; the recipe is queued again")
         raise
     if sweep.role == "build" and not (result.failure or result.refused):
         return study.ledger.release(row, built=True)
     if not study.finish(row, result):
-        log.kill(row.number, row.attempt, "its worker was taken for dead; the recipe was queued again")
+        delivery.kill(row.number, row.attempt, "its worker was taken for dead; the recipe was queued again")
         return False
-    _record(sweep, row, result)
+    delivery.deliver()
     sweep.watcher.finished(row, result)
     return True
 
 
-def _record(sweep: Sweep, row: Row, result: TrialResult) -> None:
-    study = sweep.study
-    study.ledger.annotate(row, run_id=sweep.log.record(row, result))
-    if row.state not in DONE:  # what was refused before any work is counted with the next trial
-        values = progress(study)
-        sweep.log.progress(values, round(sum(values.get(f"trials/{state}", 0.0) for state in DONE)))
-
-
-def _inherit(sweep: Sweep) -> None:
-    """Queue again what dead workers had begun, and record what they had finished."""
-    study, log = sweep.study, sweep.log
+def inherit(study: Study, watch: Watch, delivery: Delivery) -> None:
+    """Queue again what dead workers had begun, and deliver what they had finished."""
     others = [member for member in study.ledger.members() if member.worker != study.worker]
-    for member in sweep.watch.dead(others):
+    for member in watch.dead(others):
         for row in study.bury(member):
             follows = (
                 "the recipe is queued again" if row.attempt < ATTEMPTS else "so did those before it: it has failed"
             )
-            log.kill(row.number, row.attempt, f"its worker {member.worker} died; {follows}")
-    for row in study.unrecorded():
-        result = study.result(row.number)
-        with using(result.paths) as there:
-            if there:
-                _record(sweep, row, result)
-            else:  # the cache has evicted what is to be logged
-                study.ledger.forget(row)
-                log.kill(row.number, row.attempt, "its files were evicted; the recipe is queued again")
-
-
-def _tidy(sweep: Sweep) -> None:
-    """End runs whose trial is not at work any more: their worker died between two words."""
-    begun = sweep.log.open_attempts()  # read first: what begins from now on is not among them
-    for number, attempt in sorted(begun - sweep.study.open_attempts()):
-        sweep.log.kill(number, attempt, "the sweep was ended while this trial ran")
+            delivery.kill(row.number, row.attempt, f"its worker {member.worker} died; {follows}")
+    delivery.deliver()
 
 
 def _evaluated(sweep: Sweep, params: Params) -> TrialResult:

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from edgeopt.search.ledger import Row
+from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.standing import EVALUATED, spent_j, spent_s
 from edgeopt.search.study import Study
 
@@ -25,12 +25,13 @@ def status(study: Study) -> dict[str, Any]:
             for m in members
         ],
         "trials": dict(Counter(row.state for row in rows)),
+        "unrecorded": len(study.unrecorded()),
         "budget": study.search.trials,
-        "feasible": sum(1 for row in rows if row.summary is not None and row.summary.feasible),
+        "feasible": _feasible(rows),
         "front": len(standing.front(rows)),
         "rungs": dict(Counter(row.summary.refused for row in rows if row.summary is not None and row.summary.refused)),
         "broken_limits": _broken(rows),
-        "attempts_lost": sum(row.attempt - 1 for row in rows),
+        "attempts_lost": _lost(rows),
         "spent_s": spent_s(rows),
         "spent_j": spent_j(rows),
         "saved_s": _saved(rows),
@@ -39,13 +40,35 @@ def status(study: Study) -> dict[str, Any]:
     }
 
 
-def progress(study: Study) -> dict[str, float]:
-    """What of `status` is drawn over the trials: numbers alone, by name."""
-    known = status(study)
-    found = {f"trials/{state}": float(count) for state, count in known["trials"].items()}
-    found |= {f"progress/{name}": float(known[name]) for name in ("feasible", "front", "hypervolume", "attempts_lost")}
-    found |= {"spent/trials_s": known["spent_s"], "spent/trials_j": known["spent_j"]}
-    return found | {f"saved/{by}_s": seconds for by, seconds in known["saved_s"].items()}
+def progress(study: Study, last: Row) -> tuple[dict[str, float], int]:
+    """Where the study stood when `last` ended: numbers by name, and how many trials were over by then.
+
+    What comes later changes nothing of it, so that it can be told at any time.
+    """
+    rows = [row for row in study.rows() if row.state in DONE and _end(row) <= _end(last)]
+    found = {f"trials/{state}": float(count) for state, count in Counter(row.state for row in rows).items()}
+    found |= {
+        "progress/feasible": float(_feasible(rows)),
+        "progress/front": float(len(study.standing.front(rows))),
+        "progress/hypervolume": study.standing.volume(rows),
+        "progress/attempts_lost": float(_lost(rows)),
+        "spent/trials_s": spent_s(rows),
+        "spent/trials_j": spent_j(rows),
+    }
+    return found | {f"saved/{by}_s": seconds for by, seconds in _saved(rows).items()}, len(rows)
+
+
+def _end(row: Row) -> tuple[float, int]:
+    return row.ended_s or 0.0, row.number
+
+
+def _feasible(rows: list[Row]) -> int:
+    return sum(1 for row in rows if row.summary is not None and row.summary.feasible)
+
+
+def _lost(rows: list[Row]) -> int:
+    """Attempts that came to nothing."""
+    return sum(row.attempt - 1 for row in rows)
 
 
 def _broken(rows: list[Row]) -> dict[str, int]:

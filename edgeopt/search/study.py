@@ -137,22 +137,19 @@ class Study:
         return self.ledger.bury(member, heir=self.worker, attempts=ATTEMPTS, given_up=_given_up)
 
     def unrecorded(self) -> list[Row]:
-        """Trials that are over and whose recording is this worker's."""
-        return [r for r in self.rows() if r.worker == self.worker and _ended(r) and not r.recorded]
+        """Trials that are over and of which the tracking server does not know all."""
+        return [row for row in self.rows() if row.state in DONE and not row.recorded]
 
     def open_attempts(self) -> set[tuple[int, int]]:
         """Number and attempt of the trials that are at work, or wait to be measured or recorded."""
-        return {
-            (row.number, row.attempt)
-            for row in self.rows()
-            if row.state == "running" or (row.state == "waiting" and row.built) or (_ended(row) and not row.recorded)
-        }
+        at_work = [r for r in self.rows() if r.state == "running" or (r.state == "waiting" and r.built)]
+        return {(row.number, row.attempt) for row in (*at_work, *self.unrecorded())}
 
     def settled(self) -> bool:
         """Whether nothing is left to do: no trial begins any more, and those that were begun are over and recorded."""
-        at_work = any(row.state == "running" or (_ended(row) and not row.recorded) for row in self.rows())
-        waiting = any(row.state == "waiting" for row in self._rows.values())
-        return not at_work and (bool(self.over()) or not waiting)
+        if self.unrecorded() or any(row.state == "running" for row in self._rows.values()):
+            return False
+        return bool(self.over()) or not any(row.state == "waiting" for row in self._rows.values())
 
     # inside
 
@@ -203,10 +200,6 @@ class Study:
         self._rows |= {row.number: row for row in news}  # new numbers are the highest, so the order holds
         self._revision = max(row.revision for row in news)
         self._proposals.learn(news)
-
-
-def _ended(row: Row) -> bool:
-    return row.state in DONE
 
 
 def state_of(result: TrialResult) -> State:

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,12 +17,16 @@ import requests
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy.engine import make_url
 
-from edgeopt.errors import TrackingError
+from edgeopt.errors import TrackingError, UnreachableError
 from edgeopt.secrets import without_password
 
 PROBE_S = 8
+REFUSALS = (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
+"""What MLflow raises where it, its database or its artifact store does not do what it was asked for."""
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _TIMEOUT_KEY = {"sqlite": "timeout", "mssql": "timeout"}
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for chats and agents
@@ -30,6 +35,8 @@ _MEND = "Start the server, or set MLFLOW_TRACKING_URI or tracking.tracking_uri t
 # stdout belongs to results, and a search draws its own progress
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow tries for four minutes else, in which a sweep would stand still; whoever needs an answer asks again
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -47,24 +54,24 @@ def absolute(uri: str) -> str:
 
 @contextlib.contextmanager
 def answering(uri: str) -> Iterator[MlflowClient]:
-    """A client of `uri`; what MLflow, its database or its artifact store refuses becomes a TrackingError."""
+    """A client of `uri`. UnreachableError where nothing answers there, within seconds; TrackingError for what it,
+    its database or its artifact store refuses.
+
+    A server is asked first whether it is there, because one that hangs keeps MLflow's own clients for minutes.
+    """
     try:
+        _ask(uri)
         yield MlflowClient(tracking_uri=uri)
-    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise TrackingError(f"MLflow refused: {_first_line(error)}", place=without_password(uri)) from error
+    except REFUSALS as error:
+        raise _failure(uri, error) from error
 
 
 def probe(uri: str) -> None:
-    """Raise TrackingError within some ten seconds where nothing answers at `uri`.
-
-    MLflow's own clients try for minutes before they give up, which is right in the middle of a
-    search and wrong at its start.
-    """
-    scheme = urlsplit(uri).scheme
+    """Raise UnreachableError within some ten seconds where nothing answers at `uri`."""
     try:
-        if scheme in ("http", "https"):
+        if _served(uri):
             _probe_http(uri)
-        elif scheme.split("+")[0] in _DATABASES:
+        elif urlsplit(uri).scheme.split("+")[0] in _DATABASES:
             _probe_database(uri)
     except ImportError as error:
         raise TrackingError(
@@ -72,10 +79,36 @@ def probe(uri: str) -> None:
             place=without_password(uri),
             mend="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
         ) from error
-    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise TrackingError(
-            f"MLflow does not answer ({_first_line(error)})", place=without_password(uri), mend=_MEND
-        ) from error
+    except REFUSALS as error:
+        raise _unreachable(uri, error) from error
+
+
+def _served(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def _ask(uri: str) -> None:
+    """Raise where no server answers; a database answers, or does not, when it is asked for something."""
+    if _served(uri):
+        health = http_request(
+            get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=PROBE_S, raise_on_status=False
+        )
+        if health.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise requests.HTTPError(f"{health.status_code} {health.reason}")
+
+
+def _failure(uri: str, error: Exception) -> TrackingError:
+    if isinstance(error, (requests.RequestException, sqlalchemy.exc.OperationalError)):
+        return _unreachable(uri, error)
+    try:
+        _ask(uri)
+    except REFUSALS as silence:
+        return _unreachable(uri, silence)
+    return TrackingError(f"MLflow refused: {_first_line(error)}", place=without_password(uri))
+
+
+def _unreachable(uri: str, error: Exception) -> UnreachableError:
+    return UnreachableError(f"MLflow does not answer ({_first_line(error)})", place=without_password(uri), mend=_MEND)
 
 
 def _probe_http(uri: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ class Log:
         self.left_open.add((row.number, row.attempt))
         return f"run {row.number}/{row.attempt}"
 
-    def record(self, row: Row, result: TrialResult) -> str:
+    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
         self.told.append(("record", row.number, row.attempt))
         self.left_open.discard((row.number, row.attempt))
         return f"run {row.number}/{row.attempt}"
@@ -153,8 +153,10 @@ class Log:
         self.why.append(why)
         self.left_open.discard((number, attempt))
 
-    def progress(self, values: Mapping[str, float], step: int) -> None:
+    def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
         self.progressed.append((step, dict(values)))
+
+    def publish(self) -> None: ...
 
     def open_attempts(self) -> set[tuple[int, int]]:
         return set(self.left_open)
@@ -179,6 +181,7 @@ class Silent:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
+        self.lines: list[str] = []
 
     def started(self, row: Row) -> None:
         self.seen.append(("started", row.number))
@@ -187,6 +190,9 @@ class Silent:
 
     def finished(self, row: Row, result: TrialResult) -> None:
         self.seen.append(("finished", row.number))
+
+    def told(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def sweep(opened: Study, script: list[Any] | None = None, log: Log | None = None, *, role: str = "all") -> Sweep:
