@@ -23,6 +23,7 @@ from edgeopt.measure.bench import Bench, measure
 from edgeopt.measure.foresight import Foresight, shortened
 from edgeopt.measure.shared_lease import SharedLease
 from edgeopt.measure.spending import Meter
+from edgeopt.measure.system import SystemUse
 from edgeopt.part import canonical, construct, describe
 from edgeopt.pipeline import evaluate
 from edgeopt.ports import Lease, Progress, Runtime
@@ -265,8 +266,15 @@ def evaluate_trial(
         return replace(blank(request, params), failure=failure)
     _held.enter_context(kept.holding(progress))
     meter.joules()  # from here on
-    result = evaluate(made, kept, progress, build_only=build_only)
+    result = observed(lambda: evaluate(made, kept, progress, build_only=build_only))
     return replace(result, energy_j=meter.joules(), energy_method=meter.method)
+
+
+def observed(evaluation: Callable[[], TrialResult]) -> TrialResult:
+    """The result of an evaluation with how busy the machine was meanwhile."""
+    with SystemUse() as use:
+        result = evaluation()
+    return replace(result, system=tuple(use.readings))
 
 
 def prepare() -> None:

@@ -20,6 +20,9 @@ class Measure(Protocol):
     """How engines are measured: a bench bound to a device, a target and an evaluation text."""
 
     @property
+    def evaluation(self) -> Text: ...
+
+    @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
         """Names of the probes by group, in the order in which groups are measured."""
         ...
@@ -46,7 +49,7 @@ class Measure(Protocol):
         ...
 
     def gather(self, folders: Sequence[Path], directory: Path) -> None:
-        """Write `samples.json` and `logs` of one engine, measured group by group into `folders`, as one."""
+        """Write `samples.json`, `tables` and `logs` of one engine, measured group by group into `folders`, as one."""
         ...
 
 

@@ -80,6 +80,7 @@ class _Climb:
             target=job.target.name,
             device=describe(job.device),
             emulated=job.target.is_emulated_by(job.device),
+            texts={"calibration": job.calibration.describe(), "evaluation": job.measure.evaluation.describe()},
         )
 
     @property

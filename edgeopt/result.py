@@ -84,6 +84,8 @@ class TrialResult:
             spent waiting for the device or for another process that made the same.
         saved_s: seconds that what was taken from the store had cost to make, by stage; nothing for what was made now.
             `<stage>/<kind>` where the stage itself was made, and found a part of its work.
+        texts: name, digest and size of the texts that calibrated and evaluated, by what they were for.
+        system: how busy the machine was meanwhile, reading by reading: figures by name and `at_s`, in s since 1970.
         energy_j: joules that the evaluation took; `energy_method` says whether they were measured, and how.
         artifacts: files and folders worth keeping, by the name they get in the tracking server.
         notes: lint findings and other remarks about the engine.
@@ -107,6 +109,8 @@ class TrialResult:
     saved_s: Mapping[str, float] = field(default_factory=dict)
     energy_j: float = 0.0
     energy_method: str = ""
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    system: tuple[Mapping[str, float], ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -138,6 +142,7 @@ class TrialResult:
         fields["measurements"] = tuple(Measurement(**m) for m in fields["measurements"])
         fields["verdicts"] = tuple(Verdict(**v) for v in fields["verdicts"])
         fields["notes"] = tuple(fields["notes"])
+        fields["system"] = tuple(fields.get("system", ()))
         fields["predictions"] = tuple(Measurement(**m) for m in fields.get("predictions", ()))
         fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None
         return cls(**fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from edgeopt.errors import InputError
 from edgeopt.part import digest
@@ -23,6 +24,15 @@ class Text:
     @property
     def digest(self) -> str:
         return digest(list(self.documents))
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, in plain JSON types, without the text itself."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "documents": len(self.documents),
+            "characters": sum(map(len, self.documents)),
+        }
 
 
 def require_disjoint(calibration: Text, evaluation: Text) -> None:

@@ -159,9 +159,9 @@ class Work:
         return figures
 
     def gather(self, measure: Measure, folders: list[Path]) -> None:
-        """Keep the samples and logs of an engine's measurements."""
+        """Keep the samples, tables and logs of an engine's measurements."""
         folder = self.stage("samples", list(map(str, folders)), lambda d: measure.gather(folders, d))
-        for name in ("samples.json", "logs"):
+        for name in ("samples.json", "tables", "logs"):
             self.keep(name, folder / name)
 
     def _in_torch(self, job: Job, checkpoint: Checkpoint) -> Engine:

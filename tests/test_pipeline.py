@@ -35,6 +35,7 @@ SIZE, MEMORY, SPEED, RATIO, POWER = (
 METRICS = {"size": SIZE, "memory": MEMORY, "latency": SPEED, "quality": RATIO, "energy": POWER}
 GROUPS = {"files": ("size",), "generation": ("memory", "latency"), "quality": ("quality",), "energy": ("energy",)}
 UNIT = "MiB"
+EVALUATION = Text(name="e", documents=("other words",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ class Bench:
     """Gives every engine the figures 9 to 11, some noisy, or fails; tells what it was asked."""
 
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: GROUPS)
+    evaluation: Text = EVALUATION
     noisy: tuple[str, ...] = ()
     fails: tuple[str, ...] = ()
     log: list[str] = field(default_factory=list)

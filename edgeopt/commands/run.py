@@ -44,7 +44,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     with store.holding():
         try:
             with display.progress(str(made.recipe)) as progress:
-                result = evaluate(made, store, progress)
+                result = assembly.observed(lambda: evaluate(made, store, progress))
         except KeyboardInterrupt:
             recorder.kill(STUDY, number, "interrupted by Ctrl-C")
             raise

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt import assembly, display
 from edgeopt import config as configs
+from edgeopt.artifact import Engine
 from edgeopt.assembly import Request
 from edgeopt.commands import registered
 from edgeopt.commands.outcome import Document
 from edgeopt.composition import Config
-from edgeopt.errors import ConfigError, InfeasibleError, InputError
+from edgeopt.errors import ConfigError, InfeasibleError, InputError, TrackingError
+from edgeopt.part import construct
+from edgeopt.ports import Progress
 from edgeopt.release import policy as policies
 from edgeopt.release.policy import Policy
-from edgeopt.result import TrialResult
+from edgeopt.result import Measurement, TrialResult
 from edgeopt.search import ledger, studystore
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective, as_row
@@ -147,24 +151,36 @@ class OpenStudy:
         }
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> Document:
-        """End the study's run with all that is known of its front, whose document this returns."""
+        """End the study's run with all that is known of its front, whose document this returns.
+
+        Raises TrackingError where MLflow does not take it, and says how to send it later.
+        """
         from edgeopt.tracking.report import Course
 
         document, known = self.front(), study_status(self.study)
-        self.recorder.close_study(
-            self.name,
-            rows=document["trials"],
-            objectives=document["objectives"],
-            limits=document["limits"],
-            status=status,
-            course=Course(
-                hypervolumes=self.study.volumes(),
-                importance=self._importance(),
-                spent_s=known["spent_s"],
-                spent_j=known["spent_j"],
-                saved_s=known["saved_s"],
-            ),
+        course = Course(
+            hypervolumes=self.study.volumes(),
+            importance=self._importance(),
+            spent_s=known["spent_s"],
+            spent_j=known["spent_j"],
+            saved_s=known["saved_s"],
         )
+        try:
+            self.recorder.release(self.name, document["front"])
+            self.recorder.close_study(
+                self.name,
+                rows=document["trials"],
+                objectives=document["objectives"],
+                limits=document["limits"],
+                status=status,
+                course=course,
+            )
+        except TrackingError as error:
+            raise TrackingError(
+                f"the front and {known['unrecorded']} trials are kept and not in MLflow yet: {error.what}",
+                place=error.place,
+                mend=f"Once it answers, send them: edgeopt sync {self.name}",
+            ) from error
         return document
 
     def _importance(self) -> dict[str, dict[str, float]]:
@@ -187,6 +203,10 @@ class OpenStudy:
         name = self.config.get("promote")
         return None if name is None else self.policy(name)
 
+    def log(self) -> StudyLog:
+        """Where its workers record their trials."""
+        return StudyLog(recorder=self.recorder, study=self.name, request=self.request, document=self.front)
+
     def promote(
         self,
         document: Document,
@@ -208,7 +228,8 @@ class OpenStudy:
                 rows=document["trials"],
                 objectives=document["objectives"],
                 limits=document["limits"],
-                policy=policy,
+                policy=policy.on(self.config["target"]["name"]),
+                remeasure=partial(self._measured, progress),
                 tracking_uri=self.recorder.uri,
                 folders=self._registry_folders(config_dir),
                 private_key=private_key,
@@ -220,6 +241,14 @@ class OpenStudy:
         if not dry_run:
             self.study.ledger.note(promoted=policy.model)
         return promotion
+
+    def _measured(self, progress: Progress, engine: Engine, metrics: Collection[str]) -> tuple[Measurement, ...]:
+        """Figures of an engine on this machine, by those of the study's probes that give `metrics`."""
+        bound = assembly.bench(self.config)
+        probes = [name for name, probe in bound.bench.probes.items() if set(metrics) & set(probe.METRICS)]
+        runtime = construct(engine.made_by["runtime"], "made_by.runtime")
+        with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
+            return bound(engine, runtime, Path(folder), {}, progress, probes)
 
     def champion(self, model: str) -> Document | None:
         """The champion of a registered model where it comes from this study."""
@@ -239,26 +268,46 @@ def _snapshot(state: Path, study: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyLog:
-    """The recorder bound to one study."""
+    """The recorder bound to one study.
+
+    Attributes:
+        document: gives the front's document as it is now.
+    """
 
     recorder: MlflowRecorder
     study: str
     request: Request
+    document: Callable[[], Document]
 
     def begin(self, row: Row) -> str:
         return self.recorder.begin(self.study, row.number, row.params, row.attempt)
 
-    def record(self, row: Row, result: TrialResult) -> str:
-        config = self._config(row.params)
-        return self.recorder.record(
-            self.study, row.number, row.params, config, result, attempt=row.attempt, run_id=row.run_id
+    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
+        config, on_front = self._config(row.params), row.number in front
+        run_id = self.recorder.record(
+            self.study,
+            row.number,
+            row.params,
+            config,
+            result,
+            attempt=row.attempt,
+            run_id=row.run_id,
+            ended_s=row.ended_s,
+            keep_engine=on_front,
         )
+        if on_front:  # it may have driven others off
+            self.recorder.release(self.study, front)
+        return run_id
 
     def kill(self, number: int, attempt: int, why: str) -> None:
         self.recorder.kill(self.study, number, why, attempt)
 
-    def progress(self, values: Mapping[str, float], step: int) -> None:
-        self.recorder.progress(self.study, values, step)
+    def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
+        self.recorder.progress(self.study, values, step, at_s)
+
+    def publish(self) -> None:
+        now = self.document()
+        self.recorder.publish(self.study, rows=now["trials"], objectives=now["objectives"], limits=now["limits"])
 
     def open_attempts(self) -> set[tuple[int, int]]:
         return set(self.recorder.open_runs(self.study))

@@ -68,7 +68,6 @@ def evaluator(request: Request, search: Search, *, role: str = "all") -> Evaluat
 def work(opened: OpenStudy, evaluator: Evaluator, *, role: str = "all") -> None:
     """Be a worker of the study in this process until it is over."""
     from edgeopt import assembly, display
-    from edgeopt.commands.studies import StudyLog
     from edgeopt.search import loop
 
     study, request = opened.study, opened.request
@@ -78,9 +77,10 @@ def work(opened: OpenStudy, evaluator: Evaluator, *, role: str = "all") -> None:
             loop.Sweep(
                 study=study,
                 evaluator=evaluator,
-                log=StudyLog(recorder=opened.recorder, study=opened.name, request=request),
+                log=opened.log(),
                 watcher=watcher,
                 blank=partial(assembly.blank, request),
                 role=role,
+                patience_s=opened.recorder.patience_s,
             )
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from edgeopt import tokens as tokenizers
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.intervals import of_ratio
 from edgeopt.part import digest
@@ -16,6 +17,7 @@ from edgeopt.result import Measurement
 
 _DOCUMENT = "continuations.json"
 _NGRAM = 4
+_SHOWN = 8
 # metric -> what its figure says
 _FIGURES = {
     "quality/exact_match": "share equal to the baseline's token for token",
@@ -49,7 +51,7 @@ class Continuations:
                 raise ConfigError(f"{getattr(self, name)} is too few", place=name, mend=f"Give {least} or more")
 
     def collect(self, subject: Subject) -> Samples:
-        """The continuations as token ids and, against a baseline that has some, the baseline's."""
+        """The continuations as token ids and, against a baseline that has some, the baseline's; the first as texts."""
         length = min(subject.prompts)
         new_tokens = min(self.tokens, subject.context_length - length)
         prompts = [window[:length] for window in subject.documents[: self.prompts]]
@@ -57,7 +59,9 @@ class Continuations:
         folder, asked = subject.references.get("baseline"), digest([prompts, new_tokens])
         if folder is None:
             (subject.scratch / _DOCUMENT).write_text(json.dumps({"asked": asked, "continuations": own}))
-        return {"tokens": new_tokens, "continuations": own, "baseline": _kept(folder, asked) if folder else None}
+        baseline = _kept(folder, asked) if folder else None
+        texts = _texts(subject, prompts[:_SHOWN], own, baseline)
+        return {"tokens": new_tokens, "continuations": own, "baseline": baseline, "texts": texts}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
         own, baseline, longest = (runs[0][name] for name in ("continuations", "baseline", "tokens"))
@@ -85,6 +89,17 @@ class Continuations:
             count=sum(under),
             method=f"{_FIGURES[metric]}, {where}, bootstrap over them",
         )
+
+
+def _texts(
+    subject: Subject, prompts: Sequence[list[int]], own: Sequence[list[int]], baseline: Sequence[list[int]] | None
+) -> list[dict[str, str]]:
+    """Prompts and what followed, for people."""
+    decode = tokenizers.load(subject.engine.directory).decode
+    return [
+        {"prompt": decode(prompt), "continuation": decode(own[n]), "baseline": decode(baseline[n]) if baseline else ""}
+        for n, prompt in enumerate(prompts)
+    ]
 
 
 def _kept(folder: Path, asked: str) -> list[list[int]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,9 @@ from edgeopt.artifact import Engine
 from edgeopt.errors import EdgeoptError
 from edgeopt.release import registry
 from edgeopt.result import Measurement, TrialResult
+
+Remeasure = Callable[[Engine, Collection[str]], Sequence[Measurement]]
+"""Measures an engine on this machine: the figures of those probes that give the named metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +50,10 @@ class Candidate:
 
     Attributes:
         row, limits: as `edgeopt front --json` gives them.
-        model_id: the logged model that would be registered; empty where the run has none that is complete.
+        model_id: the logged model that would be registered; empty where the run keeps none.
         folder: that model, downloaded; None where it could not be, for the reason in `missing`.
         aliases: those that would point at it.
+        remeasure: None where nothing can be measured.
         champion: the trial behind the version that is champion now; None where there is none, or it is this one.
     """
 
@@ -61,6 +65,7 @@ class Candidate:
     missing: str
     aliases: tuple[str, ...] = ()
     champion: Trial | None = None
+    remeasure: Remeasure | None = None
 
     @property
     def run_tags(self) -> Mapping[str, str]:
@@ -107,15 +112,12 @@ def candidate(
         missing = "the trial has no MLflow run in this store"
         none = Trial(run_id="", run_tags={}, ended_s=0.0, result=None)
         return Candidate(row=row, limits=limits, trial=none, model_id="", folder=None, missing=missing)
-    model_id, folder, missing = "", None, "its run holds no engine that was logged completely"
-    query = f"source_run_id = '{run_id}' AND name = '{tags.ENGINE}'"
     run = client.get_run(run_id)
-    found = client.search_logged_models([run.info.experiment_id], query)
-    complete = [model for model in found if str(model.status) == "READY"]
-    if complete:
-        model_id = str(complete[0].model_id)
-        local = Path(complete[0].artifact_location.removeprefix("file://"))
+    model_id, folder, missing = run.data.tags.get(tags.KEEPS, ""), None, "its run keeps no engine"
+    if model_id:
         try:
+            model = client.get_logged_model(model_id)
+            local = Path(model.artifact_location.removeprefix("file://"))
             target = None if local.is_dir() else str(scratch / model_id)
             folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=target))
         except (MlflowException, OSError) as error:

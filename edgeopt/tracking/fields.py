@@ -15,6 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
 import edgeopt
 from edgeopt import tags
 from edgeopt.result import TrialResult
@@ -23,6 +26,8 @@ LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntim
 KEY_LENGTH = 250
 VALUE_LENGTH = 6000
 TAG_LENGTH = 8000
+DIGEST_LENGTH = 36
+SYSTEM_METRICS_PREFIX = "system/"
 _CUT = " … (cut, the whole value is in config.yaml)"
 
 
@@ -83,6 +88,50 @@ def metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
     found[tags.FEASIBLE] = float(result.feasible)
     finite = {_key(name): float(value) for name, value in found.items() if math.isfinite(value)}
     return finite, sorted(name for name, value in found.items() if not math.isfinite(value))
+
+
+def datasets(result: TrialResult) -> list[DatasetInput]:
+    """The texts of a trial as MLflow's datasets, each with what it was for."""
+    return [
+        DatasetInput(
+            Dataset(
+                name=str(text["name"])[:KEY_LENGTH],
+                digest=_dataset_digest(text),
+                source_type="text",
+                source=json.dumps({"name": text["name"], "sha256": text["digest"]}),
+                profile=json.dumps({key: text[key] for key in ("documents", "characters")}),
+            ),
+            tags=[InputTag(MLFLOW_DATASET_CONTEXT, use)],
+        )
+        for use, text in result.texts.items()
+    ]
+
+
+def metric_entities(
+    result: TrialResult, values: Mapping[str, float], *, run_id: str, model_id: str | None, at_ms: int
+) -> list[Metric]:
+    """Figures for a run, linked to the model that they are of and, of quality, to the text that it was judged on.
+
+    Each is told with the same time stamp whenever it is told: MLflow then drops what it has already.
+    """
+    judged_on = result.texts.get("evaluation")
+    dataset = (judged_on["name"][:KEY_LENGTH], _dataset_digest(judged_on)) if judged_on else (None, None)
+    found = []
+    for name, value in values.items():
+        of = dataset if name.startswith("quality/") else (None, None)
+        found.append(
+            Metric(name, value, at_ms, 0, model_id=model_id, dataset_name=of[0], dataset_digest=of[1], run_id=run_id)
+        )
+    return found + [
+        Metric(f"{SYSTEM_METRICS_PREFIX}{name}", value, int(1000 * reading["at_s"]), step)
+        for step, reading in enumerate(result.system)
+        for name, value in reading.items()
+        if name != "at_s"
+    ]
+
+
+def _dataset_digest(text: Mapping[str, Any]) -> str:
+    return str(text["digest"])[:DIGEST_LENGTH]
 
 
 def trial_tags(result: TrialResult) -> dict[str, str]:

@@ -12,12 +12,16 @@ from typing import Any
 import yaml
 from mlflow import MlflowClient
 
+from edgeopt.artifact import Engine
 from edgeopt.result import TrialResult
+from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
 from edgeopt.tracking import fields
 
+TABLES = "tables"
 
-def log(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: TrialResult) -> None:
-    """Config, result and whatever the trial keeps, each by its name."""
+
+def log(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: TrialResult) -> list[str]:
+    """Config, result and whatever the trial keeps, each by its name; paths of those that are tables."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "config.yaml").write_text(as_yaml(config))
@@ -32,7 +36,50 @@ def log(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: Tr
                 shutil.copytree(path, kept)
             else:
                 shutil.copyfile(path, kept)
+        if result.engine is not None:
+            (folder / TABLES).mkdir(exist_ok=True)
+            spec = Engine.read(Path(result.engine["directory"])).spec
+            for name, table in {"checks": _checks(result), "layers": _layers(spec)}.items():
+                (folder / TABLES / f"{name}.json").write_text(json.dumps(fields.plain(table)))
         client.log_artifacts(run_id, scratch)
+        return sorted(path.relative_to(folder).as_posix() for path in (folder / TABLES).glob("*.json"))
+
+
+def _checks(result: TrialResult) -> dict[str, list[Any]]:
+    """What was looked for in the engine beside its figures: slow paths, and whether it computes what torch does."""
+    lint = [["lint", note.removeprefix("lint: "), None, ""] for note in result.notes if note.startswith("lint: ")]
+    parity = [
+        ["parity", m.metric, m.value, m.method] for m in result.measurements if m.metric.startswith("quality/parity")
+    ]
+    clean = [["lint", "no known slow path", None, ""]]
+    return {"columns": ["check", "finding", "value", "method"], "data": [*(lint or clean), *parity]}
+
+
+def _layers(spec: ModelSpec) -> dict[str, list[Any]]:
+    """Sizes of every layer, and how its matrices and the tables are stored."""
+    rows = [
+        [
+            str(number),
+            layer.intermediate_size,
+            layer.heads,
+            layer.kv_heads,
+            *(_stored(spec, f"layers.{number}.{unit}") for unit in UNITS),
+        ]
+        for number, layer in enumerate(spec.layers)
+    ]
+    rows += [[table, None, None, None, _stored(spec, table), "", "", ""] for table in (EMBEDDING, LM_HEAD)]
+    columns = ["layer", "MLP channels", "query heads", "key-value heads", *UNITS]
+    return {"columns": columns, "data": rows}
+
+
+def _stored(spec: ModelSpec, name: str) -> str:
+    """How the matrices of a unit are stored, as `4 bits in blocks of 32`."""
+    grid = spec.grids.get(name)
+    if grid is None:
+        return spec.weight_dtype
+    inputs = "" if grid.inputs == "float" else f", inputs in 8 bits ({grid.inputs})"
+    blocks = f" in blocks of {grid.block_size}" if grid.inputs == "float" else ""
+    return f"{grid.bits} bits{blocks}{inputs}"
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:

@@ -13,6 +13,9 @@ from edgeopt.tracking.report import Course
 from edgeopt.tracking.view import prepare
 
 Rows = Sequence[Mapping[str, Any]]
+FOLDER = "front"
+"""Where the files of a study's run lie."""
+TRIALS = f"{FOLDER}/trials.json"
 
 
 def totals(rows: Rows, objectives: Rows) -> dict[str, float]:
@@ -32,6 +35,12 @@ def totals(rows: Rows, objectives: Rows) -> dict[str, float]:
     return found
 
 
+def trials(study: str, rows: Rows, objectives: Rows, limits: Rows) -> str:
+    """All trials as one JSON document, as `edgeopt front --json` gives it."""
+    document = {"study": study, "objectives": objectives, "limits": limits, "trials": rows}
+    return json.dumps(fields.plain(document), allow_nan=False)
+
+
 def write(
     folder: Path, *, study: str, rows: Rows, objectives: Rows, limits: Rows, course: Course | None = None
 ) -> None:
@@ -46,8 +55,7 @@ def write(
         limits=limits,
         course=course or Course(),
     )
-    document = {"study": study, "objectives": objectives, "limits": limits, "trials": rows}
-    (folder / "trials.json").write_text(json.dumps(fields.plain(document), indent=1, allow_nan=False))
+    (folder / Path(TRIALS).name).write_text(trials(study, rows, objectives, limits))
     front = [row for row in rows if row["feasible"] and row["pareto_rank"] == 1]
     columns = sorted({f"params.{k}" for row in front for k in row["params"]})
     columns += sorted({f"metrics.{k}" for row in front for k in row["metrics"]})

@@ -17,6 +17,12 @@ def study(client: MlflowClient, experiment: str, name: str) -> Run | None:
     return next(_search(client, experiment, f"tags.`{tags.ROLE}` = 'study' and tags.`{tags.STUDY}` = '{name}'"), None)
 
 
+def studies(client: MlflowClient) -> list[Run]:
+    """The runs of studies in all experiments, the latest first."""
+    known = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(known, f"tags.`{tags.ROLE}` = 'study'", order_by=["attributes.start_time DESC"]))
+
+
 def latest_study(client: MlflowClient, experiment: str) -> Run | None:
     """The run of the study that was opened last."""
     order = [f"tags.`{tags.OPENED}` DESC"]
@@ -34,6 +40,17 @@ def attempt(client: MlflowClient, experiment: str, name: str, trial: int, number
     """The run of one attempt at a trial."""
     key = f"tags.`{tags.TRIAL}` = '{name}/{trial}' and tags.`{tags.ATTEMPT}` = '{number}'"
     return next(_search(client, experiment, key), None)
+
+
+def keeping(client: MlflowClient, experiment: str, name: str) -> Iterator[Run]:
+    """The runs of the study's trials that keep an engine."""
+    of_study = f"tags.`{tags.ROLE}` = 'trial' and tags.`{tags.STUDY}` = '{name}'"
+    return _search(client, experiment, f"{of_study} and tags.`{tags.KEEPS}` LIKE 'm-%'")
+
+
+def keepers(client: MlflowClient, experiment: str, model_id: str) -> Iterator[Run]:
+    """The runs that keep the engine in a logged model, of any study."""
+    return _search(client, experiment, f"tags.`{tags.KEEPS}` = '{model_id}'")
 
 
 def by_number(client: MlflowClient, experiment: str, name: str) -> dict[int, Run]:

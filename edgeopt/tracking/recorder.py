@@ -7,10 +7,11 @@ that the next call completes, and nothing twice.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,21 +19,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from edgeopt import tags
 from edgeopt.errors import ConfigError, TrackingError
 from edgeopt.recipe import label
 from edgeopt.result import TrialResult
 from edgeopt.secrets import without_password
-from edgeopt.tracking import cards, fields, files, lookup, server
+from edgeopt.tracking import cards, engines, fields, files, lookup, server
 
 if TYPE_CHECKING:
+    from edgeopt.tracking.engines import Released
     from edgeopt.tracking.report import Course
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-_MODEL_TAGS = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.EMULATED)
+Rows = Sequence[Mapping[str, Any]]
 _MODE = "?workflowType=machine_learning"  # else the UI opens its pages for chats and agents
 
 
@@ -61,12 +64,16 @@ class MlflowRecorder:
     Attributes:
         tracking_uri: None takes what MLflow itself resolves: MLFLOW_TRACKING_URI, or the SQLite file
             mlflow.db in the working folder.
+        patience_s: how long a worker that has nothing else to do waits for a server that does not answer.
     """
 
     tracking_uri: str | None = None
     experiment: str = "edgeopt"
+    patience_s: float = 600.0
 
     def __post_init__(self) -> None:
+        if not self.patience_s >= 0:
+            raise ConfigError(f"{self.patience_s} is no time to wait", place="patience_s", mend="Give 0 or more")
         if not self.experiment.strip():
             raise ConfigError("an experiment needs a name", place="experiment", mend="Set tracking.experiment")
 
@@ -122,32 +129,52 @@ class MlflowRecorder:
         *,
         attempt: int = 1,
         run_id: str = "",
+        ended_s: float | None = None,
+        keep_engine: bool = True,
     ) -> str:
         """Log a finished trial whole and end its run; a run that has ended is left as it is.
 
-        `run_id` is what `begin` returned, where that is known: it saves looking for it.
+        `run_id` is what `begin` returned, where that is known: it saves looking for it. `ended_s` is when the trial
+        was over, in seconds since 1970, where that is not now. The engine of a feasible trial goes into the artifact
+        store, unless nobody wants to `keep_engine`: the run has what it takes to build it again.
         Raises TrackingError where MLflow refuses, InputError where the engine was changed since it was built.
         """
         with server.answering(self.uri) as client:
-            run = client.get_run(run_id) if run_id else self._ensure_trial(client, study, number, params, attempt)
+            ended_ms = int(1000 * (time.time() if ended_s is None else ended_s))
+            began_ms = ended_ms - int(1000 * sum(result.timings_s.values()))
+            run = (
+                client.get_run(run_id)
+                if run_id
+                else self._ensure_trial(client, study, number, params, attempt, began_ms)
+            )
             run_id = str(run.info.run_id)
             if run.info.status != "RUNNING":
                 return run_id
-            files.log(client, run_id, config, result)
-            model_id = self._log_engine(client, run, result) if result.feasible and result.engine else None
+            tables = files.log(client, run_id, config, result)
+            client.log_inputs(run_id, datasets=fields.datasets(result))
+            model_id = engines.keep(client, run, result) if keep_engine and result.feasible and result.engine else None
             metrics, left_out = fields.metrics(result)
-            # the run's own start as time stamp: MLflow then drops a repeated figure instead of keeping it twice
-            stamp = run.info.start_time
-            entities = [Metric(k, v, stamp, 0, model_id=model_id, run_id=run_id) for k, v in metrics.items()]
+            entities = fields.metric_entities(
+                result, metrics, run_id=run_id, model_id=model_id, at_ms=run.info.start_time
+            )
             kept, cut = fields.params({**fields.flatten(config), **fields.flatten(params)})
             labels = fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
+            labels |= {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"} for path in tables])}
             labels |= {tags.CUT: ", ".join(cut)} if cut else {}
             labels |= {tags.NOT_LOGGED: ", ".join(left_out)} if left_out else {}
             client.log_batch(run_id, metrics=entities, params=_new_params(run, kept), tags=_run_tags(labels))
             if not params:
                 client.update_run(run_id, name=_name(number, result.recipe.get("text", "")))
-            client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED")
+            client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED", end_time=ended_ms)
             return run_id
+
+    def release(self, study: str, front: Collection[int], *, dry_run: bool = False) -> list[Released]:
+        """Remove the engines of trials that are not in `front` from the artifact store, registered ones never.
+
+        With `dry_run` nothing is changed, and what would be is returned.
+        """
+        with server.answering(self.uri) as client:
+            return list(engines.release(client, self._experiment(client), study, set(front), dry_run=dry_run))
 
     def kill(self, study: str, number: int, why: str, attempt: int = 1) -> None:
         """End the RUNNING run of an attempt as KILLED; an attempt without one is left alone."""
@@ -157,12 +184,20 @@ class MlflowRecorder:
                 client.set_tag(run.info.run_id, tags.FAILURE, why[: fields.TAG_LENGTH])
                 client.set_terminated(run.info.run_id, "KILLED")
 
-    def progress(self, study: str, values: Mapping[str, float], step: int) -> None:
-        """Log figures of the study itself after `step` trials."""
-        now = int(time.time() * 1000)
+    def progress(self, study: str, values: Mapping[str, float], step: int, at_s: float) -> None:
+        """Log figures of the study itself after `step` trials, as they were at a time in seconds since 1970."""
+        at_ms = int(1000 * at_s)  # MLflow keeps a figure once that it is told twice with one time stamp
         with server.answering(self.uri) as client:
             _, parent = _parent(self.uri, self.experiment, study)
-            client.log_batch(parent, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+            client.log_batch(parent, metrics=[Metric(name, value, at_ms, step) for name, value in values.items()])
+
+    def publish(self, study: str, *, rows: Rows, objectives: Rows, limits: Rows) -> None:
+        """Show all trials as they stand now in the study's run; `close_study` writes the same file in the end."""
+        from edgeopt.tracking import front
+
+        with server.answering(self.uri) as client:
+            _, parent = _parent(self.uri, self.experiment, study)
+            client.log_text(parent, front.trials(study, rows, objectives, limits), front.TRIALS)
 
     def open_runs(self, study: str) -> dict[tuple[int, int], str]:
         """Trial number and attempt → run id of the runs that are still RUNNING."""
@@ -186,9 +221,9 @@ class MlflowRecorder:
         self,
         study: str,
         *,
-        rows: Sequence[Mapping[str, Any]],
-        objectives: Sequence[Mapping[str, Any]],
-        limits: Sequence[Mapping[str, Any]],
+        rows: Rows,
+        objectives: Rows,
+        limits: Rows,
         status: Status,
         course: Course | None = None,
     ) -> str:
@@ -208,7 +243,7 @@ class MlflowRecorder:
             _log_changed(client, parent, front.totals(rows, objectives))
             with tempfile.TemporaryDirectory() as scratch:
                 front.write(Path(scratch), study=study, rows=rows, objectives=objectives, limits=limits, course=course)
-                client.log_artifacts(parent.info.run_id, scratch, "front")
+                client.log_artifacts(parent.info.run_id, scratch, front.FOLDER)
             views = saved_views.views(study, rows=rows, objectives=objectives, limits=limits)
             saved_views.write(client, parent.info.experiment_id, views, now_ms=int(time.time() * 1000))
             client.set_tag(parent.info.run_id, "mlflow.note.content", cards.study(study, rows, objectives, limits))
@@ -243,7 +278,13 @@ class MlflowRecorder:
         return client.get_run(_parent(self.uri, self.experiment, study)[1])
 
     def _ensure_trial(
-        self, client: MlflowClient, study: str, number: int, params: Mapping[str, Any], attempt: int
+        self,
+        client: MlflowClient,
+        study: str,
+        number: int,
+        params: Mapping[str, Any],
+        attempt: int,
+        began_ms: int | None = None,
     ) -> Run:
         experiment, parent = _parent(self.uri, self.experiment, study)
         known = lookup.attempt(client, experiment, study, number, attempt)
@@ -252,36 +293,10 @@ class MlflowRecorder:
         identity = {tags.STUDY: study, tags.ROLE: "trial", tags.TRIAL: f"{study}/{number}", tags.ATTEMPT: str(attempt)}
         return client.create_run(
             experiment,
+            start_time=began_ms,
             tags=resolve_tags({**identity, "mlflow.parentRunId": parent}),
             run_name=_name(number, label(params) or "running"),
         )
-
-    def _log_engine(self, client: MlflowClient, run: Run, result: TrialResult) -> str:
-        """The id of the logged model that holds the engine, uploaded where it is not complete yet."""
-        from edgeopt.tracking import flavor
-
-        assert result.engine is not None
-        run_id = run.info.run_id
-        query = f"source_run_id = '{run_id}' AND name = '{tags.ENGINE}'"
-        found = client.search_logged_models([run.info.experiment_id], query, max_results=1)
-        model = (
-            found[0]
-            if found
-            else client.create_logged_model(
-                run.info.experiment_id,
-                name=tags.ENGINE,
-                source_run_id=run_id,
-                model_type=tags.FLAVOR,
-                params={"recipe": str(result.recipe.get("text", ""))},
-                tags={key: str(value) for key, value in fields.trial_tags(result).items() if key in _MODEL_TAGS},
-            )
-        )
-        if str(model.status) != "READY":
-            flavor.upload(client, model, Path(result.engine["directory"]), run_id=run_id)
-        known = {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
-        if model.model_id not in known:
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        return str(model.model_id)
 
 
 @lru_cache(maxsize=64)

@@ -97,6 +97,7 @@ WRITES = (
     "log_model_artifacts",
     "finalize_logged_model",
     "log_outputs",
+    "log_inputs",
     "update_run",
     "set_terminated",
     "log_text",
@@ -126,9 +127,10 @@ def dying_client(after: int) -> type[MlflowClient]:
 def test_a_kill_between_any_two_writes_loses_and_doubles_nothing(
     recorder: MlflowRecorder, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = samples.result(samples.engine(tmp_path / "engine"))
     api = client(recorder)
     for number in range(40):
+        unlike_others = sum(map(ord, study)) * 100 + number  # equal engines would share a logged model
+        outcome = samples.result(samples.engine(tmp_path / f"engine{number}", seed=unlike_others))
         with monkeypatch.context() as patch:
             patch.setattr(server, "MlflowClient", dying_client(number))
             try:
@@ -159,7 +161,7 @@ def test_a_figure_logged_twice_is_kept_once(
     """Killed after the figures and before the end of the run."""
     outcome = samples.result(samples.engine(tmp_path / "engine"))
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "set_terminated", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(MlflowClient, "set_terminated", lambda *_, **__: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             recorder.record(study, 0, PARAMS, CONFIG, outcome)
     assert trial_run(recorder, study).info.status == "RUNNING"

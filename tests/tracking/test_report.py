@@ -78,7 +78,7 @@ def test_what_decides_is_listed_and_what_does_not_is_left_out(tmp_path: Path) ->
 def test_the_course_tells_time_energy_and_growth(tmp_path: Path) -> None:
     told = section(page(tmp_path), "How the search went")
     assert "took 10.0 minutes. They needed 2 Wh. Minutes that were not spent: 1.5 by estimate." in told
-    assert "0.250 in the end" in told
+    assert "0.250 after the last" in told
     assert "<polyline points='0.0,146.0 240.0," in page(tmp_path)
     assert "polyline" not in section(page(tmp_path, course=Course()), "How the search went")
 

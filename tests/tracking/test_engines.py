@@ -1,0 +1,153 @@
+"""Which engines stay in the artifact store, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import samples
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
+
+from edgeopt import tags
+from edgeopt.result import TrialResult
+from edgeopt.tracking import engines
+from edgeopt.tracking.recorder import MlflowRecorder
+
+
+def client(recorder: MlflowRecorder) -> MlflowClient:
+    return MlflowClient(tracking_uri=recorder.uri)
+
+
+def models(recorder: MlflowRecorder, digest: str) -> list[LoggedModel]:
+    api = client(recorder)
+    experiment = api.get_experiment_by_name(recorder.experiment)
+    found = api.search_logged_models([experiment.experiment_id], f"tags.`{tags.ENGINE_DIGEST}` = '{digest}'")
+    return list(found)
+
+
+def built(folder: Path, seed: int) -> TrialResult:
+    """A feasible trial with an engine of its own."""
+    return samples.result(samples.engine(folder / f"engine-{seed}-{folder.name}", seed=seed))
+
+
+def digest_of(result: TrialResult) -> str:
+    assert result.engine is not None
+    return str(result.engine["digest"])
+
+
+def files_of(model: LoggedModel) -> list[str]:
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Another one for each test, so that none shares its engine with others."""
+    return sum(map(ord, request.node.name)) * 7919
+
+
+def test_a_trial_off_the_front_leaves_what_it_takes_to_build_its_engine_and_not_the_engine(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
+) -> None:
+    result = built(tmp_path, seed)
+    run_id = recorder.record(study, 0, {}, {"model": "m"}, result, keep_engine=False)
+    assert models(recorder, digest_of(result)) == []
+    run = client(recorder).get_run(run_id)
+    assert run.data.tags[tags.ENGINE_DIGEST] == digest_of(result)
+    assert tags.KEEPS not in run.data.tags
+    assert "config.yaml" in {file.path for file in client(recorder).list_artifacts(run_id)}
+
+
+def test_equal_engines_are_uploaded_once_and_stay_until_nobody_needs_them(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
+) -> None:
+    result = built(tmp_path, seed)
+    runs = [recorder.record(study, number, {"n": number}, {}, result) for number in range(2)]
+    (model,) = models(recorder, digest_of(result))
+    for run_id in runs:
+        run = client(recorder).get_run(run_id)
+        assert run.data.tags[tags.KEEPS] == model.model_id
+        assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    (first,) = recorder.release(study, {1})
+    assert (first.trial, first.freed_bytes) == (0, 0), "the other one needs it"
+    assert models(recorder, digest_of(result))
+    (second,) = recorder.release(study, set())
+    assert result.engine is not None
+    assert second.freed_bytes == result.engine["size_bytes"]
+    assert models(recorder, digest_of(result)) == []
+    assert recorder.release(study, set()) == [], "it is released once"
+
+
+def test_what_drops_off_the_front_is_released_and_its_files_are_gone(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
+) -> None:
+    kept, dropped = built(tmp_path, seed), built(tmp_path, seed + 1)
+    for number, result in enumerate((kept, dropped)):
+        recorder.record(study, number, {"n": number}, {}, result)
+    (going,) = models(recorder, digest_of(dropped))
+    told = recorder.release(study, {0}, dry_run=True)
+    assert [(one.trial, one.model_id) for one in told] == [(1, going.model_id)]
+    assert models(recorder, digest_of(dropped)), "a dry run changes nothing"
+    assert recorder.release(study, {0}) == told
+    assert models(recorder, digest_of(dropped)) == []
+    if recorder.uri.startswith("sqlite"):
+        assert files_of(going) == []
+    (staying,) = models(recorder, digest_of(kept))
+    assert str(staying.status) == "READY"
+
+
+def test_a_registered_engine_is_never_released(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", recorder.uri)
+    result = built(tmp_path, seed)
+    run_id = recorder.record(study, 0, {}, {}, result)
+    (model,) = models(recorder, digest_of(result))
+    api = client(recorder)
+    name = f"registered-{seed}"
+    api.create_registered_model(name)
+    version = api.create_model_version(name, f"models:/{model.model_id}", run_id, model_id=model.model_id)
+    api.set_logged_model_tags(
+        model.model_id, {"mlflow.modelVersions": f'[{{"name": "{name}", "version": {version.version}}}]'}
+    )
+    assert recorder.release(study, set()) == []
+    assert models(recorder, digest_of(result))
+
+
+@pytest.mark.parametrize("moment", ["delete_artifacts", "delete_logged_model", "set_tag"])
+def test_a_release_that_was_killed_is_completed_by_the_next(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    result = built(tmp_path, seed)
+    recorder.record(study, 0, {}, {}, result)
+    with monkeypatch.context() as patched:
+        if moment == "delete_artifacts":
+            patched.setattr(engines, "get_artifact_repository", die)
+        else:
+            patched.setattr(MlflowClient, moment, die)
+        with pytest.raises(Killed):
+            recorder.release(study, set())
+    recorder.release(study, set())
+    assert models(recorder, digest_of(result)) == []
+    assert recorder.release(study, set()) == []
+
+
+def test_an_engine_that_is_being_released_is_uploaded_anew_for_who_needs_it_now(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
+) -> None:
+    result = built(tmp_path, seed)
+    recorder.record(study, 0, {"n": 0}, {}, result)
+    (going,) = models(recorder, digest_of(result))
+    client(recorder).set_logged_model_tags(going.model_id, {"edgeopt.released": "by another process"})
+    run_id = recorder.record(study, 1, {"n": 1}, {}, replace(result, notes=("the same engine",)))
+    kept = client(recorder).get_run(run_id).data.tags[tags.KEEPS]
+    assert kept != going.model_id
+    assert str(client(recorder).get_logged_model(kept).status) == "READY"
