@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
@@ -33,6 +34,8 @@ SILENCE_S = 30.0
 """How long a process on another machine may give no sign of life before it is taken for dead."""
 OPERATION = "edgeopt.operation"
 """Tag of a version: digest of the ledger's entry that began the operation in which it was registered."""
+LINK = "mlflow.modelVersions"
+"""By this tag of a logged model the UI shows its versions."""
 DESCRIPTION = "Engines that edgeopt compressed, measured and promoted."
 
 
@@ -92,6 +95,14 @@ class Desk:
         self._moving = False
         return {alias: before for alias, (before, _) in moves.items()}
 
+    def retire(self, versions: Sequence[str]) -> None:
+        """Remove versions at which no alias points from the registry; what they did stays in the ledger."""
+        if versions:
+            self._moving = True
+            self.note("retired", versions=list(versions))
+            self._remove()
+            self._moving = False
+
     def settle(self) -> History:
         """Everything that was done, after what a dead process left is finished."""
         self._refresh()
@@ -139,6 +150,13 @@ class Desk:
         for alias, version in moves.items():
             self.client.set_registered_model_alias(self.model, alias, version)
 
+    def _remove(self) -> None:
+        """Remove the versions that the open operation retires."""
+        for version in registry.versions(self.client, self.model):
+            if str(version.version) in self.history.retired:
+                _unlink(self.client, version)
+                self.client.delete_model_version(self.model, version.version)
+
     def _take_over(self) -> None:
         """Finish what the open operation left; GateError where its process still lives."""
         begun = self.history.open
@@ -153,8 +171,9 @@ class Desk:
         for version in registry.versions(self.client, self.model):
             if version.tags.get(OPERATION) == begun.digest:
                 self.register(version)
-        outcome = "completed" if self.history.moves else "undone"
+        outcome = "completed" if self.history.moves or self.history.retired else "undone"
         self._set(self.history.moves)
+        self._remove()
         self.note("ended", f"the process of {begun.actor} died", action=begun.facts["action"], outcome=outcome)
 
     def _lives(self, holder: Mapping[str, str]) -> bool:
@@ -167,6 +186,32 @@ class Desk:
             if self._ledger.last_beat() != first:
                 return True
         return False
+
+
+def link(client: MlflowClient, version: ModelVersion, model_id: str) -> None:
+    """Let the UI show on a logged model that it is registered, as MLflow's own register_model does."""
+    linked = _linked(client, model_id)
+    if _as_linked(version) not in linked:
+        client.set_logged_model_tags(model_id, {LINK: json.dumps([*linked, _as_linked(version)])})
+
+
+def _unlink(client: MlflowClient, version: ModelVersion) -> None:
+    model_id = version.model_id or ""
+    if model_id:
+        left = [one for one in _linked(client, model_id) if one != _as_linked(version)]
+        if left:
+            client.set_logged_model_tags(model_id, {LINK: json.dumps(left)})
+        else:
+            client.delete_logged_model_tag(model_id, LINK)
+
+
+def _as_linked(version: ModelVersion) -> dict[str, str]:
+    return {"name": version.name, "version": str(version.version)}
+
+
+def _linked(client: MlflowClient, model_id: str) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(LINK, "[]"))
+    return found
 
 
 def registered(version: ModelVersion) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 - judged: what the gates said of the candidates
 - registered: a version, with the digest of its engine
 - approved: a version by a person, bound to the digest of its engine
+- retired: versions that are removed because the policy keeps no more; written before they are
 - moved: aliases, from one version to another; written before they are set
 - ended: the operation, as done, refused or failed, or by another process as completed or undone
 - posted: a move to a webhook, delivered or not
@@ -41,6 +42,7 @@ class History:
     approvals: version → the entries that approve it.
     open: the operation that has begun and not ended.
     moves: of that one, alias → version, once they are written.
+    retired: of that one, versions, once they are written.
     undelivered: address of a webhook → the operations and moves that it was not told of.
     """
 
@@ -50,6 +52,7 @@ class History:
     approvals: dict[str, list[Entry]] = field(default_factory=dict)
     open: Entry | None = None
     moves: dict[str, str] = field(default_factory=dict)
+    retired: set[str] = field(default_factory=set)
     undelivered: dict[str, list[tuple[Entry, Entry]]] = field(default_factory=dict)
 
     @classmethod
@@ -63,9 +66,9 @@ class History:
         facts = entry.facts
         match entry.kind:
             case "begun":
-                self.open, self.moves = entry, {}
+                self.open, self.moves, self.retired = entry, {}, set()
             case "ended":
-                self.open, self.moves = None, {}
+                self.open, self.moves, self.retired = None, {}, set()
             case "registered":
                 self._register(entry, {facts["version"]: facts["digest"]})
             case "approved":
@@ -77,6 +80,11 @@ class History:
                 if self.open is not None:
                     for url in self.open.facts.get("webhooks", ()):
                         self.undelivered.setdefault(url, []).append((self.open, entry))
+            case "retired":
+                self.retired = set(facts["versions"])
+                self.registered = {v: r for v, r in self.registered.items() if v not in self.retired}
+                for held in self.held.values():
+                    held[:] = [version for version in held if version not in self.retired]
             case "posted" if facts["delivered"]:
                 waiting = self.undelivered.get(facts["url"], [])
                 self.undelivered[facts["url"]] = [pair for pair in waiting if pair[1].digest != facts["entry"]]
@@ -129,6 +137,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "registered": lambda f: f"registered version {f['version']}, engine {f['digest'][:12]}…",
     "approved": lambda f: f"approved version {f['version']}, engine {f['digest'][:12]}…",
     "moved": _moves,
+    "retired": lambda f: f"retired versions {', '.join(f['versions'])}",
     "posted": lambda f: f"told {without_password(f['url'])}" if f["delivered"] else "could not tell a webhook",
     "ended": lambda f: f"ended {f['action']}, {f['outcome']}",
 }

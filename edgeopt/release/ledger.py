@@ -22,7 +22,7 @@ from edgeopt.release import registry
 
 SUFFIX = ".ledger"
 _ENTRY, _BEAT = "edgeopt.entry", "edgeopt.beat"
-_SOURCE = "edgeopt-ledger:entry"  # MLflow wants one; there are no files behind an entry
+_SOURCE = "edgeopt-ledger:/entry"  # MLflow wants one; there are no files behind an entry
 _LONGEST = 100_000  # characters in a tag of a version
 _DESCRIPTION = (
     "What was registered, approved, promoted and rolled back, by whom and why. Written by edgeopt, to be read only: "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlflow import MlflowClient
+
 from edgeopt import tags
 from edgeopt.errors import InputError
 from edgeopt.release import registry, signature
@@ -14,9 +16,14 @@ from edgeopt.release.ledger import Ledger
 def overview(model: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
     """Plain data of all versions, the newest first, and of all entries. InputError where there is no such model."""
     with registry.answering(tracking_uri) as client:
-        versions = registry.versions(client, model)
-        aliases = registry.aliases(client, model)
-        entries = Ledger(client, model).read().entries
+        return of_model(client, model)
+
+
+def of_model(client: MlflowClient, model: str) -> dict[str, Any]:
+    """As `overview`, by a client that is there already."""
+    versions = registry.versions(client, model)
+    aliases = registry.aliases(client, model)
+    entries = Ledger(client, model).read().entries
     if not versions and not entries:
         raise InputError(f"no model {model!r} is registered", place="NAME", mend="Promote a study: `edgeopt promote`")
     history = History.of(entries)

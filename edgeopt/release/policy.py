@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from edgeopt.release import webhook
 from edgeopt.release.ranking import Criterion
 
 DIRECTIONS = ("minimize", "maximize")
-_KEYS = ("model", "gates", "aliases", "approvals", "signature", "webhooks", "tags")
+_KEYS = ("model", "gates", "aliases", "approvals", "signature", "webhooks", "tags", "retention")
+TARGET = "{target}"
+"""Stands in the name of an alias for the name of the study's target."""
 _ALIAS = re.compile(r"[A-Za-z][\w-]*")
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
@@ -31,6 +33,7 @@ class Policy:
     approvals: how many people approve a version before an alias points at it, beside who registered it.
     public_key: that of the key which signs every version; None where none needs to be signed.
     webhooks: addresses that are told of every alias that moved.
+    versions_kept: how many versions of earlier fronts stay at which no alias points; None keeps all.
     """
 
     name: str
@@ -41,6 +44,12 @@ class Policy:
     approvals: int = 0
     public_key: Path | None = None
     webhooks: tuple[str, ...] = ()
+    versions_kept: int | None = None
+
+    def on(self, target: str) -> Policy:
+        """The policy for studies of one target, whose name takes its place in those of aliases."""
+        named = {alias.replace(TARGET, target): criteria for alias, criteria in self.aliases.items()}
+        return replace(self, aliases=named)
 
 
 def folders(user: Sequence[Path] = ()) -> list[Path]:
@@ -97,6 +106,7 @@ def parse(data: object, *, name: str, place: str, folder: Path = Path()) -> Poli
     public_key = _public_key(data.get("signature"), folder, faults.append)
     webhooks = _list(data, "webhooks", faults.append)
     faults += [f"webhooks: {fault}" for fault in webhook.checked(webhooks)]
+    versions_kept = _versions_kept(data.get("retention"), faults.append)
     tags = data.get("tags") or {}
     if not isinstance(tags, Mapping):
         faults.append(f"tags: {tags!r} is not a mapping")
@@ -112,6 +122,7 @@ def parse(data: object, *, name: str, place: str, folder: Path = Path()) -> Poli
         approvals=approvals,
         public_key=public_key,
         webhooks=tuple(webhooks),
+        versions_kept=versions_kept,
     )
 
 
@@ -138,6 +149,16 @@ def _public_key(entry: Any, folder: Path, report: Report) -> Path | None:
     return path
 
 
+def _versions_kept(entry: Any, report: Report) -> int | None:
+    if entry is None:
+        return None
+    count = entry.get("versions") if isinstance(entry, Mapping) and set(entry) == {"versions"} else None
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        report("retention: give exactly versions, how many of those stay at which no alias points (1 or more)")
+        return None
+    return count
+
+
 def _gate(entry: Any, key: str, report: Report) -> Any:
     try:
         gate = part.construct(entry if isinstance(entry, Mapping) else {}, place=key)
@@ -156,7 +177,7 @@ def _aliases(entries: Any, report: Report) -> dict[str, tuple[Criterion, ...]]:
     found = {}
     for alias, criteria in entries.items():
         key = f"aliases.{alias}"
-        if not _ALIAS.fullmatch(str(alias)) or _RESERVED.fullmatch(str(alias)):
+        if not _ALIAS.fullmatch(str(alias).replace(TARGET, "target")) or _RESERVED.fullmatch(str(alias)):
             report(f"{key}: not an alias: use letters, digits, - and _, and leave latest and v1, v2, … to MLflow")
         if not isinstance(criteria, list) or not criteria:
             report(f"{key}: a list of at least one criterion is needed")

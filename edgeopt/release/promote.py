@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from edgeopt import tags
 from edgeopt.errors import GateError, InfeasibleError
 from edgeopt.ports import Progress
 from edgeopt.release import card, registry, signature
-from edgeopt.release.candidate import Candidate, Gate, GateVerdict, Trial, candidate, trial_of
-from edgeopt.release.desk import DESCRIPTION, Desk
-from edgeopt.release.gates.engine import EngineIntact
-from edgeopt.release.gates.limits import LimitsKept
-from edgeopt.release.gates.metrics import RequiredMetrics
+from edgeopt.release.candidate import Candidate, GateVerdict, Remeasure
+from edgeopt.release.desk import DESCRIPTION, Desk, link
+from edgeopt.release.judging import Judged, judge
 from edgeopt.release.policy import Policy, find
-from edgeopt.release.ranking import first
 from edgeopt.release.webhook import Webhooks
 
-ALWAYS: tuple[Gate, ...] = (EngineIntact(), LimitsKept())
-"""No policy can leave these out."""
-_LINK = "mlflow.modelVersions"  # by this tag the UI shows a logged model's versions
 _INHERITED = (
     tags.RECIPE,
     tags.RECIPE_DIGEST,
@@ -82,6 +75,7 @@ def promote(
     folders: Sequence[Path] = (),
     private_key: Path | None = None,
     secret: str = "",
+    remeasure: Remeasure | None = None,
     reason: str = "",
     dry_run: bool = False,
     progress: Progress = lambda _: None,
@@ -96,6 +90,7 @@ def promote(
         folders: the user's registry folders, which may hold a model card of their own.
         private_key: signs what is registered.
         secret: signs what is posted to the policy's webhooks.
+        remeasure: measures an engine on this machine, for gates that want that.
         dry_run: judge, and change nothing; refusals are told and not raised.
 
     Raises InfeasibleError where no trial keeps every limit, GateError with every refusal, TrackingError
@@ -111,57 +106,40 @@ def promote(
     with registry.answering(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
         desk = Desk(client, policy.model, progress)
         case = _Case(desk, policy, study, private_key)
+
+        judged = partial(
+            judge, desk, policy, front, limits, Path(scratch), private_key=private_key, remeasure=remeasure
+        )
         if dry_run:
-            return case.plan(case.judge(front, limits, Path(scratch)))
+            return case.plan(judged())
         template = find("model_card.md.j2", folders)
         webhooks = Webhooks(urls=policy.webhooks, secret=secret)
         with desk.operation("promotion", reason, study=study, policy=policy.name, webhooks=list(policy.webhooks)):
-            judged = case.judge(front, limits, Path(scratch))
-            case.require(judged)
+            found = judged()
+            case.require(found)
             cards = [
-                card.render(template, c, study=study, model=policy.model, objectives=objectives) for c, _ in judged
+                card.render(template, one.candidate, study=study, model=policy.model, objectives=objectives)
+                for one in found
             ]
-            done = case.release(judged, cards)
+            done = case.release(found, cards)
         webhooks.deliver(desk)
         return done
 
 
-Judged = tuple[Candidate, tuple[GateVerdict, ...]]
-
-
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One promotion: its candidates are judged, registered and pointed at."""
+    """One promotion: its candidates are registered and pointed at."""
 
     desk: Desk
     policy: Policy
     study: str
     private_key: Path | None
 
-    def judge(
-        self, front: Sequence[Mapping[str, Any]], limits: Sequence[Mapping[str, Any]], scratch: Path
-    ) -> list[Judged]:
-        """Every member of the front with the verdicts of all gates."""
-        wanted, champion = self._wanted(front), self._champion()
-        ranked = sorted({criterion.metric for criteria in self.policy.aliases.values() for criterion in criteria})
-        gates = (*ALWAYS, RequiredMetrics(metrics=tuple(ranked), estimated=True), *self.policy.gates)
-        judged = []
-        for row in front:
-            self.desk.progress(f"checking trial {row['number']}")
-            bare = candidate(self.desk.client, row, limits, scratch)
-            seen = replace(
-                bare,
-                aliases=tuple(alias for alias, number in wanted.items() if number == row["number"]),
-                champion=champion if champion is not None and champion.run_id != bare.run_id else None,
-            )
-            judged.append((seen, (*(gate.check(seen) for gate in gates), self._signable())))
-        return judged
-
     def require(self, judged: Sequence[Judged]) -> None:
         """Keep the verdicts in the ledger; GateError with every refusal."""
-        told = {str(c.row["number"]): [[v.gate, v.passed, v.evidence[:500]] for v in seen] for c, seen in judged}
+        told = {str(one.number): [[v.gate, v.passed, v.evidence[:500]] for v in one.verdicts] for one in judged}
         self.desk.note("judged", policy=self.policy.name, verdicts=told)
-        refused = refusals(judged)
+        refused = [refusal for one in judged for refusal in one.refusals]
         if refused:
             raise GateError(
                 f"nothing was promoted, {len(refused)} refused: {'; '.join(refused)}",
@@ -172,11 +150,11 @@ class _Case:
         """Register all of them, and move the aliases."""
         registry.ensure_model(self.desk.client, self.policy.model, DESCRIPTION)
         releases = []
-        for (seen, verdicts), text in zip(judged, cards, strict=True):
-            self.desk.progress(f"registering trial {seen.row['number']}")
-            version, created = self._ensure_version(seen, text)
+        for one, text in zip(judged, cards, strict=True):
+            self.desk.progress(f"registering trial {one.number}")
+            version, created = self._ensure_version(one.candidate, text)
             self.desk.register(version)
-            releases.append(self._release(seen, verdicts, str(version.version), created=created))
+            releases.append(self._release(one, str(version.version), created=created))
         aliases = {alias: release.version for release in releases for alias in release.aliases}
         lacking = [text for alias in aliases if (text := self._lacking(alias, aliases[alias]))]
         if lacking:
@@ -185,13 +163,13 @@ class _Case:
                 place=f"registry policy {self.policy.name}",
                 mend="Promote again when it is approved",
             )
-        return Promotion(
-            model=self.policy.model, releases=tuple(releases), aliases=aliases, moved=self.desk.move(aliases)
-        )
+        moved = self.desk.move(aliases)
+        self.desk.retire(self._spare(releases))
+        return Promotion(model=self.policy.model, releases=tuple(releases), aliases=aliases, moved=moved)
 
     def plan(self, judged: Sequence[Judged]) -> Promotion:
         """What `release` would do, as far as it is known beforehand."""
-        releases = [self._release(c, seen, self._known(c), created=False) for c, seen in judged]
+        releases = [self._release(one, self._known(one.candidate), created=False) for one in judged]
         aliases = {alias: release.version for release in releases for alias in release.aliases}
         now = registry.aliases(self.desk.client, self.policy.model)
         moved = {
@@ -201,37 +179,22 @@ class _Case:
 
     # inside
 
-    def _wanted(self, front: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        """Alias → number of the trial that it would point at; nothing where a metric is missing, which is refused."""
-        metrics = {criterion.metric for criteria in self.policy.aliases.values() for criterion in criteria}
-        if any(row["metrics"].get(metric) is None for row in front for metric in metrics):
-            return {}
-        return {alias: first(front, criteria) for alias, criteria in self.policy.aliases.items()}
+    def _spare(self, releases: Sequence[Release]) -> list[str]:
+        """Versions beyond those that the policy keeps, the oldest first: of earlier fronts, and without an alias."""
+        if self.policy.versions_kept is None:
+            return []
+        wanted = {release.version for release in releases} | set(self.desk.history.aliases.values())
+        unnamed = sorted((v for v in self.desk.history.registered if v not in wanted), key=int)
+        return unnamed[: max(0, len(unnamed) - self.policy.versions_kept)]
 
-    def _champion(self) -> Trial | None:
-        client, model = self.desk.client, self.policy.model
-        version = registry.aliases(client, model).get("champion")
-        if version is None:
-            return None
-        return trial_of(client, client.get_run(client.get_model_version(model, version).run_id or ""))
-
-    def _signable(self) -> GateVerdict:
-        wanted = self.policy.public_key is not None
-        if self.private_key is None and wanted:
-            evidence = f"the policy wants a signature, and no key is given: use --key, or set {signature.KEY}"
-            return GateVerdict(gate="signature", passed=False, evidence=evidence)
-        return GateVerdict(
-            gate="signature", passed=True, evidence="will be signed" if self.private_key else "not asked for"
-        )
-
-    def _release(self, seen: Candidate, verdicts: tuple[GateVerdict, ...], version: str, *, created: bool) -> Release:
+    def _release(self, one: Judged, version: str, *, created: bool) -> Release:
         return Release(
-            number=seen.row["number"],
-            run_id=seen.run_id,
+            number=one.number,
+            run_id=one.candidate.run_id,
             version=version,
             created=created,
-            aliases=seen.aliases,
-            gates=verdicts,
+            aliases=one.candidate.aliases,
+            gates=one.verdicts,
         )
 
     def _lacking(self, alias: str, version: str) -> str:
@@ -290,7 +253,7 @@ class _Case:
             for key, value in labels.items():
                 if known.tags.get(key) != value:
                     client.set_model_version_tag(model, known.version, key, value)
-        _link(client, seen.model_id, model, str(known.version))
+        link(client, known, seen.model_id)
         return known, created
 
     def _signature(self, seen: Candidate, known: Mapping[str, str]) -> dict[str, str]:
@@ -301,20 +264,3 @@ class _Case:
         if self.policy.public_key is not None:
             signature.verify(seen.engine(), signed, self.policy.public_key)
         return {signature.TAG: signed} if signed else {}
-
-
-def refusals(judged: Sequence[Judged]) -> list[str]:
-    """Every refusal, with the trial and the gate."""
-    return [
-        f"trial {seen.row['number']}, {verdict.gate}: {verdict.evidence}"
-        for seen, verdicts in judged
-        for verdict in dict.fromkeys(verdicts)
-        if not verdict.passed
-    ]
-
-
-def _link(client: MlflowClient, model_id: str, name: str, version: str) -> None:
-    """Let the UI show on the logged model that it is registered, as MLflow's own register_model does."""
-    linked = json.loads(client.get_logged_model(model_id).tags.get(_LINK, "[]"))
-    if not any(entry["name"] == name and str(entry["version"]) == version for entry in linked):
-        client.set_logged_model_tags(model_id, {_LINK: json.dumps([*linked, {"name": name, "version": version}])})

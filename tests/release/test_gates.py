@@ -17,6 +17,7 @@ from edgeopt.release.gates.champion import NotWorse
 from edgeopt.release.gates.limits import LimitsKept, Within
 from edgeopt.release.gates.lint import LintClean
 from edgeopt.release.gates.metrics import RequiredMetrics
+from edgeopt.release.gates.remeasured import Remeasured
 from edgeopt.result import Measurement
 
 DECODE, RATIO, RSS = "latency/decode_p50_ms", "quality/perplexity_ratio", "memory/peak_rss_mib"
@@ -56,6 +57,27 @@ BETTER = NotWorse(metrics={RATIO: "minimize"}, better={DECODE: "minimize"})
 
 def challenger(decode: Measurement, ratio: Measurement) -> Candidate:
     return member(trial(decode, ratio), aliases=("champion",), champion=CHAMPION)
+
+
+ANEW = Remeasured(metrics={DECODE: "minimize"}, tolerance=0.1)
+
+
+class Whole(Candidate):
+    """A member whose engine is there."""
+
+    __slots__ = ()
+
+    def engine(self) -> Any:
+        return "the engine"
+
+
+def there(figure: Measurement | None) -> Candidate:
+    """A member that would be champion, with what measuring it anew says; None where nothing can measure."""
+    bare = member(trial(*USUAL), aliases=("champion",))
+    known = {name: getattr(bare, name) for name in Candidate.__slots__}
+    if figure is not None:
+        known["remeasure"] = lambda engine, metrics: (figure,)
+    return Whole(**known)
 
 
 def without(metric: str, *instead: Measurement) -> Candidate:
@@ -125,6 +147,19 @@ REFUSED: dict[str, tuple[Gate, Candidate, str]] = {
         challenger(figure(DECODE, 0.5), figure(RATIO, 1.0)),
         f"{RSS} was not measured of this trial",
     ),
+    "nothing can measure it anew": (ANEW, there(None), "nothing here can measure it"),
+    "slower than its trial said": (
+        ANEW,
+        there(figure(DECODE, 0.9, 0.05)),
+        f"{DECODE} is 0.85 to 0.95 now, it was 0.65 to 0.75",
+    ),
+    "measured anew and disturbed": (ANEW, there(figure(DECODE, 0.7, noisy=True)), "was disturbed"),
+    "not measured anew": (ANEW, there(figure(RSS, 70.0)), f"{DECODE} was not measured now"),
+    "beyond a limit of the study here": (
+        Remeasured(metrics={DECODE: "minimize"}, tolerance=9.0),
+        there(figure(DECODE, 3.0, 0.05)),
+        f"{DECODE} is 3 now, beyond its limit",
+    ),
     "no engine to lint": (LintClean(), member(trial(*USUAL)), "it cannot be linted: not fetched"),
 }
 
@@ -145,6 +180,9 @@ PASSED: dict[str, tuple[Gate, Candidate]] = {
     ),
     "limits of the study": (LimitsKept(), member(trial(*USUAL))),
     "limits of the policy": (Within(limits={DECODE: "0.75 ms"}), without(DECODE, figure(DECODE, 0.7, 0.05, unit="ms"))),
+    "as fast as its trial said": (ANEW, there(figure(DECODE, 0.75, 0.02))),
+    "faster than its trial said": (ANEW, there(figure(DECODE, 0.1, 0.02))),
+    "no alias would point at it": (ANEW, replace(there(None), aliases=())),
     "a better challenger": (BETTER, challenger(figure(DECODE, 0.5, 0.05), figure(RATIO, 1.06, 0.02))),
     "not to be champion": (BETTER, replace(challenger(figure(DECODE, 9.0), figure(RATIO, 9.0)), aliases=("smallest",))),
     "the first champion": (BETTER, replace(challenger(figure(DECODE, 9.0), figure(RATIO, 9.0)), champion=None)),
@@ -172,6 +210,8 @@ def test_what_is_as_it_should_be_passes(case: str) -> None:
         lambda: Within(limits={}),
         lambda: Within(limits={"x": "0.5 x baseline"}),
         lambda: NotWorse(metrics={}),
+        lambda: Remeasured(metrics={}),
+        lambda: Remeasured(metrics={DECODE: "minimize"}, tolerance=-1.0),
     ],
 )
 def test_a_gate_that_asks_for_nothing_is_no_gate(wrong: Callable[[], Gate]) -> None:

@@ -38,6 +38,8 @@ WRITES = (
     "create_logged_model",
     "log_model_artifacts",
     "finalize_logged_model",
+    "delete_model_version",
+    "delete_logged_model_tag",
 )
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["edgeopt.release.promote", "release.test_kills"])
@@ -111,6 +113,22 @@ def test_a_rollback_and_an_approval_are_completed_or_undone(desk: Desk, monkeypa
         agrees(desk)
         writes += 1
     assert writes == 1
+
+
+def test_retiring_versions_is_completed_or_undone(desk: Desk) -> None:
+    writes = 0
+    while True:
+        there = replace(desk, policy=replace(named(desk, writes), versions_kept=1))
+        promote(**there.arguments())
+        if not killed(writes, promote, **there.arguments(rows=[desk.rows[2]])):
+            break
+        ReleaseDesk(desk.client, there.policy.model).settle()
+        agrees(there)
+        promote(**there.arguments(rows=[desk.rows[2]]))
+        assert [v.version for v in there.versions()] == [2, 3]
+        agrees(there)
+        writes += 1
+    assert writes >= 5, "begun, judged, retired, the version, ended"
 
 
 def test_a_copy_is_completed_or_undone(desk: Desk, production: dict[str, str]) -> None:

@@ -42,12 +42,13 @@ approvals: many
 signature: {public_key: nowhere.pub}
 webhooks: [ftp://x, 7]
 tags: [a]
+retention: {versions: 0}
 """
     )
     with pytest.raises(ConfigError) as caught:
         policy.load(str(path))
     told = str(caught.value)
-    assert told.startswith(f"{path}: 16 faults")
+    assert told.startswith(f"{path}: 17 faults")
     for fault in (
         "rankings: unknown key",
         "model: 'a/b'",
@@ -65,6 +66,7 @@ tags: [a]
         "webhooks: 'ftp://x' is no address",
         "webhooks: 7 is no address",
         "tags: ['a'] is not a mapping",
+        "retention: give exactly versions",
     ):
         assert fault in told, fault
 
@@ -89,6 +91,13 @@ def test_an_absent_policy_lists_what_there_is() -> None:
         policy.load("strict")
     with pytest.raises(ConfigError, match="cannot be read"):
         policy.load("/nowhere/strict.yaml")
+
+
+def test_an_alias_may_be_named_after_the_target() -> None:
+    criteria = [{"metric": "a", "direction": "minimize", "weight": 1}]
+    data = {"model": "m", "aliases": {"champion": criteria, "champion-{target}": criteria}}
+    loaded = policy.parse(data, name="p", place="p.yaml")
+    assert set(loaded.on("sbc_4gib").aliases) == {"champion", "champion-sbc_4gib"}
 
 
 def rows(*figures: tuple[float, float]) -> list[dict[str, Any]]:

@@ -162,7 +162,7 @@ def test_an_engine_that_was_not_logged_completely_is_refused(desk: Desk) -> None
     run = desk.client.create_run(experiment)
     desk.client.create_logged_model(experiment, name=tags.ENGINE, source_run_id=run.info.run_id)
     row = {**desk.rows[0], "run_id": run.info.run_id}
-    with pytest.raises(GateError, match="no engine that was logged completely"):
+    with pytest.raises(GateError, match="its run keeps no engine"):
         promote(**desk.arguments(rows=[row]))
 
 

@@ -130,7 +130,8 @@ def test_a_rollback_goes_back_verified_and_within_seconds(desk: Desk) -> None:
 def test_a_rollback_to_an_engine_that_was_damaged_is_refused(desk: Desk, spare: dict[str, Any]) -> None:
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     promote(**desk.arguments())
-    folder = registry.fetch(desk.versions()[0]).directory
+    with registry.answering(desk.uri):
+        folder = registry.fetch(desk.versions()[0]).directory
     (folder / "table.npy").write_bytes(b"other")
     with pytest.raises(InputError, match="the file was changed"):
         rollback(at(desk, "@champion"), "it crashes", tracking_uri=desk.uri)
@@ -179,7 +180,8 @@ def test_verification_names_a_damaged_file_a_moved_alias_and_a_swapped_version(
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     found = verify(at(desk, "@champion"), tracking_uri=desk.uri)
     assert [(c.gate, c.passed) for c in found.checks] == [("ledger", True), ("bytes", True), ("signature", True)]
-    folder = registry.fetch(desk.versions()[0]).directory
+    with registry.answering(desk.uri):
+        folder = registry.fetch(desk.versions()[0]).directory
     (folder / "table.npy").write_bytes(b"other")
     with pytest.raises(GateError, match=r"bytes: .*table\.npy: the file was changed"):
         verify(at(desk, "@champion"), tracking_uri=desk.uri).require()
@@ -206,3 +208,28 @@ def test_the_overview_shows_versions_people_and_the_ledger(desk: Desk, monkeypat
     assert found["ledger"][-1]["told"].endswith(": fine")
     with pytest.raises(InputError, match="no model 'nothing' is registered"):
         overview("nothing", tracking_uri=desk.uri)
+
+
+def test_versions_beyond_those_that_are_kept_are_retired_and_the_ledger_knows(desk: Desk) -> None:
+    promote(**desk.arguments())
+    keeping = replace(desk.policy, versions_kept=1)
+    promote(**desk.arguments(policy=keeping, rows=[desk.rows[2]]))
+    assert [v.version for v in desk.versions()] == [2, 3]
+    found = audit(desk.policy.model, tracking_uri=desk.uri)
+    assert found.faults == ()
+    (retired,) = [entry for entry in found.entries if entry.kind == "retired"]
+    assert retired.facts == {"versions": ["1"]}
+    assert "retired versions 1" in overview(desk.policy.model, tracking_uri=desk.uri)["ledger"][-2]["told"]
+    before = len(found.entries)
+    promote(**desk.arguments(policy=keeping, rows=[desk.rows[2]]))
+    kinds = [e.kind for e in audit(desk.policy.model, tracking_uri=desk.uri).entries[before:]]
+    assert kinds == ["begun", "judged", "ended"], "nothing is left to retire"
+
+
+def test_what_was_retired_is_no_version_to_roll_back_to(desk: Desk) -> None:
+    promote(**desk.arguments(policy=replace(desk.policy, aliases=BEST)))
+    assert aliases(desk) == {"champion": "1"}
+    promote(**desk.arguments(policy=replace(desk.policy, versions_kept=1), rows=[desk.rows[2]]))
+    assert aliases(desk) == {"champion": "3"}
+    with pytest.raises(GateError, match="never pointed at another version"):
+        rollback(at(desk, "@champion"), "bad", tracking_uri=desk.uri)
