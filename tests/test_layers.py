@@ -28,6 +28,7 @@ LEVEL_0 = {
     "kernels",
     "process",
     "secrets",
+    "context",
     "__init__",
 }
 LEVEL_1 = {"ports", "network", "grid", "adapters", "tokens", "intake"}
@@ -44,6 +45,7 @@ LEVEL_5 = {
     "diagnosis",
     "hydra_plugins",
     "mlflow_plugins",
+    "pages",
 }
 ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_3 | LEVEL_5 | {"search"}
 
@@ -51,7 +53,7 @@ WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recov
 """Which rooms of compress each of them may know, beside the mathematics that all share."""
 
 OWNERS = {
-    "mlflow": {"tracking", "release", "models", "mlflow_plugins"},
+    "mlflow": {"tracking", "release", "models", "mlflow_plugins", "pages"},
     "optuna": {"search"},
     "hydra": {"composition", "hydra_plugins"},
     "omegaconf": {"composition", "hydra_plugins"},
@@ -61,7 +63,7 @@ OWNERS = {
     "onnxruntime": {"runtimes", "measure"},
     "onnxruntime_genai": {"runtimes", "measure"},
     "tokenizers": {"tokens", "serving"},
-    "starlette": {"serving"},
+    "starlette": {"serving", "pages", "commands", "mlflow_plugins"},
     "safetensors": {"network"},
     "plotly": {"tracking"},
     "matplotlib": {"tracking"},
@@ -88,7 +90,7 @@ HEAVY = {
     "lm_eval",
     "model_signing",
 }
-HEAVY_FROM_THE_START = ("tracking", "release", "mlflow_plugins")
+HEAVY_FROM_THE_START = ("tracking", "release", "mlflow_plugins", "pages")
 
 
 def allowed(room: str) -> set[str]:

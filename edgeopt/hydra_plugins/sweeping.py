@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeopt.context import working_on
 from edgeopt.errors import ConfigError, InfeasibleError
 from edgeopt.judge import judge
 from edgeopt.result import Failure, Measurement, TrialResult
@@ -112,6 +114,9 @@ class _Trials:
     def finished(self, row: Row, result: TrialResult) -> None:
         self.numbers.append(row.number)
 
+    def told(self, line: str) -> None:
+        logging.getLogger(__name__).warning(line)
+
     def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
         """The figures that the application returns for a trial, held against the limits."""
         from hydra.core.utils import run_job
@@ -123,14 +128,15 @@ class _Trials:
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = self._now
         try:
-            answer = run_job(
-                hydra_context=context,
-                task_function=self._worker.task,
-                config=config,
-                job_dir_key="hydra.sweep.dir",
-                job_subdir_key="hydra.sweep.subdir",
-                configure_logging=False,
-            ).return_value
+            with working_on(sweep.search.study, self._now, " ".join(overrides(params))):
+                answer = run_job(
+                    hydra_context=context,
+                    task_function=self._worker.task,
+                    config=config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                    configure_logging=False,
+                ).return_value
             figures = _figures(answer, [objective.metric for objective in sweep.objectives])
         except Exception as error:  # whatever the application raises is this trial's outcome, told with its cause
             return Failure(stage="task", kind=type(error).__name__, message=str(error))
@@ -161,12 +167,14 @@ class _Unlogged:
     def begin(self, row: Row) -> str:
         return ""
 
-    def record(self, row: Row, result: TrialResult) -> str:
+    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
         return ""
 
     def kill(self, number: int, attempt: int, why: str) -> None: ...
 
-    def progress(self, values: Mapping[str, float], step: int) -> None: ...
+    def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None: ...
+
+    def publish(self) -> None: ...
 
     def open_attempts(self) -> set[tuple[int, int]]:
         return set()

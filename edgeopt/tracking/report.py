@@ -54,8 +54,8 @@ def write(path: Path, *, study: str, rows: Rows, objectives: Rows, limits: Rows,
         "HEADLINE": escape(headline(views[0])),
         "CHARTS": _charts(views),
         "HOW": _how(views[0]),
-        "LIMITS": _limit_table(rows, limits),
-        "OUTCOMES": _outcome_table(rows),
+        "LIMITS": limit_table(rows, limits),
+        "OUTCOMES": outcome_table(rows),
         "IMPORTANCE": _importance_table(course),
         "COURSE": _course(course),
         "TRIALS": _trial_table(rows, objectives, limits),
@@ -102,7 +102,8 @@ def _how(view: View) -> str:
     return " ".join(parts)
 
 
-def _limit_table(rows: Rows, limits: Rows) -> str:
+def limit_table(rows: Rows, limits: Rows) -> str:
+    """Each limit, how many trials keep it, and the room that the front leaves below it."""
     if not limits:
         return "<p>No limits were set.</p>"
     lines = []
@@ -117,7 +118,7 @@ def _limit_table(rows: Rows, limits: Rows) -> str:
     return _table("", ("Figure", "Limit", "In figures", "Kept by", "Headroom on the front"), lines)
 
 
-def _outcome_table(rows: Rows) -> str:
+def outcome_table(rows: Rows) -> str:
     """How many trials ended how, and on which limits."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -162,26 +163,34 @@ def _bar(share: float) -> str:
 
 
 def _course(course: Course) -> str:
+    return _spent(course) + growth(course.hypervolumes)
+
+
+def _spent(course: Course) -> str:
     told = [f"All trials together took {course.spent_s / 60:.1f} minutes."]
     if course.spent_j:
         told.append(f"They needed {course.spent_j / 3600:.3g} Wh.")
     saved = [f"{seconds / 60:.1f} by {by}" for by, seconds in course.saved_s.items() if seconds >= 1]
     told += [f"Minutes that were not spent: {', '.join(saved)}."] if saved else []
-    text = f"<p>{escape(' '.join(told))}</p>"
-    if not any(course.hypervolumes):
-        return text
-    width, height, top = 720, 150, max(course.hypervolumes)
-    across = width / max(1, len(course.hypervolumes) - 1)
+    return f"<p>{escape(' '.join(told))}</p>"
+
+
+def growth(hypervolumes: Sequence[float]) -> str:
+    """The front's hypervolume over the trials, as a line and in words; nothing before the first feasible trial."""
+    if not any(hypervolumes):
+        return ""
+    width, height, top = 720, 150, max(hypervolumes)
+    across = width / max(1, len(hypervolumes) - 1)
     points = " ".join(
-        f"{n * across:.1f},{height - 4 - (height - 8) * value / top:.1f}" for n, value in enumerate(course.hypervolumes)
+        f"{n * across:.1f},{height - 4 - (height - 8) * value / top:.1f}" for n, value in enumerate(hypervolumes)
     )
     words = (
         f"The front after each evaluated trial, as the share that it dominates of what lies within the limits "
-        f"(hypervolume): {course.hypervolumes[-1]:.3f} in the end."
+        f"(hypervolume): {hypervolumes[-1]:.3f} after the last."
     )
     line = f"<polyline points='{points}' fill='none' stroke='{FRONT}' stroke-width='2'/>"
     box = f"viewBox='0 0 {width} {height}' width='{width}' height='{height}'"
-    return f"{text}<p>{escape(words)}</p><svg role='img' aria-label='{escape(words)}' {box}>{line}</svg>"
+    return f"<p>{escape(words)}</p><svg role='img' aria-label='{escape(words)}' {box}>{line}</svg>"
 
 
 def _trial_table(rows: Rows, objectives: Rows, limits: Rows) -> str:

@@ -1,0 +1,55 @@
+"""`edgeopt ui`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from edgeopt.commands import registered
+from edgeopt.commands.outcome import Document, Outcome
+
+SUMMARY = "Serve MLflow's UI with pages for studies, runs side by side, and releases"
+EXAMPLE = "edgeopt ui --port 5000"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    registered.tracking(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="to listen on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=5000, help="(default: 5000)")
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    """Serve until Ctrl-C."""
+    from edgeopt.tracking import server
+
+    uri = server.absolute(server.resolve(args.tracking_uri))
+    server.probe(uri)
+    address = f"http://{args.host}:{args.port}"
+    print(f"edgeopt: {address}/edgeopt/", file=sys.stderr)
+    if uri.startswith(("http://", "https://")):
+        _beside(uri, args.host, args.port)
+    else:
+        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "edgeopt", "--workers", "1"]
+        command += ["--backend-store-uri", uri, "--host", args.host, "--port", str(args.port)]
+        os.execv(command[0], command)  # noqa: S606  it is this process from here on, so that signals reach it
+    return Outcome(document={"address": address})
+
+
+def _beside(uri: str, host: str, port: int) -> None:
+    """The pages alone, for a server that runs elsewhere."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.responses import RedirectResponse
+    from starlette.routing import Mount, Route
+
+    from edgeopt.pages.app import PREFIX, pages
+    from edgeopt.secrets import without_password
+
+    home = Route("/", lambda _: RedirectResponse(f"{PREFIX}/"))
+    app = Starlette(routes=[home, Mount(PREFIX, app=pages(uri, f"{without_password(uri).rstrip('/')}/"))])
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def show(document: Document) -> None:
+    """What there was to say was said before it began."""

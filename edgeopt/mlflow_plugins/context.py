@@ -1,0 +1,24 @@
+"""The `mlflow.run_context_provider` plugin: runs that are logged inside a trial say of which trial.
+
+An application that `hydra/sweeper=edgeopt` sweeps and that logs to MLflow by itself has thereby the study, the trial,
+its recipe, the device and the commit on its runs, without a line of its own.
+"""
+
+from __future__ import annotations
+
+from mlflow.tracking.context.abstract_context import RunContextProvider
+
+from edgeopt import context, tags
+
+
+class Context(RunContextProvider):  # type: ignore[misc]
+    """Tags of the trial that this process works on."""
+
+    def in_context(self) -> bool:
+        return bool(context.known())
+
+    def tags(self) -> dict[str, str]:
+        from edgeopt.measure.inventory import inventory
+        from edgeopt.tracking.fields import surroundings
+
+        return surroundings() | context.known() | {tags.DEVICE: inventory(rates=False).name}

@@ -1,0 +1,22 @@
+"""The `mlflow.app` plugin `edgeopt`: MLflow's own server with the pages of edgeopt beside it.
+
+    mlflow server --app-name edgeopt --backend-store-uri sqlite:///mlflow.db
+
+`edgeopt ui` starts it so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeopt.pages.app import PREFIX, pages
+
+
+def create_app() -> Any:
+    """The FastAPI application of `mlflow server`, with the pages mounted before its own catch-all route."""
+    from mlflow.server.fastapi_app import app
+    from mlflow.server.handlers import _add_static_prefix
+    from starlette.routing import Mount
+
+    app.router.routes.insert(0, Mount(_add_static_prefix(PREFIX), app=pages()))
+    return app

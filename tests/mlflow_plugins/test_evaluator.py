@@ -1,0 +1,64 @@
+"""`mlflow.models.evaluate(..., model_type="text", evaluators="edgeopt")`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import samples
+from mlflow.exceptions import MlflowException
+
+from edgeopt.tracking import flavor
+
+TEXTS = pd.DataFrame({"prompt": ["def f ( x ) : return x + 1 " * 6, "for x in range ( 1 ) : print ( x ) " * 6]})
+FEW = {
+    "overrides": [
+        "measure.prompt_lengths=[16]",
+        "measure.window_tokens=32",
+        "measure.retries=0",
+        "measure.probes.energy=null",
+        "measure.probes.parity=null",
+        "target.context_length=64",
+    ]
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield tmp_path
+    mlflow.set_tracking_uri(None)
+
+
+def test_an_engine_is_measured_by_the_probes_of_a_sweep_on_the_given_texts(store: Path) -> None:
+    with mlflow.start_run() as run:
+        logged = flavor.log_model(samples.engine(store / "engine").directory)
+        found = mlflow.models.evaluate(
+            logged.model_uri, data=TEXTS, model_type="text", evaluators="edgeopt", evaluator_config=FEW
+        )
+    assert found.metrics["latency/decode_p50_ms"] > 0
+    assert found.metrics["memory/peak_rss_mib"] > 1
+    assert found.metrics["quality/perplexity"] > 1
+    kept = mlflow.MlflowClient().get_run(run.info.run_id).data.metrics
+    assert kept["quality/perplexity"] == pytest.approx(found.metrics["quality/perplexity"])
+    told = json.loads(
+        Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/measurements.json")).read_text()
+    )
+    assert all(m["method"] and m["low"] <= m["value"] <= m["high"] for m in told)
+
+
+def test_what_is_no_engine_is_refused_by_name(store: Path) -> None:
+    with mlflow.start_run(), pytest.raises(MlflowException, match="no engine of edgeopt"):
+        mlflow.models.evaluate(lambda texts: texts, data=TEXTS, model_type="text", evaluators="edgeopt")
+
+
+def test_an_unknown_setting_is_named(store: Path) -> None:
+    with mlflow.start_run(), pytest.raises(MlflowException, match="'windows'"):
+        mlflow.models.evaluate(
+            lambda t: t, data=TEXTS, model_type="text", evaluators="edgeopt", evaluator_config={"windows": 3}
+        )

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import samples
+from servers import MlflowServer
+
+from edgeopt.release import policy
+from edgeopt.release.promote import Promotion, promote
+from edgeopt.tracking.recorder import MlflowRecorder
+
+CRITERION = {"metric": "latency/decode_p50_ms", "direction": "minimize", "weight": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A server with the pages, and a study on it that goes on."""
+
+    uri: str
+    recorder: MlflowRecorder
+    study_run: str
+    runs: dict[int, str]
+    rows: list[dict[str, Any]]
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(f"{self.uri}/edgeopt{path}", timeout=30)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    folder = tmp_path_factory.mktemp("pages")
+    server = MlflowServer(folder, "--app-name", "edgeopt")
+    try:
+        yield filled(server.uri, folder)
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def released(shown: Shown) -> Promotion:
+    """The front of that study, promoted."""
+    data = {"model": "small models", "aliases": {"champion": [CRITERION]}}
+    return promote(
+        study="night",
+        rows=shown.rows,
+        objectives=samples.OBJECTIVES,
+        limits=samples.LIMITS,
+        policy=policy.parse(data, name="test", place="test"),
+        tracking_uri=shown.uri,
+        reason="they are <good>",
+    )
+
+
+def filled(uri: str, folder: Path) -> Shown:
+    recorder = MlflowRecorder(tracking_uri=uri)
+    study_run = recorder.open_study("night", {}, {})
+    outcomes = {
+        0: samples.result(samples.engine(folder / "a", seed=1), decode_ms=0.6, ratio=1.10),
+        1: samples.result(samples.engine(folder / "b", seed=2), decode_ms=0.9, ratio=1.02),
+        2: samples.result(samples.engine(folder / "c", seed=3), decode_ms=1.5, ratio=1.01),
+    }
+    texts = [{"prompt": "def f(", "continuation": "x):", "baseline": "n):"}]
+    runs, rows = {}, []
+    for number, outcome in outcomes.items():
+        tables = folder / f"tables-{number}"
+        tables.mkdir()
+        shown_texts = {"columns": list(texts[0]), "data": [[*texts[0].values()]]}
+        (tables / "generations.json").write_text(json.dumps(shown_texts))
+        kept = replace(outcome, artifacts={"tables": str(tables)}, recipe={"text": f"recipe <{number}>", "digest": "d"})
+        params = {"bits": 4 + number, "name": "<b>bold</b>"}
+        runs[number] = recorder.record("night", number, params, {}, kept)
+        rows.append({**samples.row(number, kept, runs[number], {0: 1, 1: 1}.get(number)), "params": params})
+        recorder.progress("night", {"progress/hypervolume": 0.1 * number}, number + 1, 1000.0 + number)
+    recorder.publish("night", rows=rows, objectives=samples.OBJECTIVES, limits=samples.LIMITS)
+    return Shown(uri=uri, recorder=recorder, study_run=study_run, runs=runs, rows=rows)

@@ -1,0 +1,207 @@
+"""The pages beside MLflow's own, as people and screen readers get them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import browser
+import pytest
+import requests
+from mlflow import MlflowClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from edgeopt.pages.app import PREFIX, pages
+from edgeopt.release.promote import Promotion
+from pages.conftest import Shown
+
+
+class Outline(HTMLParser):
+    """What assistive technology goes by: landmarks, headings, and controls without a name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.unnamed: list[str] = []
+        self.labelled = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        given = dict(attrs)
+        self.labelled += tag == "label"
+        if tag in ("input", "select") and not (given.get("aria-label") or self.labelled):
+            self.unnamed.append(tag)
+        if tag == "th" and "scope" not in given:
+            self.unnamed.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.labelled -= tag == "label"
+
+
+def test_home_lists_studies_and_says_where_nothing_was_released(shown: Shown) -> None:
+    page = shown.get("/")
+    assert page.status_code == 200
+    assert f'href="/edgeopt/studies/{shown.study_run}">night</a>' in page.text
+    assert "goes on" in page.text
+    assert "Nothing was released yet" in page.text
+    assert "data-live" in page.text
+
+
+def test_a_study_shows_its_front_its_limits_and_every_trial(shown: Shown) -> None:
+    text = shown.get(f"/studies/{shown.study_run}").text
+    assert "3 trials are over, 2 keep every limit, 2 are on the front" in " ".join(text.split())
+    assert text.count("<circle") == 3
+    assert "limit 1.15" in text
+    assert "beyond its limit: latency: decode p50 +44%" in text
+    assert "0.200 after the last" in text, "the growth of the front"
+    for run_id in shown.runs.values():
+        assert f"runs/{run_id}" in text
+        assert f'value="{run_id}"' in text
+
+
+def test_axes_order_and_filter_are_addresses_that_can_be_shared(shown: Shown) -> None:
+    page = f"/studies/{shown.study_run}"
+    swapped = shown.get(f"{page}?x=memory/peak_rss_mib&y=latency/decode_p50_ms").text
+    assert "latency: decode p50 (ms) against memory: peak RSS (MiB)" in swapped
+    order = [
+        re.findall(r'aria-label="mark trial (\d)"', shown.get(f"{page}?{q}").text)
+        for q in ("sort=latency/decode_p50_ms", "sort=latency/decode_p50_ms&down=on", "sort=number&down=on", "kept=on")
+    ]
+    assert order == [["0", "1", "2"], ["2", "1", "0"], ["2", "1", "0"], ["0", "1"]]
+    sorted_page = shown.get(f"{page}?sort=latency/decode_p50_ms").text
+    assert 'aria-sort="ascending"' in sorted_page
+
+
+def test_trials_side_by_side_show_what_differs(shown: Shown) -> None:
+    chosen = "&".join(f"run={run_id}" for run_id in list(shown.runs.values())[:2])
+    text = " ".join(shown.get(f"/compare?{chosen}").text.split())
+    assert '<th scope="row">bits</th><td>4</td><td>5</td>' in text
+    assert '<th scope="row">name</th>' not in text, "it is the same for both"
+    assert "0.6 ms" in text
+    assert "0.9 ms (1.50×)" in text
+    assert 'class="apart"' in text
+    assert "fp32" in text
+    assert '<td class="text">x):</td>' in text
+    assert '<td class="text">n):</td>' in text
+
+
+def test_a_release_shows_its_versions_its_ledger_and_what_every_gate_said(shown: Shown, released: Promotion) -> None:
+    assert 'href="/edgeopt/releases/small%20models"' in shown.get("/").text
+    page = shown.get("/releases/small%20models")
+    text = " ".join(page.text.split())
+    assert page.status_code == 200
+    assert "2 versions. <b>champion</b> is version" in text
+    assert "they are &lt;good&gt;" in text
+    assert "What the gates said" in text
+    for gate in {verdict.gate for verdict in released.releases[0].gates}:
+        assert f'<td>{gate}</td><td class="passed">passed</td>' in text
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        ("/studies/" + "0" * 32, 404, "there is no run"),
+        ("/studies/..%2f..", 404, ""),
+        ("/studies/x", 404, "is no id of a run"),
+        ("/compare?run=" + "0" * 32, 404, "1 runs were chosen"),
+        ("/releases/nobody", 404, "no model &#39;nobody&#39; is registered"),
+    ],
+)
+def test_what_is_not_there_is_told_with_the_mend(shown: Shown, path: str, status: int, told: str) -> None:
+    page = shown.get(path)
+    assert page.status_code == status
+    assert told in page.text
+
+
+def test_a_trials_run_is_no_study(shown: Shown) -> None:
+    page = shown.get(f"/studies/{shown.runs[0]}")
+    assert page.status_code == 404
+    assert "is no study" in page.text
+
+
+def test_nothing_that_was_logged_becomes_markup_and_no_foreign_script_may_run(shown: Shown) -> None:
+    for path in (f"/studies/{shown.study_run}", "/compare?" + "&".join(f"run={r}" for r in shown.runs.values())):
+        page = shown.get(path)
+        assert "<b>bold" not in page.text
+        assert "recipe <" not in page.text
+        assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+        assert "style=" not in page.text, "the policy allows no style of an element"
+        assert "<script>" not in page.text
+
+
+def test_every_page_has_landmarks_headings_and_named_controls(shown: Shown) -> None:
+    chosen = "&".join(f"run={run_id}" for run_id in shown.runs.values())
+    for path in ("/", f"/studies/{shown.study_run}", f"/compare?{chosen}"):
+        outline = Outline(shown.get(path).text)
+        assert {"header", "nav", "main", "h1"} <= set(outline.tags)
+        assert outline.tags.count("main") == 1
+        assert outline.unnamed == []
+
+
+def test_mlflows_own_pages_and_interface_are_as_ever(shown: Shown) -> None:
+    assert requests.get(shown.uri, timeout=30).status_code == 200
+    assert MlflowClient(tracking_uri=shown.uri).get_run(shown.study_run).info.status == "RUNNING"
+
+
+def test_the_pages_stand_alone_before_a_server_elsewhere(shown: Shown) -> None:
+    app = Starlette(routes=[Mount(PREFIX, app=pages(shown.uri, "https://mlflow.example/"))])
+    text = TestClient(app).get(f"{PREFIX}/studies/{shown.study_run}").text
+    assert 'href="https://mlflow.example/#/experiments/' in text
+    assert text.count("<circle") == 3
+
+
+def test_a_server_that_does_not_answer_is_told_as_such() -> None:
+    app = Starlette(routes=[Mount(PREFIX, app=pages("http://127.0.0.1:9", "http://127.0.0.1:9/"))])
+    page = TestClient(app).get(f"{PREFIX}/")
+    assert page.status_code == 502
+    assert "MLflow does not answer" in page.text
+
+
+@browser.needed
+def test_a_live_page_follows_the_study_and_keeps_what_was_marked(shown: Shown, tmp_path: Path) -> None:
+    """The browser's own clock runs fast: within its budget the page asks for itself many times."""
+    text = browser.dom(f"{shown.uri}/edgeopt/studies/{shown.study_run}", tmp_path, budget_s=10)
+    assert text.count("<circle") == 3
+    assert 'aria-label="mark trial 2"' in text
+
+
+@pytest.mark.timeout(180)
+def test_edgeopt_ui_serves_the_store_of_the_working_folder_until_it_is_interrupted(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "edgeopt.cli", "ui", "--port", str(port)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    try:
+        page = None
+        for _ in range(300):
+            with contextlib.suppress(requests.RequestException):
+                page = requests.get(f"http://127.0.0.1:{port}/edgeopt/", timeout=5)
+                break
+            time.sleep(0.2)
+        assert page is not None, (tmp_path / "log").read_text()
+        assert "There is none yet" in page.text
+        assert f"http://127.0.0.1:{port}/edgeopt/" in (tmp_path / "log").read_text()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert (tmp_path / "mlflow.db").is_file()
+
+
+def test_edgeopt_ui_says_when_the_server_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    from edgeopt.cli import main
+
+    assert main(["ui", "--tracking-uri", "http://127.0.0.1:9"]) == 1
+    assert "MLflow does not answer" in capsys.readouterr().err
