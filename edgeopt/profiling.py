@@ -33,9 +33,12 @@ OF_INTEGERS = tuple(Grid(bits=8, block_size=256, symmetric=True, inputs=inputs) 
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 128, 5
 
 
-def kernels(device: Device, progress: Progress) -> Kernels:
-    """Time the kernels and engines of this machine, the `device`, under its lease. Takes some four minutes."""
-    threads = device.cores
+def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
+    """Time the kernels and engines of this machine, the `device`, under its lease. Takes some four minutes.
+
+    `threads` compute; 0 takes one for each core.
+    """
+    threads = threads or device.cores
     with lease.hold(progress):
         matrix = matrix_times(
             (None, *IN_BLOCKS, *OF_INTEGERS),

@@ -135,9 +135,11 @@ def overhead(folder: Path) -> None:
 def estimate(folder: Path) -> None:
     """What `edgeopt estimate` predicts of 30 recipes beside what is then measured, on a target profiled in this run.
 
-    The engines are measured in turn, three times over, since the machine's own speed comes and goes by the minute.
+    The engines are measured in turn, three times over, since the machine's own speed comes and goes by the minute, and
+    with one thread: how long threads wait for one another depends on where a host puts its virtual cores meanwhile.
     """
-    cli(folder, "profile", "--name", "here", "--out", str(folder / "here" / "target" / "here.yaml"))
+    profiled = str(folder / "here" / "target" / "here.yaml")
+    cli(folder, "profile", "--name", "here", "--threads", "1", "--out", profiled)
     model = folder / "llama246m"
     make_random_llama(model)
     large = Subject(title="246 M shape", folder=model, chosen=("model=local", f"model.path={model}"))

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from edgeopt.commands.outcome import Document, Outcome
-from edgeopt.errors import InputError
+from edgeopt.errors import ConfigError, InputError
 from edgeopt.part import describe
 
 SUMMARY = "Measure this machine and write it as a target"
@@ -16,6 +16,7 @@ EXAMPLE = "edgeopt profile --out my/target/box.yaml"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the target (default: the host's name)")
+    parser.add_argument("--threads", type=int, default=0, help="that engines compute with (default: one for each core)")
     parser.add_argument("--out", type=Path, help="file to write (default: stdout)")
 
 
@@ -28,7 +29,12 @@ def execute(args: argparse.Namespace) -> Outcome:
     name = args.name or platform.node().split(".")[0] or "this_machine"
     with display.progress("measuring this machine") as progress:
         device = inventory(rates=True)
-        target = Target(name=name, device=device, kernels=profiling.kernels(device, progress))
+        if not 0 <= args.threads <= device.cores:
+            raise ConfigError(
+                f"{args.threads} threads cannot run on {device.cores} cores", place="--threads", mend="Give fewer"
+            )
+        kernels = profiling.kernels(device, progress, threads=args.threads)
+        target = Target(name=name, device=device, threads=args.threads, kernels=kernels)
     written = target_yaml(target)
     if args.out is not None:
         try:
