@@ -19,9 +19,10 @@ from bench_common import EDGEOPT, cli, intervals, only, workers_of
 
 from edgeopt import tags
 from edgeopt.assembly import Request
-from edgeopt.commands.studies import OpenStudy, StudyLog
+from edgeopt.commands.studies import OpenStudy
 from edgeopt.result import Measurement, TrialResult, Verdict
 from edgeopt.search import loop
+from edgeopt.search.delivery import Delivery
 from edgeopt.search.evaluator import Evaluator
 from edgeopt.search.ledger import DONE, Ledger, Row, studies
 
@@ -73,16 +74,19 @@ class Silent:
 
     def finished(self, row: Row, result: TrialResult) -> None: ...
 
+    def told(self, line: str) -> None: ...
 
-def empty_study(folder: Path, store: str | None, **more: Any) -> OpenStudy:
-    """A study of invented evaluations that is logged into an MLflow store of its own."""
+
+def empty_study(folder: Path, store: str | None, *, tracking_uri: str = "", **more: Any) -> OpenStudy:
+    """A study of invented evaluations that is logged into an MLflow store of its own, or the given one."""
+    uri = tracking_uri or f"sqlite:///{folder}/mlflow.db"
     request = Request(
         name="reference",
         overrides=(
             "recipe=prune_int4",
             "measure.stop_early=false",  # nothing is foreseen
             f"state='{folder}'",
-            f"tracking.tracking_uri='sqlite:///{folder}/mlflow.db'",
+            f"tracking.tracking_uri='{uri}'",
             "limits={size: {engine_mib: 0.5 MiB}}",
         ),
     )
@@ -103,7 +107,7 @@ def work(opened: OpenStudy) -> None:
             loop.Sweep(
                 study=opened.study,
                 evaluator=evaluator,
-                log=StudyLog(recorder=opened.recorder, study=opened.name, request=opened.request),
+                log=opened.log(),
                 watcher=Silent(),
                 blank=lambda _: replace(blank, measurements=(), verdicts=()),
             )
@@ -125,33 +129,36 @@ def machinery(folder: Path) -> None:
     print()
 
 
-def ten_thousand(folder: Path) -> None:
-    """A study of 10,000 finished trials: the next one, `edgeopt front`, and memory."""
-    opened = empty_study(folder, None, trials=10_000 + 20)
-    study = opened.study
-    chance = random.Random(0)
+def filled(opened: OpenStudy, count: int) -> None:
+    """Give a study so many finished trials, of which MLflow knows nothing."""
+    study, chance = opened.study, random.Random(0)
     space = study.search.space
-    begun = time.perf_counter()
-    while len(study._rows) < 10_000:
+    while len(study._rows) < count:
         params = space.draw(chance)
         row = study.ledger.add(params, origin="sampled", worker="bench", state="running")
         if row is not None:
             study.finish(row, nothing(params, print))
             study.ledger.annotate(row, run_id="0" * 32)
             study._rows[row.number] = row
+
+
+def ten_thousand(folder: Path) -> None:
+    """A study of 10,000 finished trials: the next one, `edgeopt front`, and memory."""
+    opened = empty_study(folder, None, trials=10_000 + 20)
+    begun = time.perf_counter()
+    filled(opened, 10_000)
     print(f"10,000 trials kept in {time.perf_counter() - begun:.0f} s")
     again = empty_study_of(opened)
     begun = time.perf_counter()
-    log = StudyLog(recorder=again.recorder, study=again.name, request=again.request)
+    delivery = Delivery(again.study, again.log(), print)
     times = []
     for _ in range(10):
         begun = time.perf_counter()
         row = again.study.ask()
         assert row is not None
-        log.begin(row)
-        result = nothing(row.params, print)
-        again.study.finish(row, result)
-        again.study.ledger.annotate(row, run_id=log.record(row, result))
+        delivery.begin(row)
+        again.study.finish(row, nothing(row.params, print))
+        delivery.deliver()
         times.append(time.perf_counter() - begun)
     print(f"asking, telling and logging: first {times[0]:.2f} s, then {statistics.median(times[1:]):.2f} s a trial")
     begun = time.perf_counter()

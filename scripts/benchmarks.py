@@ -19,6 +19,7 @@ import bench_engine as engine
 import bench_front
 import bench_release as release
 import bench_search as search
+import bench_tracking as tracking
 
 BENCHMARKS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
@@ -42,6 +43,8 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         bench_front.front,
         release.releases,
         release.service,
+        tracking.logging,
+        tracking.five_thousand,
     )
 }
 

@@ -1,0 +1,90 @@
+"""Benchmarks of what is logged and seen: a trial's cost in MLflow, and what large studies take to show."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import requests
+from bench_common import cli
+from bench_search import empty_study, filled
+from servers import MlflowServer
+
+from edgeopt.result import Measurement, TrialResult
+from edgeopt.tracking.recorder import MlflowRecorder
+
+TRIALS, REPEATS = 5_000, 5
+
+
+def logging(folder: Path) -> None:
+    """Logging a trial of 60 params, 120 metrics, 2,000 samples and 1 MiB of artifacts, without an engine."""
+    result = _trial(folder)
+    params = {f"step.setting_{number}": number for number in range(60)}
+    server = MlflowServer(folder)
+    try:
+        for name, uri in (("local store", f"sqlite:///{folder / 'local.db'}"), ("local server", server.uri)):
+            recorder = MlflowRecorder(tracking_uri=uri)
+            recorder.connect()
+            recorder.open_study("bench", {}, {})
+            seconds = []
+            for number in range(12):
+                begun = time.perf_counter()
+                run_id = recorder.begin("bench", number, params)
+                recorder.record("bench", number, params, {}, result, run_id=run_id)
+                seconds.append(time.perf_counter() - begun)
+            print(
+                f"{name}: {statistics.median(seconds[2:]):.2f} s a trial, {max(seconds[2:]):.2f} s at most", flush=True
+            )
+    finally:
+        server.kill()
+    print()
+
+
+def _trial(folder: Path) -> TrialResult:
+    kept = folder / "kept"
+    kept.mkdir()
+    rows = [["latency", 0, "", "decode_s", number, 0.001 * number] for number in range(2000)]
+    columns = ["probe", "process", "disturbance", "figure", "number", "value"]
+    (kept / "samples.json").write_text(json.dumps({"columns": columns, "data": rows}))
+    (folder / "notes.bin").write_bytes(bytes(2**20))
+    measured = tuple(
+        Measurement(metric=f"bench/figure_{n}", unit="", value=n, low=n, high=n, count=1, method="none")
+        for n in range(120)
+    )
+    return TrialResult(
+        recipe={"text": "none", "digest": ""},
+        target="none",
+        device={"name": "bench"},
+        emulated=False,
+        measurements=measured,
+        artifacts={"tables": str(kept), "notes.bin": str(folder / "notes.bin")},
+    )
+
+
+def five_thousand(folder: Path) -> None:
+    """A study of 5,000 trials: `edgeopt front` as a command, and its page, which follows it live."""
+    server = MlflowServer(folder, "--app-name", "edgeopt")
+    try:
+        opened = empty_study(folder, None, tracking_uri=server.uri, trials=TRIALS)
+        filled(opened, TRIALS)
+        opened.log().publish()
+        _told("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
+        run_id = opened.recorder.open_study(opened.name, {}, {})
+        address = f"{server.uri}/edgeopt/studies/{run_id}"
+        _told("the study's page", lambda: requests.get(address, timeout=60).raise_for_status())
+    finally:
+        server.kill()
+    print()
+
+
+def _told(name: str, action: Callable[[], Any]) -> None:
+    seconds = []
+    for _ in range(REPEATS):
+        begun = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - begun)
+    print(f"{name}: {statistics.median(seconds):.2f} s", flush=True)
