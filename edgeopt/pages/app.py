@@ -110,6 +110,7 @@ def _study(source: Source, request: Request) -> Mapping[str, Any]:
         "rows": _listed(
             study, asked.get("sort", ""), falling=asked.get("down") == "on", kept=asked.get("kept") == "on"
         ),
+        "over": sum(map(report.is_over, rows)),
         "asked": dict(asked),
         "verdict": report.verdict,
         "kind": kind_of,
@@ -141,7 +142,7 @@ def _listed(study: Study, by: str, *, falling: bool, kept: bool) -> Sequence[Map
         with_figure = [row for row in rows if row["metrics"].get(by) is not None]
         ordered = sorted(with_figure, key=lambda row: row["metrics"][by], reverse=falling)
         return [*ordered, *(row for row in rows if row["metrics"].get(by) is None)]
-    return sorted(rows, key=lambda row: (_ORDER[kind_of(row)], row["number"]))
+    return sorted(rows, key=lambda row: (not report.is_over(row), _ORDER[kind_of(row)], row["number"]))
 
 
 def _compare(source: Source, request: Request) -> Mapping[str, Any]:

@@ -133,7 +133,16 @@ def outcome_table(rows: Rows) -> str:
     return _table("", ("Outcome", "Trials", "Beyond the limit of, or failed at"), lines)
 
 
+_NOT_OVER = {"waiting": "waits", "running": "is being evaluated"}
+
+
+def is_over(row: Mapping[str, Any]) -> bool:
+    return row["state"] not in _NOT_OVER
+
+
 def _outcome(row: Mapping[str, Any]) -> str:
+    if not is_over(row):
+        return _NOT_OVER[row["state"]]
     if row["feasible"]:
         return "on the front" if row["pareto_rank"] == 1 else "keeps every limit"
     if row["failure"]:
@@ -230,6 +239,8 @@ def _table(kind: str, heads: Iterable[str], lines: Sequence[str], *, sortable: b
 
 def verdict(row: Mapping[str, Any]) -> str:
     """What became of a trial, in words."""
+    if not is_over(row):
+        return _NOT_OVER[row["state"]]
     if row["feasible"]:
         return "on the front" if row["pareto_rank"] == 1 else "keeps every limit"
     if row["failure"]:

@@ -77,5 +77,7 @@ def filled(uri: str, folder: Path) -> Shown:
         runs[number] = recorder.record("night", number, params, {}, kept)
         rows.append({**samples.row(number, kept, runs[number], {0: 1, 1: 1}.get(number)), "params": params})
         recorder.progress("night", {"progress/hypervolume": 0.1 * number}, number + 1, 1000.0 + number)
+    waiting = {"state": "waiting", "feasible": False, "metrics": {}, "excess": {}, "run_id": None, "pareto_rank": None}
+    rows.append({**rows[0], **waiting, "number": 3})
     recorder.publish("night", rows=rows, objectives=samples.OBJECTIVES, limits=samples.LIMITS)
     return Shown(uri=uri, recorder=recorder, study_run=study_run, runs=runs, rows=rows)

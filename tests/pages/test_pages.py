@@ -60,10 +60,11 @@ def test_home_lists_studies_and_says_where_nothing_was_released(shown: Shown) ->
 
 def test_a_study_shows_its_front_its_limits_and_every_trial(shown: Shown) -> None:
     text = shown.get(f"/studies/{shown.study_run}").text
-    assert "3 trials are over, 2 keep every limit, 2 are on the front" in " ".join(text.split())
+    assert "3 of 4 trials are over, 2 keep every limit, 2 are on the front" in " ".join(text.split())
     assert text.count("<circle") == 3
     assert "limit 1.15" in text
     assert "beyond its limit: latency: decode p50 +44%" in text
+    assert "<td>waits</td>" in text
     assert "0.200 after the last" in text, "the growth of the front"
     for run_id in shown.runs.values():
         assert f"runs/{run_id}" in text

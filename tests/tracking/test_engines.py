@@ -11,6 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
 from edgeopt import tags
+from edgeopt.release import registry
+from edgeopt.release.desk import link
 from edgeopt.result import TrialResult
 from edgeopt.tracking import engines
 from edgeopt.tracking.recorder import MlflowRecorder
@@ -98,20 +100,15 @@ def test_what_drops_off_the_front_is_released_and_its_files_are_gone(
     assert str(staying.status) == "READY"
 
 
-def test_a_registered_engine_is_never_released(
-    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", recorder.uri)
+def test_a_registered_engine_is_never_released(recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int) -> None:
     result = built(tmp_path, seed)
     run_id = recorder.record(study, 0, {}, {}, result)
     (model,) = models(recorder, digest_of(result))
-    api = client(recorder)
     name = f"registered-{seed}"
-    api.create_registered_model(name)
-    version = api.create_model_version(name, f"models:/{model.model_id}", run_id, model_id=model.model_id)
-    api.set_logged_model_tags(
-        model.model_id, {"mlflow.modelVersions": f'[{{"name": "{name}", "version": {version.version}}}]'}
-    )
+    with registry.answering(recorder.uri) as api:
+        api.create_registered_model(name)
+        version = api.create_model_version(name, f"models:/{model.model_id}", run_id, model_id=model.model_id)
+        link(api, version, str(model.model_id))
     assert recorder.release(study, set()) == []
     assert models(recorder, digest_of(result))
 
