@@ -191,6 +191,6 @@ class Delivery:
         now = self._clock()
         if not self._why:
             self._since_s = now
-            self._tell(f"{error} The sweep goes on, and what is to be logged is kept")
+            self._tell(f"{error}. The sweep goes on, and what is to be logged is kept")
         self._why, self._again_s = str(error), now + self._pause_s
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
