@@ -31,8 +31,10 @@ def execute(args: argparse.Namespace) -> Outcome:
         _beside(uri, args.host, args.port)
     else:
         command = [sys.executable, "-m", "mlflow", "server", "--app-name", "edgeopt", "--workers", "1"]
-        command += ["--backend-store-uri", uri, "--host", args.host, "--port", str(args.port)]
-        os.execv(command[0], command)  # noqa: S606  it is this process from here on, so that signals reach it
+        command += ["--host", args.host, "--port", str(args.port)]
+        # in the environment, since an address may hold a password that a list of processes would show;
+        # it is this process from here on, so that signals reach it
+        os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})  # noqa: S606
     return Outcome(document={"address": address})
 
 

@@ -28,6 +28,9 @@ _POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action '
 _MODE = "?workflowType=machine_learning"
 _ORDER = {"front": 0, "feasible": 1, "infeasible": 2}
 
+Show = Callable[[Source, Request, str], Mapping[str, Any]]
+"""What a template is given, of a source, a request, and the address of MLflow's own pages."""
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE / "templates"),
     autoescape=True,
@@ -45,7 +48,7 @@ def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
         tracking_uri: of the MLflow server that is read; the one that these pages are part of by default.
         ui: where that server shows its own pages, as people reach it.
     """
-    shown: dict[str, Callable[[Source, Request], Mapping[str, Any]]] = {
+    shown: dict[str, Show] = {
         "home": _home,
         "study": _study,
         "compare": _compare,
@@ -69,14 +72,13 @@ def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
     )
 
 
-def _answer(
-    request: Request, tracking_uri: str, ui: str, name: str, show: Callable[[Source, Request], Mapping[str, Any]]
-) -> Response:
+def _answer(request: Request, tracking_uri: str, ui: str, name: str, show: Show) -> Response:
     root = request.scope.get("root_path", "").removesuffix(PREFIX)
-    given = {"root": f"{root}{PREFIX}", "ui": ui or f"{root}/", "mode": _MODE}
+    ui = ui or f"{root}/"
+    given = {"root": f"{root}{PREFIX}", "ui": ui, "mode": _MODE}
     status = 200
     try:
-        known = show(Source(tracking_uri or _own_address(request, root)), request)
+        known = show(Source(tracking_uri or _own_address(request, root)), request, ui)
     except EdgeoptError as error:
         name, known, status = "error", {"error": error}, 404 if isinstance(error, InputError) else 502
     text = _TEMPLATES.get_template(f"{name}.html").render(**given, **known)
@@ -89,11 +91,11 @@ def _own_address(request: Request, root: str) -> str:
     return f"{request.scope['scheme']}://{f'[{host}]' if ':' in host else host}:{port}{root}"
 
 
-def _home(source: Source, _: Request) -> Mapping[str, Any]:
+def _home(source: Source, _: Request, __: str) -> Mapping[str, Any]:
     return {"studies": source.studies(), "models": source.models()}
 
 
-def _study(source: Source, request: Request) -> Mapping[str, Any]:
+def _study(source: Source, request: Request, ui: str) -> Mapping[str, Any]:
     study = source.study(request.path_params["run_id"])
     asked = request.query_params
     rows, limits = study.document["trials"], study.document["limits"]
@@ -102,7 +104,7 @@ def _study(source: Source, request: Request) -> Mapping[str, Any]:
     return {
         "study": study,
         "view": view,
-        "chart": chart_svg.figure(view, _link_to_run(study, request)) if view and view.points else "",
+        "chart": chart_svg.figure(view, _link_to_run(study, ui)) if view and view.points else "",
         "choices": [o["metric"] for o in study.document["objectives"]],
         "limits": report.limit_table(rows, limits),
         "outcomes": report.outcome_table(rows),
@@ -127,9 +129,8 @@ def _chosen(study: Study, x: str, y: str) -> list[Mapping[str, Any]]:
     return [*first, *(o for o in known if o not in first)]
 
 
-def _link_to_run(study: Study, request: Request) -> Callable[[Mapping[str, Any]], str]:
-    root = request.scope.get("root_path", "").removesuffix(PREFIX)
-    page = f"{root}/#/experiments/{study.run.info.experiment_id}/runs/"
+def _link_to_run(study: Study, ui: str) -> Callable[[Mapping[str, Any]], str]:
+    page = f"{ui}#/experiments/{study.run.info.experiment_id}/runs/"
     return lambda row: f"{page}{row['run_id']}{_MODE}" if row["run_id"] else ""
 
 
@@ -145,7 +146,7 @@ def _listed(study: Study, by: str, *, falling: bool, kept: bool) -> Sequence[Map
     return sorted(rows, key=lambda row: (not report.is_over(row), _ORDER[kind_of(row)], row["number"]))
 
 
-def _compare(source: Source, request: Request) -> Mapping[str, Any]:
+def _compare(source: Source, request: Request, _: str) -> Mapping[str, Any]:
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
     if not comparison.FEWEST <= len(ids) <= comparison.MOST:
         raise InputError(
@@ -161,5 +162,5 @@ def _compare(source: Source, request: Request) -> Mapping[str, Any]:
     }
 
 
-def _release(source: Source, request: Request) -> Mapping[str, Any]:
+def _release(source: Source, request: Request, _: str) -> Mapping[str, Any]:
     return {"release": source.release(request.path_params["model"])}

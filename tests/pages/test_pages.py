@@ -159,6 +159,7 @@ def test_the_pages_stand_alone_before_a_server_elsewhere(shown: Shown) -> None:
     app = Starlette(routes=[Mount(PREFIX, app=pages(shown.uri, "https://mlflow.example/"))])
     text = TestClient(app).get(f"{PREFIX}/studies/{shown.study_run}").text
     assert 'href="https://mlflow.example/#/experiments/' in text
+    assert "href='https://mlflow.example/#/experiments/" in text, "points of the chart lead there too"
     assert text.count("<circle") == 3
 
 
