@@ -108,6 +108,7 @@ def show(document: Document) -> None:
     hint = document["mlflow"]
     if hint["command"]:
         display.out.print(f"see it: {hint['command']}")
-    display.out.print(f"        {hint['url']}")
-    for name, url in hint["view_urls"].items():
-        display.out.print(f"{name:>10}  {url}")
+    pages = {"study": hint["page_url"], "MLflow": hint["url"], **hint["view_urls"]}
+    for name, url in pages.items():
+        if url:
+            display.out.print(f"{name:>10}  {url}")

@@ -47,6 +47,7 @@ class UiHint:
         command: serves its store; empty where a server already does.
         path: of the study's page on that server.
         url, front_url: the study's page and the picture of its front.
+        page_url: the page on which `command` shows the study; empty where a server already runs, which may have none.
         view_urls: saved views of the runs page by name.
     """
 
@@ -54,6 +55,7 @@ class UiHint:
     path: str
     url: str
     front_url: str
+    page_url: str
     view_urls: Mapping[str, str]
 
 
@@ -262,11 +264,12 @@ class MlflowRecorder:
         path, front = page + _MODE, page + "/artifacts/front/front.html" + _MODE
         served = uri.startswith(("http://", "https://"))
         host = re.sub("//[^/@]*@", "//", uri).rstrip("/") if served else "http://127.0.0.1:5000"
-        command = "" if served else f"mlflow ui --backend-store-uri {without_password(uri)}"
+        command = "" if served else f"edgeopt ui --tracking-uri {without_password(uri)}"
         return UiHint(
             command=command,
             path=path,
             url=host + path,
+            page_url="" if served else f"{host}/edgeopt/studies/{run.info.run_id}",
             front_url=host + front,
             view_urls={name: host + view for name, view in views.items()},
         )

@@ -265,7 +265,7 @@ def test_the_hint_leads_to_the_study(recorder: MlflowRecorder, study: str) -> No
     hint = recorder.ui_hint(study)
     run_id = recorder.open_study(study, {}, {})
     served = recorder.uri.startswith("http")
-    assert hint.command == ("" if served else f"mlflow ui --backend-store-uri {recorder.uri}")
+    assert hint.command == ("" if served else f"edgeopt ui --tracking-uri {recorder.uri}")
     assert hint.path.startswith("/#/experiments/")
     assert hint.path.endswith(f"/runs/{run_id}?workflowType=machine_learning")
     assert hint.url == (recorder.uri if served else "http://127.0.0.1:5000") + hint.path
