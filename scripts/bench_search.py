@@ -179,11 +179,12 @@ def kills(folder: Path) -> None:
     from postgresql import server
 
     chance = random.Random(int(time.time()))
+    measured = [*only("memory", "latency"), "target.threads=1"]  # no host's placement of virtual cores changes its time
     with server() as postgresql:
         store = postgresql.database()
         environment = {**os.environ, "EDGEOPT_STORE": store}
         command = [EDGEOPT, "sweep", "workers=4", "search.study=kills", "search.trials=24", "promote=null"]
-        command += ["limits.size.engine_mib=null", "limits.quality.perplexity_ratio=null", *only("memory", "latency")]
+        command += ["limits.size.engine_mib=null", "limits.quality.perplexity_ratio=null", *measured]
         objectives = "{latency/decode_p50_ms: minimize, size/engine_mib: minimize}"
         command += [f"search.objectives={objectives}", "search.lease_s=20", "--json"]
         with (folder / "front.json").open("wb") as out, (folder / "said").open("wb") as said:
@@ -219,7 +220,7 @@ def kills(folder: Path) -> None:
         for row in rows:
             if row.state == "finished":
                 result = ledger.result(row.number)
-                quiet = cli(folder, "bench", "--engine", result["engine"]["directory"], *only("memory", "latency"))
+                quiet = cli(folder, "bench", "--engine", result["engine"]["directory"], *measured)
                 metric = "latency/decode_p50_ms"
                 low, high = intervals({"measurements": result["measurements"]}, metric)
                 again = intervals(quiet, metric)
