@@ -76,3 +76,12 @@ class InfeasibleError(EdgeoptError):
 
 class GateError(EdgeoptError):
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's exception says, or its name where it says nothing.
+
+    Of a database's error it is the driver's own word, without the statement and its values.
+    """
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

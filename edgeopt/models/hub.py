@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.errors import ConfigError, InputError
+from edgeopt.errors import ConfigError, InputError, first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class HubModel:
                 )
             )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise InputError(
                 f"{self.repo} at {self.revision} cannot be downloaded ({reason})",
                 place="model.repo",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from edgeopt import tags
 from edgeopt.artifact import Engine
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, first_line
 from edgeopt.release import registry
 from edgeopt.result import Measurement, TrialResult
 
@@ -66,6 +66,7 @@ class Candidate:
     aliases: tuple[str, ...] = ()
     champion: Trial | None = None
     remeasure: Remeasure | None = None
+    _verified: list[Engine] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def run_tags(self) -> Mapping[str, str]:
@@ -76,12 +77,17 @@ class Candidate:
         return self.trial.run_id
 
     def engine(self) -> Engine:
-        """The engine that would be registered, every file of it verified. Raises EdgeoptError where it is not whole."""
+        """The engine that would be registered, every file of it verified once, whichever gate asks first.
+
+        Raises EdgeoptError where it is not whole.
+        """
         if self.folder is None:
             raise EdgeoptError(self.missing)
-        engine = Engine.read(registry.engine_folder(self.folder))
-        engine.verify()
-        return engine
+        if not self._verified:
+            engine = Engine.read(registry.engine_folder(self.folder))
+            engine.verify()
+            self._verified.append(engine)
+        return self._verified[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +127,7 @@ def candidate(
             target = None if local.is_dir() else str(scratch / model_id)
             folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=target))
         except (MlflowException, OSError) as error:
-            missing = f"its artifacts cannot be fetched ({str(error).splitlines()[0]})"
+            missing = f"its artifacts cannot be fetched ({first_line(error)})"
     return Candidate(
         row=row,
         limits=limits,

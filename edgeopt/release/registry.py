@@ -20,7 +20,7 @@ from mlflow.models import Model
 
 from edgeopt import tags
 from edgeopt.artifact import Engine
-from edgeopt.errors import InputError, TrackingError
+from edgeopt.errors import InputError, TrackingError, first_line
 from edgeopt.secrets import without_password
 
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
@@ -41,8 +41,7 @@ def answering(tracking_uri: str | None) -> Iterator[MlflowClient]:
         with _as_mlflows_own(uri):
             yield MlflowClient(tracking_uri=uri)
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrackingError(f"the registry refused: {reason}", place=without_password(uri)) from error
+        raise TrackingError(f"the registry refused: {first_line(error)}", place=without_password(uri)) from error
 
 
 @contextlib.contextmanager
@@ -168,9 +167,8 @@ def fetch(version: ModelVersion, destination: Path | None = None) -> Engine:
         target = None if destination is None else str(destination)
         folder = Path(mlflow.artifacts.download_artifacts(pinned, dst_path=target))
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
         mend = "Register it with edgeopt promote"
-        raise InputError(f"{pinned} has no artifacts ({reason})", place="uri", mend=mend) from error
+        raise InputError(f"{pinned} has no artifacts ({first_line(error)})", place="uri", mend=mend) from error
     engine = Engine.read(engine_folder(folder))
     engine.verify()
     for what, tag, found in (

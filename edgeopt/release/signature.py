@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgeopt.artifact import MANIFEST, Engine
-from edgeopt.errors import ConfigError, GateError
+from edgeopt.errors import ConfigError, GateError, first_line
 
 TAG = "edgeopt.signature"
 """Tag of a registered version: the signature as JSON text."""
@@ -50,7 +50,7 @@ def verify(engine: Engine, signature: str, public_key: Path) -> None:
             verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, file)
         except Exception as error:  # whatever the library cannot read is no signature
             raise GateError(
-                f"the signature is not that of this engine by the key {public_key.name} ({_first_line(error)})",
+                f"the signature is not that of this engine by the key {public_key.name} ({first_line(error)})",
                 place=str(engine.directory),
                 mend="Do not use it, and find out who changed it",
             ) from error
@@ -63,7 +63,3 @@ def _manifest_alone(engine: Engine) -> Iterator[Path]:
         folder.mkdir()
         shutil.copyfile(engine.directory / MANIFEST, folder / MANIFEST)
         yield folder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 
-from edgeopt.errors import ConfigError, StoreError
+from edgeopt.errors import ConfigError, StoreError, first_line
 from edgeopt.search.tables import METADATA, STUDIES
 from edgeopt.secrets import without_password
 
@@ -55,13 +55,13 @@ class StudyStore:
             except SQLAlchemyError as error:
                 if not _passing(error, self._engine) or time.monotonic() > end:
                     raise self._unusable(error) from error
-                if told != (told := _first_line(error)):
+                if told != (told := first_line(error)):
                     self.tell(f"the study's store does not answer ({told}); waiting for it")
                 time.sleep(_PAUSE_S)
 
     def _unusable(self, error: SQLAlchemyError) -> StoreError:
         return StoreError(
-            f"the study's store cannot be used ({_first_line(error)})",
+            f"the study's store cannot be used ({first_line(error)})",
             place=without_password(self.url),
             mend="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
         )
@@ -141,7 +141,3 @@ def now_s(connection: Connection) -> float:
     if connection.dialect.name == "sqlite":
         return time.time()
     return float(connection.execute(sql.select(sql.extract("epoch", sql.func.clock_timestamp()))).scalar_one())
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -21,7 +21,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.engine import make_url
 
-from edgeopt.errors import TrackingError, UnreachableError
+from edgeopt.errors import TrackingError, UnreachableError, first_line
 from edgeopt.secrets import without_password
 
 PROBE_S = 8
@@ -104,11 +104,11 @@ def _failure(uri: str, error: Exception) -> TrackingError:
         _ask(uri)
     except REFUSALS as silence:
         return _unreachable(uri, silence)
-    return TrackingError(f"MLflow refused: {_first_line(error)}", place=without_password(uri))
+    return TrackingError(f"MLflow refused: {first_line(error)}", place=without_password(uri))
 
 
 def _unreachable(uri: str, error: Exception) -> UnreachableError:
-    return UnreachableError(f"MLflow does not answer ({_first_line(error)})", place=without_password(uri), mend=_MEND)
+    return UnreachableError(f"MLflow does not answer ({first_line(error)})", place=without_password(uri), mend=_MEND)
 
 
 def _probe_http(uri: str) -> None:
@@ -185,9 +185,3 @@ def _sqlite_file(uri: str) -> Path | None:
         return None
     database = make_url(uri).database
     return Path(database).resolve() if database and database != ":memory:" else None
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None else error
-    lines = str(cause).strip().splitlines()
-    return lines[0] if lines else type(cause).__name__
