@@ -9,9 +9,9 @@ from typing import Any
 from edgeopt import units
 from edgeopt.pages.sources import Table, Trial
 from edgeopt.result import Measurement
-from edgeopt.tracking import fields
 
 FEWEST, MOST = 2, 4
+_PARTS = ("model", "step", "runtime", "target", "measure")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +33,16 @@ class Figure:
 
 
 def settings(trials: Sequence[Trial]) -> list[tuple[str, list[str]]]:
-    """Parameters in which the trials differ, by name, with each one's value."""
-    every = [fields.flatten(dict(trial.result.recipe)) | dict(trial.run.data.params) for trial in trials]
-    names = dict.fromkeys(name for one in every for name in one if name not in ("digest", "text"))
+    """Choices and values in which the trials differ, by name, with each one's."""
+    every = [trial.run.data.params for trial in trials]
+    names = [name for name in dict.fromkeys(name for one in every for name in one) if _of_recipe(name)]
     rows = [(name, [one.get(name, "–") for one in every]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _of_recipe(name: str) -> bool:
+    """Whether a param is a choice, or a value of what the choices brought into the recipe."""
+    return "." not in name or name.partition(".")[0] in _PARTS
 
 
 def figures(trials: Sequence[Trial]) -> list[tuple[str, list[Figure]]]:
@@ -71,7 +76,10 @@ def layers(trials: Sequence[Trial]) -> list[tuple[str, list[str], bool]]:
 def _layer(table: Table, row: Sequence[Any]) -> str:
     named = list(zip(table["columns"], row, strict=True))
     sizes = [f"{value} {name}" for name, value in named[1:4] if value is not None]
-    stored = [f"{name}: {value}" for name, value in named[4:] if value]
+    alike: dict[str, list[str]] = {}
+    for name, value in named[4:]:
+        alike.setdefault(value, []).append(name)
+    stored = [f"{', '.join(names)}: {value}" for value, names in alike.items() if value]
     if not sizes:  # a table stands in the first of these columns
         return str(row[4])
     return "; ".join([", ".join(sizes), *stored])
