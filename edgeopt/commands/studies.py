@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeopt import assembly, display
 from edgeopt import config as configs
@@ -18,18 +18,19 @@ from edgeopt.artifact import Engine
 from edgeopt.assembly import Request
 from edgeopt.commands import registered
 from edgeopt.commands.outcome import Document
+from edgeopt.commands.studylog import StudyLog
 from edgeopt.composition import Config
 from edgeopt.errors import ConfigError, InfeasibleError, InputError, TrackingError
 from edgeopt.part import construct
 from edgeopt.ports import Progress
 from edgeopt.release import policy as policies
 from edgeopt.release.policy import Policy
-from edgeopt.result import Measurement, TrialResult
+from edgeopt.result import Measurement
 from edgeopt.search import ledger, studystore
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective, as_row
 from edgeopt.search.importance import importance
-from edgeopt.search.ledger import Ledger, Row
+from edgeopt.search.ledger import Ledger
 from edgeopt.search.status import status as study_status
 from edgeopt.search.study import Study
 from edgeopt.secrets import without_password
@@ -264,59 +265,6 @@ class OpenStudy:
 def _snapshot(state: Path, study: str) -> Path:
     """The user's configs as they were when the study was opened, for all of its workers."""
     return state / "studies" / study
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyLog:
-    """The recorder bound to one study.
-
-    Attributes:
-        document: gives the front's document as it is now.
-    """
-
-    recorder: MlflowRecorder
-    study: str
-    request: Request
-    document: Callable[[], Document]
-
-    def begin(self, row: Row) -> str:
-        return self.recorder.begin(self.study, row.number, row.params, row.attempt)
-
-    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
-        config, on_front = self._config(row.params), row.number in front
-        run_id = self.recorder.record(
-            self.study,
-            row.number,
-            row.params,
-            config,
-            result,
-            attempt=row.attempt,
-            run_id=row.run_id,
-            ended_s=row.ended_s,
-            keep_engine=on_front,
-        )
-        if on_front:  # it may have driven others off
-            self.recorder.release(self.study, front)
-        return run_id
-
-    def kill(self, number: int, attempt: int, why: str) -> None:
-        self.recorder.kill(self.study, number, why, attempt)
-
-    def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
-        self.recorder.progress(self.study, values, step, at_s)
-
-    def publish(self) -> None:
-        now = self.document()
-        self.recorder.publish(self.study, rows=now["trials"], objectives=now["objectives"], limits=now["limits"])
-
-    def open_attempts(self) -> set[tuple[int, int]]:
-        return set(self.recorder.open_runs(self.study))
-
-    def _config(self, params: Mapping[str, Any]) -> Config:
-        try:
-            return self.request.compose(dict(params))
-        except ConfigError:
-            return self.request.compose()  # the trial's own values do not compose: that is its recorded failure
 
 
 def nothing_feasible(document: Document) -> InfeasibleError:
