@@ -115,12 +115,12 @@ def test_a_server_that_is_killed_again_and_again_has_all_of_twenty_trials_once(
     while sweep.poll() is None and over(folder) < 18:
         server.kill()
         kills += 1
-        time.sleep(chance.uniform(0, 15))
-        server.start()
-        time.sleep(chance.uniform(0, 10))
+        time.sleep(chance.uniform(0, 3))
+        server.start()  # it takes seconds to come up, in which trials end
+        time.sleep(chance.uniform(0, 3))
     code, document, err = ended(sweep)
     assert code == 0, err
-    assert kills >= 3
+    assert kills >= 2
     assert len(document["trials"]) == 20
     require_whole(folder, ledger_of(folder))
     assert study_run(folder)[1] == "FINISHED"
