@@ -14,7 +14,7 @@ from servers import MlflowServer
 from sweeping import ended, ledger_of, require_whole, runs, start
 
 from edgeopt import tags
-from edgeopt.search.ledger import DONE
+from edgeopt.search.ledger import DONE, studies
 
 MANY = ", ".join(f"{share / 100:.2f}" for share in range(5, 95, 5))
 
@@ -31,9 +31,10 @@ def server(folder: Path) -> Iterator[MlflowServer]:
 
 def over(folder: Path) -> int:
     """How many trials are over."""
-    if not (folder / ".edgeopt" / "studies.db").is_file():
+    ledger = ledger_of(folder)
+    if not (folder / ".edgeopt" / "studies.db").is_file() or "kill" not in studies(ledger.url):
         return 0
-    return sum(row.state in DONE for row in ledger_of(folder).changes(0))
+    return sum(row.state in DONE for row in ledger.changes(0))
 
 
 def wait_for(folder: Path, trials: int, sweep: subprocess.Popen[str]) -> None:
