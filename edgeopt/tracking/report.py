@@ -108,9 +108,9 @@ def limit_table(rows: Rows, limits: Rows) -> str:
         return "<p>No limits were set.</p>"
     lines = []
     for limit in limits:
-        known = [row["excess"].get(limit["metric"]) for row in rows]
-        judged = [excess for excess in known if excess is not None]
-        front = [-row["excess"][limit["metric"]] for row in rows if kind_of(row) == "front"]
+        known = [(row, row["excess"].get(limit["metric"])) for row in rows]
+        judged = [excess for _, excess in known if excess is not None]
+        front = [-excess for row, excess in known if excess is not None and kind_of(row) == "front"]
         bound = "not known" if limit["bound"] is None else units.show(limit["bound"], limit["unit"])
         room = f"{min(front):.0%} to {max(front):.0%}" if front else "–"
         kept = f"{sum(1 for excess in judged if excess <= 0)} of {len(judged)}"
