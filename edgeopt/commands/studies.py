@@ -268,7 +268,16 @@ def _snapshot(state: Path, study: str) -> Path:
 
 
 def nothing_feasible(document: Document) -> InfeasibleError:
-    """Which limit most trials break, so that a person knows where to look."""
+    """Which limit most trials break, or which objective was not measured, so that a person knows where to look."""
+    feasible = [trial for trial in document["trials"] if trial["feasible"]]
+    if feasible:
+        asked = [objective["metric"] for objective in document["objectives"]]
+        missing = [metric for metric in asked if any(metric not in trial["metrics"] for trial in feasible)]
+        return InfeasibleError(
+            f"{len(feasible)} trials keep every limit, and {', '.join(missing)} was not measured; nothing was promoted",
+            place="search.objectives",
+            mend="Switch on a probe that measures it, or leave the objective out",
+        )
     broken: dict[str, int] = {}
     for trial in document["trials"]:
         for metric, excess in trial["excess"].items():
