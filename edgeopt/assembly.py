@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgeopt import config as configs
 from edgeopt import intake, pipeline, process, tokens
-from edgeopt.artifact import Engine
+from edgeopt.artifact import MANIFEST, Engine
 from edgeopt.composition import Composer, Config
 from edgeopt.errors import ConfigError, EdgeoptError, InputError
 from edgeopt.job import Job
@@ -82,6 +83,12 @@ class BoundBench:
         return measure(
             engine, runtime, bench, self.target, self.evaluation, directory, references, progress, fresh=fresh
         )
+
+    def alone(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
+        """Figures of an engine by itself, on the runtime that its manifest names; only they are kept."""
+        runtime = construct(engine.made_by["runtime"], str(engine.directory / MANIFEST))
+        with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
+            return self(engine, runtime, Path(folder), {}, progress, probes)
 
     def gather(self, folders: Sequence[Path], directory: Path) -> None:
         samples.gather(folders, directory)

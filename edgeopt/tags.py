@@ -26,6 +26,8 @@ GIT = "edgeopt.git_commit"
 VERSION = "edgeopt.versions."
 """Followed by a library's name."""
 
+REGISTERED = "mlflow.modelVersions"
+"""MLflow's own mark on a logged model that is registered, by which its UI shows the versions."""
 ENGINE = "engine"
 """Name of the logged model that holds a trial's engine."""
 FLAVOR = "edgeopt"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
 
 from edgeopt.commands import arguments as shared
 from edgeopt.commands import engines
@@ -24,12 +22,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, display
 
     bound = assembly.bench(shared.request(args).compose())
-    with (
-        engines.opened(args.engine) as (engine, runtime),
-        tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as folder,
-        display.progress("measuring") as progress,
-    ):
-        measurements = bound(engine, runtime, Path(folder), {}, progress)
+    with engines.opened(args.engine) as (engine, _), display.progress("measuring") as progress:
+        measurements = bound.alone(engine, progress)
     return Outcome(
         document={
             "engine": str(engine.directory),

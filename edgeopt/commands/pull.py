@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,9 +46,9 @@ def _measured(args: argparse.Namespace, found: Pulled) -> list[Measurement]:
     from edgeopt import assembly, display
 
     bound = assembly.bench(shared.request(args).compose())
-    engine, runtime = assembly.open_engine(found.engine.directory)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as scratch, display.progress("measuring") as progress:
-        return list(bound(engine, runtime, Path(scratch), {}, progress))
+    engine, _ = assembly.open_engine(found.engine.directory)
+    with display.progress("measuring") as progress:
+        return list(bound.alone(engine, progress))
 
 
 def show(document: Document) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt import assembly, display
@@ -21,7 +20,6 @@ from edgeopt.commands.outcome import Document
 from edgeopt.commands.studylog import StudyLog
 from edgeopt.composition import Config
 from edgeopt.errors import ConfigError, InfeasibleError, InputError, TrackingError
-from edgeopt.part import construct
 from edgeopt.ports import Progress
 from edgeopt.release import policy as policies
 from edgeopt.release.policy import Policy
@@ -247,9 +245,7 @@ class OpenStudy:
         """Figures of an engine on this machine, by those of the study's probes that give `metrics`."""
         bound = assembly.bench(self.config)
         probes = [name for name, probe in bound.bench.probes.items() if set(metrics) & set(probe.METRICS)]
-        runtime = construct(engine.made_by["runtime"], "made_by.runtime")
-        with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
-            return bound(engine, runtime, Path(folder), {}, progress, probes)
+        return bound.alone(engine, progress, probes)
 
     def champion(self, model: str) -> Document | None:
         """The champion of a registered model where it comes from this study."""

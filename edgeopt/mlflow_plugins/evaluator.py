@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -60,10 +58,7 @@ class Evaluator(ModelEvaluator):  # type: ignore[misc]
         request = assembly.Request(overrides=tuple((evaluator_config or {}).get("overrides", ())))
         text = Text(name=dataset.name or "evaluation data", documents=tuple(prompts(dataset.features_data)))
         bench = replace(assembly.bench(request.compose()), evaluation=text)
-        engine, runtime = assembly.open_engine(generator.engine.directory)
-        with tempfile.TemporaryDirectory(prefix="edgeopt-evaluate-") as folder:
-            say = logging.getLogger(__name__).info
-            found = bench(engine, runtime, Path(folder), {}, say)
+        found = bench.alone(generator.engine, logging.getLogger(__name__).info)
         client, now = MlflowClient(), int(time.time() * 1000)
         client.log_batch(
             run_id, metrics=[Metric(m.metric, m.value, now, 0, model_id=model_id, run_id=run_id) for m in found]

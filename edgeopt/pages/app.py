@@ -20,12 +20,12 @@ from edgeopt.errors import EdgeoptError, InputError
 from edgeopt.pages import comparison
 from edgeopt.pages.sources import Source, Study
 from edgeopt.tracking import chart_svg, report
+from edgeopt.tracking.recorder import MODE
 from edgeopt.tracking.view import TRIAL_NUMBER, kind_of, prepare, readable
 
 PREFIX = "/edgeopt"
 _HERE = Path(__file__).parent
 _POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'"
-_MODE = "?workflowType=machine_learning"
 _ORDER = {"front": 0, "feasible": 1, "infeasible": 2}
 
 Show = Callable[[Source, Request, str], Mapping[str, Any]]
@@ -75,7 +75,7 @@ def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
 def _answer(request: Request, tracking_uri: str, ui: str, name: str, show: Show) -> Response:
     root = request.scope.get("root_path", "").removesuffix(PREFIX)
     ui = ui or f"{root}/"
-    given = {"root": f"{root}{PREFIX}", "ui": ui, "mode": _MODE}
+    given = {"root": f"{root}{PREFIX}", "ui": ui, "mode": MODE}
     status = 200
     try:
         known = show(Source(tracking_uri or _own_address(request, root)), request, ui)
@@ -131,7 +131,7 @@ def _chosen(study: Study, x: str, y: str) -> list[Mapping[str, Any]]:
 
 def _link_to_run(study: Study, ui: str) -> Callable[[Mapping[str, Any]], str]:
     page = f"{ui}#/experiments/{study.run.info.experiment_id}/runs/"
-    return lambda row: f"{page}{row['run_id']}{_MODE}" if row["run_id"] else ""
+    return lambda row: f"{page}{row['run_id']}{MODE}" if row["run_id"] else ""
 
 
 def _listed(study: Study, by: str, *, falling: bool, kept: bool) -> Sequence[Mapping[str, Any]]:

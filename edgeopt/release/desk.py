@@ -34,8 +34,6 @@ SILENCE_S = 30.0
 """How long a process on another machine may give no sign of life before it is taken for dead."""
 OPERATION = "edgeopt.operation"
 """Tag of a version: digest of the ledger's entry that began the operation in which it was registered."""
-LINK = "mlflow.modelVersions"
-"""By this tag of a logged model the UI shows its versions."""
 DESCRIPTION = "Engines that edgeopt compressed, measured and promoted."
 
 
@@ -192,7 +190,7 @@ def link(client: MlflowClient, version: ModelVersion, model_id: str) -> None:
     """Let the UI show on a logged model that it is registered, as MLflow's own register_model does."""
     linked = _linked(client, model_id)
     if _as_linked(version) not in linked:
-        client.set_logged_model_tags(model_id, {LINK: json.dumps([*linked, _as_linked(version)])})
+        client.set_logged_model_tags(model_id, {tags.REGISTERED: json.dumps([*linked, _as_linked(version)])})
 
 
 def _unlink(client: MlflowClient, version: ModelVersion) -> None:
@@ -200,9 +198,9 @@ def _unlink(client: MlflowClient, version: ModelVersion) -> None:
     if model_id:
         left = [one for one in _linked(client, model_id) if one != _as_linked(version)]
         if left:
-            client.set_logged_model_tags(model_id, {LINK: json.dumps(left)})
+            client.set_logged_model_tags(model_id, {tags.REGISTERED: json.dumps(left)})
         else:
-            client.delete_logged_model_tag(model_id, LINK)
+            client.delete_logged_model_tag(model_id, tags.REGISTERED)
 
 
 def _as_linked(version: ModelVersion) -> dict[str, str]:
@@ -210,7 +208,7 @@ def _as_linked(version: ModelVersion) -> dict[str, str]:
 
 
 def _linked(client: MlflowClient, model_id: str) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(LINK, "[]"))
+    found: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(tags.REGISTERED, "[]"))
     return found
 
 

@@ -106,7 +106,6 @@ def promote(
     with registry.answering(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
         desk = Desk(client, policy.model, progress)
         case = _Case(desk, policy, study, private_key)
-
         judged = partial(
             judge, desk, policy, front, limits, Path(scratch), private_key=private_key, remeasure=remeasure
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -85,20 +85,16 @@ class Delivery:
 
     def begin(self, row: Row) -> Row:
         """The trial with the id of its run, where the server gave one; else it gets its run when it is over."""
-        try:
+        with self._heard():
             if self._due:
                 self._begun[row.number, row.attempt] = self._log.begin(row)
-        except TrackingError as error:
-            self._failed(error)
         return replace(row, run_id=self._begun.get((row.number, row.attempt), ""))
 
     def kill(self, number: int, attempt: int, why: str) -> None:
         """End the run of an attempt; where the server cannot be told now, `tidy` ends it later."""
-        try:
+        with self._heard():
             if self._due:
                 self._log.kill(number, attempt, why)
-        except TrackingError as error:
-            self._failed(error)
 
     def deliver(self) -> list[int]:
         """Record what is over and is this worker's to record; the numbers of those that the server has now.
@@ -131,14 +127,12 @@ class Delivery:
 
     def tidy(self) -> None:
         """End runs whose trial is not at work any more: nobody could, or lived to, tell the server."""
-        try:
+        with self._heard():
             if not self._due:
                 return
             begun = self._log.open_attempts()  # read first: what begins from now on is not among them
             for number, attempt in sorted(begun - self._study.open_attempts()):
                 self._log.kill(number, attempt, "this attempt was given up")
-        except TrackingError as error:
-            self._failed(error)
 
     def require(self, patience_s: float) -> None:
         """Raise TrackingError where the server still lacks something, after it was waited for long enough."""
@@ -186,6 +180,14 @@ class Delivery:
         self._log.publish()
         ended = self._clock()
         self._publish_s = ended + max(PUBLISH_S, (ended - began) / PUBLISHING_SHARE)
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """What fails inside the block is noted, and stops nothing."""
+        try:
+            yield
+        except TrackingError as error:
+            self._failed(error)
 
     def _failed(self, error: TrackingError) -> None:
         now = self._clock()

@@ -22,8 +22,6 @@ from edgeopt.tracking import fields, flavor, lookup
 
 _MODEL_TAGS = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.EMULATED)
 _RELEASED = "edgeopt.released"
-_VERSIONS = "mlflow.modelVersions"
-"""MLflow's own mark on a logged model that is registered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,7 @@ def release(
         if trial in front:
             continue
         model = _find(client, model_id)
-        if model is not None and _VERSIONS in model.tags:
+        if model is not None and tags.REGISTERED in model.tags:
             continue
         freed = 0 if model is None or _shared(client, experiment, run, model) else _size(model)
         if not dry_run:

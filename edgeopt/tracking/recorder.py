@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Rows = Sequence[Mapping[str, Any]]
-_MODE = "?workflowType=machine_learning"  # else the UI opens its pages for chats and agents
+MODE = "?workflowType=machine_learning"  # else the UI opens its pages for chats and agents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +261,7 @@ class MlflowRecorder:
             run = self._require_parent(client, study)
             views = saved_views.paths(client.get_experiment(run.info.experiment_id), study)
         page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        path, front = page + _MODE, page + "/artifacts/front/front.html" + _MODE
+        path, front = page + MODE, page + "/artifacts/front/front.html" + MODE
         served = uri.startswith(("http://", "https://"))
         host = re.sub("//[^/@]*@", "//", uri).rstrip("/") if served else "http://127.0.0.1:5000"
         command = "" if served else f"edgeopt ui --tracking-uri {without_password(uri)}"
