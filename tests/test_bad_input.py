@@ -159,6 +159,14 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
         ["++search.objectives={quality/perplexty: minimize}"],
         ["search.objectives.quality/perplexty", "quality/perplexity"],
     ),
+    "objective that nothing measures": (
+        ["measure.probes.quality=null", "model=local", "model.path={tiny}"],
+        ["search.objectives.quality/perplexity: no active probe", "null"],
+    ),
+    "no objective left": (
+        ["search.objectives={quality/perplexity: null, latency/decode_p50_ms: null, size/engine_mib: null}"],
+        ["search.objectives: there is no objective"],
+    ),
     "unknown metric in limits": (["limits.size.engine_mbi=3 MiB"], ["'size/engine_mbi'", "size/engine_mib"]),
     "limit without unit": (["limits.size.engine_mib=3"], ["limits.size.engine_mib: 3 has no unit"]),
     "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: 'int3' for recipe"]),

@@ -62,7 +62,7 @@ class OpenStudy:
         study = Study(
             ledger=Ledger(store or assembly.store_url(config), search.study, tell=display.err.print),
             search=search,
-            objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.objectives.items()),
+            objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.directions.items()),
             limits=configs.limits(config, known),
             foresee=partial(assembly.foresee, request) if configs.part(config, "measure").stop_early else None,
         )

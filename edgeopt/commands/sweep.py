@@ -15,9 +15,7 @@ from edgeopt.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeopt.assembly import Request
     from edgeopt.commands.studies import OpenStudy
-    from edgeopt.search.definition import Search
 
 SUMMARY = "Search recipes under the target's limits, promote the best"
 EXAMPLE = "edgeopt sweep --config-name reference workers=2"
@@ -63,7 +61,7 @@ def _starting(opened: OpenStudy, count: int) -> Iterator[Callable[[], None]]:
 def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
     from edgeopt.commands.studies import nothing_feasible
 
-    _check(opened.request, opened.study.search)
+    _check(opened)
     recorder, policy = opened.recorder, opened.sweep_policy()
     recorder.connect()
     opened.open()
@@ -87,10 +85,20 @@ def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
     return Outcome(document=document)
 
 
-def _check(request: Request, search: Search) -> None:
+def _check(opened: OpenStudy) -> None:
     """Faults of the sweep itself show before it starts, not in its trials."""
     from edgeopt import assembly
+    from edgeopt import config as configs
 
+    measured = configs.part(opened.config, "measure").metrics
+    for objective in opened.study.objectives:
+        if objective.metric not in measured:
+            raise ConfigError(
+                f"no active probe measures {objective.metric}",
+                place=f"search.objectives.{objective.metric}",
+                mend="Switch its probe on, or set the objective to null",
+            )
+    request, search = opened.request, opened.study.search
     for params in search.enqueue or [{}]:
         assembly.checked(request.compose(dict(params)), request.config_dir)
     for params in search.space.examples():

@@ -51,12 +51,12 @@ class Sweep:
         search = Search(**{**given, "parameters": {**given["parameters"], **swept}, "spread": 0, "refine": 0.0})
         if settings["workers"] < 1:
             raise ConfigError(f"{settings['workers']} workers cannot work", place="hydra.sweeper.workers")
-        names = {*search.objectives, *settings["limits"]}
+        names = {*search.directions, *settings["limits"]}
         known = dict.fromkeys(names, "")
         sweep = cls(
             url=settings["store"] or file_url(folder / "studies.db"),
             search=search,
-            objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.objectives.items()),
+            objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.directions.items()),
             limits=tuple(Limit.parse(metric, text, known) for metric, text in settings["limits"].items()),
             fixed=fixed,
         )

@@ -16,7 +16,7 @@ class Search:
     """A search: what is varied, what is wanted, how proposals are made and when it ends.
 
     Attributes:
-        objectives: direction by metric.
+        objectives: direction by metric; null takes one away.
         enqueue: recipes known to be good, tried first.
         sampler: who proposes, once the spread has been tried; `surrogate` models what the choices do.
         spread: recipes that the estimate finds best at first, spread along its front.
@@ -30,7 +30,7 @@ class Search:
     """
 
     study: str
-    objectives: Mapping[str, str]
+    objectives: Mapping[str, str | None]
     parameters: Mapping[str, Any]
     enqueue: tuple[Mapping[str, Any], ...] = ()
     sampler: Literal["surrogate", "tpe", "nsga2", "gp", "random"] = "surrogate"
@@ -60,7 +60,7 @@ class Search:
         for name, limit in (("time", self.time_s), ("energy", self.energy_j)):
             if limit is not None and not limit > 0:
                 raise ConfigError(f"{getattr(self, name)!r} allows no trial", place=name, mend="Give more than 0")
-        if not self.objectives:
+        if not self.directions:
             raise ConfigError(
                 "there is no objective", place="objectives", mend="Give at least one metric and its direction"
             )
@@ -71,6 +71,11 @@ class Search:
     @property
     def space(self) -> Space:
         return Space.parse(self.parameters)
+
+    @property
+    def directions(self) -> dict[str, str]:
+        """The objectives that were not taken away."""
+        return {metric: direction for metric, direction in self.objectives.items() if direction is not None}
 
     @property
     def time_s(self) -> float | None:
