@@ -11,8 +11,9 @@ from edgeopt.spec import EMBEDDING, Grid, ModelSpec
 
 SIDES = (128, 256, 512, 1024)
 """Sides of the square matrices that are timed."""
-WORKING_SETS = (2**20, 2**22, 2**24, 2**26, 2**28)
-"""Bytes of all weights that a token reads, which decide whether a cache still holds them."""
+WORKING_SETS = (2**20, 2**22, 2**24, 2**25, 2**26, 2**28)
+"""Bytes of all weights that a token reads, which decide whether a cache still holds them: closer together where most
+of the last-level caches end."""
 FLOAT = "fp32"
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 TIMED_S = 0.05
 LEAST_RUNS = 5
 PASSES = 3
-"""How often a chain is timed, at different moments: what disturbs one of them is not taken for the kernel."""
+"""How often a chain is timed, at different moments, of which the median counts: what disturbs one of them is not taken
+for the kernel, nor a moment in which a host's cache was free for what it has to share as a rule."""
 PRODUCTS = (4, 1024)
 """Products in a chain, at least for its start to weigh little, and at most for its session to be made in seconds."""
 HEADROOM = 8
@@ -46,7 +47,7 @@ def matrix_times(
             found.setdefault(kind(grid), []).append(np.array(_timed(grid, threads, ram_bytes, read_gb_per_s)))
     times = {}
     for name, passes in found.items():
-        rising = np.maximum.accumulate(np.maximum.accumulate(np.min(passes, axis=0), axis=0), axis=1)
+        rising = np.maximum.accumulate(np.maximum.accumulate(np.median(passes, axis=0), axis=0), axis=1)
         times[name] = tuple(tuple(round(1e6 * float(s), 3) for s in row) for row in rising)
     return times
 

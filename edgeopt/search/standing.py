@@ -32,12 +32,12 @@ class Standing:
         kept = self._kept(rows)
         return [kept[place][0] for place in pareto_front([point for _, point in kept])]
 
-    def volume(self, rows: Sequence[Row]) -> float:
-        """The hypervolume of the front, from 0 to 1: see `volumes`."""
+    def volume(self, rows: Sequence[Row], front: Sequence[Row]) -> float:
+        """The hypervolume of the front of `rows`, from 0 to 1: see `volumes`."""
         archive = self._archive(rows)
         if archive is None:
             return 0.0
-        return max(archive.add(self._costs(point)) for _, point in self._kept(self.front(rows)))
+        return max(archive.add(self._costs(point)) for _, point in self._kept(front))
 
     def volumes(self, rows: Sequence[Row]) -> list[float]:
         """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1.

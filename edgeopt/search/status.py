@@ -16,7 +16,7 @@ def status(study: Study) -> dict[str, Any]:
     rows, members, standing = study.rows(), study.ledger.members(), study.standing
     at_work = {row.worker: row for row in rows if row.state == "running"}
     evaluated = [row for row in rows if row.state in EVALUATED]
-    over = study.over()
+    over, front = study.over(), standing.front(rows)
     return {
         "study": study.name,
         "over": over,
@@ -28,14 +28,14 @@ def status(study: Study) -> dict[str, Any]:
         "unrecorded": len(study.unrecorded()),
         "budget": study.search.trials,
         "feasible": _feasible(rows),
-        "front": len(standing.front(rows)),
+        "front": len(front),
         "rungs": dict(Counter(row.summary.refused for row in rows if row.summary is not None and row.summary.refused)),
         "broken_limits": _broken(rows),
         "attempts_lost": _lost(rows),
         "spent_s": spent_s(rows),
         "spent_j": spent_j(rows),
         "saved_s": _saved(rows),
-        "hypervolume": standing.volume(rows),
+        "hypervolume": standing.volume(rows, front),
         "left_s": None if over else _left_s(study, evaluated, max(1, len(members))),
     }
 
@@ -46,11 +46,12 @@ def progress(study: Study, last: Row) -> tuple[dict[str, float], int]:
     What comes later changes nothing of it, so that it can be told at any time.
     """
     rows = [row for row in study.rows() if row.state in DONE and _end(row) <= _end(last)]
+    front = study.standing.front(rows)
     found = {f"trials/{state}": float(count) for state, count in Counter(row.state for row in rows).items()}
     found |= {
         "progress/feasible": float(_feasible(rows)),
-        "progress/front": float(len(study.standing.front(rows))),
-        "progress/hypervolume": study.standing.volume(rows),
+        "progress/front": float(len(front)),
+        "progress/hypervolume": study.standing.volume(rows, front),
         "progress/attempts_lost": float(_lost(rows)),
         "spent/trials_s": spent_s(rows),
         "spent/trials_j": spent_j(rows),
