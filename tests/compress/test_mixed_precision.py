@@ -214,7 +214,8 @@ KERNELS = Kernels(
     threads=2,
     matrix={
         f"int{bits}/{block}": tuple(
-            tuple(0.1 * bits * 16 / block * n * slower for n in (1, 3, 9, 27)) for slower in (1.0, 1.1, 1.3, 1.6, 2.0, 3.0)
+            tuple(0.1 * bits * 16 / block * n * slower for n in (1, 3, 9, 27))
+            for slower in (1.0, 1.1, 1.3, 1.6, 2.0, 3.0)
         )
         for bits, blocks in BLOCK_SIZES.items()
         for block in blocks
