@@ -16,6 +16,7 @@ from edgeopt import network as networks
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from edgeopt.spec import ModelSpec
@@ -55,6 +56,16 @@ def read(directory: Path, name: str) -> dict[str, LowRank]:
     tensors = networks.read_tensors(directory / FOLDER / f"{name}.safetensors")
     modules = [key.removesuffix(f".{_DOWN}") for key in tensors if key.endswith(f".{_DOWN}")]
     return {m: LowRank(down=tensors[f"{m}.{_DOWN}"], up=tensors[f"{m}.{_UP}"]) for m in modules}
+
+
+def arrays(directory: Path, name: str) -> dict[str, np.ndarray]:
+    """The factors of the adapter `name` as its file names them, without torch: see `names`."""
+    return networks.read_arrays(directory / FOLDER / f"{name}.safetensors")
+
+
+def names(module: str) -> tuple[str, str]:
+    """What a module's factors are called, (rank, columns) and (rows, rank)."""
+    return f"{module}.{_DOWN}", f"{module}.{_UP}"
 
 
 @contextmanager

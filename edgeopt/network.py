@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeopt import grid
 from edgeopt.errors import InputError, StepError
@@ -20,12 +20,14 @@ from edgeopt.intake import CARRIED
 from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from edgeopt.artifact import Checkpoint
     from edgeopt.grid import Rounded
 
+T = TypeVar("T")
 WEIGHTS = "model.safetensors"
 INPUT_RANGES = "input_ranges.json"
 """Scale and zero-point of each unit's input in unsigned 8 bits, by the unit's name."""
@@ -82,14 +84,16 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     with no_init_weights():
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     built = ModelSpec.from_hf_config(config.to_dict()).layers
-    for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
-        if sizes != present:
-            _resize(layer, sizes, spec.head_size)
+    if spec.layers != built:
+        for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
+            if sizes != present:
+                _resize(layer, sizes, spec.head_size)
     state = grid.expanded(read_weights(checkpoint.directory))
     _make_biases(network, state)
     own = network.state_dict()
+    state = _in_present_names(network, state, own)
     if spec.tied_embeddings:
-        _share_tied(state, own)
+        _share_tied(network, state)
     wrong = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
     missing = sorted(own.keys() - state.keys())
     if wrong or missing:
@@ -154,13 +158,17 @@ def link(source: Checkpoint, directory: Path) -> None:
     for record in source.files:
         if record.path.startswith("artifacts/"):
             continue
-        target = directory / record.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        origin = (source.directory / record.path).resolve()
-        try:
-            os.link(origin, target)
-        except OSError:
-            shutil.copyfile(origin, target)
+        link_file(source.directory / record.path, directory / record.path)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """The same file under another name, as a hard link where the file system allows."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    origin = source.resolve()
+    try:
+        os.link(origin, target)
+    except OSError:
+        shutil.copyfile(origin, target)
 
 
 def layers(network: PreTrainedModel) -> Any:
@@ -285,16 +293,27 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file. Raises InputError where it is corrupt or truncated."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    return _read(load_file, path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The same as arrays, where torch is not to be imported."""
+    from safetensors.numpy import load_file
+
+    return _read(load_file, path)
+
+
+def _read(load_file: Callable[[Path], dict[str, T]], path: Path) -> dict[str, T]:
+    from safetensors import SafetensorError
+
     try:
-        found: dict[str, Tensor] = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"the weights cannot be read ({error})", place=str(path), mend="Download or copy the file again"
         ) from error
-    return found
 
 
 def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:
@@ -317,9 +336,26 @@ def _make_biases(network: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             module.bias = nn.Parameter(bias)
 
 
-def _share_tied(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def _in_present_names(
+    network: PreTrainedModel, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights that a family once called otherwise under the names of now, of which transformers keeps a list."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    renamings = [known for known in get_model_conversion_mapping(network) if isinstance(known, WeightRenaming)]
+    found = {}
+    for name, tensor in state.items():
+        renamed = [known.rename_source_key(name)[0] for known in renamings] if name not in own else []
+        found[next((other for other in renamed if other in own), name)] = tensor
+    return found
+
+
+def _share_tied(network: PreTrainedModel, state: dict[str, Tensor]) -> None:
     """Some tied checkpoints store the shared table under one of its two names only."""
-    embedding = next(n for n in own if n.endswith("embed_tokens.weight"))
-    for name, other in ((embedding, "lm_head.weight"), ("lm_head.weight", embedding)):
+    names = {id(module): name for name, module in network.named_modules()}
+    tables = network.get_input_embeddings(), network.get_output_embeddings()
+    first, second = (f"{names[id(table)]}.weight" for table in tables)
+    for name, other in ((first, second), (second, first)):
         if name not in state and other in state:
             state[name] = state[other]

@@ -13,6 +13,15 @@ from typing import Any
 
 from edgeopt.errors import InputError
 
+_OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "intermediate_size": ("ffn_dim", "n_inner"),
+    "max_position_embeddings": ("n_positions",),
+}
+"""What older families call the sizes in their `config.json`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
@@ -198,10 +207,10 @@ class ModelSpec:
         if not isinstance(config, Mapping):
             raise InputError("it is no JSON object", place=place, mend="Copy the file again")
         architecture = (config.get("architectures") or ["?"])[0]
-        text = config.get("text_config") or config
+        text = _usual_names(config.get("text_config") or config)
         required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         missing = [key for key in required if not isinstance(text.get(key), int) or text[key] < 1]
-        if not architecture.endswith("ForCausalLM") or missing:
+        if not architecture.endswith(("ForCausalLM", "LMHeadModel")) or missing:
             lacks = f" and lacks {', '.join(missing)}" if missing else ""
             raise InputError(
                 f"architecture {architecture!r} is not a decoder-only language model that edgeopt knows{lacks}",
@@ -226,3 +235,15 @@ class ModelSpec:
 
     def with_layers(self, layers: tuple[LayerSpec, ...]) -> ModelSpec:
         return replace(self, layers=layers)
+
+
+def _usual_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its sizes under the names that most families use."""
+    found = dict(config)
+    for name, others in _OTHER_NAMES.items():
+        given = [config[other] for other in others if config.get(other) is not None]
+        if found.get(name) is None and given:
+            found[name] = given[0]
+    if found.get("intermediate_size") is None and isinstance(config.get("n_embd"), int):
+        found["intermediate_size"] = 4 * config["n_embd"]  # where GPT-2 says nothing
+    return found

@@ -51,6 +51,17 @@ def prefix(directory: Path) -> list[int]:
     return [] if number is None else [number]
 
 
+def end_tokens(directory: Path) -> frozenset[int]:
+    """End-of-sequence ids from `generation_config.json` or, without it, `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            ends = json.loads(path.read_text()).get("eos_token_id")
+            if ends is not None:
+                return frozenset(ends if isinstance(ends, list) else [ends])
+    return frozenset()
+
+
 def windows(text: Text, directory: Path, *, length: int, limit: int | None = None) -> list[list[int]]:
     """`text` as windows of at most `length` ids, each beginning with the model's prefix.
 

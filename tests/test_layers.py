@@ -57,7 +57,7 @@ OWNERS = {
     "optuna": {"search"},
     "hydra": {"composition", "hydra_plugins"},
     "omegaconf": {"composition", "hydra_plugins"},
-    "transformers": {"models", "compress", "network"},
+    "transformers": {"models", "compress", "network", "runtimes"},
     "peft": {"models", "compress", "network"},
     "sqlalchemy": {"search", "tracking", "release", "measure"},
     "onnxruntime": {"runtimes", "measure"},

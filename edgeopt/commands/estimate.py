@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from edgeopt.commands import arguments as shared
 from edgeopt.commands.outcome import Document, Outcome
-from edgeopt.errors import InfeasibleError
+from edgeopt.errors import ConfigError, InfeasibleError
 
 SUMMARY = "Predict size and memory of a recipe by arithmetic"
 EXAMPLE = "edgeopt estimate recipe=int4 target=sbc_4gib"
@@ -31,13 +31,19 @@ def execute(args: argparse.Namespace) -> Outcome:
     spec = intake.spec_of(folder)
     planned = plan(job.steps, job.runtime, spec)
     carried = intake.carried_bytes(folder)
+    predictions = job.runtime.predict(planned, job.target, carried_bytes=carried)
+    if not predictions:
+        raise ConfigError(
+            f"nothing is known by arithmetic of {type(job.runtime).__name__}",
+            place="runtime",
+            mend="Use runtime=genai, or measure it: edgeopt run",
+        )
     predicted = estimate(
         planned,
         context_length=min(job.target.context_length, spec.context_length),
         chunk_tokens=CHUNK_TOKENS,
         carried_bytes=carried,
     )
-    predictions = job.runtime.predict(planned, job.target, carried_bytes=carried)
     figures = {m.metric: m.value for m in predictions}
     verdicts = [
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
 from edgeopt.errors import BuildError, ConfigError
+from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,14 +100,3 @@ class TorchSession:
     def _updates(self, adapter: str | None) -> dict[str, LowRank]:
         adapters.require(adapter, self._spec)
         return adapters.read(self._directory, adapter) if adapter else {}
-
-
-def end_tokens(directory: Path) -> frozenset[int]:
-    """End-of-sequence ids from `generation_config.json` or, without it, `config.json`."""
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        if path.is_file():
-            ends = json.loads(path.read_text()).get("eos_token_id")
-            if ends is not None:
-                return frozenset(ends if isinstance(ends, list) else [ends])
-    return frozenset()

@@ -25,7 +25,7 @@ from edgeopt.ports import Progress
 from edgeopt.store.eviction import evict, remove
 from edgeopt.store.uses import alone, lock_file, note, read_cost, share, unwritable, write_cost
 
-LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-genai")
+LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

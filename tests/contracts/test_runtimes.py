@@ -20,8 +20,9 @@ from edgeopt.part import describe
 from edgeopt.runtimes.eager import Torch
 from edgeopt.runtimes.genai import Genai
 from edgeopt.runtimes.genai_estimate import estimate
+from edgeopt.runtimes.portable import PortableOnnx
 
-RUNTIMES = {"genai": Genai(), "torch": Torch()}
+RUNTIMES = {"genai": Genai(), "onnx": PortableOnnx(), "torch": Torch()}
 PROMPT = [1, 17, 42, 99, 7]
 
 

@@ -98,7 +98,7 @@ def random_checkpoint(kind: str, values: dict[str, Any], tokenizer: Path, folder
     name = f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config"
     config = getattr(transformers, name)(**{**SHAPE, **values})
     torch.manual_seed(0)
-    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / file, folder / file)
     return folder

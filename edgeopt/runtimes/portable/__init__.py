@@ -1,0 +1,68 @@
+"""Portable ONNX: standard operators alone, so that every decoder of transformers and every consumer of ONNX fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeopt.errors import BuildError, ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgeopt.artifact import Checkpoint, Engine
+    from edgeopt.ports import Progress, Session
+    from edgeopt.result import Measurement
+    from edgeopt.spec import ModelSpec
+    from edgeopt.target import Target
+
+OPSETS = (23, 20, 18)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortableOnnx:
+    """CPU engines of ONNX Runtime from torch's exporter. They compute in fp32.
+
+    Attributes:
+        opset: version of the ONNX standard; 23 keeps attention and norms as one operator each.
+    """
+
+    format: ClassVar[str] = "onnx-1"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
+    opset: int = 23
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise ConfigError(
+                f"{self.opset} is no opset that is tried",
+                place="opset",
+                mend=f"Choose one of: {', '.join(map(str, OPSETS))}",
+            )
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec != spec.in_fp32:
+            raise ConfigError("the onnx runtime computes in fp32 alone", place="runtime", mend="Use runtime=genai")
+
+    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        return ()
+
+    def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        from edgeopt.runtimes.portable import export
+
+        export.build(checkpoint, directory, opset=self.opset, progress=progress)
+
+    def lint(self, engine: Engine) -> list[str]:
+        from edgeopt.runtimes.portable import graph
+
+        return graph.findings(engine.directory / graph.NAME)
+
+    def open(self, engine: Engine, *, threads: int) -> Session:
+        from edgeopt.runtimes.portable.session import PortableSession
+
+        if engine.format != self.format:
+            raise BuildError(
+                f"this is a {engine.format} engine",
+                place=str(engine.directory),
+                mend=f"Give one of format {self.format}",
+            )
+        return PortableSession(engine, threads)

@@ -1,0 +1,230 @@
+"""A checkpoint as a graph of standard ONNX operators, by torch's exporter.
+
+The cache stands in buffers of one capacity, which the graph gets and writes at the places of the new tokens. A session
+that binds a buffer as input and output at once has it written in place, and nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import sdpa_mask
+
+from edgeopt import adapters
+from edgeopt import network as networks
+from edgeopt.errors import BuildError
+from edgeopt.runtimes.portable import graph
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgeopt.adapters import LowRank
+    from edgeopt.artifact import Checkpoint
+    from edgeopt.ports import Progress
+    from edgeopt.spec import ModelSpec
+
+ATTENTION = "edgeopt_portable"
+BATCH, TOKENS, CAPACITY, ROWS, RANK, PAST = 2, 3, 11, 5, 7, 4
+"""Sizes of the example that is traced, all of them dynamic: different ones, so that none is taken for another."""
+
+
+def build(checkpoint: Checkpoint, directory: Path, *, opset: int, progress: Progress) -> None:
+    """Write the graph, its weights in one file beside it, adapters and the tokenizer. Raises BuildError."""
+    import onnx_ir
+
+    progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {opset}")
+    network = networks.load(checkpoint)
+    touched = _touched(checkpoint)
+    try:
+        network.set_attn_implementation("eager" if _is_capped(network) else ATTENTION)
+        with _quiet():
+            model = _exported(_Traced(network, touched), checkpoint.spec, opset)
+    except Exception as error:  # whatever an exporter of another project raises is a failed build
+        raise BuildError(f"torch could not export {checkpoint.spec.architecture} to ONNX: {error}") from error
+    _make_optional(model, [name for module in touched for name in adapters.names(module)])
+    _forget_origin(model)
+    onnx_ir.save(model, directory / graph.NAME, external_data=f"{graph.NAME}.data")
+    networks.carry(checkpoint.directory, directory)
+    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    for name in checkpoint.spec.adapters:
+        adapters.write(adapters.read(checkpoint.directory, name), directory, name)
+
+
+class _Slots(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer in buffers (batch, heads, capacity, head size), of which `length` are written."""
+
+    is_compileable = True
+
+    def __init__(self, keys: Tensor, values: Tensor, length: Tensor, *, sliding: bool) -> None:
+        super().__init__()
+        self.keys, self.values, self.length = keys, values, length
+        self.is_initialized, self.is_sliding = True, sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the buffers are given."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        places = (torch.arange(key_states.shape[2]) + self.length)[None, None, :, None].expand(key_states.shape)
+        self.keys = self.keys.scatter(2, places, key_states)
+        self.values = self.values.scatter(2, places, value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> Tensor:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _Traced(nn.Module):
+    """A network whose cache and adapters are inputs.
+
+    Args:
+        touched: the modules that some adapter updates.
+    """
+
+    def __init__(self, network: PreTrainedModel, touched: Sequence[str]) -> None:
+        super().__init__()
+        config = network.config.get_text_config()
+        self.network, self.touched = network, touched
+        self.kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        self.eval()
+
+    def forward(
+        self, tokens: Tensor, length: Tensor, rows: Tensor, past: list[Tensor], factors: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        layers = [
+            _Slots(past[2 * number], past[2 * number + 1], length, sliding=kind == "sliding_attention")
+            for number, kind in enumerate(self.kinds)
+        ]
+        pairs = zip(factors[::2], factors[1::2], strict=True)
+        updates = {
+            name: adapters.LowRank(down=down, up=up) for name, (down, up) in zip(self.touched, pairs, strict=True)
+        }
+        with adapters.attached(self.network, updates):
+            found = self.network(
+                tokens,
+                position_ids=(torch.arange(tokens.shape[1]) + length).expand(tokens.shape),
+                past_key_values=Cache(layers=layers),
+                use_cache=True,
+                logits_to_keep=rows,
+            )
+        return (found.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
+
+    def factors(self) -> list[Tensor]:
+        """An example of the two factors for each touched module."""
+        sides = (self.network.get_submodule(name).weight.shape for name in self.touched)
+        return [factor for rows, columns in sides for factor in (torch.zeros(RANK, columns), torch.zeros(rows, RANK))]
+
+
+def _exported(traced: _Traced, spec: ModelSpec, opset: int) -> Any:
+    """The graph as a model of onnx_ir."""
+    dynamic = torch.export.Dim.DYNAMIC
+    past = [
+        torch.zeros(BATCH, layer.kv_heads, CAPACITY, spec.head_size) for layer in spec.layers for _ in ("key", "value")
+    ]
+    factors = traced.factors()
+    given = (torch.zeros(BATCH, TOKENS, dtype=torch.int64), torch.tensor(PAST), torch.arange(ROWS) % TOKENS)
+    names = [name for module in traced.touched for name in adapters.names(module)]
+    program = torch.onnx.export(
+        traced,
+        (*given, past, factors),
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes=(
+            {0: dynamic, 1: dynamic},
+            {},
+            {0: dynamic},
+            [{0: dynamic, 2: dynamic} for _ in past],
+            [{place % 2: dynamic} for place in range(len(factors))],
+        ),
+        input_names=[graph.TOKENS, graph.PAST_LENGTH, graph.ROWS, *graph.caches(len(spec.layers), graph.PAST), *names],
+        output_names=[graph.LOGITS, *graph.caches(len(spec.layers), graph.PRESENT)],
+        verbose=False,
+    )
+    assert program is not None
+    return program.model
+
+
+def _is_capped(network: PreTrainedModel) -> bool:
+    """Whether attention caps its scores, which no fused operator of torch does."""
+    return getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
+
+
+def _touched(checkpoint: Checkpoint) -> list[str]:
+    """Modules that some adapter of the checkpoint updates."""
+    found: dict[str, LowRank] = {}
+    for name in checkpoint.spec.adapters:
+        found |= adapters.read(checkpoint.directory, name)
+    return list(found)
+
+
+def _make_optional(model: Any, names: Sequence[str]) -> None:
+    """Give the adapters' inputs defaults of rank 0, with which the graph computes the base."""
+    import numpy as np
+    import onnx_ir
+
+    inputs: Mapping[str, Any] = {value.name: value for value in model.graph.inputs}
+    for name in names:
+        shape = [size if isinstance(size, int) else 0 for size in inputs[name].shape]
+        inputs[name].const_value = onnx_ir.tensor(np.zeros(shape, np.float32), name=name)
+        model.graph.initializers[name] = inputs[name]
+
+
+def _forget_origin(model: Any) -> None:
+    """Drop what tells where and by whom it was exported, so that equal checkpoints give equal bytes."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention in which fewer heads of keys and values than of queries stay as they are, and are not repeated."""
+    grouped = query.shape[1] != key.shape[1]
+    found = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=grouped
+    )
+    return found.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells what it looks for and does not find; only its errors matter here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
