@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import onnx
 import pandas as pd
 import pytest
 import samples
 from mlflow.exceptions import MlflowException
 
+from edgeopt.intake import take_in
+from edgeopt.runtimes.portable import PortableOnnx
 from edgeopt.tracking import flavor
 
 TEXTS = pd.DataFrame({"prompt": ["def f ( x ) : return x + 1 " * 6, "for x in range ( 1 ) : print ( x ) " * 6]})
@@ -62,3 +65,32 @@ def test_an_unknown_setting_is_named(store: Path) -> None:
         mlflow.models.evaluate(
             lambda t: t, data=TEXTS, model_type="text", evaluators="edgeopt", evaluator_config={"windows": 3}
         )
+
+
+@pytest.fixture
+def foreign(store: Path, tiny_model: Path) -> str:
+    """The address of a decoder that `mlflow.onnx` logged."""
+    (store / "checkpoint").mkdir()
+    (store / "engine").mkdir()
+    PortableOnnx().build(take_in(tiny_model, store / "checkpoint"), store / "engine", lambda _: None)
+    with mlflow.start_run():
+        logged = mlflow.onnx.log_model(onnx.load(store / "engine" / "model.onnx"), name="decoder")
+    address: str = logged.model_uri
+    return address
+
+
+def test_a_foreign_onnx_decoder_is_measured_with_the_tokenizer_that_it_came_from(
+    foreign: str, tiny_model: Path
+) -> None:
+    given = {**FEW, "source": str(tiny_model)}
+    with mlflow.start_run():
+        found = mlflow.models.evaluate(
+            foreign, data=TEXTS, model_type="text", evaluators="edgeopt", evaluator_config=given
+        )
+    assert found.metrics["latency/decode_p50_ms"] > 0
+    assert 1 < found.metrics["quality/perplexity"] < 1000
+
+
+def test_a_foreign_onnx_model_without_its_tokenizer_is_refused_with_the_mend(foreign: str) -> None:
+    with mlflow.start_run(), pytest.raises(MlflowException, match=r'evaluator_config=\{"source": FOLDER\}'):
+        mlflow.models.evaluate(foreign, data=TEXTS, model_type="text", evaluators="edgeopt", evaluator_config=FEW)
