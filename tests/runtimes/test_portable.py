@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError, InputError
 from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error
 from edgeopt.part import describe
+from edgeopt.runtimes.genai import Genai
 from edgeopt.runtimes.portable import PortableOnnx, graph
 from edgeopt.runtimes.portable.foreign import adopt
 from runtimes.test_families import FAMILIES, PROMPT, random_checkpoint
@@ -92,11 +96,19 @@ def test_an_opset_that_is_not_tried_is_refused() -> None:
         PortableOnnx(opset=19)
 
 
-def test_rounded_weights_are_refused_before_building(llama: Checkpoint) -> None:
-    from edgeopt.compress.quantization.quantize import Quantize
-
-    with pytest.raises(ConfigError, match="fp32 alone"):
-        PortableOnnx().check(Quantize().plan(llama.spec))
+@pytest.mark.parametrize(
+    ("values", "opset", "told"),
+    [
+        ({"weights": "int2"}, 23, "weights of 2 bits"),
+        ({"weights": "fp16"}, 23, "in fp16"),
+        ({}, 20, "opset 20 knows no"),
+    ],
+)
+def test_what_the_standard_does_not_know_is_refused_before_building(
+    values: dict[str, Any], opset: int, told: str, llama: Checkpoint
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        PortableOnnx(opset=opset).check(Quantize(**values).plan(llama.spec))
 
 
 def test_layers_of_different_widths_and_heads_compute_as_in_torch(llama: Checkpoint, tmp_path: Path) -> None:
@@ -229,3 +241,31 @@ class TestForeignGraphs:
         assert "'../own/model.onnx.data', which is not beside it" in self.refused(
             path, llama.directory, tmp_path / "engine"
         )
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Quantize(weights="int4", symmetric=True),
+        Quantize(weights="int4", lm_head="int4", embedding="int4"),
+        Quantize(weights="int8", bias_correction=True, windows=2, window_tokens=32),
+        Int8(),
+        Int8(ranges="min_max", windows=2, window_tokens=32),
+    ],
+    ids=["int4 symmetric", "int4 tables", "int8 with biases", "int8 inputs, dynamic", "int8 inputs, static"],
+)
+def test_rounded_engines_compute_as_those_of_the_fused_runtime_and_are_smaller(
+    step: Any, llama: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    spec = step.apply(llama, tmp_path / "source", workshop(llama))
+    source = Checkpoint.seal(tmp_path / "source", format="checkpoint-1", spec=spec, made_by={})
+    full, engine = (build(one, tmp_path / name) for one, name in ((llama, "full"), (source, "engine")))
+    session = PortableOnnx().open(engine, threads=1)
+    (tmp_path / "fused").mkdir()
+    Genai().build(source, tmp_path / "fused", lambda _: None)
+    fused = Engine.seal(tmp_path / "fused", format=Genai.format, spec=spec, made_by={})
+    assert relative_error(Genai().open(fused, threads=1).logits(PROMPT), session.logits(PROMPT)) < 0.05
+    assert len(list(session.generate(PROMPT[:20], 5, stop_at_end=False))) == 5
+    assert engine.size_bytes < full.size_bytes
+    assert PortableOnnx().lint(engine) == []

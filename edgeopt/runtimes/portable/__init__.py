@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from edgeopt.target import Target
 
 OPSETS = (23, 20, 18)
+WEIGHT_BITS, GRID_OPSET = {4, 8}, 21
+"""Of weights on a grid, and from which opset on there are blocks of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortableOnnx:
-    """CPU engines of ONNX Runtime from torch's exporter. They compute in fp32.
+    """CPU engines of ONNX Runtime from torch's exporter, with weights in fp32 or on grids of 4 and 8 bits.
 
     Attributes:
         opset: version of the ONNX standard; 23 keeps attention and norms as one operator each.
@@ -40,8 +42,14 @@ class PortableOnnx:
             )
 
     def check(self, spec: ModelSpec) -> None:
-        if spec != spec.in_fp32:
-            raise ConfigError("the onnx runtime computes in fp32 alone", place="runtime", mend="Use runtime=genai")
+        bits = {grid.bits for grid in spec.grids.values()}
+        if spec.kv_cache is not None or spec.weight_dtype != "fp32" or not bits <= WEIGHT_BITS:
+            what = "keys and values on a grid" if spec.kv_cache is not None else "weights of 2 bits or in fp16"
+            raise ConfigError(f"portable ONNX knows no {what}", place="runtime", mend="Use runtime=genai")
+        if bits and self.opset < GRID_OPSET:
+            raise ConfigError(
+                f"opset {self.opset} knows no rounded weights in blocks", place="opset", mend=f"Give {OPSETS[0]}"
+            )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return ()

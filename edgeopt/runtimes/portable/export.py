@@ -23,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.portable import graph
+from edgeopt.runtimes.portable import graph, grids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,10 +45,17 @@ def build(checkpoint: Checkpoint, directory: Path, *, opset: int, progress: Prog
     progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {opset}")
     network = networks.load(checkpoint)
     touched = _touched(checkpoint)
+    units = networks.units(network) if checkpoint.spec.grids else {}
+    on_grid = {unit: units[unit] for unit in units if unit in checkpoint.spec.grids}
     try:
         network.set_attn_implementation("eager" if _is_capped(network) else ATTENTION)
         with _quiet():
-            model = _exported(_Traced(network, touched), checkpoint.spec, opset)
+            program = _exported(_Traced(network, touched), checkpoint.spec, opset)
+            names = {module: f"network.{module}.weight" for unit in on_grid.values() for module in unit}
+            grids.hide(program.model, names.values())
+            program.optimize()
+            model = program.model
+            grids.GridNodes(model, checkpoint, names).install(on_grid)
     except Exception as error:  # whatever an exporter of another project raises is a failed build
         raise BuildError(f"torch could not export {checkpoint.spec.architecture} to ONNX: {error}") from error
     _make_optional(model, [name for module in touched for name in adapters.names(module)])
@@ -131,7 +138,7 @@ class _Traced(nn.Module):
 
 
 def _exported(traced: _Traced, spec: ModelSpec, opset: int) -> Any:
-    """The graph as a model of onnx_ir."""
+    """The graph as it was traced."""
     dynamic = torch.export.Dim.DYNAMIC
     past = [
         torch.zeros(BATCH, layer.kv_heads, CAPACITY, spec.head_size) for layer in spec.layers for _ in ("key", "value")
@@ -154,9 +161,10 @@ def _exported(traced: _Traced, spec: ModelSpec, opset: int) -> Any:
         input_names=[graph.TOKENS, graph.PAST_LENGTH, graph.ROWS, *graph.caches(len(spec.layers), graph.PAST), *names],
         output_names=[graph.LOGITS, *graph.caches(len(spec.layers), graph.PRESENT)],
         verbose=False,
+        optimize=False,
     )
     assert program is not None
-    return program.model
+    return program
 
 
 def _is_capped(network: PreTrainedModel) -> bool:
