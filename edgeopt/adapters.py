@@ -46,21 +46,27 @@ class LowRank:
 def write(updates: Mapping[str, LowRank], directory: Path, name: str) -> None:
     """Keep the adapter `name`, its updates by the names of their modules, in a checkpoint's folder."""
     (directory / FOLDER).mkdir(exist_ok=True)
-    downs = {f"{module}.{_DOWN}": update.down for module, update in updates.items()}
-    ups = {f"{module}.{_UP}": update.up for module, update in updates.items()}
-    networks.write_tensors(downs | ups, directory / FOLDER / f"{name}.safetensors")
+    downs = {names(module)[0]: update.down for module, update in updates.items()}
+    ups = {names(module)[1]: update.up for module, update in updates.items()}
+    networks.write_tensors(downs | ups, directory / path_of(name))
 
 
 def read(directory: Path, name: str) -> dict[str, LowRank]:
     """The updates of the adapter `name` by module. Raises InputError where its file is corrupt or missing."""
-    tensors = networks.read_tensors(directory / FOLDER / f"{name}.safetensors")
+    tensors = networks.read_tensors(directory / path_of(name))
     modules = [key.removesuffix(f".{_DOWN}") for key in tensors if key.endswith(f".{_DOWN}")]
-    return {m: LowRank(down=tensors[f"{m}.{_DOWN}"], up=tensors[f"{m}.{_UP}"]) for m in modules}
+    factors = {module: [tensors[factor] for factor in names(module)] for module in modules}
+    return {module: LowRank(down=down, up=up) for module, (down, up) in factors.items()}
 
 
 def arrays(directory: Path, name: str) -> dict[str, np.ndarray]:
     """The factors of the adapter `name` as its file names them, without torch: see `names`."""
-    return networks.read_arrays(directory / FOLDER / f"{name}.safetensors")
+    return networks.read_arrays(directory / path_of(name))
+
+
+def path_of(name: str) -> Path:
+    """Where the adapter `name` lies in the folder of a checkpoint."""
+    return Path(FOLDER) / f"{name}.safetensors"
 
 
 def names(module: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
-from edgeopt.errors import InputError
+from edgeopt.errors import BuildError, InputError
 from edgeopt.part import digest
 from edgeopt.spec import ModelSpec
 
@@ -134,6 +134,13 @@ class Engine(Artifact):
     """What a runtime executes; `format` is the runtime's name and version of the layout."""
 
     __slots__ = ()
+
+    def require_format(self, format: str) -> None:
+        """BuildError where it is an engine of another runtime, or of another version of its layout."""
+        if self.format != format:
+            raise BuildError(
+                f"this is a {self.format} engine", place=str(self.directory), mend=f"Give one of format {format}"
+            )
 
 
 def sha256_of(path: Path) -> str:

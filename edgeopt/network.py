@@ -91,7 +91,8 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     state = grid.expanded(read_weights(checkpoint.directory))
     _make_biases(network, state)
     own = network.state_dict()
-    state = _in_present_names(network, state, own)
+    if state.keys() - own.keys():
+        state = _in_present_names(network, state, own)
     if spec.tied_embeddings:
         _share_tied(network, state)
     wrong = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
@@ -344,10 +345,10 @@ def _in_present_names(
     from transformers.core_model_loading import WeightRenaming
 
     renamings = [known for known in get_model_conversion_mapping(network) if isinstance(known, WeightRenaming)]
-    found = {}
-    for name, tensor in state.items():
-        renamed = [known.rename_source_key(name)[0] for known in renamings] if name not in own else []
-        found[next((other for other in renamed if other in own), name)] = tensor
+    found = dict(state)
+    for name in state.keys() - own.keys():
+        renamed = (known.rename_source_key(name)[0] for known in renamings)
+        found[next((other for other in renamed if other in own), name)] = found.pop(name)
     return found
 
 

@@ -72,8 +72,7 @@ class StubRuntime:
     def open(self, engine: Engine, *, threads: int) -> StubSession:
         import numpy as np
 
-        if engine.format != self.format:
-            raise BuildError(f"this is a {engine.format} engine, not {self.format}", place=str(engine.directory))
+        engine.require_format(self.format)
         table = np.load(engine.directory / "table.npy")
         return StubSession(runtime=self, spec=engine.spec, table=table, ballast=b"\1" * (self.allocate_mib * 2**20))
 

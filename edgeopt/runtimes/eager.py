@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint
-from edgeopt.errors import BuildError, ConfigError
+from edgeopt.errors import ConfigError
+from edgeopt.runtimes import greedy
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
@@ -46,12 +47,7 @@ class Torch:
         return []
 
     def open(self, engine: Engine, *, threads: int) -> Session:
-        if engine.format != self.format:
-            raise BuildError(
-                f"this is a {engine.format} engine",
-                place=str(engine.directory),
-                mend=f"Give one of format {self.format}",
-            )
+        engine.require_format(self.format)
         return TorchSession(engine, threads)
 
 
@@ -72,19 +68,19 @@ class TorchSession:
     ) -> Iterator[int]:
         import torch
 
-        updates = self._updates(adapter)
-        cache, ids = None, torch.tensor([list(tokens)])
-        for _ in range(max_new_tokens):
+        updates, cache = self._updates(adapter), None
+
+        def read(part: Sequence[int]) -> np.ndarray:
+            nonlocal cache
             with torch.inference_mode(), adapters.attached(self._network, updates):
-                output = self._network(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            scores = output.logits[0, -1].clone()
-            if not stop_at_end:
-                scores[list(self._ends)] = -torch.inf
-            cache, token = output.past_key_values, int(scores.argmax())
-            if stop_at_end and token in self._ends:
-                return
-            yield token
-            ids = torch.tensor([[token]])
+                output = self._network(
+                    torch.tensor([list(part)]), past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+            cache = output.past_key_values
+            scores: np.ndarray = output.logits[0, -1].numpy()
+            return scores
+
+        yield from greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import torch

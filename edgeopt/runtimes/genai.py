@@ -85,12 +85,7 @@ class Genai:
         return slow_paths(engine.directory / "model.onnx")
 
     def open(self, engine: Engine, *, threads: int) -> Session:
-        if engine.format != self.format:
-            raise BuildError(
-                f"this is a {engine.format} engine",
-                place=str(engine.directory),
-                mend=f"Give one of format {self.format}",
-            )
+        engine.require_format(self.format)
         return GenaiSession(engine, threads)
 
 

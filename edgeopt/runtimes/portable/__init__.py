@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.errors import BuildError, ConfigError
+from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,10 +67,5 @@ class PortableOnnx:
     def open(self, engine: Engine, *, threads: int) -> Session:
         from edgeopt.runtimes.portable.session import PortableSession
 
-        if engine.format != self.format:
-            raise BuildError(
-                f"this is a {engine.format} engine",
-                place=str(engine.directory),
-                mend=f"Give one of format {self.format}",
-            )
+        engine.require_format(self.format)
         return PortableSession(engine, threads)

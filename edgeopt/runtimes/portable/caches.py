@@ -76,7 +76,6 @@ class _Bound:
     ) -> None:
         self._session, self._binding = session, session.io_binding()
         vocabulary = next(value.shape[-1] for value in session.get_outputs() if value.name == graph.LOGITS)
-        self._logits = np.empty((1, rows, vocabulary), np.float32)
         self._inputs = {
             graph.TOKENS: OrtValue.ortvalue_from_numpy(np.zeros((1, tokens), np.int64)),
             graph.PAST_LENGTH: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64)),
@@ -86,7 +85,7 @@ class _Bound:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in buffers.items():
             self._binding.bind_ortvalue_output(name.replace(graph.PAST, graph.PRESENT), value)
-        self._output = OrtValue.ortvalue_from_numpy(self._logits)
+        self._output = OrtValue.ortvalue_from_numpy(np.empty((1, rows, vocabulary), np.float32))
         self._binding.bind_ortvalue_output(graph.LOGITS, self._output)
 
     def run(self, tokens: Sequence[int], length: int, rows: Sequence[int]) -> np.ndarray:
@@ -103,29 +102,18 @@ class Growing:
 
     def __init__(self, session: Any, spec: ModelSpec) -> None:
         self._session, self._length = session, 0
-        self._inputs = {value.name: value for value in session.get_inputs()}
-        outputs = [value.name for value in session.get_outputs()]
-        self._logits = graph.LOGITS if graph.LOGITS in outputs else outputs[0]
-        self._outputs = [self._logits, *(name for name in outputs if name != self._logits)]
-        past = [name for name in self._inputs if name.startswith("past")]
-        self._past = {name: OrtValue.ortvalue_from_numpy(_empty(self._inputs[name], spec)) for name in past}
+        self._past = {
+            value.name: OrtValue.ortvalue_from_numpy(_empty(value, spec))
+            for value in session.get_inputs()
+            if value.name.startswith("past")
+        }
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        end = self._length + len(tokens)
-        known = {
-            graph.TOKENS: np.array([list(tokens)]),
-            "attention_mask": np.ones((1, end)),
-            "position_ids": np.arange(self._length, end)[None],
-            "cache_position": np.arange(self._length, end),
-            "use_cache_branch": np.array([self._length > 0]),
-        }
-        given = {
-            name: OrtValue.ortvalue_from_numpy(array.astype(_TYPES[self._inputs[name].type]))
-            for name, array in known.items()
-            if name in self._inputs
-        }
-        logits, *present = self._session.run_with_ort_values(self._outputs, {**given, **self._past})
-        self._past, self._length = dict(zip(self._past, present, strict=True)), end
+        arrays = _given(self._session, tokens, self._length)
+        given = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        logits, *present = self._session.run_with_ort_values(_outputs(self._session), {**given, **self._past})
+        self._past = dict(zip(self._past, present, strict=True))
+        self._length += len(tokens)
         return _wanted(logits.numpy(), rows)
 
 
@@ -134,21 +122,34 @@ class Whole:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._inputs = {value.name: value for value in session.get_inputs()}
         self._tokens: list[int] = []
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         before = len(self._tokens)
         self._tokens += tokens
-        known = {
-            graph.TOKENS: np.array([self._tokens]),
-            "attention_mask": np.ones((1, len(self._tokens))),
-            "position_ids": np.arange(len(self._tokens))[None],
-        }
-        given: dict[str, Any] = {name: known[name].astype(_TYPES[value.type]) for name, value in self._inputs.items()}
-        names = [value.name for value in self._session.get_outputs()]
-        logits = self._session.run([graph.LOGITS if graph.LOGITS in names else names[0]], given)[0]
+        (logits,) = self._session.run(_outputs(self._session)[:1], _given(self._session, self._tokens, 0))
         return _wanted(logits, [before + row for row in rows])
+
+
+def _given(session: Any, tokens: Sequence[int], start: int) -> dict[str, np.ndarray]:
+    """What a foreign graph asks for beside keys and values, of tokens that stand at `start` and behind."""
+    end = start + len(tokens)
+    known = {
+        graph.TOKENS: np.array([list(tokens)]),
+        "attention_mask": np.ones((1, end)),
+        "position_ids": np.arange(start, end)[None],
+        "cache_position": np.arange(start, end),
+        "use_cache_branch": np.array([start > 0]),
+    }
+    asked = {value.name: value.type for value in session.get_inputs()}
+    return {name: array.astype(_TYPES[asked[name]]) for name, array in known.items() if name in asked}
+
+
+def _outputs(session: Any) -> list[str]:
+    """Names of the logits and then of the other outputs in their order."""
+    names = [value.name for value in session.get_outputs()]
+    logits = graph.LOGITS if graph.LOGITS in names else names[0]
+    return [logits, *(name for name in names if name != logits)]
 
 
 def _wanted(logits: np.ndarray, rows: Sequence[int]) -> np.ndarray:

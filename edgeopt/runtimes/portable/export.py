@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,9 +61,8 @@ def build(checkpoint: Checkpoint, directory: Path, *, opset: int, progress: Prog
     _forget_origin(model)
     onnx_ir.save(model, directory / graph.NAME, external_data=f"{graph.NAME}.data")
     networks.carry(checkpoint.directory, directory)
-    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
-    for name in checkpoint.spec.adapters:
-        adapters.write(adapters.read(checkpoint.directory, name), directory, name)
+    for file in (Path("config.json"), *map(adapters.path_of, checkpoint.spec.adapters)):
+        networks.link_file(checkpoint.directory / file, directory / file)
 
 
 class _Slots(CacheLayerMixin):  # type: ignore[misc]

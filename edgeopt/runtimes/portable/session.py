@@ -12,6 +12,7 @@ import onnxruntime
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError
+from edgeopt.runtimes import greedy
 from edgeopt.runtimes.portable import graph
 from edgeopt.runtimes.portable.caches import Cache, cache_of
 from edgeopt.tokens import end_tokens
@@ -47,16 +48,12 @@ class PortableSession:
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
         cache = self._cache(len(tokens) + max_new_tokens, adapter)
-        for part in self._chunks(tokens):
-            scores = cache.read(part, [len(part) - 1])[0]
-        for _ in range(max_new_tokens):
-            if not stop_at_end:
-                scores[list(self._ends)] = -np.inf
-            token = int(scores.argmax())
-            if stop_at_end and token in self._ends:
-                return
-            yield token
-            scores = cache.read([token], [0])[0]
+
+        def read(given: Sequence[int]) -> np.ndarray:
+            last: np.ndarray = [cache.read(part, [len(part) - 1])[0] for part in self._chunks(given)][-1]
+            return last
+
+        yield from greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         cache = self._cache(len(tokens), adapter)
