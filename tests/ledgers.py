@@ -54,12 +54,12 @@ def open_at_once(begin: Any, answers: Any, n: int, url: str) -> None:
         answers.put(repr(error))
 
 
-def add_all(begin: Any, answers: Any, n: int, url: str, recipes: int) -> None:
+def add_all(begin: Any, answers: Any, n: int, url: str, recipes: int, budget: int | None = None) -> None:
     """Try to add every recipe, each process in another order; answers with those that it added."""
     made = opened(url)
     mine = random.Random(n).sample(range(recipes), recipes)
     begin.wait()
-    added = [made.add({"x": x}, origin="sampled", worker=f"w{n}", state="running") for x in mine]
+    added = [made.add({"x": x}, origin="sampled", worker=f"w{n}", state="running", budget=budget) for x in mine]
     answers.put([row.params["x"] for row in added if row is not None])
 
 

@@ -113,15 +113,16 @@ def test_a_server_that_is_killed_again_and_again_has_all_of_twenty_trials_once(
     given = ("sweep", "--config-name", "tiny_sweep", "search.trials=20", f"workers={workers}")
     sweep = start(folder, *given, tracking_uri=server.uri)
     wait_for(folder, 1, sweep)
-    while sweep.poll() is None and over(folder) < 18:
+    while sweep.poll() is None and (kills < 2 or over(folder) < 18):
         server.kill()
         kills += 1
         time.sleep(chance.uniform(0, 3))
-        server.start()  # it takes seconds to come up, in which trials end
-        time.sleep(chance.uniform(0, 3))
+        server.start()  # it takes seconds to come up, in which trials end, on a fast machine all of them
+        if kills >= 2:
+            time.sleep(chance.uniform(0, 3))
     code, document, err = ended(sweep)
     assert code == 0, err
-    assert kills >= 1
+    assert kills >= 2
     assert len(document["trials"]) == 20
     require_whole(folder, ledger_of(folder))
     assert study_run(folder)[1] == "FINISHED"

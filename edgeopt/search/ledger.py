@@ -153,8 +153,12 @@ class Ledger:
         hints: Mapping[str, Any] | None = None,
         summary: Summary | None = None,
         result: Mapping[str, Any] | None = None,
+        budget: int | None = None,
     ) -> Row | None:
-        """A new trial; None where its recipe was tried before by somebody else. A result may come with it."""
+        """A new trial; None where its recipe was tried before by somebody else. A result may come with it.
+
+        None too where `budget` trials cost work already and this would: others may have begun the last ones meanwhile.
+        """
 
         def work(connection: Connection, revision: int) -> Row | None:
             key = digest(params)
@@ -162,6 +166,10 @@ class Ledger:
             if known is not None:  # also where the answer to an earlier call was lost on its way
                 mine = worker and known.worker == worker and known.attempt == 1 and known.state == state
                 return _row(known) if mine else None
+            if budget is not None and state != "refused":
+                begun = sql.select(sql.func.count()).where(self._of_study, TRIALS.c.state != "refused")
+                if connection.execute(begun).scalar_one() >= budget:
+                    return None
             last = connection.execute(sql.select(sql.func.max(TRIALS.c.number)).where(self._of_study)).scalar()
             number = 0 if last is None else int(last) + 1
             values = {

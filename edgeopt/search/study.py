@@ -124,7 +124,7 @@ class Study:
             waiting = self.ledger.claim(self.worker, built=self.built)
             if waiting is not None:
                 return self._checked(waiting)
-        if self.built or not self._room():
+        if self.built:
             return None
         return self._proposed()
 
@@ -162,9 +162,9 @@ class Study:
         return sum(1 for _ in latest)
 
     def _proposed(self) -> Row | None:
-        """A new recipe, running or refused; None where every recipe was tried."""
+        """A new recipe, running or refused; None where every recipe was tried, or enough of them."""
         place = len(self.ledger.members())
-        while (proposal := self._proposals.next(self.rows(), place=place)) is not None:
+        while self._room() and (proposal := self._proposals.next(self.rows(), place=place)) is not None:
             row = self._added(proposal)
             if row is not None:  # else another worker was faster
                 return row
@@ -174,16 +174,15 @@ class Study:
         """A proposed trial, running by this worker or over because it is refused; None where it was tried meanwhile."""
         params, origin, hints = proposal
         refused = self._proposals.refused(params)
-        if refused is None:
-            return self.ledger.add(params, origin=origin, worker=self.worker, state="running", hints=hints)
         return self.ledger.add(
             params,
             origin=origin,
             worker=self.worker,
-            state=state_of(refused),
+            state="running" if refused is None else state_of(refused),
             hints=hints,
-            summary=Summary.of(refused),
-            result=refused.to_json(),
+            summary=None if refused is None else Summary.of(refused),
+            result=None if refused is None else refused.to_json(),
+            budget=self.search.trials,
         )
 
     def _checked(self, row: Row) -> Row:

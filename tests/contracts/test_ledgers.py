@@ -399,6 +399,15 @@ def test_a_recipe_is_added_once_however_many_try(url: str) -> None:
     require_seen_once(reader, rows)
 
 
+def test_a_budget_is_not_exceeded_however_many_try_and_what_is_refused_costs_nothing_of_it(url: str) -> None:
+    made = opened(url)
+    for x in (-1, -2):
+        added(made, x, state="refused")
+    answers = race(4, ledgers.add_all, url, 40, 15)
+    assert len(list(itertools.chain(*answers))) == 15
+    assert len(made.changes(0)) == 17
+
+
 def test_a_trial_is_claimed_by_one_however_many_try(url: str) -> None:
     made, count = opened(url), 40
     for x in range(count):
