@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench_common import (
@@ -135,11 +136,11 @@ def overhead(folder: Path) -> None:
 def estimate(folder: Path) -> None:
     """What `edgeopt estimate` predicts of 30 recipes beside what is then measured, on a target profiled in this run.
 
-    The engines are measured in turn, three times over, since the machine's own speed comes and goes by the minute, and
-    with one thread: how long threads wait for one another depends on where a host puts its virtual cores meanwhile.
+    Three times over the machine is profiled and all engines are measured right after it, since its own speed comes and
+    goes by the hour; and with one thread, as how long threads wait for one another depends on where a host puts its
+    virtual cores meanwhile. Each ratio is the median of the three.
     """
     profiled = str(folder / "here" / "target" / "here.yaml")
-    cli(folder, "profile", "--name", "here", "--threads", "1", "--out", profiled)
     model = folder / "llama246m"
     make_random_llama(model)
     large = Subject(title="246 M shape", folder=model, chosen=("model=local", f"model.path={model}"))
@@ -159,21 +160,33 @@ def estimate(folder: Path) -> None:
         ["recipe=prune_int4", *cut, "step.quantize.block_size=16"],
     ]
     metrics = ("size/engine_mib", "memory/peak_rss_mib", "latency/decode_p50_ms")
+    chosen = {
+        (subject.title, " ".join(recipe).replace("step.", "")): [*subject.chosen, *only(), *recipe]
+        for subject in (*subjects(), large)
+        for recipe in recipes
+    }
+    engines = {name: engine_of(folder, cli(folder, "run", *overrides)) for name, overrides in chosen.items()}
     here = ["--config-dir", str(folder / "here"), "target=here"]
-    predicted, engines = {}, {}
-    for subject in (*subjects(), large):
-        for recipe in recipes:
-            document = cli(folder, "run", *here, *subject.chosen, *only(), *recipe)
-            name = subject.title, " ".join(recipe).replace("step.", "")
-            predicted[name] = {m["metric"]: m["value"] for m in document["predictions"]}
-            engines[name] = engine_of(folder, document)
-    measured = in_turn(folder, engines, target=here)
-    rows = [[*name, *(known[m] / measured[name][m] for m in metrics)] for name, known in predicted.items()]
+    ratios: dict[tuple[str, str], list[list[float]]] = {name: [] for name in chosen}
+    for _ in range(3):
+        cli(folder, "profile", "--name", "here", "--threads", "1", "--out", profiled)
+        known = {name: cli(folder, "estimate", *here, *overrides) for name, overrides in chosen.items()}
+        measured = in_turn(folder, engines, rounds=1, target=here)
+        for name, found in ratios.items():
+            told = known[name]
+            predicted = (told["disk_bytes"] / 2**20, told["peak_bytes"] / 2**20, told["decode_ms"])
+            found.append([value / measured[name][metric] for value, metric in zip(predicted, metrics, strict=True)])
+    rows = [[*name, *map(statistics.median, zip(*found, strict=True))] for name, found in ratios.items()]
     table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
-    for place, metric in enumerate(metrics, start=2):
-        errors = sorted(abs(float(row[place]) - 1) for row in rows)
-        print(f"{metric}: off by {statistics.median(errors):.1%} in the median, by {errors[-1]:.1%} at most")
+    for place, metric in enumerate(metrics):
+        of_rounds = [_errors(found[once][place] for found in ratios.values()) for once in range(3)]
+        print(f"{metric}: off by {_errors(row[2 + place] for row in rows)}; in the rounds by {', '.join(of_rounds)}")
     print()
+
+
+def _errors(ratios: Iterable[float]) -> str:
+    errors = sorted(abs(ratio - 1) for ratio in ratios)
+    return f"{statistics.median(errors):.1%} (at most {errors[-1]:.1%})"
 
 
 def decode(folder: Path) -> None:
