@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import network as networks
+from edgeopt import tensor_files
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ def write(updates: Mapping[str, LowRank], directory: Path, name: str) -> None:
     (directory / FOLDER).mkdir(exist_ok=True)
     downs = {names(module)[0]: update.down for module, update in updates.items()}
     ups = {names(module)[1]: update.up for module, update in updates.items()}
-    networks.write_tensors(downs | ups, directory / path_of(name))
+    tensor_files.write(downs | ups, directory / path_of(name))
 
 
 def read(directory: Path, name: str) -> dict[str, LowRank]:
     """The updates of the adapter `name` by module. Raises InputError where its file is corrupt or missing."""
-    tensors = networks.read_tensors(directory / path_of(name))
+    tensors = tensor_files.read(directory / path_of(name))
     modules = [key.removesuffix(f".{_DOWN}") for key in tensors if key.endswith(f".{_DOWN}")]
     factors = {module: [tensors[factor] for factor in names(module)] for module in modules}
     return {module: LowRank(down=down, up=up) for module, (down, up) in factors.items()}
@@ -61,7 +61,7 @@ def read(directory: Path, name: str) -> dict[str, LowRank]:
 
 def arrays(directory: Path, name: str) -> dict[str, np.ndarray]:
     """The factors of the adapter `name` as its file names them, without torch: see `names`."""
-    return networks.read_arrays(directory / path_of(name))
+    return tensor_files.read_arrays(directory / path_of(name))
 
 
 def path_of(name: str) -> Path:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from edgeopt import grid
+from edgeopt import grid, tensor_files
 from edgeopt.errors import InputError, StepError
 from edgeopt.intake import CARRIED
 from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from edgeopt.artifact import Checkpoint
     from edgeopt.grid import Rounded
 
-T = TypeVar("T")
 WEIGHTS = "model.safetensors"
 INPUT_RANGES = "input_ranges.json"
 """Scale and zero-point of each unit's input in unsigned 8 bits, by the unit's name."""
@@ -88,7 +86,7 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
         for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
             if sizes != present:
                 _resize(layer, sizes, spec.head_size)
-    state = grid.expanded(read_weights(checkpoint.directory))
+    state = grid.expanded(tensor_files.read_folder(checkpoint.directory))
     _make_biases(network, state)
     own = network.state_dict()
     if state.keys() - own.keys():
@@ -116,15 +114,13 @@ def save(
     rounded: Mapping[str, Rounded] | None = None,
 ) -> None:
     """Write weights (float32, or on a grid for the modules in `rounded`), `config.json` and the source's tokenizer."""
-    from safetensors.torch import save_file
-
-    weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     for name, matrix in (rounded or {}).items():
         del weights[f"{name}.weight"]
         weights |= matrix.tensors(name)
     if spec.tied_embeddings:
         weights.pop("lm_head.weight", None)
-    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    tensor_files.write(weights, directory / WEIGHTS)
     write_config(network.config.to_dict(), spec, directory)
     carry(source.directory, directory)
 
@@ -275,46 +271,6 @@ def spec_of(network: PreTrainedModel, base: ModelSpec) -> ModelSpec:
         for layer in layers(network)
     )
     return base.with_layers(found)
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Tensors as one safetensors file."""
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files. Raises InputError for a corrupt or truncated file."""
-    state: dict[str, Tensor] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        state |= read_tensors(path)
-    return state
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file. Raises InputError where it is corrupt or truncated."""
-    from safetensors.torch import load_file
-
-    return _read(load_file, path)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The same as arrays, where torch is not to be imported."""
-    from safetensors.numpy import load_file
-
-    return _read(load_file, path)
-
-
-def _read(load_file: Callable[[Path], dict[str, T]], path: Path) -> dict[str, T]:
-    from safetensors import SafetensorError
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"the weights cannot be read ({error})", place=str(path), mend="Download or copy the file again"
-        ) from error
 
 
 def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:

@@ -29,9 +29,10 @@ LEVEL_0 = {
     "process",
     "secrets",
     "context",
+    "libraries",
     "__init__",
 }
-LEVEL_1 = {"ports", "network", "grid", "adapters", "tokens", "intake"}
+LEVEL_1 = {"ports", "network", "tensor_files", "grid", "adapters", "tokens", "intake"}
 ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store", "tracking", "release", "serving"}
 LEVEL_3 = {"job", "rungs", "work", "pipeline"}
 LEVEL_5 = {
@@ -62,9 +63,11 @@ OWNERS = {
     "sqlalchemy": {"search", "tracking", "release", "measure"},
     "onnxruntime": {"runtimes", "measure"},
     "onnxruntime_genai": {"runtimes", "measure"},
+    "gguf": {"runtimes"},
+    "llama_cpp": {"runtimes"},
     "tokenizers": {"tokens", "serving"},
     "starlette": {"serving", "pages", "commands", "mlflow_plugins"},
-    "safetensors": {"network"},
+    "safetensors": {"tensor_files"},
     "plotly": {"tracking"},
     "matplotlib": {"tracking"},
     "codecarbon": {"measure"},
@@ -82,6 +85,8 @@ HEAVY = {
     "onnxruntime",
     "onnxruntime_genai",
     "onnx",
+    "gguf",
+    "llama_cpp",
     "plotly",
     "matplotlib",
     "codecarbon",

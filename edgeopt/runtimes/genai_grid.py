@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import grid
+from edgeopt import grid, tensor_files
 from edgeopt import network as networks
 from edgeopt.spec import EMBEDDING, LM_HEAD
 
@@ -191,7 +191,7 @@ def _shape(matrix: Rounded, form: Grid) -> list[int]:
 def _by_node(network: Any, checkpoint: Checkpoint) -> dict[str, tuple[Rounded, Grid]]:
     """Matrices by the name that the builder gives their node; the embedding by that of its unit."""
     spec, modules = checkpoint.spec, networks.units(network)
-    rounded = grid.rounded(networks.read_weights(checkpoint.directory))
+    rounded = grid.rounded(tensor_files.read_folder(checkpoint.directory))
     if spec.tied_embeddings and EMBEDDING in spec.grids:
         rounded[modules[LM_HEAD][0]] = rounded[modules[EMBEDDING][0]]
     found: dict[str, tuple[Rounded, Grid]] = {}

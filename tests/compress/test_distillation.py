@@ -8,6 +8,7 @@ from workshops import workshop
 
 from edgeopt import grid as grids
 from edgeopt import network as networks
+from edgeopt import tensor_files
 from edgeopt.artifact import Checkpoint
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import next_token_loss
@@ -154,7 +155,7 @@ class TestQuantizationAwareTraining:
         assert distance(checkpoint, trained, validation) < 0.9 * distance(checkpoint, rounded, validation)
 
     def test_only_codes_and_scales_of_layers_have_moved(self, rounded, trained):
-        before, after = (networks.read_weights(c.directory) for c in (rounded, trained))
+        before, after = (tensor_files.read_folder(c.directory) for c in (rounded, trained))
         assert before.keys() == after.keys()
         moved = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
         assert moved == {"codes", "scales"}
@@ -164,7 +165,7 @@ class TestQuantizationAwareTraining:
         from edgeopt.compress.quantization.qat import parametrize
 
         network = networks.load(rounded)
-        matrices = grids.rounded(networks.read_weights(rounded.directory))
+        matrices = grids.rounded(tensor_files.read_folder(rounded.directory))
         name = "model.layers.0.mlp.down_proj"
         form = parametrize(network, networks.load(checkpoint), matrices, rounded.spec)[name]
         assert torch.equal(form.rounded().codes, matrices[name].codes), "training begins at the codes that it is given"

@@ -12,6 +12,7 @@ import pytest
 from workshops import workshop
 
 from edgeopt import network as networks
+from edgeopt import tensor_files
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.cli import main
 from edgeopt.compress.pruning.prune_depth import PruneDepth
@@ -191,7 +192,7 @@ def test_an_8_bit_engine_is_near_torch_and_has_no_slow_path(checkpoint: Checkpoi
 def test_corrected_biases_reach_the_engine(checkpoint: Checkpoint, tmp_path: Path) -> None:
     step = Quantize(weights="int8", block_size=64, bias_correction=True, windows=2, window_tokens=64)
     rounded = applied(step, checkpoint, tmp_path / "rounded")
-    biases = [name for name in networks.read_weights(rounded.directory) if name.endswith("proj.bias")]
+    biases = [name for name in tensor_files.read_folder(rounded.directory) if name.endswith("proj.bias")]
     assert len(biases) == 3 * (4 if checkpoint.spec.architecture == "Phi3ForCausalLM" else 7)
     found, expected = logits(build(rounded, tmp_path / "engine")), torch_logits(rounded)
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()

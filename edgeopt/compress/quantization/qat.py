@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import grid as grids
 from edgeopt import network as networks
+from edgeopt import tensor_files
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_no_adapters, require_no_kv_cache
 from edgeopt.compress.quantization.rounding import stored
@@ -68,7 +69,7 @@ class Qat(TaughtTraining):
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(shop.original, windows, shop)
         network = networks.load(checkpoint)
-        rounded = grids.rounded(networks.read_weights(checkpoint.directory))
+        rounded = grids.rounded(tensor_files.read_folder(checkpoint.directory))
         trained = parametrize(network, networks.load(shop.floating), rounded, spec)
         network.to(device())
         inputs = [

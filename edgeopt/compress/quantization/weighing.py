@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
+from edgeopt import tensor_files
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.sensitivity import (
     TOKENS,
@@ -56,10 +57,10 @@ def weigh(
 
     def measure_curvature(directory: Path) -> None:
         found = curvature(network, windows, seed=seed, progress=shop.progress)
-        networks.write_tensors(found, directory / "curvature.safetensors")
+        tensor_files.write(found, directory / "curvature.safetensors")
 
     def measure(directory: Path) -> None:
-        means = networks.read_weights(shop.cache.stage("curvature", measured, measure_curvature))
+        means = tensor_files.read_folder(shop.cache.stage("curvature", measured, measure_curvature))
         scale = _Scale(network, choices, rounding, means)
         table: dict[str, list[float]] = {}
         with shop.cache.draft(["sensitivity", inputs]) as draft:

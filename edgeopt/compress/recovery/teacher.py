@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt import network as networks
+from edgeopt import tensor_files
 from edgeopt.compress.losses import Loss, next_token_loss, padded, truth
 from edgeopt.compress.preconditions import require_positive
 from edgeopt.compress.recovery.training import Training, device
@@ -92,10 +93,10 @@ def lessons(
                 tokens.append(best.indices.int().cpu())
                 values.append(best.values.half().cpu())
         found = {"tokens": torch.cat(tokens), "log_probabilities": torch.cat(values)}
-        networks.write_tensors(found, directory / "lessons.safetensors")
+        tensor_files.write(found, directory / "lessons.safetensors")
 
     inputs = [teacher.digest, [list(window) for window in windows], top_k, temperature]
-    found = networks.read_weights(shop.cache.stage("teacher", inputs, produce))
+    found = tensor_files.read_folder(shop.cache.stage("teacher", inputs, produce))
     starts = tuple(sum(map(len, windows[:n])) for n in range(len(windows)))
     return Lessons(starts=starts, tokens=found["tokens"], log_probabilities=found["log_probabilities"])
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt import grid
+from edgeopt import grid, tensor_files
 from edgeopt import network as networks
 from edgeopt.spec import EMBEDDING, LM_HEAD
 
@@ -45,7 +45,7 @@ class GridNodes:
 
     def __init__(self, model: ir.Model, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
         self._graph, self._spec, self._names = model.graph, checkpoint.spec, names
-        self._rounded = grid.rounded(networks.read_weights(checkpoint.directory))
+        self._rounded = grid.rounded(tensor_files.read_folder(checkpoint.directory))
         path = checkpoint.directory / networks.INPUT_RANGES
         self._ranges: dict[str, tuple[float, int]] = json.loads(path.read_text()) if path.is_file() else {}
         self._inputs: dict[tuple[str, str], list[ir.Value]] = {}
