@@ -26,7 +26,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.release.webhook import Webhooks
 
     reference = registered.reference(args)
-    policy = policies.load(args.policy, [args.config_dir / "registry"] if args.config_dir else [])
+    policy = policies.load(args.policy, args.config_dir)
     if policy.model != reference.name:
         raise ConfigError(
             f"the policy {policy.name} is that of {policy.model!r}, and not of {reference.name!r}",

@@ -195,7 +195,7 @@ class OpenStudy:
         return found
 
     def policy(self, name: str, config_dir: Path | None = None) -> Policy:
-        return policies.load(name, self._registry_folders(config_dir))
+        return policies.load(name, config_dir or self.request.config_dir)
 
     def sweep_policy(self) -> Policy | None:
         """The policy by which the sweep itself promotes, where its config names one."""
@@ -230,7 +230,7 @@ class OpenStudy:
                 policy=policy.on(self.config["target"]["name"]),
                 remeasure=partial(self._measured, progress),
                 tracking_uri=self.recorder.uri,
-                folders=self._registry_folders(config_dir),
+                config_dir=config_dir or self.request.config_dir,
                 private_key=private_key,
                 secret=registered.webhook_secret(),
                 reason=reason,
@@ -252,10 +252,6 @@ class OpenStudy:
         from edgeopt.release import registry
 
         return registry.champion(model, self.recorder.uri, study=self.name)
-
-    def _registry_folders(self, config_dir: Path | None) -> list[Path]:
-        folder = config_dir or self.request.config_dir
-        return [folder / "registry"] if folder else []
 
 
 def _snapshot(state: Path, study: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,17 @@ class Policy:
         return replace(self, aliases=named)
 
 
-def folders(user: Sequence[Path] = ()) -> list[Path]:
-    """Where policies and model cards are looked for: the user's folders, then the one shipped with edgeopt."""
+def folders(config_dir: Path | None = None) -> list[Path]:
+    """Where policies and model cards are looked for: in the user's folder of configs, then as shipped with edgeopt."""
     package = Path(edgeopt.__file__).parent
-    shipped = [package / "registry", package.parent / "registry"]  # in the wheel; in the repository
-    return [*user, *(folder for folder in shipped if folder.is_dir())]
+    shipped = [package, package.parent]  # in the wheel; in the repository
+    own = [config_dir / "registry"] if config_dir else []
+    return [*own, *(folder / "registry" for folder in shipped if (folder / "registry").is_dir())]
 
 
-def find(file: str, user: Sequence[Path] = ()) -> Path:
+def find(file: str, config_dir: Path | None = None) -> Path:
     """The first `file` in `folders`. Raises ConfigError that lists what there is."""
-    searched = folders(user)
+    searched = folders(config_dir)
     for folder in searched:
         if (folder / file).is_file():
             return folder / file
@@ -73,12 +74,12 @@ def find(file: str, user: Sequence[Path] = ()) -> Path:
     )
 
 
-def load(name: str = "default", user: Sequence[Path] = ()) -> Policy:
+def load(name: str = "default", config_dir: Path | None = None) -> Policy:
     """The policy `registry/<name>.yaml`, or the YAML file whose path is given.
 
     Raises ConfigError that names the file and every fault in it.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else find(f"{name}.yaml", user)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else find(f"{name}.yaml", config_dir)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -72,7 +72,7 @@ def promote(
     limits: Sequence[Mapping[str, Any]],
     policy: Policy,
     tracking_uri: str | None = None,
-    folders: Sequence[Path] = (),
+    config_dir: Path | None = None,
     private_key: Path | None = None,
     secret: str = "",
     remeasure: Remeasure | None = None,
@@ -87,7 +87,7 @@ def promote(
 
     Args:
         rows, objectives, limits: as `edgeopt front --json` gives them.
-        folders: the user's registry folders, which may hold a model card of their own.
+        config_dir: the user's folder of configs, whose `registry` may hold a model card of its own.
         private_key: signs what is registered.
         secret: signs what is posted to the policy's webhooks.
         remeasure: measures an engine on this machine, for gates that want that.
@@ -111,7 +111,7 @@ def promote(
         )
         if dry_run:
             return case.plan(judged())
-        template = find("model_card.md.j2", folders)
+        template = find("model_card.md.j2", config_dir)
         webhooks = Webhooks(urls=policy.webhooks, secret=secret)
         with desk.operation("promotion", reason, study=study, policy=policy.name, webhooks=list(policy.webhooks)):
             found = judged()

@@ -81,9 +81,10 @@ def test_what_is_no_policy(tmp_path: Path, text: str) -> None:
 
 def test_a_users_folder_goes_first(tmp_path: Path) -> None:
     shipped = policy.find("default.yaml")
-    (tmp_path / "default.yaml").write_text(shipped.read_text().replace("model: edgeopt", "model: mine"))
-    assert policy.load("default", [tmp_path]).model == "mine"
-    assert policy.find("model_card.md.j2", [tmp_path]).parent == shipped.parent
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "default.yaml").write_text(shipped.read_text().replace("model: edgeopt", "model: mine"))
+    assert policy.load("default", tmp_path).model == "mine"
+    assert policy.find("model_card.md.j2", tmp_path).parent == shipped.parent
 
 
 def test_an_absent_policy_lists_what_there_is() -> None:

@@ -172,15 +172,17 @@ def test_a_run_of_another_store_is_an_error_of_tracking(desk: Desk) -> None:
 
 
 def test_a_model_card_of_ones_own_and_a_faulty_one(desk: Desk, tmp_path: Path) -> None:
-    (tmp_path / "model_card.md.j2").write_text("Trial {{ trial }} | {{ 'a|b' | cell }}")
-    promote(**desk.arguments(folders=[tmp_path]))
+    card = tmp_path / "registry" / "model_card.md.j2"
+    card.parent.mkdir()
+    card.write_text("Trial {{ trial }} | {{ 'a|b' | cell }}")
+    promote(**desk.arguments(config_dir=tmp_path))
     assert desk.versions()[1].description == "Trial 1 | a/b\n"
-    (tmp_path / "model_card.md.j2").write_text("{{ trail }}")
+    card.write_text("{{ trail }}")
     with pytest.raises(ConfigError, match=r"model_card\.md\.j2.*'trail' is undefined"):
-        promote(**desk.arguments(folders=[tmp_path]))
-    (tmp_path / "model_card.md.j2").write_text("{{ ''.__class__.__mro__ }}")
+        promote(**desk.arguments(config_dir=tmp_path))
+    card.write_text("{{ ''.__class__.__mro__ }}")
     with pytest.raises(ConfigError, match="unsafe"):
-        promote(**desk.arguments(folders=[tmp_path]))
+        promote(**desk.arguments(config_dir=tmp_path))
 
 
 def test_mlflows_own_uri_stays_as_it_was(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
