@@ -12,11 +12,12 @@ from pathlib import Path
 from edgeopt import intake
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.job import Job, Measure
+from edgeopt.libraries import versions
 from edgeopt.part import describe
 from edgeopt.ports import FILES, Lease, ModelSource, Progress, Runtime, Step, Workshop
 from edgeopt.recipe import Recipe
 from edgeopt.result import Measurement
-from edgeopt.store import Store, versions
+from edgeopt.store import Store
 from edgeopt.text import Text
 
 PARITY = "parity"

@@ -11,6 +11,6 @@ The kernel drops the locks of a process that dies, so nothing has to be cleaned 
 are locked stay for ever, since somebody may wait on them; they hold a number at most.
 """
 
-from edgeopt.store.stages import Stage, Store, code_digest, versions
+from edgeopt.store.stages import Stage, Store, code_digest
 
-__all__ = ["Stage", "Store", "code_digest", "versions"]
+__all__ = ["Stage", "Store", "code_digest"]

@@ -15,17 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import IO
 
 from edgeopt.errors import StoreError
+from edgeopt.libraries import versions
 from edgeopt.part import digest
 from edgeopt.ports import Progress
 from edgeopt.store.eviction import evict, remove
 from edgeopt.store.uses import alone, lock_file, note, read_cost, share, unwritable, write_cost
-
-LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,16 +191,6 @@ class Store:
                 "what is in use is not evicted"
             )
             self._tell = None
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a stage produces."""
-    found = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 @cache

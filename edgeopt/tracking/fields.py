@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -11,7 +10,6 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 import edgeopt
-from edgeopt import tags
+from edgeopt import libraries, tags
 from edgeopt.result import TrialResult
 
-LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-genai", "optuna", "mlflow")
+BESIDE = ("optuna", "mlflow")
+"""Libraries that decide no engine, but how it was found and what is known of it."""
 KEY_LENGTH = 250
 VALUE_LENGTH = 6000
 TAG_LENGTH = 8000
@@ -157,10 +156,8 @@ def trial_tags(result: TrialResult) -> dict[str, str]:
 @cache
 def surroundings() -> dict[str, str]:
     """Versions of the libraries that decide a result, and the git commit of the working folder or of edgeopt."""
-    found = {tags.VERSION + "edgeopt": edgeopt.__version__}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[tags.VERSION + name] = metadata.version(name)
+    known = {"edgeopt": edgeopt.__version__, **libraries.versions(), **libraries.installed(BESIDE)}
+    found = {tags.VERSION + name: version for name, version in known.items()}
     commit = _commit(Path.cwd()) or _commit(Path(__file__).parent)
     if commit:
         found |= {tags.GIT: commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}

@@ -1,0 +1,24 @@
+"""Which versions of which libraries are installed: they decide what a recipe is compressed, built and measured to."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cache
+from importlib import metadata
+
+DECISIVE = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what an engine is."""
+    return installed(DECISIVE)
+
+
+def installed(names: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those of the libraries that are there."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
