@@ -229,18 +229,18 @@ def foresee(request: Request, params: Params) -> Forecast:
         )
         original, carried_bytes = _model(canonical(config["model"]))
         steps = [(name, construct(step, f"step.{name}")) for name, step in recipe.steps]
-        planned = pipeline.plans(steps, runtime, original)
+        plan = pipeline.plan(steps, runtime, original)
     except EdgeoptError as error:
         failure = Failure(stage="plan", kind=type(error).__name__, message=str(error))
         return Forecast(result=replace(expected, failure=failure))
     emulated = target.is_emulated_by(this_machine())
-    predictions = runtime.predict(planned[-1], target, carried_bytes=carried_bytes)
-    uncompressed = runtime.predict(original, target, carried_bytes=carried_bytes)
+    predictions = plan.runtime.predict(plan.spec, target, carried_bytes=carried_bytes)
+    uncompressed = plan.runtime.predict(original, target, carried_bytes=carried_bytes)
     return Forecast(
         result=replace(
             expected, recipe=recipe.described, predictions=predictions, emulated=emulated, target=target.name
         ),
-        damage=damage([step for _, step in steps], planned),
+        damage=damage([step for _, step in steps], plan.specs),
         baseline={m.metric: m.value for m in uncompressed},
     )
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeopt import intake
 from edgeopt.artifact import Checkpoint, Engine
-from edgeopt.errors import BuildError, EdgeoptError
+from edgeopt.errors import BuildError, ConfigError, EdgeoptError
 from edgeopt.job import Job
 from edgeopt.judge import judge
 from edgeopt.part import describe
@@ -95,8 +95,10 @@ class _Climb:
             original = work.fetch(job.source)
         with work.at("plan"):
             planned = plan(job.steps, job.runtime, original.spec)
+            self.job = job = replace(job, runtime=planned.runtime)
+            self.result = replace(self.result, notes=planned.notes)
             carried = intake.carried_bytes(original.directory)
-            self._foresee(job.runtime.predict(planned, job.target, carried_bytes=carried))
+            self._foresee(job.runtime.predict(planned.spec, job.target, carried_bytes=carried))
         yield ESTIMATE
         if build_only:
             self._build(self._compress(original))
@@ -139,7 +141,7 @@ class _Climb:
         self.result = replace(
             self.result,
             engine=engine.describe(),
-            notes=tuple(f"lint: {finding}" for finding in self.job.runtime.lint(engine)),
+            notes=(*self.result.notes, *(f"lint: {finding}" for finding in self.job.runtime.lint(engine))),
         )
         return engine
 
@@ -165,8 +167,7 @@ def check(job: Job, store: Store) -> ModelSpec:
     """The spec that the recipe leads to; raises what is wrong with model, order or values before any work."""
     with store.holding():
         original = Work(store, lambda _: None).fetch(job.source)
-    job.runtime.check(original.spec)
-    return plan(job.steps, job.runtime, original.spec)
+    return plan(job.steps, job.runtime, original.spec).spec
 
 
 def engine_of(source: ModelSource, runtime: Runtime, store: Store, progress: Progress) -> Engine:
@@ -177,21 +178,54 @@ def engine_of(source: ModelSource, runtime: Runtime, store: Store, progress: Pro
         return work.build(runtime, model, Recipe(model=describe(source), steps=(), runtime=describe(runtime)))
 
 
-def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> ModelSpec:
-    """The spec after all steps, by arithmetic; ConfigError for values, orders and sizes that cannot be."""
-    return plans(steps, runtime, spec)[-1]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a recipe leads to, by arithmetic.
+
+    Attributes:
+        specs: the model before all steps and after each.
+        runtime: takes the model before and after them.
+        notes: why it is not the one that was asked for, where it is another.
+    """
+
+    specs: tuple[ModelSpec, ...]
+    runtime: Runtime
+    notes: tuple[str, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model after all steps."""
+        return self.specs[-1]
 
 
-def plans(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> list[ModelSpec]:
-    """The spec before all steps and that after each; raises as `plan` does."""
+def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> Plan:
+    """ConfigError for values, orders and sizes that cannot be, and for models that no runtime takes."""
     specs = [spec]
     for name, step in steps:
         try:
             specs.append(step.plan(specs[-1]))
         except EdgeoptError as error:
             raise (error if error.place == "order" else error.at(f"step.{name}")) from error
-    runtime.check(specs[-1])
-    return specs
+    chosen, notes = _fitting(runtime, (spec, specs[-1]))
+    return Plan(specs=tuple(specs), runtime=chosen, notes=notes)
+
+
+def _fitting(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tuple[str, ...]]:
+    """`runtime`, or the one that takes over where it does not take all of `specs`, and why."""
+    try:
+        for spec in specs:
+            runtime.check(spec)
+    except ConfigError as refusal:
+        if runtime.otherwise is None:
+            raise
+        try:
+            chosen, notes = _fitting(runtime.otherwise, specs)
+        except ConfigError as another:
+            raise ConfigError(
+                f"{refusal.what}; {another.what}", place=refusal.place, mend="Use another model or recipe"
+            ) from another
+        return chosen, (f"runtime: {refusal.what}; {type(runtime.otherwise).__name__} takes its place", *notes)
+    return runtime, ()
 
 
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:

@@ -134,6 +134,11 @@ class Runtime(Protocol):
     LIBRARIES: ClassVar[tuple[str, ...]]
     """Modules that `open` imports: the measured process imports them before it loads an engine."""
 
+    @property
+    def otherwise(self) -> Runtime | None:
+        """The runtime that takes what `check` refuses, where one does; it is told to the user."""
+        ...
+
     def check(self, spec: ModelSpec) -> None:
         """Raise ConfigError where this runtime cannot take such a model; called before any work."""
         ...

@@ -304,12 +304,15 @@ def test_a_rank_above_the_matrix_is_refused(refused: Refused, tiny_model: Path) 
     assert line == "step.lora.rank: rank 64 exceeds the smallest matrix side 32. Give at most 32"
 
 
-def test_a_head_size_that_the_runtime_cannot_take_is_refused(refused: Refused, realdata: Path, work: Path) -> None:
+def test_a_model_that_no_runtime_takes_is_refused_with_the_reason_of_each(
+    refused: Refused, realdata: Path, work: Path
+) -> None:
     if not (realdata / "stories260K").is_dir():
         pytest.skip("stories260K is not here")
-    line = refused("run", "recipe=int4", "model=local", f"model.path={realdata / 'stories260K'}")
+    rounded = ("recipe=baseline", "+step@step.kv=kv_cache", "order=[kv]")
+    line = refused("run", *rounded, "model=local", f"model.path={realdata / 'stories260K'}")
     assert line.startswith("runtime: ")
-    assert [part for part in ("multiple of 16", "is 8", "runtime=torch") if part not in line] == []
+    assert [part for part in ("multiple of 16", "is 8", "portable ONNX knows no keys") if part not in line] == []
     assert not list(work.glob(".edgeopt/cache/engine"))
     assert not (work / "mlflow.db").exists()
 

@@ -14,7 +14,7 @@ import pytest
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
-from edgeopt.errors import StepError
+from edgeopt.errors import ConfigError, StepError
 from edgeopt.job import Job
 from edgeopt.pipeline import evaluate
 from edgeopt.ports import Progress, Session, Workshop
@@ -76,9 +76,12 @@ class Copier:
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
     log: ClassVar[list[str]] = []
     kind: str = "runtime"
+    refuses: str = ""
+    otherwise: Copier | None = None
 
     def check(self, spec: ModelSpec) -> None:
-        pass
+        if self.refuses:
+            raise ConfigError(self.refuses, place="runtime", mend="Ask another")
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return (figure(SIZE, 8.0, 10.0, 12.0, kind="predicted"),)
@@ -241,6 +244,27 @@ def test_a_trial_that_keeps_every_limit_climbs_all_rungs(make: Make, log: list[s
         "build runtime",
         *measured,
     ]
+
+
+def test_what_a_runtime_refuses_is_built_and_measured_by_the_one_that_takes_its_place_and_this_is_told(
+    make: Make, log: list[str], tmp_path: Path
+) -> None:
+    runtime = Copier(refuses="too wide", otherwise=Copier(kind="other"))
+    result = climbed(make((RATIO, 20.0), runtime=runtime), tmp_path)
+    assert result.failure is None
+    assert result.notes == ("runtime: too wide; Copier takes its place", "lint: slow")
+    assert "build runtime" not in log
+    assert log.count("build other") == 2, "the baseline too"
+    assert result.engine is not None
+    assert Engine.read(Path(result.engine["directory"])).made_by["runtime"]["kind"] == "other"
+
+
+def test_a_model_that_no_runtime_takes_fails_the_plan_with_the_words_of_each(make: Make, tmp_path: Path) -> None:
+    runtime = Copier(refuses="too wide", otherwise=Copier(refuses="too deep"))
+    result = climbed(make(runtime=runtime), tmp_path)
+    assert result.failure is not None
+    assert (result.failure.stage, result.failure.kind) == ("plan", "ConfigError")
+    assert result.failure.message == "runtime: too wide; too deep. Use another model or recipe"
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, intake
     from edgeopt.pipeline import plan
     from edgeopt.rungs import refusal
-    from edgeopt.runtimes.genai import CHUNK_TOKENS
     from edgeopt.runtimes.genai_estimate import estimate
+    from edgeopt.runtimes.prompts import CHUNK_TOKENS
     from edgeopt.search.lever import lever
 
     request = shared.request(args)
@@ -31,15 +31,15 @@ def execute(args: argparse.Namespace) -> Outcome:
     spec = intake.spec_of(folder)
     planned = plan(job.steps, job.runtime, spec)
     carried = intake.carried_bytes(folder)
-    predictions = job.runtime.predict(planned, job.target, carried_bytes=carried)
+    predictions = planned.runtime.predict(planned.spec, job.target, carried_bytes=carried)
     if not predictions:
         raise ConfigError(
-            f"nothing is known by arithmetic of {type(job.runtime).__name__}",
+            f"nothing is known by arithmetic of {type(planned.runtime).__name__}",
             place="runtime",
-            mend="Use runtime=genai, or measure it: edgeopt run",
+            mend="Measure it: edgeopt run",
         )
     predicted = estimate(
-        planned,
+        planned.spec,
         context_length=min(job.target.context_length, spec.context_length),
         chunk_tokens=CHUNK_TOKENS,
         carried_bytes=carried,
@@ -65,7 +65,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         "peak_bytes": predicted.peak_bytes,
         "decode_ms": figures.get("latency/decode_p50_ms"),
         "limits": verdicts,
-        "next_lever": lever(planned),
+        "next_lever": lever(planned.spec),
     }
     broken = [v for v in verdicts if not v["fits"]]
     error = (

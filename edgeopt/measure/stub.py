@@ -42,6 +42,7 @@ class StubRuntime:
 
     format: ClassVar[str] = "stub/1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy",)
+    otherwise: ClassVar[None] = None
     noise: float = 0.0
     token_s: float = 0.0
     allocate_mib: int = 0

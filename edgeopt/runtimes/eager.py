@@ -31,6 +31,7 @@ class Torch:
 
     format: ClassVar[str] = "torch-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    otherwise: ClassVar[None] = None
 
     def check(self, spec: ModelSpec) -> None:
         if spec != spec.in_fp32:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import BuildError, ConfigError
+from edgeopt.runtimes.portable import PortableOnnx
+from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 HEAD_MULTIPLE = 16
 GENERATING, SCORING = "model.onnx", "scoring.onnx"
-CHUNK_TOKENS = 32
-"""Tokens of a prompt that are read at once: more cost memory for activations and are hardly faster."""
 LONG_ROPE = "phi3"
 """The model type whose rotary factors may depend on the length of the prompt, which is then read as a whole."""
 
@@ -38,6 +38,7 @@ class Genai:
 
     format: ClassVar[str] = "genai-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("onnxruntime_genai",)
+    otherwise: ClassVar[PortableOnnx] = PortableOnnx()
     accuracy_level: int = 4
 
     def __post_init__(self) -> None:
@@ -53,20 +54,20 @@ class Genai:
             raise ConfigError(
                 f"onnxruntime-genai does not build {spec.architecture}",
                 place="runtime",
-                mend=f"Use runtime=torch, or one of: {', '.join(ARCHITECTURES)}",
+                mend=f"Use runtime=onnx, or one of: {', '.join(ARCHITECTURES)}",
             )
         if spec.head_size % HEAD_MULTIPLE:
             raise ConfigError(
                 f"ONNX Runtime's GroupQueryAttention takes head sizes that are a multiple of {HEAD_MULTIPLE}, "
                 f"and this model's is {spec.head_size}",
                 place="runtime",
-                mend="Use runtime=torch or another model",
+                mend="Use runtime=onnx or another model",
             )
         if len({layer.kv_heads for layer in spec.layers}) > 1:
             raise ConfigError(
                 "onnxruntime-genai keeps one key-value cache shape for all layers, and this model's differ",
                 place="runtime",
-                mend="Prune the same share of heads in every layer",
+                mend="Use runtime=onnx, or prune the same share of heads in every layer",
             )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
@@ -122,7 +123,7 @@ class GenaiSession:
     ) -> Iterator[int]:
         length = len(tokens) + max_new_tokens
         generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length, adapter=adapter)
-        for part in self._chunks(tokens):
+        for part in chunks(tokens, self._chunk):
             generator.append(part)
         for _ in range(max_new_tokens):
             token = generator.next()
@@ -135,16 +136,13 @@ class GenaiSession:
 
         generator = self._generator(SCORING, len(tokens), minimum=0, adapter=adapter)
         logits = []
-        for part in self._chunks(tokens):
+        for part in chunks(tokens, self._chunk):
             generator.append(part)
             logits.append(generator.output("logits")[0])
         return np.concatenate(logits)
 
     def close(self) -> None:
         self._graph, self._model, self._adapters = "", None, None
-
-    def _chunks(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
-        return (tokens[start : start + self._chunk] for start in range(0, len(tokens), self._chunk))
 
     def _generator(self, graph: str, length: int, *, minimum: int, adapter: str | None) -> Generator:
         from edgeopt.runtimes.genai_library import Generator

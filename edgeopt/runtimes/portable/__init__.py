@@ -31,6 +31,7 @@ class PortableOnnx:
 
     format: ClassVar[str] = "onnx-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
+    otherwise: ClassVar[None] = None
     opset: int = 23
 
     def __post_init__(self) -> None:

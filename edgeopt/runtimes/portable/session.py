@@ -15,13 +15,12 @@ from edgeopt.errors import BuildError
 from edgeopt.runtimes import greedy
 from edgeopt.runtimes.portable import graph
 from edgeopt.runtimes.portable.caches import Cache, cache_of
+from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Engine
 
-CHUNK_TOKENS = 32
-"""Tokens of a prompt that are read at once: more cost memory for activations and are hardly faster."""
 BY_LENGTH = ("longrope", "dynamic")
 """Rotary tables that depend on the length of the prompt, which is then read as a whole."""
 PROVIDER = "CPUExecutionProvider"
@@ -50,14 +49,14 @@ class PortableSession:
         cache = self._cache(len(tokens) + max_new_tokens, adapter)
 
         def read(given: Sequence[int]) -> np.ndarray:
-            last: np.ndarray = [cache.read(part, [len(part) - 1])[0] for part in self._chunks(given)][-1]
+            last: np.ndarray = [cache.read(part, [len(part) - 1])[0] for part in chunks(given, self._chunk)][-1]
             return last
 
         yield from greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         cache = self._cache(len(tokens), adapter)
-        return np.concatenate([cache.read(part, range(len(part))) for part in self._chunks(tokens)])
+        return np.concatenate([cache.read(part, range(len(part))) for part in chunks(tokens, self._chunk)])
 
     def close(self) -> None:
         self._session = None
@@ -69,9 +68,6 @@ class PortableSession:
         """The inputs by which the graph computes with an adapter."""
         adapters.require(adapter, self._spec)
         return adapters.arrays(self._directory, adapter) if adapter else {}
-
-    def _chunks(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
-        return (tokens[start : start + self._chunk] for start in range(0, len(tokens), self._chunk))
 
 
 def _is_by_length(directory: Path) -> bool:
