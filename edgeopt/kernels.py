@@ -25,14 +25,15 @@ class Kernels:
         threads: compute threads that they hold for.
         matrix: by kind of matrix (`fp32`, `int4/32` for 4 bits in blocks of 32, `int8/static`): microseconds of a
             product, a row for each of `WORKING_SETS`, in it an entry for each of `SIDES`.
-        layer: microseconds of what a layer does beside its matrices, and nanoseconds more for each hidden channel.
+        layer: microseconds of what a layer does beside its matrices, and nanoseconds more for each hidden channel and
+            for each query head.
         token: microseconds of what a token costs beside its layers, and nanoseconds more for each vocabulary entry.
     """
 
     threads: int
     matrix: Mapping[str, tuple[tuple[float, ...], ...]]
-    layer: tuple[float, ...]
-    token: tuple[float, ...]
+    layer: tuple[float, float, float]
+    token: tuple[float, float]
 
     def __post_init__(self) -> None:
         for name, rows in self.matrix.items():
@@ -51,7 +52,9 @@ class Kernels:
 
     def beside_us(self, spec: ModelSpec) -> float:
         """Microseconds of one token without its matrices."""
-        layers = len(spec.layers) * (self.layer[0] + 1e-3 * self.layer[1] * spec.hidden_size)
+        each_us, channel_ns, head_ns = self.layer
+        heads = sum(layer.heads for layer in spec.layers)
+        layers = len(spec.layers) * (each_us + 1e-3 * channel_ns * spec.hidden_size) + 1e-3 * head_ns * heads
         return layers + self.token[0] + 1e-3 * self.token[1] * spec.vocabulary_size
 
     def unit_us(self, spec: ModelSpec, name: str, grid: Grid | None, working_set: float) -> float:

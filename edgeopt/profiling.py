@@ -47,7 +47,7 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
             read_gb_per_s=device.read_gb_per_s,
             progress=progress,
         )
-        bare = Kernels(threads=threads, matrix=matrix, layer=(0.0, 0.0), token=(0.0, 0.0))
+        bare = Kernels(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
         specs, decode_us = skeletons(), []
         for spec in specs:
             progress(f"timing {len(spec.layers)} layers of {spec.hidden_size} channels")
@@ -64,13 +64,19 @@ def fitted(bare: Kernels, specs: Sequence[ModelSpec], decode_us: Sequence[float]
     from scipy.optimize import nnls
 
     terms = [
-        [len(spec.layers), 1e-3 * len(spec.layers) * spec.hidden_size, 1.0, 1e-3 * spec.vocabulary_size]
+        [
+            len(spec.layers),
+            1e-3 * len(spec.layers) * spec.hidden_size,
+            1e-3 * sum(layer.heads for layer in spec.layers),
+            1.0,
+            1e-3 * spec.vocabulary_size,
+        ]
         for spec in specs
     ]
     measured = np.array(decode_us)
     beside = np.maximum(0, measured - [bare.decode_us(spec) for spec in specs])
     times = [round(float(us), 3) for us in nnls(np.array(terms) / measured[:, None], beside / measured)[0]]
-    return replace(bare, layer=tuple(times[:2]), token=tuple(times[2:]))
+    return replace(bare, layer=(times[0], times[1], times[2]), token=(times[3], times[4]))
 
 
 def skeletons() -> list[ModelSpec]:
@@ -79,16 +85,18 @@ def skeletons() -> list[ModelSpec]:
         _llama(layers=1, hidden=256, vocabulary=1024),
         _llama(layers=1, hidden=256, vocabulary=32768),
         *(_llama(layers=9, hidden=hidden, vocabulary=1024) for hidden in (128, 256, 512, 1024)),
+        *(_llama(layers=9, hidden=hidden, vocabulary=1024, head_size=16) for hidden in (128, 256)),
     ]
 
 
-def _llama(*, layers: int, hidden: int, vocabulary: int) -> ModelSpec:
-    sizes = LayerSpec(intermediate_size=2 * hidden, heads=hidden // 64, kv_heads=max(1, hidden // 128))
+def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) -> ModelSpec:
+    heads = hidden // head_size
+    sizes = LayerSpec(intermediate_size=2 * hidden, heads=heads, kv_heads=max(1, heads // 2))
     spec = ModelSpec(
         architecture="LlamaForCausalLM",
         vocabulary_size=vocabulary,
         hidden_size=hidden,
-        head_size=64,
+        head_size=head_size,
         context_length=512,
         tied_embeddings=False,
         layers=(sizes,) * layers,

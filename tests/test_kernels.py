@@ -28,7 +28,7 @@ KERNELS = Kernels(
         "int4/32": table((1.0, 2.0, 4.0, 8.0), 1.0, 1.0, 1.5, 2.0, 2.0, 3.0),
         "int8/static": table((2.0, 4.0, 8.0, 16.0), 1.0, 1.0, 1.0, 2.0, 2.0, 3.0),
     },
-    layer=(10.0, 100.0),
+    layer=(10.0, 100.0, 500.0),
     token=(3.0, 2.0),
 )
 INT4 = Grid(bits=4, block_size=32, symmetric=True)
@@ -38,8 +38,9 @@ def on(grid: Grid) -> ModelSpec:
     return replace(SPEC, grids=dict.fromkeys(SPEC.matrices, grid))
 
 
-def test_what_stands_beside_the_matrices_is_counted_by_layers_channels_and_entries() -> None:
-    assert KERNELS.beside_us(SPEC) == pytest.approx(2 * (10 + 0.1 * 128) + 3 + 0.002 * 512)
+def test_what_stands_beside_the_matrices_is_counted_by_layers_channels_heads_and_entries() -> None:
+    heads = SPEC.layers[0].heads
+    assert KERNELS.beside_us(SPEC) == pytest.approx(2 * (10 + 0.1 * 128 + 0.5 * heads) + 3 + 0.002 * 512)
 
 
 def test_a_timed_matrix_takes_what_was_timed() -> None:
@@ -95,4 +96,4 @@ def test_a_kind_that_was_not_timed_is_named() -> None:
 
 def test_a_row_of_another_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="no 6 rows of 4"):
-        Kernels(threads=2, matrix={"fp32": ((1.0, 2.0),)}, layer=(0.0, 0.0), token=(0.0, 0.0))
+        Kernels(threads=2, matrix={"fp32": ((1.0, 2.0),)}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))

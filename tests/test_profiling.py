@@ -15,10 +15,10 @@ TIMES = tuple(tuple(us * (1 + 0.2 * row) for us in (1.0, 2.0, 4.0, 8.0)) for row
 TRUE = Kernels(
     threads=1,
     matrix={f"int{bits}/{block}": TIMES for bits, blocks in BLOCK_SIZES.items() for block in blocks},
-    layer=(12.0, 30.0),
+    layer=(12.0, 30.0, 400.0),
     token=(5.0, 2.0),
 )
-BARE = replace(TRUE, layer=(0.0, 0.0), token=(0.0, 0.0))
+BARE = replace(TRUE, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
 
 
 def test_times_beside_the_matrices_are_found_from_whole_engines():

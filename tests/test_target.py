@@ -118,7 +118,7 @@ def test_a_target_that_cannot_run_is_refused(values: dict[str, int]) -> None:
 
 
 def test_kernels_hold_for_the_threads_that_they_were_timed_with() -> None:
-    timed = Kernels(threads=2, matrix={}, layer=(0.0, 0.0), token=(0.0, 0.0))
+    timed = Kernels(threads=2, matrix={}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
     Target(name="t", kernels=timed)
     Target(name="t", kernels=timed, threads=2, device=Device(**BOX))
     for fields in ({"threads": 1}, {"device": Device(**BOX | {"cores": 3})}):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ PASSES = 3
 for the kernel, nor a moment in which a host's cache was free for what it has to share as a rule."""
 PRODUCTS = (4, 1024)
 """Products in a chain, at least for its start to weigh little, and at most for its session to be made in seconds."""
+LEAST_SIDE = 8
+"""Of a matrix whose product takes nothing that could be seen."""
 HEADROOM = 8
 """A chain is held some times over while its session is made: as model, as tensors and packed."""
 
@@ -75,13 +78,23 @@ def _timed(grid: Grid | None, threads: int, ram_bytes: int, read_gb_per_s: float
 
 
 def _seconds(grid: Grid | None, side: int, count: int, threads: int) -> float:
-    """Seconds of one product in a chain of `count`, the median of some runs."""
+    """Seconds of one product in a chain of `count`, without what a call takes that computes nothing to speak of."""
+    return (_run_s(_chain(grid, side, count), side, threads) - _call_s(threads)) / count
+
+
+@cache
+def _call_s(threads: int) -> float:
+    return _run_s(_chain(None, LEAST_SIDE, 1), LEAST_SIDE, threads)
+
+
+def _run_s(graph: bytes, side: int, threads: int) -> float:
+    """Seconds of one run, the median of some."""
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(_chain(grid, side, count), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     feed = {"x0": np.ones((1, 1, side), np.float32)}
     taken: list[float] = []
     for _ in range(LEAST_RUNS):
@@ -91,7 +104,7 @@ def _seconds(grid: Grid | None, side: int, count: int, threads: int) -> float:
         start = time.perf_counter()
         session.run(None, feed)
         taken.append(time.perf_counter() - start)
-    return median(taken) / count
+    return median(taken)
 
 
 def _chain(grid: Grid | None, side: int, count: int) -> bytes:

@@ -220,7 +220,7 @@ KERNELS = Kernels(
         for bits, blocks in BLOCK_SIZES.items()
         for block in blocks
     },
-    layer=(5.0, 1.0),
+    layer=(5.0, 1.0, 0.0),
     token=(2.0, 1.0),
 )
 
