@@ -54,8 +54,6 @@ def peers_of(subject: Subject, folder: Path, chosen: list[str]) -> list[list[obj
     """Rows of what users of other tools would take, as far as these run here."""
     import peers
 
-    from edgeopt.artifact import Engine
-
     rows: list[list[object]] = []
 
     def judge(name: str, engine: Path) -> None:
@@ -66,16 +64,15 @@ def peers_of(subject: Subject, folder: Path, chosen: list[str]) -> list[list[obj
         engine = Path(tempfile.mkdtemp(dir=folder))
         peers.onnx_runtime(subject.folder, engine, method)
         judge(f"ONNX Runtime int4, {method}", engine)
-    parameters = Engine.read(engine).spec.parameters
-    if peers.runs_here(peers.OLIVE):
+    if peers.olive_runs_here():
         engine = Path(tempfile.mkdtemp(dir=folder))
         peers.olive(subject.folder, engine, peers.calibration(chosen), window_tokens=256)
         judge("Olive Gptq int4", engine)
-    if peers.runs_here(peers.LLAMACPP):
-        windows = peers.evaluation_windows(subject.folder, chosen)
-        for kind, found in peers.llama_cpp(subject.folder, Path(tempfile.mkdtemp(dir=folder)), windows).items():
-            stored = found["weights_bytes"]
-            rows.append([f"llama.cpp {kind}", stored / 1e3, 8 * stored / parameters, found["perplexity"]])
+    if peers.llama_cpp_runs_here():
+        for kind in ("Q4_0", "Q4_K_M", "Q8_0"):
+            engine = Path(tempfile.mkdtemp(dir=folder))
+            peers.llama_cpp(subject.folder, engine, kind)
+            judge(f"llama.cpp {kind}", engine)
     return rows
 
 
@@ -83,8 +80,15 @@ def weighed(engine: Path) -> tuple[float, float]:
     """kB of an engine's weights, and bits of each, with scales and tables."""
     from edgeopt.artifact import Engine
 
-    stored = (engine / "model.onnx.data").stat().st_size
+    graph = engine / "model.onnx.data"
+    stored = graph.stat().st_size if graph.is_file() else _gguf_bytes(engine)
     return stored / 1e3, 8 * stored / Engine.read(engine).spec.parameters
+
+
+def _gguf_bytes(engine: Path) -> int:
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_bytes) for tensor in GGUFReader(engine / "model.gguf").tensors)
 
 
 def recovery(folder: Path) -> None:

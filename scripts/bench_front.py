@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench_common import EDGEOPT, table
-from peers import OLIVE, evaluation_windows, olive_search, runs_here
+from peers import evaluation_windows, olive_runs_here, olive_search
 
 from edgeopt import assembly
 from edgeopt.assembly import Request
@@ -169,7 +169,7 @@ def front(folder: Path) -> None:
         rows.append([name, reached, reached / grid_s, trials, f"{ends[0]:.0f} … {ends[-1]:.0f}", len(found)])
     table(["search", "s to 95 %", "of the grid's time", "trials until then", "s, fewest … most", "seeds"], rows)
     print(f"edgeopt takes {rows[0][1] / rows[1][1]:.2f} of TPE's time\n")
-    if runs_here(OLIVE):
+    if olive_runs_here():
         olive(folder, truth)
 
 

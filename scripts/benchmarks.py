@@ -18,6 +18,7 @@ import bench_compression as compression
 import bench_engine as engine
 import bench_front
 import bench_release as release
+import bench_runtimes
 import bench_search as search
 import bench_tracking as tracking
 
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         engine.overhead,
         engine.estimate,
         engine.decode,
+        bench_runtimes.runtimes,
         compression.rounding,
         compression.recovery,
         compression.eight_bits,

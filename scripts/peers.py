@@ -1,8 +1,7 @@
 """What users of other tools would run instead, on the same weights and the same tokens.
 
-ONNX Runtime's builder comes with edgeopt. llama.cpp and Olive want environments of their own: name their interpreters
-in EDGEOPT_LLAMACPP_PYTHON (llama-cpp-python, gguf, safetensors) and EDGEOPT_OLIVE_PYTHON (olive-ai 0.13 with
-onnxruntime-genai 0.14, datasets, requests).
+ONNX Runtime's builder comes with edgeopt, llama.cpp with edgeopt[llamacpp]. Olive wants an environment of its own: name
+its interpreter in EDGEOPT_OLIVE_PYTHON (olive-ai 0.13 with onnxruntime-genai 0.14, datasets, requests).
 """
 
 from __future__ import annotations
@@ -16,11 +15,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 YARDSTICKS = Path(__file__).parents[2] / "shared" / "peers"
-LLAMACPP, OLIVE = "EDGEOPT_LLAMACPP_PYTHON", "EDGEOPT_OLIVE_PYTHON"
+OLIVE = "EDGEOPT_OLIVE_PYTHON"
 
 
 def onnx_runtime(model: Path, directory: Path, method: str, *, bits: int = 4, block_size: int = 32) -> None:
@@ -65,8 +66,12 @@ def seal(model: Path, directory: Path, made_by: str) -> None:
     Engine.seal(directory, format=Genai.format, spec=intake.spec_of(model), made_by=about)
 
 
-def runs_here(peer: str) -> bool:
-    return peer in os.environ and YARDSTICKS.is_dir()
+def olive_runs_here() -> bool:
+    return OLIVE in os.environ and YARDSTICKS.is_dir()
+
+
+def llama_cpp_runs_here() -> bool:
+    return find_spec("llama_cpp") is not None
 
 
 def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
@@ -94,18 +99,34 @@ def calibration(chosen: Sequence[str]) -> Sequence[str]:
     return assembly.text(canonical(config["calibration"])).documents
 
 
-def llama_cpp(model: Path, directory: Path, windows: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
-    """Perplexity and bytes of weights of llama.cpp's quantized forms of `model`, by their names."""
-    python, whole = os.environ[LLAMACPP], directory / "model.gguf"
-    _run(python, YARDSTICKS / "hf_to_gguf.py", model, whole)
-    _run(python, YARDSTICKS / "quantize_gguf.py", whole)
-    (directory / "windows.json").write_text(json.dumps(windows))
-    found = {}
-    for kind in ("Q4_0", "Q4_K_M", "Q8_0"):
-        judge = Path(__file__).with_name("peer_llamacpp.py")
-        said = _run(python, judge, directory / f"model_{kind}.gguf", directory / "windows.json")
-        found[kind] = json.loads(said.splitlines()[-1])
-    return found
+def llama_cpp(model: Path, directory: Path, kind: str) -> None:
+    """llama.cpp's own quantizer, for example Q4_K_M, as an engine in `directory`."""
+    import ctypes
+
+    import llama_cpp as library
+
+    from edgeopt import intake
+    from edgeopt import network as networks
+    from edgeopt.artifact import Engine
+    from edgeopt.part import describe
+    from edgeopt.runtimes.llamacpp import NAME, LlamaCpp
+
+    runtime = LlamaCpp()
+    with tempfile.TemporaryDirectory() as scratch:
+        taken, halves = (Path(scratch) / name for name in ("model", "halves"))
+        taken.mkdir()
+        halves.mkdir()
+        checkpoint = intake.take_in(model, taken)
+        runtime.build(replace(checkpoint, spec=replace(checkpoint.spec, weight_dtype="fp16")), halves, print)
+        params = library.llama_model_quantize_default_params()
+        params.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        status = library.llama_model_quantize(bytes(halves / NAME), bytes(directory / NAME), ctypes.byref(params))
+        if status:
+            raise RuntimeError(f"llama.cpp cannot quantize {model} to {kind}")
+    networks.carry(model, directory)
+    shutil.copy(model / "config.json", directory)
+    about = {"runtime": describe(runtime), "recipe": {"text": f"llama.cpp, {kind}"}}
+    Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by=about)
 
 
 def olive(model: Path, directory: Path, calibration: Sequence[str], *, window_tokens: int) -> None:

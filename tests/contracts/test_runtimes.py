@@ -1,6 +1,7 @@
 """What every runtime promises about the engines that it builds and opens."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import adapted
@@ -20,9 +21,12 @@ from edgeopt.part import describe
 from edgeopt.runtimes.eager import Torch
 from edgeopt.runtimes.genai import Genai
 from edgeopt.runtimes.genai_estimate import estimate
+from edgeopt.runtimes.llamacpp import LlamaCpp
 from edgeopt.runtimes.portable import PortableOnnx
 
 RUNTIMES = {"genai": Genai(), "onnx": PortableOnnx(), "torch": Torch()}
+if find_spec("llama_cpp"):
+    RUNTIMES["llamacpp"] = LlamaCpp()
 PROMPT = [1, 17, 42, 99, 7]
 
 

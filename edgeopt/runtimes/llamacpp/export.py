@@ -1,0 +1,213 @@
+"""A checkpoint as one GGUF file.
+
+Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; blocks of Q4_0, Q4_1 and Q8_0 as in
+ggml-common.h. Their values are edgeopt's own, (code - zero_point) * scale, of which Q4_1 rounds zero_point * scale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+
+from edgeopt import adapters, grid, tensor_files
+from edgeopt import network as networks
+from edgeopt.errors import BuildError
+from edgeopt.runtimes.llamacpp import NAME, path_of, vocabulary
+from edgeopt.spec import LM_HEAD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgeopt.adapters import LowRank
+    from edgeopt.artifact import Checkpoint
+    from edgeopt.grid import Rounded
+    from edgeopt.ports import Progress
+    from edgeopt.spec import Grid, ModelSpec
+
+FAMILIES: Mapping[str, gguf.MODEL_ARCH] = {
+    "LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA,
+    "MistralForCausalLM": gguf.MODEL_ARCH.LLAMA,
+    "Qwen2ForCausalLM": gguf.MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": gguf.MODEL_ARCH.QWEN3,
+}
+"""How llama.cpp calls the families, by the architecture in a `config.json`."""
+TURNED_BY_PAIRS = (gguf.MODEL_ARCH.LLAMA,)
+"""Families whose rotary embedding llama.cpp turns by neighbouring channels, and transformers by the two halves."""
+
+
+def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> None:
+    """Write weights, sizes, tokenizer and adapters as GGUF, and the tokenizer itself beside them. Raises BuildError."""
+    spec = checkpoint.spec
+    progress(f"writing {spec.architecture} as GGUF")
+    network = networks.load(checkpoint)
+    config = json.loads((checkpoint.directory / "config.json").read_text())
+    _require_full_attention(config, spec)
+    names = _Names(network, spec)
+    writer = gguf.GGUFWriter(directory / NAME, names.architecture)
+    _describe(writer, spec, config)
+    vocabulary.write(writer, checkpoint.directory, spec.vocabulary_size)
+    _write(writer, _tensors(network, checkpoint, names) | _rotary_factors(network, spec))
+    for name in spec.adapters:
+        (directory / adapters.FOLDER).mkdir(exist_ok=True)
+        _write_adapter(adapters.read(checkpoint.directory, name), directory / path_of(name), names)
+    networks.carry(checkpoint.directory, directory)
+    networks.link_file(checkpoint.directory / "config.json", directory / "config.json")
+
+
+class _Names:
+    """What llama.cpp calls the tensors of a network, and in which order it has their rows."""
+
+    def __init__(self, network: PreTrainedModel, spec: ModelSpec) -> None:
+        family = FAMILIES[spec.architecture]
+        self.architecture: str = gguf.MODEL_ARCH_NAMES[family]
+        self._map = gguf.get_tensor_name_map(family, len(spec.layers))
+        self._turned = _turned(network, spec) if family in TURNED_BY_PAIRS else {}
+
+    def of(self, module: str) -> str:
+        """Of a module, without the name of a part; BuildError where llama.cpp has none."""
+        name: str | None = self._map.get_name(module)
+        if name is None:
+            raise BuildError(f"llama.cpp has no name for {module!r}", mend="Use another runtime")
+        return name
+
+    def rows(self, module: str) -> np.ndarray | slice:
+        return self._turned.get(module, slice(None))
+
+
+def _require_full_attention(config: Mapping[str, Any], spec: ModelSpec) -> None:
+    """BuildError where attention is windowed, which llama.cpp does not compute in these families."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if window and window < spec.context_length:
+        raise BuildError(
+            f"llama.cpp does not compute the sliding window of {window} tokens of {spec.architecture}",
+            mend="Use runtime=genai or onnx",
+        )
+
+
+def _describe(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, Any]) -> None:
+    """The sizes; those of layers that differ are lists."""
+    rope = config.get("rope_parameters") or config
+    writer.add_block_count(len(spec.layers))
+    writer.add_context_length(spec.context_length)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_vocab_size(spec.vocabulary_size)
+    writer.add_feed_forward_length(_alike([layer.intermediate_size for layer in spec.layers]))
+    writer.add_head_count(_alike([layer.heads for layer in spec.layers]))
+    writer.add_head_count_kv(_alike([layer.kv_heads for layer in spec.layers]))
+    writer.add_key_length(spec.head_size)
+    writer.add_value_length(spec.head_size)
+    writer.add_rope_dimension_count(spec.head_size)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
+    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _alike(sizes: list[int]) -> int | list[int]:
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+Tensors = dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
+"""By llama.cpp's names: the values, or the bytes of the blocks of each row, and their type."""
+
+
+def _write(writer: gguf.GGUFWriter, tensors: Tensors) -> None:
+    for name, (array, kind) in tensors.items():
+        writer.add_tensor(name, array, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) -> Tensors:
+    spec, units = checkpoint.spec, networks.units(network)
+    rounded = grid.rounded(tensor_files.read_folder(checkpoint.directory))
+    forms = {module: form for unit, form in spec.grids.items() for module in units[unit]}
+    found: Tensors = {}
+    for key, tensor in network.state_dict().items():
+        module, _, part = key.rpartition(".")
+        if spec.tied_embeddings and module in units[LM_HEAD]:
+            continue
+        name, rows = f"{names.of(module)}.{part}", names.rows(module)
+        if part == "weight" and module in rounded:
+            found[name] = _packed(rounded[module], forms[module], rows)
+        else:
+            found[name] = _plain(tensor.float().numpy()[rows], halved=spec.weight_dtype == "fp16")
+    return found
+
+
+def _plain(array: np.ndarray, *, halved: bool = False) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+    """Matrices in fp16 where they are to be halved; all that is added to or multiplies channels stays in fp32."""
+    if halved and array.ndim == 2:
+        return array.astype(np.float16), gguf.GGMLQuantizationType.F16
+    return np.ascontiguousarray(array), gguf.GGMLQuantizationType.F32
+
+
+def _write_adapter(updates: Mapping[str, LowRank], path: Path, names: _Names) -> None:
+    """An adapter as a file of its own; without an alpha its update is scaled by nothing more."""
+    writer = gguf.GGUFWriter(path, names.architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
+    found: Tensors = {}
+    for module, update in updates.items():
+        name = f"{names.of(module)}.weight"
+        found[f"{name}.lora_a"] = _plain(update.down.numpy())
+        found[f"{name}.lora_b"] = _plain(update.up.numpy()[names.rows(module)])
+    _write(writer, found)
+
+
+def _turned(network: PreTrainedModel, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """The rows of each query and key projection in the order in which a head's channels stand by pairs."""
+    units, found = networks.units(network), {}
+    for number, layer in enumerate(spec.layers):
+        query, key, _ = units[f"layers.{number}.qkv"]
+        for module, heads in ((query, layer.heads), (key, layer.kv_heads)):
+            rows = np.arange(heads * spec.head_size).reshape(heads, 2, spec.head_size // 2)
+            found[module] = rows.swapaxes(1, 2).reshape(-1)
+    return found
+
+
+def _rotary_factors(network: PreTrainedModel, spec: ModelSpec) -> Tensors:
+    """By what the rotary frequencies are divided where they are not the plain ones (Llama 3)."""
+    rotary: Any = network.get_decoder().rotary_emb
+    base = network.config.rope_parameters["rope_theta"]
+    plain = base ** -(np.arange(0, spec.head_size, 2) / spec.head_size)
+    factors = (plain / rotary.inv_freq.double().numpy()).astype(np.float32)
+    if np.allclose(factors, 1, rtol=1e-5):
+        return {}
+    if FAMILIES[spec.architecture] is not gguf.MODEL_ARCH.LLAMA or rotary.attention_scaling != 1.0:
+        raise BuildError(
+            f"llama.cpp does not compute the rotary scaling of {spec.architecture}", mend="Use runtime=genai or onnx"
+        )
+    return {"rope_freqs.weight": _plain(factors)}
+
+
+def _packed(matrix: Rounded, form: Grid, rows: np.ndarray | slice) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+    """The blocks of each row: scale, minimum where there is one, and codes; uint8, shape (rows, bytes)."""
+    kinds = gguf.GGMLQuantizationType
+    scales = matrix.scales.numpy()[rows]
+    codes = matrix.codes.numpy()[rows].reshape(*scales.shape, -1)
+    parts = [_bytes(scales.astype(np.float16))]
+    if form.bits == 8:
+        kind = kinds.Q8_0
+        parts.append((codes.astype(np.int16) - 128).astype(np.int8).view(np.uint8))
+    else:
+        kind = kinds.Q4_0 if form.symmetric else kinds.Q4_1
+        if not form.symmetric:
+            middle = matrix.zero_points.numpy()[rows].astype(np.float32)
+            parts.append(_bytes((-middle * scales).astype(np.float16)))
+        half = codes.shape[-1] // 2
+        parts.append(codes[..., :half] | codes[..., half:] << np.uint8(4))
+    return np.concatenate(parts, axis=-1).reshape(len(scales), -1), kind
+
+
+def _bytes(halves: np.ndarray) -> np.ndarray:
+    """Numbers in fp16 as two bytes each, along a new last axis."""
+    found: np.ndarray = np.ascontiguousarray(halves)[..., None].view(np.uint8)
+    return found

@@ -1,0 +1,151 @@
+"""A GGUF engine in memory, by llama.cpp's own interface."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import llama_cpp
+import numpy as np
+
+from edgeopt import adapters
+from edgeopt.errors import BuildError, MeasureError
+from edgeopt.runtimes import greedy
+from edgeopt.runtimes.llamacpp import NAME, path_of
+from edgeopt.runtimes.prompts import chunks
+from edgeopt.tokens import end_tokens
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Engine
+    from edgeopt.runtimes.llamacpp import LlamaCpp
+
+TYPES = {
+    "fp32": llama_cpp.GGML_TYPE_F32,
+    "fp16": llama_cpp.GGML_TYPE_F16,
+    "int8": llama_cpp.GGML_TYPE_Q8_0,
+    "int4": llama_cpp.GGML_TYPE_Q4_0,
+}
+
+
+def _ignore(level: int, text: bytes, data: Any) -> None:
+    """llama.cpp tells each tensor that it loads."""
+
+
+_SILENT = llama_cpp.llama_log_callback(_ignore)
+
+
+class LlamaCppSession:
+    """One model in memory; sequences run one after another, each in a context of its own."""
+
+    def __init__(self, runtime: LlamaCpp, engine: Engine, threads: int) -> None:
+        llama_cpp.llama_log_set(_SILENT, None)
+        self._runtime, self._spec, self._threads = runtime, engine.spec, threads
+        self._directory, self._ends = engine.directory, end_tokens(engine.directory)
+        self._adapters: dict[str, Any] = {}
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if runtime.mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = runtime.repacked
+        self._model = llama_cpp.llama_model_load_from_file(bytes(engine.directory / NAME), params)
+        if self._model is None:
+            raise BuildError("llama.cpp cannot open the engine", place=str(engine.directory), mend="Build it again")
+
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
+        with closing(self._context(len(tokens) + max_new_tokens, adapter)) as context:
+            yield from greedy.decode(
+                context.read_last, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end
+            )
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        with closing(self._context(len(tokens), adapter)) as context:
+            return context.read_all(tokens)
+
+    def close(self) -> None:
+        if self._model is not None:
+            llama_cpp.llama_model_free(self._model)
+        self._model, self._adapters = None, {}
+
+    def _context(self, capacity: int, adapter: str | None) -> _Context:
+        adapters.require(adapter, self._spec)
+        context = _Context(self._model, self._runtime, capacity, self._threads, self._spec.vocabulary_size)
+        if adapter is not None:
+            context.activate(self._adapter(adapter))
+        return context
+
+    def _adapter(self, name: str) -> Any:
+        """An adapter, which stays loaded as long as the model does and is freed with it."""
+        if name not in self._adapters:
+            path = self._directory / path_of(name)
+            self._adapters[name] = llama_cpp.llama_adapter_lora_init(self._model, bytes(path))
+            if self._adapters[name] is None:
+                raise BuildError("llama.cpp cannot open the adapter", place=str(path), mend="Build it again")
+        return self._adapters[name]
+
+
+class _Context:
+    """Keys and values of one sequence."""
+
+    def __init__(self, model: Any, runtime: LlamaCpp, capacity: int, threads: int, vocabulary_size: int) -> None:
+        self._length, self._vocabulary_size = 0, vocabulary_size
+        self._at_once = min(runtime.prompt_tokens, capacity)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = capacity
+        params.n_batch = params.n_ubatch = self._at_once
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = TYPES[runtime.keys_values]
+        if runtime.keys_values == "fp32":  # its fused attention computes in halves
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._context = llama_cpp.llama_init_from_model(model, params)
+        if self._context is None:
+            raise MeasureError(f"llama.cpp makes no context of {capacity} tokens", mend="Give a shorter prompt")
+        self._batch = llama_cpp.llama_batch_init(self._at_once, 0, 1)
+
+    def activate(self, adapter: Any) -> None:
+        """Compute with an adapter from now on."""
+        llama_cpp.llama_set_adapters_lora(
+            self._context, (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)
+        )
+
+    def read_last(self, tokens: Sequence[int]) -> np.ndarray:
+        """Read on; the logits after the last of these tokens, float32, shape (vocabulary,)."""
+        for part in chunks(tokens, self._at_once):
+            self._decode(part, every=False)
+        last: np.ndarray = self._logits(1)[0]
+        return last
+
+    def read_all(self, tokens: Sequence[int]) -> np.ndarray:
+        """Read on; the logits after each of these tokens, float32, shape (tokens, vocabulary)."""
+        found = []
+        for part in chunks(tokens, self._at_once):
+            self._decode(part, every=True)
+            found.append(self._logits(len(part)))
+        return np.concatenate(found)
+
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+
+    def _decode(self, tokens: Sequence[int], *, every: bool) -> None:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for place, token in enumerate(tokens):
+            batch.token[place] = token
+            batch.pos[place] = self._length + place
+            batch.n_seq_id[place] = 1
+            batch.seq_id[place][0] = 0
+            batch.logits[place] = every or place == len(tokens) - 1
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status != 0:
+            raise MeasureError(f"llama.cpp could not read {len(tokens)} tokens (status {status})")
+        self._length += len(tokens)
+
+    def _logits(self, rows: int) -> np.ndarray:
+        size = rows * self._vocabulary_size
+        address = llama_cpp.llama_get_logits(self._context)
+        held = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (size,))
+        found: np.ndarray = held.reshape(rows, self._vocabulary_size).copy()
+        return found

@@ -1,0 +1,242 @@
+"""GGUF engines hold the very numbers of their checkpoints, and llama.cpp computes them as torch does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from workshops import workshop
+
+from edgeopt import grid as grids
+from edgeopt import network as networks
+from edgeopt import tensor_files
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.errors import BuildError, ConfigError
+from edgeopt.measure.logits import relative_error
+from edgeopt.part import describe
+from edgeopt.runtimes.llamacpp import NAME, LlamaCpp
+from edgeopt.spec import KvGrid
+from runtimes.test_families import PROMPT
+from runtimes.test_portable import in_torch, taken_in
+
+IN_FOURS = {"symmetric": True, "lm_head": "int4", "embedding": "int4"}
+runs = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return taken_in("llama", tiny_model, tmp_path_factory.mktemp("llama"))
+
+
+def rounded(checkpoint: Checkpoint, folder: Path, **values: Any) -> Checkpoint:
+    folder.mkdir()
+    spec = Quantize(**values).apply(checkpoint, folder, workshop(checkpoint))
+    return Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=spec, made_by={})
+
+
+def pruned(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """One layer is narrower than the others."""
+    import torch
+
+    network = networks.load(checkpoint)
+    networks.keep_channels(networks.layers(network)[0].mlp, torch.arange(64))
+    folder.mkdir()
+    spec = networks.spec_of(network, checkpoint.spec)
+    networks.save(network, folder, checkpoint, spec)
+    return Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=spec, made_by={})
+
+
+def build(checkpoint: Checkpoint, directory: Path, runtime: LlamaCpp | None = None) -> Engine:
+    runtime = runtime or LlamaCpp()
+    directory.mkdir()
+    runtime.build(checkpoint, directory, lambda _: None)
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+
+
+def tensors(engine: Engine) -> dict[str, np.ndarray]:
+    """Every tensor of the file in float."""
+    read = gguf.GGUFReader(engine.directory / NAME).tensors
+    return {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in read}
+
+
+def fields(engine: Engine) -> dict[str, Any]:
+    return {name: field.contents() for name, field in gguf.GGUFReader(engine.directory / NAME).fields.items()}
+
+
+class TestTheFile:
+    def test_it_tells_the_sizes_of_every_layer_where_they_differ(self, llama: Checkpoint, tmp_path: Path) -> None:
+        told = fields(build(pruned(llama, tmp_path / "pruned"), tmp_path / "engine"))
+        assert told["general.architecture"] == "llama"
+        assert told["llama.block_count"] == 3
+        assert told["llama.feed_forward_length"] == [64, 128, 128]
+        assert told["llama.attention.head_count"] == 4
+        assert told["llama.rope.dimension_count"] == 16
+
+    def test_it_has_the_tokenizer(self, llama: Checkpoint, tmp_path: Path) -> None:
+        told = fields(build(llama, tmp_path / "engine"))
+        document = json.loads((llama.directory / "tokenizer.json").read_text())
+        vocabulary = document["model"]["vocab"]
+        assert told["tokenizer.ggml.model"] == "gpt2"
+        assert told["tokenizer.ggml.pre"] == "gpt-2"
+        tokens = told["tokenizer.ggml.tokens"]
+        assert {token: tokens.index(token) for token in vocabulary} == vocabulary
+        assert len(tokens) == llama.spec.vocabulary_size
+        assert len(told["tokenizer.ggml.merges"]) == len(document["model"]["merges"])
+        control = [tokens[n] for n, kind in enumerate(told["tokenizer.ggml.token_type"]) if kind == 3]
+        assert control == ["<s>", "</s>"]
+
+    @pytest.mark.parametrize(
+        ("values", "tolerance"),
+        [
+            ({"weights": "int4", **IN_FOURS}, 0.0),
+            ({"weights": "int8", "symmetric": True}, 0.0),
+            ({"weights": "int4", "lm_head": "int4", "embedding": "int4"}, 2**-11),
+        ],
+        ids=["4 bits", "8 bits", "4 bits with zero-points"],
+    )
+    def test_rounded_weights_are_the_checkpoints_own(
+        self, values: dict[str, Any], tolerance: float, llama: Checkpoint, tmp_path: Path
+    ) -> None:
+        checkpoint = rounded(llama, tmp_path / "rounded", **values)
+        found = tensors(build(checkpoint, tmp_path / "engine"))
+        state = grids.expanded(tensor_files.read_folder(checkpoint.directory))
+        largest = max(float(tensor.abs().max()) for tensor in state.values())
+        for name, module in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj"), ("ffn_up", "mlp.up_proj")):
+            expected = state[f"model.layers.1.{module}.weight"].numpy()
+            assert np.abs(found[f"blk.1.{name}.weight"] - expected).max() <= tolerance * largest
+        assert np.abs(found["token_embd.weight"] - state["model.embed_tokens.weight"].numpy()).max() <= largest / 2048
+
+    def test_queries_and_keys_have_the_channels_of_each_head_by_pairs(self, llama: Checkpoint, tmp_path: Path) -> None:
+        found = tensors(build(llama, tmp_path / "engine"))
+        state = tensor_files.read_folder(llama.directory)
+        given = state["model.layers.0.self_attn.q_proj.weight"].numpy()
+        half = llama.spec.head_size // 2
+        for head in range(4):
+            for channel in range(half):
+                row = head * 2 * half + 2 * channel
+                assert np.array_equal(found["blk.0.attn_q.weight"][row], given[head * 2 * half + channel])
+                assert np.array_equal(found["blk.0.attn_q.weight"][row + 1], given[head * 2 * half + half + channel])
+
+    def test_equal_checkpoints_give_equal_bytes(self, llama: Checkpoint, tmp_path: Path) -> None:
+        first, second = (build(llama, tmp_path / name) for name in "ab")
+        assert first.digest == second.digest
+
+    def test_halves_are_stored_where_the_recipe_says_so(self, llama: Checkpoint, tmp_path: Path) -> None:
+        checkpoint = rounded(llama, tmp_path / "rounded", weights="fp16")
+        engine, float_engine = build(checkpoint, tmp_path / "engine"), build(llama, tmp_path / "float")
+        assert engine.size_bytes < 0.6 * float_engine.size_bytes
+
+    def test_a_window_that_llama_cpp_does_not_compute_is_refused(self, llama: Checkpoint, tmp_path: Path) -> None:
+        folder = tmp_path / "windowed"
+        folder.mkdir()
+        networks.link(llama, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps({**config, "sliding_window": 32}))
+        windowed = Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=llama.spec, made_by={})
+        with pytest.raises(BuildError, match="sliding window of 32 tokens"):
+            build(windowed, tmp_path / "engine")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if llama.cpp were here: nothing of it is asked."""
+    monkeypatch.setattr("edgeopt.runtimes.llamacpp.find_spec", lambda name: name)
+
+
+@pytest.mark.usefixtures("installed")
+class TestWhatIsRefusedBeforeBuilding:
+    @pytest.mark.parametrize(
+        ("values", "told"),
+        [
+            ({"weights": "int4", **IN_FOURS, "block_size": 64}, "blocks of 64"),
+            ({"weights": "int8"}, "symmetric=true"),
+            ({"weights": "int2"}, "2 bits"),
+        ],
+    )
+    def test_grids_that_its_types_do_not_hold(self, values: dict[str, Any], told: str, llama: Checkpoint) -> None:
+        with pytest.raises(ConfigError, match=told):
+            LlamaCpp().check(Quantize(**values).plan(llama.spec))
+
+    def test_keys_and_values_on_calibrated_grids(self, llama: Checkpoint) -> None:
+        with pytest.raises(ConfigError, match="keys_values=int8"):
+            LlamaCpp().check(replace(llama.spec, kv_cache=KvGrid(bits=8, per_channel=True)))
+
+    def test_heads_that_it_cannot_hold(self, llama: Checkpoint) -> None:
+        first, *rest = llama.spec.layers
+        with pytest.raises(ConfigError, match="one number of heads"):
+            LlamaCpp().check(llama.spec.with_layers((replace(first, heads=2, kv_heads=1), *rest)))
+        with pytest.raises(ConfigError, match="16 channels have no whole blocks"):
+            LlamaCpp(keys_values="int8").check(llama.spec)
+
+    def test_families_that_it_is_not_told_of(self, llama: Checkpoint) -> None:
+        with pytest.raises(ConfigError, match="GPT2LMHeadModel"):
+            LlamaCpp().check(replace(llama.spec, architecture="GPT2LMHeadModel"))
+
+    def test_what_is_rounded_is_taken(self, llama: Checkpoint) -> None:
+        LlamaCpp().check(Quantize(weights="int4", **IN_FOURS).plan(llama.spec))
+
+
+def test_without_llama_cpp_it_tells_how_to_install_it(llama: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.runtimes.llamacpp.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"edgeopt\[llamacpp\]"):
+        LlamaCpp().check(llama.spec)
+
+
+@runs
+class TestComputing:
+    EXACT = LlamaCpp(keys_values="fp32")
+
+    def logits(self, engine: Engine, runtime: LlamaCpp | None = None) -> np.ndarray:
+        session = (runtime or self.EXACT).open(engine, threads=1)
+        try:
+            return session.logits(PROMPT)
+        finally:
+            session.close()
+
+    @pytest.mark.parametrize("family", ["llama", "llama 3", "mistral", "qwen2", "qwen3"])
+    def test_every_family_computes_as_torch(self, family: str, tiny_model: Path, tmp_path: Path) -> None:
+        checkpoint = taken_in(family, tiny_model, tmp_path)
+        assert relative_error(in_torch(checkpoint), self.logits(build(checkpoint, tmp_path / "engine"))) < 1e-4
+
+    def test_layers_of_different_widths(self, llama: Checkpoint, tmp_path: Path) -> None:
+        checkpoint = pruned(llama, tmp_path / "pruned")
+        assert relative_error(in_torch(checkpoint), self.logits(build(checkpoint, tmp_path / "engine"))) < 1e-4
+
+    @pytest.mark.parametrize(
+        "values",
+        [{"weights": "int4", **IN_FOURS}, {"weights": "int8", "symmetric": True}, {"weights": "fp16"}],
+        ids=["4 bits", "8 bits", "halves"],
+    )
+    def test_rounded_weights(self, values: dict[str, Any], llama: Checkpoint, tmp_path: Path) -> None:
+        checkpoint = rounded(llama, tmp_path / "rounded", **values)
+        assert relative_error(in_torch(checkpoint), self.logits(build(checkpoint, tmp_path / "engine"))) < 0.05
+
+    @pytest.mark.parametrize(
+        ("values", "bound"),
+        [
+            ({"prompt_tokens": 7}, 1e-5),
+            ({"mapped": False, "repacked": False}, 1e-5),
+            ({"keys_values": "fp16"}, 5e-3),
+        ],
+    )
+    def test_knobs_change_how_it_is_computed_and_little_of_what(
+        self, values: dict[str, Any], bound: float, llama: Checkpoint, tmp_path: Path
+    ) -> None:
+        engine = build(llama, tmp_path / "engine")
+        changed = self.logits(engine, replace(self.EXACT, **values))
+        assert relative_error(self.logits(engine), changed) < bound
+
+    def test_a_damaged_file_is_refused_by_name(self, llama: Checkpoint, tmp_path: Path) -> None:
+        engine = build(llama, tmp_path / "engine")
+        path = engine.directory / NAME
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(BuildError, match="cannot open the engine"):
+            LlamaCpp().open(engine, threads=1)
