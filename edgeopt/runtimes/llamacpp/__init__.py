@@ -64,11 +64,11 @@ class LlamaCpp:
                 place="runtime",
                 mend="Give runtime.keys_values=int8 in place of the step",
             )
-        if len({(layer.heads, layer.kv_heads) for layer in spec.layers}) > 1:
+        if len(set(spec.layers)) > 1:
             raise ConfigError(
-                "llama.cpp takes one number of heads for all layers, and this model's differ",
+                "layers of different sizes do not open in llama.cpp yet, and this model's differ",
                 place="runtime",
-                mend="Use runtime=onnx, or prune the same share of heads in every layer",
+                mend="Use runtime=onnx, or prune the same share of every layer: step.prune.distribution=uniform",
             )
         if self.keys_values in ("int8", "int4") and spec.head_size % BLOCK_SIZE:
             raise ConfigError(
