@@ -43,6 +43,12 @@ class Kernels:
                     place=f"matrix.{name}",
                     mend="Measure the device again: edgeopt profile",
                 )
+        if (len(self.layer), len(self.token)) != (3, 2):
+            raise ConfigError(
+                f"{len(self.layer)} times of a layer and {len(self.token)} of a token are not 3 and 2",
+                place="layer",
+                mend="Measure the device again: edgeopt profile",
+            )
 
     def decode_us(self, spec: ModelSpec) -> float:
         """Microseconds of one token after a short prompt."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgeopt.errors import ConfigError
 from edgeopt.kernels import SIDES, WORKING_SETS, Kernels, kind
+from edgeopt.part import construct
 from edgeopt.spec import Grid, ModelSpec
 
 
@@ -97,3 +98,15 @@ def test_a_kind_that_was_not_timed_is_named() -> None:
 def test_a_row_of_another_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="no 6 rows of 4"):
         Kernels(threads=2, matrix={"fp32": ((1.0, 2.0),)}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
+
+
+def test_a_device_that_was_timed_before_heads_were_is_refused() -> None:
+    described = {
+        "_target_": "edgeopt.kernels.Kernels",
+        "threads": 2,
+        "matrix": {},
+        "layer": [1.0, 2.0],
+        "token": [3, 4],
+    }
+    with pytest.raises(ConfigError, match=r"target\.kernels.*2 times of a layer.*edgeopt profile"):
+        construct(described, "target.kernels")
