@@ -6,13 +6,28 @@ import contextlib
 from functools import cache
 from importlib import metadata
 
-DECISIVE = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
+DECISIVE = (
+    "torch",
+    "transformers",
+    "peft",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "gguf",
+    "llama-cpp-python",
+)
 
 
 @cache
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what an engine is."""
     return installed(DECISIVE)
+
+
+def distribution(module: str) -> str:
+    """The name under which the library with this module is installed."""
+    return "llama-cpp-python" if module == "llama_cpp" else module.replace("_", "-")
 
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:

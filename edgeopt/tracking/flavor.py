@@ -28,7 +28,7 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.utils.environment import _mlflow_conda_env, _PythonEnv
 
 import edgeopt
-from edgeopt import part, tokens
+from edgeopt import libraries, part, tokens
 from edgeopt.artifact import Engine
 from edgeopt.errors import InputError
 from edgeopt.tags import ENGINE, FLAVOR
@@ -127,7 +127,7 @@ def pip_requirements(engine: Engine) -> list[str]:
     """edgeopt, MLflow and the libraries that the engine's runtime names, in the versions that built it."""
     runtime = part.resolve(engine.made_by["runtime"]["_target_"], "made_by.runtime")
     built_with: Mapping[str, str] = engine.made_by.get("versions", {})
-    names = ["mlflow", *(library.replace("_", "-") for library in runtime.LIBRARIES)]
+    names = ["mlflow", *map(libraries.distribution, runtime.LIBRARIES)]
     versions = {name: built_with.get(name) or metadata.version(name) for name in names}
     # a local version such as 2.13.0+cpu is on no package index
     return [f"edgeopt=={edgeopt.__version__}", *(f"{name}=={v.split('+')[0]}" for name, v in versions.items())]
