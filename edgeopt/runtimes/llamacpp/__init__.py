@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from edgeopt.target import Target
 
 NAME = "model.gguf"
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+FAMILIES: Mapping[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+"""What llama.cpp calls the families, by the architecture in a `config.json`."""
 BLOCK_SIZE = 32
 """Of the types that hold edgeopt's whole numbers as they are: Q4_0, Q4_1 and Q8_0."""
 
@@ -52,11 +59,11 @@ class LlamaCpp:
             raise ConfigError(
                 "llama-cpp-python is not installed", place="runtime", mend="pip install 'edgeopt[llamacpp]'"
             )
-        if spec.architecture not in ARCHITECTURES:
+        if spec.architecture not in FAMILIES:
             raise ConfigError(
                 f"GGUF engines of {spec.architecture} are not known",
                 place="runtime",
-                mend=f"Use runtime=genai or onnx, or one of: {', '.join(ARCHITECTURES)}",
+                mend=f"Use runtime=genai or onnx, or one of: {', '.join(FAMILIES)}",
             )
         if spec.kv_cache is not None:
             raise ConfigError(
@@ -66,7 +73,7 @@ class LlamaCpp:
             )
         if len(set(spec.layers)) > 1:
             raise ConfigError(
-                "layers of different sizes do not open in llama.cpp yet, and this model's differ",
+                "llama.cpp takes the sizes of the first layer for all, and this model has layers of different sizes",
                 place="runtime",
                 mend="Use runtime=onnx, or prune the same share of every layer: step.prune.distribution=uniform",
             )

@@ -17,7 +17,7 @@ import numpy as np
 from edgeopt import adapters, grid, tensor_files
 from edgeopt import network as networks
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.llamacpp import NAME, path_of, vocabulary
+from edgeopt.runtimes.llamacpp import FAMILIES, NAME, path_of, vocabulary
 from edgeopt.spec import LM_HEAD
 
 if TYPE_CHECKING:
@@ -29,15 +29,8 @@ if TYPE_CHECKING:
     from edgeopt.ports import Progress
     from edgeopt.spec import Grid, ModelSpec
 
-FAMILIES: Mapping[str, gguf.MODEL_ARCH] = {
-    "LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA,
-    "MistralForCausalLM": gguf.MODEL_ARCH.LLAMA,
-    "Qwen2ForCausalLM": gguf.MODEL_ARCH.QWEN2,
-    "Qwen3ForCausalLM": gguf.MODEL_ARCH.QWEN3,
-}
-"""How llama.cpp calls the families, by the architecture in a `config.json`."""
-TURNED_BY_PAIRS = (gguf.MODEL_ARCH.LLAMA,)
-"""Families whose rotary embedding llama.cpp turns by neighbouring channels, and transformers by the two halves."""
+LLAMA = "llama"
+"""The family whose rotary embedding llama.cpp turns by neighbouring channels, and transformers by the two halves."""
 
 
 def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> None:
@@ -63,10 +56,10 @@ class _Names:
     """What llama.cpp calls the tensors of a network, and in which order it has their rows."""
 
     def __init__(self, network: PreTrainedModel, spec: ModelSpec) -> None:
-        family = FAMILIES[spec.architecture]
-        self.architecture: str = gguf.MODEL_ARCH_NAMES[family]
-        self._map = gguf.get_tensor_name_map(family, len(spec.layers))
-        self._turned = _turned(network, spec) if family in TURNED_BY_PAIRS else {}
+        self.architecture = FAMILIES[spec.architecture]
+        number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
+        self._map = gguf.get_tensor_name_map(number, len(spec.layers))
+        self._turned = _turned(network, spec) if self.architecture == LLAMA else {}
 
     def of(self, module: str) -> str:
         """Of a module, without the name of a part; BuildError where llama.cpp has none."""
@@ -90,25 +83,22 @@ def _require_full_attention(config: Mapping[str, Any], spec: ModelSpec) -> None:
 
 
 def _describe(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, Any]) -> None:
-    """The sizes; those of layers that differ are lists."""
+    """The sizes, which are those of the first layer in all."""
+    layer = spec.layers[0]
     rope = config.get("rope_parameters") or config
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.context_length)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_vocab_size(spec.vocabulary_size)
-    writer.add_feed_forward_length(_alike([layer.intermediate_size for layer in spec.layers]))
-    writer.add_head_count(_alike([layer.heads for layer in spec.layers]))
-    writer.add_head_count_kv(_alike([layer.kv_heads for layer in spec.layers]))
+    writer.add_feed_forward_length(layer.intermediate_size)
+    writer.add_head_count(layer.heads)
+    writer.add_head_count_kv(layer.kv_heads)
     writer.add_key_length(spec.head_size)
     writer.add_value_length(spec.head_size)
     writer.add_rope_dimension_count(spec.head_size)
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _alike(sizes: list[int]) -> int | list[int]:
-    return sizes[0] if len(set(sizes)) == 1 else sizes
 
 
 Tensors = dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
@@ -181,7 +171,7 @@ def _rotary_factors(network: PreTrainedModel, spec: ModelSpec) -> Tensors:
     factors = (plain / rotary.inv_freq.double().numpy()).astype(np.float32)
     if np.allclose(factors, 1, rtol=1e-5):
         return {}
-    if FAMILIES[spec.architecture] is not gguf.MODEL_ARCH.LLAMA or rotary.attention_scaling != 1.0:
+    if FAMILIES[spec.architecture] != LLAMA or rotary.attention_scaling != 1.0:
         raise BuildError(
             f"llama.cpp does not compute the rotary scaling of {spec.architecture}", mend="Use runtime=genai or onnx"
         )
