@@ -24,6 +24,9 @@ from bench_common import (
     table,
 )
 
+ROUNDS = 3
+"""How often the machine is profiled and everything measured then."""
+
 
 def startup(folder: Path) -> None:
     """Time until `edgeopt --help` has printed."""
@@ -168,7 +171,7 @@ def estimate(folder: Path) -> None:
     engines = {name: engine_of(folder, cli(folder, "run", *overrides)) for name, overrides in chosen.items()}
     here = ["--config-dir", str(folder / "here"), "target=here"]
     ratios: dict[tuple[str, str], list[list[float]]] = {name: [] for name in chosen}
-    for _ in range(3):
+    for _ in range(ROUNDS):
         cli(folder, "profile", "--name", "here", "--threads", "1", "--out", profiled)
         known = {name: cli(folder, "estimate", *here, *overrides) for name, overrides in chosen.items()}
         measured = in_turn(folder, engines, rounds=1, target=here)
@@ -179,7 +182,7 @@ def estimate(folder: Path) -> None:
     rows = [[*name, *map(statistics.median, zip(*found, strict=True))] for name, found in ratios.items()]
     table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
     for place, metric in enumerate(metrics):
-        of_rounds = [_errors(found[once][place] for found in ratios.values()) for once in range(3)]
+        of_rounds = [_errors(found[once][place] for found in ratios.values()) for once in range(ROUNDS)]
         print(f"{metric}: off by {_errors(row[2 + place] for row in rows)}; in the rounds by {', '.join(of_rounds)}")
     print()
 

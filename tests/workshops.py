@@ -1,4 +1,4 @@
-"""A place for steps to work in, for tests: nothing is kept between two of them."""
+"""A place for steps to work in, for tests, and for runtimes to build in: nothing is kept between two of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeopt.artifact import Checkpoint
-from edgeopt.ports import Workshop
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.part import describe
+from edgeopt.ports import Runtime, Workshop
 from edgeopt.text import Text
 
 
@@ -31,3 +32,10 @@ def workshop(original: Checkpoint, calibration: Text | None = None) -> Workshop:
     return Workshop(
         original=original, floating=original, calibration=calibration or words, cache=NoCache(), progress=lambda _: None
     )
+
+
+def built(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
+    """The engine of a checkpoint in a new folder."""
+    directory.mkdir()
+    runtime.build(checkpoint, directory, lambda _: None)
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})

@@ -1,12 +1,14 @@
 """What every runtime promises about the engines that it builds and opens."""
 
 from dataclasses import replace
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import adapted
 import numpy as np
 import pytest
+from workshops import built as build
 from workshops import workshop
 
 from edgeopt import network as networks
@@ -16,8 +18,8 @@ from edgeopt.compress.quantization.kv_cache import KvCache
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.intake import take_in
+from edgeopt.libraries import distribution
 from edgeopt.measure.logits import relative_error
-from edgeopt.part import describe
 from edgeopt.runtimes.eager import Torch
 from edgeopt.runtimes.genai import Genai
 from edgeopt.runtimes.genai_estimate import estimate
@@ -40,12 +42,6 @@ def logits(checkpoint) -> np.ndarray:
     import torch
 
     return networks.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
-
-
-def build(runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
-    directory.mkdir()
-    runtime.build(checkpoint, directory, lambda _: None)
-    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
 
 
 @pytest.fixture(scope="module", params=RUNTIMES.values(), ids=RUNTIMES.keys())
@@ -92,6 +88,9 @@ class TestEveryRuntime:
 
     def test_the_same_checkpoint_gives_the_same_engine(self, runtime, engine, checkpoint, tmp_path):
         assert build(runtime, checkpoint, tmp_path / "again").digest == engine.digest
+
+    def test_its_libraries_are_installed_under_the_names_that_a_registered_model_asks_for(self, runtime):
+        assert all(metadata.version(distribution(module)) for module in runtime.LIBRARIES)
 
     def test_an_engine_of_another_format_is_refused(self, runtime, engine):
         with pytest.raises(BuildError, match="this is a other-1 engine"):

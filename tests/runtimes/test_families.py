@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workshops import workshop
+from workshops import built, workshop
 
 from edgeopt import network as networks
 from edgeopt import tensor_files
@@ -23,7 +23,6 @@ from edgeopt.compress.quantization.awq import Awq
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.quantization.smooth_quant import SmoothQuant
 from edgeopt.intake import take_in
-from edgeopt.part import describe
 from edgeopt.runtimes.genai import Genai
 from edgeopt.text import Text
 
@@ -108,9 +107,7 @@ def random_checkpoint(kind: str, values: dict[str, Any], tokenizer: Path, folder
 def build(checkpoint: Checkpoint, directory: Path) -> Engine:
     runtime = Genai()
     runtime.check(checkpoint.spec)
-    directory.mkdir()
-    runtime.build(checkpoint, directory, lambda _: None)
-    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+    return built(runtime, checkpoint, directory)
 
 
 def logits(engine: Engine) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from workshops import workshop
+from workshops import built, workshop
 
 from edgeopt import grid as grids
 from edgeopt import network as networks
@@ -20,7 +20,6 @@ from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.measure.logits import relative_error
-from edgeopt.part import describe
 from edgeopt.runtimes.llamacpp import NAME, LlamaCpp
 from edgeopt.spec import KvGrid
 from runtimes.test_families import PROMPT
@@ -41,23 +40,8 @@ def rounded(checkpoint: Checkpoint, folder: Path, **values: Any) -> Checkpoint:
     return Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=spec, made_by={})
 
 
-def pruned(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """One layer is narrower than the others."""
-    import torch
-
-    network = networks.load(checkpoint)
-    networks.keep_channels(networks.layers(network)[0].mlp, torch.arange(64))
-    folder.mkdir()
-    spec = networks.spec_of(network, checkpoint.spec)
-    networks.save(network, folder, checkpoint, spec)
-    return Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=spec, made_by={})
-
-
-def build(checkpoint: Checkpoint, directory: Path, runtime: LlamaCpp | None = None) -> Engine:
-    runtime = runtime or LlamaCpp()
-    directory.mkdir()
-    runtime.build(checkpoint, directory, lambda _: None)
-    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+def build(checkpoint: Checkpoint, directory: Path) -> Engine:
+    return built(LlamaCpp(), checkpoint, directory)
 
 
 def tensors(engine: Engine) -> dict[str, np.ndarray]:
@@ -71,12 +55,13 @@ def fields(engine: Engine) -> dict[str, Any]:
 
 
 class TestTheFile:
-    def test_it_tells_the_sizes_of_every_layer_where_they_differ(self, llama: Checkpoint, tmp_path: Path) -> None:
-        told = fields(build(pruned(llama, tmp_path / "pruned"), tmp_path / "engine"))
+    def test_it_tells_the_sizes(self, llama: Checkpoint, tmp_path: Path) -> None:
+        told = fields(build(llama, tmp_path / "engine"))
         assert told["general.architecture"] == "llama"
         assert told["llama.block_count"] == 3
-        assert told["llama.feed_forward_length"] == [64, 128, 128]
+        assert told["llama.feed_forward_length"] == 128
         assert told["llama.attention.head_count"] == 4
+        assert told["llama.attention.head_count_kv"] == 2
         assert told["llama.rope.dimension_count"] == 16
 
     def test_it_has_the_tokenizer(self, llama: Checkpoint, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from workshops import workshop
+from workshops import built, workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
@@ -17,7 +17,6 @@ from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError, InputError
 from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error
-from edgeopt.part import describe
 from edgeopt.runtimes.genai import Genai
 from edgeopt.runtimes.portable import PortableOnnx, graph
 from edgeopt.runtimes.portable.foreign import adopt
@@ -41,9 +40,7 @@ QUICK = ("gpt2", "opt", "gpt_neox", "llama", "qwen3", "gemma3")
 def build(checkpoint: Checkpoint, directory: Path, **values: Any) -> Engine:
     runtime = PortableOnnx(**values)
     runtime.check(checkpoint.spec)
-    directory.mkdir()
-    runtime.build(checkpoint, directory, lambda _: None)
-    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+    return built(runtime, checkpoint, directory)
 
 
 def taken_in(family: str, tokenizer: Path, folder: Path) -> Checkpoint:
