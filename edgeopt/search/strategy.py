@@ -44,13 +44,15 @@ def spread(
 
     Far in what is foreseen, and in the choices that lead there: arithmetic does not see all that they do.
 
-    What is foreseen: the objectives that can be predicted, and the damage to the weights in place of those that
-    cannot. Recipes that would break a limit come last; limits relative to the baseline are taken from its prediction.
+    What is foreseen: the objectives that can be predicted of all recipes, and the damage to the weights in place of
+    those that cannot. Recipes that would break a limit come last; limits relative to the baseline are taken from its
+    prediction.
     """
     whole = [(params, f) for params, f in foreseen if f.result.failure is None]
     if not whole:
         return []
-    points = [_foreseen(forecast, objectives) for _, forecast in whole]
+    predicted = [o for o in objectives if all(o.metric in forecast.figures for _, forecast in whole)]
+    points = [_foreseen(forecast, predicted) for _, forecast in whole]
     broken = [_broken(forecast, limits) for _, forecast in whole]
     order = [(over, rank) for over, rank in zip(broken, pareto_ranks(points), strict=True)]
     axes = [sorted({point[n] for point in points}) for n in range(len(points[0]))]
@@ -73,10 +75,9 @@ def spread(
     return [whole[n][0] for n in chosen]
 
 
-def _foreseen(forecast: Forecast, objectives: Sequence[Objective]) -> list[float]:
+def _foreseen(forecast: Forecast, predicted: Sequence[Objective]) -> list[float]:
     figures = forecast.figures
-    known = [o.sign * figures[o.metric] for o in objectives if o.metric in figures]
-    return [*known, forecast.damage]
+    return [*(o.sign * figures[o.metric] for o in predicted), forecast.damage]
 
 
 def _broken(forecast: Forecast, limits: Sequence[Limit]) -> float:

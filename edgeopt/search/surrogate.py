@@ -12,8 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgeopt.search.forecast import Forecast, Foresee
@@ -54,6 +54,10 @@ class Recipe:
     @classmethod
     def of(cls, space: Space, params: Params, forecast: Forecast) -> Recipe:
         return cls(features=[forecast.damage, *space.places(params)], predicted=forecast.figures)
+
+    def only(self, metrics: Collection[str]) -> Recipe:
+        """The same without what is predicted of others than `metrics`."""
+        return replace(self, predicted={m: value for m, value in self.predicted.items() if m in metrics})
 
 
 class Surrogate:
@@ -137,6 +141,11 @@ class Guide:
         known = [(self._seen(row.params), row.summary) for row in rows if row.summary is not None]
         if not known or not candidates:
             return None
+        seen = [self._seen(params) for params in candidates]
+        # a ratio to what is predicted of some recipes and not of others would be no one quantity
+        measured = [recipe.predicted for recipe, summary in known if summary.metrics]
+        shared = set.intersection(*map(set, (*measured, *(recipe.predicted for recipe in seen))))
+        seen, known = [recipe.only(shared) for recipe in seen], [(recipe.only(shared), s) for recipe, s in known]
         recipes = [recipe for recipe, _ in known]
         targets: dict[str, list[float | None]] = {
             **{f"figure {o.metric}": [_figure(r, s, o.metric) for r, s in known] for o in self.objectives},
@@ -145,7 +154,6 @@ class Guide:
         surrogate = Surrogate(recipes, targets)
         if not surrogate.names >= {f"figure {o.metric}" for o in self.objectives}:
             return None
-        seen = [self._seen(params) for params in candidates]
         worlds = surrogate.worlds(seen, WORLDS, chance)
         kept = [s.metrics for _, s in known if s.feasible and all(o.metric in s.metrics for o in self.objectives)]
         growth = self._growth(seen, worlds, [[o.sign * metrics[o.metric] for o in self.objectives] for metrics in kept])

@@ -44,6 +44,12 @@ def test_among_recipes_that_are_foreseen_alike_choices_are_spread_too() -> None:
     assert {params["size"] for params in chosen} == {1, 2}
 
 
+def test_what_is_predicted_of_some_recipes_alone_orders_none() -> None:
+    known = [({"n": n}, forecast(damage=0.1 * n, size=float(5 - n))) for n in range(3)]
+    unknown = [({"n": n}, forecast(damage=0.1 * n)) for n in range(3, 6)]
+    assert numbers(chosen_of([*known, *unknown], (SMALL,), (), 6)) == [0, 1, 2, 3, 4, 5], "by damage"
+
+
 def numbers(chosen: list[Params]) -> list[int]:
     return [params["n"] for params in chosen]
 

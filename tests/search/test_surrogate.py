@@ -20,7 +20,7 @@ from edgeopt.search.parameter import Params
 from edgeopt.search.space import Space
 from edgeopt.search.summary import Held, Summary
 from edgeopt.search.surrogate import Guide, Recipe, Surrogate
-from search.studies import DECODE, LIMITS, RATIO, finished_row
+from search.studies import DECODE, LIMITS, RATIO, finished_row, predicted
 
 SPACE = Space.parse(
     {"kind": {"choices": ["a", "b", "c"]}, "size": {"choices": [1, 2, 4, 8]}, "cut": {"low": 0.0, "high": 0.5}}
@@ -135,6 +135,20 @@ def test_what_arithmetic_predicts_is_modelled_by_its_ratio() -> None:
     summary = Summary(metrics={DECODE: 3.0})
     assert module._figure(recipe, summary, DECODE) == pytest.approx(math.log(1.5))
     assert module._figure(recipe, summary, RATIO) is None
+
+
+def test_what_arithmetic_predicts_of_some_recipes_alone_is_modelled_as_if_it_predicted_nothing() -> None:
+    def some(params: Params) -> Forecast:
+        known = (predicted(DECODE, 0.01 * params["size"]),) if params["kind"] == "a" else ()
+        forecast = foresee(params)
+        return replace(forecast, result=replace(forecast.result, predictions=known))
+
+    chance = random.Random(1)
+    rows = [evaluated(n, SPACE.draw(chance)) for n in range(12)]
+    left = [SPACE.draw(chance) for _ in range(50)]
+    proposed = guide().best(rows, left, random.Random(0))
+    assert proposed is not None
+    assert guide(foresee=some).best(rows, left, random.Random(0)) == proposed
 
 
 @pytest.mark.parametrize("least", [False, True])
