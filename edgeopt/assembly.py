@@ -319,5 +319,5 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    for name in ("transformers", "codecarbon", "alembic", "mlflow", "onnx_ir"):
+    for name in ("transformers", "codecarbon", "alembic", "mlflow", "onnx_ir", "gguf"):
         logging.getLogger(name).setLevel(logging.ERROR)
