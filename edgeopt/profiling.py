@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +18,8 @@ from edgeopt.grid import BLOCK_SIZES
 from edgeopt.kernels import Kernels
 from edgeopt.measure import lease
 from edgeopt.measure.kernels import matrix_times
+from edgeopt.measure.pace import Pace, token_times, usual
+from edgeopt.measure.process import pinned
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.ports import Progress
 from edgeopt.runtimes.genai import Genai
@@ -30,7 +30,7 @@ IN_BLOCKS = tuple(
     Grid(bits=bits, block_size=block, symmetric=True) for bits, blocks in BLOCK_SIZES.items() for block in blocks
 )
 OF_INTEGERS = tuple(Grid(bits=8, block_size=256, symmetric=True, inputs=inputs) for inputs in ("dynamic", "static"))
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 128, 5
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 128, 15
 
 
 def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
@@ -39,7 +39,7 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
     `threads` compute; 0 takes one for each core.
     """
     threads = threads or device.cores
-    with lease.hold(progress):
+    with lease.hold(progress), pinned(threads):
         matrix = matrix_times(
             (None, *IN_BLOCKS, *OF_INTEGERS),
             threads=threads,
@@ -105,15 +105,14 @@ def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) ->
 
 
 def _decode_s(spec: ModelSpec, threads: int) -> float:
-    """Seconds a token of an engine of `spec` with random weights, the median of a few decodes."""
+    """Seconds a token of an engine of `spec` with random weights, the median of a few decodes at a usual pace."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
         session = Genai().open(_engine(spec, Path(folder)), threads=threads)
-        medians = []
-        for _ in range(ROUNDS):
-            tokens = session.generate(list(range(PROMPT_TOKENS)), NEW_TOKENS + 1, stop_at_end=False)
-            moments = [time.perf_counter() for _ in tokens]
-            medians.append(median(after - before for before, after in pairwise(moments)))
+        pace = Pace()
+        prompt = list(range(PROMPT_TOKENS))
+        decodes = [token_times(session, prompt, NEW_TOKENS, pace) for _ in range(ROUNDS)]
         session.close()
+    medians = [median(counted) for one in decodes if (counted := usual(*one, pace.best_s))]
     return median(medians)
 
 

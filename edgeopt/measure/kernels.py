@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.kernels import SIDES, WORKING_SETS, kind, weight_bytes
+from edgeopt.measure.pace import Pace, usual
 from edgeopt.ports import Progress
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
     from edgeopt.spec import Grid
 
-TIMED_S = 0.05
+TIMED_S, STRETCH_S = 0.05, 0.02
 LEAST_RUNS = 5
+PATIENCE = 8
+"""How many times as long as needed is waited for moments at a usual pace."""
 PASSES = 3
 """How often a chain is timed, at different moments, of which the median counts: what disturbs one of them is not taken
 for the kernel, nor a moment in which a host's cache was free for what it has to share as a rule."""
@@ -83,6 +86,12 @@ def _seconds(grid: Grid | None, side: int, count: int, threads: int) -> float:
 
 
 @cache
+def _pace() -> Pace:
+    """One for all chains, which knows the best that was seen."""
+    return Pace()
+
+
+@cache
 def _call_s(threads: int) -> float:
     return _run_s(_chain(None, LEAST_SIDE, 1), LEAST_SIDE, threads)
 
@@ -96,15 +105,24 @@ def _run_s(graph: bytes, side: int, threads: int) -> float:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     feed = {"x0": np.ones((1, 1, side), np.float32)}
-    taken: list[float] = []
     for _ in range(LEAST_RUNS):
         session.run(None, feed)
-    end = time.perf_counter() + TIMED_S
-    while time.perf_counter() < end or len(taken) < LEAST_RUNS:
-        start = time.perf_counter()
-        session.run(None, feed)
-        taken.append(time.perf_counter() - start)
-    return median(taken)
+    pace, taken, paces = _pace(), list[float](), list[float]()
+    began_s = time.perf_counter()
+    while True:
+        before, end = pace.now(), time.perf_counter() + STRETCH_S
+        times: list[float] = []
+        while not times or time.perf_counter() < end:
+            start = time.perf_counter()
+            session.run(None, feed)
+            times.append(time.perf_counter() - start)
+        taken += times
+        paces += [max(before, pace.now())] * len(times)
+        counted = usual(taken, paces, pace.best_s)
+        if len(counted) >= LEAST_RUNS and sum(counted) >= TIMED_S:
+            return median(counted)
+        if time.perf_counter() - began_s > PATIENCE * (TIMED_S + LEAST_RUNS * min(taken)):
+            return median(counted or taken)
 
 
 def _chain(grid: Grid | None, side: int, count: int) -> bytes:

@@ -1,25 +1,27 @@
 """How long an engine lets its user wait: cold start, first token, every further token, a queue.
 
-A fresh process does the same decode twice; where the two rounds disagree, something disturbed it.
+A fresh process does the same decode twice; where the two rounds disagree, something disturbed it. On a virtual machine
+it decodes on until the cores were its own for as many tokens, and the others do not count (see edgeopt.measure.pace).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import ClassVar
 
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.intervals import of_processes, percentile
+from edgeopt.measure.pace import Pace, token_times, usual
 from edgeopt.measure.workload import PROMPT_LENGTHS
 from edgeopt.ports import Samples, Session, Subject
 from edgeopt.result import Measurement
 
 _PERCENTILES = (50, 95, 99)
-_ROUNDS = 2
+_ROUNDS, _MOST_ROUNDS = 2, 10
+_MOST_S = 3.0
 # shorter rounds hold a few time slices of the scheduler, so their difference says nothing
 _COMPARABLE_S = 0.05
 
@@ -65,19 +67,26 @@ class Latency:
         marks = {name: mark["time_s"] for name, mark in subject.marks.items()}
         shortest = subject.prompts[min(subject.prompts)]
         room = subject.context_length - len(shortest) - 1
+        pace = Pace()
+
+        def ttft(prompt: list[int]) -> float:
+            return pace.tried(lambda: _first_token_s(subject.session, prompt))
+
         ttft_s = {
-            str(length): [_first_token_s(subject.session, prompt) for _ in range(self.ttft_repeats)]
-            for length, prompt in subject.prompts.items()
+            str(length): [ttft(prompt) for _ in range(self.ttft_repeats)] for length, prompt in subject.prompts.items()
         }
-        decodes = [_token_s(subject.session, shortest, min(self.decode_tokens, room)) for _ in range(_ROUNDS)]
+        decodes = _decodes(subject.session, shortest, min(self.decode_tokens, room), pace)
+        counted = [usual(times, paces, pace.best_s) or times for times, paces in decodes]
+        burst_tokens = min(self.burst_tokens, room)
         return {
             "cold_start_s": marks["first_token"] - marks["spawned"],
             "load_s": marks["loaded"] - marks["imported"],
             "ttft_s": ttft_s,
             "decode_prompt_tokens": len(shortest),
-            "decode_s": decodes,
-            "burst_s": self._burst_s(subject.session, shortest, min(self.burst_tokens, room)),
-            "halves": [median(decode) for decode in decodes if sum(decode) >= _COMPARABLE_S],
+            "decode_s": [times for times, _ in decodes],
+            "decode_pace_s": [paces for _, paces in decodes],
+            "burst_s": pace.tried(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
+            "halves": [median(decode) for decode in counted[-_ROUNDS:] if sum(decode) >= _COMPARABLE_S],
         }
 
     def _burst_s(self, session: Session, prompt: list[int], new_tokens: int) -> float:
@@ -90,9 +99,12 @@ class Latency:
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
         processes = f"{len(runs)} fresh processes"
         spread = f"median of {processes}"
-        decode = [[1e3 * s for round_s in run["decode_s"] for s in round_s] for run in runs]
+        decode = _Tokens.of(runs)
         tokens = f"tokens after a prompt of {runs[0]['decode_prompt_tokens']}, {processes}"
-        rates = [[1e3 * len(token_ms) / sum(token_ms)] for token_ms in decode]
+        if decode.left_out:
+            how = "of which" if decode.slowed else "without"
+            tokens += f", {how} {decode.left_out:.0%} that others on the same physical cores slowed down"
+        rates = [[1e3 * len(token_ms) / sum(token_ms)] for token_ms in decode.times_ms]
         burst = f"{self.burst_requests} requests of {self.burst_tokens} tokens, last completion; {spread}"
         return [
             self._figure("latency/cold_start_ms", _ms(runs, "cold_start_s"), f"process start to first token; {spread}"),
@@ -106,7 +118,10 @@ class Latency:
                 for length in runs[0]["ttft_s"]
             ),
             *(
-                self._figure(f"latency/decode_p{p}_ms", decode, f"percentile of {tokens}", percent=p)
+                replace(
+                    self._figure(f"latency/decode_p{p}_ms", decode.times_ms, f"percentile of {tokens}", percent=p),
+                    noisy=decode.slowed,
+                )
                 for p in _PERCENTILES
             ),
             self._figure("latency/burst_ms", _ms(runs, "burst_s"), burst),
@@ -130,19 +145,52 @@ def _ms(runs: Sequence[Samples], key: str) -> list[list[float]]:
     return [[1e3 * run[key]] for run in runs]
 
 
+def _decodes(session: Session, prompt: list[int], count: int, pace: Pace) -> list[tuple[list[float], list[float]]]:
+    """Times of tokens and the pace meanwhile, round by round, until enough tokens were at a usual pace."""
+    rounds: list[tuple[list[float], list[float]]] = []
+    end = time.monotonic() + _MOST_S
+    while len(rounds) < _ROUNDS or (
+        sum(len(usual(*one, pace.best_s)) for one in rounds) < _ROUNDS * count
+        and len(rounds) < _MOST_ROUNDS
+        and time.monotonic() < end
+    ):
+        rounds.append(token_times(session, prompt, count, pace))
+    return rounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tokens:
+    """Milliseconds of the tokens that count, as many of each process.
+
+    Attributes:
+        left_out: share of those that others on the same physical cores slowed down.
+        slowed: no process had the cores for itself for a whole round, so that all tokens count.
+    """
+
+    times_ms: list[list[float]]
+    left_out: float
+    slowed: bool
+
+    @classmethod
+    def of(cls, runs: Sequence[Samples]) -> _Tokens:
+        """Of those processes that were undisturbed for a round; the fastest moment of all of them tells which were."""
+        best_s = min(pace_s for run in runs for paces in run["decode_pace_s"] for pace_s in paces)
+        least = min(len(times) for run in runs for times in run["decode_s"])
+        every = [[1e3 * s for times in run["decode_s"] for s in times] for run in runs]
+        counted = [
+            [1e3 * s for pair in zip(run["decode_s"], run["decode_pace_s"], strict=True) for s in usual(*pair, best_s)]
+            for run in runs
+        ]
+        left_out = 1 - sum(map(len, counted)) / sum(map(len, every))
+        enough = [times for times in counted if len(times) >= least]
+        chosen = enough or every
+        count = min(map(len, chosen))
+        return cls(times_ms=[times[:count] for times in chosen], left_out=left_out, slowed=not enough)
+
+
 def _first_token_s(session: Session, prompt: list[int]) -> float:
     start = time.perf_counter()
     tokens = session.generate(prompt, 1, stop_at_end=False)
     if next(tokens, None) is None:
         raise MeasureError(f"the engine generated nothing after a prompt of {len(prompt)} tokens")
     return time.perf_counter() - start
-
-
-def _token_s(session: Session, prompt: list[int], count: int) -> list[float]:
-    """Seconds of each of `count` tokens after the first."""
-    moments = []
-    for _ in session.generate(prompt, count + 1, stop_at_end=False):
-        moments.append(time.perf_counter())
-    if len(moments) != count + 1:
-        raise MeasureError(f"the engine generated {len(moments)} of {count + 1} tokens")
-    return [after - before for before, after in pairwise(moments)]

@@ -10,7 +10,8 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,17 @@ def pinned_cores(threads: int, root: Path = ROOT) -> list[int]:
         (siblings if physical in seen else first).append(core)
         seen.add(physical)
     return (first + siblings)[: threads or None]
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Keep what this thread does inside the block, and the threads that it starts, on `threads` of its cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, pinned_cores(threads))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def die_with(parent: int) -> None:
