@@ -18,7 +18,7 @@ from edgeopt.grid import BLOCK_SIZES
 from edgeopt.kernels import Kernels
 from edgeopt.measure import lease
 from edgeopt.measure.kernels import matrix_times
-from edgeopt.measure.pace import Pace, token_times, usual
+from edgeopt.measure.pace import Pace, decodes, usual
 from edgeopt.measure.process import pinned
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.ports import Progress
@@ -30,7 +30,7 @@ IN_BLOCKS = tuple(
     Grid(bits=bits, block_size=block, symmetric=True) for bits, blocks in BLOCK_SIZES.items() for block in blocks
 )
 OF_INTEGERS = tuple(Grid(bits=8, block_size=256, symmetric=True, inputs=inputs) for inputs in ("dynamic", "static"))
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 128, 15
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS, MOST_S = 16, 128, 5, 10.0
 
 
 def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
@@ -40,18 +40,20 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
     """
     threads = threads or device.cores
     with lease.hold(progress), pinned(threads):
+        pace = Pace()
         matrix = matrix_times(
             (None, *IN_BLOCKS, *OF_INTEGERS),
             threads=threads,
             ram_bytes=device.ram_bytes,
             read_gb_per_s=device.read_gb_per_s,
+            pace=pace,
             progress=progress,
         )
         bare = Kernels(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
         specs, decode_us = skeletons(), []
         for spec in specs:
             progress(f"timing {len(spec.layers)} layers of {spec.hidden_size} channels")
-            decode_us.append(1e6 * _decode_s(spec, threads))
+            decode_us.append(1e6 * _decode_s(spec, threads, pace))
     return fitted(bare, specs, decode_us)
 
 
@@ -104,16 +106,15 @@ def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) ->
     return replace(spec, grids=dict.fromkeys(spec.matrices, Grid(bits=4, block_size=32, symmetric=True)))
 
 
-def _decode_s(spec: ModelSpec, threads: int) -> float:
+def _decode_s(spec: ModelSpec, threads: int, pace: Pace) -> float:
     """Seconds a token of an engine of `spec` with random weights, the median of a few decodes at a usual pace."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
         session = Genai().open(_engine(spec, Path(folder)), threads=threads)
-        pace = Pace()
         prompt = list(range(PROMPT_TOKENS))
-        decodes = [token_times(session, prompt, NEW_TOKENS, pace) for _ in range(ROUNDS)]
+        found = decodes(session, prompt, NEW_TOKENS, pace, rounds=ROUNDS, most_s=MOST_S)
         session.close()
-    medians = [median(counted) for one in decodes if (counted := usual(*one, pace.best_s))]
-    return median(medians)
+    counted = [usual(*one, pace.best_s) for one in found]
+    return median(map(median, filter(None, counted)) if any(counted) else [median(times) for times, _ in found])
 
 
 def _engine(spec: ModelSpec, folder: Path) -> Engine:

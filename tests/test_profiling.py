@@ -10,6 +10,7 @@ import specs
 from edgeopt import profiling
 from edgeopt.grid import BLOCK_SIZES
 from edgeopt.kernels import WORKING_SETS, Kernels
+from edgeopt.measure.pace import Pace
 
 TIMES = tuple(tuple(us * (1 + 0.2 * row) for us in (1.0, 2.0, 4.0, 8.0)) for row in range(len(WORKING_SETS)))
 TRUE = Kernels(
@@ -37,4 +38,4 @@ def test_engines_faster_than_their_matrices_leave_nothing_below_zero():
 def test_an_engine_of_random_weights_decodes():
     spec = replace(profiling.skeletons()[0], layers=specs.llama().layers, hidden_size=64, head_size=16)
     grids = {name: grid for name, grid in spec.grids.items() if name in spec.matrices}
-    assert 0 < profiling._decode_s(replace(spec, grids=grids), threads=1) < 1
+    assert 0 < profiling._decode_s(replace(spec, grids=grids), 1, Pace()) < 1

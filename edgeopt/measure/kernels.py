@@ -37,12 +37,13 @@ HEADROOM = 8
 
 
 def matrix_times(
-    grids: Iterable[Grid | None], *, threads: int, ram_bytes: int, read_gb_per_s: float, progress: Progress
+    grids: Iterable[Grid | None], *, threads: int, ram_bytes: int, read_gb_per_s: float, pace: Pace, progress: Progress
 ) -> dict[str, tuple[tuple[float, ...], ...]]:
     """The times of each kind of matrix, as edgeopt.kernels.Kernels lists them.
 
     Where a chain would be too long, each weight is taken to be slowed down among so many bytes as those of the largest
     matrices are; where the machine has too little memory for it, as reading it at `read_gb_per_s` makes it.
+    `pace` tells which moments count.
     """
     import numpy as np
 
@@ -50,7 +51,7 @@ def matrix_times(
     for _ in range(PASSES):
         for grid in grids:
             progress(f"timing {kind(grid)} matrices")
-            found.setdefault(kind(grid), []).append(np.array(_timed(grid, threads, ram_bytes, read_gb_per_s)))
+            found.setdefault(kind(grid), []).append(np.array(_timed(grid, threads, ram_bytes, read_gb_per_s, pace)))
     times = {}
     for name, passes in found.items():
         rising = np.maximum.accumulate(np.maximum.accumulate(np.median(passes, axis=0), axis=0), axis=1)
@@ -58,7 +59,7 @@ def matrix_times(
     return times
 
 
-def _timed(grid: Grid | None, threads: int, ram_bytes: int, read_gb_per_s: float) -> list[list[float]]:
+def _timed(grid: Grid | None, threads: int, ram_bytes: int, read_gb_per_s: float, pace: Pace) -> list[list[float]]:
     """Seconds of a product, a row for each working set."""
     known: dict[tuple[int, int], float] = {}
     rows: list[list[float]] = []
@@ -74,30 +75,24 @@ def _timed(grid: Grid | None, threads: int, ram_bytes: int, read_gb_per_s: float
                 row.append(max(rows[-1][SIDES.index(side)], weights * weight_bytes(grid) / read_gb_per_s / 1e9))
             else:
                 if (side, count) not in known:
-                    known[side, count] = _seconds(grid, side, count, threads)
+                    known[side, count] = _seconds(grid, side, count, threads, pace)
                 row.append(known[side, count])
         rows.append(row[::-1])
     return rows
 
 
-def _seconds(grid: Grid | None, side: int, count: int, threads: int) -> float:
+def _seconds(grid: Grid | None, side: int, count: int, threads: int, pace: Pace) -> float:
     """Seconds of one product in a chain of `count`, without what a call takes that computes nothing to speak of."""
-    return (_run_s(_chain(grid, side, count), side, threads) - _call_s(threads)) / count
+    return (_run_s(_chain(grid, side, count), side, threads, pace) - _call_s(threads, pace)) / count
 
 
 @cache
-def _pace() -> Pace:
-    """One for all chains, which knows the best that was seen."""
-    return Pace()
+def _call_s(threads: int, pace: Pace) -> float:
+    return _run_s(_chain(None, LEAST_SIDE, 1), LEAST_SIDE, threads, pace)
 
 
-@cache
-def _call_s(threads: int) -> float:
-    return _run_s(_chain(None, LEAST_SIDE, 1), LEAST_SIDE, threads)
-
-
-def _run_s(graph: bytes, side: int, threads: int) -> float:
-    """Seconds of one run, the median of some."""
+def _run_s(graph: bytes, side: int, threads: int, pace: Pace) -> float:
+    """Seconds of one run, the median of some at a usual pace."""
     import numpy as np
     import onnxruntime
 
@@ -107,7 +102,7 @@ def _run_s(graph: bytes, side: int, threads: int) -> float:
     feed = {"x0": np.ones((1, 1, side), np.float32)}
     for _ in range(LEAST_RUNS):
         session.run(None, feed)
-    pace, taken, paces = _pace(), list[float](), list[float]()
+    taken, paces = list[float](), list[float]()
     began_s = time.perf_counter()
     while True:
         before, end = pace.now(), time.perf_counter() + STRETCH_S

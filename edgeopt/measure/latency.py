@@ -14,14 +14,13 @@ from typing import ClassVar
 
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.intervals import of_processes, percentile
-from edgeopt.measure.pace import Pace, token_times, usual
+from edgeopt.measure.pace import Pace, decodes, usual
 from edgeopt.measure.workload import PROMPT_LENGTHS
 from edgeopt.ports import Samples, Session, Subject
 from edgeopt.result import Measurement
 
 _PERCENTILES = (50, 95, 99)
-_ROUNDS, _MOST_ROUNDS = 2, 10
-_MOST_S = 3.0
+_ROUNDS, _MOST_S = 2, 3.0
 # shorter rounds hold a few time slices of the scheduler, so their difference says nothing
 _COMPARABLE_S = 0.05
 
@@ -75,16 +74,17 @@ class Latency:
         ttft_s = {
             str(length): [ttft(prompt) for _ in range(self.ttft_repeats)] for length, prompt in subject.prompts.items()
         }
-        decodes = _decodes(subject.session, shortest, min(self.decode_tokens, room), pace)
-        counted = [usual(times, paces, pace.best_s) or times for times, paces in decodes]
+        count = min(self.decode_tokens, room)
+        rounds = decodes(subject.session, shortest, count, pace, rounds=_ROUNDS, most_s=_MOST_S)
+        counted = [usual(times, paces, pace.best_s) or times for times, paces in rounds]
         burst_tokens = min(self.burst_tokens, room)
         return {
             "cold_start_s": marks["first_token"] - marks["spawned"],
             "load_s": marks["loaded"] - marks["imported"],
             "ttft_s": ttft_s,
             "decode_prompt_tokens": len(shortest),
-            "decode_s": [times for times, _ in decodes],
-            "decode_pace_s": [paces for _, paces in decodes],
+            "decode_s": [times for times, _ in rounds],
+            "decode_pace_s": [paces for _, paces in rounds],
             "burst_s": pace.tried(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
             "halves": [median(decode) for decode in counted[-_ROUNDS:] if sum(decode) >= _COMPARABLE_S],
         }
@@ -143,19 +143,6 @@ class Latency:
 
 def _ms(runs: Sequence[Samples], key: str) -> list[list[float]]:
     return [[1e3 * run[key]] for run in runs]
-
-
-def _decodes(session: Session, prompt: list[int], count: int, pace: Pace) -> list[tuple[list[float], list[float]]]:
-    """Times of tokens and the pace meanwhile, round by round, until enough tokens were at a usual pace."""
-    rounds: list[tuple[list[float], list[float]]] = []
-    end = time.monotonic() + _MOST_S
-    while len(rounds) < _ROUNDS or (
-        sum(len(usual(*one, pace.best_s)) for one in rounds) < _ROUNDS * count
-        and len(rounds) < _MOST_ROUNDS
-        and time.monotonic() < end
-    ):
-        rounds.append(token_times(session, prompt, count, pace))
-    return rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

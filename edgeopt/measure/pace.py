@@ -82,6 +82,22 @@ def usual(values: Iterable[float], paces_s: Iterable[float], best_s: float) -> l
     return [value for value, pace_s in zip(values, paces_s, strict=True) if is_usual(pace_s, best_s)]
 
 
+def decodes(
+    session: Session, prompt: Sequence[int], count: int, pace: Pace, *, rounds: int, most_s: float
+) -> list[tuple[list[float], list[float]]]:
+    """Times of tokens and the pace meanwhile, of `rounds` decodes or more: until as many tokens were at a usual pace.
+
+    After `most_s` seconds it is left at that.
+    """
+    found: list[tuple[list[float], list[float]]] = []
+    end = time.monotonic() + most_s
+    while len(found) < rounds or (
+        sum(len(usual(*one, pace.best_s)) for one in found) < rounds * count and time.monotonic() < end
+    ):
+        found.append(token_times(session, prompt, count, pace))
+    return found
+
+
 def token_times(session: Session, prompt: Sequence[int], count: int, pace: Pace) -> tuple[list[float], list[float]]:
     """Seconds of each of `count` tokens after the first, and the pace of the cores meanwhile."""
     times: list[float] = []

@@ -5,6 +5,7 @@ import pytest
 
 from edgeopt.kernels import SIDES, WORKING_SETS, kind
 from edgeopt.measure import kernels
+from edgeopt.measure.pace import Pace
 from edgeopt.spec import Grid
 
 GRIDS = [
@@ -17,7 +18,9 @@ GRIDS = [
 
 
 def test_every_kind_is_timed_and_larger_matrices_take_longer():
-    found = kernels.matrix_times(GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, progress=lambda _: None)
+    found = kernels.matrix_times(
+        GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, pace=Pace(), progress=lambda _: None
+    )
     assert list(found) == [kind(grid) for grid in GRIDS]
     for rows in found.values():
         assert len(rows) == len(WORKING_SETS)
@@ -28,7 +31,7 @@ def test_every_kind_is_timed_and_larger_matrices_take_longer():
 
 def test_a_machine_too_small_for_long_chains_is_bound_by_its_bandwidth():
     (rows,) = kernels.matrix_times(
-        [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, progress=lambda _: None
+        [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, pace=Pace(), progress=lambda _: None
     ).values()
     assert rows[-1] == pytest.approx([4 * side**2 for side in SIDES]), "4 bytes at 1e6 bytes a second, in microseconds"
 
