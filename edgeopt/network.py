@@ -8,13 +8,13 @@ cut to the sizes in the manifest's spec, and only then the weights are read.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import grid, tensor_files
+from edgeopt.artifact import link_file
 from edgeopt.errors import InputError, StepError
 from edgeopt.intake import CARRIED
 from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, LayerSpec, ModelSpec
@@ -156,16 +156,6 @@ def link(source: Checkpoint, directory: Path) -> None:
         if record.path.startswith("artifacts/"):
             continue
         link_file(source.directory / record.path, directory / record.path)
-
-
-def link_file(source: Path, target: Path) -> None:
-    """The same file under another name, as a hard link where the file system allows."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    origin = source.resolve()
-    try:
-        os.link(origin, target)
-    except OSError:
-        shutil.copyfile(origin, target)
 
 
 def layers(network: PreTrainedModel) -> Any:

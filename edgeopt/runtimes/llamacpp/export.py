@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeopt import adapters, grid, tensor_files
 from edgeopt import network as networks
+from edgeopt.artifact import link_file
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.llamacpp import FAMILIES, NAME, path_of, vocabulary
 from edgeopt.spec import LM_HEAD
@@ -49,7 +50,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
         (directory / adapters.FOLDER).mkdir(exist_ok=True)
         _write_adapter(adapters.read(checkpoint.directory, name), directory / path_of(name), names)
     networks.carry(checkpoint.directory, directory)
-    networks.link_file(checkpoint.directory / "config.json", directory / "config.json")
+    link_file(checkpoint.directory / "config.json", directory / "config.json")
 
 
 class _Names:

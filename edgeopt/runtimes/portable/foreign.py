@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgeopt import intake
 from edgeopt import network as networks
-from edgeopt.artifact import Engine
+from edgeopt.artifact import Engine, link_file
 from edgeopt.errors import InputError
 from edgeopt.part import describe
 from edgeopt.runtimes.portable import PortableOnnx, graph
@@ -42,9 +42,9 @@ def adopt(path: Path, source: Path, directory: Path) -> Engine:
         if not file.is_relative_to(folder) or not file.is_file():
             raise InputError(f"its weights lie in {location!r}, which is not beside it", place=str(path))
         if not (directory / location).exists():
-            networks.link_file(file, directory / location)
-    networks.link_file(path, directory / graph.NAME)
+            link_file(file, directory / location)
+    link_file(path, directory / graph.NAME)
     networks.carry(source, directory)
-    networks.link_file(source / "config.json", directory / "config.json")
+    link_file(source / "config.json", directory / "config.json")
     made_by = {"runtime": describe(PortableOnnx()), "source": str(path)}
     return Engine.seal(directory, format=PortableOnnx.format, spec=spec, made_by=made_by)
