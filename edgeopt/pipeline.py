@@ -22,7 +22,7 @@ from edgeopt.errors import BuildError, ConfigError, EdgeoptError
 from edgeopt.job import Job
 from edgeopt.judge import judge
 from edgeopt.part import describe
-from edgeopt.ports import FILES, ModelSource, Progress, Runtime, Step
+from edgeopt.ports import FILES, DeviceBound, ModelSource, Progress, Runtime, Step
 from edgeopt.recipe import Recipe
 from edgeopt.result import ESTIMATE, Failure, Measurement, TrialResult
 from edgeopt.rungs import refusal
@@ -100,8 +100,14 @@ class _Climb:
             carried = intake.carried_bytes(original.directory)
             self._foresee(job.runtime.predict(planned.spec, job.target, carried_bytes=carried))
         yield ESTIMATE
-        if build_only:
-            self._build(self._compress(original))
+        if build_only or is_absent(job.runtime):
+            engine = self._build(self._compress(original))
+            if not build_only:
+                raise BuildError(
+                    "its device is not here, so that there is a plan of it alone",
+                    place=str(engine.directory),
+                    mend=f"Build and measure it there: edgeopt build-plan {engine.directory}",
+                )
             return
         with work.at("baseline"):
             self.baseline, base_folders = work.baseline(job, original)
@@ -226,6 +232,11 @@ def _fitting(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tup
             ) from another
         return chosen, (f"runtime: {refusal.what}; {type(runtime.otherwise).__name__} takes its place", *notes)
     return runtime, ()
+
+
+def is_absent(runtime: Runtime) -> bool:
+    """Whether the runtime's engines are built on a device that is not here."""
+    return isinstance(runtime, DeviceBound) and not runtime.device()
 
 
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:

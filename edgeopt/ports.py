@@ -108,6 +108,11 @@ class Session(Protocol):
     Each call may name one of the engine's adapters, and computes the base without; ConfigError for an unknown name.
     """
 
+    @property
+    def computed_by(self) -> Sequence[str]:
+        """What really computes, first what computes most: a provider, a backend, a GPU."""
+        ...
+
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
@@ -133,6 +138,8 @@ class Runtime(Protocol):
     """Name and version of the engine layout, as written into the engine's manifest."""
     LIBRARIES: ClassVar[tuple[str, ...]]
     """Modules that `open` imports: the measured process imports them before it loads an engine."""
+    OPENING: ClassVar[frozenset[str]]
+    """Fields that decide how an engine is opened alone: engines that differ in them have the same files."""
 
     @property
     def otherwise(self) -> Runtime | None:
@@ -161,6 +168,15 @@ class Runtime(Protocol):
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         """Raises BuildError where the engine is of another format or cannot be loaded."""
+        ...
+
+
+@runtime_checkable
+class DeviceBound(Protocol):
+    """A runtime whose engines are built on the device that runs them; elsewhere it leaves the plan of one."""
+
+    def device(self) -> str:
+        """What engines are built for on this machine; empty where it can build none."""
         ...
 
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from edgeopt import intake
-from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.artifact import Checkpoint, Engine, link_tree
 from edgeopt.job import Job, Measure
 from edgeopt.libraries import versions
 from edgeopt.part import describe
-from edgeopt.ports import FILES, Lease, ModelSource, Progress, Runtime, Step, Workshop
+from edgeopt.ports import FILES, DeviceBound, Lease, ModelSource, Progress, Runtime, Step, Workshop
 from edgeopt.recipe import Recipe
 from edgeopt.result import Measurement
 from edgeopt.store import Store
@@ -114,19 +114,24 @@ class Work:
 
     def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:
         description = describe(runtime)
+        decisive = {name: value for name, value in description.items() if name not in runtime.OPENING}
+        inputs = [checkpoint.digest, runtime.device() if isinstance(runtime, DeviceBound) else ""]
 
         def produce(directory: Path) -> None:
             with self._working():
                 runtime.build(checkpoint, directory, self.progress)
-                made_by = {
-                    "runtime": description,
-                    "recipe": {"text": str(recipe), "digest": recipe.digest},
-                    "checkpoint": checkpoint.digest,
-                    "versions": versions(),
-                }
-                Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by=made_by)
 
-        return Engine.read(self.stage("engine", [checkpoint.digest, description], produce))
+        def seal(directory: Path) -> None:
+            link_tree(self.stage("files", [*inputs, decisive], produce), directory)
+            made_by = {
+                "runtime": description,
+                "recipe": {"text": str(recipe), "digest": recipe.digest},
+                "checkpoint": checkpoint.digest,
+                "versions": versions(),
+            }
+            Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by=made_by)
+
+        return Engine.read(self.stage("engine", [*inputs, description], seal))
 
     def baseline(self, job: Job, original: Checkpoint) -> tuple[dict[str, float], dict[str, Path]]:
         """The uncompressed model's figures, and its folder of each group of probes, measured once and kept."""

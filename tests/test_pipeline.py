@@ -74,8 +74,10 @@ class Copier:
 
     format: ClassVar[str] = "copy-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
+    OPENING: ClassVar[frozenset[str]] = frozenset({"opened"})
     log: ClassVar[list[str]] = []
     kind: str = "runtime"
+    opened: str = ""
     refuses: str = ""
     otherwise: Copier | None = None
 
@@ -95,6 +97,16 @@ class Copier:
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere(Copier):
+    """One whose engines are built on a device that may not be here."""
+
+    here: ClassVar[str] = ""
+
+    def device(self) -> str:
+        return self.here
 
 
 def figure(metric: str, low: float, value: float, high: float, **values: Any) -> Measurement:
@@ -257,6 +269,34 @@ def test_what_a_runtime_refuses_is_built_and_measured_by_the_one_that_takes_its_
     assert log.count("build other") == 2, "the baseline too"
     assert result.engine is not None
     assert Engine.read(Path(result.engine["directory"])).made_by["runtime"]["kind"] == "other"
+
+
+def test_engines_that_are_opened_differently_are_built_once_and_each_names_its_own_way(
+    make: Make, log: list[str], tmp_path: Path
+) -> None:
+    engines = []
+    for opened in ("quickly", "sparingly"):
+        result = climbed(make(runtime=Copier(opened=opened)), tmp_path)
+        assert result.engine is not None
+        engines.append(Engine.read(Path(result.engine["directory"])))
+    assert log.count("build runtime") == 2, "the baseline and the recipe"
+    assert log.count("measure size") == 4
+    assert engines[0].digest == engines[1].digest
+    assert [engine.made_by["runtime"]["opened"] for engine in engines] == ["quickly", "sparingly"]
+
+
+def test_an_engine_whose_device_is_not_here_is_built_as_a_plan_and_measured_nowhere(
+    make: Make, log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = climbed(make(runtime=Elsewhere()), tmp_path)
+    assert result.failure is not None
+    assert (result.failure.stage, result.failure.kind) == ("build", "BuildError")
+    assert "edgeopt build-plan" in result.failure.message
+    assert result.engine is not None
+    assert done(log) == ["compress", "build runtime"]
+    monkeypatch.setattr(Elsewhere, "here", "a GPU")
+    assert climbed(make(runtime=Elsewhere()), tmp_path).failure is None
+    assert log.count("build runtime") == 3, "the plan is no engine"
 
 
 def test_a_model_that_no_runtime_takes_fails_the_plan_with_the_words_of_each(make: Make, tmp_path: Path) -> None:

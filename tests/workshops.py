@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.part import describe
-from edgeopt.ports import Runtime, Workshop
+from edgeopt.ports import Runtime, Step, Workshop
 from edgeopt.text import Text
 
 
@@ -32,6 +32,13 @@ def workshop(original: Checkpoint, calibration: Text | None = None) -> Workshop:
     return Workshop(
         original=original, floating=original, calibration=calibration or words, cache=NoCache(), progress=lambda _: None
     )
+
+
+def applied(step: Step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    """What a step makes of a checkpoint, in a new folder."""
+    directory.mkdir()
+    spec = step.apply(checkpoint, directory, workshop(checkpoint))
+    return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={})
 
 
 def built(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:

@@ -19,6 +19,10 @@ class Adapted:
     session: Session
     adapter: str
 
+    @property
+    def computed_by(self) -> Sequence[str]:
+        return self.session.computed_by
+
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:

@@ -146,7 +146,8 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
         samples[name] = probe.collect(subject)
         sections[name] = _section(started, job.cores)
     session.close()
-    return {"marks": marks.taken, "sections": sections, "samples": samples}
+    computed_by = list(session.computed_by)
+    return {"computed_by": computed_by, "marks": marks.taken, "sections": sections, "samples": samples}
 
 
 def _probe(name: str, described: Mapping[str, Any]) -> Any:

@@ -42,6 +42,7 @@ class StubRuntime:
 
     format: ClassVar[str] = "stub/1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy",)
+    OPENING: ClassVar[frozenset[str]] = frozenset({"token_s", "allocate_mib", "crash"})
     otherwise: ClassVar[None] = None
     noise: float = 0.0
     token_s: float = 0.0
@@ -84,6 +85,7 @@ class StubSession:
     spec: ModelSpec
     table: np.ndarray
     ballast: bytes
+    computed_by: ClassVar[tuple[str, ...]] = ("table",)
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None

@@ -31,6 +31,7 @@ class Torch:
 
     format: ClassVar[str] = "torch-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    OPENING: ClassVar[frozenset[str]] = frozenset()
     otherwise: ClassVar[None] = None
 
     def check(self, spec: ModelSpec) -> None:
@@ -54,6 +55,8 @@ class Torch:
 
 class TorchSession:
     """The network in memory, with a key-value cache while it generates."""
+
+    computed_by = ("cpu",)
 
     def __init__(self, engine: Engine, threads: int) -> None:
         import torch

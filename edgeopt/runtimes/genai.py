@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import BuildError, ConfigError
+from edgeopt.runtimes.knobs import entries
 from edgeopt.runtimes.portable import PortableOnnx
 from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
 
@@ -34,12 +35,19 @@ class Genai:
 
     Attributes:
         accuracy_level: arithmetic of quantized products: 4 multiplies in int8, 1 in fp32 (slow, most exact).
+        spinning: threads wait for work by computing nothing, which is fast and takes a core each.
+        prepacked: weights are copied into the layout that kernels multiply fastest; else they stay as they are.
+        arena: memory for intermediate results is kept for the next call.
     """
 
     format: ClassVar[str] = "genai-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("onnxruntime_genai",)
+    OPENING: ClassVar[frozenset[str]] = frozenset({"spinning", "prepacked", "arena"})
     otherwise: ClassVar[PortableOnnx] = PortableOnnx()
     accuracy_level: int = 4
+    spinning: bool = True
+    prepacked: bool = True
+    arena: bool = True
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in (1, 4):
@@ -87,14 +95,21 @@ class Genai:
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         engine.require_format(self.format)
-        return GenaiSession(engine, threads)
+        return GenaiSession(self, engine, threads)
 
 
 class GenaiSession:
     """One engine in memory, one of its two graphs at a time; sequences run one after another."""
 
-    def __init__(self, engine: Engine, threads: int) -> None:
-        self._directory, self._spec, self._threads = engine.directory, engine.spec, threads
+    computed_by = ("CPUExecutionProvider",)
+
+    def __init__(self, runtime: Genai, engine: Engine, threads: int) -> None:
+        self._directory, self._spec = engine.directory, engine.spec
+        self._options = {
+            "intra_op_num_threads": threads,
+            "enable_cpu_mem_arena": runtime.arena,
+            **entries(spinning=runtime.spinning, prepacked=runtime.prepacked),
+        }
         described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
         self._chunk = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
@@ -110,7 +125,7 @@ class GenaiSession:
 
         if self._model is None or self._graph != graph:
             self.close()
-            decoder = {"filename": graph, "session_options": {"intra_op_num_threads": self._threads}}
+            decoder = {"filename": graph, "session_options": self._options}
             try:
                 self._model = Model(self._directory, {"model": {"decoder": decoder}})
             except RuntimeError as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 import adapted
 import numpy as np
 import pytest
+from workshops import applied
 from workshops import built as build
-from workshops import workshop
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
@@ -151,13 +151,6 @@ class TestEveryRuntimeWithAdapters:
 
 def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
     return applied(Quantize(**values), checkpoint, directory)
-
-
-def applied(step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
-    directory.mkdir()
-    return Checkpoint.seal(
-        directory, format="checkpoint-1", spec=step.apply(checkpoint, directory, workshop(checkpoint)), made_by={}
-    )
 
 
 @pytest.mark.parametrize(

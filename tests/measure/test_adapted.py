@@ -20,6 +20,8 @@ from measure import toy
 class Echo:
     """A session whose only token says which adapter was chosen: none, one or two."""
 
+    computed_by = ("echo",)
+
     def generate(self, tokens, max_new_tokens, *, stop_at_end=True, adapter=None):
         yield (None, "one", "two").index(adapter)
 

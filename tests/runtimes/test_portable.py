@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from workshops import built, workshop
+from workshops import applied, built
 
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
@@ -97,7 +97,6 @@ def test_an_opset_that_is_not_tried_is_refused() -> None:
     ("values", "opset", "told"),
     [
         ({"weights": "int2"}, 23, "weights of 2 bits"),
-        ({"weights": "fp16"}, 23, "in fp16"),
         ({}, 20, "opset 20 knows no"),
     ],
 )
@@ -135,6 +134,24 @@ def test_a_batch_is_computed_as_its_sequences(llama: Checkpoint, tmp_path: Path)
     logits = opened.run([graph.LOGITS], {**given, **past})[0]
     for tokens, found in zip(sequences, logits, strict=True):
         assert relative_error(in_torch(llama, tokens), found) < 1e-4
+
+
+def test_weights_in_fp16_are_stored_so_and_computed_in_fp32(llama: Checkpoint, tmp_path: Path) -> None:
+    source = applied(Quantize(weights="fp16"), llama, tmp_path / "source")
+    engine, whole = build(source, tmp_path / "engine"), build(llama, tmp_path / "whole")
+    found = PortableOnnx().open(engine, threads=1).logits(PROMPT)
+    assert relative_error(in_torch(source), found) < 1e-3
+    assert engine.size_bytes < 0.75 * whole.size_bytes
+
+
+def test_a_provider_that_is_not_here_is_an_error_unless_the_cpu_may_take_its_place(
+    llama: Checkpoint, tmp_path: Path
+) -> None:
+    engine = build(llama, tmp_path / "engine")
+    with pytest.raises(BuildError, match=r"has no cuda here, and CPUExecutionProvider would take its place.*GPU build"):
+        PortableOnnx(provider="cuda").open(engine, threads=1)
+    session = PortableOnnx(provider="cuda", cpu_fallback=True).open(engine, threads=1)
+    assert tuple(session.computed_by) == ("CPUExecutionProvider",)
 
 
 def test_a_damaged_graph_is_refused_by_name(llama: Checkpoint, tmp_path: Path) -> None:
@@ -254,14 +271,10 @@ class TestForeignGraphs:
 def test_rounded_engines_compute_as_those_of_the_fused_runtime_and_are_smaller(
     step: Any, llama: Checkpoint, tmp_path: Path
 ) -> None:
-    (tmp_path / "source").mkdir()
-    spec = step.apply(llama, tmp_path / "source", workshop(llama))
-    source = Checkpoint.seal(tmp_path / "source", format="checkpoint-1", spec=spec, made_by={})
+    source = applied(step, llama, tmp_path / "source")
     full, engine = (build(one, tmp_path / name) for one, name in ((llama, "full"), (source, "engine")))
     session = PortableOnnx().open(engine, threads=1)
-    (tmp_path / "fused").mkdir()
-    Genai().build(source, tmp_path / "fused", lambda _: None)
-    fused = Engine.seal(tmp_path / "fused", format=Genai.format, spec=spec, made_by={})
+    fused = built(Genai(), source, tmp_path / "fused")
     assert relative_error(Genai().open(fused, threads=1).logits(PROMPT), session.logits(PROMPT)) < 0.05
     assert len(list(session.generate(PROMPT[:20], 5, stop_at_end=False))) == 5
     assert engine.size_bytes < full.size_bytes

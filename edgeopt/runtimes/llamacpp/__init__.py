@@ -44,6 +44,7 @@ class LlamaCpp:
 
     format: ClassVar[str] = "llamacpp-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "llama_cpp")
+    OPENING: ClassVar[frozenset[str]] = frozenset({"keys_values", "prompt_tokens", "mapped", "repacked"})
     otherwise: ClassVar[None] = None
     keys_values: Literal["fp32", "fp16", "int8", "int4"] = "fp16"
     prompt_tokens: int = 512

@@ -39,6 +39,8 @@ _SILENT = llama_cpp.llama_log_callback(_ignore)
 class LlamaCppSession:
     """One model in memory; sequences run one after another, each in a context of its own."""
 
+    computed_by = ("CPU",)
+
     def __init__(self, runtime: LlamaCpp, engine: Engine, threads: int) -> None:
         llama_cpp.llama_log_set(_SILENT, None)
         self._runtime, self._spec, self._threads = runtime, engine.spec, threads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgeopt.errors import ConfigError
 
@@ -23,16 +23,25 @@ WEIGHT_BITS, GRID_OPSET = {4, 8}, 21
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortableOnnx:
-    """CPU engines of ONNX Runtime from torch's exporter, with weights in fp32 or on grids of 4 and 8 bits.
+    """Engines of ONNX Runtime from torch's exporter, with weights in fp32, stored in fp16 or on grids of 4 and 8 bits.
 
     Attributes:
         opset: version of the ONNX standard; 23 keeps attention and norms as one operator each.
+        provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.
+        spinning, prepacked, arena: as in edgeopt.runtimes.genai.Genai.
+        cpu_fallback: where the provider cannot be had, the CPU takes its place; else that is an error.
     """
 
     format: ClassVar[str] = "onnx-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
+    OPENING: ClassVar[frozenset[str]] = frozenset({"provider", "cpu_fallback", "spinning", "prepacked", "arena"})
     otherwise: ClassVar[None] = None
     opset: int = 23
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    cpu_fallback: bool = False
+    spinning: bool = True
+    prepacked: bool = True
+    arena: bool = True
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
@@ -44,8 +53,8 @@ class PortableOnnx:
 
     def check(self, spec: ModelSpec) -> None:
         bits = {grid.bits for grid in spec.grids.values()}
-        if spec.kv_cache is not None or spec.weight_dtype != "fp32" or not bits <= WEIGHT_BITS:
-            what = "keys and values on a grid" if spec.kv_cache is not None else "weights of 2 bits or in fp16"
+        if spec.kv_cache is not None or not bits <= WEIGHT_BITS:
+            what = "keys and values on a grid" if spec.kv_cache is not None else "weights of 2 bits"
             raise ConfigError(f"portable ONNX knows no {what}", place="runtime", mend="Use runtime=genai")
         if bits and self.opset < GRID_OPSET:
             raise ConfigError(
@@ -58,7 +67,7 @@ class PortableOnnx:
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.portable import export
 
-        export.build(checkpoint, directory, opset=self.opset, progress=progress)
+        export.build(checkpoint, directory, dialect=export.Dialect(opset=self.opset), progress=progress)
 
     def lint(self, engine: Engine) -> list[str]:
         from edgeopt.runtimes.portable import graph
@@ -69,4 +78,4 @@ class PortableOnnx:
         from edgeopt.runtimes.portable.session import PortableSession
 
         engine.require_format(self.format)
-        return PortableSession(engine, threads)
+        return PortableSession(self, engine, threads)

@@ -4,7 +4,7 @@ back longer each time, or not at all."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnxruntime import OrtValue
@@ -12,6 +12,7 @@ from onnxruntime import OrtValue
 from edgeopt.runtimes.portable import graph
 
 if TYPE_CHECKING:
+    from edgeopt.runtimes.past import Past
     from edgeopt.spec import ModelSpec
 
 _TYPES: Mapping[str, type] = {
@@ -23,31 +24,28 @@ _TYPES: Mapping[str, type] = {
 }
 
 
-class Cache(Protocol):
-    """What was read of one sequence."""
+def cache_of(
+    session: Any, spec: ModelSpec, capacity: int, factors: Mapping[str, np.ndarray], device: str = "cpu"
+) -> Past:
+    """An empty cache of the kind that the graph of `session` asks for, for `capacity` tokens.
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        """Read on: logits at `rows` of these tokens, float32, shape (rows, vocabulary)."""
-        ...
-
-
-def cache_of(session: Any, spec: ModelSpec, capacity: int, factors: Mapping[str, np.ndarray]) -> Cache:
-    """An empty cache of the kind that the graph of `session` asks for, for `capacity` tokens."""
+    Buffers lie on `device`, cpu or cuda; only graphs that write in place have buffers that outlive a call.
+    """
     names = {value.name for value in session.get_inputs()}
     if graph.PAST_LENGTH in names:
-        return Slots(session, capacity, factors)
+        return Slots(session, capacity, factors, device)
     return Growing(session, spec) if any(name.startswith("past") for name in names) else Whole(session)
 
 
 class Slots:
     """Buffers that the graph gets and gives back at once, so that it writes new tokens to their places in them."""
 
-    def __init__(self, session: Any, capacity: int, factors: Mapping[str, np.ndarray]) -> None:
-        self._session, self._length = session, 0
-        self._factors = {name: OrtValue.ortvalue_from_numpy(array) for name, array in factors.items()}
+    def __init__(self, session: Any, capacity: int, factors: Mapping[str, np.ndarray], device: str) -> None:
+        self._session, self._length, self._device = session, 0, device
+        self._factors = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in factors.items()}
         self._buffers = {
             value.name: OrtValue.ortvalue_from_numpy(
-                np.zeros((1, value.shape[1], capacity, value.shape[3]), _TYPES[value.type])
+                np.zeros((1, value.shape[1], capacity, value.shape[3]), _TYPES[value.type]), device
             )
             for value in session.get_inputs()
             if value.name.startswith(graph.PAST)
@@ -57,7 +55,7 @@ class Slots:
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         shape = len(tokens), len(rows)
         if shape not in self._bound:
-            self._bound[shape] = _Bound(self._session, *shape, self._buffers, self._factors)
+            self._bound[shape] = _Bound(self._session, *shape, self._buffers, self._factors, self._device)
         logits = self._bound[shape].run(tokens, self._length, rows)
         self._length += len(tokens)
         return logits
@@ -73,19 +71,20 @@ class _Bound:
         rows: int,
         buffers: Mapping[str, OrtValue],
         factors: Mapping[str, OrtValue],
+        device: str,
     ) -> None:
         self._session, self._binding = session, session.io_binding()
         vocabulary = next(value.shape[-1] for value in session.get_outputs() if value.name == graph.LOGITS)
         self._inputs = {
-            graph.TOKENS: OrtValue.ortvalue_from_numpy(np.zeros((1, tokens), np.int64)),
-            graph.PAST_LENGTH: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64)),
-            graph.ROWS: OrtValue.ortvalue_from_numpy(np.zeros(rows, np.int64)),
+            graph.TOKENS: OrtValue.ortvalue_from_numpy(np.zeros((1, tokens), np.int64), device),
+            graph.PAST_LENGTH: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64), device),
+            graph.ROWS: OrtValue.ortvalue_from_numpy(np.zeros(rows, np.int64), device),
         }
         for name, value in {**self._inputs, **factors, **buffers}.items():
             self._binding.bind_ortvalue_input(name, value)
         for name, value in buffers.items():
             self._binding.bind_ortvalue_output(name.replace(graph.PAST, graph.PRESENT), value)
-        self._output = OrtValue.ortvalue_from_numpy(np.empty((1, rows, vocabulary), np.float32))
+        self._output = OrtValue.ortvalue_from_numpy(np.empty((1, rows, vocabulary), np.float32), device)
         self._binding.bind_ortvalue_output(graph.LOGITS, self._output)
 
     def run(self, tokens: Sequence[int], length: int, rows: Sequence[int]) -> np.ndarray:

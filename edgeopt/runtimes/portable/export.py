@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from edgeopt import adapters
 from edgeopt import network as networks
+from edgeopt.artifact import link_file
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph, grids
 
@@ -37,32 +39,53 @@ BATCH, TOKENS, CAPACITY, ROWS, RANK, PAST = 2, 3, 11, 5, 7, 4
 """Sizes of the example that is traced, all of them dynamic: different ones, so that none is taken for another."""
 
 
-def build(checkpoint: Checkpoint, directory: Path, *, opset: int, progress: Progress) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What a consumer of the graph asks for.
+
+    Attributes:
+        opset: version of the ONNX standard.
+        halved: units whose products are computed in fp16; where there is any, all that lies between units is fp16 too.
+        signed_inputs: inputs in 8 bits are taken by ranges around zero, as far as the calibrated ones reach.
+    """
+
+    opset: int
+    halved: frozenset[str] = frozenset()
+    signed_inputs: bool = False
+
+
+def build(checkpoint: Checkpoint, directory: Path, *, dialect: Dialect, progress: Progress) -> None:
     """Write the graph, its weights in one file beside it, adapters and the tokenizer. Raises BuildError."""
     import onnx_ir
 
-    progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {opset}")
+    progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {dialect.opset}")
     network = networks.load(checkpoint)
     touched = _touched(checkpoint)
-    units = networks.units(network) if checkpoint.spec.grids else {}
+    units = networks.units(network) if checkpoint.spec.grids or dialect.halved else {}
     on_grid = {unit: units[unit] for unit in units if unit in checkpoint.spec.grids}
     try:
         network.set_attn_implementation("eager" if _is_capped(network) else ATTENTION)
+        if dialect.halved:
+            _halve(network, {module for unit in units.keys() - dialect.halved for module in units[unit]})
         with _quiet():
-            program = _exported(_Traced(network, touched), checkpoint.spec, opset)
+            program = _exported(_Traced(network, touched), checkpoint.spec, dialect)
             names = {module: f"network.{module}.weight" for unit in on_grid.values() for module in unit}
             grids.hide(program.model, names.values())
             program.optimize()
             model = program.model
-            grids.GridNodes(model, checkpoint, names).install(on_grid)
+            grids.GridNodes(
+                model, checkpoint, names, halved=dialect.halved, signed_inputs=dialect.signed_inputs
+            ).install(on_grid)
     except Exception as error:  # whatever an exporter of another project raises is a failed build
         raise BuildError(f"torch could not export {checkpoint.spec.architecture} to ONNX: {error}") from error
+    if checkpoint.spec.weight_dtype == "fp16" and not dialect.halved:
+        _store_in_fp16(model)
     _make_optional(model, [name for module in touched for name in adapters.names(module)])
     _forget_origin(model)
     onnx_ir.save(model, directory / graph.NAME, external_data=f"{graph.NAME}.data")
     networks.carry(checkpoint.directory, directory)
     for file in (Path("config.json"), *map(adapters.path_of, checkpoint.spec.adapters)):
-        networks.link_file(checkpoint.directory / file, directory / file)
+        link_file(checkpoint.directory / file, directory / file)
 
 
 class _Slots(CacheLayerMixin):  # type: ignore[misc]
@@ -135,11 +158,14 @@ class _Traced(nn.Module):
         return [factor for rows, columns in sides for factor in (torch.zeros(RANK, columns), torch.zeros(rows, RANK))]
 
 
-def _exported(traced: _Traced, spec: ModelSpec, opset: int) -> Any:
+def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
     """The graph as it was traced."""
     dynamic = torch.export.Dim.DYNAMIC
+    kept = torch.float16 if dialect.halved else torch.float32
     past = [
-        torch.zeros(BATCH, layer.kv_heads, CAPACITY, spec.head_size) for layer in spec.layers for _ in ("key", "value")
+        torch.zeros(BATCH, layer.kv_heads, CAPACITY, spec.head_size, dtype=kept)
+        for layer in spec.layers
+        for _ in ("key", "value")
     ]
     factors = traced.factors()
     given = (torch.zeros(BATCH, TOKENS, dtype=torch.int64), torch.tensor(PAST), torch.arange(ROWS) % TOKENS)
@@ -148,7 +174,7 @@ def _exported(traced: _Traced, spec: ModelSpec, opset: int) -> Any:
         traced,
         (*given, past, factors),
         dynamo=True,
-        opset_version=opset,
+        opset_version=dialect.opset,
         dynamic_shapes=(
             {0: dynamic, 1: dynamic},
             {},
@@ -163,6 +189,28 @@ def _exported(traced: _Traced, spec: ModelSpec, opset: int) -> Any:
     )
     assert program is not None
     return program
+
+
+def _halve(network: PreTrainedModel, widened: Collection[str]) -> None:
+    """Compute in fp16, but for the modules `widened`, which take what they read and give what they find in fp16.
+
+    Buffers stay as they are: rotary frequencies are computed in fp32.
+    """
+    for name, module in network.named_modules():
+        if name in widened:
+            module.register_forward_pre_hook(_in_fp32)
+            module.register_forward_hook(_in_fp16)
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.half()
+
+
+def _in_fp32(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.float() if value.is_floating_point() else value for value in given)
+
+
+def _in_fp16(_: nn.Module, __: tuple[Tensor, ...], found: Tensor) -> Tensor:
+    return found.half()
 
 
 def _is_capped(network: PreTrainedModel) -> bool:
@@ -188,6 +236,27 @@ def _make_optional(model: Any, names: Sequence[str]) -> None:
         shape = [size if isinstance(size, int) else 0 for size in inputs[name].shape]
         inputs[name].const_value = onnx_ir.tensor(np.zeros(shape, np.float32), name=name)
         model.graph.initializers[name] = inputs[name]
+
+
+def _store_in_fp16(model: Any) -> None:
+    """Store matrices in fp16, and widen them when the graph is loaded."""
+    import numpy as np
+    import onnx_ir
+
+    for name, value in list(model.graph.initializers.items()):
+        array = value.const_value.numpy()
+        if array.dtype != np.float32 or array.ndim != 2:
+            continue
+        tensor = onnx_ir.tensor(array.astype(np.float16), name=f"{name}.halves")
+        stored = onnx_ir.Value(
+            name=tensor.name, shape=value.shape, type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        widen = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT}, name=f"{name}.widen")
+        widen.outputs[0].name = f"{name}.widened"
+        model.graph.initializers[tensor.name] = stored
+        onnx_ir.convenience.replace_all_uses_with(value, widen.outputs[0])
+        del model.graph.initializers[name]
+        model.graph.insert_before(model.graph[0], [widen])
 
 
 def _forget_origin(model: Any) -> None:

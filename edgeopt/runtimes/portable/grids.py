@@ -7,7 +7,7 @@ Specification: https://onnx.ai/onnx/operators, DequantizeLinear and QuantizeLine
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -41,10 +41,21 @@ class GridNodes:
 
     Args:
         names: what the graph calls the weight of each module.
+        halved: units whose products are computed in fp16.
+        signed_inputs: inputs in 8 bits are taken by ranges around zero, as far as the calibrated ones reach.
     """
 
-    def __init__(self, model: ir.Model, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        checkpoint: Checkpoint,
+        names: Mapping[str, str],
+        *,
+        halved: Collection[str] = (),
+        signed_inputs: bool = False,
+    ) -> None:
         self._graph, self._spec, self._names = model.graph, checkpoint.spec, names
+        self._halved, self._signed_inputs = halved, signed_inputs
         self._rounded = grid.rounded(tensor_files.read_folder(checkpoint.directory))
         path = checkpoint.directory / networks.INPUT_RANGES
         self._ranges: dict[str, tuple[float, int]] = json.loads(path.read_text()) if path.is_file() else {}
@@ -74,11 +85,11 @@ class GridNodes:
         """Products with the transposed weight become products with whole numbers, (columns, rows)."""
         products = [usage.node for usage in transpose.outputs[0].uses()]
         if form.inputs == "float":
-            weight = self._dequantized(transpose, module, matrix, form)
+            weight = self._dequantized(transpose, unit, module, matrix, form)
             for product in products:
                 product.replace_input_with(1, weight)
         elif form.inputs == "static":
-            weight = self._dequantized(transpose, module, matrix, form)
+            weight = self._dequantized(transpose, unit, module, matrix, form)
             for product in products:
                 product.replace_input_with(0, self._rounded_input(product, unit))
                 product.replace_input_with(1, weight)
@@ -87,15 +98,15 @@ class GridNodes:
                 self._multiply_integers(product, module, matrix)
         self._graph.remove(transpose, safe=True)
 
-    def _dequantized(self, before: ir.Node, module: str, matrix: Rounded, form: Grid) -> ir.Value:
-        """The weight, (columns, rows): scales in fp16 that are widened when it is loaded."""
+    def _dequantized(self, before: ir.Node, unit: str, module: str, matrix: Rounded, form: Grid) -> ir.Value:
+        """The weight, (columns, rows): scales of blocks are in fp16, and widened when it is loaded in fp32."""
         codes, zero_points = _typed(matrix, form)
         blocked = form.inputs == "float"
-        scales = matrix.scales.numpy().T
+        scales = matrix.scales.numpy().T if blocked else matrix.scales.numpy().T[0]
         factors = (
             self._widened(before, f"{module}.scales", scales)
-            if blocked
-            else self._store(f"{module}.scales", scales[0].astype(np.float32))
+            if blocked and unit not in self._halved
+            else self._store(f"{module}.scales", scales.astype(self._float(unit)))
         )
         inputs = [self._store(f"{module}.codes", codes.T), factors]
         if zero_points is not None:
@@ -110,9 +121,12 @@ class GridNodes:
         key = str(found.name), "static"
         if key not in self._inputs:
             scale, zero_point = self._ranges[unit]
+            middle = np.array(zero_point, np.uint8)
+            if self._signed_inputs:
+                scale, middle = scale * max(zero_point, 255 - zero_point) / 127, np.array(0, np.int8)
             factors = [
-                self._store(f"{unit}.input.scale", np.array(scale, np.float32)),
-                self._store(f"{unit}.input.zero_point", np.array(zero_point, np.uint8)),
+                self._store(f"{unit}.input.scale", np.array(scale, self._float(unit))),
+                self._store(f"{unit}.input.zero_point", middle),
             ]
             codes = self._node(product, "QuantizeLinear", [found, *factors], f"{unit}.input.codes")
             self._inputs[key] = [self._node(product, "DequantizeLinear", [codes, *factors], f"{unit}.input")]
@@ -182,9 +196,13 @@ class GridNodes:
         half = self._store(name, values.astype(np.float16))
         return self._node(before, "Cast", [half], f"{name}.widened", to=ir.DataType.FLOAT)
 
+    def _float(self, unit: str) -> type[np.floating[Any]]:
+        """What the unit is computed in."""
+        return np.float16 if unit in self._halved else np.float32
+
     def _store(self, name: str, array: np.ndarray) -> ir.Value:
         if name not in self._graph.initializers:
-            tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+            tensor = ir.tensor(np.asarray(array, order="C"), name=name)
             self._graph.initializers[name] = ir.Value(
                 name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )

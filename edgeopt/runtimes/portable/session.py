@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,65 +10,75 @@ import onnxruntime
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError
-from edgeopt.runtimes import greedy
+from edgeopt.runtimes import past
+from edgeopt.runtimes.knobs import entries
+from edgeopt.runtimes.past import Past
 from edgeopt.runtimes.portable import graph
-from edgeopt.runtimes.portable.caches import Cache, cache_of
-from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
+from edgeopt.runtimes.portable.caches import cache_of
+from edgeopt.runtimes.prompts import CHUNK_TOKENS, reads_whole_prompts
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Engine
+    from edgeopt.runtimes.portable import PortableOnnx
 
-BY_LENGTH = ("longrope", "dynamic")
-"""Rotary tables that depend on the length of the prompt, which is then read as a whole."""
-PROVIDER = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
+PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    "cpu": (CPU,),
+    "cuda": ("CUDAExecutionProvider", CPU),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU),
+}
+"""By name: what is tried first, and what takes the operators that it has not."""
 
 
 class PortableSession:
     """One graph in memory; sequences run one after another, each with a cache of its own."""
 
-    def __init__(self, engine: Engine, threads: int) -> None:
+    def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._spec, self._directory = engine.spec, engine.directory
         self._ends = end_tokens(engine.directory)
-        self._chunk = engine.spec.context_length if _is_by_length(engine.directory) else CHUNK_TOKENS
+        self._at_once = engine.spec.context_length if reads_whole_prompts(engine.directory) else CHUNK_TOKENS
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = runtime.arena
+        for key, value in entries(spinning=runtime.spinning, prepacked=runtime.prepacked).items():
+            options.add_session_config_entry(key, value)
+        here = onnxruntime.get_available_providers()
+        providers = [name for name in PROVIDERS[runtime.provider] if name in here]
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                engine.directory / graph.NAME, options, providers=[PROVIDER]
+                engine.directory / graph.NAME, options, providers=providers
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error
+        self.computed_by = tuple(self._session.get_providers())
+        self._device = "cpu" if self.computed_by[0] == CPU else "cuda"
+        if self.computed_by[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:
+            raise BuildError(
+                f"ONNX Runtime has no {runtime.provider} here, and {self.computed_by[0]} would take its place",
+                place="runtime.provider",
+                mend="Install a GPU build of ONNX Runtime and its libraries, or allow runtime.cpu_fallback=true",
+            )
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
         cache = self._cache(len(tokens) + max_new_tokens, adapter)
-
-        def read(given: Sequence[int]) -> np.ndarray:
-            last: np.ndarray = [cache.read(part, [len(part) - 1])[0] for part in chunks(given, self._chunk)][-1]
-            return last
-
-        yield from greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
+        return past.generate(
+            cache, tokens, max_new_tokens, at_once=self._at_once, ends=self._ends, stop_at_end=stop_at_end
+        )
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
-        cache = self._cache(len(tokens), adapter)
-        return np.concatenate([cache.read(part, range(len(part))) for part in chunks(tokens, self._chunk)])
+        return past.logits(self._cache(len(tokens), adapter), tokens, at_once=self._at_once)
 
     def close(self) -> None:
         self._session = None
 
-    def _cache(self, capacity: int, adapter: str | None) -> Cache:
-        return cache_of(self._session, self._spec, capacity, self._factors(adapter))
+    def _cache(self, capacity: int, adapter: str | None) -> Past:
+        return cache_of(self._session, self._spec, capacity, self._factors(adapter), self._device)
 
     def _factors(self, adapter: str | None) -> Mapping[str, np.ndarray]:
         """The inputs by which the graph computes with an adapter."""
         adapters.require(adapter, self._spec)
         return adapters.arrays(self._directory, adapter) if adapter else {}
-
-
-def _is_by_length(directory: Path) -> bool:
-    config = json.loads((directory / "config.json").read_text())
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return rope.get("rope_type", rope.get("type")) in BY_LENGTH
