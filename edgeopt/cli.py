@@ -37,13 +37,14 @@ COMMANDS = (
     "copy",
     "estimate",
     "profile",
+    "build-plan",
     "bench",
     "generate",
     "serve",
     "cache",
     "doctor",
 )
-"""In the order of the work; each is a module of edgeopt.commands."""
+"""In the order of the work; each is a module of edgeopt.commands, with _ for -."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _command(name: str) -> Any:
-    return importlib.import_module(f"edgeopt.commands.{name}")
+    return importlib.import_module(f"edgeopt.commands.{name.replace('-', '_')}")
 
 
 def _one_line(error: Exception) -> str:

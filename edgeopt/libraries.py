@@ -16,6 +16,7 @@ DECISIVE = (
     "onnxruntime-genai",
     "gguf",
     "llama-cpp-python",
+    "tensorrt",
 )
 
 
