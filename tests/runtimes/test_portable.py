@@ -260,10 +260,12 @@ class TestForeignGraphs:
 @pytest.mark.parametrize(
     "step",
     [
-        Quantize(weights="int4", symmetric=True),
+        pytest.param(Quantize(weights="int4", symmetric=True), marks=pytest.mark.slow),
         Quantize(weights="int4", lm_head="int4", embedding="int4"),
-        Quantize(weights="int8", bias_correction=True, windows=2, window_tokens=32),
-        Int8(),
+        pytest.param(
+            Quantize(weights="int8", bias_correction=True, windows=2, window_tokens=32), marks=pytest.mark.slow
+        ),
+        pytest.param(Int8(), marks=pytest.mark.slow),
         Int8(ranges="min_max", windows=2, window_tokens=32),
     ],
     ids=["int4 symmetric", "int4 tables", "int8 with biases", "int8 inputs, dynamic", "int8 inputs, static"],
