@@ -34,7 +34,7 @@ PROMPT_TOKENS, NEW_TOKENS, ROUNDS, MOST_S = 16, 128, 5, 10.0
 
 
 def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
-    """Time the kernels and engines of this machine, the `device`, under its lease. Takes some four minutes.
+    """Time the kernels and engines of this machine, the `device`, under its lease. Takes five minutes or more.
 
     `threads` compute; 0 takes one for each core.
     """
@@ -82,11 +82,17 @@ def fitted(bare: Kernels, specs: Sequence[ModelSpec], decode_us: Sequence[float]
 
 
 def skeletons() -> list[ModelSpec]:
-    """Small Llamas in 4 bits that differ in what a token costs beside its matrices."""
+    """Small Llamas in 4 bits that differ in what a token costs beside its matrices.
+
+    Their weights take 8 MiB at most: how long larger ones take depends on who else uses the last-level cache.
+    """
     return [
         _llama(layers=1, hidden=256, vocabulary=1024),
         _llama(layers=1, hidden=256, vocabulary=32768),
-        *(_llama(layers=9, hidden=hidden, vocabulary=1024) for hidden in (128, 256, 512, 1024)),
+        *(_llama(layers=9, hidden=hidden, vocabulary=1024) for hidden in (128, 256)),
+        _llama(layers=4, hidden=512, vocabulary=1024),
+        _llama(layers=1, hidden=1024, vocabulary=1024),
+        _llama(layers=2, hidden=128, vocabulary=1024, head_size=16),
         *(_llama(layers=9, hidden=hidden, vocabulary=1024, head_size=16) for hidden in (128, 256)),
     ]
 
