@@ -90,7 +90,7 @@ def finished(planned: Engine, directory: Path, runtime: TensorRt = USUAL) -> Eng
 
 
 def opened(engine: Engine, gpu: Host | None = None, runtime: TensorRt = USUAL) -> TensorRtSession:
-    return TensorRtSession(engine, runtime, trt=fake_tensorrt, gpu=gpu or Host())
+    return TensorRtSession(engine, runtime, BuiltBy.read(engine.directory), trt=fake_tensorrt, gpu=gpu or Host())
 
 
 class TestAPlanWithoutAGpu:
@@ -127,7 +127,7 @@ class TestAPlanWithoutAGpu:
 
     def test_opening_it_says_how_it_becomes_an_engine(self, planned):
         with pytest.raises(BuildError, match=r"plan of a TensorRT engine\. Build it on its device: edgeopt build-plan"):
-            opened(planned)
+            TensorRt().open(planned, threads=1)
 
     def test_calibrated_ranges_are_part_of_it_and_of_its_graph(self, checkpoint, tmp_path):
         source = applied(Int8(ranges="min_max", windows=2, window_tokens=32), checkpoint, tmp_path / "source")
@@ -233,6 +233,13 @@ class TestWhatIsRefusedBeforeAnyWork:
     def test_grids_that_tensorrt_does_not_take(self, step, said, checkpoint):
         with pytest.raises(ConfigError, match=said):
             TensorRt().check(step.plan(checkpoint.spec))
+
+    def test_all_that_is_wrong_with_them_at_once(self, checkpoint):
+        spec = Quantize(weights="int4", lm_head="int8", embedding="int8").plan(checkpoint.spec)
+        with pytest.raises(
+            ConfigError, match=r"not symmetric; .* a table on a grid.*symmetric=true\..*embedding=float"
+        ):
+            TensorRt().check(spec)
 
     def test_units_that_are_not_there(self, checkpoint):
         with pytest.raises(ConfigError, match=r"no unit is called 'layers.9.down'"):

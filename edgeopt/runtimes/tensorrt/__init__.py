@@ -104,9 +104,16 @@ class TensorRt:
                 place="runtime",
                 mend="Merge them: step.lora.merge=true",
             )
+        faults: dict[str, str] = {}
         for name, grid in spec.grids.items():
-            if fault := _fault(name, grid):
-                raise ConfigError(f"{name} is {fault}", place="runtime", mend=_MENDS[fault])
+            faults.setdefault(_fault(name, grid), name)  # one unit stands for all that lack the same
+        faults.pop("", None)
+        if faults:
+            raise ConfigError(
+                "; ".join(f"{name} is {fault}" for fault, name in faults.items()),
+                place="runtime",
+                mend=". ".join(_MENDS[fault] for fault in faults),
+            )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return ()
@@ -125,10 +132,12 @@ class TensorRt:
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         from edgeopt.runtimes.tensorrt import gpu, library
+        from edgeopt.runtimes.tensorrt.identity import BuiltBy
         from edgeopt.runtimes.tensorrt.session import TensorRtSession
 
         engine.require_format(self.format)
-        return TensorRtSession(engine, self, trt=library.load(), gpu=gpu.Cuda())
+        built_by = BuiltBy.read(engine.directory)
+        return TensorRtSession(engine, self, built_by, trt=library.load(), gpu=gpu.Cuda())
 
 
 _UNSIGNED, _BY_CALL, _BITS, _TABLE = (

@@ -19,7 +19,6 @@ from edgeopt.runtimes import past
 from edgeopt.runtimes.portable.graph import LOGITS, PAST, PAST_LENGTH, PRESENT, ROWS, TOKENS
 from edgeopt.runtimes.tensorrt import library
 from edgeopt.runtimes.tensorrt import plan as plans
-from edgeopt.runtimes.tensorrt.identity import BuiltBy
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from edgeopt.artifact import Engine
     from edgeopt.runtimes.tensorrt import TensorRt
     from edgeopt.runtimes.tensorrt.gpu import Gpu
+    from edgeopt.runtimes.tensorrt.identity import BuiltBy
     from edgeopt.runtimes.tensorrt.library import Trt
 
 TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64, "INT32": torch.int32}
@@ -36,9 +36,9 @@ TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64, "I
 class TensorRtSession:
     """One engine on its GPU with a context for each optimization profile."""
 
-    def __init__(self, engine: Engine, runtime: TensorRt, *, trt: Trt, gpu: Gpu) -> None:
+    def __init__(self, engine: Engine, runtime: TensorRt, built_by: BuiltBy, *, trt: Trt, gpu: Gpu) -> None:
         directory = engine.directory
-        BuiltBy.read(directory).require(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
+        built_by.require(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
         self._spec, self._gpu, self._trt, self._graphs = engine.spec, gpu, trt, runtime.cuda_graphs
         self.computed_by = (gpu.identity.name,)
         self._ends = end_tokens(directory)
