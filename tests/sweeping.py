@@ -30,6 +30,7 @@ measure:
   max_windows: 4
   foreign_cpu_share: 2.0
   halves_tolerance: 100.0
+  slowed_share: 1.0
   retries: 0
   probes:
     energy: null

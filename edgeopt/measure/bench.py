@@ -37,6 +37,7 @@ class Bench:
         foreign_cpu_share: CPU capacity that other processes may use while figures are timed; timed
             intervals are widened by as much.
         halves_tolerance: how far the two halves of a timed run may differ, relative to the faster.
+        slowed_share: how much of a timed run others on the same physical cores may slow down, where it shows.
         retries: fresh processes added at most to those of a group, in place of disturbed ones.
         timeout_s: for each process.
         adapter: with which engines that have adapters are measured; None: their base.
@@ -49,6 +50,7 @@ class Bench:
     max_windows: int = 24
     foreign_cpu_share: float = 0.05
     halves_tolerance: float = 0.25
+    slowed_share: float = 0.5
     retries: int = 2
     timeout_s: float = 600.0
     adapter: str | None = None
@@ -98,6 +100,7 @@ _LEAST = {
     "max_windows": 1,
     "foreign_cpu_share": 0,
     "halves_tolerance": 0,
+    "slowed_share": 0,
     "retries": 0,
     "timeout_s": 1,
 }
@@ -229,6 +232,7 @@ def _run_group(
                 timed.keys() & asked.keys(),
                 foreign_cpu_share=bench.foreign_cpu_share,
                 halves_tolerance=bench.halves_tolerance,
+                slowed_share=bench.slowed_share,
             )
         )
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar
 
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.intervals import of_processes, percentile
 from edgeopt.measure.pace import Pace, decodes, usual
+from edgeopt.measure.runs import HALVES, SLOWED
 from edgeopt.measure.workload import PROMPT_LENGTHS
 from edgeopt.ports import Samples, Session, Subject
 from edgeopt.result import Measurement
@@ -76,7 +77,8 @@ class Latency:
         }
         count = min(self.decode_tokens, room)
         rounds = decodes(subject.session, shortest, count, pace, rounds=_ROUNDS, most_s=_MOST_S)
-        counted = [usual(times, paces, pace.best_s) or times for times, paces in rounds]
+        own = [usual(*one, pace.best_s) for one in rounds]
+        counted = [tokens or times for tokens, (times, _) in zip(own, rounds, strict=True)]
         burst_tokens = min(self.burst_tokens, room)
         return {
             "cold_start_s": marks["first_token"] - marks["spawned"],
@@ -86,7 +88,8 @@ class Latency:
             "decode_s": [times for times, _ in rounds],
             "decode_pace_s": [paces for _, paces in rounds],
             "burst_s": pace.tried(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
-            "halves": [median(decode) for decode in counted[-_ROUNDS:] if sum(decode) >= _COMPARABLE_S],
+            SLOWED: max(0.0, 1 - sum(map(len, own)) / (_ROUNDS * count)),
+            HALVES: [median(decode) for decode in counted[-_ROUNDS:] if sum(decode) >= _COMPARABLE_S],
         }
 
     def _burst_s(self, session: Session, prompt: list[int], new_tokens: int) -> float:
@@ -118,10 +121,7 @@ class Latency:
                 for length in runs[0]["ttft_s"]
             ),
             *(
-                replace(
-                    self._figure(f"latency/decode_p{p}_ms", decode.times_ms, f"percentile of {tokens}", percent=p),
-                    noisy=decode.slowed,
-                )
+                self._figure(f"latency/decode_p{p}_ms", decode.times_ms, f"percentile of {tokens}", percent=p)
                 for p in _PERCENTILES
             ),
             self._figure("latency/burst_ms", _ms(runs, "burst_s"), burst),

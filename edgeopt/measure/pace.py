@@ -103,7 +103,7 @@ def token_times(session: Session, prompt: Sequence[int], count: int, pace: Pace)
     times: list[float] = []
     paces: list[float] = []
     tokens = session.generate(prompt, count + 1, stop_at_end=False)
-    made = sum(1 for _ in zip(range(1), tokens, strict=False))
+    made = int(next(tokens, None) is not None)
     while len(times) < count and made:
         before = pace.now()
         moments = [time.perf_counter()]

@@ -12,6 +12,8 @@ from edgeopt.result import Measurement
 
 HALVES = "halves"
 """Key under which a timed probe's samples may give two figures of the same work, done one after the other."""
+SLOWED = "slowed"
+"""Key under which they may give the share of it that others on the same physical cores slowed down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +32,17 @@ class Run:
 
 
 def judged(
-    group: str, report: Mapping[str, Any], timed: Iterable[str], *, foreign_cpu_share: float, halves_tolerance: float
+    group: str,
+    report: Mapping[str, Any],
+    timed: Iterable[str],
+    *,
+    foreign_cpu_share: float,
+    halves_tolerance: float,
+    slowed_share: float,
 ) -> Run:
     """The run of a report, disturbed where other processes took more than `foreign_cpu_share` of the
-    cores while the probes `timed` collected, or where two halves of their work differ by more than
-    `halves_tolerance` of the smaller."""
+    cores while the probes `timed` collected, where two halves of their work differ by more than
+    `halves_tolerance` of the smaller, or where neighbours slowed down more than `slowed_share` of it."""
     names = list(timed)
     sections = [report["sections"][name] for name in ("start", *names)]
     whole_s = sum(section["elapsed_s"] for section in sections)
@@ -46,6 +54,9 @@ def judged(
         halves = report["samples"][name].get(HALVES, ())
         if len(halves) == 2 and max(halves) > (1 + halves_tolerance) * min(halves):
             reasons.append(f"the halves of {name} differ by {max(halves) / min(halves) - 1:.0%}")
+        slowed = report["samples"][name].get(SLOWED, 0.0)
+        if slowed > slowed_share:
+            reasons.append(f"others on the same physical cores slowed down {slowed:.0%} of {name}")
     return Run(group=group, disturbance=" and ".join(reasons), foreign_cpu_share=share, report=report)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.errors import MeasureError
+from edgeopt.measure import latency
 from edgeopt.measure import pace as paces
 from edgeopt.measure.latency import Latency
 from edgeopt.measure.pace import Pace, decodes, token_times, usual
@@ -110,29 +111,46 @@ def samples(*rounds: tuple[float, float]) -> dict[str, object]:
     }
 
 
-def decode(*runs: dict[str, object]) -> tuple[float, str, bool]:
+def decode(*runs: dict[str, object]) -> tuple[float, str]:
     figures = {m.metric: m for m in Latency().summarize(runs)}
     found = figures["latency/decode_p50_ms"]
-    return found.value, found.method, found.noisy
+    return found.value, found.method
 
 
 def test_the_figure_is_of_tokens_at_the_best_pace_of_all_processes() -> None:
-    value, method, noisy = decode(samples((0.2, 1.6), (0.1, 1.0)), samples((0.2, 1.6), (0.2, 1.6)))
+    value, method = decode(samples((0.2, 1.6), (0.1, 1.0)), samples((0.2, 1.6), (0.2, 1.6)))
     assert value == pytest.approx(100)
     assert "without 75% that others on the same physical cores slowed down" in method
-    assert not noisy
 
 
-def test_where_no_process_had_its_cores_for_a_round_all_tokens_count_and_the_figure_is_noisy() -> None:
+def test_where_no_process_had_its_cores_for_a_round_all_tokens_count() -> None:
     torn = samples((0.2, 1.6)) | {"decode_pace_s": [[1.0, 1.6, 1.6]]}
-    value, method, noisy = decode(torn)
+    value, method = decode(torn)
     assert value == pytest.approx(200)
     assert "of which 67% that others" in method
-    assert noisy
 
 
 def test_without_neighbours_the_method_says_nothing_of_them() -> None:
-    value, method, noisy = decode(samples((0.1, 0.0), (0.3, 0.0)))
+    value, method = decode(samples((0.1, 0.0), (0.3, 0.0)))
     assert value == pytest.approx(200)
     assert "others" not in method
-    assert not noisy
+
+
+class Subject:
+    """What the probe of latency asks of an open engine."""
+
+    def __init__(self) -> None:
+        self.session = Counting(99)
+        self.marks = {name: {"time_s": 0.0} for name in ("spawned", "imported", "loaded", "first_token")}
+        self.prompts = {16: [1]}
+        self.context_length = 99
+
+
+@pytest.mark.parametrize(("most", "slowed"), [(1.0, 0.0), (1.6, 1.0)])
+def test_the_probe_reports_how_much_of_what_it_wanted_others_slowed_down(
+    most: float, slowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, 1.0, most)
+    monkeypatch.setattr(paces, "is_virtual", lambda root: True)
+    monkeypatch.setattr(latency, "_MOST_S", 0.0)
+    assert Latency().collect(Subject())["slowed"] == slowed

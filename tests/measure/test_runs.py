@@ -43,18 +43,23 @@ class Untimed(Stopwatch):
     TIMED: ClassVar[bool] = False
 
 
-def report(share: float, halves: Sequence[float] = (1.0, 1.0), lap_ms: float = 1.0) -> dict[str, Any]:
+def report(share: float, halves: Sequence[float], lap_ms: float, slowed: float) -> dict[str, Any]:
     section = {"elapsed_s": 1.0, "foreign_cpu_share": share}
     return {
         "sections": {"start": section, "watch": section},
-        "samples": {"watch": {"lap_ms": lap_ms, "halves": list(halves)}},
+        "samples": {"watch": {"lap_ms": lap_ms, "halves": list(halves), "slowed": slowed}},
     }
 
 
 def run(
-    share: float, halves: Sequence[float] = (1.0, 1.0), timed: Sequence[str] = ("watch",), lap_ms: float = 1.0
+    share: float,
+    halves: Sequence[float] = (1.0, 1.0),
+    timed: Sequence[str] = ("watch",),
+    lap_ms: float = 1.0,
+    slowed: float = 0.0,
 ) -> Run:
-    return judged("laps", report(share, halves, lap_ms), timed, foreign_cpu_share=0.05, halves_tolerance=0.25)
+    reported = report(share, halves, lap_ms, slowed)
+    return judged("laps", reported, timed, foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5)
 
 
 def concluded(probe: Stopwatch, runs: Sequence[Run], tolerated: float = 0.0) -> list[Measurement]:
@@ -76,6 +81,11 @@ def test_halves_that_disagree_disturb_whichever_is_slower():
 
 def test_work_too_short_to_compare_has_no_halves():
     assert run(0, ()).disturbance == run(0, (5.0,)).disturbance == ""
+
+
+def test_neighbours_that_slow_down_more_than_the_share_disturb():
+    assert run(0, slowed=0.5).disturbance == ""
+    assert "others on the same physical cores slowed down 60% of watch" in run(0, slowed=0.6).disturbance
 
 
 def test_load_does_not_disturb_what_is_not_timed():

@@ -49,8 +49,8 @@ def build(folder: Path, runtime: StubRuntime) -> Engine:
 def bench(*probes: str, **values: Any) -> Bench:
     """A bench of the named probes, which nothing disturbs unless `values` says so."""
     parts = {name: {"_target_": f"edgeopt.measure.{name}.{name.capitalize()}"} for name in probes}
-    undisturbed = {"foreign_cpu_share": 1.0, "halves_tolerance": 1e9, "max_windows": 8, "timeout_s": 60.0}
-    return Bench(**{"probes": parts, **undisturbed, **values})
+    undisturbed = {"foreign_cpu_share": 1.0, "halves_tolerance": 1e9, "slowed_share": 1.0}
+    return Bench(**{"probes": parts, "max_windows": 8, "timeout_s": 60.0, **undisturbed, **values})
 
 
 def measured(
