@@ -143,6 +143,12 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
     (directory / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
 
 
+def input_ranges(checkpoint: Checkpoint) -> dict[str, tuple[float, int]]:
+    """What INPUT_RANGES says, nothing where inputs have no ranges from calibration text."""
+    path = checkpoint.directory / INPUT_RANGES
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def carry(source: Path, directory: Path) -> None:
     """Copy the tokenizer and generation settings from one checkpoint folder to another."""
     for name in CARRIED:

@@ -5,7 +5,6 @@ Specification: onnxruntime ContribOperators.md, MatMulNBits and GatherBlockQuant
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import grid, tensor_files
@@ -29,8 +28,7 @@ class GridNodes:
     def __init__(self, model: Any, network: Any, checkpoint: Checkpoint, accuracy_level: int) -> None:
         self._model, self._spec, self._accuracy_level = model, checkpoint.spec, accuracy_level
         self._matrices = _by_node(network, checkpoint)
-        ranges = checkpoint.directory / networks.INPUT_RANGES
-        self._ranges: dict[str, tuple[float, int]] = json.loads(ranges.read_text()) if ranges.is_file() else {}
+        self._ranges = networks.input_ranges(checkpoint)
         self._make_float, self._make_lookup = model.make_matmul_float, model.make_embedding_lookup
 
     def install(self) -> None:

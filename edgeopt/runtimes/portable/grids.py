@@ -6,7 +6,6 @@ Specification: https://onnx.ai/onnx/operators, DequantizeLinear and QuantizeLine
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,11 @@ if TYPE_CHECKING:
 
 _SIGNED: Mapping[int, Any] = {4: ml_dtypes.int4, 8: np.int8}
 _UNSIGNED: Mapping[int, Any] = {4: ml_dtypes.uint4, 8: np.uint8}
+
+
+def reach(scale: float, zero_point: int) -> float:
+    """The largest magnitude that unsigned 8 bits hold."""
+    return scale * max(zero_point, 255 - zero_point)
 
 
 def hide(model: ir.Model, names: Iterable[str]) -> None:
@@ -57,8 +61,7 @@ class GridNodes:
         self._graph, self._spec, self._names = model.graph, checkpoint.spec, names
         self._halved, self._signed_inputs = halved, signed_inputs
         self._rounded = grid.rounded(tensor_files.read_folder(checkpoint.directory))
-        path = checkpoint.directory / networks.INPUT_RANGES
-        self._ranges: dict[str, tuple[float, int]] = json.loads(path.read_text()) if path.is_file() else {}
+        self._ranges = networks.input_ranges(checkpoint)
         self._inputs: dict[tuple[str, str], list[ir.Value]] = {}
 
     def install(self, units: Mapping[str, Sequence[str]]) -> None:
@@ -123,7 +126,7 @@ class GridNodes:
             scale, zero_point = self._ranges[unit]
             middle = np.array(zero_point, np.uint8)
             if self._signed_inputs:
-                scale, middle = scale * max(zero_point, 255 - zero_point) / 127, np.array(0, np.int8)
+                scale, middle = reach(scale, zero_point) / 127, np.array(0, np.int8)
             factors = [
                 self._store(f"{unit}.input.scale", np.array(scale, self._float(unit))),
                 self._store(f"{unit}.input.zero_point", middle),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeopt.artifact import sha256_of
 from edgeopt.errors import BuildError
+from edgeopt.runtimes.tensorrt import plan as plans
 from edgeopt.runtimes.tensorrt.gpu import Identity
 from edgeopt.runtimes.tensorrt.plan import ENGINE, Plan
 
@@ -78,8 +79,7 @@ class BuiltBy:
             yield f"{ENGINE} has {size} bytes of the {self.engine_bytes} that were built: it was cut off"
         elif sha256_of(path) != self.engine_sha256:
             yield f"{ENGINE} was changed after it was built: its sha256 differs"
-        plan = json.loads((directory / "plan.json").read_text())
-        if plan["graph_sha256"] != self.graph_sha256:
+        if plans.read(directory).graph_sha256 != self.graph_sha256:
             yield "it was built from another graph than the one that is planned beside it"
 
     def _versions(self, tensorrt: str) -> Iterator[str]:

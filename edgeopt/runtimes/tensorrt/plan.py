@@ -100,7 +100,7 @@ class Plan:
 
 def draw(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Plan:
     """Export the graph into the empty `directory` and write the checked plan beside it. Raises BuildError."""
-    from edgeopt.runtimes.portable import export
+    from edgeopt.runtimes.portable import export, grids
 
     spec = checkpoint.spec
     halved = spec.matrices.keys() - runtime.units_in_fp32(spec)
@@ -115,7 +115,7 @@ def draw(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress: P
             PREFILL: _ranges(spec, min(prompt_tokens, spec.context_length)),
             DECODE: _ranges(spec, 1),
         },
-        input_ranges=_input_ranges(checkpoint),
+        input_ranges={unit: grids.reach(*found) for unit, found in networks.input_ranges(checkpoint).items()},
     )
     progress("checking the plan for TensorRT")
     plan.check()
@@ -189,12 +189,6 @@ def _fit(given: Sequence[int], shapes: tuple[Shape, Shape, Shape]) -> bool:
     rising = (0 < least <= usual <= most for least, usual, most in zip(*shapes, strict=True))
     fixed = (side in (-1, own) for shape in shapes for side, own in zip(given, shape, strict=True))
     return all(rising) and all(fixed)
-
-
-def _input_ranges(checkpoint: Checkpoint) -> dict[str, float]:
-    path = checkpoint.directory / networks.INPUT_RANGES
-    ranges: dict[str, tuple[float, int]] = json.loads(path.read_text()) if path.is_file() else {}
-    return {unit: scale * max(zero_point, 255 - zero_point) for unit, (scale, zero_point) in ranges.items()}
 
 
 def _camel(words: str) -> str:
