@@ -182,11 +182,12 @@ def _nodes(grid: Grid | None, side: int, weights: list[str], number: int) -> lis
         block = min(grid.block_size, side)
         sizes = {"K": side, "N": side, "bits": grid.bits, "block_size": block, "accuracy_level": 4}
         return [helper.make_node("MatMulNBits", [here, *weights], [there], domain="com.microsoft", **sizes)]
-    taken = [f"codes of {here}", f"scale of {here}", f"zero-point of {here}"]
-    codes, scales, zero_points, *fixed = weights
     if grid.inputs == "dynamic":
-        take = helper.make_node("DynamicQuantizeLinear", [here], taken)
-    else:
-        take, taken = helper.make_node("QuantizeLinear", [here, *fixed], taken[:1]), [taken[0], *fixed]
-    inputs = [taken[0], codes, taken[1], scales, taken[2], zero_points]
-    return [take, helper.make_node("MatMulIntegerToFloat", inputs, [there], domain="com.microsoft")]
+        return [helper.make_node("DynamicQuantizeMatMul", [here, *weights], [there], domain="com.microsoft")]
+    codes, scales, zero_points, scale, zero_point = weights
+    taken = f"codes of {here}"
+    inputs = [taken, codes, scale, scales, zero_point, zero_points]
+    return [
+        helper.make_node("QuantizeLinear", [here, scale, zero_point], [taken]),
+        helper.make_node("MatMulIntegerToFloat", inputs, [there], domain="com.microsoft"),
+    ]

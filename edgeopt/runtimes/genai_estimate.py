@@ -19,7 +19,7 @@ TOUCHED_BYTES = 16 * 2**20
 """Of an embedding that is mapped, what the rows for some texts take. A file that lies in huge pages takes more."""
 GRAPH_BYTES, LAYER_BYTES, CONFIG_BYTES = 6_300, 5_490, 1_450
 """An empty graph, what each layer adds to it in fp32, and its config: names and shapes."""
-NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 885, "static": 1_128}
+NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 491, "static": 1_128}
 """What a matrix on a grid adds to the graph, by how its input is taken."""
 ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""

@@ -1,6 +1,7 @@
 """Matrices that a checkpoint holds on a grid, as nodes of onnxruntime-genai's builder.
 
-Specification: onnxruntime ContribOperators.md, MatMulNBits and GatherBlockQuantized.
+Specification: onnxruntime ContribOperators.md, MatMulNBits, GatherBlockQuantized, DynamicQuantizeMatMul and
+MatMulIntegerToFloat.
 """
 
 from __future__ import annotations
@@ -116,29 +117,18 @@ class GridNodes:
         for key, tensor in tensors.items():
             model.make_initializer(tensor, f"{prefix}.{key}")
         codes, scales, zero_points = (f"{prefix}.{key}" for key in tensors)
-        found, scale, zero_point = (
-            self._dynamic(root_input) if form.inputs == "dynamic" else self._static(name, root_input)
-        )
+        if form.inputs == "dynamic":
+            operator, inputs = "DynamicQuantizeMatMul", [root_input, codes, scales, zero_points]
+        else:
+            found, scale, zero_point = self._quantized(name, root_input)
+            operator, inputs = "MatMulIntegerToFloat", [found, codes, scale, scales, zero_point, zero_points]
         output = f"{node}/output_0"
-        model.make_node(
-            "MatMulIntegerToFloat",
-            inputs=[found, codes, scale, scales, zero_point, zero_points],
-            outputs=[output],
-            name=node,
-            domain="com.microsoft",
-        )
+        model.make_node(operator, inputs=inputs, outputs=[output], name=node, domain="com.microsoft")
         self._note(output, rows)
         return node
 
-    def _dynamic(self, root_input: str) -> list[str]:
+    def _quantized(self, name: str, root_input: str) -> list[str]:
         """Inputs in 8 bits with their scale and zero-point; matrices that read the same input share the node."""
-        outputs = [f"{root_input}/Quantize/output_{n}" for n in range(3)]
-        self._model.make_node(
-            "DynamicQuantizeLinear", inputs=[root_input], outputs=outputs, name=f"{root_input}/Quantize"
-        )
-        return outputs
-
-    def _static(self, name: str, root_input: str) -> list[str]:
         import numpy as np
 
         scale, zero_point = self._ranges[_unit(name)]
