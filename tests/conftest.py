@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test may reach a hub
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for lines of its own; edgeopt's tables would be as narrow
 
 import pytest
 from hypothesis import settings
