@@ -32,14 +32,7 @@ ENTRIES = 1000
 def releases(folder: Path) -> None:
     """Commands on a registered model whose ledger has some thousand entries."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=uri)
-    client.create_registered_model("edgeopt")
-    for _ in range(2):
-        client.create_model_version("edgeopt", "made:up")
-    desk = Desk(client, "edgeopt")
-    for number in range(ENTRIES // 3):
-        with desk.operation("promotion", "bench"):
-            desk.move({"champion": str(1 + number % 2)})
+    promoted(MlflowClient(tracking_uri=uri), "edgeopt", ENTRIES // 3)
     for command in ("audit", "releases"):
         seconds = []
         for _ in range(5):
@@ -48,6 +41,17 @@ def releases(folder: Path) -> None:
             seconds.append(time.perf_counter() - begun)
         print(f"edgeopt {command}: {statistics.median(seconds):.2f} s, start and MLflow's import included")
     print()
+
+
+def promoted(client: MlflowClient, name: str, times: int) -> None:
+    """A registered model of two versions, of which one and then the other was promoted so many times."""
+    client.create_registered_model(name)
+    for _ in range(2):
+        client.create_model_version(name, "bench:/made/up")
+    desk = Desk(client, name)
+    for number in range(times):
+        with desk.operation("promotion", "bench"):
+            desk.move({"champion": str(1 + number % 2)})
 
 
 def service(folder: Path, seconds: float = 120.0) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 import requests
 from bench_common import cli
+from bench_release import promoted
 from bench_search import empty_study, filled
+from mlflow import MlflowClient
 from servers import MlflowServer
 
 from edgeopt.result import Measurement, TrialResult
 from edgeopt.tracking.recorder import MlflowRecorder
 
-TRIALS, REPEATS = 5_000, 5
+TRIALS, REPEATS, PROMOTIONS = 5_000, 5, 50
 
 
 def logging(folder: Path) -> None:
@@ -66,7 +68,10 @@ def _trial(folder: Path) -> TrialResult:
 
 
 def five_thousand(folder: Path) -> None:
-    """A study of 5,000 trials: `edgeopt front` as a command, and its page, which follows it live."""
+    """A study of 5,000 trials: `edgeopt front` as a command, and its page, which follows it live.
+
+    `edgeopt audit` beside them, on a server that has as many runs and a model that was promoted fifty times.
+    """
     server = MlflowServer(folder, "--app-name", "edgeopt")
     try:
         opened = empty_study(folder, None, tracking_uri=server.uri, trials=TRIALS)
@@ -76,6 +81,12 @@ def five_thousand(folder: Path) -> None:
         run_id = opened.recorder.open_study(opened.name, {}, {})
         address = f"{server.uri}/edgeopt/studies/{run_id}"
         _told("the study's page", lambda: requests.get(address, timeout=60).raise_for_status())
+        client = MlflowClient(tracking_uri=server.uri)
+        experiment = client.create_experiment("runs")
+        for _ in range(TRIALS):
+            client.create_run(experiment)
+        promoted(client, "edgeopt", PROMOTIONS)
+        _told("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
     finally:
         server.kill()
     print()
