@@ -12,6 +12,7 @@ from edgeopt.measure import latency
 from edgeopt.measure import pace as paces
 from edgeopt.measure.latency import Latency
 from edgeopt.measure.pace import Pace, decodes, token_times, usual
+from edgeopt.measure.runs import conclude, judged
 
 
 def machine(folder: Path, flags: str) -> Path:
@@ -128,6 +129,18 @@ def test_where_no_process_had_its_cores_for_a_round_all_tokens_count() -> None:
     value, method = decode(torn)
     assert value == pytest.approx(200)
     assert "of which 67% that others" in method
+
+
+def test_figures_of_work_that_others_slowed_down_are_noisy_once_the_bench_has_judged_it() -> None:
+    for slowed, noisy in ((0.0, False), (0.7, True)):
+        section = {"elapsed_s": 1.0, "foreign_cpu_share": 0.0}
+        report = {
+            "sections": {"start": section, "latency": section},
+            "samples": {"latency": samples((0.2, 1.0)) | {"slowed": slowed}},
+        }
+        run = judged("generation", report, ["latency"], foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5)
+        figures = conclude("latency", Latency(processes=1), [run], foreign_cpu_share=0.05)
+        assert {figure.noisy for figure in figures} == {noisy}
 
 
 def test_without_neighbours_the_method_says_nothing_of_them() -> None:
