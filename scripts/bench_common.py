@@ -7,7 +7,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 Name = TypeVar("Name", bound=Hashable)
+REPEATS = 5
 PROBES = ("memory", "latency", "quality", "continuations", "parity", "energy")
 
 
@@ -106,6 +108,16 @@ def compare(
         timed = [f"{own[metric]:.4g} ({own[metric] / first[metric]:.2f})" for metric in shown]
         rows.append([name, *timed, *(judged.get(metric, float("nan")) for metric in quality)])
     table(["recipe", *shown, *quality], rows)
+
+
+def timed(name: str, action: Callable[[], object]) -> None:
+    """Print the median of what an action takes, done a few times."""
+    seconds = []
+    for _ in range(REPEATS):
+        begun = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - begun)
+    print(f"{name}: {statistics.median(seconds):.2f} s", flush=True)
 
 
 def workers_of(sweep: int) -> list[Any]:

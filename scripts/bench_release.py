@@ -13,12 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
-from bench_common import EDGEOPT, cli, engine_of, only
+from bench_common import EDGEOPT, cli, engine_of, only, timed
 from mlflow import MlflowClient
 
 from edgeopt.commands import engines
@@ -34,12 +35,8 @@ def releases(folder: Path) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     promoted(MlflowClient(tracking_uri=uri), "edgeopt", ENTRIES // 3)
     for command in ("audit", "releases"):
-        seconds = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            cli(folder, command, "edgeopt", "--tracking-uri", uri)
-            seconds.append(time.perf_counter() - begun)
-        print(f"edgeopt {command}: {statistics.median(seconds):.2f} s, start and MLflow's import included")
+        started = partial(cli, folder, command, "edgeopt", "--tracking-uri", uri)
+        timed(f"edgeopt {command}, start and MLflow's import included", started)
     print()
 
 

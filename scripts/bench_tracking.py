@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import requests
-from bench_common import cli
+from bench_common import cli, timed
 from bench_release import promoted
 from bench_search import empty_study, filled
 from mlflow import MlflowClient
@@ -19,7 +17,7 @@ from servers import MlflowServer
 from edgeopt.result import Measurement, TrialResult
 from edgeopt.tracking.recorder import MlflowRecorder
 
-TRIALS, REPEATS, PROMOTIONS = 5_000, 5, 50
+TRIALS, PROMOTIONS = 5_000, 50
 
 
 def logging(folder: Path) -> None:
@@ -77,25 +75,16 @@ def five_thousand(folder: Path) -> None:
         opened = empty_study(folder, None, tracking_uri=server.uri, trials=TRIALS)
         filled(opened, TRIALS)
         opened.log().publish()
-        _told("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
+        timed("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
         run_id = opened.recorder.open_study(opened.name, {}, {})
         address = f"{server.uri}/edgeopt/studies/{run_id}"
-        _told("the study's page", lambda: requests.get(address, timeout=60).raise_for_status())
+        timed("the study's page", lambda: requests.get(address, timeout=60).raise_for_status())
         client = MlflowClient(tracking_uri=server.uri)
         experiment = client.create_experiment("runs")
         for _ in range(TRIALS):
             client.create_run(experiment)
         promoted(client, "edgeopt", PROMOTIONS)
-        _told("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
+        timed("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
     finally:
         server.kill()
     print()
-
-
-def _told(name: str, action: Callable[[], Any]) -> None:
-    seconds = []
-    for _ in range(REPEATS):
-        begun = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - begun)
-    print(f"{name}: {statistics.median(seconds):.2f} s", flush=True)
