@@ -17,7 +17,7 @@ from edgeopt import units
 
 if TYPE_CHECKING:
     from edgeopt.result import TrialResult
-    from edgeopt.search.ledger import Row
+    from edgeopt.search.row import Row
     from edgeopt.search.study import Study
 
 Document = Mapping[str, Any]

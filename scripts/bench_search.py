@@ -24,7 +24,8 @@ from edgeopt.result import Measurement, TrialResult, Verdict
 from edgeopt.search import loop
 from edgeopt.search.delivery import Delivery
 from edgeopt.search.evaluator import Evaluator
-from edgeopt.search.ledger import DONE, Ledger, Row, studies
+from edgeopt.search.ledger import Ledger, studies
+from edgeopt.search.row import DONE, Row
 
 SPACE = {
     "step.quantize.block_size": {"choices": [32, 64, 128]},

@@ -12,7 +12,8 @@ from typing import Any
 from mlflow import MlflowClient
 
 from edgeopt import tags
-from edgeopt.search.ledger import DONE, Ledger, studies
+from edgeopt.search.ledger import Ledger, studies
+from edgeopt.search.row import DONE
 from edgeopt.search.studystore import file_url
 
 SPACE = """

@@ -14,7 +14,8 @@ from servers import MlflowServer
 from sweeping import ended, ledger_of, require_whole, runs, start
 
 from edgeopt import tags
-from edgeopt.search.ledger import DONE, studies
+from edgeopt.search.ledger import studies
+from edgeopt.search.row import DONE
 
 MANY = ", ".join(f"{share / 100:.2f}" for share in range(5, 95, 5))
 

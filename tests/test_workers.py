@@ -18,7 +18,8 @@ from postgresql import Postgres
 from sweeping import ended, ledger_of, require_whole, runs, start, sweep
 
 from edgeopt import tags
-from edgeopt.search.ledger import DONE, Ledger, Member
+from edgeopt.search.ledger import Ledger, Member
+from edgeopt.search.row import DONE
 
 
 def test_two_workers_share_a_sweep_and_its_course_is_drawn(folder: Path) -> None:

@@ -10,7 +10,7 @@ from edgeopt.commands.outcome import Document
 from edgeopt.composition import Config
 from edgeopt.errors import ConfigError
 from edgeopt.result import TrialResult
-from edgeopt.search.ledger import Row
+from edgeopt.search.row import Row
 
 if TYPE_CHECKING:
     from edgeopt.assembly import Request

@@ -17,8 +17,9 @@ from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.search import loop
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective, as_row
-from edgeopt.search.ledger import Ledger, Row
+from edgeopt.search.ledger import Ledger
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row
 from edgeopt.search.space import overrides
 from edgeopt.search.study import Study
 from edgeopt.search.studystore import file_url

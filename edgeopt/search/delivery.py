@@ -15,7 +15,7 @@ from typing import Protocol
 
 from edgeopt.errors import TrackingError, UnreachableError
 from edgeopt.result import TrialResult
-from edgeopt.search.ledger import Row
+from edgeopt.search.row import Row
 from edgeopt.search.status import progress
 from edgeopt.search.study import Study
 from edgeopt.store.uses import using

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgeopt.errors import ConfigError
-from edgeopt.search.ledger import Row
+from edgeopt.search.row import Row
 from edgeopt.search.summary import Summary
 
 

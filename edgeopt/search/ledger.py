@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sql
 from sqlalchemy import Connection
@@ -20,46 +20,12 @@ from sqlalchemy.exc import IntegrityError
 from edgeopt.errors import ConfigError
 from edgeopt.part import digest
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import DONE, Origin, Row, State
 from edgeopt.search.studystore import StudyStore, now_s
 from edgeopt.search.summary import Summary
 from edgeopt.search.tables import RESULTS, STUDIES, TRIALS, WORKERS
 
 T = TypeVar("T")
-State = Literal["waiting", "running", "finished", "stopped", "refused", "failed"]
-Origin = Literal["enqueued", "spread", "sampled", "refined"]
-DONE = ("finished", "stopped", "refused", "failed")
-"""States of trials that are over: all measured, stopped at a rung, refused before any work, or failed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A trial as the ledger knows it.
-
-    Attributes:
-        origin: why it was tried.
-        attempt: from 1; one that is given up, or whose worker dies, is followed by the next.
-        worker: who has it or had it last.
-        built: its engine was built, and it waits for a worker that measures.
-        recorded: the tracking server knows all of it.
-        run_id: of its last attempt in the tracking server; empty before that has one.
-        ended_s: when it was over, in seconds since 1970 by the store's clock.
-        hints: what the sampler noted for itself.
-        summary: of its result; None before it is over.
-    """
-
-    number: int
-    params: Params
-    state: State
-    origin: Origin
-    attempt: int
-    worker: str
-    built: bool
-    recorded: bool
-    run_id: str
-    ended_s: float | None
-    hints: Mapping[str, Any]
-    summary: Summary | None
-    revision: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +107,7 @@ class Ledger:
     def changes(self, since: int) -> list[Row]:
         """What was written after the revision `since`, in the order of trials."""
         query = sql.select(TRIALS).where(self._of_study, TRIALS.c.revision > since).order_by(TRIALS.c.number)
-        return [_row(found) for found in self._store.transact(lambda connection: connection.execute(query).all())]
+        return [Row.read(found) for found in self._store.transact(lambda connection: connection.execute(query).all())]
 
     def add(
         self,
@@ -165,7 +131,7 @@ class Ledger:
             known = connection.execute(sql.select(TRIALS).where(self._of_study, TRIALS.c.digest == key)).one_or_none()
             if known is not None:  # also where the answer to an earlier call was lost on its way
                 mine = worker and known.worker == worker and known.attempt == 1 and known.state == state
-                return _row(known) if mine else None
+                return Row.read(known) if mine else None
             if budget is not None and state != "refused":
                 begun = sql.select(sql.func.count()).where(self._of_study, TRIALS.c.state != "refused")
                 if connection.execute(begun).scalar_one() >= budget:
@@ -243,7 +209,7 @@ class Ledger:
             now = self._read(connection, row.number)
             if (now.state, now.worker, now.attempt) != ("running", row.worker, row.attempt):
                 return False
-            anew = {"built": 1} if built else _anew(row)
+            anew = {"built": 1} if built else row.anew
             self._write(connection, revision, row.number, state="waiting", **anew)
             return True
 
@@ -266,7 +232,7 @@ class Ledger:
             if self._read(connection, row.number).attempt == row.attempt:
                 self._drop(connection, row.number)
                 gone = {"built": 0, "summary": None, "ended_s": None}
-                self._write(connection, revision, row.number, state="waiting", **gone, **_anew(row))
+                self._write(connection, revision, row.number, state="waiting", **gone, **row.anew)
 
         self._change(work)
 
@@ -326,9 +292,9 @@ class Ledger:
                 return []
             left = sql.select(TRIALS).where(self._of_study, TRIALS.c.worker == member.worker)
             lost = []
-            for row in map(_row, connection.execute(left.where(TRIALS.c.recorded == 0)).all()):
+            for row in map(Row.read, connection.execute(left.where(TRIALS.c.recorded == 0)).all()):
                 if row.state == "running" and row.attempt < attempts:
-                    self._write(connection, revision, row.number, state="waiting", **_anew(row))
+                    self._write(connection, revision, row.number, state="waiting", **row.anew)
                     lost.append(row)
                 elif row.state == "running":
                     words = {"summary": given_up(row).to_json(), "recorded": 1, "ended_s": now_s(connection)}
@@ -349,7 +315,7 @@ class Ledger:
 
     def _read(self, connection: Connection, number: int) -> Row:
         query = sql.select(TRIALS).where(self._of_study, TRIALS.c.number == number)
-        return _row(connection.execute(query).one())
+        return Row.read(connection.execute(query).one())
 
     def _write(self, connection: Connection, revision: int, number: int, **values: Any) -> None:
         row = sql.update(TRIALS).where(self._of_study, TRIALS.c.number == number)
@@ -384,25 +350,3 @@ def studies(url: str) -> dict[str, dict[str, Any]]:
     query = sql.select(STUDIES.c.study, STUDIES.c.sweep).order_by(STUDIES.c.opened_s)
     store = StudyStore(url, lambda _: None)
     return {name: json.loads(sweep) for name, sweep in store.transact(lambda c: c.execute(query).all(), create=True)}
-
-
-def _row(found: sql.Row[Any]) -> Row:
-    return Row(
-        number=found.number,
-        params=json.loads(found.params),
-        state=found.state,
-        origin=found.origin,
-        attempt=found.attempt,
-        worker=found.worker,
-        built=bool(found.built),
-        recorded=bool(found.recorded),
-        run_id=found.run_id,
-        ended_s=found.ended_s,
-        hints=json.loads(found.hints),
-        summary=None if found.summary is None else Summary.from_json(found.summary),
-        revision=found.revision,
-    )
-
-
-def _anew(row: Row) -> dict[str, Any]:
-    return {"attempt": row.attempt + 1, "run_id": ""}

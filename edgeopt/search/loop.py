@@ -11,9 +11,9 @@ from typing import Protocol
 from edgeopt.errors import StoreError
 from edgeopt.result import Failure, TrialResult
 from edgeopt.search.delivery import Delivery, Log
-from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.membership import Heart, Watch, myself
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import DONE, Row
 from edgeopt.search.study import ATTEMPTS, Study
 
 IDLE_S = 0.5

@@ -12,8 +12,8 @@ from edgeopt.part import canonical
 from edgeopt.result import TrialResult
 from edgeopt.search.definition import Search
 from edgeopt.search.forecast import Forecast, Foresee
-from edgeopt.search.ledger import Origin, Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Origin, Row
 from edgeopt.search.sampling import Sampler
 from edgeopt.search.standing import EVALUATED, Standing, begun, bounds
 from edgeopt.search.strategy import LISTED, Refinement, candidates, spread

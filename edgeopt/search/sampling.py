@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.search.definition import Search
 from edgeopt.search.front import Objective
-from edgeopt.search.ledger import DONE, Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import DONE, Row
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgeopt.search.front import Objective, pareto_front, pareto_ranks
 from edgeopt.search.hypervolume import Archive
-from edgeopt.search.ledger import Row
+from edgeopt.search.row import Row
 from edgeopt.target import Limit
 
 EVALUATED = ("finished", "stopped", "failed")

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from edgeopt.search.ledger import DONE, Row
+from edgeopt.search.row import DONE, Row
 from edgeopt.search.standing import EVALUATED, spent_j, spent_s
 from edgeopt.search.study import Study
 

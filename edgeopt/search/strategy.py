@@ -11,8 +11,8 @@ from edgeopt.part import canonical
 from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.front import Objective, pareto_ranks
 from edgeopt.search.hypervolume import hypervolume
-from edgeopt.search.ledger import Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row
 from edgeopt.search.space import Space
 from edgeopt.target import Limit
 

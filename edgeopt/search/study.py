@@ -12,8 +12,9 @@ from edgeopt.search.definition import Search
 from edgeopt.search.forecast import Foresee
 from edgeopt.search.front import Objective
 from edgeopt.search.hypervolume import without_growth
-from edgeopt.search.ledger import DONE, Ledger, Member, Row, State
+from edgeopt.search.ledger import Ledger, Member
 from edgeopt.search.proposals import Proposal, Proposals
+from edgeopt.search.row import DONE, Row, State
 from edgeopt.search.standing import EVALUATED, Standing, begun, spent_j, spent_s
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit

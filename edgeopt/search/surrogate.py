@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.front import Objective
 from edgeopt.search.hypervolume import hypervolume
-from edgeopt.search.ledger import Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row
 from edgeopt.search.space import Space
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit

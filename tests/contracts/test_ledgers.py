@@ -25,7 +25,8 @@ from postgresql import Postgres
 
 from edgeopt.errors import ConfigError, StoreError
 from edgeopt.search import studystore
-from edgeopt.search.ledger import DONE, Ledger, Row, studies
+from edgeopt.search.ledger import Ledger, studies
+from edgeopt.search.row import DONE, Row
 from edgeopt.search.studystore import file_url
 from edgeopt.search.summary import Held, Summary
 

@@ -14,9 +14,10 @@ from edgeopt.result import Failure, Measurement, TrialResult
 from edgeopt.search.definition import Search
 from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.front import Objective
-from edgeopt.search.ledger import Ledger, Member, Row
+from edgeopt.search.ledger import Ledger, Member
 from edgeopt.search.loop import Sweep
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row
 from edgeopt.search.study import Study
 from edgeopt.search.studystore import file_url
 from edgeopt.search.summary import Summary

@@ -16,8 +16,8 @@ from edgeopt.result import TrialResult
 from edgeopt.search import delivery as deliveries
 from edgeopt.search import loop
 from edgeopt.search.delivery import FIRST_PAUSE_S, LONGEST_PAUSE_S, Delivery
-from edgeopt.search.ledger import Row
 from edgeopt.search.loop import run, send
+from edgeopt.search.row import Row
 from edgeopt.search.status import status
 from edgeopt.search.study import Study
 from edgeopt.store import Store

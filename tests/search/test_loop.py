@@ -12,8 +12,8 @@ from edgeopt.errors import StoreError
 from edgeopt.result import Failure, TrialResult
 from edgeopt.search import loop
 from edgeopt.search.forecast import ESTIMATE
-from edgeopt.search.ledger import Row
 from edgeopt.search.loop import Sweep, run
+from edgeopt.search.row import Row
 from edgeopt.search.study import ATTEMPTS, Study
 from edgeopt.search.summary import Summary
 from edgeopt.target import Limit

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from edgeopt.result import TrialResult, Verdict
 from edgeopt.search.front import Objective
-from edgeopt.search.ledger import Row, State
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row, State
 from edgeopt.search.sampling import UNMEASURED_EXCESS, UNPROVEN_EXCESS, Sampler, excesses
 from edgeopt.search.study import state_of
 from edgeopt.search.summary import Held, Summary

@@ -13,8 +13,8 @@ from edgeopt.part import canonical
 from edgeopt.search.forecast import Forecast, Foresee
 from edgeopt.search.front import Objective, dominates
 from edgeopt.search.hypervolume import hypervolume
-from edgeopt.search.ledger import Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row
 from edgeopt.search.space import Space
 from edgeopt.search.strategy import LOOKED_AT, Refinement, candidates, spread
 from edgeopt.search.summary import Summary

@@ -14,8 +14,8 @@ from edgeopt.errors import ConfigError
 from edgeopt.result import TrialResult
 from edgeopt.search import study as study_module
 from edgeopt.search.forecast import ESTIMATE, Forecast
-from edgeopt.search.ledger import Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row
 from edgeopt.search.standing import spent_j, spent_s
 from edgeopt.search.study import ATTEMPTS, Study, state_of
 from edgeopt.search.summary import Summary

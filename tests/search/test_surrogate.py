@@ -15,8 +15,8 @@ from edgeopt.result import TrialResult
 from edgeopt.search import surrogate as module
 from edgeopt.search.forecast import Forecast
 from edgeopt.search.front import Objective
-from edgeopt.search.ledger import Row
 from edgeopt.search.parameter import Params
+from edgeopt.search.row import Row
 from edgeopt.search.space import Space
 from edgeopt.search.summary import Held, Summary
 from edgeopt.search.surrogate import Guide, Recipe, Surrogate
