@@ -49,6 +49,8 @@ def test_an_engine_is_measured_by_the_probes_of_a_sweep_on_the_given_texts(store
     assert found.metrics["quality/perplexity"] > 1
     kept = mlflow.MlflowClient().get_run(run.info.run_id).data.metrics
     assert kept["quality/perplexity"] == pytest.approx(found.metrics["quality/perplexity"])
+    of = {metric.key: metric.dataset_name for metric in mlflow.get_logged_model(logged.model_id).metrics}
+    assert of["quality/perplexity"] is not None, "what it was judged on"
     told = json.loads(
         Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/measurements.json")).read_text()
     )

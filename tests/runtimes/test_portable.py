@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,12 @@ def llama(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpo
     return taken_in("llama", tiny_model, tmp_path_factory.mktemp("llama"))
 
 
+@pytest.fixture(scope="module")
+def plain(llama: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The engine of the checkpoint as it is, which tests look at and leave alone."""
+    return build(llama, tmp_path_factory.mktemp("plain") / "engine")
+
+
 @pytest.mark.parametrize("opset", [20, 18])
 def test_older_opsets_compute_the_same_and_say_so(opset: int, llama: Checkpoint, tmp_path: Path) -> None:
     engine = build(llama, tmp_path / "engine", opset=opset)
@@ -122,11 +130,10 @@ def test_layers_of_different_widths_and_heads_compute_as_in_torch(llama: Checkpo
     assert relative_error(in_torch(pruned), found) < 1e-4
 
 
-def test_a_batch_is_computed_as_its_sequences(llama: Checkpoint, tmp_path: Path) -> None:
+def test_a_batch_is_computed_as_its_sequences(llama: Checkpoint, plain: Engine) -> None:
     import onnxruntime
 
-    engine = build(llama, tmp_path / "engine")
-    opened = onnxruntime.InferenceSession(engine.directory / graph.NAME, providers=["CPUExecutionProvider"])
+    opened = onnxruntime.InferenceSession(plain.directory / graph.NAME, providers=["CPUExecutionProvider"])
     sequences = [PROMPT[:9], PROMPT[20:29]]
     empty = np.zeros((2, 2, 16, 16), np.float32)
     past = {value.name: empty for value in opened.get_inputs() if value.name.startswith(graph.PAST)}
@@ -136,30 +143,27 @@ def test_a_batch_is_computed_as_its_sequences(llama: Checkpoint, tmp_path: Path)
         assert relative_error(in_torch(llama, tokens), found) < 1e-4
 
 
-def test_weights_in_fp16_are_stored_so_and_computed_in_fp32(llama: Checkpoint, tmp_path: Path) -> None:
+def test_weights_in_fp16_are_stored_so_and_computed_in_fp32(llama: Checkpoint, plain: Engine, tmp_path: Path) -> None:
     source = applied(Quantize(weights="fp16"), llama, tmp_path / "source")
-    engine, whole = build(source, tmp_path / "engine"), build(llama, tmp_path / "whole")
+    engine = build(source, tmp_path / "engine")
     found = PortableOnnx().open(engine, threads=1).logits(PROMPT)
     assert relative_error(in_torch(source), found) < 1e-3
-    assert engine.size_bytes < 0.75 * whole.size_bytes
+    assert engine.size_bytes < 0.75 * plain.size_bytes
 
 
-def test_a_provider_that_is_not_here_is_an_error_unless_the_cpu_may_take_its_place(
-    llama: Checkpoint, tmp_path: Path
-) -> None:
-    engine = build(llama, tmp_path / "engine")
+def test_a_provider_that_is_not_here_is_an_error_unless_the_cpu_may_take_its_place(plain: Engine) -> None:
     with pytest.raises(BuildError, match=r"has no cuda here, and CPUExecutionProvider would take its place.*GPU build"):
-        PortableOnnx(provider="cuda").open(engine, threads=1)
-    session = PortableOnnx(provider="cuda", cpu_fallback=True).open(engine, threads=1)
+        PortableOnnx(provider="cuda").open(plain, threads=1)
+    session = PortableOnnx(provider="cuda", cpu_fallback=True).open(plain, threads=1)
     assert tuple(session.computed_by) == ("CPUExecutionProvider",)
 
 
-def test_a_damaged_graph_is_refused_by_name(llama: Checkpoint, tmp_path: Path) -> None:
-    engine = build(llama, tmp_path / "engine")
-    path = engine.directory / graph.NAME
+def test_a_damaged_graph_is_refused_by_name(plain: Engine, tmp_path: Path) -> None:
+    shutil.copytree(plain.directory, tmp_path / "engine")
+    path = tmp_path / "engine" / graph.NAME
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BuildError, match="the engine cannot be opened"):
-        PortableOnnx().open(engine, threads=1)
+        PortableOnnx().open(replace(plain, directory=tmp_path / "engine"), threads=1)
 
 
 def exported(network: Any, path: Path, *, growing: bool) -> None:
@@ -212,14 +216,14 @@ def exported(network: Any, path: Path, *, growing: bool) -> None:
 class TestForeignGraphs:
     @pytest.mark.parametrize("growing", [True, False], ids=["with a cache", "without a cache"])
     def test_one_computes_and_generates_as_the_model_that_it_came_from(
-        self, growing: bool, llama: Checkpoint, tmp_path: Path
+        self, growing: bool, llama: Checkpoint, plain: Engine, tmp_path: Path
     ) -> None:
         (tmp_path / "foreign").mkdir()
         (tmp_path / "engine").mkdir()
         exported(networks.load(llama), tmp_path / "foreign" / "decoder.onnx", growing=growing)
         engine = adopt(tmp_path / "foreign" / "decoder.onnx", llama.directory, tmp_path / "engine")
         engine.verify()
-        session, own = (PortableOnnx().open(opened, threads=1) for opened in (engine, build(llama, tmp_path / "own")))
+        session, own = (PortableOnnx().open(opened, threads=1) for opened in (engine, plain))
         assert relative_error(in_torch(llama), session.logits(PROMPT)) < 1e-4
         told, expected = (list(one.generate(PROMPT[:40], 8, stop_at_end=False)) for one in (session, own))
         assert told == expected
@@ -242,11 +246,13 @@ class TestForeignGraphs:
             onnx.save(helper.make_model(made), tmp_path / f"{name}.onnx")
             assert told in self.refused(tmp_path / f"{name}.onnx", llama.directory, tmp_path / name)
 
-    def test_weights_outside_the_graphs_folder_are_not_read(self, llama: Checkpoint, tmp_path: Path) -> None:
+    def test_weights_outside_the_graphs_folder_are_not_read(
+        self, llama: Checkpoint, plain: Engine, tmp_path: Path
+    ) -> None:
         (tmp_path / "foreign").mkdir()
         path = tmp_path / "foreign" / "decoder.onnx"
-        engine = build(llama, tmp_path / "own")
-        model = onnx.load(engine.directory / graph.NAME, load_external_data=False)
+        shutil.copytree(plain.directory, tmp_path / "own")
+        model = onnx.load(plain.directory / graph.NAME, load_external_data=False)
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location":
@@ -271,13 +277,13 @@ class TestForeignGraphs:
     ids=["int4 symmetric", "int4 tables", "int8 with biases", "int8 inputs, dynamic", "int8 inputs, static"],
 )
 def test_rounded_engines_compute_as_those_of_the_fused_runtime_and_are_smaller(
-    step: Any, llama: Checkpoint, tmp_path: Path
+    step: Any, llama: Checkpoint, plain: Engine, tmp_path: Path
 ) -> None:
     source = applied(step, llama, tmp_path / "source")
-    full, engine = (build(one, tmp_path / name) for one, name in ((llama, "full"), (source, "engine")))
+    engine = build(source, tmp_path / "engine")
     session = PortableOnnx().open(engine, threads=1)
     fused = built(Genai(), source, tmp_path / "fused")
     assert relative_error(Genai().open(fused, threads=1).logits(PROMPT), session.logits(PROMPT)) < 0.05
     assert len(list(session.generate(PROMPT[:20], 5, stop_at_end=False))) == 5
-    assert engine.size_bytes < full.size_bytes
+    assert engine.size_bytes < plain.size_bytes
     assert PortableOnnx().lint(engine) == []
