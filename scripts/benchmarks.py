@@ -20,6 +20,7 @@ import bench_front
 import bench_release as release
 import bench_runtimes
 import bench_search as search
+import bench_streaming
 import bench_tracking as tracking
 
 BENCHMARKS: dict[str, Callable[[Path], None]] = {
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         engine.estimate,
         engine.decode,
         bench_runtimes.runtimes,
+        bench_streaming.streaming,
         compression.rounding,
         compression.recovery,
         compression.eight_bits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from edgeopt import units
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgeopt.target import Target
 
 OPSETS = (23, 20, 18)
+MOST_SHARDS = 99
 WEIGHT_BITS, GRID_OPSET = {4, 8}, 21
 """Of weights on a grid, and from which opset on there are blocks of them."""
 
@@ -30,11 +32,17 @@ class PortableOnnx:
         provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.
         spinning, prepacked, arena: as in edgeopt.runtimes.genai.Genai.
         cpu_fallback: where the provider cannot be had, the CPU takes its place; else that is an error.
+        shards: into which the graph is cut, so that a session may hold a part of the weights.
+        resident: weights that stay in memory, such as `512 MiB`, beside which there is room for two shards; the others
+            are read from storage for each token. None: all stay.
+        read_ahead: a shard is read while the one before computes.
     """
 
     format: ClassVar[str] = "onnx-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
-    OPENING: ClassVar[frozenset[str]] = frozenset({"provider", "cpu_fallback", "spinning", "prepacked", "arena"})
+    OPENING: ClassVar[frozenset[str]] = frozenset(
+        {"provider", "cpu_fallback", "spinning", "prepacked", "arena", "resident", "read_ahead"}
+    )
     otherwise: ClassVar[None] = None
     opset: int = 23
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
@@ -42,14 +50,38 @@ class PortableOnnx:
     spinning: bool = True
     prepacked: bool = True
     arena: bool = True
+    shards: int = 1
+    resident: str | None = None
+    read_ahead: bool = True
 
     def __post_init__(self) -> None:
+        if not 1 <= self.shards <= MOST_SHARDS:
+            raise ConfigError(f"{self.shards} is not in 1 … {MOST_SHARDS}", place="shards")
+        if self.resident_bytes is not None:
+            self._require_streaming()
         if self.opset not in OPSETS:
             raise ConfigError(
                 f"{self.opset} is no opset that is tried",
                 place="opset",
                 mend=f"Choose one of: {', '.join(map(str, OPSETS))}",
             )
+
+    @property
+    def resident_bytes(self) -> int | None:
+        return None if self.resident is None else units.size_bytes(self.resident, "resident")
+
+    def _require_streaming(self) -> None:
+        """What else has to be so for weights to be read when they are needed."""
+        if self.shards == 1:
+            raise ConfigError("a graph of one shard is resident as a whole", place="resident", mend="Give shards=8")
+        if self.prepacked:
+            raise ConfigError(
+                "prepacked weights are copies in memory, whatever is resident",
+                place="prepacked",
+                mend="Give prepacked=false",
+            )
+        if self.provider != "cpu":
+            raise ConfigError(f"{self.provider} has memory of its own", place="resident", mend="Give provider=cpu")
 
     def check(self, spec: ModelSpec) -> None:
         bits = {grid.bits for grid in spec.grids.values()}
@@ -65,9 +97,11 @@ class PortableOnnx:
         return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
-        from edgeopt.runtimes.portable import export
+        from edgeopt.runtimes.portable import export, shards
 
         export.build(checkpoint, directory, dialect=export.Dialect(opset=self.opset), progress=progress)
+        if self.shards > 1:
+            shards.cut(directory, self.shards)
 
     def lint(self, engine: Engine) -> list[str]:
         from edgeopt.runtimes.portable import graph

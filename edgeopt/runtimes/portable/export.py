@@ -82,7 +82,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, dialect: Dialect, progress
         _store_in_fp16(model)
     _make_optional(model, [name for module in touched for name in adapters.names(module)])
     _forget_origin(model)
-    onnx_ir.save(model, directory / graph.NAME, external_data=f"{graph.NAME}.data")
+    onnx_ir.save(model, directory / graph.NAME, external_data=graph.WEIGHTS)
     networks.carry(checkpoint.directory, directory)
     for file in (Path("config.json"), *map(adapters.path_of, checkpoint.spec.adapters)):
         link_file(checkpoint.directory / file, directory / file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAME = "model.onnx"
+NAME, WEIGHTS = "model.onnx", "model.onnx.data"
 TOKENS, PAST_LENGTH, ROWS, LOGITS = "input_ids", "past_length", "rows", "logits"
 """Token ids (batch, tokens); how many tokens the cache holds (); at which of the given tokens logits are wanted (rows);
 and the logits (batch, rows, vocabulary)."""

@@ -13,7 +13,7 @@ from edgeopt.errors import BuildError
 from edgeopt.runtimes import past
 from edgeopt.runtimes.knobs import entries
 from edgeopt.runtimes.past import Past
-from edgeopt.runtimes.portable import graph
+from edgeopt.runtimes.portable import graph, streaming
 from edgeopt.runtimes.portable.caches import cache_of
 from edgeopt.runtimes.prompts import CHUNK_TOKENS, reads_whole_prompts
 from edgeopt.tokens import end_tokens
@@ -47,8 +47,10 @@ class PortableSession:
         here = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[runtime.provider] if name in here]
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                engine.directory / graph.NAME, options, providers=providers
+            self._session: Any = (
+                onnxruntime.InferenceSession(engine.directory / graph.NAME, options, providers=providers)
+                if runtime.resident_bytes is None
+                else streaming.chain(engine.directory, options, runtime.resident_bytes, ahead=runtime.read_ahead)
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error
@@ -73,6 +75,8 @@ class PortableSession:
         return past.logits(self._cache(len(tokens), adapter), tokens, at_once=self._at_once)
 
     def close(self) -> None:
+        if isinstance(self._session, streaming.Chain):
+            self._session.close()
         self._session = None
 
     def _cache(self, capacity: int, adapter: str | None) -> Past:

@@ -1,0 +1,174 @@
+"""Shards one after another as if they were one graph, with weights read ahead and given back behind.
+
+A model larger than memory is read once for each token. The kernel does so by itself where weights are mapped, but page
+by page as they are missed; here the next shard is asked for in one piece while one computes, and what a shard needed
+is given back at once, so that what is resident stays. Sources: madvise(2), posix_fadvise(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from edgeopt.errors import BuildError
+from edgeopt.runtimes.portable import graph, shards
+from edgeopt.runtimes.portable.shards import Shard
+
+_MADV_DONTNEED = 4  # asm-generic/mman-common.h
+_MAPS = Path("/proc/self/maps")
+
+
+def resident(found: Sequence[Shard], budget_bytes: int) -> set[int]:
+    """Numbers of the shards that stay in memory: the first that fit the budget together."""
+    stay: set[int] = set()
+    for number, shard in enumerate(found):
+        if shard.size_bytes <= budget_bytes:
+            stay.add(number)
+            budget_bytes -= shard.size_bytes
+    return stay
+
+
+class Weights:
+    """The mapped weights of shards, of which some are read from storage whenever they are needed.
+
+    Args:
+        streamed: numbers of those shards.
+        ahead: whether the next of them is asked for while the one before computes.
+    """
+
+    def __init__(self, file: Path, found: Sequence[Shard], streamed: Collection[int], *, ahead: bool) -> None:
+        self._file = os.open(file, os.O_RDONLY)
+        self._shards, self._streamed, self._ahead = found, sorted(streamed), ahead
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        mapped = _mappings(file)
+        self._mapped = {number: _within(mapped, found[number].weights) for number in self._streamed}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._asked: Future[None] | None = None
+
+    def before(self, number: int) -> None:
+        """Shard `number` is going to compute: ask for the one that is streamed after it."""
+        if self._ahead and self._streamed:
+            following = next((n for n in self._streamed if n > number), self._streamed[0])
+            self._asked = self._reader.submit(self._read, following)
+
+    def after(self, number: int) -> None:
+        """Shard `number` has computed: give back what it read, unless it is what is needed next, too."""
+        if self._asked is not None:
+            self._asked.result()
+        if number in self._mapped and len(self._streamed) > 1:
+            for start, length in self._mapped[number]:
+                if self._libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_DONTNEED):
+                    raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED) failed")
+            for offset, length in self._shards[number].weights:
+                os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        self._reader.shutdown()
+        os.close(self._file)
+
+    def _read(self, number: int) -> None:
+        for offset, length in self._shards[number].weights:
+            os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def chain(directory: Path, options: Any, budget_bytes: int, *, ahead: bool) -> Chain:
+    """The shards of the engine in `directory`, opened with ONNX Runtime's `options`."""
+    import onnxruntime
+
+    found = shards.read(directory)
+    if not found:
+        raise BuildError("it was not cut into shards", mend="Build it with runtime.shards=8")
+    opened = [onnxruntime.InferenceSession(one.graph, options, providers=["CPUExecutionProvider"]) for one in found]
+    streamed = set(range(len(found))) - resident(found, budget_bytes)
+    return Chain(opened, Weights(directory / graph.WEIGHTS, found, streamed, ahead=ahead))
+
+
+class Chain:
+    """What a session of the whole graph offers, by sessions of its shards.
+
+    Values that cross from one shard to a later one are named alike in both.
+    """
+
+    def __init__(self, sessions: Sequence[Any], weights: Weights) -> None:
+        self.sessions, self.weights = sessions, weights
+        entering = {value.name for session in sessions for value in session.get_inputs()}
+        self._crossing = [[v.name for v in session.get_outputs() if v.name in entering] for session in sessions]
+
+    def get_inputs(self) -> list[Any]:
+        crossing = {name for names in self._crossing for name in names}
+        found = {value.name: value for session in self.sessions for value in session.get_inputs()}
+        return [value for name, value in found.items() if name not in crossing]
+
+    def get_outputs(self) -> list[Any]:
+        crossing = {name for names in self._crossing for name in names}
+        return [v for session in self.sessions for v in session.get_outputs() if v.name not in crossing]
+
+    def get_providers(self) -> list[str]:
+        providers: list[str] = self.sessions[0].get_providers()
+        return providers
+
+    def close(self) -> None:
+        self.weights.close()
+
+    def io_binding(self) -> ChainBinding:
+        return ChainBinding(self)
+
+    def run_with_iobinding(self, binding: ChainBinding) -> None:
+        crossed: dict[str, Any] = {}
+        for number, (session, own) in enumerate(zip(self.sessions, binding.bindings, strict=True)):
+            for name in binding.entering[number] & crossed.keys():
+                own.bind_ortvalue_input(name, crossed[name])
+            for name in self._crossing[number]:
+                own.bind_output(name)
+            self.weights.before(number)
+            session.run_with_iobinding(own)
+            self.weights.after(number)
+            if self._crossing[number]:  # bound last, and given back in the order of binding
+                crossed |= zip(self._crossing[number], own.get_outputs()[-len(self._crossing[number]) :], strict=True)
+
+
+class ChainBinding:
+    """Inputs and outputs of the whole graph, each bound in every shard that has it."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.bindings = [session.io_binding() for session in chain.sessions]
+        self.entering = [{value.name for value in session.get_inputs()} for session in chain.sessions]
+        self._leaving = [{value.name for value in session.get_outputs()} for session in chain.sessions]
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        for binding, names in zip(self.bindings, self.entering, strict=True):
+            if name in names:
+                binding.bind_ortvalue_input(name, value)
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        for binding, names in zip(self.bindings, self._leaving, strict=True):
+            if name in names:
+                binding.bind_ortvalue_output(name, value)
+
+
+def _mappings(file: Path) -> list[tuple[int, int, int]]:
+    """Start address, offset in the file and length of each mapping of `file` in this process."""
+    found = []
+    for line in _MAPS.read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == str(file.resolve()):
+            start, end = (int(address, 16) for address in fields[0].split("-"))
+            found.append((start, int(fields[2], 16), end - start))
+    return found
+
+
+def _within(mapped: Sequence[tuple[int, int, int]], weights: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Start address and length, whole pages, of what the mappings have of the weights and of nothing else."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    found = []
+    for start, offset, length in mapped:
+        for place, size in weights:
+            first = max(offset, -(-place // page) * page)
+            last = min(offset + length, (place + size) // page * page)
+            if first < last:
+                found.append((start + first - offset, last - first))
+    return found

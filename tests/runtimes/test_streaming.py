@@ -1,0 +1,131 @@
+"""A graph cut into shards computes as the whole, and holds no more weights than its budget."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from workshops import built
+
+from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.errors import BuildError, ConfigError
+from edgeopt.intake import take_in
+from edgeopt.runtimes.portable import PortableOnnx, graph, shards
+from edgeopt.runtimes.portable.shards import Shard
+from edgeopt.runtimes.portable.streaming import Weights, resident
+from runtimes.test_families import PROMPT
+
+MIB, PAGE = 2**20, 4096
+SHARDS = 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return built(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("cut") / "engine")
+
+
+@pytest.mark.parametrize("budget", ["0 B", "100 kB", "1 GiB"])
+@pytest.mark.parametrize("ahead", [True, False], ids=["read ahead", "on demand"])
+def test_shards_compute_and_generate_what_the_whole_does(engine: Engine, budget: str, ahead: bool) -> None:
+    whole = PortableOnnx().open(engine, threads=1)
+    cut = PortableOnnx(shards=SHARDS, resident=budget, prepacked=False, read_ahead=ahead).open(engine, threads=1)
+    assert np.abs(whole.logits(PROMPT) - cut.logits(PROMPT)).max() < 1e-4
+    told, expected = (list(one.generate(PROMPT[:40], 8, stop_at_end=False)) for one in (cut, whole))
+    assert told == expected
+    cut.close()
+
+
+def test_shards_share_one_file_of_weights_and_hold_about_equally_many_bytes(engine: Engine) -> None:
+    found = shards.read(engine.directory)
+    assert [shard.graph.name for shard in found] == ["shard-00.onnx", "shard-01.onnx", "shard-02.onnx"]
+    sizes = [shard.size_bytes for shard in found]
+    assert max(sizes) < 2 * min(sizes)
+    whole = {place for shard in found for place in shard.weights}
+    assert max(offset + length for offset, length in whole) <= (engine.directory / graph.WEIGHTS).stat().st_size
+    for shard in found:
+        onnx.checker.check_model(shard.graph)
+        assert shard.graph.stat().st_size < 200_000
+
+
+def test_an_engine_that_was_not_cut_is_refused_with_the_mend(engine: Engine, tmp_path: Path) -> None:
+    shutil.copytree(engine.directory, tmp_path / "whole", ignore=shutil.ignore_patterns("shard*"))
+    with pytest.raises(BuildError, match=r"not cut into shards. Build it with runtime\.shards=8"):
+        PortableOnnx(shards=2, resident="1 MiB", prepacked=False).open(
+            replace(engine, directory=tmp_path / "whole"), threads=1
+        )
+
+
+def test_one_matrix_cannot_be_cut(tmp_path: Path) -> None:
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [64, 64], np.ones(64 * 64, np.float32).tobytes(), raw=True)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy"]
+    made = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weights])
+    onnx.save(helper.make_model(made), tmp_path / graph.NAME)
+    with pytest.raises(BuildError, match="no place to cut it at"):
+        shards.cut(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "stay"), [(0, set()), (5, {0}), (9, {0, 1}), (8, {0, 2}), (100, {0, 1, 2})], ids=str
+)
+def test_the_first_shards_that_fit_together_stay(budget: int, stay: set[int]) -> None:
+    found = [Shard(graph=Path("g"), weights=[(0, size)]) for size in (5, 4, 3)]
+    assert resident(found, budget) == stay
+
+
+def resident_bytes(file: Path) -> int:
+    """Of this process's mappings of a file."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if not first.endswith(":"):
+            inside = line.endswith(str(file))
+        elif inside and first == "Rss:":
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["read ahead", "on demand"])
+def test_what_a_streamed_shard_read_is_given_back_and_what_is_resident_stays(tmp_path: Path, ahead: bool) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(MIB) * 6)
+    found = [Shard(graph=Path("g"), weights=[(2 * MIB * number, 2 * MIB)]) for number in range(3)]
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        weights = Weights(path, found, {1, 2}, ahead=ahead)
+        kept = []
+        for number in (0, 1, 2, 0, 1, 2):
+            weights.before(number)
+            sum(mapped[place] for place in range(2 * MIB * number, 2 * MIB * (number + 1), PAGE))
+            weights.after(number)
+            kept.append(resident_bytes(path))
+        weights.close()
+    assert kept == [2 * MIB] * 6
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"shards": 0}, "shards: 0 is not in 1"),
+        ({"shards": 100}, "shards: 100 is not in"),
+        ({"resident": "512"}, "resident: .*has no unit"),
+        ({"resident": "1 GiB", "prepacked": False}, "resident: .*Give shards=8"),
+        ({"resident": "1 GiB", "shards": 8}, "prepacked: .*Give prepacked=false"),
+        ({"resident": "1 GiB", "shards": 8, "prepacked": False, "provider": "cuda"}, "resident: cuda has memory"),
+    ],
+    ids=str,
+)
+def test_knobs_that_would_be_ignored_are_refused_with_the_mend(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        PortableOnnx(**values)
