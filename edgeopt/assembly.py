@@ -57,6 +57,10 @@ class BoundBench:
     def groups(self) -> Mapping[str, tuple[str, ...]]:
         return self.bench.groups
 
+    @property
+    def uncapped(self) -> BoundBench:
+        return replace(self, target=replace(self.target, memory_cap=None))
+
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
         bench = describe(self.bench.only(probes))
         del bench["stop_early"]  # when to stop changes no figure
@@ -64,6 +68,7 @@ class BoundBench:
             "bench": bench,
             "threads": self.target.threads,
             "context_length": self.target.context_length,
+            "memory_cap_bytes": self.target.memory_cap_bytes,
             "device": self.device.fingerprint,
             "evaluation": self.evaluation.digest,
         }

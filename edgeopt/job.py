@@ -27,6 +27,11 @@ class Measure(Protocol):
         """Names of the probes by group, in the order in which groups are measured."""
         ...
 
+    @property
+    def uncapped(self) -> Measure:
+        """The same without the target's memory cap, for a model that need not fit the target."""
+        ...
+
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
         """Plain data that determines the figures of these probes, for the store."""
         ...

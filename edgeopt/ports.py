@@ -182,6 +182,8 @@ class DeviceBound(Protocol):
 
 FILES = "files"
 """The group of probes that look at an engine's files alone: they collect without a process, and nothing is opened."""
+GENERATION = "generation"
+"""The group of probes whose processes do what serving does and no more: the target's memory cap holds these."""
 
 Samples = Mapping[str, Any]
 """Raw figures of one process in plain JSON types, by a probe's own names."""
@@ -195,6 +197,8 @@ class Subject(Protocol):
     threads: int
     context_length: int
     """Tokens, prompt and generated together, that one sequence may hold on the target with this engine."""
+    memory_cap_bytes: int
+    """What this process was to be held to; 0: nothing. Whether it is, the kernel says."""
     prompts: Mapping[int, list[int]]
     """A prompt of token ids for each prompt length that the workload names."""
     documents: list[list[int]]

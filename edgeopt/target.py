@@ -57,6 +57,8 @@ class Target:
         device: None stands for the machine that measures.
         threads: compute threads of an engine; 0 takes one for each core.
         context_length: tokens (prompt and generated) for which memory is measured and estimated.
+        memory_cap: to which the kernel holds a process that serves an engine while it is measured, cached pages of its
+            files included, such as `512 MiB`; None caps nothing.
         kernels: times from which decoding is predicted; None where the device was not profiled.
     """
 
@@ -64,6 +66,7 @@ class Target:
     device: Device | None = None
     threads: int = 0
     context_length: int = 512
+    memory_cap: str | None = None
     kernels: Kernels | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +76,10 @@ class Target:
             raise ConfigError(
                 f"{self.context_length} tokens are too few", place="context_length", mend="Give 64 or more"
             )
+        if 0 < self.memory_cap_bytes < 16 * 2**20:
+            raise ConfigError(
+                f"{self.memory_cap} holds not even Python", place="memory_cap", mend="Give 16 MiB or more, or null"
+            )
         threads = self.threads or (self.device.cores if self.device is not None else 0)
         if self.kernels is not None and threads not in (0, self.kernels.threads):
             raise ConfigError(
@@ -80,6 +87,11 @@ class Target:
                 place="kernels",
                 mend="Run edgeopt profile with as many cores, or set target.kernels=null",
             )
+
+    @property
+    def memory_cap_bytes(self) -> int:
+        """0 without a cap."""
+        return 0 if self.memory_cap is None else units.size_bytes(self.memory_cap, "memory_cap")
 
     def is_emulated_by(self, machine: Device) -> bool:
         """Whether `machine` measures for another kind of machine."""

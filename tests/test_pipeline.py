@@ -123,9 +123,15 @@ class Bench:
     fails: tuple[str, ...] = ()
     log: list[str] = field(default_factory=list)
     references: dict[str, Mapping[str, Path]] = field(default_factory=dict)
+    capped: bool = True
+    caps: dict[str, list[bool]] = field(default_factory=dict)
+
+    @property
+    def uncapped(self) -> Bench:
+        return replace(self, capped=False)
 
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
-        return {"probes": list(probes)}
+        return {"probes": list(probes), "capped": self.capped}
 
     def __call__(
         self,
@@ -141,6 +147,7 @@ class Bench:
         what = f"{'measure' if fresh else 'observe'} {'+'.join(probes)}"
         self.log.append(what)
         self.references[what] = references
+        self.caps.setdefault(what, []).append(self.capped)
         if set(probes) & set(self.fails) and references:
             raise StepError("no process lives")
         (directory / "scratch").mkdir()
@@ -381,6 +388,12 @@ def test_each_rung_is_measured_against_the_baselines_folder_of_that_rung(make: M
     for group, probes in GROUPS.items():
         what = f"measure {'+'.join(probes)}"
         assert (bench.references[what]["baseline"] / "of").read_text() == what, group
+
+
+def test_the_targets_memory_cap_holds_the_engine_and_not_the_model_that_it_was_made_of(make, tmp_path):
+    bench = Bench(groups={"generation": ("memory",)})
+    climbed(make(bench=bench), tmp_path)
+    assert bench.caps == {"measure memory": [False, True]}
 
 
 def test_a_later_attempt_reuses_the_rungs_that_were_climbed(make: Make, log: list[str], tmp_path: Path) -> None:

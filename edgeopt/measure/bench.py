@@ -20,7 +20,7 @@ from edgeopt.measure.runs import Run, conclude, judged, undisturbed
 from edgeopt.measure.spawn import spawn
 from edgeopt.measure.workload import PROMPT_LENGTHS, Workload, prepare
 from edgeopt.part import construct, describe
-from edgeopt.ports import FILES, Probe, Progress, Runtime
+from edgeopt.ports import FILES, GENERATION, Probe, Progress, Runtime
 from edgeopt.result import Measurement
 from edgeopt.target import Target
 from edgeopt.text import Text
@@ -167,6 +167,7 @@ def measure(
                 scratch=str((directory / "scratch").absolute()),
                 report=str(Path(work) / "report.json"),
                 adapter=bench.adapter,
+                memory_cap_bytes=target.memory_cap_bytes,
             )
             with held:
                 runs = [
@@ -222,9 +223,13 @@ def _run_group(
 
     def run(asked: Mapping[str, Probe], what: str) -> None:
         progress(f"measuring {', '.join(asked)}: {what}")
-        doing = replace(job, probes={name: describe(probe) for name, probe in asked.items()})
+        doing = replace(
+            job,
+            probes={name: describe(probe) for name, probe in asked.items()},
+            memory_cap_bytes=job.memory_cap_bytes if group == GENERATION else 0,
+        )
         log = directory / samples.LOGS / f"{group}-{len(runs)}.log"
-        report = spawn(doing, log, bench.timeout_s) if fresh else child.run(doing, time.monotonic())
+        report = spawn(doing, log, bench.timeout_s, progress) if fresh else child.run(doing, time.monotonic())
         runs.append(
             judged(
                 group,

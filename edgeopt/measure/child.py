@@ -40,6 +40,7 @@ class Job:
         documents: a JSON file of token id windows, read by the probes that need them.
         prompts: token ids by the length of the prompt.
         adapter: chosen in every request that names no other; an engine without adapters has none to choose.
+        memory_cap_bytes: what the kernel is to hold the process to; 0: nothing.
     """
 
     parent: int
@@ -54,6 +55,7 @@ class Job:
     scratch: str
     report: str
     adapter: str | None = None
+    memory_cap_bytes: int = 0
 
 
 @dataclass(kw_only=True)
@@ -72,6 +74,10 @@ class OpenEngine:
     @property
     def context_length(self) -> int:
         return self.job.context_length
+
+    @property
+    def memory_cap_bytes(self) -> int:
+        return self.job.memory_cap_bytes
 
     @cached_property
     def prompts(self) -> Mapping[int, list[int]]:

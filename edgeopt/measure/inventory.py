@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from edgeopt.measure import rates as measured
-from edgeopt.measure.process import ROOT
+from edgeopt.measure.process import ROOT, memory_cap, text
 from edgeopt.part import describe
 from edgeopt.target import Device, Target
 
@@ -91,12 +91,8 @@ def instruction_sets(root: Path = ROOT) -> tuple[str, ...]:
 
 def ram_bytes(root: Path = ROOT) -> int:
     """Memory of the machine, or of the container where that is less."""
-    bounds = [_meminfo(root)["MemTotal"]]
-    for path in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = _text(root / path)
-        if text.isdigit():
-            bounds.append(int(text))
-    return min(bounds)
+    machine = _meminfo(root)["MemTotal"]
+    return min(machine, memory_cap(root) or machine)
 
 
 def accelerators(root: Path = ROOT) -> tuple[str, ...]:
@@ -130,7 +126,7 @@ def thermal_sensors(root: Path = ROOT) -> tuple[str, ...]:
 
 
 def _sensor(path: Path, label: str) -> str:
-    return f"{path.parent.name} {_text(path.parent / label)}".strip()
+    return f"{path.parent.name} {text(path.parent / label)}".strip()
 
 
 def _cpuinfo(root: Path) -> dict[str, str]:
@@ -146,7 +142,3 @@ def _cpuinfo(root: Path) -> dict[str, str]:
 def _meminfo(root: Path) -> dict[str, int]:
     lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace").strip() if path.is_file() else ""

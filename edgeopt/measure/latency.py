@@ -17,7 +17,7 @@ from edgeopt.measure.intervals import of_processes, percentile
 from edgeopt.measure.pace import Pace, decodes, usual
 from edgeopt.measure.runs import HALVES, SLOWED
 from edgeopt.measure.workload import PROMPT_LENGTHS
-from edgeopt.ports import Samples, Session, Subject
+from edgeopt.ports import GENERATION, Samples, Session, Subject
 from edgeopt.result import Measurement
 
 _PERCENTILES = (50, 95, 99)
@@ -44,7 +44,7 @@ class Latency:
         "latency/burst_ms": "ms",
         "throughput/decode_tokens_per_s": "tokens/s",
     }
-    GROUP: ClassVar[str] = "generation"
+    GROUP: ClassVar[str] = GENERATION
     TIMED: ClassVar[bool] = True
     processes: int = 5
     decode_tokens: int = 128

@@ -17,6 +17,9 @@ from pathlib import Path
 
 ROOT = Path("/")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+CAP_FILES = ("memory.max", "memory.limit_in_bytes")
+"""Where a control group of version 2, or of version 1, has its cap."""
+_UNCAPPED = 2**60  # version 1 says "no cap" by the largest number of pages
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -43,9 +46,36 @@ def _kilobytes(path: Path) -> dict[str, float]:
     return {name: int(rest.split()[0]) * 1024.0 for name, rest in pairs}
 
 
-def major_faults() -> int:
-    """Pages that this process had to read from storage since it started."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+def control_groups(controller: str, root: Path = ROOT) -> list[Path]:
+    """Folders of the groups that hold this process to what `controller` says, its own first, of version 1 or 2."""
+    mount = root / "sys/fs/cgroup"
+    for line in text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            mount = mount / controller
+        elif controllers or (mount / controller).is_dir():  # of version 2 there is one group for all that v1 has not
+            continue
+        own = mount / path.strip("/")
+        return [folder for folder in (own, *own.parents) if folder.is_relative_to(mount) and folder.is_dir()]
+    return [mount] if mount.is_dir() else []
+
+
+def memory_cap(root: Path = ROOT) -> int | None:
+    """Bytes that the kernel lets the control groups of this process hold; None where none of them is capped."""
+    files = (folder / name for folder in control_groups("memory", root) for name in CAP_FILES)
+    caps = [int(found) for found in map(text, files) if found.isdigit() and int(found) < _UNCAPPED]
+    return min(caps, default=None)
+
+
+def text(path: Path) -> str:
+    """What a file of the kernel says; empty where there is none."""
+    return path.read_text(errors="replace").strip() if path.is_file() else ""
+
+
+def faults() -> tuple[int, int]:
+    """Pages that this process had mapped in since it started: from memory (minor), and read from storage (major)."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt, usage.ru_majflt
 
 
 def own_cpu_s() -> float:

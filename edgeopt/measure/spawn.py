@@ -8,28 +8,42 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import edgeopt
+from edgeopt import units
 from edgeopt.errors import MeasureError
+from edgeopt.measure import cap
 from edgeopt.measure.child import Job
+from edgeopt.ports import Progress
 
 _LAST_WORDS = 400
 
 
-def spawn(job: Job, log: Path, timeout_s: float) -> dict[str, Any]:
+def spawn(job: Job, log: Path, timeout_s: float, progress: Progress) -> dict[str, Any]:
     """Run `job` in a fresh interpreter and return its report; its output goes to `log`.
+
+    Under a memory cap the engine's files are dropped from the page cache first, so that the process is charged for
+    what it reads of them. Where this system enforces no cap, `progress` is told, and it runs without.
 
     Raises MeasureError with the child's last words, the signal that killed it, or the time-out.
     """
     job_path = Path(job.report).with_suffix(".job.json")
     job_path.write_text(json.dumps(asdict(job)))
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgeopt.measure.child", str(job_path)]
-    with log.open("wb") as output:
+    with log.open("wb") as output, ExitStack() as held:
+        try:
+            before = held.enter_context(cap.enforced(job.memory_cap_bytes)) if job.memory_cap_bytes else []
+        except cap.UnenforcedError as why:
+            before = []
+            progress(f"the memory cap of {_shown(job)} is not enforced: {why}")
+        if before:
+            cap.drop_cached(Path(job.engine))
         child = subprocess.Popen(
-            [*command, repr(time.monotonic())],
+            [*before, *command, repr(time.monotonic())],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -49,7 +63,7 @@ def spawn(job: Job, log: Path, timeout_s: float) -> dict[str, Any]:
                 child.kill()
                 child.wait()
     if code != 0:
-        raise _death(code, log)
+        raise _death(code, log, job)
     report: dict[str, Any] = json.loads(Path(job.report).read_text())
     return report
 
@@ -61,13 +75,18 @@ def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, **limits, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def _death(code: int, log: Path) -> MeasureError:
+def _shown(job: Job) -> str:
+    return units.show(job.memory_cap_bytes / 2**20, "MiB")
+
+
+def _death(code: int, log: Path, job: Job) -> MeasureError:
     mend = f"Read {log}"
     if code < 0:
         name = signal.Signals(-code).name
         if -code == signal.SIGKILL:
             mend = f"The kernel does so when memory runs out: take a smaller model or context. {mend}"
-        return MeasureError(f"the measured process was killed by {name}", mend=mend)
+        capped = f" under a memory cap of {_shown(job)}" if job.memory_cap_bytes else ""
+        return MeasureError(f"the measured process was killed by {name}{capped}", mend=mend)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     words = lines[-1][-_LAST_WORDS:] if lines else "it said nothing"
     return MeasureError(f"the measured process failed: {words}", mend=mend)

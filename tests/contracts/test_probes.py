@@ -33,6 +33,7 @@ UNIT_OF_ENDING = {
     "_tokens_per_s": "tokens/s",
     "/parameters": "count",
     "_faults": "count",
+    "_faults_per_token": "count",
     "_kl": "nats",
     "/kl_mean": "nats",
     "/kl_p99": "nats",
