@@ -10,6 +10,7 @@ from edgeopt.errors import ConfigError, GateError
 
 SUMMARY = "Hold the registry against its ledger"
 EXAMPLE = "edgeopt audit edgeopt"
+BRIEF = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

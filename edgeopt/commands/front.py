@@ -10,6 +10,7 @@ from edgeopt.recipe import label
 
 SUMMARY = "Show a study's trials and its Pareto front"
 EXAMPLE = "edgeopt front --json"
+BRIEF = True
 SHOWN = 100
 """Trials in the table, and as many as the front has where those are more."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,3 +17,16 @@ class Outcome:
 
     document: Document
     error: EdgeoptError | None = None
+
+
+def written(document: Document) -> str:
+    """A document as JSON, a line for each value at its top and for each entry of a list there.
+
+    Indented further it would be written ten times as slowly.
+    """
+    encode = json.JSONEncoder(allow_nan=False).encode
+    lines = []
+    for key, value in document.items():
+        entries = [f"  {encode(entry)}" for entry in value] if isinstance(value, list) else []
+        lines.append(f" {encode(key)}: " + ("[\n" + ",\n".join(entries) + "\n ]" if entries else encode(value)))
+    return "{\n" + ",\n".join(lines) + "\n}"

@@ -9,6 +9,7 @@ from edgeopt.commands.outcome import Document, Outcome
 
 SUMMARY = "Show a registered model's versions and its ledger"
 EXAMPLE = "edgeopt releases edgeopt"
+BRIEF = True
 SHOWN = 20
 """The latest entries of the ledger that are printed; --json gives all."""
 

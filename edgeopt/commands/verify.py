@@ -10,6 +10,7 @@ from edgeopt.errors import GateError
 
 SUMMARY = "Check a registered version's bytes, signature and ledger"
 EXAMPLE = "edgeopt verify edgeopt@champion"
+BRIEF = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
