@@ -35,7 +35,8 @@ class PortableOnnx:
         shards: into which the graph is cut, so that a session may hold a part of the weights.
         resident: weights that stay in memory, such as `512 MiB`, beside which there is room for two shards; the others
             are read from storage for each token. None: all stay.
-        read_ahead: a shard is read while the one before computes.
+        read_ahead: a shard is asked for as a whole while the one before computes; else the kernel reads on by itself
+            as weights are needed.
     """
 
     format: ClassVar[str] = "onnx-1"
@@ -52,7 +53,7 @@ class PortableOnnx:
     arena: bool = True
     shards: int = 1
     resident: str | None = None
-    read_ahead: bool = True
+    read_ahead: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= MOST_SHARDS:
