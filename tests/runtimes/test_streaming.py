@@ -48,6 +48,28 @@ def test_shards_compute_and_generate_what_the_whole_does(engine: Engine, budget:
     cut.close()
 
 
+def test_cuts_between_a_cache_and_what_reads_it_change_nothing(engine: Engine, tmp_path: Path) -> None:
+    shutil.copytree(engine.directory, tmp_path / "finely", ignore=shutil.ignore_patterns("shard*"))
+    finely = replace(engine, directory=tmp_path / "finely")
+    model = onnx.load(finely.directory / graph.NAME, load_external_data=False)
+    places = {name: place for place, node in enumerate(model.graph.node) for name in node.output}
+    cuts = [places[value.name] + 1 for value in model.graph.output if value.name.startswith(graph.PRESENT)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shards, "_bounds", lambda *_: sorted(set(cuts)))
+        shards.cut(finely.directory, 99)
+    assert any(
+        value.name.startswith(graph.PRESENT)
+        for shard in shards.read(finely.directory)
+        for value in onnx.load(shard.graph).graph.input
+    )
+    whole = PortableOnnx().open(engine, threads=1)
+    cut = PortableOnnx(shards=99, resident="0 B", prepacked=False).open(finely, threads=1)
+    told, expected = (list(one.generate(PROMPT[:40], 8, stop_at_end=False)) for one in (cut, whole))
+    assert told == expected
+    assert np.abs(whole.logits(PROMPT) - cut.logits(PROMPT)).max() < 1e-4
+    cut.close()
+
+
 def test_shards_share_one_file_of_weights_and_hold_about_equally_many_bytes(engine: Engine) -> None:
     found = shards.read(engine.directory)
     assert [shard.graph.name for shard in found] == ["shard-00.onnx", "shard-01.onnx", "shard-02.onnx"]

@@ -56,19 +56,19 @@ def cut(directory: Path, count: int) -> None:
     import onnx
 
     model = onnx.load(directory / graph.NAME, load_external_data=False)
-    bounds = _bounds(model.graph, count)
+    crossing = _crossing(model.graph)
+    bounds = _bounds(model.graph, crossing, count)
     listed = {}
     for number, (start, end) in enumerate(zip([0, *bounds], [*bounds, len(model.graph.node)], strict=True)):
-        name, shard = f"shard-{number:02d}.onnx", _shard(model, start, end)
+        name, shard = f"shard-{number:02d}.onnx", _shard(model, crossing, start, end)
         onnx.save(shard, directory / name)
         whole = {name for node in shard.graph.node for name in _read_whole(node)}
         listed[name] = sorted(filter(None, (_place(t) for t in shard.graph.initializer if t.name in whole)))
     (directory / LIST).write_text(json.dumps(listed, indent=1) + "\n")
 
 
-def _bounds(whole: GraphProto, count: int) -> list[int]:
+def _bounds(whole: GraphProto, crossing: Sequence[set[str]], count: int) -> list[int]:
     """Before which nodes a new shard begins: near each share of the bytes, where the fewest values cross."""
-    crossing = [len(names) for names in _crossing(whole)]
     read = _bytes_read(whole)
     total = read[-1]
     bounds = [0]
@@ -77,7 +77,7 @@ def _bounds(whole: GraphProto, count: int) -> list[int]:
         later = range(bounds[-1] + 1, len(whole.node))
         near = ([p for p in later if abs(read[p] - wanted) <= total / count / part] for part in (4, 2))
         if places := next(filter(None, near), []):
-            bounds.append(min(places, key=lambda place: (crossing[place], abs(read[place] - wanted))))
+            bounds.append(min(places, key=lambda place: (len(crossing[place]), abs(read[place] - wanted))))
     if len(bounds) == 1:
         raise BuildError("the graph has no place to cut it at", place="runtime.shards", mend="Give 1")
     return bounds[1:]
@@ -131,7 +131,7 @@ def _read_whole(node: NodeProto) -> set[str]:
     return set(_used(node)) - ({node.input[0]} if node.op_type == "Gather" else set())
 
 
-def _shard(model: ModelProto, start: int, end: int) -> ModelProto:
+def _shard(model: ModelProto, crossing: Sequence[set[str]], start: int, end: int) -> ModelProto:
     """The nodes from `start` to before `end`, with what crosses their bounds as inputs and outputs."""
     from onnx import helper
 
@@ -139,7 +139,6 @@ def _shard(model: ModelProto, start: int, end: int) -> ModelProto:
     nodes = whole.node[start:end]
     used = {name for node in nodes for name in _used(node)}
     made = {name for node in nodes for name in node.output}
-    crossing = _crossing(whole)
     known = {value.name: value for value in (*whole.value_info, *whole.input, *whole.output)}
     outputs = [value.name for value in whole.output]
     entering = [value.name for value in whole.input if value.name in used] + sorted(crossing[start] & used)

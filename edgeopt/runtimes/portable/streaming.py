@@ -95,17 +95,18 @@ class Chain:
 
     def __init__(self, sessions: Sequence[Any], weights: Weights) -> None:
         self.sessions, self.weights = sessions, weights
-        entering = {value.name for session in sessions for value in session.get_inputs()}
-        self._crossing = [[v.name for v in session.get_outputs() if v.name in entering] for session in sessions]
+        self.entering = [{value.name for value in session.get_inputs()} for session in sessions]
+        self.leaving = [[value.name for value in session.get_outputs()] for session in sessions]
+        self._crossing = {name for names in self.entering for name in names} & {
+            n for names in self.leaving for n in names
+        }
 
     def get_inputs(self) -> list[Any]:
-        crossing = {name for names in self._crossing for name in names}
         found = {value.name: value for session in self.sessions for value in session.get_inputs()}
-        return [value for name, value in found.items() if name not in crossing]
+        return [value for name, value in found.items() if name not in self._crossing]
 
     def get_outputs(self) -> list[Any]:
-        crossing = {name for names in self._crossing for name in names}
-        return [v for session in self.sessions for v in session.get_outputs() if v.name not in crossing]
+        return [v for session in self.sessions for v in session.get_outputs() if v.name not in self._crossing]
 
     def get_providers(self) -> list[str]:
         providers: list[str] = self.sessions[0].get_providers()
@@ -120,15 +121,16 @@ class Chain:
     def run_with_iobinding(self, binding: ChainBinding) -> None:
         crossed: dict[str, Any] = {}
         for number, (session, own) in enumerate(zip(self.sessions, binding.bindings, strict=True)):
-            for name in binding.entering[number] & crossed.keys():
+            for name in self.entering[number] & crossed.keys():
                 own.bind_ortvalue_input(name, crossed[name])
-            for name in self._crossing[number]:
+            passed = [name for name in self.leaving[number] if name not in binding.given]
+            for name in passed:
                 own.bind_output(name)
             self.weights.before(number)
             session.run_with_iobinding(own)
             self.weights.after(number)
-            if self._crossing[number]:  # bound last, and given back in the order of binding
-                crossed |= zip(self._crossing[number], own.get_outputs()[-len(self._crossing[number]) :], strict=True)
+            if passed:  # bound last, and given back in the order of binding
+                crossed |= zip(passed, own.get_outputs()[-len(passed) :], strict=True)
 
 
 class ChainBinding:
@@ -136,18 +138,21 @@ class ChainBinding:
 
     def __init__(self, chain: Chain) -> None:
         self.bindings = [session.io_binding() for session in chain.sessions]
-        self.entering = [{value.name for value in session.get_inputs()} for session in chain.sessions]
-        self._leaving = [{value.name for value in session.get_outputs()} for session in chain.sessions]
+        self.given: set[str] = set()
+        self._chain = chain
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
-        for binding, names in zip(self.bindings, self.entering, strict=True):
+        for binding, names in zip(self.bindings, self._chain.entering, strict=True):
             if name in names:
                 binding.bind_ortvalue_input(name, value)
 
     def bind_ortvalue_output(self, name: str, value: Any) -> None:
-        for binding, names in zip(self.bindings, self._leaving, strict=True):
+        """Later shards that read such an output read it where it lies."""
+        self.given.add(name)
+        for binding, names in zip(self.bindings, self._chain.leaving, strict=True):
             if name in names:
                 binding.bind_ortvalue_output(name, value)
+        self.bind_ortvalue_input(name, value)
 
 
 def _mappings(file: Path) -> list[tuple[int, int, int]]:
