@@ -8,7 +8,7 @@ import pytest
 import samples
 from mlflow import MlflowClient
 
-from edgeopt.release import policy
+from edgeopt.release import policy, registry
 from edgeopt.release.policy import Policy
 from edgeopt.tracking.recorder import MlflowRecorder
 
@@ -42,6 +42,12 @@ class Desk:
     def versions(self) -> list[Any]:
         found = self.client.search_model_versions(f"name = '{self.policy.model}'")
         return sorted(found, key=lambda version: int(version.version))
+
+    def damage(self, version: Any) -> None:
+        """Change a file of a version's engine where it lies in this store."""
+        with registry.answering(self.uri):
+            folder = registry.fetch(version).directory
+        (folder / "table.npy").write_bytes(b"other")
 
 
 @pytest.fixture(scope="session")
