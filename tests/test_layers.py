@@ -227,7 +227,17 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
     assert not early, "\n".join(early)
 
 
-@pytest.mark.parametrize("module", ["edgeopt.cli", "edgeopt.commands.sweep", "edgeopt.config", "edgeopt.search.study"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "edgeopt.cli",
+        "edgeopt.commands.sweep",
+        "edgeopt.config",
+        "edgeopt.release.audit",
+        "edgeopt.release.overview",
+        "edgeopt.search.study",
+    ],
+)
 def test_importing_a_command_loads_no_heavy_library(module: str) -> None:
     code = f"import {module}, sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

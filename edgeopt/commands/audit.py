@@ -20,14 +20,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
-    from edgeopt.release import audit
-
     if args.adopt:
         if not args.reason:
             raise ConfigError("a reason is wanted", place="--reason", mend='Give --reason "…"')
-        found = audit.adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
+        from edgeopt.release.adopt import adopt
+
+        found = adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
     else:
-        found = audit.audit(args.model, tracking_uri=args.tracking_uri)
+        from edgeopt.release.audit import audit
+
+        found = audit(args.model, tracking_uri=args.tracking_uri)
     error = GateError("; ".join(found.faults), place=f"ledger of {args.model}") if found.faults else None
     return Outcome(document=found.to_json(), error=error)
 

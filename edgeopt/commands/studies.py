@@ -101,9 +101,13 @@ class OpenStudy:
     def recorder(self) -> MlflowRecorder:
         """Made where it is needed: importing MLflow takes longer than reading a study."""
         recorder: MlflowRecorder = configs.part(self.config, "tracking")
-        if self.tracking_uri and recorder.tracking_uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
-            recorder = replace(recorder, tracking_uri=self.tracking_uri)
-        return recorder
+        return replace(recorder, tracking_uri=self._uri)
+
+    @property
+    def _uri(self) -> str | None:
+        """None is MLflow's default."""
+        configured: str | None = self.config["tracking"].get("tracking_uri")
+        return configured or os.environ.get("MLFLOW_TRACKING_URI") or self.tracking_uri
 
     def open(self) -> None:
         """Begin the study or go on with it, and keep what `find` needs, here and on other machines."""
@@ -249,9 +253,9 @@ class OpenStudy:
 
     def champion(self, model: str) -> Document | None:
         """The champion of a registered model where it comes from this study."""
-        from edgeopt.release import registry
+        from edgeopt.release import reader
 
-        return registry.champion(model, self.recorder.uri, study=self.name)
+        return reader.champion(model, self._uri, study=self.name)
 
 
 def _snapshot(state: Path, study: str) -> Path:

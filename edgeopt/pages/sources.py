@@ -17,8 +17,8 @@ from mlflow.exceptions import MlflowException
 
 from edgeopt import tags
 from edgeopt.errors import InputError
-from edgeopt.release import overview
-from edgeopt.release.ledger import SUFFIX
+from edgeopt.release import overview, registry
+from edgeopt.release.chain import SUFFIX
 from edgeopt.result import TrialResult
 from edgeopt.tracking import files, front, lookup, server
 
@@ -109,7 +109,7 @@ class Source:
 
     def release(self, name: str) -> dict[str, Any]:
         with server.answering(self.uri) as client:
-            return overview.of_model(client, name)
+            return overview.described(name, *(registry.registered(client, n) for n in (name, name + SUFFIX)))
 
     @contextmanager
     def _reading(self, run_id: str) -> Iterator[MlflowClient]:

@@ -26,8 +26,9 @@ from edgeopt.errors import GateError
 from edgeopt.ports import Progress
 from edgeopt.release import registry
 from edgeopt.release.actor import actor
+from edgeopt.release.chain import Reading
 from edgeopt.release.history import History, told
-from edgeopt.release.ledger import Ledger, Reading
+from edgeopt.release.ledger import Ledger
 
 BEAT_S = 5.0
 SILENCE_S = 30.0
@@ -106,7 +107,7 @@ class Desk:
         self._refresh()
         if not self._seen.entries:
             self._adopt("found when the ledger was begun")
-        drift = drifted(registry.aliases(self.client, self.model), self.history.aliases)
+        drift = self.history.drift(registry.aliases(self.client, self.model))
         if drift:
             raise GateError(
                 drift[0],
@@ -220,16 +221,6 @@ def registered(version: ModelVersion) -> dict[str, Any]:
         "run_id": version.run_id or "",
         "trial": version.tags.get(tags.TRIAL, ""),
     }
-
-
-def drifted(actual: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
-    """Every alias that does not point where the ledger says, one sentence each."""
-    pairs = ((alias, actual.get(alias), expected.get(alias)) for alias in sorted({*actual, *expected}))
-    return [
-        f"alias {alias} points at {found or 'nothing'}, and the ledger says {held or 'nothing'}"
-        for alias, found, held in pairs
-        if found != held
-    ]
 
 
 @contextlib.contextmanager

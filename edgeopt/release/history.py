@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeopt.release.ledger import Entry
+from edgeopt.release.chain import Entry
 from edgeopt.secrets import without_password
 
 ROLLBACK = "rollback"
@@ -112,6 +112,15 @@ class History:
     def approvers(self, version: str, digest: str) -> set[str]:
         """Who approved a version while its engine had this digest."""
         return {entry.actor for entry in self.approvals.get(version, ()) if entry.facts["digest"] == digest}
+
+    def drift(self, actual: Mapping[str, str]) -> list[str]:
+        """Every alias that does not point where the ledger says, one sentence each; `actual` is alias → version."""
+        pairs = ((alias, actual.get(alias), self.aliases.get(alias)) for alias in sorted({*actual, *self.aliases}))
+        return [
+            f"alias {alias} points at {found or 'nothing'}, and the ledger says {held or 'nothing'}"
+            for alias, found, held in pairs
+            if found != held
+        ]
 
     def before(self, alias: str) -> str | None:
         """The version that `alias` pointed at before the present one; None where there was none."""

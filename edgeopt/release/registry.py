@@ -1,4 +1,4 @@
-"""The MLflow registry as edgeopt reads it: champions, URIs, engines inside registered models."""
+"""The MLflow registry by its own client: URIs, versions, engines inside registered models."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mlflow.models import Model
 from edgeopt import tags
 from edgeopt.artifact import Engine
 from edgeopt.errors import InputError, TrackingError, first_line
+from edgeopt.release.reader import Registered, Version
 from edgeopt.secrets import without_password
 
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
@@ -57,18 +58,13 @@ def _as_mlflows_own(uri: str) -> Iterator[None]:
             os.environ[_OWN] = before
 
 
-def champion(name: str, tracking_uri: str | None = None, *, study: str | None = None) -> dict[str, str] | None:
-    """`{"name", "version"}` that the alias champion of the model `name` points at; None where there is none.
-
-    With `study`, a champion that comes from another study counts as none.
-    """
-    with answering(tracking_uri) as client:
-        version = aliases(client, name).get("champion")
-        if version is None:
-            return None
-        if study is not None and client.get_model_version(name, version).tags.get(tags.STUDY) != study:
-            return None
-        return {"name": name, "version": version}
+def registered(client: MlflowClient, name: str) -> Registered:
+    """Aliases and versions of a registered model; nothing where it does not exist."""
+    found = versions(client, name)
+    return Registered(
+        aliases=aliases(client, name),
+        versions=tuple(Version(number=str(v.version), run_id=v.run_id or "", tags=v.tags) for v in found),
+    )
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:

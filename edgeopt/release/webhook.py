@@ -20,8 +20,8 @@ from edgeopt.errors import ConfigError, TrackingError
 from edgeopt.secrets import without_password
 
 if TYPE_CHECKING:
+    from edgeopt.release.chain import Entry
     from edgeopt.release.desk import Desk
-    from edgeopt.release.ledger import Entry
 
 SECRET = "EDGEOPT_WEBHOOK_SECRET"  # noqa: S105
 """Environment variable: what sender and receivers share, `whsec_` and base64, or any text."""

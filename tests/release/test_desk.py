@@ -15,8 +15,9 @@ from edgeopt import process
 from edgeopt.errors import GateError, TrackingError
 from edgeopt.release import desk as desks
 from edgeopt.release import registry
-from edgeopt.release.audit import adopt, audit
-from edgeopt.release.ledger import Entry
+from edgeopt.release.adopt import adopt
+from edgeopt.release.audit import audit
+from edgeopt.release.chain import Entry
 
 from .conftest import Desk
 

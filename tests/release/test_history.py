@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeopt.release.chain import Entry
 from edgeopt.release.history import ROLLBACK, History, told
-from edgeopt.release.ledger import Entry
 
 
 def written(*events: tuple[str, dict[str, Any]], actor: str = "ada") -> list[Entry]:

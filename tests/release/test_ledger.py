@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 
 from edgeopt.errors import GateError
 from edgeopt.release import registry
-from edgeopt.release.ledger import Entry, Ledger, Reading, chain
+from edgeopt.release.chain import Entry, Reading, chain
+from edgeopt.release.ledger import Ledger
 
 
 def entry(place: int, previous: str, **facts: Any) -> Entry:
