@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -42,6 +42,7 @@ class OpenStudy:
     """A study, the request and config that made it, and the recorder of its runs.
 
     Attributes:
+        metrics: all that its probes may report, each with its unit.
         tracking_uri: goes before MLflow's own default, and after the config's.
         promoted: the registered model that its trials were promoted to, if they ever were.
     """
@@ -49,16 +50,27 @@ class OpenStudy:
     study: Study
     request: Request
     config: Config
+    metrics: Mapping[str, str]
     tracking_uri: str | None = None
     promoted: str | None = None
 
     @classmethod
-    def of(cls, request: Request, config: Config, *, store: str | None = None) -> OpenStudy:
-        """The study that `config` describes; nothing is written yet. `store` goes before the config's."""
+    def of(
+        cls,
+        request: Request,
+        config: Config,
+        *,
+        store: str | None = None,
+        metrics: Mapping[str, str] | None = None,
+    ) -> OpenStudy:
+        """The study that `config` describes; nothing is written yet. `store` goes before the config's.
+
+        `metrics` are those of the study where it was opened before: they are not looked for then.
+        """
         search = configs.part(config, "search")
         if not isinstance(search, Search):
             raise ConfigError("it is no search", place="search._target_", mend="Name edgeopt.search.definition.Search")
-        known = assembly.known_metrics(request.config_dir)
+        known = metrics or assembly.known_metrics(request.config_dir)
         study = Study(
             ledger=Ledger(store or assembly.store_url(config), search.study, tell=display.err.print),
             search=search,
@@ -66,7 +78,7 @@ class OpenStudy:
             limits=configs.limits(config, known),
             foresee=partial(assembly.foresee, request) if configs.part(config, "measure").stop_early else None,
         )
-        return cls(study=study, request=request, config=config)
+        return cls(study=study, request=request, config=config, metrics=known)
 
     @classmethod
     def find(cls, name: str | None, state: Path, store: str | None) -> OpenStudy:
@@ -92,7 +104,7 @@ class OpenStudy:
         )
         config = {**sweep["config"], "state": str(state)}
         return replace(
-            cls.of(request, config, store=url),
+            cls.of(request, config, store=url, metrics=sweep.get("metrics")),
             tracking_uri=None if "***" in uri else uri,
             promoted=sweep.get("promoted"),
         )
@@ -118,6 +130,7 @@ class OpenStudy:
                 "name": self.request.name,
                 "overrides": list(self.request.overrides),
                 "config": self.config,
+                "metrics": dict(self.metrics),
                 "tracking_uri": without_password(server.absolute(self.recorder.uri)),
             }
         )
@@ -136,12 +149,11 @@ class OpenStudy:
     def front(self) -> Document:
         """The document of `edgeopt front`, without the champion."""
         rows, ranks = self.study.rows(), self.study.ranks()
-        known = assembly.known_metrics(self.request.config_dir)
         bounds = {m: h.bound for r in rows if r.summary for m, h in r.summary.verdicts.items() if h.bound is not None}
         return {
             "study": self.name,
             "objectives": [
-                {"metric": o.metric, "unit": known.get(o.metric, ""), "direction": o.direction}
+                {"metric": o.metric, "unit": self.metrics.get(o.metric, ""), "direction": o.direction}
                 for o in self.study.objectives
             ],
             "limits": [
