@@ -14,6 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from edgeopt import tags
 from edgeopt.errors import GateError, InfeasibleError
 from edgeopt.ports import Progress
+from edgeopt.recipe import label
 from edgeopt.release import card, registry, signature
 from edgeopt.release.candidate import Candidate, GateVerdict, Remeasure
 from edgeopt.release.desk import DESCRIPTION, Desk, link
@@ -213,9 +214,11 @@ class _Case:
         )
 
     def _labels(self, seen: Candidate) -> dict[str, str]:
+        chosen = label(seen.row["params"])  # tells versions of one study apart, which the names of steps do not
         return {
             **self.policy.tags,
             **{key: seen.run_tags[key] for key in _INHERITED if key in seen.run_tags},
+            **({tags.RECIPE: chosen} if chosen else {}),
             tags.STUDY: self.study,
             tags.TRIAL: f"{self.study}/{seen.row['number']}",
             "edgeopt.policy": self.policy.name,

@@ -35,6 +35,7 @@ def test_the_front_is_registered_and_the_best_is_champion(desk: Desk) -> None:
     assert all(release.created for release in done.releases)
     assert [v.tags[tags.TRIAL] for v in versions] == ["s/0", "s/1", "s/2"]
     assert all(v.tags[tags.TARGET] == "sbc_4gib" and v.tags[tags.EMULATED] == "true" for v in versions)
+    assert all(v.tags[tags.RECIPE] == "bits=4" for v in versions)
     assert len({v.tags[tags.ENGINE_DIGEST] for v in versions}) == 3
     # 0.4 × quality + 0.3 × latency + 0.3 × memory, each scaled over the front: 0.6, 0.445…, 0.4
     assert done.aliases == {"champion": done.releases[2].version}
