@@ -66,16 +66,15 @@ def _trial(folder: Path) -> TrialResult:
 
 
 def five_thousand(folder: Path) -> None:
-    """A study of 5,000 trials: `edgeopt front` as a command, and its page, which follows it live.
+    """A study of 5,000 trials, on a server that has as many runs more and a model that was promoted fifty times.
 
-    `edgeopt audit` beside them, on a server that has as many runs and a model that was promoted fifty times.
+    Its page, which follows it live, and the commands `edgeopt front`, which asks for the champion, and `edgeopt audit`.
     """
     server = MlflowServer(folder, "--app-name", "edgeopt")
     try:
         opened = empty_study(folder, None, tracking_uri=server.uri, trials=TRIALS)
         filled(opened, TRIALS)
         opened.log().publish()
-        timed("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
         run_id = opened.recorder.open_study(opened.name, {}, {})
         address = f"{server.uri}/edgeopt/studies/{run_id}"
         timed("the study's page", lambda: requests.get(address, timeout=60).raise_for_status())
@@ -84,6 +83,8 @@ def five_thousand(folder: Path) -> None:
         for _ in range(TRIALS):
             client.create_run(experiment)
         promoted(client, "edgeopt", PROMOTIONS)
+        opened.study.ledger.note(promoted="edgeopt")
+        timed("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
         timed("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
     finally:
         server.kill()
