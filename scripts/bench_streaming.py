@@ -34,7 +34,7 @@ def streaming(folder: Path) -> None:
     """The 246 M shape in fp32 under an enforced cap of 512 MiB, by how much of it stays in memory."""
     from edgeopt.measure.cap import drop_cached, enforced
     from edgeopt.runtimes.portable import graph, shards
-    from edgeopt.runtimes.portable.streaming import resident
+    from edgeopt.runtimes.portable.tiers import fitting
 
     model = folder / "llama246m"
     make_random_llama(model)
@@ -56,7 +56,7 @@ def streaming(folder: Path) -> None:
     assert all(run["cap_bytes"] == CAP_MIB * 2**20 for runs in told.values() for run in runs)
     rows = []
     for budget in BUDGETS_MIB:
-        stay = resident(found, budget * 2**20)
+        stay = fitting([shard.size_bytes for shard in found], budget * 2**20)
         streamed = sum(shard.size_bytes for number, shard in enumerate(found) if number not in stay)
         allowed_s = streamed / statistics.median(disk)
         ahead_s, demand_s = (statistics.median(run["token_s"] for run in told[budget, way]) for way in (True, False))

@@ -20,10 +20,13 @@ from edgeopt.errors import BuildError, ConfigError
 from edgeopt.intake import take_in
 from edgeopt.runtimes.portable import PortableOnnx, graph, shards
 from edgeopt.runtimes.portable.shards import Shard
-from edgeopt.runtimes.portable.streaming import Weights, resident
+from edgeopt.runtimes.portable.streaming import Weights
+from edgeopt.runtimes.portable.tiers import Spill, fitting
 from runtimes.test_families import PROMPT
 
 MIB, PAGE = 2**20, 4096
+UNNAMED = " (deleted)"
+"""What ends the name of a mapped file that has none any more."""
 SHARDS = 3
 
 
@@ -103,12 +106,51 @@ def test_one_matrix_cannot_be_cut(tmp_path: Path) -> None:
     ("budget", "stay"), [(0, set()), (5, {0}), (9, {0, 1}), (8, {0, 2}), (100, {0, 1, 2})], ids=str
 )
 def test_the_first_shards_that_fit_together_stay(budget: int, stay: set[int]) -> None:
-    found = [Shard(graph=Path("g"), weights=[(0, size)]) for size in (5, 4, 3)]
-    assert resident(found, budget) == stay
+    assert fitting([5, 4, 3], budget) == stay
 
 
-def resident_bytes(file: Path) -> int:
-    """Of this process's mappings of a file."""
+@pytest.mark.parametrize("budget", ["0 B", "100 kB", "1 GiB"])
+def test_keys_and_values_in_a_file_are_as_exact_as_in_memory(engine: Engine, budget: str) -> None:
+    given = PortableOnnx(shards=SHARDS, resident="1 GiB", prepacked=False)
+    tiered = replace(given, kv_resident=budget).open(engine, threads=1)
+    untiered = given.open(engine, threads=1)
+    assert (tiered.logits(PROMPT) == untiered.logits(PROMPT)).all()
+    told, expected = (one.generate(PROMPT[:40], 8, stop_at_end=False) for one in (tiered, untiered))
+    other = tiered.generate(PROMPT[7:30], 8, stop_at_end=False)  # two sequences in turn, each with keys of its own
+    assert [(a, b) for a, b in zip(told, other, strict=True)] == list(
+        zip(expected, untiered.generate(PROMPT[7:30], 8, stop_at_end=False), strict=True)
+    )
+    tiered.close()
+
+
+def test_what_a_shard_read_of_keys_is_given_back_and_stays_as_it_was() -> None:
+    spill = Spill([{"x", "past.0"}, {"past.1", "past.2"}, {"past.3"}], 3 * MIB)
+    before = resident_bytes(UNNAMED)
+    held = spill.allocate({f"past.{n}": ((1, 1, MIB // 4, 1), np.float32) for n in range(4)})
+    for number, value in enumerate(held.values()):
+        value.update_inplace(np.full((1, 1, MIB // 4, 1), number, np.float32))
+    assert resident_bytes(UNNAMED) - before == MIB  # of the third shard: the first two fit the budget
+    for number in (0, 1, 2):
+        spill.before(number, held)
+        spill.after(number, held)
+    assert resident_bytes(UNNAMED) == before
+    assert [float(value.numpy().max()) for value in held.values()] == list(map(float, range(4)))
+    assert resident_bytes(UNNAMED) - before == MIB
+    del held, value
+    assert resident_bytes(UNNAMED) == before
+
+
+def test_a_full_disk_is_told_before_a_token_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(BuildError, match=r"no room for 4096 bytes of keys and values.*TMPDIR"):
+        Spill([{"past.0"}], 0).allocate({"past.0": ((1, 1, 1024, 1), np.float32)})
+
+
+def resident_bytes(file: Path | str) -> int:
+    """Of this process's mappings of a file, or of those whose name ends so."""
     total, inside = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first = line.split()[0]
@@ -143,6 +185,7 @@ def test_what_a_streamed_shard_read_is_given_back_and_what_is_resident_stays(tmp
         ({"shards": 100}, "shards: 100 is not in"),
         ({"resident": "512"}, "resident: .*has no unit"),
         ({"resident": "1 GiB", "prepacked": False}, "resident: .*Give shards=8"),
+        ({"kv_resident": "1 GiB", "shards": 8}, "kv_resident: .*and resident="),
         ({"resident": "1 GiB", "shards": 8}, "prepacked: .*Give prepacked=false"),
         ({"resident": "1 GiB", "shards": 8, "prepacked": False, "provider": "cuda"}, "resident: cuda has memory"),
     ],

@@ -35,6 +35,8 @@ class PortableOnnx:
         shards: into which the graph is cut, so that a session may hold a part of the weights.
         resident: weights that stay in memory, such as `512 MiB`, beside which there is room for two shards; the others
             are read from storage for each token. None: all stay.
+        kv_resident: keys and values that stay in memory; those of the other shards lie in a file without a name, in the
+            folder that TMPDIR names, and are there for each token as exactly. None: all stay.
         read_ahead: a shard is asked for as a whole while the one before computes; else the kernel reads on by itself
             as weights are needed.
     """
@@ -42,7 +44,7 @@ class PortableOnnx:
     format: ClassVar[str] = "onnx-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
     OPENING: ClassVar[frozenset[str]] = frozenset(
-        {"provider", "cpu_fallback", "spinning", "prepacked", "arena", "resident", "read_ahead"}
+        {"provider", "cpu_fallback", "spinning", "prepacked", "arena", "resident", "kv_resident", "read_ahead"}
     )
     otherwise: ClassVar[None] = None
     opset: int = 23
@@ -53,6 +55,7 @@ class PortableOnnx:
     arena: bool = True
     shards: int = 1
     resident: str | None = None
+    kv_resident: str | None = None
     read_ahead: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +63,12 @@ class PortableOnnx:
             raise ConfigError(f"{self.shards} is not in 1 … {MOST_SHARDS}", place="shards")
         if self.resident_bytes is not None:
             self._require_streaming()
+        elif self.kv_resident_bytes is not None:
+            raise ConfigError(
+                "keys and values are parted by the shards that compute one after another",
+                place="kv_resident",
+                mend="Give shards=8, prepacked=false, and resident=1 TiB where all weights are to stay",
+            )
         if self.opset not in OPSETS:
             raise ConfigError(
                 f"{self.opset} is no opset that is tried",
@@ -70,6 +79,10 @@ class PortableOnnx:
     @property
     def resident_bytes(self) -> int | None:
         return None if self.resident is None else units.size_bytes(self.resident, "resident")
+
+    @property
+    def kv_resident_bytes(self) -> int | None:
+        return None if self.kv_resident is None else units.size_bytes(self.kv_resident, "kv_resident")
 
     def _require_streaming(self) -> None:
         """What else has to be so for weights to be read when they are needed."""

@@ -4,12 +4,14 @@ back longer each time, or not at all."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnxruntime import OrtValue
 
 from edgeopt.runtimes.portable import graph
+from edgeopt.runtimes.portable.tiers import Allocate, in_memory
 
 if TYPE_CHECKING:
     from edgeopt.runtimes.past import Past
@@ -25,31 +27,39 @@ _TYPES: Mapping[str, type] = {
 
 
 def cache_of(
-    session: Any, spec: ModelSpec, capacity: int, factors: Mapping[str, np.ndarray], device: str = "cpu"
+    session: Any,
+    spec: ModelSpec,
+    capacity: int,
+    factors: Mapping[str, np.ndarray],
+    device: str = "cpu",
+    allocate: Allocate | None = None,
 ) -> Past:
     """An empty cache of the kind that the graph of `session` asks for, for `capacity` tokens.
 
-    Buffers lie on `device`, cpu or cuda; only graphs that write in place have buffers that outlive a call.
+    Buffers lie on `device`, cpu or cuda, or where `allocate` puts them; only graphs that write in place have buffers
+    that outlive a call.
     """
     names = {value.name for value in session.get_inputs()}
     if graph.PAST_LENGTH in names:
-        return Slots(session, capacity, factors, device)
+        return Slots(session, capacity, factors, device, allocate or partial(in_memory, device=device))
     return Growing(session, spec) if any(name.startswith("past") for name in names) else Whole(session)
 
 
 class Slots:
     """Buffers that the graph gets and gives back at once, so that it writes new tokens to their places in them."""
 
-    def __init__(self, session: Any, capacity: int, factors: Mapping[str, np.ndarray], device: str) -> None:
+    def __init__(
+        self, session: Any, capacity: int, factors: Mapping[str, np.ndarray], device: str, allocate: Allocate
+    ) -> None:
         self._session, self._length, self._device = session, 0, device
         self._factors = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in factors.items()}
-        self._buffers = {
-            value.name: OrtValue.ortvalue_from_numpy(
-                np.zeros((1, value.shape[1], capacity, value.shape[3]), _TYPES[value.type]), device
-            )
-            for value in session.get_inputs()
-            if value.name.startswith(graph.PAST)
-        }
+        self._buffers = allocate(
+            {
+                value.name: ((1, value.shape[1], capacity, value.shape[3]), _TYPES[value.type])
+                for value in session.get_inputs()
+                if value.name.startswith(graph.PAST)
+            }
+        )
         self._bound: dict[tuple[int, int], _Bound] = {}
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:

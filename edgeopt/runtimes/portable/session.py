@@ -50,7 +50,7 @@ class PortableSession:
             self._session: Any = (
                 onnxruntime.InferenceSession(engine.directory / graph.NAME, options, providers=providers)
                 if runtime.resident_bytes is None
-                else streaming.chain(engine.directory, options, runtime.resident_bytes, ahead=runtime.read_ahead)
+                else streaming.chain(engine.directory, options, runtime)
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error
@@ -80,7 +80,9 @@ class PortableSession:
         self._session = None
 
     def _cache(self, capacity: int, adapter: str | None) -> Past:
-        return cache_of(self._session, self._spec, capacity, self._factors(adapter), self._device)
+        spill = self._session.spill if isinstance(self._session, streaming.Chain) else None
+        allocate = None if spill is None else spill.allocate
+        return cache_of(self._session, self._spec, capacity, self._factors(adapter), self._device, allocate)
 
     def _factors(self, adapter: str | None) -> Mapping[str, np.ndarray]:
         """The inputs by which the graph computes with an adapter."""

@@ -7,29 +7,21 @@ is given back at once, so that what is resident stays. Sources: madvise(2), posi
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph, shards
 from edgeopt.runtimes.portable.shards import Shard
+from edgeopt.runtimes.portable.tiers import Spill, fitting, give_back
 
-_MADV_DONTNEED = 4  # asm-generic/mman-common.h
+if TYPE_CHECKING:
+    from edgeopt.runtimes.portable import PortableOnnx
+
 _MAPS = Path("/proc/self/maps")
-
-
-def resident(found: Sequence[Shard], budget_bytes: int) -> set[int]:
-    """Numbers of the shards that stay in memory: the first that fit the budget together."""
-    stay: set[int] = set()
-    for number, shard in enumerate(found):
-        if shard.size_bytes <= budget_bytes:
-            stay.add(number)
-            budget_bytes -= shard.size_bytes
-    return stay
 
 
 class Weights:
@@ -43,7 +35,6 @@ class Weights:
     def __init__(self, file: Path, found: Sequence[Shard], streamed: Collection[int], *, ahead: bool) -> None:
         self._file = os.open(file, os.O_RDONLY)
         self._shards, self._streamed, self._ahead = found, sorted(streamed), ahead
-        self._libc = ctypes.CDLL(None, use_errno=True)
         mapped = _mappings(file)
         self._mapped = {number: _within(mapped, found[number].weights) for number in self._streamed}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
@@ -61,8 +52,7 @@ class Weights:
             self._asked.result()
         if number in self._mapped and len(self._streamed) > 1:
             for start, length in self._mapped[number]:
-                if self._libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_DONTNEED):
-                    raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED) failed")
+                give_back(start, length)
             for offset, length in self._shards[number].weights:
                 os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_DONTNEED)
 
@@ -75,27 +65,33 @@ class Weights:
             os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_WILLNEED)
 
 
-def chain(directory: Path, options: Any, budget_bytes: int, *, ahead: bool) -> Chain:
-    """The shards of the engine in `directory`, opened with ONNX Runtime's `options`."""
+def chain(directory: Path, options: Any, runtime: PortableOnnx) -> Chain:
+    """The shards of the engine in `directory`, opened with ONNX Runtime's `options` for the budgets of `runtime`."""
     import onnxruntime
 
     found = shards.read(directory)
     if not found:
         raise BuildError("it was not cut into shards", mend="Build it with runtime.shards=8")
     opened = [onnxruntime.InferenceSession(one.graph, options, providers=["CPUExecutionProvider"]) for one in found]
-    streamed = set(range(len(found))) - resident(found, budget_bytes)
-    return Chain(opened, Weights(directory / graph.WEIGHTS, found, streamed, ahead=ahead))
+    stay = fitting([shard.size_bytes for shard in found], runtime.resident_bytes or 0)
+    streamed = set(range(len(found))) - stay
+    weights = Weights(directory / graph.WEIGHTS, found, streamed, ahead=runtime.read_ahead)
+    return Chain(opened, weights, runtime.kv_resident_bytes)
 
 
 class Chain:
     """What a session of the whole graph offers, by sessions of its shards.
 
     Values that cross from one shard to a later one are named alike in both.
+
+    Attributes:
+        spill: where keys and values have a budget, what allocates them.
     """
 
-    def __init__(self, sessions: Sequence[Any], weights: Weights) -> None:
+    def __init__(self, sessions: Sequence[Any], weights: Weights, kv_budget_bytes: int | None = None) -> None:
         self.sessions, self.weights = sessions, weights
         self.entering = [{value.name for value in session.get_inputs()} for session in sessions]
+        self.spill = None if kv_budget_bytes is None else Spill(self.entering, kv_budget_bytes)
         self.leaving = [[value.name for value in session.get_outputs()] for session in sessions]
         self._crossing = {name for names in self.entering for name in names} & {
             n for names in self.leaving for n in names
@@ -127,8 +123,12 @@ class Chain:
             for name in passed:
                 own.bind_output(name)
             self.weights.before(number)
+            if self.spill is not None:
+                self.spill.before(number, binding.inputs)
             session.run_with_iobinding(own)
             self.weights.after(number)
+            if self.spill is not None:
+                self.spill.after(number, binding.inputs)
             if passed:  # bound last, and given back in the order of binding
                 crossed |= zip(passed, own.get_outputs()[-len(passed) :], strict=True)
 
@@ -139,9 +139,11 @@ class ChainBinding:
     def __init__(self, chain: Chain) -> None:
         self.bindings = [session.io_binding() for session in chain.sessions]
         self.given: set[str] = set()
+        self.inputs: dict[str, Any] = {}
         self._chain = chain
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.inputs[name] = value
         for binding, names in zip(self.bindings, self._chain.entering, strict=True):
             if name in names:
                 binding.bind_ortvalue_input(name, value)

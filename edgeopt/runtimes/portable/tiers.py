@@ -1,0 +1,109 @@
+"""Buffers of keys and values: all in memory, or some of them in a mapped file.
+
+What lies in a file is as exact as what lies in memory. A shard's part of it is read ahead while the shard before it
+computes, and given back once the shard itself has; the kernel keeps the pages for as long as it has room for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from onnxruntime import OrtValue
+
+from edgeopt.errors import BuildError
+
+Shapes = Mapping[str, tuple[tuple[int, ...], type]]
+"""Shape and type of each buffer by its name."""
+Allocate = Callable[[Shapes], Mapping[str, Any]]
+"""Buffers full of zeros, as values of ONNX Runtime."""
+
+_MADV_WILLNEED, _MADV_DONTNEED = 3, 4  # asm-generic/mman-common.h
+
+
+def fitting(sizes: Sequence[int], budget_bytes: int) -> set[int]:
+    """Places of the first sizes that fit the budget together."""
+    found: set[int] = set()
+    for place, size in enumerate(sizes):
+        if size <= budget_bytes:
+            found.add(place)
+            budget_bytes -= size
+    return found
+
+
+def in_memory(shapes: Shapes, device: str = "cpu") -> dict[str, Any]:
+    return {name: OrtValue.ortvalue_from_numpy(np.zeros(*form), device) for name, form in shapes.items()}
+
+
+def give_back(address: int, length: int) -> None:
+    """Let go of mapped pages of a file, which stay in it. Raises OSError."""
+    _advise(address, length, _MADV_DONTNEED)
+
+
+class Spill:
+    """Buffers of which those of the first shards stay in memory, as many as fit the budget together.
+
+    Args:
+        read: names of what each shard reads.
+    """
+
+    def __init__(self, read: Sequence[Collection[str]], budget_bytes: int) -> None:
+        self._read, self._budget_bytes = read, budget_bytes
+        self._mapped: WeakKeyDictionary[Any, np.ndarray] = WeakKeyDictionary()
+
+    def allocate(self, shapes: Shapes) -> dict[str, Any]:
+        """Raises BuildError where the file system has no room for a file of their size."""
+        owned = [[name for name in names if name in shapes] for names in self._read]
+        stay = fitting([sum(_bytes(*shapes[name]) for name in names) for names in owned], self._budget_bytes)
+        kept = {name for place in stay for name in owned[place]}
+        found = in_memory({name: form for name, form in shapes.items() if name in kept})
+        for name in shapes.keys() - kept:
+            array = _in_a_file(*shapes[name])
+            found[name] = OrtValue.ortvalue_from_numpy(array)
+            self._mapped[found[name]] = array
+        return found
+
+    def before(self, number: int, values: Mapping[str, Any]) -> None:
+        """Shard `number` is going to compute with `values`: ask for what the next one reads of the file."""
+        self._advise((number + 1) % len(self._read), values, _MADV_WILLNEED)
+
+    def after(self, number: int, values: Mapping[str, Any]) -> None:
+        """Shard `number` has computed: give its part of the file back."""
+        self._advise(number, values, _MADV_DONTNEED)
+
+    def _advise(self, number: int, values: Mapping[str, Any], advice: int) -> None:
+        for name in self._read[number] & values.keys():
+            array = self._mapped.get(values[name])
+            if array is not None:
+                _advise(array.ctypes.data, array.nbytes, advice)
+
+
+def _bytes(shape: tuple[int, ...], kind: type) -> int:
+    return int(np.prod(shape)) * np.dtype(kind).itemsize
+
+
+def _in_a_file(shape: tuple[int, ...], kind: type) -> np.ndarray:
+    """Zeros in a file that has no name and is gone with them."""
+    size = _bytes(shape, kind)
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would end the process by SIGBUS
+        except OSError as error:
+            raise BuildError(
+                f"there is no room for {size} bytes of keys and values ({error})",
+                place=tempfile.gettempdir(),
+                mend="Make room, or set TMPDIR to a folder that has it",
+            ) from error
+        return np.frombuffer(mmap.mmap(file.fileno(), size), kind).reshape(shape)
+
+
+def _advise(address: int, length: int, advice: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice):
+        raise OSError(ctypes.get_errno(), f"madvise({advice}) failed")
