@@ -61,13 +61,14 @@ class PortableOnnx:
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= MOST_SHARDS:
             raise ConfigError(f"{self.shards} is not in 1 … {MOST_SHARDS}", place="shards")
-        if self.resident_bytes is not None:
-            self._require_streaming()
-        elif self.kv_resident_bytes is not None:
+        for place, budget_bytes in (("resident", self.resident_bytes), ("kv_resident", self.kv_resident_bytes)):
+            if budget_bytes is not None:
+                self._require_shards(place)
+        if self.resident is not None and self.prepacked:
             raise ConfigError(
-                "keys and values are parted by the shards that compute one after another",
-                place="kv_resident",
-                mend="Give shards=8, prepacked=false, and resident=1 TiB where all weights are to stay",
+                "prepacked weights are copies in memory, whatever is resident",
+                place="prepacked",
+                mend="Give prepacked=false",
             )
         if self.opset not in OPSETS:
             raise ConfigError(
@@ -84,18 +85,16 @@ class PortableOnnx:
     def kv_resident_bytes(self) -> int | None:
         return None if self.kv_resident is None else units.size_bytes(self.kv_resident, "kv_resident")
 
-    def _require_streaming(self) -> None:
-        """What else has to be so for weights to be read when they are needed."""
+    @property
+    def parted(self) -> bool:
+        """Whether shards compute one after another, so that not all has to be in memory at once."""
+        return self.resident is not None or self.kv_resident is not None
+
+    def _require_shards(self, place: str) -> None:
         if self.shards == 1:
-            raise ConfigError("a graph of one shard is resident as a whole", place="resident", mend="Give shards=8")
-        if self.prepacked:
-            raise ConfigError(
-                "prepacked weights are copies in memory, whatever is resident",
-                place="prepacked",
-                mend="Give prepacked=false",
-            )
+            raise ConfigError("a graph of one shard is resident as a whole", place=place, mend="Give shards=8")
         if self.provider != "cpu":
-            raise ConfigError(f"{self.provider} has memory of its own", place="resident", mend="Give provider=cpu")
+            raise ConfigError(f"{self.provider} has memory of its own", place=place, mend="Give provider=cpu")
 
     def check(self, spec: ModelSpec) -> None:
         bits = {grid.bits for grid in spec.grids.values()}

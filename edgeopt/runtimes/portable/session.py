@@ -48,9 +48,9 @@ class PortableSession:
         providers = [name for name in PROVIDERS[runtime.provider] if name in here]
         try:
             self._session: Any = (
-                onnxruntime.InferenceSession(engine.directory / graph.NAME, options, providers=providers)
-                if runtime.resident_bytes is None
-                else streaming.chain(engine.directory, options, runtime)
+                streaming.chain(engine.directory, options, runtime)
+                if runtime.parted
+                else onnxruntime.InferenceSession(engine.directory / graph.NAME, options, providers=providers)
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error

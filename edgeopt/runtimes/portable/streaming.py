@@ -73,8 +73,8 @@ def chain(directory: Path, options: Any, runtime: PortableOnnx) -> Chain:
     if not found:
         raise BuildError("it was not cut into shards", mend="Build it with runtime.shards=8")
     opened = [onnxruntime.InferenceSession(one.graph, options, providers=["CPUExecutionProvider"]) for one in found]
-    stay = fitting([shard.size_bytes for shard in found], runtime.resident_bytes or 0)
-    streamed = set(range(len(found))) - stay
+    sizes, budget_bytes = [shard.size_bytes for shard in found], runtime.resident_bytes
+    streamed = set(range(len(found))) - fitting(sizes, sum(sizes) if budget_bytes is None else budget_bytes)
     weights = Weights(directory / graph.WEIGHTS, found, streamed, ahead=runtime.read_ahead)
     return Chain(opened, weights, runtime.kv_resident_bytes)
 
