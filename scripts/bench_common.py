@@ -133,7 +133,7 @@ def workers_of(sweep: int) -> list[Any]:
     return found
 
 
-def make_random_llama(folder: Path) -> None:
+def make_random_llama(folder: Path, context_length: int = 2048) -> None:
     """Hidden 1024, MLP 2816, 16 layers, 16 heads, 4 KV heads, vocabulary 32,000; the reference model's tokenizer."""
     import shutil
 
@@ -146,7 +146,7 @@ def make_random_llama(folder: Path) -> None:
         vocabulary_size=32000,
         hidden_size=1024,
         head_size=64,
-        context_length=2048,
+        context_length=context_length,
         tied_embeddings=False,
         layers=(LayerSpec(intermediate_size=2816, heads=16, kv_heads=4),) * 16,
     )

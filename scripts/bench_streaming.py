@@ -9,12 +9,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench_common import cli, engine_of, make_random_llama, only, table
 
 CAP_MIB, SHARDS, TOKENS, ROUNDS, BLOCK = 512, 32, 8, 3, 8 * 2**20
 BUDGETS_MIB = (0, 64, 128, 192, 256)
+LENGTHS, KV_BUDGETS = (2048, 8192), ("1 GiB", "64 MiB", "0 B")
 GENERATE = """
 import json, statistics, sys, time
 from pathlib import Path
@@ -23,9 +26,11 @@ from edgeopt.measure import process
 from edgeopt.runtimes.portable import PortableOnnx
 
 session = PortableOnnx(**json.loads(sys.argv[2])).open(Engine.read(Path(sys.argv[1])), threads=2)
-moments = [time.monotonic() for _ in session.generate(range(5, 21), int(sys.argv[3]), stop_at_end=False)]
-taken = [after - before for before, after in zip(moments, moments[1:])]
+count, prompt = int(sys.argv[3]), [5 + place % 30_000 for place in range(int(sys.argv[4]))]
+timed = [(token, time.monotonic()) for token in session.generate(prompt, count, stop_at_end=False)]
+taken = [after - before for (_, before), (_, after) in zip(timed, timed[1:])]
 told = {"token_s": statistics.median(taken), "cap_bytes": process.memory_cap(), **process.memory()}
+told["tokens"] = [token for token, _ in timed]
 print(json.dumps(told))
 """
 
@@ -42,7 +47,7 @@ def streaming(folder: Path) -> None:
     engine = engine_of(folder, cli(folder, "run", "model=local", f"model.path={model}", *only(), *given))
     found = shards.read(engine)
     ways = [(budget, ahead) for budget in BUDGETS_MIB for ahead in (True, False)]
-    told: dict[tuple[int, bool], list[dict[str, float]]] = {way: [] for way in ways}
+    told: dict[tuple[int, bool], list[dict[str, Any]]] = {way: [] for way in ways}
     disk = []
     for _ in range(ROUNDS):
         drop_cached(engine)
@@ -50,9 +55,8 @@ def streaming(folder: Path) -> None:
         for budget, ahead in ways:
             drop_cached(engine)
             values = {"shards": SHARDS, "prepacked": False, "resident": f"{budget} MiB", "read_ahead": ahead}
-            asked = [sys.executable, "-c", GENERATE, str(engine), json.dumps(values), str(TOKENS)]
             with enforced(CAP_MIB * 2**20) as capped:
-                told[budget, ahead].append(json.loads(subprocess.check_output([*capped, *asked])))
+                told[budget, ahead].append(generated(engine, values, prompt=16, capped=capped))
     assert all(run["cap_bytes"] == CAP_MIB * 2**20 for runs in told.values() for run in runs)
     rows = []
     for budget in BUDGETS_MIB:
@@ -86,6 +90,35 @@ def streaming(folder: Path) -> None:
         ],
         rows,
     )
+
+
+def context(folder: Path) -> None:
+    """The 246 M shape at 4 bits with long contexts, by how much of keys and values stays in memory."""
+    model = folder / "llama246m"
+    make_random_llama(model, max(LENGTHS))
+    given = ["recipe=int4", "runtime=onnx", f"runtime.shards={SHARDS}"]
+    engine = engine_of(folder, cli(folder, "run", "model=local", f"model.path={model}", *only(), *given))
+    rows = []
+    for length in LENGTHS:
+        told: dict[str, list[dict[str, Any]]] = {budget: [] for budget in KV_BUDGETS}
+        for _ in range(ROUNDS):
+            for budget in KV_BUDGETS:
+                values = {"shards": SHARDS, "kv_resident": budget}
+                told[budget].append(generated(engine, values, prompt=length - TOKENS))
+        assert len({tuple(run["tokens"]) for runs in told.values() for run in runs}) == 1
+        for budget, runs in told.items():
+            figures = [statistics.median(run[name] for run in runs) for name in ("peak_rss_bytes", "rss_bytes")]
+            token_ms = 1e3 * statistics.median(run["token_s"] for run in runs)
+            rows.append([length, budget, *(figure / 2**20 for figure in figures), token_ms])
+    print("all generate the same tokens\n")
+    table(["context, tokens", "keys and values resident", "peak RSS, MiB", "RSS in the end, MiB", "ms a token"], rows)
+
+
+def generated(engine: Path, values: dict[str, Any], *, prompt: int, capped: Sequence[str] = ()) -> dict[str, Any]:
+    """What a process tells that opens the engine with `values`, reads so many tokens and generates TOKENS."""
+    asked = [sys.executable, "-c", GENERATE, str(engine), json.dumps(values), str(TOKENS), str(prompt)]
+    found: dict[str, Any] = json.loads(subprocess.check_output([*capped, *asked]))
+    return found
 
 
 def read_bytes_per_s(path: Path) -> float:

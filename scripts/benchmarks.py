@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         engine.decode,
         bench_runtimes.runtimes,
         bench_streaming.streaming,
+        bench_streaming.context,
         compression.rounding,
         compression.recovery,
         compression.eight_bits,
