@@ -103,8 +103,8 @@ class GridNodes:
 
     def _dequantized(self, before: ir.Node, unit: str, module: str, matrix: Rounded, form: Grid) -> ir.Value:
         """The weight, (columns, rows): scales of blocks are in fp16, and widened when it is loaded in fp32."""
-        codes, zero_points = _typed(matrix, form)
         blocked = form.inputs == "float"
+        codes, zero_points = _typed(matrix, form, signed=blocked or self._signed_inputs)
         scales = matrix.scales.numpy().T if blocked else matrix.scales.numpy().T[0]
         factors = (
             self._widened(before, f"{module}.scales", scales)
@@ -113,7 +113,7 @@ class GridNodes:
         )
         inputs = [self._store(f"{module}.codes", codes.T), factors]
         if zero_points is not None:
-            inputs.append(self._store(f"{module}.zero_points", zero_points.T))
+            inputs.append(self._store(f"{module}.zero_points", zero_points.T if blocked else zero_points.T[0]))
         places = {"axis": 0, "block_size": form.block_size} if blocked else {"axis": 1}
         return self._node(before, "DequantizeLinear", inputs, f"{module}.weight", **places)
 
@@ -218,10 +218,13 @@ class GridNodes:
         return made.outputs[0]
 
 
-def _typed(matrix: Rounded, form: Grid) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes and zero-points, (rows, …); a symmetric grid is stored signed and needs none."""
+def _typed(matrix: Rounded, form: Grid, *, signed: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes and zero-points, (rows, …); a symmetric grid needs none where it may be stored `signed`.
+
+    Signed weights times unsigned inputs saturate on CPUs without VNNI.
+    """
     codes, zero_points = matrix.codes.numpy(), matrix.zero_points.numpy()
-    if form.symmetric:
+    if form.symmetric and signed:
         middle = 2 ** (form.bits - 1)
         return (codes.astype(np.int16) - middle).astype(np.int8).astype(_SIGNED[form.bits]), None
     kind = _UNSIGNED[form.bits]
