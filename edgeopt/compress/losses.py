@@ -50,13 +50,19 @@ def predictions(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> l
 
 
 def divergence(network: PreTrainedModel, windows: Sequence[Sequence[int]], reference: Sequence[Tensor]) -> float:
-    """Mean KL(reference ‖ network) in nats a token; `reference` as `predictions` gives it."""
+    """Mean KL(reference ‖ network) in nats a token; `reference` as `predictions` gives it.
+
+    Σ p log(p/q) - p + q, whose last two sums are both 1: rounded logarithms change it by no more than the square of
+    what they are off, where of Σ p log(p/q) alone they would leave nothing below 1e-6.
+    """
     import torch
 
     total = 0.0
     with torch.inference_mode():
         for window, expected in zip(windows, reference, strict=True):
-            total += float((expected.exp() * (expected - _log_probabilities(network, window))).sum())
+            found = _log_probabilities(network, window)
+            likely = expected.exp()
+            total += float((likely * (expected - found) + (found.exp() - likely)).sum())
     return total / sum(map(len, windows))
 
 

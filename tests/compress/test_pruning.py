@@ -183,9 +183,9 @@ def test_the_sensitivity_of_a_layer_is_the_divergence_after_its_cut(network):
     found = sensitivities(network, scores, WINDOWS, lambda _: None)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
     with torch.no_grad():
-        before = network(torch.tensor(WINDOWS)).logits.log_softmax(-1)
+        before = network(torch.tensor(WINDOWS)).logits.double().log_softmax(-1)
         networks.keep_channels(networks.layers(network)[1].mlp, most_important(scores[1], 128 - round(SHARES[2] * 128)))
-        after = network(torch.tensor(WINDOWS)).logits.log_softmax(-1)
+        after = network(torch.tensor(WINDOWS)).logits.double().log_softmax(-1)
     expected = (before.exp() * (before - after)).sum(-1).mean()
     assert found[1][2] == pytest.approx(float(expected), rel=1e-3)
 
