@@ -24,6 +24,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], type]]
 Allocate = Callable[[Shapes], Mapping[str, Any]]
 """Buffers full of zeros, as values of ONNX Runtime."""
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _MADV_WILLNEED, _MADV_DONTNEED = 3, 4  # asm-generic/mman-common.h
 
 
@@ -104,6 +105,5 @@ def _in_a_file(shape: tuple[int, ...], kind: type) -> np.ndarray:
 
 
 def _advise(address: int, length: int, advice: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice):
+    if _LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice):
         raise OSError(ctypes.get_errno(), f"madvise({advice}) failed")
