@@ -36,7 +36,8 @@ _CLIENTS_OWN = (
 """Variables that lead MLflow's client elsewhere or identify it otherwise than by a password or a token."""
 _PAGE = 1000
 _TIMEOUT_S = (2, 30)
-_ABSENT = "RESOURCE_DOES_NOT_EXIST"
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+"""What MLflow calls it, by its store, that there is no such model, alias or version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def by_rest(uri: str, names: Sequence[str]) -> list[Registered]:
 
 def _served_aliases(session: requests.Session, uri: str, name: str) -> dict[str, str]:
     answer = _get(session, uri, "registered-models/get", name=name)
-    if answer.status_code == HTTPStatus.NOT_FOUND and answer.json().get("error_code") == _ABSENT:
+    if answer.status_code == HTTPStatus.NOT_FOUND and answer.json().get("error_code") in ABSENT:
         return {}
     answer.raise_for_status()
     return {alias["alias"]: str(alias["version"]) for alias in answer.json()["registered_model"].get("aliases", ())}

@@ -21,13 +21,12 @@ from mlflow.models import Model
 from edgeopt import tags
 from edgeopt.artifact import Engine
 from edgeopt.errors import InputError, TrackingError, first_line
-from edgeopt.release.reader import Registered, Version
+from edgeopt.release.reader import ABSENT, Registered, Version
 from edgeopt.secrets import without_password
 
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
 _OWN = "MLFLOW_TRACKING_URI"
 _PAGE = 1000
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -72,7 +71,7 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     try:
         return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
     except MlflowException as error:
-        if error.error_code in _ABSENT:
+        if error.error_code in ABSENT:
             return {}
         raise
 
@@ -119,7 +118,7 @@ class Reference:
         try:
             model = client.get_registered_model(self.name)
         except MlflowException as error:
-            if error.error_code not in _ABSENT:
+            if error.error_code not in ABSENT:
                 raise
             known = ", ".join(m.name for m in client.search_registered_models(max_results=20)) or "none yet"
             what = f"no model {self.name!r} is registered"
@@ -133,7 +132,7 @@ class Reference:
         try:
             return client.get_model_version(self.name, number)
         except MlflowException as error:
-            if error.error_code not in _ABSENT:
+            if error.error_code not in ABSENT:
                 raise
             known = ", ".join(str(version.version) for version in versions(client, self.name)[-20:]) or "none"
             what = f"model {self.name!r} has no version {number}"
