@@ -131,6 +131,16 @@ class Session(Protocol):
         ...
 
 
+@runtime_checkable
+class Spread(Protocol):
+    """A session of which a part lies in other processes: figures of memory would be those of the rest."""
+
+    @property
+    def processes(self) -> Sequence[str]:
+        """Where they run and what each of them holds."""
+        ...
+
+
 class Runtime(Protocol):
     """Builds engines from checkpoints and opens them."""
 
@@ -144,6 +154,14 @@ class Runtime(Protocol):
     @property
     def otherwise(self) -> Runtime | None:
         """The runtime that takes what `check` refuses, where one does; it is told to the user."""
+        ...
+
+    @property
+    def exact(self) -> Runtime:
+        """This one with whatever it loses by itself left out, so that a model on it shows what was lost.
+
+        The original model is measured on it to be compared with.
+        """
         ...
 
     def check(self, spec: ModelSpec) -> None:

@@ -31,10 +31,9 @@ class Recipe:
         """Text, digest and descriptions, as results keep them."""
         return {"text": str(self), "digest": self.digest, **asdict(self)}
 
-    @property
-    def baseline(self) -> Recipe:
-        """The uncompressed model on the same runtime."""
-        return Recipe(model=self.model, steps=(), runtime=self.runtime)
+    def uncompressed(self, runtime: Mapping[str, Any]) -> Recipe:
+        """The same model as it is, on a runtime."""
+        return Recipe(model=self.model, steps=(), runtime=runtime)
 
     def __str__(self) -> str:
         return " → ".join(name for name, _ in self.steps) or "no compression"

@@ -13,11 +13,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_common import cli, engine_of, make_random_llama, only, table
+from bench_common import cli, engine_of, figures, intervals, make_random_llama, only, subjects, table
 
 CAP_MIB, SHARDS, TOKENS, ROUNDS, BLOCK = 512, 32, 8, 3, 8 * 2**20
 BUDGETS_MIB = (0, 64, 128, 192, 256)
-LENGTHS, KV_BUDGETS = (2048, 8192), ("1 GiB", "64 MiB", "0 B")
+LENGTHS = {2048: 3, 8192: 1}
+"""Tokens of a context, and how often each way is run with it."""
+TIERS: dict[str, dict[str, Any]] = {
+    "fp32, all in memory": {"kv_resident": "1 GiB"},
+    "fp32, 64 MiB in memory": {"kv_resident": "64 MiB"},
+    "fp32, all in a file": {"kv_resident": "0 B"},
+    "int8, 64 MiB in memory": {"keys_values": "int8", "kv_resident": "64 MiB"},
+    "int4, 64 MiB in memory": {"keys_values": "int4", "kv_resident": "64 MiB"},
+    "fp32, window of 1,024": {"kv_window": 1024, "kv_resident": "1 GiB"},
+}
+LOSSLESS = tuple(TIERS)[:3]
+LOSSY: dict[str, dict[str, Any]] = {
+    "int8": {"keys_values": "int8"},
+    "int4": {"keys_values": "int4"},
+    "window of 256": {"kv_window": 256},
+    "window of 128": {"kv_window": 128},
+    "int4, window of 256": {"keys_values": "int4", "kv_window": 256},
+}
 GENERATE = """
 import json, statistics, sys, time
 from pathlib import Path
@@ -93,25 +110,43 @@ def streaming(folder: Path) -> None:
 
 
 def context(folder: Path) -> None:
-    """The 246 M shape at 4 bits with long contexts, by how much of keys and values stays in memory."""
+    """Keys and values of long contexts: what tiers, fewer bits and windows take, and what the lossy ones lose.
+
+    Of the 246 M shape at 4 bits, three runs with 2,048 tokens and one with 8,192.
+    """
     model = folder / "llama246m"
     make_random_llama(model, max(LENGTHS))
-    given = ["recipe=int4", "runtime=onnx", f"runtime.shards={SHARDS}"]
-    engine = engine_of(folder, cli(folder, "run", "model=local", f"model.path={model}", *only(), *given))
+    given = ["model=local", f"model.path={model}", *only(), "recipe=int4", "runtime=onnx", f"runtime.shards={SHARDS}"]
+    forms = {str(values.get("keys_values", "fp32")) for values in TIERS.values()}
+    engines = {f: engine_of(folder, cli(folder, "run", *given, f"runtime.keys_values={f}")) for f in sorted(forms)}
     rows = []
-    for length in LENGTHS:
-        told: dict[str, list[dict[str, Any]]] = {budget: [] for budget in KV_BUDGETS}
-        for _ in range(ROUNDS):
-            for budget in KV_BUDGETS:
-                values = {"shards": SHARDS, "kv_resident": budget}
-                told[budget].append(generated(engine, values, prompt=length - TOKENS))
-        assert len({tuple(run["tokens"]) for runs in told.values() for run in runs}) == 1
-        for budget, runs in told.items():
-            figures = [statistics.median(run[name] for run in runs) for name in ("peak_rss_bytes", "rss_bytes")]
-            token_ms = 1e3 * statistics.median(run["token_s"] for run in runs)
-            rows.append([length, budget, *(figure / 2**20 for figure in figures), token_ms])
-    print("all generate the same tokens\n")
-    table(["context, tokens", "keys and values resident", "peak RSS, MiB", "RSS in the end, MiB", "ms a token"], rows)
+    for length, rounds in LENGTHS.items():
+        told: dict[str, list[dict[str, Any]]] = {name: [] for name in TIERS}
+        for _ in range(rounds):
+            for name, values in TIERS.items():
+                engine = engines[str(values.get("keys_values", "fp32"))]
+                told[name].append(generated(engine, {"shards": SHARDS, **values}, prompt=length - TOKENS))
+        lossless = [run["tokens"] for name in LOSSLESS for run in told[name]]
+        assert all(tokens == lossless[0] for tokens in lossless)
+        for name, runs in told.items():
+            peak, last = (statistics.median(run[n] for run in runs) / 2**20 for n in ("peak_rss_bytes", "rss_bytes"))
+            rows.append([length, name, peak, last, 1e3 * statistics.median(run["token_s"] for run in runs)])
+    print(f"{', '.join(LOSSLESS)}: all generate the same tokens\n")
+    table(["context, tokens", "keys and values", "peak RSS, MiB", "RSS in the end, MiB", "ms a token"], rows)
+    _losses(folder)
+
+
+def _losses(folder: Path) -> None:
+    """What keys and values in fewer bits or of fewer tokens do to trained models, on windows of their text."""
+    rows = []
+    for subject in subjects():
+        for name, values in LOSSY.items():
+            given = [f"runtime.{key}={value}" for key, value in values.items()]
+            found = cli(folder, "run", *subject.chosen, "recipe=baseline", "runtime=onnx", *only("quality"), *given)
+            low, high = intervals(found, "quality/kl_mean")
+            ratio = figures(found)["quality/perplexity_ratio"]
+            rows.append([subject.title, name, figures(found)["quality/kl_mean"], f"{low:.2g} to {high:.2g}", ratio])
+    table(["model", "keys and values", "KL to all in fp32, nats", "95 % interval", "perplexity ratio"], rows)
 
 
 def generated(engine: Path, values: dict[str, Any], *, prompt: int, capped: Sequence[str] = ()) -> dict[str, Any]:

@@ -80,6 +80,11 @@ class Copier:
     opened: str = ""
     refuses: str = ""
     otherwise: Copier | None = None
+    loses: str = ""
+
+    @property
+    def exact(self) -> Copier:
+        return replace(self, loses="")
 
     def check(self, spec: ModelSpec) -> None:
         if self.refuses:
@@ -89,7 +94,7 @@ class Copier:
         return (figure(SIZE, 8.0, 10.0, 12.0, kind="predicted"),)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
-        self.log.append(f"build {self.kind}")
+        self.log.append(f"build {self.kind}{self.loses}")
         networks.link(checkpoint, directory)
 
     def lint(self, engine: Engine) -> list[str]:
@@ -276,6 +281,13 @@ def test_what_a_runtime_refuses_is_built_and_measured_by_the_one_that_takes_its_
     assert log.count("build other") == 2, "the baseline too"
     assert result.engine is not None
     assert Engine.read(Path(result.engine["directory"])).made_by["runtime"]["kind"] == "other"
+
+
+def test_the_original_is_measured_on_the_runtime_without_what_that_loses_by_itself(
+    make: Make, log: list[str], tmp_path: Path
+) -> None:
+    climbed(make((RATIO, 20.0), steps=(), runtime=Copier(loses=" with loss")), tmp_path)
+    assert [entry for entry in log if entry.startswith("build runtime")] == ["build runtime", "build runtime with loss"]
 
 
 def test_engines_that_are_opened_differently_are_built_once_and_each_names_its_own_way(

@@ -11,7 +11,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.measure import process
 from edgeopt.measure.intervals import maximum, median, of_processes
 from edgeopt.measure.workload import cycled
-from edgeopt.ports import GENERATION, Samples, Subject
+from edgeopt.ports import GENERATION, Samples, Spread, Subject
 from edgeopt.result import Measurement
 
 # Linux counts the peak in batches of 64 pages, and where libraries come to lie moves as many
@@ -53,6 +53,8 @@ class Memory:
             raise ConfigError(f"{self.decode_tokens} is not in 2 … 32", place="decode_tokens")
 
     def collect(self, subject: Subject) -> Samples:
+        if isinstance(subject.session, Spread):
+            return {}
         longest = subject.prompts[max(subject.prompts)]
         prompt = cycled(longest, subject.context_length - self.decode_tokens)
         answer = subject.session.generate(prompt, self.decode_tokens, stop_at_end=False)
@@ -78,6 +80,8 @@ class Memory:
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        if not all(runs):
+            return []
         capped = all(run["cap_bytes"] is not None for run in runs)
         return [self._over_processes(metric, runs) for metric in self.METRICS if capped or metric != _CAP]
 

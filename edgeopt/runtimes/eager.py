@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeopt import adapters
 from edgeopt import network as networks
@@ -33,6 +33,10 @@ class Torch:
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     OPENING: ClassVar[frozenset[str]] = frozenset()
     otherwise: ClassVar[None] = None
+
+    @property
+    def exact(self) -> Self:
+        return self
 
     def check(self, spec: ModelSpec) -> None:
         if spec != spec.in_fp32:

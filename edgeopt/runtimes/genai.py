@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.runtimes.knobs import entries
@@ -54,6 +54,10 @@ class Genai:
             raise ConfigError(
                 f"{self.accuracy_level} is no accuracy level", place="accuracy_level", mend="Choose 1 or 4"
             )
+
+    @property
+    def exact(self) -> Self:
+        return self
 
     def check(self, spec: ModelSpec) -> None:
         from edgeopt.runtimes.genai_builder import ARCHITECTURES

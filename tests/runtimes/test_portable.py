@@ -138,6 +138,7 @@ def test_a_batch_is_computed_as_its_sequences(llama: Checkpoint, plain: Engine) 
     empty = np.zeros((2, 2, 16, 16), np.float32)
     past = {value.name: empty for value in opened.get_inputs() if value.name.startswith(graph.PAST)}
     given = {graph.TOKENS: np.array(sequences), graph.PAST_LENGTH: np.array(0), graph.ROWS: np.arange(9)}
+    given[graph.POSITION] = np.array(0)
     logits = opened.run([graph.LOGITS], {**given, **past})[0]
     for tokens, found in zip(sequences, logits, strict=True):
         assert relative_error(in_torch(llama, tokens), found) < 1e-4

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime import OrtValue
 from workshops import built
 
 from edgeopt.artifact import Checkpoint, Engine
@@ -109,6 +110,16 @@ def test_the_first_shards_that_fit_together_stay(budget: int, stay: set[int]) ->
     assert fitting([5, 4, 3], budget) == stay
 
 
+def test_the_last_tokens_that_stand_beside_codes_stay_in_memory() -> None:
+    before = resident_bytes(UNNAMED)
+    arrays = Spill([{"past.key", "past.key.recent"}], 0).allocate(
+        dict.fromkeys(("past.key", "past.key.recent"), ((1, 1, MIB // 4, 1), np.float32))
+    )
+    for array in arrays.values():
+        array[:] = 1
+    assert resident_bytes(UNNAMED) - before == MIB
+
+
 @pytest.mark.parametrize("budget", ["0 B", "100 kB"])
 def test_keys_and_values_in_a_file_are_as_exact_as_in_memory(engine: Engine, budget: str) -> None:
     tiered = PortableOnnx(shards=SHARDS, kv_resident=budget).open(engine, threads=1)
@@ -125,7 +136,8 @@ def test_keys_and_values_in_a_file_are_as_exact_as_in_memory(engine: Engine, bud
 def test_what_a_shard_read_of_keys_is_given_back_and_stays_as_it_was() -> None:
     spill = Spill([{"x", "past.0"}, {"past.1", "past.2"}, {"past.3"}], 3 * MIB)
     before = resident_bytes(UNNAMED)
-    held = spill.allocate({f"past.{n}": ((1, 1, MIB // 4, 1), np.float32) for n in range(4)})
+    arrays = spill.allocate({f"past.{n}": ((1, 1, MIB // 4, 1), np.float32) for n in range(4)})
+    held = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     for number, value in enumerate(held.values()):
         value.update_inplace(np.full((1, 1, MIB // 4, 1), number, np.float32))
     assert resident_bytes(UNNAMED) - before == MIB  # of the third shard: the first two fit the budget
@@ -135,7 +147,7 @@ def test_what_a_shard_read_of_keys_is_given_back_and_stays_as_it_was() -> None:
     assert resident_bytes(UNNAMED) == before
     assert [float(value.numpy().max()) for value in held.values()] == list(map(float, range(4)))
     assert resident_bytes(UNNAMED) - before == MIB
-    del held, value
+    del held, value, arrays
     assert resident_bytes(UNNAMED) == before
 
 
@@ -186,6 +198,8 @@ def test_what_a_streamed_shard_read_is_given_back_and_what_is_resident_stays(tmp
         ({"resident": "1 GiB", "prepacked": False}, "resident: .*Give shards=8"),
         ({"kv_resident": "1 GiB"}, "kv_resident: .*Give shards=8"),
         ({"kv_resident": "1 GiB", "shards": 8, "provider": "cuda"}, "kv_resident: cuda has memory"),
+        ({"kv_window": 31}, "kv_window: 31 tokens are fewer than the 32 .*Give 32 or more"),
+        ({"kv_window": 64, "provider": "cuda"}, "kv_window: cuda has memory"),
         ({"resident": "1 GiB", "shards": 8}, "prepacked: .*Give prepacked=false"),
         ({"resident": "1 GiB", "shards": 8, "prepacked": False, "provider": "cuda"}, "resident: cuda has memory"),
     ],

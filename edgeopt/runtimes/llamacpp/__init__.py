@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt import adapters
 from edgeopt.errors import ConfigError
@@ -54,6 +54,10 @@ class LlamaCpp:
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
             raise ConfigError(f"{self.prompt_tokens} is no number of tokens", place="prompt_tokens", mend="Give 512")
+
+    @property
+    def exact(self) -> Self:
+        return replace(self, keys_values="fp16") if self.keys_values in ("int8", "int4") else self
 
     def check(self, spec: ModelSpec) -> None:
         if not all(map(find_spec, ("gguf", "llama_cpp"))):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt import units
 from edgeopt.errors import ConfigError
+from edgeopt.runtimes.prompts import CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,8 @@ class PortableOnnx:
 
     Attributes:
         opset: version of the ONNX standard; 23 keeps attention and norms as one operator each.
+        keys_values: the type in which keys and values are kept. In int8 and int4 the last tokens stay as they are;
+            each token widens all that is kept of a layer, which takes time and, for one layer at once, memory.
         provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.
         spinning, prepacked, arena: as in edgeopt.runtimes.genai.Genai.
         cpu_fallback: where the provider cannot be had, the CPU takes its place; else that is an error.
@@ -37,17 +41,25 @@ class PortableOnnx:
             are read from storage for each token. None: all stay.
         kv_resident: keys and values that stay in memory; those of the other shards lie in a file without a name, in the
             folder that TMPDIR names, and are there for each token as exactly. None: all stay.
+        kv_window: lossy. Of a sequence, its first four tokens (attention sinks) and at least so many of the last are
+            read, and what lies between is forgotten. None: nothing is.
+        processes: that share the shards one behind another, as actors of a Ray cluster (RAY_ADDRESS, else one of this
+            machine), each with budgets of its own. What they take is in no figure of memory.
         read_ahead: a shard is asked for as a whole while the one before computes; else the kernel reads on by itself
             as weights are needed.
     """
 
-    format: ClassVar[str] = "onnx-1"
+    format: ClassVar[str] = "onnx-2"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
     OPENING: ClassVar[frozenset[str]] = frozenset(
-        {"provider", "cpu_fallback", "spinning", "prepacked", "arena", "resident", "kv_resident", "read_ahead"}
+        {
+            *("provider", "cpu_fallback", "spinning", "prepacked", "arena"),
+            *("resident", "kv_resident", "kv_window", "processes", "read_ahead"),
+        }
     )
     otherwise: ClassVar[None] = None
     opset: int = 23
+    keys_values: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     cpu_fallback: bool = False
     spinning: bool = True
@@ -56,6 +68,8 @@ class PortableOnnx:
     shards: int = 1
     resident: str | None = None
     kv_resident: str | None = None
+    kv_window: int | None = None
+    processes: int = 1
     read_ahead: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +78,22 @@ class PortableOnnx:
         for place, budget_bytes in (("resident", self.resident_bytes), ("kv_resident", self.kv_resident_bytes)):
             if budget_bytes is not None:
                 self._require_shards(place)
+        if not 1 <= self.processes <= self.shards:
+            raise ConfigError(
+                f"{self.processes} processes cannot share shards of which there are {self.shards}",
+                place="processes",
+                mend="Give 1, or as many shards or more",
+            )
+        if self.processes > 1:
+            self._require_shards("processes")
+        if self.kv_window is not None:
+            self._require_cpu("kv_window")
+            if self.kv_window < CHUNK_TOKENS:
+                raise ConfigError(
+                    f"{self.kv_window} tokens are fewer than the {CHUNK_TOKENS} of a prompt that are read at once",
+                    place="kv_window",
+                    mend=f"Give {CHUNK_TOKENS} or more",
+                )
         if self.resident is not None and self.prepacked:
             raise ConfigError(
                 "prepacked weights are copies in memory, whatever is resident",
@@ -93,14 +123,33 @@ class PortableOnnx:
     def _require_shards(self, place: str) -> None:
         if self.shards == 1:
             raise ConfigError("a graph of one shard is resident as a whole", place=place, mend="Give shards=8")
+        self._require_cpu(place)
+
+    def _require_cpu(self, place: str) -> None:
         if self.provider != "cpu":
             raise ConfigError(f"{self.provider} has memory of its own", place=place, mend="Give provider=cpu")
 
+    @property
+    def exact(self) -> Self:
+        coded = self.keys_values in ("int8", "int4")
+        return replace(self, keys_values="fp32" if coded else self.keys_values, kv_window=None)
+
     def check(self, spec: ModelSpec) -> None:
+        if self.processes > 1 and not find_spec("ray"):
+            raise ConfigError("Ray is not installed", place="runtime.processes", mend="pip install 'edgeopt[ray]'")
+        if self.keys_values == "int4" and spec.head_size % 2:
+            raise ConfigError(
+                f"heads of {spec.head_size} channels give no pairs for a byte",
+                place="runtime.keys_values",
+                mend="Give int8",
+            )
         bits = {grid.bits for grid in spec.grids.values()}
         if spec.kv_cache is not None or not bits <= WEIGHT_BITS:
-            what = "keys and values on a grid" if spec.kv_cache is not None else "weights of 2 bits"
-            raise ConfigError(f"portable ONNX knows no {what}", place="runtime", mend="Use runtime=genai")
+            what, mend = "weights of 2 bits", "Use runtime=genai"
+            if spec.kv_cache is not None:
+                what = "keys and values on a grid of calibrated ranges"
+                mend = "Give runtime.keys_values=int8 in place of the step, or use runtime=genai"
+            raise ConfigError(f"portable ONNX knows no {what}", place="runtime", mend=mend)
         if bits and self.opset < GRID_OPSET:
             raise ConfigError(
                 f"opset {self.opset} knows no rounded weights in blocks", place="opset", mend=f"Give {OPSETS[0]}"
@@ -112,7 +161,8 @@ class PortableOnnx:
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.portable import export, shards
 
-        export.build(checkpoint, directory, dialect=export.Dialect(opset=self.opset), progress=progress)
+        dialect = export.Dialect(opset=self.opset, keys_values=self.keys_values)
+        export.build(checkpoint, directory, dialect=dialect, progress=progress)
         if self.shards > 1:
             shards.cut(directory, self.shards)
 
@@ -122,7 +172,11 @@ class PortableOnnx:
         return graph.findings(engine.directory / graph.NAME)
 
     def open(self, engine: Engine, *, threads: int) -> Session:
+        engine.require_format(self.format)
+        if self.processes > 1:
+            from edgeopt.runtimes.portable.actors import SpreadSession
+
+            return SpreadSession(self, engine, threads)
         from edgeopt.runtimes.portable.session import PortableSession
 
-        engine.require_format(self.format)
         return PortableSession(self, engine, threads)

@@ -4,12 +4,13 @@ back longer each time, or not at all."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnxruntime import OrtValue
 
+from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph
 from edgeopt.runtimes.portable.tiers import Allocate, in_memory
 
@@ -22,53 +23,124 @@ _TYPES: Mapping[str, type] = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+SINKS = 4
+"""Tokens at the beginning of a text that stay in every window, as attention rests on them (Xiao et al. 2024, "Efficient
+streaming language models with attention sinks", arXiv:2309.17453, section 3)."""
+RECENT = 128
+"""Of the last tokens, how many are kept as they are where keys and values are codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the keys and values of a sequence of `length` tokens may take, read `at_once` tokens at a time at most.
+
+    Attributes:
+        window: how many of the last tokens are read at least, beside the first ones; None: all.
+    """
+
+    length: int
+    at_once: int
+    window: int | None = None
+
+    @property
+    def slots(self) -> int:
+        return self.length if self.window is None else min(self.length, SINKS + self.window + self.at_once)
+
+    @property
+    def recent(self) -> int:
+        """The tokens of one reading have all to find room."""
+        return min(self.slots, max(self.at_once, min(RECENT, self.window or RECENT)))
 
 
 def cache_of(
     session: Any,
     spec: ModelSpec,
-    capacity: int,
+    room: Room,
     factors: Mapping[str, np.ndarray],
     device: str = "cpu",
-    allocate: Allocate | None = None,
+    allocate: Allocate = in_memory,
 ) -> Past:
-    """An empty cache of the kind that the graph of `session` asks for, for `capacity` tokens.
+    """An empty cache of the kind that the graph of `session` asks for.
 
-    Buffers lie on `device`, cpu or cuda, or where `allocate` puts them; only graphs that write in place have buffers
-    that outlive a call.
+    Buffers are arrays of `allocate`, copied to `device` where that is cuda and not cpu; only graphs that write in place
+    have buffers that outlive a call. BuildError where another graph is to forget what is out of a window.
     """
     names = {value.name for value in session.get_inputs()}
     if graph.PAST_LENGTH in names:
-        return Slots(session, capacity, factors, device, allocate or partial(in_memory, device=device))
+        return Slots(session, room, factors, device, allocate)
+    if room.window is not None:
+        raise BuildError(
+            "the graph keeps keys and values by itself, and all of them",
+            place="runtime.kv_window",
+            mend="Leave it out, or build the engine with runtime=onnx",
+        )
     return Growing(session, spec) if any(name.startswith("past") for name in names) else Whole(session)
 
 
 class Slots:
-    """Buffers that the graph gets and gives back at once, so that it writes new tokens to their places in them."""
+    """Buffers that the graph gets and gives back at once, so that it writes new tokens to their places in them.
+
+    Where they are full, what lies between the first tokens and the window is forgotten. Keys keep the places in the
+    text by which they were turned.
+
+    Args:
+        passed: names of values beside the logits that are wanted of each reading, by shards that lie elsewhere.
+    """
 
     def __init__(
-        self, session: Any, capacity: int, factors: Mapping[str, np.ndarray], device: str, allocate: Allocate
+        self,
+        session: Any,
+        room: Room,
+        factors: Mapping[str, np.ndarray],
+        device: str,
+        allocate: Allocate,
+        passed: Sequence[str] = (),
     ) -> None:
-        self._session, self._length, self._device = session, 0, device
+        self._session, self._room, self._device, self._passed = session, room, device, passed
+        self._position, self._forgotten = 0, 0
         self._factors = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in factors.items()}
-        self._buffers = allocate(
+        self._arrays = allocate(
             {
-                value.name: ((1, value.shape[1], capacity, value.shape[3]), _TYPES[value.type])
+                value.name: ((1, value.shape[1], self._slots(value.name), value.shape[3]), _TYPES[value.type])
                 for value in session.get_inputs()
                 if value.name.startswith(graph.PAST)
             }
         )
+        self._buffers = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in self._arrays.items()}
         self._bound: dict[tuple[int, int], _Bound] = {}
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        return self.step(tokens, rows, {})[graph.LOGITS]
+
+    def step(
+        self, tokens: Sequence[int], rows: Sequence[int], crossing: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Read on with what was computed elsewhere: the logits, where they are computed here, and what is passed."""
+        if self._position - self._forgotten + len(tokens) > self._room.slots:
+            self._forget()
         shape = len(tokens), len(rows)
         if shape not in self._bound:
-            self._bound[shape] = _Bound(self._session, *shape, self._buffers, self._factors, self._device)
-        logits = self._bound[shape].run(tokens, self._length, rows)
-        self._length += len(tokens)
-        return logits
+            self._bound[shape] = _Bound(self._session, *shape, self._buffers, self._factors, self._device, self._passed)
+        length = self._position - self._forgotten
+        found = self._bound[shape].run(tokens, length, self._position, rows, crossing)
+        self._position += len(tokens)
+        return found
+
+    def _slots(self, name: str) -> int:
+        return self._room.recent if name.endswith(graph.RECENT) else self._room.slots
+
+    def _forget(self) -> None:
+        assert self._room.window is not None  # else there is a slot for each token
+        kept = slice(SINKS, SINKS + self._room.window)
+        end = self._position - self._forgotten
+        for name, array in self._arrays.items():
+            if not name.endswith(graph.RECENT):
+                array[:, :, kept] = array[:, :, end - self._room.window : end]
+        self._forgotten += end - kept.stop
 
 
 class _Bound:
@@ -82,27 +154,46 @@ class _Bound:
         buffers: Mapping[str, OrtValue],
         factors: Mapping[str, OrtValue],
         device: str,
+        passed: Sequence[str],
     ) -> None:
-        self._session, self._binding = session, session.io_binding()
-        vocabulary = next(value.shape[-1] for value in session.get_outputs() if value.name == graph.LOGITS)
+        self._session, self._binding, self._passed = session, session.io_binding(), passed
         self._inputs = {
             graph.TOKENS: OrtValue.ortvalue_from_numpy(np.zeros((1, tokens), np.int64), device),
             graph.PAST_LENGTH: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64), device),
+            graph.POSITION: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64), device),
             graph.ROWS: OrtValue.ortvalue_from_numpy(np.zeros(rows, np.int64), device),
         }
         for name, value in {**self._inputs, **factors, **buffers}.items():
             self._binding.bind_ortvalue_input(name, value)
         for name, value in buffers.items():
             self._binding.bind_ortvalue_output(name.replace(graph.PAST, graph.PRESENT), value)
-        self._output = OrtValue.ortvalue_from_numpy(np.empty((1, rows, vocabulary), np.float32), device)
-        self._binding.bind_ortvalue_output(graph.LOGITS, self._output)
+        found = {value.name: value.shape[-1] for value in session.get_outputs() if value.name == graph.LOGITS}
+        self._outputs = {
+            name: OrtValue.ortvalue_from_numpy(np.empty((1, rows, vocabulary), np.float32), device)
+            for name, vocabulary in found.items()
+        }
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+        for name in passed:
+            self._binding.bind_output(name)
 
-    def run(self, tokens: Sequence[int], length: int, rows: Sequence[int]) -> np.ndarray:
-        given = ([list(tokens)], length, list(rows))
+    def run(
+        self,
+        tokens: Sequence[int],
+        length: int,
+        position: int,
+        rows: Sequence[int],
+        crossing: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        given = ([list(tokens)], length, position, list(rows))
         for value, content in zip(self._inputs.values(), given, strict=True):
             value.update_inplace(np.array(content, np.int64))
+        for name, array in crossing.items():
+            self._binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
         self._session.run_with_iobinding(self._binding)
-        found: np.ndarray = self._output.numpy()[0].copy()
+        found = {name: value.numpy()[0].copy() for name, value in self._outputs.items()}
+        if self._passed:
+            found |= {n: v.numpy() for n, v in zip(self._passed, self._binding.get_outputs(), strict=True)}
         return found
 
 

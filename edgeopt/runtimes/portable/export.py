@@ -1,8 +1,4 @@
-"""A checkpoint as a graph of standard ONNX operators, by torch's exporter.
-
-The cache stands in buffers of one capacity, which the graph gets and writes at the places of the new tokens. A session
-that binds a buffer as input and output at once has it written in place, and nothing is ever copied.
-"""
+"""A checkpoint as a graph of standard ONNX operators, by torch's exporter."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
 
 from edgeopt import adapters
@@ -25,6 +21,7 @@ from edgeopt import network as networks
 from edgeopt.artifact import link_file
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph, grids
+from edgeopt.runtimes.portable.kept import Layer, examples, kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
     from edgeopt.spec import ModelSpec
 
 ATTENTION = "edgeopt_portable"
-BATCH, TOKENS, CAPACITY, ROWS, RANK, PAST = 2, 3, 11, 5, 7, 4
+BATCH, TOKENS, CAPACITY, RECENT, ROWS, RANK, PAST, POSITION = 2, 3, 11, 6, 5, 7, 4, 9
 """Sizes of the example that is traced, all of them dynamic: different ones, so that none is taken for another."""
 
 
@@ -45,11 +42,13 @@ class Dialect:
 
     Attributes:
         opset: version of the ONNX standard.
+        keys_values: the type in which they are kept, of graph.BUFFERS.
         halved: units whose products are computed in fp16; where there is any, all that lies between units is fp16 too.
         signed_inputs: inputs in 8 bits are taken by ranges around zero, as far as the calibrated ones reach.
     """
 
     opset: int
+    keys_values: str = "fp32"
     halved: frozenset[str] = frozenset()
     signed_inputs: bool = False
 
@@ -68,7 +67,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, dialect: Dialect, progress
         if dialect.halved:
             _halve(network, {module for unit in units.keys() - dialect.halved for module in units[unit]})
         with _quiet():
-            program = _exported(_Traced(network, touched), checkpoint.spec, dialect)
+            program = _exported(_Traced(network, touched, dialect.keys_values), checkpoint.spec, dialect)
             names = {module: f"network.{module}.weight" for unit in on_grid.values() for module in unit}
             grids.hide(program.model, names.values())
             program.optimize()
@@ -88,55 +87,34 @@ def build(checkpoint: Checkpoint, directory: Path, *, dialect: Dialect, progress
         link_file(checkpoint.directory / file, directory / file)
 
 
-class _Slots(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer in buffers (batch, heads, capacity, head size), of which `length` are written."""
-
-    is_compileable = True
-
-    def __init__(self, keys: Tensor, values: Tensor, length: Tensor, *, sliding: bool) -> None:
-        super().__init__()
-        self.keys, self.values, self.length = keys, values, length
-        self.is_initialized, self.is_sliding = True, sliding
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the buffers are given."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        places = (torch.arange(key_states.shape[2]) + self.length)[None, None, :, None].expand(key_states.shape)
-        self.keys = self.keys.scatter(2, places, key_states)
-        self.values = self.values.scatter(2, places, value_states)
-        return self.keys, self.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2], 0
-
-    def get_seq_length(self) -> Tensor:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-
 class _Traced(nn.Module):
     """A network whose cache and adapters are inputs.
 
     Args:
         touched: the modules that some adapter updates.
+        form: the type in which keys and values are kept.
     """
 
-    def __init__(self, network: PreTrainedModel, touched: Sequence[str]) -> None:
+    def __init__(self, network: PreTrainedModel, touched: Sequence[str], form: str) -> None:
         super().__init__()
         config = network.config.get_text_config()
-        self.network, self.touched = network, touched
+        self.network, self.touched, self.form = network, touched, form
         self.kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         self.eval()
 
     def forward(
-        self, tokens: Tensor, length: Tensor, rows: Tensor, past: list[Tensor], factors: list[Tensor]
+        self,
+        tokens: Tensor,
+        length: Tensor,
+        position: Tensor,
+        rows: Tensor,
+        past: list[list[Tensor]],
+        factors: list[Tensor],
     ) -> tuple[Tensor, ...]:
+        both = [kept(self.form, buffers) for buffers in past]
         layers = [
-            _Slots(past[2 * number], past[2 * number + 1], length, sliding=kind == "sliding_attention")
-            for number, kind in enumerate(self.kinds)
+            Layer(keys, values, length, position, sliding=kind == "sliding_attention")
+            for keys, values, kind in zip(both[::2], both[1::2], self.kinds, strict=True)
         ]
         pairs = zip(factors[::2], factors[1::2], strict=True)
         updates = {
@@ -145,12 +123,12 @@ class _Traced(nn.Module):
         with adapters.attached(self.network, updates):
             found = self.network(
                 tokens,
-                position_ids=(torch.arange(tokens.shape[1]) + length).expand(tokens.shape),
+                position_ids=(torch.arange(tokens.shape[1]) + position).expand(tokens.shape),
                 past_key_values=Cache(layers=layers),
                 use_cache=True,
                 logits_to_keep=rows,
             )
-        return (found.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
+        return (found.logits, *(buffer for one in both for buffer in one.buffers))
 
     def factors(self) -> list[Tensor]:
         """An example of the two factors for each touched module."""
@@ -161,14 +139,24 @@ class _Traced(nn.Module):
 def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
     """The graph as it was traced."""
     dynamic = torch.export.Dim.DYNAMIC
-    kept = torch.float16 if dialect.halved else torch.float32
     past = [
-        torch.zeros(BATCH, layer.kv_heads, CAPACITY, spec.head_size, dtype=kept)
+        examples(
+            "fp16" if dialect.halved else dialect.keys_values,
+            batch=BATCH,
+            heads=layer.kv_heads,
+            capacity=CAPACITY,
+            recent=RECENT,
+            head_size=spec.head_size,
+        )
         for layer in spec.layers
         for _ in ("key", "value")
     ]
     factors = traced.factors()
-    given = (torch.zeros(BATCH, TOKENS, dtype=torch.int64), torch.tensor(PAST), torch.arange(ROWS) % TOKENS)
+    tokens, rows = torch.zeros(BATCH, TOKENS, dtype=torch.int64), torch.arange(ROWS) % TOKENS
+    given = (tokens, torch.tensor(PAST), torch.tensor(POSITION), rows)
+    past_names, present_names = (
+        graph.caches(len(spec.layers), prefix, dialect.keys_values) for prefix in (graph.PAST, graph.PRESENT)
+    )
     names = [name for module in traced.touched for name in adapters.names(module)]
     program = torch.onnx.export(
         traced,
@@ -178,12 +166,13 @@ def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
         dynamic_shapes=(
             {0: dynamic, 1: dynamic},
             {},
+            {},
             {0: dynamic},
-            [{0: dynamic, 2: dynamic} for _ in past],
+            [[{0: dynamic, 2: dynamic} for _ in buffers] for buffers in past],
             [{place % 2: dynamic} for place in range(len(factors))],
         ),
-        input_names=[graph.TOKENS, graph.PAST_LENGTH, graph.ROWS, *graph.caches(len(spec.layers), graph.PAST), *names],
-        output_names=[graph.LOGITS, *graph.caches(len(spec.layers), graph.PRESENT)],
+        input_names=[graph.TOKENS, graph.PAST_LENGTH, graph.POSITION, graph.ROWS, *past_names, *names],
+        output_names=[graph.LOGITS, *present_names],
         verbose=False,
         optimize=False,
     )

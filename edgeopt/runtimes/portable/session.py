@@ -11,11 +11,12 @@ import onnxruntime
 from edgeopt import adapters
 from edgeopt.errors import BuildError
 from edgeopt.runtimes import past
-from edgeopt.runtimes.knobs import entries
 from edgeopt.runtimes.past import Past
 from edgeopt.runtimes.portable import graph, streaming
-from edgeopt.runtimes.portable.caches import cache_of
-from edgeopt.runtimes.prompts import CHUNK_TOKENS, reads_whole_prompts
+from edgeopt.runtimes.portable.caches import Room, cache_of
+from edgeopt.runtimes.portable.options import options
+from edgeopt.runtimes.portable.tiers import in_memory
+from edgeopt.runtimes.prompts import at_once
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
@@ -37,20 +38,17 @@ class PortableSession:
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._spec, self._directory = engine.spec, engine.directory
         self._ends = end_tokens(engine.directory)
-        self._at_once = engine.spec.context_length if reads_whole_prompts(engine.directory) else CHUNK_TOKENS
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.enable_cpu_mem_arena = runtime.arena
-        for key, value in entries(spinning=runtime.spinning, prepacked=runtime.prepacked).items():
-            options.add_session_config_entry(key, value)
+        self._window = runtime.kv_window
+        self._at_once = at_once(engine.directory, engine.spec)
         here = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[runtime.provider] if name in here]
         try:
             self._session: Any = (
-                streaming.chain(engine.directory, options, runtime)
+                streaming.chain(engine.directory, runtime, threads)
                 if runtime.parted
-                else onnxruntime.InferenceSession(engine.directory / graph.NAME, options, providers=providers)
+                else onnxruntime.InferenceSession(
+                    engine.directory / graph.NAME, options(runtime, threads), providers=providers
+                )
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error
@@ -79,10 +77,11 @@ class PortableSession:
             self._session.close()
         self._session = None
 
-    def _cache(self, capacity: int, adapter: str | None) -> Past:
+    def _cache(self, length: int, adapter: str | None) -> Past:
+        room = Room(length, min(self._at_once, length), self._window)
         spill = self._session.spill if isinstance(self._session, streaming.Chain) else None
-        allocate = None if spill is None else spill.allocate
-        return cache_of(self._session, self._spec, capacity, self._factors(adapter), self._device, allocate)
+        allocate = in_memory if spill is None else spill.allocate
+        return cache_of(self._session, self._spec, room, self._factors(adapter), self._device, allocate)
 
     def _factors(self, adapter: str | None) -> Mapping[str, np.ndarray]:
         """The inputs by which the graph computes with an adapter."""

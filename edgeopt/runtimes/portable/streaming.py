@@ -8,13 +8,16 @@ is given back at once, so that what is resident stays. Sources: madvise(2), posi
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnxruntime
+
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph, shards
+from edgeopt.runtimes.portable.options import options
 from edgeopt.runtimes.portable.shards import Shard
 from edgeopt.runtimes.portable.tiers import Spill, fitting, give_back
 
@@ -65,14 +68,16 @@ class Weights:
             os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_WILLNEED)
 
 
-def chain(directory: Path, options: Any, runtime: PortableOnnx) -> Chain:
-    """The shards of the engine in `directory`, opened with ONNX Runtime's `options` for the budgets of `runtime`."""
-    import onnxruntime
-
+def chain(directory: Path, runtime: PortableOnnx, threads: int, part: range | None = None) -> Chain:
+    """The shards of the engine in `directory`, or a part of them, opened for the budgets of `runtime`."""
     found = shards.read(directory)
     if not found:
         raise BuildError("it was not cut into shards", mend="Build it with runtime.shards=8")
-    opened = [onnxruntime.InferenceSession(one.graph, options, providers=["CPUExecutionProvider"]) for one in found]
+    found = found if part is None else found[part.start : part.stop]
+    opened = [
+        onnxruntime.InferenceSession(one.graph, options(runtime, threads), providers=["CPUExecutionProvider"])
+        for one in found
+    ]
     sizes, budget_bytes = [shard.size_bytes for shard in found], runtime.resident_bytes
     streamed = set(range(len(found))) - fitting(sizes, sum(sizes) if budget_bytes is None else budget_bytes)
     weights = Weights(directory / graph.WEIGHTS, found, streamed, ahead=runtime.read_ahead)
@@ -93,9 +98,7 @@ class Chain:
         self.entering = [{value.name for value in session.get_inputs()} for session in sessions]
         self.spill = None if kv_budget_bytes is None else Spill(self.entering, kv_budget_bytes)
         self.leaving = [[value.name for value in session.get_outputs()] for session in sessions]
-        self._crossing = {name for names in self.entering for name in names} & {
-            n for names in self.leaving for n in names
-        }
+        self._crossing = set().union(*self.entering) & set().union(*self.leaving)
 
     def get_inputs(self) -> list[Any]:
         found = {value.name: value for session in self.sessions for value in session.get_inputs()}
@@ -131,6 +134,7 @@ class Chain:
                 self.spill.after(number, binding.inputs)
             if passed:  # bound last, and given back in the order of binding
                 crossed |= zip(passed, own.get_outputs()[-len(passed) :], strict=True)
+        binding.keep({**binding.inputs, **crossed})
 
 
 class ChainBinding:
@@ -140,6 +144,7 @@ class ChainBinding:
         self.bindings = [session.io_binding() for session in chain.sessions]
         self.given: set[str] = set()
         self.inputs: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}
         self._chain = chain
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
@@ -155,6 +160,18 @@ class ChainBinding:
             if name in names:
                 binding.bind_ortvalue_output(name, value)
         self.bind_ortvalue_input(name, value)
+
+    def bind_output(self, name: str) -> None:
+        """A value that crosses to shards elsewhere."""
+        self._kept[name] = None
+
+    def get_outputs(self) -> list[Any]:
+        """What was bound so, in that order."""
+        return list(self._kept.values())
+
+    def keep(self, found: Mapping[str, Any]) -> None:
+        """Of all that the shards computed, what crosses to others."""
+        self._kept = {name: found[name] for name in self._kept}
 
 
 def _mappings(file: Path) -> list[tuple[int, int, int]]:

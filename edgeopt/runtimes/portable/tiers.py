@@ -12,17 +12,17 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import numpy as np
-from onnxruntime import OrtValue
 
 from edgeopt.errors import BuildError
+from edgeopt.runtimes.portable import graph
 
 Shapes = Mapping[str, tuple[tuple[int, ...], type]]
 """Shape and type of each buffer by its name."""
-Allocate = Callable[[Shapes], Mapping[str, Any]]
-"""Buffers full of zeros, as values of ONNX Runtime."""
+Allocate = Callable[[Shapes], Mapping[str, np.ndarray]]
+"""Buffers full of zeros."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MADV_WILLNEED, _MADV_DONTNEED = 3, 4  # asm-generic/mman-common.h
@@ -38,8 +38,8 @@ def fitting(sizes: Sequence[int], budget_bytes: int) -> set[int]:
     return found
 
 
-def in_memory(shapes: Shapes, device: str = "cpu") -> dict[str, Any]:
-    return {name: OrtValue.ortvalue_from_numpy(np.zeros(*form), device) for name, form in shapes.items()}
+def in_memory(shapes: Shapes) -> dict[str, np.ndarray]:
+    return {name: np.zeros(*form) for name, form in shapes.items()}
 
 
 def give_back(address: int, length: int) -> None:
@@ -50,28 +50,31 @@ def give_back(address: int, length: int) -> None:
 class Spill:
     """Buffers of which those of the first shards stay in memory, as many as fit the budget together.
 
+    The last tokens, which are kept as they are beside codes, stay in memory with them.
+
     Args:
         read: names of what each shard reads.
     """
 
     def __init__(self, read: Sequence[Collection[str]], budget_bytes: int) -> None:
         self._read, self._budget_bytes = read, budget_bytes
-        self._mapped: WeakKeyDictionary[Any, np.ndarray] = WeakKeyDictionary()
+        self._mapped: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 
-    def allocate(self, shapes: Shapes) -> dict[str, Any]:
+    def allocate(self, shapes: Shapes) -> dict[str, np.ndarray]:
         """Raises BuildError where the file system has no room for a file of their size."""
-        owned = [[name for name in names if name in shapes] for names in self._read]
-        stay = fitting([sum(_bytes(*shapes[name]) for name in names) for names in owned], self._budget_bytes)
-        kept = {name for place in stay for name in owned[place]}
+        recent = {name for name in shapes if name.endswith(graph.RECENT)}
+        budget_bytes = self._budget_bytes - sum(_bytes(*shapes[name]) for name in recent)
+        owned = [[name for name in names if name in shapes.keys() - recent] for names in self._read]
+        stay = fitting([sum(_bytes(*shapes[name]) for name in names) for names in owned], budget_bytes)
+        kept = recent.union(*(owned[place] for place in stay))
         found = in_memory({name: form for name, form in shapes.items() if name in kept})
         for name in shapes.keys() - kept:
-            array = _in_a_file(*shapes[name])
-            found[name] = OrtValue.ortvalue_from_numpy(array)
-            self._mapped[found[name]] = array
+            found[name] = array = _in_a_file(*shapes[name])
+            self._mapped[array.ctypes.data] = array
         return found
 
     def before(self, number: int, values: Mapping[str, Any]) -> None:
-        """Shard `number` is going to compute with `values`: ask for what the next one reads of the file."""
+        """Shard `number` is going to compute with ONNX Runtime's `values`: ask for what the next reads of the file."""
         self._advise((number + 1) % len(self._read), values, _MADV_WILLNEED)
 
     def after(self, number: int, values: Mapping[str, Any]) -> None:
@@ -80,7 +83,7 @@ class Spill:
 
     def _advise(self, number: int, values: Mapping[str, Any], advice: int) -> None:
         for name in self._read[number] & values.keys():
-            array = self._mapped.get(values[name])
+            array = self._mapped.get(values[name].data_ptr())
             if array is not None:
                 _advise(array.ctypes.data, array.nbytes, advice)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt.errors import ConfigError
 from edgeopt.spec import EMBEDDING
@@ -89,6 +89,10 @@ class TensorRt:
         found = {unit for unit in spec.matrices for pattern in self.in_fp32 if fnmatchcase(unit, pattern)}
         tables = {"lm_head", EMBEDDING}
         return frozenset(found | tables if spec.tied_embeddings and found & tables else found)
+
+    @property
+    def exact(self) -> Self:
+        return self
 
     def check(self, spec: ModelSpec) -> None:
         for pattern in self.in_fp32:

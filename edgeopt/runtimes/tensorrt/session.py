@@ -16,7 +16,7 @@ import torch
 from edgeopt import adapters
 from edgeopt.errors import BuildError, MeasureError
 from edgeopt.runtimes import past
-from edgeopt.runtimes.portable.graph import LOGITS, PAST, PAST_LENGTH, PRESENT, ROWS, TOKENS
+from edgeopt.runtimes.portable.graph import LOGITS, PAST, PAST_LENGTH, POSITION, PRESENT, ROWS, TOKENS
 from edgeopt.runtimes.tensorrt import library
 from edgeopt.runtimes.tensorrt import plan as plans
 from edgeopt.tokens import end_tokens
@@ -106,7 +106,7 @@ class _Tensors:
 
     def given(self, tokens: int, rows: int) -> dict[str, torch.Tensor]:
         """What a call is told beside keys and values."""
-        shapes: dict[str, tuple[int, ...]] = {TOKENS: (1, tokens), PAST_LENGTH: (), ROWS: (rows,)}
+        shapes: dict[str, tuple[int, ...]] = {TOKENS: (1, tokens), PAST_LENGTH: (), POSITION: (), ROWS: (rows,)}
         return {name: self._new(name, shape) for name, shape in shapes.items() if name in self._names}
 
     def logits(self, rows: int) -> torch.Tensor:
@@ -163,7 +163,8 @@ class _Call:
         self._again: Callable[[], None] | None = None
 
     def run(self, tokens: Sequence[int], length: int, rows: Sequence[int]) -> np.ndarray:
-        for name, content in ((TOKENS, [list(tokens)]), (PAST_LENGTH, length), (ROWS, list(rows))):
+        given = {TOKENS: [list(tokens)], PAST_LENGTH: length, POSITION: length, ROWS: list(rows)}
+        for name, content in given.items():
             if name in self._inputs:
                 self._inputs[name].copy_(torch.tensor(content, dtype=self._inputs[name].dtype))
         if self._again is None and self._graphs and self._runs == 1:

@@ -1,0 +1,186 @@
+"""The shards of one engine in several processes, of one host or of several: actors of a Ray cluster.
+
+Each token passes through all of them in turn. A process has the weights of its shards, and their keys and values; it
+reads them from the engine's folder, which every host has to reach under the same path. Ray is joined by RAY_ADDRESS, or
+started here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from edgeopt import adapters
+from edgeopt.errors import BuildError, MeasureError
+from edgeopt.runtimes import past
+from edgeopt.runtimes.portable import graph, shards, streaming
+from edgeopt.runtimes.portable.caches import Room, Slots
+from edgeopt.runtimes.portable.tiers import in_memory
+from edgeopt.runtimes.prompts import at_once
+from edgeopt.tokens import end_tokens
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Engine
+    from edgeopt.runtimes.portable import PortableOnnx
+
+Values = Mapping[str, np.ndarray]
+"""By their names, what shards elsewhere computed."""
+
+
+class SpreadSession:
+    """An engine whose shards lie in processes one behind another.
+
+    One that ends takes the sequences that it was reading with it; what is asked next starts all of them anew.
+
+    Attributes:
+        processes: host, process id and shards of each.
+    """
+
+    processes: Sequence[str] = ()
+
+    def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
+        self._runtime, self._engine, self._threads = runtime, engine, threads
+        self._ends, self._at_once = end_tokens(engine.directory), at_once(engine.directory, engine.spec)
+        count = len(shards.read(engine.directory))
+        if count < runtime.processes:
+            raise BuildError(
+                f"it was cut into {count} shards, which are fewer than {runtime.processes} processes",
+                place=str(engine.directory),
+                mend="Give fewer, or build it with more runtime.shards",
+            )
+        bounds = [count * number // runtime.processes for number in range(runtime.processes + 1)]
+        self._parts = [range(*pair) for pair in pairwise(bounds)]
+        self._owns_cluster = not ray.is_initialized()
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+        self._stages: list[Any] = []
+        self._start()
+
+    @property
+    def computed_by(self) -> Sequence[str]:
+        found: Sequence[str] = self._told([self._stages[0].computed_by.remote()])[0]
+        return found
+
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
+        sequence = self._sequence(len(tokens) + max_new_tokens, adapter)
+        return past.generate(
+            sequence, tokens, max_new_tokens, at_once=self._at_once, ends=self._ends, stop_at_end=stop_at_end
+        )
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        return past.logits(self._sequence(len(tokens), adapter), tokens, at_once=self._at_once)
+
+    def close(self) -> None:
+        self._stop()
+        if self._owns_cluster and ray.is_initialized():
+            ray.shutdown()
+
+    def _sequence(self, length: int, adapter: str | None) -> _Sequence:
+        adapters.require(adapter, self._engine.spec)
+        factors = adapters.arrays(self._engine.directory, adapter) if adapter else {}
+        if not self._stages:
+            self._start()
+        name, room = uuid.uuid4().hex, Room(length, min(self._at_once, length), self._runtime.kv_window)
+        self._told([stage.begin.remote(name, room, factors) for stage in self._stages])
+        return _Sequence(self, self._stages, name)
+
+    def _start(self) -> None:
+        stage = ray.remote(_Stage).options(num_cpus=0, scheduling_strategy="SPREAD")
+        given = str(self._engine.directory.absolute()), self._runtime, self._threads
+        self._stages = [stage.remote(*given, part) for part in self._parts]
+        found = self._told([one.reads.remote() for one in self._stages])
+        for number, one in enumerate(self._stages):
+            one.pass_on.remote(set().union(*(reads for _, reads in found[number + 1 :])))
+        self.processes = tuple(
+            f"{place}, shards {part.start} to {part.stop - 1}"
+            for (place, _), part in zip(found, self._parts, strict=True)
+        )
+
+    def _stop(self) -> None:
+        for stage in self._stages:
+            ray.kill(stage)
+        self._stages = []
+
+    def _told(self, asked: Sequence[Any]) -> list[Any]:
+        """What the processes answer; MeasureError where one of them has ended, and its own error where that failed."""
+        try:
+            answers: list[Any] = ray.get(list(asked))
+        except ray.exceptions.RayActorError as error:
+            ended = [n for n, s in enumerate(self._stages) if s._actor_id.hex() == error.actor_id]
+            lost = self.processes[ended[0]] if ended and self.processes else "one of them"
+            self._stop()
+            raise MeasureError(
+                f"of the processes that share the engine one has ended ({lost})",
+                place="runtime.processes",
+                mend="Ask again: they are started anew",
+            ) from error
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        return answers
+
+
+class _Sequence:
+    """What was read of one sequence, in all processes."""
+
+    def __init__(self, session: SpreadSession, stages: Sequence[Any], name: str) -> None:
+        self._session, self._stages, self._name = session, tuple(stages), name
+        weakref.finalize(self, _forget, self._stages, name).atexit = False
+
+    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        values: Any = {}
+        for stage in self._stages:
+            values = stage.read.remote(self._name, list(tokens), list(rows), values)
+        logits: np.ndarray = self._session._told([values])[0][graph.LOGITS]
+        return np.array(logits)
+
+
+def _forget(stages: Sequence[Any], name: str) -> None:
+    if ray.is_initialized():
+        with suppress(ray.exceptions.RayError):
+            for stage in stages:
+                stage.forget.remote(name)
+
+
+class _Stage:
+    """Consecutive shards in one process, with what they keep of each sequence."""
+
+    def __init__(self, directory: str, runtime: PortableOnnx, threads: int, part: range) -> None:
+        self._chain = streaming.chain(Path(directory), runtime, threads, part)
+        self._wanted: Collection[str] = ()
+        self._sequences: dict[str, Slots] = {}
+
+    def computed_by(self) -> Sequence[str]:
+        return tuple(self._chain.get_providers())
+
+    def reads(self) -> tuple[str, set[str]]:
+        """Where it runs, and the names of all that its shards read."""
+        return f"process {os.getpid()} on {os.uname().nodename}", set().union(*self._chain.entering)
+
+    def pass_on(self, wanted: Collection[str]) -> None:
+        """Give later processes the values of these names."""
+        self._wanted = wanted
+
+    def begin(self, name: str, room: Room, factors: Values) -> None:
+        spill = self._chain.spill
+        allocate = in_memory if spill is None else spill.allocate
+        passed = sorted({value for names in self._chain.leaving for value in names} & set(self._wanted))
+        self._sequences[name] = Slots(self._chain, room, factors, "cpu", allocate, passed=passed)
+
+    def read(self, name: str, tokens: Sequence[int], rows: Sequence[int], crossing: Values) -> dict[str, np.ndarray]:
+        """What these shards and those before them computed that is still needed; the last ones give the logits."""
+        on = {value: array for value, array in crossing.items() if value in self._wanted}
+        return on | self._sequences[name].step(tokens, rows, crossing)
+
+    def forget(self, name: str) -> None:
+        self._sequences.pop(name, None)

@@ -1,0 +1,22 @@
+"""What ONNX Runtime is told when it opens a portable graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnxruntime
+
+from edgeopt.runtimes.knobs import entries
+
+if TYPE_CHECKING:
+    from edgeopt.runtimes.portable import PortableOnnx
+
+
+def options(runtime: PortableOnnx, threads: int) -> onnxruntime.SessionOptions:
+    found = onnxruntime.SessionOptions()
+    found.intra_op_num_threads = threads
+    found.log_severity_level = 3
+    found.enable_cpu_mem_arena = runtime.arena
+    for key, value in entries(spinning=runtime.spinning, prepacked=runtime.prepacked).items():
+        found.add_session_config_entry(key, value)
+    return found
