@@ -6,7 +6,6 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from workshops import built
 
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.errors import BuildError, ConfigError, MeasureError
-from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error
 from edgeopt.ports import Spread
 from edgeopt.runtimes.portable import PortableOnnx
@@ -23,11 +21,6 @@ from runtimes.test_families import PROMPT
 ray = pytest.importorskip("ray", reason="pip install 'edgeopt[ray]'")
 
 SHARDS, NEW = 4, 12
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -54,11 +54,6 @@ def test_stacked_updates_are_the_rows_of_the_stacked_weights(
         torch.testing.assert_close(found.weight, whole[start:stop])
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
-
-
 def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     directory.mkdir()
     spec = step.apply(checkpoint, directory, workshop(checkpoint))

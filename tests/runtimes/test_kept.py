@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from workshops import built
 from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.intake import take_in
 from edgeopt.measure.logits import relative_error
 from edgeopt.runtimes.portable import PortableOnnx, caches
 from edgeopt.runtimes.portable.caches import SINKS, Room, cache_of
@@ -25,11 +23,6 @@ from edgeopt.runtimes.prompts import CHUNK_TOKENS
 from runtimes.test_families import PROMPT
 
 WINDOW = 32
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

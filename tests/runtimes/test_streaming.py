@@ -18,7 +18,6 @@ from workshops import built
 
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.intake import take_in
 from edgeopt.runtimes.portable import PortableOnnx, graph, shards
 from edgeopt.runtimes.portable.shards import Shard
 from edgeopt.runtimes.portable.streaming import Weights
@@ -29,11 +28,6 @@ MIB, PAGE = 2**20, 4096
 UNNAMED = " (deleted)"
 """What ends the name of a mapped file that has none any more."""
 SHARDS = 3
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

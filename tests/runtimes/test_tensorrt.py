@@ -56,11 +56,6 @@ class Host:
         return queue
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
-
-
 @pytest.fixture(autouse=True)
 def times(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where times of kernels are kept."""
