@@ -144,8 +144,8 @@ def _losses(folder: Path) -> None:
             given = [f"runtime.{key}={value}" for key, value in values.items()]
             found = cli(folder, "run", *subject.chosen, "recipe=baseline", "runtime=onnx", *only("quality"), *given)
             low, high = intervals(found, "quality/kl_mean")
-            ratio = figures(found)["quality/perplexity_ratio"]
-            rows.append([subject.title, name, figures(found)["quality/kl_mean"], f"{low:.2g} to {high:.2g}", ratio])
+            kl, ratio = (figures(found)[metric] for metric in ("quality/kl_mean", "quality/perplexity_ratio"))
+            rows.append([subject.title, name, kl, f"{low:.2g} to {high:.2g}", ratio])
     table(["model", "keys and values", "KL to all in fp32, nats", "95 % interval", "perplexity ratio"], rows)
 
 

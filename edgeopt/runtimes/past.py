@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
@@ -19,18 +20,28 @@ class Past(Protocol):
         ...
 
 
-def generate(
-    past: Past, tokens: Sequence[int], max_new_tokens: int, *, at_once: int, ends: Collection[int], stop_at_end: bool
-) -> Iterator[int]:
-    """Greedy decoding as Session.generate promises it; of the prompt, `at_once` tokens are read together."""
+class PastSession(ABC):
+    """What a Session does by a `Past` for each sequence."""
 
-    def read(given: Sequence[int]) -> np.ndarray:
-        last: np.ndarray = [past.read(part, [len(part) - 1])[0] for part in chunks(given, at_once)][-1]
-        return last
+    _ends: Collection[int]
+    _at_once: int
+    """Of a prompt, how many tokens are read together."""
 
-    return greedy.decode(read, tokens, max_new_tokens, ends=ends, stop_at_end=stop_at_end)
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
+        past = self._sequence(len(tokens) + max_new_tokens, adapter)
 
+        def read(given: Sequence[int]) -> np.ndarray:
+            last: np.ndarray = [past.read(part, [len(part) - 1])[0] for part in chunks(given, self._at_once)][-1]
+            return last
 
-def logits(past: Past, tokens: Sequence[int], *, at_once: int) -> np.ndarray:
-    """Next-token logits at every position: float32, shape (tokens, vocabulary)."""
-    return np.concatenate([past.read(part, range(len(part))) for part in chunks(tokens, at_once)])
+        return greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        past = self._sequence(len(tokens), adapter)
+        return np.concatenate([past.read(part, range(len(part))) for part in chunks(tokens, self._at_once)])
+
+    @abstractmethod
+    def _sequence(self, length: int, adapter: str | None) -> Past:
+        """An empty one with room for so many tokens; ConfigError for an unknown adapter."""

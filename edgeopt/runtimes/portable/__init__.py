@@ -85,7 +85,7 @@ class PortableOnnx:
                 mend="Give 1, or as many shards or more",
             )
         if self.processes > 1:
-            self._require_shards("processes")
+            self._require_cpu("processes")
         if self.kv_window is not None:
             self._require_cpu("kv_window")
             if self.kv_window < CHUNK_TOKENS:

@@ -11,7 +11,7 @@ import logging
 import os
 import uuid
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +22,9 @@ import ray
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes import past
+from edgeopt.runtimes.past import PastSession
 from edgeopt.runtimes.portable import graph, shards, streaming
 from edgeopt.runtimes.portable.caches import Room, Slots
-from edgeopt.runtimes.portable.tiers import in_memory
 from edgeopt.runtimes.prompts import at_once
 from edgeopt.tokens import end_tokens
 
@@ -37,16 +36,18 @@ Values = Mapping[str, np.ndarray]
 """By their names, what shards elsewhere computed."""
 
 
-class SpreadSession:
+class SpreadSession(PastSession):
     """An engine whose shards lie in processes one behind another.
 
     One that ends takes the sequences that it was reading with it; what is asked next starts all of them anew.
 
     Attributes:
         processes: host, process id and shards of each.
+        computed_by: as in edgeopt.ports.Session; the same in all of them.
     """
 
     processes: Sequence[str] = ()
+    computed_by: Sequence[str] = ()
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
@@ -65,22 +66,6 @@ class SpreadSession:
         self._stages: list[Any] = []
         self._start()
 
-    @property
-    def computed_by(self) -> Sequence[str]:
-        found: Sequence[str] = self._told([self._stages[0].computed_by.remote()])[0]
-        return found
-
-    def generate(
-        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
-    ) -> Iterator[int]:
-        sequence = self._sequence(len(tokens) + max_new_tokens, adapter)
-        return past.generate(
-            sequence, tokens, max_new_tokens, at_once=self._at_once, ends=self._ends, stop_at_end=stop_at_end
-        )
-
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
-        return past.logits(self._sequence(len(tokens), adapter), tokens, at_once=self._at_once)
-
     def close(self) -> None:
         self._stop()
         if self._owns_cluster and ray.is_initialized():
@@ -91,7 +76,7 @@ class SpreadSession:
         factors = adapters.arrays(self._engine.directory, adapter) if adapter else {}
         if not self._stages:
             self._start()
-        name, room = uuid.uuid4().hex, Room(length, min(self._at_once, length), self._runtime.kv_window)
+        name, room = uuid.uuid4().hex, Room(length, self._at_once, self._runtime.kv_window)
         self._told([stage.begin.remote(name, room, factors) for stage in self._stages])
         return _Sequence(self, self._stages, name)
 
@@ -99,12 +84,12 @@ class SpreadSession:
         stage = ray.remote(_Stage).options(num_cpus=0, scheduling_strategy="SPREAD")
         given = str(self._engine.directory.absolute()), self._runtime, self._threads
         self._stages = [stage.remote(*given, part) for part in self._parts]
-        found = self._told([one.reads.remote() for one in self._stages])
+        places, providers, reads = zip(*self._told([one.described.remote() for one in self._stages]), strict=True)
         for number, one in enumerate(self._stages):
-            one.pass_on.remote(set().union(*(reads for _, reads in found[number + 1 :])))
+            one.pass_on.remote(set().union(*reads[number + 1 :]))
+        self.computed_by = providers[0]
         self.processes = tuple(
-            f"{place}, shards {part.start} to {part.stop - 1}"
-            for (place, _), part in zip(found, self._parts, strict=True)
+            f"{place}, shards {part.start} to {part.stop - 1}" for place, part in zip(places, self._parts, strict=True)
         )
 
     def _stop(self) -> None:
@@ -160,22 +145,18 @@ class _Stage:
         self._wanted: Collection[str] = ()
         self._sequences: dict[str, Slots] = {}
 
-    def computed_by(self) -> Sequence[str]:
-        return tuple(self._chain.get_providers())
-
-    def reads(self) -> tuple[str, set[str]]:
-        """Where it runs, and the names of all that its shards read."""
-        return f"process {os.getpid()} on {os.uname().nodename}", set().union(*self._chain.entering)
+    def described(self) -> tuple[str, Sequence[str], set[str]]:
+        """Where it runs, what computes, and the names of all that its shards read."""
+        place = f"process {os.getpid()} on {os.uname().nodename}"
+        return place, tuple(self._chain.get_providers()), set().union(*self._chain.entering)
 
     def pass_on(self, wanted: Collection[str]) -> None:
         """Give later processes the values of these names."""
         self._wanted = wanted
 
     def begin(self, name: str, room: Room, factors: Values) -> None:
-        spill = self._chain.spill
-        allocate = in_memory if spill is None else spill.allocate
         passed = sorted({value for names in self._chain.leaving for value in names} & set(self._wanted))
-        self._sequences[name] = Slots(self._chain, room, factors, "cpu", allocate, passed=passed)
+        self._sequences[name] = Slots(self._chain, room, factors, "cpu", self._chain.allocate, passed=passed)
 
     def read(self, name: str, tokens: Sequence[int], rows: Sequence[int], crossing: Values) -> dict[str, np.ndarray]:
         """What these shards and those before them computed that is still needed; the last ones give the logits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +10,7 @@ import onnxruntime
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError
-from edgeopt.runtimes import past
-from edgeopt.runtimes.past import Past
+from edgeopt.runtimes.past import Past, PastSession
 from edgeopt.runtimes.portable import graph, streaming
 from edgeopt.runtimes.portable.caches import Room, cache_of
 from edgeopt.runtimes.portable.options import options
@@ -32,7 +31,7 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
 """By name: what is tried first, and what takes the operators that it has not."""
 
 
-class PortableSession:
+class PortableSession(PastSession):
     """One graph in memory; sequences run one after another, each with a cache of its own."""
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
@@ -61,26 +60,14 @@ class PortableSession:
                 mend="Install a GPU build of ONNX Runtime and its libraries, or allow runtime.cpu_fallback=true",
             )
 
-    def generate(
-        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
-    ) -> Iterator[int]:
-        cache = self._cache(len(tokens) + max_new_tokens, adapter)
-        return past.generate(
-            cache, tokens, max_new_tokens, at_once=self._at_once, ends=self._ends, stop_at_end=stop_at_end
-        )
-
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
-        return past.logits(self._cache(len(tokens), adapter), tokens, at_once=self._at_once)
-
     def close(self) -> None:
         if isinstance(self._session, streaming.Chain):
             self._session.close()
         self._session = None
 
-    def _cache(self, length: int, adapter: str | None) -> Past:
-        room = Room(length, min(self._at_once, length), self._window)
-        spill = self._session.spill if isinstance(self._session, streaming.Chain) else None
-        allocate = in_memory if spill is None else spill.allocate
+    def _sequence(self, length: int, adapter: str | None) -> Past:
+        room = Room(length, self._at_once, self._window)
+        allocate = self._session.allocate if isinstance(self._session, streaming.Chain) else in_memory
         return cache_of(self._session, self._spec, room, self._factors(adapter), self._device, allocate)
 
     def _factors(self, adapter: str | None) -> Mapping[str, np.ndarray]:

@@ -19,7 +19,7 @@ from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph, shards
 from edgeopt.runtimes.portable.options import options
 from edgeopt.runtimes.portable.shards import Shard
-from edgeopt.runtimes.portable.tiers import Spill, fitting, give_back
+from edgeopt.runtimes.portable.tiers import Allocate, Spill, fitting, give_back, in_memory
 
 if TYPE_CHECKING:
     from edgeopt.runtimes.portable import PortableOnnx
@@ -99,6 +99,10 @@ class Chain:
         self.spill = None if kv_budget_bytes is None else Spill(self.entering, kv_budget_bytes)
         self.leaving = [[value.name for value in session.get_outputs()] for session in sessions]
         self._crossing = set().union(*self.entering) & set().union(*self.leaving)
+
+    @property
+    def allocate(self) -> Allocate:
+        return in_memory if self.spill is None else self.spill.allocate
 
     def get_inputs(self) -> list[Any]:
         found = {value.name: value for session in self.sessions for value in session.get_inputs()}

@@ -7,7 +7,7 @@ call reads the one and writes the other.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes import past
+from edgeopt.runtimes.past import PastSession
 from edgeopt.runtimes.portable.graph import LOGITS, PAST, PAST_LENGTH, POSITION, PRESENT, ROWS, TOKENS
 from edgeopt.runtimes.tensorrt import library
 from edgeopt.runtimes.tensorrt import plan as plans
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64, "INT32": torch.int32}
 
 
-class TensorRtSession:
+class TensorRtSession(PastSession):
     """One engine on its GPU with a context for each optimization profile."""
 
     def __init__(self, engine: Engine, runtime: TensorRt, built_by: BuiltBy, *, trt: Trt, gpu: Gpu) -> None:
@@ -47,17 +47,6 @@ class TensorRtSession:
         self._told: list[str] = []
         self._engine = self._loaded(directory / plans.ENGINE, runtime)
         self._contexts = {name: self._context(number) for number, name in enumerate(profiles)}
-
-    def generate(
-        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
-    ) -> Iterator[int]:
-        sequence = self._sequence(len(tokens) + max_new_tokens, adapter)
-        return past.generate(
-            sequence, tokens, max_new_tokens, at_once=self._at_once, ends=self._ends, stop_at_end=stop_at_end
-        )
-
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
-        return past.logits(self._sequence(len(tokens), adapter), tokens, at_once=self._at_once)
 
     def close(self) -> None:
         self._contexts, self._engine = {}, None
