@@ -39,7 +39,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     recorder.connect()
     recorder.open_study(STUDY, config, {})
     number = max(recorder.runs(STUDY), default=-1) + 1
-    recorder.begin(STUDY, number, {})
+    recorder.begin(STUDY, number, {}, config)
     store = assembly.store(config)
     with store.holding():
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.commands.outcome import Document
@@ -29,12 +29,15 @@ class StudyLog:
     study: str
     request: Request
     document: Callable[[], Document]
+    _composed: dict[tuple[int, int], Config] = field(default_factory=dict, init=False)
 
     def begin(self, row: Row) -> str:
-        return self.recorder.begin(self.study, row.number, row.params, row.attempt)
+        config = self._composed[row.number, row.attempt] = self._config(row.params)
+        return self.recorder.begin(self.study, row.number, row.params, config, attempt=row.attempt)
 
     def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
-        config, on_front = self._config(row.params), row.number in front
+        on_front = row.number in front
+        config = self._composed.get((row.number, row.attempt)) or self._config(row.params)
         run_id = self.recorder.record(
             self.study,
             row.number,
@@ -46,6 +49,7 @@ class StudyLog:
             ended_s=row.ended_s,
             keep_engine=on_front,
         )
+        self._composed.pop((row.number, row.attempt), None)
         if on_front:  # it may have driven others off
             self.recorder.release(self.study, front)
         return run_id

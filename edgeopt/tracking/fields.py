@@ -22,6 +22,8 @@ from edgeopt.result import TrialResult
 
 BESIDE = ("optuna", "mlflow")
 """Libraries that decide no engine, but how it was found and what is known of it."""
+OF_THE_STUDY = ("search", "tracking", "promote", "state", "store", "workers", "cache")
+"""Parts of a config that are alike in all trials of a study: its own run keeps them, in config.yaml."""
 KEY_LENGTH = 250
 VALUE_LENGTH = 6000
 TAG_LENGTH = 8000
@@ -44,6 +46,12 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _leaves(item, f"{key}.{number}")
     else:
         yield key, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def trial_params(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """A trial's config without the parts of its study, and what was `chosen` for it; and the keys that were cut."""
+    own = {part: value for part, value in config.items() if part not in OF_THE_STUDY}
+    return params({**flatten(own), **flatten(chosen)})
 
 
 def params(values: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -38,8 +38,8 @@ def trials(client: MlflowClient, experiment: str, name: str, *, running: bool = 
 
 def attempt(client: MlflowClient, experiment: str, name: str, trial: int, number: int) -> Run | None:
     """The run of one attempt at a trial."""
-    key = f"tags.`{tags.TRIAL}` = '{name}/{trial}' and tags.`{tags.ATTEMPT}` = '{number}'"
-    return next(_search(client, experiment, key), None)
+    attempts = _search(client, experiment, f"tags.`{tags.TRIAL}` = '{name}/{trial}'")
+    return next((run for run in attempts if attempt_of(run) == number), None)
 
 
 def keeping(client: MlflowClient, experiment: str, name: str) -> Iterator[Run]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow import MlflowClient
@@ -112,12 +113,20 @@ class MlflowRecorder:
             client.log_text(run_id, files.as_yaml(config), "config.yaml")
             return run_id
 
-    def begin(self, study: str, number: int, params: Mapping[str, Any], attempt: int = 1) -> str:
+    def begin(
+        self,
+        study: str,
+        number: int,
+        params: Mapping[str, Any],
+        config: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        attempt: int = 1,
+    ) -> str:
         """The run of an attempt at a trial, which starts now. An ended run is returned as it is."""
         with server.answering(self.uri) as client:
             run = self._ensure_trial(client, study, number, params, attempt)
             if run.info.status == "RUNNING":
-                kept, _ = fields.params(fields.flatten(params))
+                kept, _ = fields.trial_params(config, params)
                 client.log_batch(run.info.run_id, params=_new_params(run, kept))
             return str(run.info.run_id)
 
@@ -159,7 +168,7 @@ class MlflowRecorder:
             entities = fields.metric_entities(
                 result, metrics, run_id=run_id, model_id=model_id, at_ms=run.info.start_time
             )
-            kept, cut = fields.params({**fields.flatten(config), **fields.flatten(params)})
+            kept, cut = fields.trial_params(config, params)
             labels = fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
             labels |= {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"} for path in tables])}
             labels |= {tags.CUT: ", ".join(cut)} if cut else {}

@@ -51,7 +51,9 @@ def test_a_trial_is_logged_whole(recorder: MlflowRecorder, study: str, tmp_path:
         samples.engine(tmp_path / "engine"),
         artifacts={"measurements": str(tmp_path / "raw"), "logs/build.log": str(tmp_path / "build.txt")},
     )
-    begun = recorder.begin(study, 0, PARAMS)
+    begun = recorder.begin(study, 0, PARAMS, CONFIG)
+    known = client(recorder).get_run(begun).data.params
+    assert (known["step.quantize.bits"], known["steps.0.bits"]) == ("4", "4"), "while the trial runs"
     run_id = recorder.record(study, 0, PARAMS, CONFIG, outcome)
     run = trial_run(recorder, study)
     assert begun == run_id == run.info.run_id
