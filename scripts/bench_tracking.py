@@ -33,7 +33,7 @@ def logging(folder: Path) -> None:
             seconds = []
             for number in range(12):
                 begun = time.perf_counter()
-                run_id = recorder.begin("bench", number, params)
+                run_id = recorder.begin("bench", number, params, {})
                 recorder.record("bench", number, params, {}, result, run_id=run_id)
                 seconds.append(time.perf_counter() - begun)
             print(

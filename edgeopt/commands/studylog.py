@@ -33,11 +33,11 @@ class StudyLog:
 
     def begin(self, row: Row) -> str:
         config = self._composed[row.number, row.attempt] = self._config(row.params)
-        return self.recorder.begin(self.study, row.number, row.params, config, attempt=row.attempt)
+        return self.recorder.begin(self.study, row.number, row.params, config, row.attempt)
 
     def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
         on_front = row.number in front
-        config = self._composed.get((row.number, row.attempt)) or self._config(row.params)
+        config = self._composed.pop((row.number, row.attempt), None) or self._config(row.params)
         run_id = self.recorder.record(
             self.study,
             row.number,
@@ -49,7 +49,6 @@ class StudyLog:
             ended_s=row.ended_s,
             keep_engine=on_front,
         )
-        self._composed.pop((row.number, row.attempt), None)
         if on_front:  # it may have driven others off
             self.recorder.release(self.study, front)
         return run_id

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow import MlflowClient
@@ -118,8 +117,7 @@ class MlflowRecorder:
         study: str,
         number: int,
         params: Mapping[str, Any],
-        config: Mapping[str, Any] = MappingProxyType({}),
-        *,
+        config: Mapping[str, Any],
         attempt: int = 1,
     ) -> str:
         """The run of an attempt at a trial, which starts now. An ended run is returned as it is."""

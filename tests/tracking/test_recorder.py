@@ -83,7 +83,7 @@ def test_recording_again_changes_nothing(recorder: MlflowRecorder, study: str, t
     outcome = samples.result(samples.engine(tmp_path / "engine"))
     first = recorder.record(study, 0, PARAMS, CONFIG, outcome)
     before = trial_run(recorder, study)
-    assert recorder.begin(study, 0, PARAMS) == first
+    assert recorder.begin(study, 0, PARAMS, CONFIG) == first
     assert recorder.record(study, 0, PARAMS, CONFIG, samples.result(decode_ms=0.1)) == first
     after = trial_run(recorder, study)
     assert after.data.metrics == before.data.metrics
@@ -205,8 +205,8 @@ def test_figures_that_are_not_finite_are_named_and_not_logged(recorder: MlflowRe
 
 
 def test_a_killed_trial_is_run_again_in_a_run_of_its_own(recorder: MlflowRecorder, study: str) -> None:
-    lost = recorder.begin(study, 0, PARAMS)
-    assert recorder.begin(study, 0, PARAMS) == lost
+    lost = recorder.begin(study, 0, PARAMS, CONFIG)
+    assert recorder.begin(study, 0, PARAMS, CONFIG) == lost
     assert recorder.open_runs(study) == {(0, 1): lost}
     recorder.kill(study, 0, "another attempt", attempt=2)
     assert recorder.open_runs(study) == {(0, 1): lost}
@@ -217,7 +217,7 @@ def test_a_killed_trial_is_run_again_in_a_run_of_its_own(recorder: MlflowRecorde
     assert recorder.runs(study) == {0: lost}
     assert recorder.record(study, 0, PARAMS, CONFIG, samples.result(), attempt=1) == lost, "it has ended"
     assert client(recorder).get_run(lost).info.status == "KILLED"
-    again = recorder.begin(study, 0, PARAMS, attempt=2)
+    again = recorder.begin(study, 0, PARAMS, CONFIG, attempt=2)
     assert recorder.open_runs(study) == {(0, 2): again}
     assert recorder.record(study, 0, PARAMS, CONFIG, samples.result(decode_ms=5.0), attempt=2) == again != lost
     assert recorder.runs(study) == {0: again}
@@ -307,7 +307,7 @@ def test_a_file_that_is_no_database_is_reported_at_once(tmp_path: Path) -> None:
 
 def test_a_study_that_was_never_opened(recorder: MlflowRecorder) -> None:
     with pytest.raises(TrackingError, match="study 'nowhere' has no run"):
-        recorder.begin("nowhere", 0, {})
+        recorder.begin("nowhere", 0, {}, {})
 
 
 def test_a_study_name_that_would_break_a_query(recorder: MlflowRecorder) -> None:
