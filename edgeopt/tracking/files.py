@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from edgeopt.artifact import Engine
 from edgeopt.result import TrialResult
@@ -20,12 +21,15 @@ from edgeopt.tracking import fields
 TABLES = "tables"
 
 
-def log(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: TrialResult) -> list[str]:
-    """Config, result and whatever the trial keeps, each by its name; paths of those that are tables."""
+def log(run: Run, config: Mapping[str, Any], result: TrialResult, *, tracking_uri: str) -> list[str]:
+    """Config, result and whatever the trial keeps, each by its name; paths of those that are tables.
+
+    MLflow's client would read the run once more to find out where its files lie.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "config.yaml").write_text(as_yaml(config))
-        (folder / "result.json").write_text(json.dumps(fields.plain(result.to_json()), indent=1, allow_nan=False))
+        (folder / "result.json").write_text(_as_json(result.to_json()))
         if result.failure is not None:
             cause = result.failure
             (folder / "failure.txt").write_text(f"stage: {cause.stage}\nerror: {cause.kind}\n\n{cause.message}\n")
@@ -41,7 +45,7 @@ def log(client: MlflowClient, run_id: str, config: Mapping[str, Any], result: Tr
             spec = Engine.read(Path(result.engine["directory"])).spec
             for name, table in {"checks": _checks(result), "layers": _layers(spec)}.items():
                 (folder / TABLES / f"{name}.json").write_text(json.dumps(fields.plain(table)))
-        client.log_artifacts(run_id, scratch)
+        get_artifact_repository(run.info.artifact_uri, tracking_uri=tracking_uri).log_artifacts(scratch)
         return sorted(path.relative_to(folder).as_posix() for path in (folder / TABLES).glob("*.json"))
 
 
@@ -80,6 +84,13 @@ def _stored(spec: ModelSpec, name: str) -> str:
     inputs = "" if grid.inputs == "float" else f", inputs in 8 bits ({grid.inputs})"
     blocks = f" in blocks of {grid.block_size}" if grid.inputs == "float" else ""
     return f"{grid.bits} bits{blocks}{inputs}"
+
+
+def _as_json(document: Mapping[str, Any]) -> str:
+    """An entry a line: strict JSON."""
+    entries = fields.plain(document).items()
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in entries]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:

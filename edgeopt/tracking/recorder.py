@@ -159,7 +159,7 @@ class MlflowRecorder:
             run_id = str(run.info.run_id)
             if run.info.status != "RUNNING":
                 return run_id
-            tables = files.log(client, run_id, config, result)
+            tables = files.log(run, config, result, tracking_uri=self.uri)
             client.log_inputs(run_id, datasets=fields.datasets(result))
             model_id = engines.keep(client, run, result) if keep_engine and result.feasible and result.engine else None
             metrics, left_out = fields.metrics(result)

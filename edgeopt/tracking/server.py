@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -135,6 +136,9 @@ def _create_sqlite(database: Path) -> None:
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}-") as folder:
         draft = Path(folder) / database.name
         MlflowClient(tracking_uri=f"sqlite:///{draft.resolve()}").search_experiments(max_results=1)
+        with contextlib.closing(sqlite3.connect(draft)) as connection:
+            # readers do not wait for a writer then; a file system without shared memory keeps its own way
+            connection.execute("PRAGMA journal_mode=WAL")
         with contextlib.suppress(FileExistsError):  # another process was faster
             os.link(draft, database)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -32,7 +34,38 @@ def test_a_store_that_exists_is_left_as_it_is(tmp_path: Path):
     made = MlflowClient(tracking_uri=uri).create_experiment("mine")
     server.probe(uri)
     assert MlflowClient(tracking_uri=uri).get_experiment(made).name == "mine"
-    assert [p.name for p in tmp_path.iterdir()] == ["mlflow.db"]
+    assert {p.name.removesuffix("-wal").removesuffix("-shm") for p in tmp_path.iterdir()} == {"mlflow.db"}
+
+
+def test_a_store_that_is_made_here_is_written_ahead_and_another_keeps_its_way(tmp_path: Path):
+    for database in (tmp_path / "mine.db", tmp_path / "mlflows.db"):
+        if database.stem == "mlflows":
+            MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments(max_results=1)
+        server.probe(f"sqlite:///{database}")
+    assert journal(tmp_path / "mine.db") == "wal"
+    assert journal(tmp_path / "mlflows.db") == "delete"
+
+
+def test_two_processes_write_into_a_store_that_one_of_them_has_just_made(tmp_path: Path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    server.probe(uri)
+    write = "import sys; from mlflow import MlflowClient; c = MlflowClient(tracking_uri=sys.argv[1]); "
+    write += "[c.create_experiment(f'theirs {n}') for n in range(30)]"
+    child = subprocess.Popen([sys.executable, "-c", write, uri])
+    client = MlflowClient(tracking_uri=uri)
+    written = 0
+    while child.poll() is None or written < 30:
+        client.create_experiment(f"mine {written}")
+        written += 1
+    assert child.returncode == 0
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*) FROM experiments").fetchone() == (1 + 30 + written,)
+
+
+def journal(database: Path) -> str:
+    with closing(sqlite3.connect(database)) as connection:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
 def wait_for_tables(folder: Path, patience_s: float = 60) -> None:
