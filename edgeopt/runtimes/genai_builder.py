@@ -42,7 +42,8 @@ QUIET = ("onnxruntime.quantization.matmul_nbits_quantizer", "onnx_ir.serde", "ne
 
 def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progress: Progress) -> None:
     """Write `model.onnx` and `scoring.onnx`, their data, adapters, `genai_config.json` and the tokenizer."""
-    from onnxruntime_genai.models import builder
+    with _quiet():
+        from onnxruntime_genai.models import builder
 
     spec = checkpoint.spec
     progress(f"building {describe(spec)}")
@@ -146,7 +147,9 @@ def _flatten_rope(config: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer tells every matrix; only its errors matter here."""
+    """The quantizer tells every matrix and, once imported, whatever any library tells; only errors matter here."""
+    root = logging.getLogger()
+    handlers, root_level = root.handlers[:], root.level
     loggers = [logging.getLogger(name) for name in QUIET]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -156,3 +159,5 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        root.handlers[:] = handlers
+        root.setLevel(root_level)
