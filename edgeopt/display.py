@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeopt import units
+from edgeopt.recipe import label
 
 if TYPE_CHECKING:
     from edgeopt.result import TrialResult
@@ -68,7 +69,7 @@ class SweepWatcher:
         self._bar.update(self._task, description=f"trial {self._number}: {text}"[:60])
 
     def finished(self, row: Row, result: TrialResult) -> None:
-        self.told(_trial_line(row.number, result))
+        self.told(_trial_line(row, result))
         self.refresh()
 
     def told(self, line: str | Text) -> None:
@@ -202,12 +203,16 @@ def gates(found: list[Document]) -> None:
         )
 
 
-def _trial_line(number: int, result: TrialResult) -> Text:
-    seconds = sum(result.timings_s.values())
+def _trial_line(row: Row, result: TrialResult) -> Text:
+    """How a trial ended: what the search chose for it, how long it took, and the first limit that it does not keep."""
+    trial = f" trial {row.number}"
     if result.failure is not None:
         why = result.failure.message.splitlines()[0][:120]
-        return Text.assemble(("✗", "red"), f" trial {number} failed in {result.failure.stage}: {why}")
+        return Text.assemble(("✗", "red"), f"{trial} failed in {result.failure.stage}: {why}")
     if result.refused:
-        return Text.assemble(("⊘", "yellow"), f" trial {number} refused at {result.refused}: {result.broken[0].told}")
-    mark = ("✓", "green") if result.feasible else ("·", "yellow")
-    return Text.assemble(mark, f" trial {number} {result.recipe['text']} ({seconds:.0f} s)")
+        return Text.assemble(("⊘", "yellow"), f"{trial} refused at {result.refused}: {result.broken[0].told}")
+    trial += f" {label(row.params)} ({sum(result.timings_s.values()):.0f} s)"
+    if result.feasible:
+        return Text.assemble(("✓", "green"), trial)
+    why = next((verdict.told for verdict in result.verdicts if not verdict.kept), "nothing was measured")
+    return Text.assemble(("·", "yellow"), f"{trial}: {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import time
 
@@ -80,8 +81,9 @@ def test_what_cannot_fit_is_refused_before_any_work_and_told_as_predicted(folder
 
 def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
     write_sweep(folder, tiny_model, limits="{latency: {decode_p50_ms: 1000 s}}", trials=3)
-    code, document, _ = sweep(folder)
+    code, document, err = sweep(folder)
     assert code == 3
+    assert re.search(r"· trial 0 \S+ .*\(\d+ s\): latency/decode_p50_ms: it was not measured", err), err
     assert not any(t["feasible"] for t in document["trials"])
     assert all(t["excess"] == {"latency/decode_p50_ms": None} for t in document["trials"])
 
