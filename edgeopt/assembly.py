@@ -240,7 +240,7 @@ def foresee(request: Request, params: Params) -> Forecast:
         return Forecast(result=replace(expected, failure=failure))
     emulated = target.is_emulated_by(this_machine())
     predictions = plan.runtime.predict(plan.spec, target, carried_bytes=carried_bytes)
-    uncompressed = plan.runtime.exact.predict(original, target, carried_bytes=carried_bytes)
+    uncompressed = plan.runtime.baseline.predict(original, target, carried_bytes=carried_bytes)
     return Forecast(
         result=replace(
             expected, recipe=recipe.described, predictions=predictions, emulated=emulated, target=target.name

@@ -157,10 +157,10 @@ class Runtime(Protocol):
         ...
 
     @property
-    def exact(self) -> Runtime:
-        """This one with whatever it loses by itself left out, so that a model on it shows what was lost.
+    def baseline(self) -> Runtime:
+        """This one on which the original model is measured to be compared with.
 
-        The original model is measured on it to be compared with.
+        It loses nothing by itself and has no budget, so that a model shows what was lost and what a budget saves.
         """
         ...
 

@@ -135,7 +135,7 @@ class Work:
 
     def baseline(self, job: Job, original: Checkpoint) -> tuple[dict[str, float], dict[str, Path]]:
         """The uncompressed model's figures, and its folder of each group of probes, measured once and kept."""
-        job = replace(job, measure=job.measure.uncapped, runtime=job.runtime.exact)
+        job = replace(job, measure=job.measure.uncapped, runtime=job.runtime.baseline)
         engine = self.build(job.runtime, original, job.recipe.uncompressed(describe(job.runtime)))
         figures: dict[str, float] = {}
         folders: dict[str, Path] = {}

@@ -83,7 +83,7 @@ class Copier:
     loses: str = ""
 
     @property
-    def exact(self) -> Copier:
+    def baseline(self) -> Copier:
         return replace(self, loses="")
 
     def check(self, spec: ModelSpec) -> None:

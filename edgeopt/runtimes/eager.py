@@ -35,7 +35,7 @@ class Torch:
     otherwise: ClassVar[None] = None
 
     @property
-    def exact(self) -> Self:
+    def baseline(self) -> Self:
         return self
 
     def check(self, spec: ModelSpec) -> None:

@@ -56,7 +56,7 @@ class Genai:
             )
 
     @property
-    def exact(self) -> Self:
+    def baseline(self) -> Self:
         return self
 
     def check(self, spec: ModelSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,10 +159,12 @@ def test_a_graph_that_keeps_all_by_itself_takes_no_window(checkpoint: Checkpoint
         cache_of(Foreign(), checkpoint.spec, Room(64, 32, 32), {})
 
 
-def test_the_model_to_compare_with_keeps_all_as_it_is() -> None:
-    lossy = PortableOnnx(keys_values="int4", kv_window=64, shards=4, kv_resident="0 B")
-    assert lossy.exact == PortableOnnx(shards=4, kv_resident="0 B")
-    assert PortableOnnx(keys_values="fp16").exact == PortableOnnx(keys_values="fp16")
+def test_the_model_to_compare_with_keeps_all_as_it_is_and_in_memory() -> None:
+    lossy = PortableOnnx(keys_values="int4", kv_window=512, shards=4, kv_resident="0 B", arena=False)
+    assert lossy.baseline == PortableOnnx(arena=False)
+    budget = PortableOnnx(keys_values="fp16", shards=4, resident="1 MiB", prepacked=False, read_ahead=True)
+    assert budget.baseline == PortableOnnx(prepacked=False)
+    assert replace(budget, processes=2).baseline == PortableOnnx(shards=4, prepacked=False, processes=2)
 
 
 def test_a_calibrated_grid_of_keys_is_refused_with_the_runtimes_own(checkpoint: Checkpoint) -> None:

@@ -56,7 +56,7 @@ class LlamaCpp:
             raise ConfigError(f"{self.prompt_tokens} is no number of tokens", place="prompt_tokens", mend="Give 512")
 
     @property
-    def exact(self) -> Self:
+    def baseline(self) -> Self:
         return replace(self, keys_values="fp16") if self.keys_values in ("int8", "int4") else self
 
     def check(self, spec: ModelSpec) -> None:

@@ -130,9 +130,9 @@ class PortableOnnx:
             raise ConfigError(f"{self.provider} has memory of its own", place=place, mend="Give provider=cpu")
 
     @property
-    def exact(self) -> Self:
-        coded = self.keys_values in ("int8", "int4")
-        return replace(self, keys_values="fp32" if coded else self.keys_values, kv_window=None)
+    def baseline(self) -> Self:
+        whole = replace(self, keys_values="fp32", kv_window=None, resident=None, kv_resident=None, read_ahead=False)
+        return whole if self.processes > 1 else replace(whole, shards=1)
 
     def check(self, spec: ModelSpec) -> None:
         if self.processes > 1 and not find_spec("ray"):

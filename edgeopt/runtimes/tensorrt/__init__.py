@@ -91,7 +91,7 @@ class TensorRt:
         return frozenset(found | tables if spec.tied_embeddings and found & tables else found)
 
     @property
-    def exact(self) -> Self:
+    def baseline(self) -> Self:
         return self
 
     def check(self, spec: ModelSpec) -> None:
