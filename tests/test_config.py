@@ -129,7 +129,7 @@ def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, 
             assert key in GROUPS or flat[key] == value
 
 
-GROUPS = ("recipe", "rounding")
+GROUPS = ("recipe", "rounding", "runtime")
 """Parameters that choose a file of a group, and are no key of the config."""
 
 
