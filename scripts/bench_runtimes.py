@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import peers
+import psutil
 from bench_common import cli, engine_of, in_turn, make_random_llama, only, table
 
 METRICS = {
@@ -32,6 +35,72 @@ session.close()
 session._options["enable_profiling"] = sys.argv[2]
 list(session.generate(list(range(5, 21)), int(sys.argv[3]), stop_at_end=False))
 """
+
+OPENED = """
+import sys, time
+import onnxruntime
+
+graph, settings, save = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.log_severity_level = 1, 3
+for setting in settings.split():
+    options.add_session_config_entry(*setting.split("="))
+if save:
+    options.optimized_model_filepath = save
+begun = time.perf_counter()
+session = onnxruntime.InferenceSession(graph, options)
+print(time.perf_counter() - begun, flush=True)
+sys.stdin.read()
+"""
+"""A process that holds a graph open until it is told to end; the last argument is where it saves what it opened."""
+SAVED = (
+    "session.optimized_model_external_initializers_file_name=saved.data"
+    " session.optimized_model_external_initializers_min_size_in_bytes=1024"
+    " session.save_external_prepacked_constant_initializers=1"
+)
+
+
+def prepacked(folder: Path) -> None:
+    """Weights of the 246 M shape in the layout of the kernels: made by each process, saved in the file, or not at all.
+
+    Two processes at once, medians of the second.
+    """
+    model = folder / "llama246m"
+    make_random_llama(model)
+    chosen = ["model=local", f"model.path={model}", *only(), "runtime=onnx"]
+    rows = []
+    for recipe in ("baseline", "int8", "int4"):
+        graph = engine_of(folder, cli(folder, "run", *chosen, f"recipe={recipe}")) / "model.onnx"
+        saved = Path(tempfile.mkdtemp(dir=folder)) / "saved.onnx"
+        with _opened(graph, SAVED, save=saved):
+            pass
+        ways = {
+            "by each process": (graph, ""),
+            "saved": (saved, ""),
+            "not at all": (graph, "session.disable_prepacking=1"),
+        }
+        found: dict[str, list[tuple[float, ...]]] = {way: [] for way in ways}
+        for _ in range(5):
+            for way, opened in ways.items():
+                with _opened(*opened), _opened(*opened) as second:
+                    found[way].append(second)
+        for way, runs in found.items():
+            disk_mb = sum(p.stat().st_size for p in ways[way][0].parent.glob("*.data")) / 1e6
+            rows.append([recipe, way, disk_mb, *(statistics.median(run[n] for run in runs) for n in range(3))])
+    table(["recipe", "packed", "weights on disk, MB", "opened in ms", "private, MB", "PSS, MB"], rows)
+
+
+@contextlib.contextmanager
+def _opened(graph: Path, settings: str, *, save: Path | None = None) -> Iterator[tuple[float, ...]]:
+    """A process with a graph open: milliseconds until then, and its megabytes, those of its own and proportional."""
+    command = [sys.executable, "-c", OPENED, str(graph), settings, str(save or "")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        seconds = float(process.stdout.readline())
+        kept = psutil.Process(process.pid).memory_full_info()
+        yield 1e3 * seconds, kept.uss / 1e6, kept.pss / 1e6
+        process.stdin.close()
 
 
 def runtimes(folder: Path) -> None:

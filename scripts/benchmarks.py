@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         engine.estimate,
         engine.decode,
         bench_runtimes.runtimes,
+        bench_runtimes.prepacked,
         bench_streaming.streaming,
         bench_streaming.context,
         compression.rounding,
