@@ -1,8 +1,8 @@
 """Engines in the artifact store: each is there once, for as long as a run on a front or a registered version needs it.
 
 A run that keeps an engine names the logged model that holds it in the tag `tags.KEEPS`, and runs with equal engines
-share one. Who keeps and who releases the same model at the same time each write their own mark before they read the
-other's, so that one of them gives way.
+share one; the manifest counts too, since it says how an engine is opened. Who keeps and who releases the same model at
+the same time each write their own mark before they read the other's, so that one of them gives way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from edgeopt import tags
 from edgeopt.result import TrialResult
 from edgeopt.tracking import fields, flavor, lookup
 
-_MODEL_TAGS = (tags.RECIPE, tags.RECIPE_DIGEST, tags.ENGINE_DIGEST, tags.TARGET, tags.EMULATED)
+_MODEL_TAGS = (
+    tags.RECIPE,
+    tags.RECIPE_DIGEST,
+    tags.ENGINE_DIGEST,
+    tags.MANIFEST_SHA256,
+    tags.TARGET,
+    tags.EMULATED,
+)
 _RELEASED = "edgeopt.released"
 
 
@@ -41,7 +48,7 @@ class Released:
 def keep(client: MlflowClient, run: Run, result: TrialResult) -> str:
     """The id of the logged model that holds a trial's engine, uploaded where no other run has logged the same."""
     assert result.engine is not None
-    for model in _complete(client, run, str(result.engine["digest"])):
+    for model in _complete(client, run, str(result.engine["manifest_sha256"])):
         _link(client, run, model)
         if _RELEASED not in client.get_logged_model(model.model_id).tags:
             return str(model.model_id)
@@ -87,9 +94,9 @@ def _shared(client: MlflowClient, experiment: str, run: Run, model: LoggedModel)
     return any(r.info.run_id != run.info.run_id for r in lookup.keepers(client, experiment, str(model.model_id)))
 
 
-def _complete(client: MlflowClient, run: Run, digest: str) -> list[LoggedModel]:
-    """Logged models of the experiment that hold this engine whole, this run's own first."""
-    query = f"tags.`{tags.ENGINE_DIGEST}` = '{digest}' AND name = '{tags.ENGINE}'"
+def _complete(client: MlflowClient, run: Run, manifest_sha256: str) -> list[LoggedModel]:
+    """Logged models of the experiment that hold the engine of this manifest whole, this run's own first."""
+    query = f"tags.`{tags.MANIFEST_SHA256}` = '{manifest_sha256}' AND name = '{tags.ENGINE}'"
     found = client.search_logged_models([run.info.experiment_id], query)
     whole = [model for model in found if str(model.status) == "READY" and _RELEASED not in model.tags]
     return sorted(whole, key=lambda model: model.source_run_id != run.info.run_id)

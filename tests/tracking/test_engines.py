@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
 from edgeopt import tags
+from edgeopt.artifact import Engine
 from edgeopt.release import registry
 from edgeopt.release.desk import link
 from edgeopt.result import TrialResult
@@ -135,6 +136,22 @@ def test_a_release_that_was_killed_is_completed_by_the_next(
     recorder.release(study, set())
     assert models(recorder, digest_of(result)) == []
     assert recorder.release(study, set()) == []
+
+
+def test_engines_of_the_same_files_that_are_opened_in_different_ways_are_kept_apart(
+    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
+) -> None:
+    plain, other = (built(tmp_path / name, seed) for name in ("plain", "other"))
+    assert other.engine is not None
+    engine = Engine.read(Path(other.engine["directory"]))
+    made_by = {**engine.made_by, "opened": "in another way"}
+    other = replace(
+        other, engine=Engine.seal(engine.directory, format=engine.format, spec=engine.spec, made_by=made_by).describe()
+    )
+    assert digest_of(plain) == digest_of(other)
+    runs = [recorder.record(study, number, {"n": number}, {}, result) for number, result in enumerate((plain, other))]
+    kept = [client(recorder).get_run(run_id).data.tags[tags.KEEPS] for run_id in runs]
+    assert [client(recorder).get_logged_model(model).source_run_id for model in kept] == runs
 
 
 def test_an_engine_that_is_being_released_is_uploaded_anew_for_who_needs_it_now(
