@@ -128,7 +128,8 @@ def runtimes(folder: Path) -> None:
     for name, recipe in recipes.items():
         engines[name] = engine_of(folder, cli(folder, "run", *chosen, *recipe))
     gb_per_s = statistics.median(inventory(rates=True).read_gb_per_s for _ in range(3))
-    measured = in_turn(folder, engines, target=["measure.prompt_lengths=[16,512]", "target.threads=2"])
+    wanted = ["measure.prompt_lengths=[16,512]", "target.context_length=640", "target.threads=2"]
+    measured = in_turn(folder, engines, target=wanted)
     first = next(iter(measured.values()))
     rows = []
     for name, found in measured.items():
