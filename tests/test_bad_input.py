@@ -339,6 +339,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
+@pytest.mark.parametrize("command", ["audit", "releases"])
+def test_a_model_that_nobody_registered_is_no_clean_one(command: str, refused: Refused, registry: str) -> None:
+    line = refused(command, "unknown", "--tracking-uri", registry)
+    assert line == "NAME: no model 'unknown' is registered. Promote a study: `edgeopt promote`"
+
+
 @pytest.fixture
 def tracked(registry: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import mlflow

@@ -27,9 +27,12 @@ def execute(args: argparse.Namespace) -> Outcome:
 
         found = adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
     else:
+        from edgeopt.release import reader
         from edgeopt.release.audit import audit
 
         found = audit(args.model, tracking_uri=args.tracking_uri)
+        if not found.entries and not found.faults:
+            raise reader.unregistered(args.model)
     error = GateError("; ".join(found.faults), place=f"ledger of {args.model}") if found.faults else None
     return Outcome(document=found.to_json(), error=error)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeopt import tags
-from edgeopt.errors import InputError
 from edgeopt.release import chain, reader, signature
 from edgeopt.release.chain import SUFFIX
 from edgeopt.release.history import History, told
@@ -22,7 +21,7 @@ def described(model: str, registered: Registered, ledger: Registered) -> dict[st
     """As `overview`, of what was read of the model and of its ledger."""
     entries = chain.read(ledger.versions).entries
     if not registered.versions and not entries:
-        raise InputError(f"no model {model!r} is registered", place="NAME", mend="Promote a study: `edgeopt promote`")
+        raise reader.unregistered(model)
     history = History.of(entries)
     return {
         "model": model,

@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from edgeopt import tags
+from edgeopt.errors import InputError
 
 _DEFAULT = "sqlite:///mlflow.db"
 _OLDER_DEFAULT = "mlruns"
@@ -84,6 +85,11 @@ def champion(name: str, tracking_uri: str | None = None, *, study: str | None = 
     if number is None or study not in (None, of.get(number)):
         return None
     return {"name": name, "version": number}
+
+
+def unregistered(name: str) -> InputError:
+    """What a person is told who asks for a model that is not there."""
+    return InputError(f"no model {name!r} is registered", place="NAME", mend="Promote a study: `edgeopt promote`")
 
 
 def by_client(tracking_uri: str | None, names: Sequence[str]) -> list[Registered]:
