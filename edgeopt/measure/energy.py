@@ -10,12 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.intervals import median, of_processes
 from edgeopt.ports import Samples, Session, Subject
 from edgeopt.result import Measurement
+
+if TYPE_CHECKING:
+    from codecarbon import OfflineEmissionsTracker
 
 Kind = Literal["measured", "estimated"]
 
@@ -56,10 +59,7 @@ class Energy:
             )
 
     def collect(self, subject: Subject) -> Samples:
-        from codecarbon import OfflineEmissionsTracker
-
-        # the country decides emissions, which are not reported, and never energy
-        tracker = OfflineEmissionsTracker(country_iso_code="USA", output_methods=[], log_level="error")
+        tracker = silent_tracker()
         prompt = subject.prompts[min(subject.prompts)]
         new_tokens = min(self.tokens, subject.context_length - len(prompt))
         rounds: list[dict[str, Any]] = []
@@ -105,6 +105,16 @@ class Energy:
         return Measurement(
             metric=metric, unit=unit, value=value, low=low, high=high, count=count, method=method, kind=kind
         )
+
+
+def silent_tracker(**settings: Any) -> OfflineEmissionsTracker:
+    """A tracker of codecarbon that reports to its caller alone."""
+    from codecarbon import OfflineEmissionsTracker
+    from codecarbon.external.logger import set_logger_level
+
+    set_logger_level("error")  # it tells that it begins before it looks at its own setting
+    # the country decides emissions, which are not reported, and never energy
+    return OfflineEmissionsTracker(country_iso_code="USA", output_methods=[], log_level="error", **settings)
 
 
 def instrument(hardware: Any) -> tuple[str, Kind, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeopt.measure.energy import instrument
+from edgeopt.measure.energy import instrument, silent_tracker
 
 _J_PER_KWH = 3.6e6
 
@@ -16,16 +16,7 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        from codecarbon import OfflineEmissionsTracker
-
-        # the country decides emissions, which are not reported, and never energy
-        self._tracker = OfflineEmissionsTracker(
-            country_iso_code="USA",
-            output_methods=[],
-            log_level="error",
-            tracking_mode="process",
-            allow_multiple_runs=True,
-        )
+        self._tracker = silent_tracker(tracking_mode="process", allow_multiple_runs=True)
         self._task = 0
         self._tracker.start_task("0")
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,9 @@ def test_names_and_kinds_never_contradict_each_other_on_this_machine(tmp_path):
         assert figure.value > 0
     if not any(Path("/sys/class/powercap").glob("intel-rapl*")):
         assert "energy/measured/cpu_j_per_token" not in figures
+
+
+def test_a_meter_reports_to_its_caller_alone() -> None:
+    code = "from edgeopt.measure.spending import Meter; print(Meter().joules() >= 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
