@@ -32,9 +32,10 @@ def execute(args: argparse.Namespace) -> Outcome:
     planned = plan(job.steps, job.runtime, spec)
     carried = intake.carried_bytes(folder)
     predictions = planned.runtime.predict(planned.spec, job.target, carried_bytes=carried)
-    if not predictions:
+    figures = {m.metric: m.value for m in predictions}
+    if "size/engine_mib" not in figures:
         raise ConfigError(
-            f"nothing is known by arithmetic of {type(planned.runtime).__name__}",
+            f"no size is known by arithmetic of {type(planned.runtime).__name__} with these settings",
             place="runtime",
             mend="Measure it: edgeopt run",
         )
@@ -44,7 +45,6 @@ def execute(args: argparse.Namespace) -> Outcome:
         chunk_tokens=CHUNK_TOKENS,
         carried_bytes=carried,
     )
-    figures = {m.metric: m.value for m in predictions}
     verdicts = [
         {
             "metric": limit.metric,

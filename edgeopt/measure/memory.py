@@ -25,6 +25,7 @@ _FIGURES = {
     "memory/private_mib": ("private_bytes", "private pages of smaps_rollup after load"),
     "memory/shared_mib": ("shared_bytes", "shared pages of smaps_rollup after load"),
     "memory/pss_mib": ("pss_bytes", "Pss of smaps_rollup after load"),
+    "memory/huge_pages_mib": ("huge_bytes", "AnonHugePages of smaps_rollup after {served} tokens of prompt and decode"),
     "memory/bare_rss_mib": ("bare_rss_bytes", "Rss of smaps_rollup before the runtime was imported"),
     "memory/major_faults": ("major_faults", "ru_majflt after {served} tokens of prompt and decode"),
     "memory/minor_faults_per_token": ("minor_faults_per_token", "ru_minflt while {decoded} tokens were decoded"),
@@ -62,11 +63,12 @@ class Memory:
         before = process.faults()
         decoded = sum(1 for _ in answer)
         minor, major = process.faults()
-        loaded = subject.marks["loaded"]
+        loaded, served = subject.marks["loaded"], process.memory()
         return {
             "served_tokens": len(prompt) + 1 + decoded,
             "decoded_tokens": decoded,
-            "peak_rss_bytes": process.memory()["peak_rss_bytes"],
+            "peak_rss_bytes": served["peak_rss_bytes"],
+            "huge_bytes": served["huge_bytes"],
             "major_faults": major,
             "minor_faults_per_token": (minor - before[0]) / decoded,
             "major_faults_per_token": (major - before[1]) / decoded,

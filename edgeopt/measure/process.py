@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def memory(root: Path = ROOT) -> dict[str, float]:
-    """Bytes of this process: `rss`, `peak_rss`, and of the resident pages `private`, `shared` and `pss`.
+    """Bytes of this process: `rss`, `peak_rss`, and of the resident pages `private`, `shared`, `pss` and `huge`.
 
     The peak is VmHWM: `getrusage` would report the parent's peak where that was larger, because
     Linux keeps ru_maxrss across fork and exec. The others are counted page by page, where VmRSS is
@@ -37,6 +37,7 @@ def memory(root: Path = ROOT) -> dict[str, float]:
         "private_bytes": rollup["Private_Clean"] + rollup["Private_Dirty"],
         "shared_bytes": rollup["Shared_Clean"] + rollup["Shared_Dirty"],
         "pss_bytes": rollup["Pss"],
+        "huge_bytes": rollup["AnonHugePages"],
     }
 
 

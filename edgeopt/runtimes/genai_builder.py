@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import network as networks
 from edgeopt.errors import BuildError
-from edgeopt.runtimes import genai_adapters, passes
+from edgeopt.runtimes import genai_adapters, packed, passes
 from edgeopt.runtimes.genai_grid import GridNodes
 from edgeopt.runtimes.genai_rotary import RotaryNodes
 from edgeopt.spec import LM_HEAD, ModelSpec
@@ -40,7 +40,9 @@ SCORING = "scoring.onnx"
 QUIET = ("onnxruntime.quantization.matmul_nbits_quantizer", "onnx_ir.serde", "neural_compressor")
 
 
-def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progress: Progress) -> None:
+def build(
+    checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, packed_on_disk: bool, progress: Progress
+) -> None:
     """Write `model.onnx` and `scoring.onnx`, their data, adapters, `genai_config.json` and the tokenizer."""
     with _quiet():
         from onnxruntime_genai.models import builder
@@ -68,6 +70,8 @@ def build(checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, progr
     networks.carry(checkpoint.directory, directory)  # the builder saves the tokenizer anew, and not always alike
     if spec.weight_dtype == "fp16":
         passes.store_weights_as_half(directory / "model.onnx")
+    if packed_on_disk:
+        packed.save(directory / "model.onnx")
     passes.split_scoring(directory / "model.onnx", directory / SCORING)
     if updates:
         genai_adapters.export(updates, directory)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeopt.errors import ConfigError
+
 
 def entries(*, spinning: bool, prepacked: bool) -> Mapping[str, str]:
     """Entries of a session's config. Specification: onnxruntime_session_options_config_keys.h.
@@ -16,3 +18,10 @@ def entries(*, spinning: bool, prepacked: bool) -> Mapping[str, str]:
         "session.intra_op.allow_spinning": str(int(spinning)),
         "session.disable_prepacking": str(int(not prepacked)),
     }
+
+
+def require_copies(*, prepacked: bool, packed_on_disk: bool, huge_pages: bool) -> None:
+    """ConfigError where a knob is about packed weights, and there are none."""
+    for name, wanted in {"packed_on_disk": packed_on_disk, "huge_pages": huge_pages}.items():
+        if wanted and not prepacked:
+            raise ConfigError("weights stay as they are in the file", place=name, mend="Give false, or prepacked=true")

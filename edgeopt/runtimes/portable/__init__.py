@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt import units
 from edgeopt.errors import ConfigError
+from edgeopt.runtimes import packed
+from edgeopt.runtimes.knobs import require_copies
 from edgeopt.runtimes.prompts import CHUNK_TOKENS
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class PortableOnnx:
         keys_values: the type in which keys and values are kept. In int8 and int4 the last tokens stay as they are;
             each token widens all that is kept of a layer, which takes time and, for one layer at once, memory.
         provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.
-        spinning, prepacked, arena: as in edgeopt.runtimes.genai.Genai.
+        spinning, prepacked, packed_on_disk, huge_pages, arena: as in edgeopt.runtimes.genai.Genai. A graph that is
+            packed on disk is ONNX Runtime's own, with operators that are no part of the standard.
         cpu_fallback: where the provider cannot be had, the CPU takes its place; else that is an error.
         shards: into which the graph is cut, so that a session may hold a part of the weights.
         resident: weights that stay in memory, such as `512 MiB`, beside which there is room for two shards; the others
@@ -53,7 +56,7 @@ class PortableOnnx:
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
     OPENING: ClassVar[frozenset[str]] = frozenset(
         {
-            *("provider", "cpu_fallback", "spinning", "prepacked", "arena"),
+            *("provider", "cpu_fallback", "spinning", "prepacked", "huge_pages", "arena"),
             *("resident", "kv_resident", "kv_window", "processes", "read_ahead"),
         }
     )
@@ -64,6 +67,8 @@ class PortableOnnx:
     cpu_fallback: bool = False
     spinning: bool = True
     prepacked: bool = True
+    packed_on_disk: bool = False
+    huge_pages: bool = False
     arena: bool = True
     shards: int = 1
     resident: str | None = None
@@ -94,11 +99,14 @@ class PortableOnnx:
                     place="kv_window",
                     mend=f"Give {CHUNK_TOKENS} or more",
                 )
-        if self.resident is not None and self.prepacked:
+        require_copies(prepacked=self.prepacked, packed_on_disk=self.packed_on_disk, huge_pages=self.huge_pages)
+        if self.packed_on_disk:
+            self._require_cpu("packed_on_disk")
+        if self.resident is not None and self.prepacked and not self.packed_on_disk:
             raise ConfigError(
                 "prepacked weights are copies in memory, whatever is resident",
                 place="prepacked",
-                mend="Give prepacked=false",
+                mend="Give prepacked=false or packed_on_disk=true",
             )
         if self.opset not in OPSETS:
             raise ConfigError(
@@ -131,12 +139,22 @@ class PortableOnnx:
 
     @property
     def baseline(self) -> Self:
-        whole = replace(self, keys_values="fp32", kv_window=None, resident=None, kv_resident=None, read_ahead=False)
+        whole = replace(
+            self,
+            packed_on_disk=False,
+            keys_values="fp32",
+            kv_window=None,
+            resident=None,
+            kv_resident=None,
+            read_ahead=False,
+        )
         return whole if self.processes > 1 else replace(whole, shards=1)
 
     def check(self, spec: ModelSpec) -> None:
         if self.processes > 1 and not find_spec("ray"):
             raise ConfigError("Ray is not installed", place="runtime.processes", mend="pip install 'edgeopt[ray]'")
+        if self.packed_on_disk:
+            packed.check(spec)
         if self.keys_values == "int4" and spec.head_size % 2:
             raise ConfigError(
                 f"heads of {spec.head_size} channels give no pairs for a byte",
@@ -159,17 +177,19 @@ class PortableOnnx:
         return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
-        from edgeopt.runtimes.portable import export, shards
+        from edgeopt.runtimes.portable import export, graph, shards
 
         dialect = export.Dialect(opset=self.opset, keys_values=self.keys_values)
         export.build(checkpoint, directory, dialect=dialect, progress=progress)
+        if self.packed_on_disk:
+            packed.save(directory / graph.NAME)
         if self.shards > 1:
             shards.cut(directory, self.shards)
 
     def lint(self, engine: Engine) -> list[str]:
         from edgeopt.runtimes.portable import graph
 
-        return graph.findings(engine.directory / graph.NAME)
+        return [] if self.packed_on_disk else graph.findings(engine.directory / graph.NAME)
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         engine.require_format(self.format)

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from edgeopt.runtimes.portable import PortableOnnx
 
 
-def options(runtime: PortableOnnx, threads: int) -> onnxruntime.SessionOptions:
+def options(runtime: PortableOnnx, threads: int, *, in_turn: bool = False) -> onnxruntime.SessionOptions:
+    """What a session is told; where sessions compute `in_turn`, none waits at a core that the next one needs."""
     found = onnxruntime.SessionOptions()
     found.intra_op_num_threads = threads
     found.log_severity_level = 3
     found.enable_cpu_mem_arena = runtime.arena
     for key, value in entries(spinning=runtime.spinning, prepacked=runtime.prepacked).items():
         found.add_session_config_entry(key, value)
+    found.add_session_config_entry("session.force_spinning_stop", str(int(in_turn)))
     return found

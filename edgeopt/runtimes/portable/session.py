@@ -16,6 +16,7 @@ from edgeopt.runtimes.portable.caches import Room, cache_of
 from edgeopt.runtimes.portable.options import options
 from edgeopt.runtimes.portable.tiers import in_memory
 from edgeopt.runtimes.prompts import at_once
+from edgeopt.runtimes.residency import settle
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class PortableSession(PastSession):
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error
+        settle(engine.directory / graph.WEIGHTS, packed_on_disk=runtime.packed_on_disk, huge_pages=runtime.huge_pages)
         self.computed_by = tuple(self._session.get_providers())
         self._device = "cpu" if self.computed_by[0] == CPU else "cuda"
         if self.computed_by[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:

@@ -6,7 +6,7 @@ Shards have no weights of their own: they name places in the one file of weights
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +55,7 @@ def cut(directory: Path, count: int) -> None:
     """
     import onnx
 
-    model = onnx.load(directory / graph.NAME, load_external_data=False)
+    model = onnx.shape_inference.infer_shapes(onnx.load(directory / graph.NAME, load_external_data=False))
     crossing = _crossing(model.graph)
     bounds = _bounds(model.graph, crossing, count)
     listed = {}
@@ -63,7 +63,7 @@ def cut(directory: Path, count: int) -> None:
         name, shard = f"shard-{number:02d}.onnx", _shard(model, crossing, start, end)
         onnx.save(shard, directory / name)
         whole = {name for node in shard.graph.node for name in _read_whole(node)}
-        listed[name] = sorted(filter(None, (_place(t) for t in shard.graph.initializer if t.name in whole)))
+        listed[name] = sorted(place for t in shard.graph.initializer if t.name in whole for place in _places(t))
     (directory / LIST).write_text(json.dumps(listed, indent=1) + "\n")
 
 
@@ -107,14 +107,22 @@ def _bytes_read(whole: GraphProto) -> list[int]:
 
 
 def _size(tensor: TensorProto) -> int:
-    place = _place(tensor)
-    return place[1] if place else len(tensor.raw_data)
+    return sum(length for _, length in _places(tensor)) if tensor.external_data else len(tensor.raw_data)
 
 
-def _place(tensor: TensorProto) -> tuple[int, int] | None:
-    """Offset and length of a tensor in the file of weights; None for a small one, which stands in the graph."""
+def _places(tensor: TensorProto) -> list[tuple[int, int]]:
+    """Offset and length in the file of weights of what kernels read of a tensor, in packed form where it has one.
+
+    None for a small tensor, which stands in the graph.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    return (int(entries.get("offset", 0)), int(entries["length"])) if entries else None
+    packed = [tuple(map(int, place.split(";")[:2])) for value in _packed(entries) for place in value.split("|")[1:]]
+    return packed or ([(int(entries.get("offset", 0)), int(entries["length"]))] if entries else [])
+
+
+def _packed(entries: Mapping[str, str]) -> list[str]:
+    """What ONNX Runtime says of packed forms: name|offset;length;checksum|… for each."""
+    return [value for key, value in entries.items() if key.startswith("prepacked_")]
 
 
 def _used(node: NodeProto) -> Iterator[str]:

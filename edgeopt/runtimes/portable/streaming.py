@@ -19,12 +19,11 @@ from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph, shards
 from edgeopt.runtimes.portable.options import options
 from edgeopt.runtimes.portable.shards import Shard
-from edgeopt.runtimes.portable.tiers import Allocate, Spill, fitting, give_back, in_memory
+from edgeopt.runtimes.portable.tiers import Allocate, Spill, fitting, in_memory
+from edgeopt.runtimes.residency import give_back, mappings
 
 if TYPE_CHECKING:
     from edgeopt.runtimes.portable import PortableOnnx
-
-_MAPS = Path("/proc/self/maps")
 
 
 class Weights:
@@ -38,7 +37,7 @@ class Weights:
     def __init__(self, file: Path, found: Sequence[Shard], streamed: Collection[int], *, ahead: bool) -> None:
         self._file = os.open(file, os.O_RDONLY)
         self._shards, self._streamed, self._ahead = found, sorted(streamed), ahead
-        mapped = _mappings(file)
+        mapped = mappings(file)
         self._mapped = {number: _within(mapped, found[number].weights) for number in self._streamed}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._asked: Future[None] | None = None
@@ -74,10 +73,8 @@ def chain(directory: Path, runtime: PortableOnnx, threads: int, part: range | No
     if not found:
         raise BuildError("it was not cut into shards", mend="Build it with runtime.shards=8")
     found = found if part is None else found[part.start : part.stop]
-    opened = [
-        onnxruntime.InferenceSession(one.graph, options(runtime, threads), providers=["CPUExecutionProvider"])
-        for one in found
-    ]
+    told = options(runtime, threads, in_turn=True)
+    opened = [onnxruntime.InferenceSession(one.graph, told, providers=["CPUExecutionProvider"]) for one in found]
     sizes, budget_bytes = [shard.size_bytes for shard in found], runtime.resident_bytes
     streamed = set(range(len(found))) - fitting(sizes, sum(sizes) if budget_bytes is None else budget_bytes)
     weights = Weights(directory / graph.WEIGHTS, found, streamed, ahead=runtime.read_ahead)
@@ -176,17 +173,6 @@ class ChainBinding:
     def keep(self, found: Mapping[str, Any]) -> None:
         """Of all that the shards computed, what crosses to others."""
         self._kept = {name: found[name] for name in self._kept}
-
-
-def _mappings(file: Path) -> list[tuple[int, int, int]]:
-    """Start address, offset in the file and length of each mapping of `file` in this process."""
-    found = []
-    for line in _MAPS.read_text().splitlines():
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] == str(file.resolve()):
-            start, end = (int(address, 16) for address in fields[0].split("-"))
-            found.append((start, int(fields[2], 16), end - start))
-    return found
 
 
 def _within(mapped: Sequence[tuple[int, int, int]], weights: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -6,7 +6,6 @@ computes, and given back once the shard itself has; the kernel keeps the pages f
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import tempfile
@@ -18,14 +17,12 @@ import numpy as np
 
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.portable import graph
+from edgeopt.runtimes.residency import DO_NOT_NEED, WILL_NEED, advise
 
 Shapes = Mapping[str, tuple[tuple[int, ...], type]]
 """Shape and type of each buffer by its name."""
 Allocate = Callable[[Shapes], Mapping[str, np.ndarray]]
 """Buffers full of zeros."""
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_MADV_WILLNEED, _MADV_DONTNEED = 3, 4  # asm-generic/mman-common.h
 
 
 def fitting(sizes: Sequence[int], budget_bytes: int) -> set[int]:
@@ -40,11 +37,6 @@ def fitting(sizes: Sequence[int], budget_bytes: int) -> set[int]:
 
 def in_memory(shapes: Shapes) -> dict[str, np.ndarray]:
     return {name: np.zeros(*form) for name, form in shapes.items()}
-
-
-def give_back(address: int, length: int) -> None:
-    """Let go of mapped pages of a file, which stay in it. Raises OSError."""
-    _advise(address, length, _MADV_DONTNEED)
 
 
 class Spill:
@@ -75,17 +67,17 @@ class Spill:
 
     def before(self, number: int, values: Mapping[str, Any]) -> None:
         """Shard `number` is going to compute with ONNX Runtime's `values`: ask for what the next reads of the file."""
-        self._advise((number + 1) % len(self._read), values, _MADV_WILLNEED)
+        self._advise((number + 1) % len(self._read), values, WILL_NEED)
 
     def after(self, number: int, values: Mapping[str, Any]) -> None:
         """Shard `number` has computed: give its part of the file back."""
-        self._advise(number, values, _MADV_DONTNEED)
+        self._advise(number, values, DO_NOT_NEED)
 
     def _advise(self, number: int, values: Mapping[str, Any], advice: int) -> None:
         for name in self._read[number] & values.keys():
             array = self._mapped.get(values[name].data_ptr())
             if array is not None:
-                _advise(array.ctypes.data, array.nbytes, advice)
+                advise(array.ctypes.data, array.nbytes, advice)
 
 
 def _bytes(shape: tuple[int, ...], kind: type) -> int:
@@ -105,8 +97,3 @@ def _in_a_file(shape: tuple[int, ...], kind: type) -> np.ndarray:
                 mend="Make room, or set TMPDIR to a folder that has it",
             ) from error
         return np.frombuffer(mmap.mmap(file.fileno(), size), kind).reshape(shape)
-
-
-def _advise(address: int, length: int, advice: int) -> None:
-    if _LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice):
-        raise OSError(ctypes.get_errno(), f"madvise({advice}) failed")
