@@ -9,12 +9,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import peers
 import psutil
-from bench_common import cli, engine_of, in_turn, make_random_llama, only, table
+from bench_common import cli, engine_of, figures, in_turn, make_random_llama, only, subjects, table
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METRICS = {
     "decode, ms": "latency/decode_p50_ms",
@@ -23,7 +27,21 @@ METRICS = {
     "peak RSS, MiB": "memory/peak_rss_mib",
     "size, MiB": "size/engine_mib",
 }
-PROFILED = 64
+PEERS = ("Q4_K_M", "Q4_0")
+SYMMETRIC = "step.quantize.symmetric=true"
+TABLES = ("step.quantize.embedding=int4",)
+RECIPES = {
+    "genai, blocks of 32": ["step.quantize.block_size=32"],
+    "genai, blocks of 128": ["step.quantize.block_size=128"],
+    "genai, blocks of 256": ["step.quantize.block_size=256"],
+    "the same, huge pages": ["step.quantize.block_size=256", "runtime.huge_pages=true"],
+    "the same, packed on disk": ["step.quantize.block_size=256", "runtime.packed_on_disk=true"],
+    "onnx, blocks of 256": ["step.quantize.block_size=256", "runtime=onnx", SYMMETRIC],
+    "onnx, packed on disk": ["step.quantize.block_size=256", "runtime=onnx", SYMMETRIC, "runtime.packed_on_disk=true"],
+}
+PERPLEXITY = "quality/perplexity"
+PROFILED = ("genai, blocks of 32", "genai, blocks of 256")
+TOKENS = 64
 PROFILE = """
 import sys
 from pathlib import Path
@@ -104,27 +122,20 @@ def _opened(graph: Path, settings: str, *, save: Path | None = None) -> Iterator
 
 
 def runtimes(folder: Path) -> None:
-    """The 246 M shape in 4 bits with two threads; ratios are to llama.cpp's Q4_K_M."""
+    """The 246 M shape in 4 bits with two threads, and what each recipe loses of a trained model, beside llama.cpp."""
     from edgeopt.artifact import Engine
     from edgeopt.measure.inventory import inventory
     from edgeopt.spec import EMBEDDING
 
     model = folder / "llama246m"
     make_random_llama(model)
-    chosen = ["model=local", f"model.path={model}", *only(), "recipe=int4", "step.quantize.lm_head=int4"]
-    symmetric = "step.quantize.symmetric=true"
-    recipes = {
-        "genai, blocks of 32": ["step.quantize.block_size=32"],
-        "genai, blocks of 128": ["step.quantize.block_size=128"],
-        "onnx, blocks of 32": ["runtime=onnx", symmetric],
-        "onnx, blocks of 128": ["runtime=onnx", symmetric, "step.quantize.block_size=128"],
-    }
-    engines = {}
+    chosen = ["model=local", f"model.path={model}", *only(), "recipe=int4", *TABLES]
+    engines, recipes = {}, RECIPES
     if peers.llama_cpp_runs_here():
-        for kind in ("Q4_K_M", "Q4_0"):
+        for kind in PEERS:
             engines[f"llama.cpp, {kind}"] = Path(tempfile.mkdtemp(dir=folder))
             peers.llama_cpp(model, engines[f"llama.cpp, {kind}"], kind)
-        recipes["llamacpp, blocks of 32"] = ["runtime=llamacpp", symmetric, "step.quantize.embedding=int4"]
+        recipes = recipes | {"llamacpp, blocks of 32": ["runtime=llamacpp", SYMMETRIC]}
     for name, recipe in recipes.items():
         engines[name] = engine_of(folder, cli(folder, "run", *chosen, *recipe))
     gb_per_s = statistics.median(inventory(rates=True).read_gb_per_s for _ in range(3))
@@ -139,18 +150,61 @@ def runtimes(folder: Path) -> None:
         rows.append([name, *told, f"{read_ms / found['latency/decode_p50_ms']:.2f}" if spec.grids else ""])
     print(f"{gb_per_s:.3g} GB/s are read\n")
     table(["engine", *METRICS, "share of the roofline"], rows)
-    for name in ("genai, blocks of 32", "genai, blocks of 128"):
+    print("What the recipes lose of the reference model\n")
+    table(["recipe", "divergence from fp32, nats", "perplexity"], _losses(folder))
+    for name in PROFILED:
         print(f"Where a token's time goes: {name}\n")
         table(["operator", "calls", "ms a token", "share"], _profile(folder, engines[name]))
+
+
+def _losses(folder: Path) -> list[list[object]]:
+    """What llama.cpp's types and blocks of several sizes lose of the reference model, on one text, by one formula."""
+    subject = subjects()[0]
+    chosen = [*subject.chosen, *only("quality")]
+    recipes = {
+        "blocks of 32": ["recipe=int4"],
+        "blocks of 128, GPTQ": ["recipe=gptq_int4", "step.quantize.block_size=128"],
+        "blocks of 256, GPTQ": ["recipe=gptq_int4", "step.quantize.block_size=256"],
+        "blocks of 256, GPTQ and QAT": ["recipe=qat_int4", "step.quantize.block_size=256"],
+    }
+    windows = peers.evaluation_windows(subject.folder, chosen)
+    exact = _logits(engine_of(folder, cli(folder, "run", *chosen, "recipe=baseline", "runtime=torch")), windows)
+    rows = []
+    if peers.llama_cpp_runs_here():
+        for kind in PEERS:
+            engine = Path(tempfile.mkdtemp(dir=folder))
+            peers.llama_cpp(subject.folder, engine, kind)
+            found = figures(cli(folder, "bench", "--engine", str(engine), *chosen))
+            rows.append([f"llama.cpp, {kind}", _divergence(exact, _logits(engine, windows)), found[PERPLEXITY]])
+    for name, recipe in recipes.items():
+        document = cli(folder, "run", *chosen, *recipe, *TABLES)
+        logits = _logits(engine_of(folder, document), windows)
+        rows.append([name, _divergence(exact, logits), figures(document)[PERPLEXITY]])
+    return rows
+
+
+def _logits(engine: Path, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    from edgeopt import assembly
+
+    read, runtime = assembly.open_engine(engine)
+    session = runtime.open(read, threads=2)
+    return [session.logits(window) for window in windows]
+
+
+def _divergence(exact: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Mean over the positions of the Kullback-Leibler divergence, in nats."""
+    from edgeopt.measure.logits import divergence
+
+    return statistics.mean(float(divergence(*pair).mean()) for pair in zip(exact, found, strict=True))
 
 
 def _profile(folder: Path, engine: Path) -> list[list[object]]:
     """By operator, what ONNX Runtime's profiler says of a decoded token: medians, the longest first."""
     prefix = Path(tempfile.mkdtemp(dir=folder)) / "trace"
-    subprocess.run([sys.executable, "-c", PROFILE, str(engine), str(prefix), str(PROFILED)], check=True)
+    subprocess.run([sys.executable, "-c", PROFILE, str(engine), str(prefix), str(TOKENS)], check=True)
     (trace,) = prefix.parent.glob("trace*.json")
     events = json.loads(trace.read_text())
-    runs = [event for event in events if event["name"] == "model_run"][-PROFILED // 2 :]
+    runs = [event for event in events if event["name"] == "model_run"][-TOKENS // 2 :]
     nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
     spent: dict[str, list[float]] = collections.defaultdict(list)
     for run in runs:
