@@ -22,6 +22,7 @@ class Device:
     Attributes:
         isa: instruction sets that matter to matrix kernels (avx2, avx512_vnni, asimddp, …).
         read_gb_per_s: sequential read bandwidth of memory, all cores, in 1e9 bytes per second.
+        storage_gb_per_s: sequential read bandwidth of the storage below the working folder, past any cache.
         fp32_gflops, int8_gops: matrix product rate, all cores.
     """
 
@@ -36,6 +37,7 @@ class Device:
     power_sensors: tuple[str, ...] = ()
     thermal_sensors: tuple[str, ...] = ()
     read_gb_per_s: float = 0.0
+    storage_gb_per_s: float = 0.0
     fp32_gflops: float = 0.0
     int8_gops: float = 0.0
 

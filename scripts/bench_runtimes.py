@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import peers
-import psutil
 from bench_common import cli, engine_of, figures, in_turn, make_random_llama, only, subjects, table
 
 if TYPE_CHECKING:
@@ -55,69 +54,63 @@ list(session.generate(list(range(5, 21)), int(sys.argv[3]), stop_at_end=False))
 """
 
 OPENED = """
-import sys, time
-import onnxruntime
+import json, statistics, sys, time
+from pathlib import Path
+from edgeopt.artifact import Engine
+from edgeopt.measure.process import memory
+from edgeopt.runtimes.portable import PortableOnnx, session
 
-graph, settings, save = sys.argv[1:]
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads, options.log_severity_level = 1, 3
-for setting in settings.split():
-    options.add_session_config_entry(*setting.split("="))
-if save:
-    options.optimized_model_filepath = save
+runtime, engine = PortableOnnx(**json.loads(sys.argv[2])), Engine.read(Path(sys.argv[1]))
 begun = time.perf_counter()
-session = onnxruntime.InferenceSession(graph, options)
-print(time.perf_counter() - begun, flush=True)
+opened = runtime.open(engine, threads=2)
+found = {"opened in ms": 1e3 * (time.perf_counter() - begun)}
+moments = [time.perf_counter() for _ in opened.generate(list(range(5, 21)), 33, stop_at_end=False)]
+found["ms a token"] = 1e3 * statistics.median(b - a for a, b in zip(moments, moments[1:]))
+found |= {f"{name}, MB": memory()[f"{name}_bytes"] / 1e6 for name in ("private", "pss", "rss")}
+print(json.dumps(found), flush=True)
 sys.stdin.read()
 """
-"""A process that holds a graph open until it is told to end; the last argument is where it saves what it opened."""
-SAVED = (
-    "session.optimized_model_external_initializers_file_name=saved.data"
-    " session.optimized_model_external_initializers_min_size_in_bytes=1024"
-    " session.save_external_prepacked_constant_initializers=1"
-)
+"""A process that opens an engine, generates, tells what it took, and has it open until it is told to end."""
+PACKED: dict[str, dict[str, bool]] = {
+    "by each process": {},
+    "on disk": {"packed_on_disk": True},
+    "not at all": {"prepacked": False},
+}
 
 
 def prepacked(folder: Path) -> None:
     """Weights of the 246 M shape in the layout of the kernels: made by each process, saved in the file, or not at all.
 
-    Two processes at once, medians of the second.
+    Two processes at once, medians of the second, once it has generated.
     """
     model = folder / "llama246m"
     make_random_llama(model)
     chosen = ["model=local", f"model.path={model}", *only(), "runtime=onnx"]
-    rows = []
+    rows: list[list[object]] = []
     for recipe in ("baseline", "int8", "int4"):
-        graph = engine_of(folder, cli(folder, "run", *chosen, f"recipe={recipe}")) / "model.onnx"
-        saved = Path(tempfile.mkdtemp(dir=folder)) / "saved.onnx"
-        with _opened(graph, SAVED, save=saved):
-            pass
-        ways = {
-            "by each process": (graph, ""),
-            "saved": (saved, ""),
-            "not at all": (graph, "session.disable_prepacking=1"),
-        }
-        found: dict[str, list[tuple[float, ...]]] = {way: [] for way in ways}
+        engines = {}
+        for way, values in PACKED.items():
+            given = [f"runtime.{key}={str(value).lower()}" for key, value in values.items()]
+            engines[way] = engine_of(folder, cli(folder, "run", *chosen, f"recipe={recipe}", *given))
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in PACKED}
         for _ in range(5):
-            for way, opened in ways.items():
-                with _opened(*opened), _opened(*opened) as second:
+            for way, engine in engines.items():
+                with _opened(engine, PACKED[way]), _opened(engine, PACKED[way]) as second:
                     found[way].append(second)
         for way, runs in found.items():
-            disk_mb = sum(p.stat().st_size for p in ways[way][0].parent.glob("*.data")) / 1e6
-            rows.append([recipe, way, disk_mb, *(statistics.median(run[n] for run in runs) for n in range(3))])
-    table(["recipe", "packed", "weights on disk, MB", "opened in ms", "private, MB", "PSS, MB"], rows)
+            disk_mb = sum(p.stat().st_size for p in engines[way].glob("*.data")) / 1e6
+            rows.append([recipe, way, disk_mb, *(statistics.median(run[name] for run in runs) for name in runs[0])])
+    table(["recipe", "packed", "weights on disk, MB", *found["on disk"][0]], rows)
 
 
 @contextlib.contextmanager
-def _opened(graph: Path, settings: str, *, save: Path | None = None) -> Iterator[tuple[float, ...]]:
-    """A process with a graph open: milliseconds until then, and its megabytes, those of its own and proportional."""
-    command = [sys.executable, "-c", OPENED, str(graph), settings, str(save or "")]
+def _opened(engine: Path, values: dict[str, bool]) -> Iterator[dict[str, float]]:
+    """A process with an engine open, and what it tells."""
+    command = [sys.executable, "-c", OPENED, str(engine), json.dumps(values)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        seconds = float(process.stdout.readline())
-        kept = psutil.Process(process.pid).memory_full_info()
-        yield 1e3 * seconds, kept.uss / 1e6, kept.pss / 1e6
+        yield json.loads(process.stdout.readline())
         process.stdin.close()
 
 
@@ -125,6 +118,7 @@ def runtimes(folder: Path) -> None:
     """The 246 M shape in 4 bits with two threads, and what each recipe loses of a trained model, beside llama.cpp."""
     from edgeopt.artifact import Engine
     from edgeopt.measure.inventory import inventory
+    from edgeopt.runtimes.packed import packed_bytes
     from edgeopt.spec import EMBEDDING
 
     model = folder / "llama246m"
@@ -146,7 +140,7 @@ def runtimes(folder: Path) -> None:
     for name, found in measured.items():
         told = [f"{found[metric]:.4g} ({found[metric] / first[metric]:.2f})" for metric in METRICS.values()]
         spec = Engine.read(engines[name]).spec
-        read_ms = sum(map(spec.size_bytes, spec.matrices.keys() - {EMBEDDING})) / gb_per_s / 1e6
+        read_ms = sum(packed_bytes(spec, unit) for unit in spec.matrices if unit != EMBEDDING) / gb_per_s / 1e6
         rows.append([name, *told, f"{read_ms / found['latency/decode_p50_ms']:.2f}" if spec.grids else ""])
     print(f"{gb_per_s:.3g} GB/s are read\n")
     table(["engine", *METRICS, "share of the roofline"], rows)
@@ -160,7 +154,7 @@ def runtimes(folder: Path) -> None:
 def _losses(folder: Path) -> list[list[object]]:
     """What llama.cpp's types and blocks of several sizes lose of the reference model, on one text, by one formula."""
     subject = subjects()[0]
-    chosen = [*subject.chosen, *only("quality")]
+    chosen = [*subject.chosen, *only("quality"), "measure.max_windows=1000"]
     recipes = {
         "blocks of 32": ["recipe=int4"],
         "blocks of 128, GPTQ": ["recipe=gptq_int4", "step.quantize.block_size=128"],
@@ -193,9 +187,10 @@ def _logits(engine: Path, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
 
 def _divergence(exact: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
     """Mean over the positions of the Kullback-Leibler divergence, in nats."""
-    from edgeopt.measure.logits import divergence
+    from edgeopt.measure.logits import divergence, log_probabilities
 
-    return statistics.mean(float(divergence(*pair).mean()) for pair in zip(exact, found, strict=True))
+    pairs = zip(map(log_probabilities, exact), map(log_probabilities, found), strict=True)
+    return statistics.mean(float(divergence(*pair).mean()) for pair in pairs)
 
 
 def _profile(folder: Path, engine: Path) -> list[list[object]]:

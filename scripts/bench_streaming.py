@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench_common import cli, engine_of, figures, intervals, make_random_llama, only, subjects, table
 
-CAP_MIB, SHARDS, TOKENS, ROUNDS, BLOCK = 512, 32, 8, 3, 8 * 2**20
+CAP_MIB, SHARDS, TOKENS, ROUNDS = 512, 32, 8, 3
 BUDGETS_MIB = (0, 64, 128, 192, 256)
+STREAMED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "fp32": (("recipe=baseline",), {"prepacked": False}),
+    "4 bits, packed on disk": (("recipe=int4", "step.quantize.symmetric=true"), {"packed_on_disk": True}),
+}
 LENGTHS = {2048: 3, 8192: 1}
 """Tokens of a context, and how often each way is run with it."""
 TIERS: dict[str, dict[str, Any]] = {
@@ -53,60 +54,68 @@ print(json.dumps(told))
 
 
 def streaming(folder: Path) -> None:
-    """The 246 M shape in fp32 under an enforced cap of 512 MiB, by how much of it stays in memory."""
-    from edgeopt.measure.cap import drop_cached, enforced
-    from edgeopt.runtimes.portable import graph, shards
-    from edgeopt.runtimes.portable.tiers import fitting
+    """The 246 M shape under an enforced cap of 512 MiB, by how much of it stays in memory: fp32, and 4 bits packed."""
+    from edgeopt.runtimes.portable import shards
 
     model = folder / "llama246m"
     make_random_llama(model)
-    given = ["recipe=baseline", "runtime=onnx", f"runtime.shards={SHARDS}", "runtime.prepacked=false"]
-    engine = engine_of(folder, cli(folder, "run", "model=local", f"model.path={model}", *only(), *given))
-    found = shards.read(engine)
-    ways = [(budget, ahead) for budget in BUDGETS_MIB for ahead in (True, False)]
-    told: dict[tuple[int, bool], list[dict[str, Any]]] = {way: [] for way in ways}
+    chosen = ["model=local", f"model.path={model}", *only(), "runtime=onnx", f"runtime.shards={SHARDS}"]
+    for name, (recipe, opened) in STREAMED.items():
+        given = [f"runtime.{key}={str(value).lower()}" for key, value in opened.items()]
+        engine = engine_of(folder, cli(folder, "run", *chosen, *recipe, *given))
+        bytes_per_s, told = _streamed(engine, opened)
+        sizes = [shard.size_bytes for shard in shards.read(engine)]
+        size = f"{sum(sizes) / 1e6:.0f} MB are read for a token where nothing stays"
+        print(f"{name}: {size}; the disk gives {bytes_per_s / 1e9:.3g} GB/s\n")
+        rows = [_allowed(sizes, budget, bytes_per_s, told) for budget in BUDGETS_MIB]
+        table(
+            [
+                "resident, MiB",
+                "streamed, MB",
+                "read ahead, ms a token",
+                "on demand, ms a token",
+                "the disk allows, ms",
+                "share of that, at best",
+                "peak RSS, MiB",
+            ],
+            rows,
+        )
+
+
+def _streamed(engine: Path, opened: dict[str, Any]) -> tuple[float, dict[tuple[int, bool], list[dict[str, Any]]]]:
+    """What the disk gives, bytes/s, and what processes tell by budget and whether shards are read ahead."""
+    from edgeopt.measure.cap import drop_cached, enforced
+    from edgeopt.measure.rates import read_past_cache
+    from edgeopt.runtimes.portable import graph
+
+    told: dict[tuple[int, bool], list[dict[str, Any]]] = {
+        (b, ahead): [] for b in BUDGETS_MIB for ahead in (True, False)
+    }
     disk = []
     for _ in range(ROUNDS):
         drop_cached(engine)
-        disk.append(read_bytes_per_s(engine / graph.WEIGHTS))
-        for budget, ahead in ways:
+        disk.append(read_past_cache(engine / graph.WEIGHTS))
+        for (budget, ahead), runs in told.items():
             drop_cached(engine)
-            values = {"shards": SHARDS, "prepacked": False, "resident": f"{budget} MiB", "read_ahead": ahead}
+            values = {"shards": SHARDS, "resident": f"{budget} MiB", "read_ahead": ahead, **opened}
             with enforced(CAP_MIB * 2**20) as capped:
-                told[budget, ahead].append(generated(engine, values, prompt=16, capped=capped))
+                runs.append(generated(engine, values, prompt=16, capped=capped))
     assert all(run["cap_bytes"] == CAP_MIB * 2**20 for runs in told.values() for run in runs)
-    rows = []
-    for budget in BUDGETS_MIB:
-        stay = fitting([shard.size_bytes for shard in found], budget * 2**20)
-        streamed = sum(shard.size_bytes for number, shard in enumerate(found) if number not in stay)
-        allowed_s = streamed / statistics.median(disk)
-        ahead_s, demand_s = (statistics.median(run["token_s"] for run in told[budget, way]) for way in (True, False))
-        peak = max(run["peak_rss_bytes"] for way in (True, False) for run in told[budget, way]) / 2**20
-        rows.append(
-            [
-                budget,
-                streamed / 1e6,
-                1e3 * ahead_s,
-                1e3 * demand_s,
-                1e3 * allowed_s,
-                allowed_s / min(ahead_s, demand_s),
-                peak,
-            ]
-        )
-    size, gb_per_s = sum(shard.size_bytes for shard in found) / 1e6, statistics.median(disk) / 1e9
-    print(f"{size:.0f} MB are read for a token where nothing stays; the disk gives {gb_per_s:.3g} GB/s\n")
-    table(
-        [
-            "resident, MiB",
-            "streamed, MB",
-            "read ahead, ms a token",
-            "on demand, ms a token",
-            "the disk allows, ms",
-            "share of that, at best",
-            "peak RSS, MiB",
-        ],
-        rows,
-    )
+    return statistics.median(disk), told
+
+
+def _allowed(
+    sizes: Sequence[int], budget_mib: int, bytes_per_s: float, told: dict[tuple[int, bool], list[dict[str, Any]]]
+) -> list[object]:
+    from edgeopt.runtimes.portable.tiers import fitting
+
+    stay = fitting(sizes, budget_mib * 2**20)
+    streamed = sum(size for number, size in enumerate(sizes) if number not in stay)
+    allowed_s = streamed / bytes_per_s
+    ahead_s, demand_s = (statistics.median(run["token_s"] for run in told[budget_mib, way]) for way in (True, False))
+    peak = max(run["peak_rss_bytes"] for way in (True, False) for run in told[budget_mib, way]) / 2**20
+    share = allowed_s / min(ahead_s, demand_s)
+    return [budget_mib, streamed / 1e6, 1e3 * ahead_s, 1e3 * demand_s, 1e3 * allowed_s, share, peak]
 
 
 def context(folder: Path) -> None:
@@ -154,17 +163,3 @@ def generated(engine: Path, values: dict[str, Any], *, prompt: int, capped: Sequ
     asked = [sys.executable, "-c", GENERATE, str(engine), json.dumps(values), str(TOKENS), str(prompt)]
     found: dict[str, Any] = json.loads(subprocess.check_output([*capped, *asked]))
     return found
-
-
-def read_bytes_per_s(path: Path) -> float:
-    """How fast storage gives a file that no cache has: large reads in order, past the page cache."""
-    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    try:
-        buffer, read, begun = mmap.mmap(-1, BLOCK), 0, time.perf_counter()
-        while count := os.preadv(file, [buffer], read):
-            read += count
-            if count < BLOCK:
-                break
-        return read / (time.perf_counter() - begun)
-    finally:
-        os.close(file)

@@ -46,7 +46,7 @@ _ACCELERATOR_NODES = {
 
 
 def inventory(*, rates: bool, root: Path = ROOT) -> Device:
-    """This machine; with `rates` its read bandwidth and matrix rates are measured, which takes some seconds."""
+    """This machine; with `rates` its read bandwidths and matrix rates are measured, which takes some seconds."""
     return Device(
         name=platform.node() or "this machine",
         cpu=cpu_model(root),
@@ -59,6 +59,7 @@ def inventory(*, rates: bool, root: Path = ROOT) -> Device:
         power_sensors=power_sensors(root),
         thermal_sensors=thermal_sensors(root),
         read_gb_per_s=round(measured.read_gb_per_s(), 1) if rates else 0.0,
+        storage_gb_per_s=round(measured.storage_gb_per_s(Path.cwd()), 3) if rates else 0.0,
         fp32_gflops=round(measured.fp32_gflops(), 1) if rates else 0.0,
         int8_gops=round(measured.int8_gops(), 1) if rates else 0.0,
     )

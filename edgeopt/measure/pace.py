@@ -29,6 +29,8 @@ TOLERANCE = 1.15
 """Times the shortest that the bit of work took: what takes longer than that is slowed down."""
 STRETCH_S = 0.05
 """The work between two looks at the pace."""
+AT_ONCE_S = 20e-6
+"""Between two tokens, less than an engine takes for one: both were computed together."""
 PATIENCE = 5
 """How often work is done in all, at most, until there is a try that nobody slowed down."""
 
@@ -99,7 +101,10 @@ def decodes(
 
 
 def token_times(session: Session, prompt: Sequence[int], count: int, pace: Pace) -> tuple[list[float], list[float]]:
-    """Seconds of each of `count` tokens after the first, and the pace of the cores meanwhile."""
+    """Seconds of each of `count` tokens after the first, and the pace of the cores meanwhile.
+
+    Of tokens that come at once each took its share of the time until they came.
+    """
     times: list[float] = []
     paces: list[float] = []
     tokens = session.generate(prompt, count + 1, stop_at_end=False)
@@ -118,7 +123,14 @@ def token_times(session: Session, prompt: Sequence[int], count: int, pace: Pace)
         paces += [slower] * (len(moments) - 1)
     if len(times) != count:
         raise MeasureError(f"the engine generated {made + len(times)} of {count + 1} tokens")
-    return times, paces
+    return shared(times), paces
+
+
+def shared(times: Sequence[float]) -> list[float]:
+    """The times between tokens, with those that came at once sharing what the first of them took."""
+    starts = [place for place, seconds in enumerate(times) if place == 0 or seconds >= AT_ONCE_S]
+    parts = [times[start:end] for start, end in pairwise([*starts, len(times)])]
+    return [sum(part) / len(part) for part in parts for _ in part]
 
 
 def _seconds_on(core: int) -> float:

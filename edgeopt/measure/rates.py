@@ -1,19 +1,23 @@
-"""Ceilings of this machine, all allowed cores together: reading memory and multiplying matrices.
+"""Ceilings of this machine, all allowed cores together: reading memory and storage, and multiplying matrices.
 
-Decoding reads every weight once a token, so bytes of weights / read bandwidth bounds it from below;
-reading a prompt is bounded by the matrix rates.
+Decoding reads every weight once a token, so bytes of weights / read bandwidth bounds it from below, and for weights
+that do not fit the memory the bandwidth of storage does; reading a prompt is bounded by the matrix rates.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 _BUFFER_BYTES = 2**28  # several times the last-level cache of what edge devices and servers have
+_STORED_BYTES, _BLOCK_BYTES = 2**28, 2**23
 _SIDE = 1024
 _REPEATS = 5
 
@@ -29,6 +33,37 @@ def read_gb_per_s() -> float:
     shares = np.array_split(np.ones(_BUFFER_BYTES // 4, dtype=np.int32), cores)
     with ThreadPoolExecutor(cores) as pool:
         return _BUFFER_BYTES / _seconds(lambda: list(pool.map(np.max, shares))) / 1e9
+
+
+def storage_gb_per_s(folder: Path) -> float:
+    """1e9 bytes per second of the storage below `folder`, of a file that is read in order and past the page cache.
+
+    0 where it has no such storage (tmpfs) or no room for 256 MiB.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            block = os.urandom(_BLOCK_BYTES)
+            for _ in range(_STORED_BYTES // _BLOCK_BYTES):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return read_past_cache(Path(file.name)) / 1e9
+    except OSError:
+        return 0.0
+
+
+def read_past_cache(path: Path) -> float:
+    """Bytes per second at which storage gives a file. Raises OSError where the file system knows no such reading."""
+    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        buffer, read, begun = mmap.mmap(-1, _BLOCK_BYTES), 0, time.perf_counter()
+        while count := os.preadv(file, [buffer], read):
+            read += count
+            if count < _BLOCK_BYTES:
+                break
+        return read / (time.perf_counter() - begun)
+    finally:
+        os.close(file)
 
 
 def fp32_gflops() -> float:

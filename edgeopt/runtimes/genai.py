@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.runtimes import packed
-from edgeopt.runtimes.knobs import entries, require_copies
+from edgeopt.runtimes import lookup, packed
+from edgeopt.runtimes.knobs import Knobs
 from edgeopt.runtimes.portable import PortableOnnx
 from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
-from edgeopt.runtimes.residency import settle
+from edgeopt.runtimes.residency import hold, pieces, settle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,47 +27,39 @@ if TYPE_CHECKING:
 
 HEAD_MULTIPLE = 16
 GENERATING, SCORING = "model.onnx", "scoring.onnx"
-OF_FILES = ("size/engine_mib", "memory/peak_rss_mib")
-"""What is not known beforehand of weights that are packed on disk."""
+UNKNOWN = {
+    "packed_on_disk": ("size/engine_mib", "memory/peak_rss_mib"),
+    "prompt_lookup": ("latency/decode_p50_ms",),
+}
+"""What is not known beforehand where these are chosen."""
 LONG_ROPE = "phi3"
 """The model type whose rotary factors may depend on the length of the prompt, which is then read as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Genai:
+class Genai(Knobs):
     """CPU engines built by onnxruntime-genai's model builder in process.
 
     Attributes:
         accuracy_level: arithmetic of quantized products: 4 multiplies in int8, 1 in fp32 (slow, most exact).
-        spinning: threads wait for work by computing nothing, which is fast and takes a core each.
-        prepacked: weights are copied into the layout that kernels multiply fastest; else they stay as they are.
-        packed_on_disk: the engine has them in that layout too: opened sooner, and one copy for all processes. The file
-            takes about twice as much.
-        huge_pages: what was copied is joined to pages of 2 MiB once the engine is open, which makes a token faster.
-        arena: memory for intermediate results is kept for the next call.
     """
 
     format: ClassVar[str] = "genai-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("onnxruntime_genai",)
-    OPENING: ClassVar[frozenset[str]] = frozenset({"spinning", "prepacked", "huge_pages", "arena"})
+    OPENING: ClassVar[frozenset[str]] = Knobs.KNOBS
     otherwise: ClassVar[PortableOnnx] = PortableOnnx()
     accuracy_level: int = 4
-    spinning: bool = True
-    prepacked: bool = True
-    packed_on_disk: bool = False
-    huge_pages: bool = False
-    arena: bool = True
 
     def __post_init__(self) -> None:
+        Knobs.__post_init__(self)
         if self.accuracy_level not in (1, 4):
             raise ConfigError(
                 f"{self.accuracy_level} is no accuracy level", place="accuracy_level", mend="Choose 1 or 4"
             )
-        require_copies(prepacked=self.prepacked, packed_on_disk=self.packed_on_disk, huge_pages=self.huge_pages)
 
     @property
     def baseline(self) -> Self:
-        return replace(self, packed_on_disk=False)
+        return replace(self, packed_on_disk=False, prompt_lookup=0)
 
     def check(self, spec: ModelSpec) -> None:
         from edgeopt.runtimes.genai_builder import ARCHITECTURES
@@ -98,7 +90,8 @@ class Genai:
         from edgeopt.runtimes.genai_estimate import predictions
 
         found = predictions(spec, target, chunk_tokens=CHUNK_TOKENS, carried_bytes=carried_bytes)
-        return tuple(m for m in found if not self.packed_on_disk or m.metric not in OF_FILES)
+        unknown = {metric for knob, metrics in UNKNOWN.items() if getattr(self, knob) for metric in metrics}
+        return tuple(m for m in found if m.metric not in unknown)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes import genai_builder
@@ -131,7 +124,7 @@ class GenaiSession:
         self._options = {
             "intra_op_num_threads": threads,
             "enable_cpu_mem_arena": runtime.arena,
-            **entries(spinning=runtime.spinning, prepacked=runtime.prepacked),
+            **runtime.entries,
         }
         described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
@@ -141,7 +134,8 @@ class GenaiSession:
         self._graph = ""
         self._model: Model | None = None
         self._adapters: Adapters | None = None
-        self._load(GENERATING)
+        self._generating = SCORING if runtime.prompt_lookup else GENERATING  # guesses want logits of each token
+        self._load(self._generating)
 
     def _load(self, graph: str) -> Model:
         from edgeopt.runtimes.genai_library import Model
@@ -154,7 +148,8 @@ class GenaiSession:
             except RuntimeError as error:
                 raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
             data = self._directory / f"{GENERATING}.data"
-            settle(data, packed_on_disk=self._runtime.packed_on_disk, huge_pages=self._runtime.huge_pages)
+            settle(data, self._runtime)
+            hold(pieces(data), self._runtime.mapped_weights)
             self._graph = graph
         return self._model
 
@@ -162,9 +157,20 @@ class GenaiSession:
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
         length = len(tokens) + max_new_tokens
-        generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length, adapter=adapter)
+        generator = self._generator(self._generating, length, minimum=0 if stop_at_end else length, adapter=adapter)
         for part in chunks(tokens, self._chunk):
             generator.append(part)
+        if self._runtime.prompt_lookup:
+            yield from lookup.decode(
+                Reread(generator, len(tokens)),
+                generator.output("logits")[0, -1],
+                tokens,
+                max_new_tokens,
+                guessed=self._runtime.prompt_lookup,
+                ends=self._ends,
+                stop_at_end=stop_at_end,
+            )
+            return
         for _ in range(max_new_tokens):
             token = generator.next()
             if stop_at_end and token in self._ends:
@@ -204,3 +210,21 @@ class GenaiSession:
         self._adapters = self._adapters or Adapters(model)
         self._adapters.load(adapter, path_of(self._directory, adapter))
         generator.activate(self._adapters, adapter)
+
+
+class Reread:
+    """A generator that has read `length` tokens, and whose last ones can be taken back."""
+
+    def __init__(self, generator: Generator, length: int) -> None:
+        self._generator, self._length = generator, length
+
+    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        self._generator.append(tokens)
+        self._length += len(tokens)
+        found: np.ndarray = self._generator.output("logits")[0, list(rows)]
+        return found
+
+    def back(self, count: int) -> None:
+        if count:
+            self._length -= count
+            self._generator.rewind(self._length)

@@ -28,6 +28,7 @@ _ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "OgaCreateGenerator": (c_void_p, c_void_p, POINTER(c_void_p)),
     "OgaGenerator_AppendTokens": (c_void_p, POINTER(c_int32), c_size_t),
     "OgaGenerator_GenerateNextToken": (c_void_p,),
+    "OgaGenerator_RewindTo": (c_void_p, c_size_t),
     "OgaGenerator_GetNextTokens": (c_void_p, POINTER(POINTER(c_int32)), POINTER(c_size_t)),
     "OgaGenerator_GetOutput": (c_void_p, c_char_p, POINTER(c_void_p)),
     "OgaCreateAdapters": (c_void_p, POINTER(c_void_p)),
@@ -116,6 +117,10 @@ class Generator(_Object):
         _call("OgaGenerator_GenerateNextToken", self.handle)
         _call("OgaGenerator_GetNextTokens", self.handle, byref(tokens), byref(count))
         return int(tokens[0])
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        _call("OgaGenerator_RewindTo", self.handle, length)
 
     def output(self, name: str) -> np.ndarray:
         """A copy of a float32 output of the last run."""

@@ -48,3 +48,15 @@ def save(graph: Path) -> None:
             raise BuildError(f"ONNX Runtime cannot pack the weights of {graph.name}: {error}") from error
         for file in (graph, data):
             (saved.parent / file.name).replace(file)
+
+
+def packed_bytes(spec: ModelSpec, name: str) -> int:
+    """Bytes of a unit's matrices in the layout of the kernels: each block has its scale and a sum, in fp32."""
+    rows, columns = spec.matrices[name]
+    grid = spec.grids.get(name)
+    if grid is None:
+        return 4 * rows * columns
+    if grid.inputs != "float":
+        return grid.size_bytes(rows, columns)
+    blocks = -(-columns // grid.block_size)
+    return rows * blocks * (grid.block_size * grid.bits // 8 + 8)

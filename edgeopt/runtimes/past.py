@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgeopt.runtimes import greedy
+from edgeopt.runtimes import greedy, lookup
 from edgeopt.runtimes.prompts import chunks
 
 
@@ -19,6 +19,10 @@ class Past(Protocol):
         """Read on: logits at `rows` of these tokens, float32, shape (rows, vocabulary)."""
         ...
 
+    def back(self, count: int) -> None:
+        """Forget the last `count` tokens."""
+        ...
+
 
 class PastSession(ABC):
     """What a Session does by a `Past` for each sequence."""
@@ -26,6 +30,8 @@ class PastSession(ABC):
     _ends: Collection[int]
     _at_once: int
     """Of a prompt, how many tokens are read together."""
+    _guessed: int = 0
+    """How many tokens are guessed at once, by looking them up in the text."""
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
@@ -36,6 +42,16 @@ class PastSession(ABC):
             last: np.ndarray = [past.read(part, [len(part) - 1])[0] for part in chunks(given, self._at_once)][-1]
             return last
 
+        if self._guessed:
+            return lookup.decode(
+                past,
+                read(tokens),
+                tokens,
+                max_new_tokens,
+                guessed=self._guessed,
+                ends=self._ends,
+                stop_at_end=stop_at_end,
+            )
         return greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:

@@ -6,15 +6,21 @@ Sources: proc(5), madvise(2), Linux's admin-guide/mm/transhuge.rst.
 from __future__ import annotations
 
 import ctypes
+import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgeopt.errors import BuildError
+from edgeopt.runtimes.knobs import Knobs, MappedWeights
 
-WILL_NEED, DO_NOT_NEED, COLLAPSE = 3, 4, 25
+WILL_NEED, DO_NOT_NEED, POPULATE_READ, COLLAPSE = 3, 4, 22, 25
 """Advice to the kernel: asm-generic/mman-common.h."""
 HUGE_BYTES = 2 * 2**20
+_MENDS = {
+    "prefaulted": "Give on_demand, or use Linux 5.14 or newer",
+    "locked": "Give prefaulted, or let the process lock as much: ulimit -l",
+}
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MAPS = Path("/proc/self/maps")
 
@@ -36,17 +42,40 @@ def mappings(file: Path) -> list[tuple[int, int, int]]:
     return [(start, offset, length) for start, offset, length, _, mapped in _maps() if mapped == name]
 
 
-def settle(data: Path, *, packed_on_disk: bool, huge_pages: bool) -> None:
+def settle(data: Path, knobs: Knobs) -> None:
     """See to the memory of an engine that was opened just now, whose weights lie in the file `data`.
 
     What was read of weights that are packed on disk is given back, and what is needed is read again: those alone that
     are packed. Raises BuildError as join_pages.
     """
-    if packed_on_disk:
-        for start, _, length in mappings(data):
+    if knobs.packed_on_disk:
+        for start, length in pieces(data):
             give_back(start, length)
-    if huge_pages:
+    if knobs.huge_pages:
         join_pages()
+
+
+def hold(mapped: Iterable[tuple[int, int]], how: MappedWeights) -> None:
+    """Have mapped weights, start and length of each piece, in memory as it is asked for. Raises BuildError."""
+    if how == "on_demand":
+        return
+    for start, length in mapped:
+        try:
+            if how == "prefaulted":
+                advise(start, length, POPULATE_READ)
+            elif _LIBC.mlock(ctypes.c_void_p(start), ctypes.c_size_t(length)):
+                raise OSError(ctypes.get_errno(), "mlock failed")
+        except OSError as error:
+            raise BuildError(
+                f"the weights cannot be {how} ({error})",
+                place="runtime.mapped_weights",
+                mend=_MENDS[how],
+            ) from error
+
+
+def pieces(file: Path) -> list[tuple[int, int]]:
+    """Start address and length of each mapping of `file` in this process."""
+    return [(start, length) for start, _, length in mappings(file)]
 
 
 def join_pages() -> threading.Thread:
@@ -77,11 +106,12 @@ def _require_joining() -> None:
     try:
         advise(-(-ctypes.addressof(own) // HUGE_BYTES) * HUGE_BYTES, HUGE_BYTES, COLLAPSE)
     except OSError as error:
-        raise BuildError(
-            f"this kernel joins no pages to huge ones ({error})",
-            place="runtime.huge_pages",
-            mend="Give false, or use Linux 6.1 or newer",
-        ) from error
+        if error.errno == errno.EINVAL:  # else it has no huge page just now
+            raise BuildError(
+                f"this kernel joins no pages to huge ones ({error})",
+                place="runtime.huge_pages",
+                mend="Give false, or use Linux 6.1 or newer",
+            ) from error
 
 
 def _maps() -> Iterator[tuple[int, int, int, str, str]]:

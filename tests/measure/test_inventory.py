@@ -9,6 +9,7 @@ import yaml
 from edgeopt.kernels import Kernels
 from edgeopt.measure import inventory as of
 from edgeopt.measure.inventory import inventory, target_yaml
+from edgeopt.measure.rates import storage_gb_per_s
 from edgeopt.part import construct
 from edgeopt.target import Target
 
@@ -68,8 +69,13 @@ def test_the_target_file_gives_the_device_back():
     assert target.kernels == kernels
 
 
+def test_storage_that_cannot_be_read_past_the_cache_has_no_rate(tmp_path):
+    assert storage_gb_per_s(tmp_path / "absent") == 0
+
+
 def test_rates_of_this_machine_are_measured():
     device = inventory(rates=True)
     assert device.read_gb_per_s > 0
+    assert device.storage_gb_per_s > 0
     assert device.fp32_gflops > 0
     assert device.int8_gops > 0

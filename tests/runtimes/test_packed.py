@@ -1,5 +1,6 @@
 """Weights that an engine has in the layout of the kernels: the same answers, in memory that processes share."""
 
+import mmap
 import subprocess
 import sys
 from dataclasses import replace
@@ -107,7 +108,8 @@ import sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from edgeopt.measure.process import memory
-from edgeopt.runtimes.residency import join_pages, mappings, settle
+from edgeopt.runtimes.knobs import Knobs
+from edgeopt.runtimes.residency import join_pages, settle
 
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
@@ -116,7 +118,7 @@ graph = Path(sys.argv[1])
 session = onnxruntime.InferenceSession(graph, options)
 data = graph.with_name(graph.name + ".data")
 opened = memory()
-settle(data, packed_on_disk=True, huge_pages=False)
+settle(data, Knobs(packed_on_disk=True))
 settled = memory()
 if len(sys.argv) > 2:
     join_pages().join()
@@ -195,3 +197,73 @@ def test_a_graph_that_cannot_be_packed_says_so(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"cannot pack the weights of model\.onnx"):
         packed.save(tmp_path / graph.NAME)
     assert [file.name for file in tmp_path.iterdir()] == [graph.NAME]
+
+
+HELD = """
+import mmap, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from edgeopt.runtimes.residency import hold, pieces
+
+graph = Path(sys.argv[1])
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.disable_prepacking", "1")
+session = onnxruntime.InferenceSession(graph, options)
+hold(pieces(graph.with_name(graph.name + ".data")), sys.argv[2])
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["RssFile"].split()[0]) / 2**10, int(status["VmLck"].split()[0]) / 2**10)
+"""
+
+
+def held(folder: Path, how: str) -> tuple[float, float]:
+    """MiB of files that a process has in memory, and that it has locked there, once a graph is open."""
+    command = [sys.executable, "-c", HELD, str(folder / graph.NAME), how]
+    resident, locked = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(resident), float(locked)
+
+
+def test_mapped_weights_come_on_demand_or_at_once_and_may_be_locked(matrices: Path) -> None:
+    weights_mib = COUNT * 4 * SIDE**2 / MIB
+    on_demand, prefaulted, locked = (held(matrices, how) for how in ("on_demand", "prefaulted", "locked"))
+    assert prefaulted[0] - on_demand[0] > 0.9 * weights_mib
+    assert prefaulted[1] == 0
+    assert locked[1] > 0.99 * weights_mib
+
+
+def test_weights_that_cannot_be_held_are_named_with_the_mend() -> None:
+    for how, mend in {"prefaulted": "Linux 5.14", "locked": "ulimit -l"}.items():
+        with pytest.raises(BuildError, match=rf"runtime\.mapped_weights: the weights cannot be {how}.*{mend}"):
+            residency.hold([(mmap.PAGESIZE, mmap.PAGESIZE)], how)  # nothing is mapped there
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
+def test_copied_weights_are_not_held_as_mapped_ones(runtime) -> None:
+    with pytest.raises(ConfigError, match="mapped_weights: weights are copied from the file"):
+        replace(runtime, mapped_weights="locked")
+
+
+@pytest.mark.parametrize("how", ["prefaulted", "locked"])
+def test_an_engine_whose_weights_are_held_generates_the_same(pair, how: str) -> None:
+    runtime, saved, _ = pair
+    told, expected = (
+        list(one.open(saved, threads=1).generate(PROMPT[:40], 8, stop_at_end=False))
+        for one in (replace(runtime, mapped_weights=how), runtime)
+    )
+    assert told == expected
+
+
+def test_of_shards_those_that_stay_are_held(rounded, tmp_path: Path) -> None:
+    runtime = PortableOnnx(packed_on_disk=True, shards=3, resident="1 GiB", mapped_weights="locked")
+    engine = built(runtime, rounded, tmp_path / "engine")
+    before = locked_bytes()
+    session = runtime.open(engine, threads=1)
+    assert locked_bytes() > before
+    session.close()
+    streamed = replace(runtime, resident="0 B").open(engine, threads=1)
+    assert locked_bytes() == before
+    streamed.close()
+
+
+def locked_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmLck"))

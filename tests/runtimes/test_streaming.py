@@ -14,14 +14,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime import OrtValue
-from workshops import built
+from workshops import applied, built
 
 from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.runtimes.portable import PortableOnnx, graph, shards
+from edgeopt.runtimes.portable.estimate import streamed_bytes
 from edgeopt.runtimes.portable.shards import Shard
 from edgeopt.runtimes.portable.streaming import Weights
 from edgeopt.runtimes.portable.tiers import Spill, fitting
+from edgeopt.target import Device, Target
 from runtimes.test_families import PROMPT
 
 MIB, PAGE = 2**20, 4096
@@ -202,3 +205,43 @@ def test_what_a_streamed_shard_read_is_given_back_and_what_is_resident_stays(tmp
 def test_knobs_that_would_be_ignored_are_refused_with_the_mend(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         PortableOnnx(**values)
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["4 bits, packed on disk", "fp32"])
+@pytest.mark.parametrize(("budget", "stay"), [("0 B", 0), ("1 GiB", SHARDS)])
+def test_what_a_token_reads_from_storage_is_known_beforehand(
+    checkpoint: Checkpoint, tmp_path: Path, saved: bool, budget: str, stay: int
+) -> None:
+    runtime = PortableOnnx(shards=SHARDS, resident=budget, prepacked=saved, packed_on_disk=saved)
+    if saved:
+        checkpoint = applied(Quantize(weights="int4", symmetric=True), checkpoint, tmp_path / "rounded")
+    sizes = [shard.size_bytes for shard in shards.read(built(runtime, checkpoint, tmp_path / "engine").directory)]
+    assert streamed_bytes(checkpoint.spec, runtime) == pytest.approx(
+        sum(sizes[stay:]), rel=0.15
+    )  # small ones are padded
+
+
+def test_a_token_takes_as_long_as_storage_takes_for_what_it_reads(checkpoint: Checkpoint) -> None:
+    device = Device(name="board", cpu="", cores=2, ram_bytes=2**30, storage_gb_per_s=0.1)
+    runtime = PortableOnnx(shards=SHARDS, resident="0 B", prepacked=False)
+    (told,) = runtime.predict(checkpoint.spec, Target(name="board", device=device), carried_bytes=0)
+    assert (told.metric, told.unit, told.kind) == ("latency/decode_p50_ms", "ms", "predicted")
+    assert told.value == pytest.approx(1e3 * streamed_bytes(checkpoint.spec, runtime) / 0.1e9)
+    assert told.low < told.value < told.high
+
+
+@pytest.mark.parametrize(
+    ("runtime", "rate"),
+    [
+        (PortableOnnx(shards=SHARDS), 1.0),
+        (PortableOnnx(shards=SHARDS, resident="1 GiB", prepacked=False), 1.0),
+        (PortableOnnx(shards=SHARDS, resident="0 B", prepacked=False), 0.0),
+        (PortableOnnx(shards=SHARDS, resident="0 B", prepacked=False, processes=2), 1.0),
+    ],
+    ids=["all in memory", "all fits", "storage not measured", "several processes"],
+)
+def test_nothing_is_predicted_where_storage_does_not_bound_a_token(
+    checkpoint: Checkpoint, runtime: PortableOnnx, rate: float
+) -> None:
+    device = Device(name="board", cpu="", cores=2, ram_bytes=2**30, storage_gb_per_s=rate)
+    assert runtime.predict(checkpoint.spec, Target(name="board", device=device), carried_bytes=0) == ()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt import adapters
 from edgeopt.errors import ConfigError
+from edgeopt.runtimes import lookup
 from edgeopt.spec import EMBEDDING
 
 if TYPE_CHECKING:
@@ -39,25 +40,31 @@ class LlamaCpp:
         keys_values: the type in which a session keeps keys and values.
         prompt_tokens: tokens of a prompt that are computed at once; more take memory for activations and are faster.
         mapped: weights are read from the file as they are needed, and shared by processes; else they are copied.
+        prompt_lookup: as in edgeopt.runtimes.genai.Genai.
         repacked: weights are copied into the layout that the processor multiplies fastest, where there is one.
     """
 
     format: ClassVar[str] = "llamacpp-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "llama_cpp")
-    OPENING: ClassVar[frozenset[str]] = frozenset({"keys_values", "prompt_tokens", "mapped", "repacked"})
+    OPENING: ClassVar[frozenset[str]] = frozenset(
+        {"keys_values", "prompt_tokens", "prompt_lookup", "mapped", "repacked"}
+    )
     otherwise: ClassVar[None] = None
     keys_values: Literal["fp32", "fp16", "int8", "int4"] = "fp16"
     prompt_tokens: int = 512
+    prompt_lookup: int = 0
     mapped: bool = True
     repacked: bool = True
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
             raise ConfigError(f"{self.prompt_tokens} is no number of tokens", place="prompt_tokens", mend="Give 512")
+        lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
 
     @property
     def baseline(self) -> Self:
-        return replace(self, keys_values="fp16") if self.keys_values in ("int8", "int4") else self
+        whole = self.keys_values if self.keys_values in ("fp32", "fp16") else "fp16"
+        return replace(self, keys_values=whole, prompt_lookup=0)
 
     def check(self, spec: ModelSpec) -> None:
         if not all(map(find_spec, ("gguf", "llama_cpp"))):

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes import greedy
+from edgeopt.runtimes import greedy, lookup
 from edgeopt.runtimes.llamacpp import NAME, path_of
 from edgeopt.runtimes.prompts import chunks
 from edgeopt.tokens import end_tokens
@@ -58,6 +58,17 @@ class LlamaCppSession:
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
         with closing(self._context(len(tokens) + max_new_tokens, adapter)) as context:
+            if guessed := self._runtime.prompt_lookup:
+                yield from lookup.decode(
+                    context,
+                    context.read_last(tokens),
+                    tokens,
+                    max_new_tokens,
+                    guessed=guessed,
+                    ends=self._ends,
+                    stop_at_end=stop_at_end,
+                )
+                return
             yield from greedy.decode(
                 context.read_last, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end
             )
@@ -111,6 +122,16 @@ class _Context:
         llama_cpp.llama_set_adapters_lora(
             self._context, (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)
         )
+
+    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        """Read on; the logits at `rows` of these tokens, float32, shape (rows, vocabulary)."""
+        found: np.ndarray = self.read_all(tokens)[list(rows)]
+        return found
+
+    def back(self, count: int) -> None:
+        """Forget the last `count` tokens."""
+        self._length -= count
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, self._length, -1)
 
     def read_last(self, tokens: Sequence[int]) -> np.ndarray:
         """Read on; the logits after the last of these tokens, float32, shape (vocabulary,)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from edgeopt import units
 from edgeopt.errors import ConfigError
 from edgeopt.runtimes import packed
-from edgeopt.runtimes.knobs import require_copies
+from edgeopt.runtimes.knobs import Knobs
 from edgeopt.runtimes.prompts import CHUNK_TOKENS
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ WEIGHT_BITS, GRID_OPSET = {4, 8}, 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PortableOnnx:
+class PortableOnnx(Knobs):
     """Engines of ONNX Runtime from torch's exporter, with weights in fp32, stored in fp16 or on grids of 4 and 8 bits.
 
     Attributes:
@@ -36,8 +36,7 @@ class PortableOnnx:
         keys_values: the type in which keys and values are kept. In int8 and int4 the last tokens stay as they are;
             each token widens all that is kept of a layer, which takes time and, for one layer at once, memory.
         provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.
-        spinning, prepacked, packed_on_disk, huge_pages, arena: as in edgeopt.runtimes.genai.Genai. A graph that is
-            packed on disk is ONNX Runtime's own, with operators that are no part of the standard.
+        packed_on_disk: the graph is ONNX Runtime's own then, with operators that are no part of the standard.
         cpu_fallback: where the provider cannot be had, the CPU takes its place; else that is an error.
         shards: into which the graph is cut, so that a session may hold a part of the weights.
         resident: weights that stay in memory, such as `512 MiB`, beside which there is room for two shards; the others
@@ -54,22 +53,14 @@ class PortableOnnx:
 
     format: ClassVar[str] = "onnx-2"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
-    OPENING: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("provider", "cpu_fallback", "spinning", "prepacked", "huge_pages", "arena"),
-            *("resident", "kv_resident", "kv_window", "processes", "read_ahead"),
-        }
-    )
+    OPENING: ClassVar[frozenset[str]] = Knobs.KNOBS | {
+        *("provider", "cpu_fallback", "resident", "kv_resident", "kv_window", "processes", "read_ahead")
+    }
     otherwise: ClassVar[None] = None
     opset: int = 23
     keys_values: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     cpu_fallback: bool = False
-    spinning: bool = True
-    prepacked: bool = True
-    packed_on_disk: bool = False
-    huge_pages: bool = False
-    arena: bool = True
     shards: int = 1
     resident: str | None = None
     kv_resident: str | None = None
@@ -78,6 +69,7 @@ class PortableOnnx:
     read_ahead: bool = False
 
     def __post_init__(self) -> None:
+        Knobs.__post_init__(self)
         if not 1 <= self.shards <= MOST_SHARDS:
             raise ConfigError(f"{self.shards} is not in 1 … {MOST_SHARDS}", place="shards")
         for place, budget_bytes in (("resident", self.resident_bytes), ("kv_resident", self.kv_resident_bytes)):
@@ -91,6 +83,12 @@ class PortableOnnx:
             )
         if self.processes > 1:
             self._require_cpu("processes")
+        if self.prompt_lookup and (self.kv_window is not None or self.keys_values in ("int8", "int4")):
+            raise ConfigError(
+                "guesses that were wrong are taken back, and tokens that they drove out of a window do not return",
+                place="prompt_lookup",
+                mend="Give 0, or kv_window=null with keys_values=fp32 or fp16",
+            )
         if self.kv_window is not None:
             self._require_cpu("kv_window")
             if self.kv_window < CHUNK_TOKENS:
@@ -99,7 +97,6 @@ class PortableOnnx:
                     place="kv_window",
                     mend=f"Give {CHUNK_TOKENS} or more",
                 )
-        require_copies(prepacked=self.prepacked, packed_on_disk=self.packed_on_disk, huge_pages=self.huge_pages)
         if self.packed_on_disk:
             self._require_cpu("packed_on_disk")
         if self.resident is not None and self.prepacked and not self.packed_on_disk:
@@ -144,6 +141,7 @@ class PortableOnnx:
             packed_on_disk=False,
             keys_values="fp32",
             kv_window=None,
+            prompt_lookup=0,
             resident=None,
             kv_resident=None,
             read_ahead=False,
@@ -174,7 +172,9 @@ class PortableOnnx:
             )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        return ()
+        from edgeopt.runtimes.portable.estimate import predictions
+
+        return predictions(spec, self, target.device)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.portable import export, graph, shards

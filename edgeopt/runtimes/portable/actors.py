@@ -52,6 +52,7 @@ class SpreadSession(PastSession):
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
         self._ends, self._at_once = end_tokens(engine.directory), at_once(engine.directory, engine.spec)
+        self._guessed = runtime.prompt_lookup
         count = len(shards.read(engine.directory))
         if count < runtime.processes:
             raise BuildError(
@@ -129,6 +130,10 @@ class _Sequence:
         logits: np.ndarray = self._session._told([values])[0][graph.LOGITS]
         return np.array(logits)
 
+    def back(self, count: int) -> None:
+        for stage in self._stages:
+            stage.back.remote(self._name, count)
+
 
 def _forget(stages: Sequence[Any], name: str) -> None:
     if ray.is_initialized():
@@ -162,6 +167,9 @@ class _Stage:
         """What these shards and those before them computed that is still needed; the last ones give the logits."""
         on = {value: array for value, array in crossing.items() if value in self._wanted}
         return on | self._sequences[name].step(tokens, rows, crossing)
+
+    def back(self, name: str, count: int) -> None:
+        self._sequences[name].back(count)
 
     def forget(self, name: str) -> None:
         self._sequences.pop(name, None)

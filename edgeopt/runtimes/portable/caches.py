@@ -116,6 +116,9 @@ class Slots:
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         return self.step(tokens, rows, {})[graph.LOGITS]
 
+    def back(self, count: int) -> None:
+        self._position -= count
+
     def step(
         self, tokens: Sequence[int], rows: Sequence[int], crossing: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
@@ -216,6 +219,14 @@ class Growing:
         self._length += len(tokens)
         return _wanted(logits.numpy(), rows)
 
+    def back(self, count: int) -> None:
+        if count:
+            self._length -= count
+            self._past = {
+                name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[:, :, : self._length]))
+                for name, value in self._past.items()
+            }
+
 
 class Whole:
     """No cache: every call reads the sequence from its beginning."""
@@ -229,6 +240,9 @@ class Whole:
         self._tokens += tokens
         (logits,) = self._session.run(_outputs(self._session)[:1], _given(self._session, self._tokens, 0))
         return _wanted(logits, [before + row for row in rows])
+
+    def back(self, count: int) -> None:
+        del self._tokens[len(self._tokens) - count :]
 
 
 def _given(session: Any, tokens: Sequence[int], start: int) -> dict[str, np.ndarray]:

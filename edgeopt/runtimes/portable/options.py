@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import onnxruntime
 
-from edgeopt.runtimes.knobs import entries
-
 if TYPE_CHECKING:
     from edgeopt.runtimes.portable import PortableOnnx
 
@@ -18,7 +16,7 @@ def options(runtime: PortableOnnx, threads: int, *, in_turn: bool = False) -> on
     found.intra_op_num_threads = threads
     found.log_severity_level = 3
     found.enable_cpu_mem_arena = runtime.arena
-    for key, value in entries(spinning=runtime.spinning, prepacked=runtime.prepacked).items():
+    for key, value in runtime.entries.items():
         found.add_session_config_entry(key, value)
     found.add_session_config_entry("session.force_spinning_stop", str(int(in_turn)))
     return found

@@ -16,7 +16,7 @@ from edgeopt.runtimes.portable.caches import Room, cache_of
 from edgeopt.runtimes.portable.options import options
 from edgeopt.runtimes.portable.tiers import in_memory
 from edgeopt.runtimes.prompts import at_once
-from edgeopt.runtimes.residency import settle
+from edgeopt.runtimes.residency import hold, pieces, settle
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PortableSession(PastSession):
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._spec, self._directory = engine.spec, engine.directory
         self._ends = end_tokens(engine.directory)
-        self._window = runtime.kv_window
+        self._window, self._guessed = runtime.kv_window, runtime.prompt_lookup
         self._at_once = at_once(engine.directory, engine.spec)
         here = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[runtime.provider] if name in here]
@@ -52,7 +52,9 @@ class PortableSession(PastSession):
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error
-        settle(engine.directory / graph.WEIGHTS, packed_on_disk=runtime.packed_on_disk, huge_pages=runtime.huge_pages)
+        if not runtime.parted:
+            settle(engine.directory / graph.WEIGHTS, runtime)
+            hold(pieces(engine.directory / graph.WEIGHTS), runtime.mapped_weights)
         self.computed_by = tuple(self._session.get_providers())
         self._device = "cpu" if self.computed_by[0] == CPU else "cuda"
         if self.computed_by[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:

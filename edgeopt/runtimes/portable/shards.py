@@ -6,7 +6,7 @@ Shards have no weights of their own: they name places in the one file of weights
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 LIST = "shards.json"
+PACKED = "prepacked_"
+"""How ONNX Runtime begins the keys under which a tensor has its packed forms: name|offset;length;checksum|…"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +118,15 @@ def _places(tensor: TensorProto) -> list[tuple[int, int]]:
     None for a small tensor, which stands in the graph.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    packed = [tuple(map(int, place.split(";")[:2])) for value in _packed(entries) for place in value.split("|")[1:]]
-    return packed or ([(int(entries.get("offset", 0)), int(entries["length"]))] if entries else [])
+    packed = [value for key, value in entries.items() if key.startswith(PACKED)]
+    if packed:
+        return [_packed_place(place) for value in packed for place in value.split("|")[1:]]
+    return [(int(entries.get("offset", 0)), int(entries["length"]))] if entries else []
 
 
-def _packed(entries: Mapping[str, str]) -> list[str]:
-    """What ONNX Runtime says of packed forms: name|offset;length;checksum|… for each."""
-    return [value for key, value in entries.items() if key.startswith("prepacked_")]
+def _packed_place(told: str) -> tuple[int, int]:
+    offset, length, _ = map(int, told.split(";"))
+    return offset, length
 
 
 def _used(node: NodeProto) -> Iterator[str]:

@@ -7,6 +7,7 @@ is given back at once, so that what is resident stays. Sources: madvise(2), posi
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from edgeopt.errors import BuildError
+from edgeopt.runtimes.knobs import MappedWeights
 from edgeopt.runtimes.portable import graph, shards
 from edgeopt.runtimes.portable.options import options
 from edgeopt.runtimes.portable.shards import Shard
 from edgeopt.runtimes.portable.tiers import Allocate, Spill, fitting, in_memory
-from edgeopt.runtimes.residency import give_back, mappings
+from edgeopt.runtimes.residency import give_back, hold, mappings, settle
 
 if TYPE_CHECKING:
     from edgeopt.runtimes.portable import PortableOnnx
@@ -32,13 +34,24 @@ class Weights:
     Args:
         streamed: numbers of those shards.
         ahead: whether the next of them is asked for while the one before computes.
+        stay: how the weights of the others are held in memory.
     """
 
-    def __init__(self, file: Path, found: Sequence[Shard], streamed: Collection[int], *, ahead: bool) -> None:
+    def __init__(
+        self,
+        file: Path,
+        found: Sequence[Shard],
+        streamed: Collection[int],
+        *,
+        ahead: bool,
+        stay: MappedWeights = "on_demand",
+    ) -> None:
         self._file = os.open(file, os.O_RDONLY)
         self._shards, self._streamed, self._ahead = found, sorted(streamed), ahead
         mapped = mappings(file)
-        self._mapped = {number: _within(mapped, found[number].weights) for number in self._streamed}
+        pieces = {number: _within(mapped, shard.weights) for number, shard in enumerate(found)}
+        self._mapped = {number: pieces.pop(number) for number in self._streamed}
+        hold(itertools.chain(*pieces.values()), stay)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._asked: Future[None] | None = None
 
@@ -77,7 +90,9 @@ def chain(directory: Path, runtime: PortableOnnx, threads: int, part: range | No
     opened = [onnxruntime.InferenceSession(one.graph, told, providers=["CPUExecutionProvider"]) for one in found]
     sizes, budget_bytes = [shard.size_bytes for shard in found], runtime.resident_bytes
     streamed = set(range(len(found))) - fitting(sizes, sum(sizes) if budget_bytes is None else budget_bytes)
-    weights = Weights(directory / graph.WEIGHTS, found, streamed, ahead=runtime.read_ahead)
+    file = directory / graph.WEIGHTS
+    settle(file, runtime)
+    weights = Weights(file, found, streamed, ahead=runtime.read_ahead, stay=runtime.mapped_weights)
     return Chain(opened, weights, runtime.kv_resident_bytes)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt.errors import ConfigError
+from edgeopt.runtimes import lookup
 from edgeopt.spec import EMBEDDING
 
 if TYPE_CHECKING:
@@ -40,11 +41,12 @@ class TensorRt:
         hardware: the GPUs that load it: of this name, of the same compute capability, or all since Ampere.
         optimization_level: from 0, built soonest, to 5, tried longest.
         cuda_graphs: a token's kernels are launched at once.
+        prompt_lookup: as in edgeopt.runtimes.genai.Genai.
     """
 
     format: ClassVar[str] = "tensorrt-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "tensorrt")
-    OPENING: ClassVar[frozenset[str]] = frozenset({"cuda_graphs"})
+    OPENING: ClassVar[frozenset[str]] = frozenset({"cuda_graphs", "prompt_lookup"})
     otherwise: ClassVar[None] = None
     version: str = "11.0"
     numbers: Literal["fp16", "fp32"] = "fp16"
@@ -57,6 +59,7 @@ class TensorRt:
     hardware: Literal["this", "same_compute_capability", "ampere_plus"] = "this"
     optimization_level: int = 3
     cuda_graphs: bool = True
+    prompt_lookup: int = 0
 
     def __post_init__(self) -> None:
         if not self.version.replace(".", "", 1).isdigit() or not VERSIONS[0] <= self.oldest < VERSIONS[1]:
@@ -69,6 +72,7 @@ class TensorRt:
             least, value = int(name == "prompt_tokens"), getattr(self, name)
             if value < least:
                 raise ConfigError(f"{value} is too few", place=name, mend=f"Give {least} or more")
+        lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
 
     @property
     def oldest(self) -> tuple[int, int]:
@@ -92,7 +96,7 @@ class TensorRt:
 
     @property
     def baseline(self) -> Self:
-        return self
+        return replace(self, prompt_lookup=0)
 
     def check(self, spec: ModelSpec) -> None:
         for pattern in self.in_fp32:

@@ -41,7 +41,7 @@ class TensorRtSession(PastSession):
         built_by.require(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
         self._spec, self._gpu, self._trt, self._graphs = engine.spec, gpu, trt, runtime.cuda_graphs
         self.computed_by = (gpu.identity.name,)
-        self._ends = end_tokens(directory)
+        self._ends, self._guessed = end_tokens(directory), runtime.prompt_lookup
         profiles = plans.read(directory).profiles
         self._at_once = profiles[plans.PREFILL][TOKENS][2][1]
         self._told: list[str] = []
@@ -124,6 +124,9 @@ class _Sequence:
         self._length += len(tokens)
         self._turn = 1 - self._turn
         return logits
+
+    def back(self, count: int) -> None:
+        self._length -= count
 
     def _call(self, tokens: int, rows: int, turn: int) -> _Call:
         inputs = self._tensors.given(tokens, rows) | self._kept[turn]
