@@ -9,7 +9,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,30 @@ session._options["enable_profiling"] = sys.argv[2]
 list(session.generate(list(range(5, 21)), int(sys.argv[3]), stop_at_end=False))
 """
 
+GUESSED = (1, 2, 4, 8)
+PROMPT, GOES_ON = 128, 96
+READINGS = """
+import json, statistics, sys, time
+from pathlib import Path
+from edgeopt import assembly
+
+engine, runtime = assembly.open_engine(Path(sys.argv[1]))
+session = runtime.open(engine, threads=2)
+past = (session._context if hasattr(session, "_context") else session._sequence)(256, None)
+past.read(list(range(5, 37)), [31])
+time.sleep(1)  # until pages are joined
+found = {}
+for count in (1, 2, 3, 4, 5, 9):
+    taken = []
+    for _ in range(30):
+        begun = time.perf_counter()
+        past.read(list(range(50, 50 + count)), range(count))
+        taken.append(time.perf_counter() - begun)
+        past.back(count)
+    found[count] = 1e3 * statistics.median(taken)
+print(json.dumps(found))
+"""
+"""What readings of several tokens take, in ms."""
 OPENED = """
 import json, statistics, sys, time
 from pathlib import Path
@@ -115,7 +141,7 @@ def _opened(engine: Path, values: dict[str, bool]) -> Iterator[dict[str, float]]
 
 
 def runtimes(folder: Path) -> None:
-    """The 246 M shape in 4 bits with two threads, and what each recipe loses of a trained model, beside llama.cpp."""
+    """The 246 M shape in 4 bits with two threads; ratios are to llama.cpp's Q4_K_M."""
     from edgeopt.artifact import Engine
     from edgeopt.measure.inventory import inventory
     from edgeopt.runtimes.packed import packed_bytes
@@ -144,15 +170,13 @@ def runtimes(folder: Path) -> None:
         rows.append([name, *told, f"{read_ms / found['latency/decode_p50_ms']:.2f}" if spec.grids else ""])
     print(f"{gb_per_s:.3g} GB/s are read\n")
     table(["engine", *METRICS, "share of the roofline"], rows)
-    print("What the recipes lose of the reference model\n")
-    table(["recipe", "divergence from fp32, nats", "perplexity"], _losses(folder))
     for name in PROFILED:
         print(f"Where a token's time goes: {name}\n")
         table(["operator", "calls", "ms a token", "share"], _profile(folder, engines[name]))
 
 
-def _losses(folder: Path) -> list[list[object]]:
-    """What llama.cpp's types and blocks of several sizes lose of the reference model, on one text, by one formula."""
+def blocks(folder: Path) -> None:
+    """What blocks of several sizes and llama.cpp's types lose of the reference model, on one text by one formula."""
     subject = subjects()[0]
     chosen = [*subject.chosen, *only("quality"), "measure.max_windows=1000"]
     recipes = {
@@ -163,7 +187,7 @@ def _losses(folder: Path) -> list[list[object]]:
     }
     windows = peers.evaluation_windows(subject.folder, chosen)
     exact = _logits(engine_of(folder, cli(folder, "run", *chosen, "recipe=baseline", "runtime=torch")), windows)
-    rows = []
+    rows: list[list[object]] = []
     if peers.llama_cpp_runs_here():
         for kind in PEERS:
             engine = Path(tempfile.mkdtemp(dir=folder))
@@ -174,7 +198,47 @@ def _losses(folder: Path) -> list[list[object]]:
         document = cli(folder, "run", *chosen, *recipe, *TABLES)
         logits = _logits(engine_of(folder, document), windows)
         rows.append([name, _divergence(exact, logits), figures(document)[PERPLEXITY]])
-    return rows
+    table(["recipe", "divergence from fp32, nats", "perplexity"], rows)
+
+
+def guesses(folder: Path) -> None:
+    """Prompt look-up: what a reading of several tokens takes of the 246 M shape, and how many come of one."""
+    model = folder / "llama246m"
+    make_random_llama(model)
+    best = [*RECIPES["the same, huge pages"], *TABLES, "runtime.prompt_lookup=8"]
+    chosen = ["model=local", f"model.path={model}", *only(), "recipe=int4"]
+    engines = {"genai, blocks of 256": engine_of(folder, cli(folder, "run", *chosen, *best))}
+    if peers.llama_cpp_runs_here():
+        engines["llama.cpp, Q4_K_M"] = Path(tempfile.mkdtemp(dir=folder))
+        peers.llama_cpp(model, engines["llama.cpp, Q4_K_M"], "Q4_K_M")
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    for _ in range(3):
+        for name, engine in engines.items():
+            told = subprocess.check_output([sys.executable, "-c", READINGS, str(engine)])
+            taken[name].append(json.loads(told))
+    rows = [[n, *(statistics.median(run[c] for run in runs) for c in runs[0])] for n, runs in taken.items()]
+    table(["ms of a reading of", *(f"{count} tokens" for count in next(iter(taken.values()))[0])], rows)
+    rows = []
+    for subject in subjects():
+        document = cli(folder, "run", *subject.chosen, *only(), "recipe=int4", "runtime=onnx")
+        windows = peers.evaluation_windows(subject.folder, subject.chosen)
+        rows.append([subject.title, *(_tokens_a_reading(engine_of(folder, document), windows, g) for g in GUESSED)])
+    table(["tokens of a reading, guessed at once:", *map(str, GUESSED)], rows)
+
+
+def _tokens_a_reading(engine: Path, windows: Sequence[Sequence[int]], guessed: int) -> float:
+    """Of a model that goes on where its text was cut."""
+    from edgeopt.artifact import Engine
+    from edgeopt.measure.pace import AT_ONCE_S
+    from edgeopt.runtimes.portable import PortableOnnx
+
+    session = PortableOnnx(prompt_lookup=guessed).open(Engine.read(engine), threads=2)
+    made = readings = 0
+    for window in windows:
+        moments = [time.perf_counter() for _ in session.generate(window[:PROMPT], GOES_ON, stop_at_end=False)]
+        made += len(moments)
+        readings += 1 + sum(after - before >= AT_ONCE_S for before, after in pairwise(moments))
+    return made / readings
 
 
 def _logits(engine: Path, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -35,6 +35,8 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         engine.estimate,
         engine.decode,
         bench_runtimes.runtimes,
+        bench_runtimes.blocks,
+        bench_runtimes.guesses,
         bench_runtimes.prepacked,
         bench_streaming.streaming,
         bench_streaming.context,

@@ -134,8 +134,7 @@ class GenaiSession:
         self._graph = ""
         self._model: Model | None = None
         self._adapters: Adapters | None = None
-        self._generating = SCORING if runtime.prompt_lookup else GENERATING  # guesses want logits of each token
-        self._load(self._generating)
+        self._load(SCORING if runtime.prompt_lookup else GENERATING)
 
     def _load(self, graph: str) -> Model:
         from edgeopt.runtimes.genai_library import Model
@@ -157,13 +156,11 @@ class GenaiSession:
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
         length = len(tokens) + max_new_tokens
-        generator = self._generator(self._generating, length, minimum=0 if stop_at_end else length, adapter=adapter)
-        for part in chunks(tokens, self._chunk):
-            generator.append(part)
         if self._runtime.prompt_lookup:
+            past = self._sequence(length, adapter)
             yield from lookup.decode(
-                Reread(generator, len(tokens)),
-                generator.output("logits")[0, -1],
+                past,
+                [past.read(part, [len(part) - 1])[0] for part in chunks(tokens, self._chunk)][-1],
                 tokens,
                 max_new_tokens,
                 guessed=self._runtime.prompt_lookup,
@@ -171,6 +168,9 @@ class GenaiSession:
                 stop_at_end=stop_at_end,
             )
             return
+        generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length, adapter=adapter)
+        for part in chunks(tokens, self._chunk):
+            generator.append(part)
         for _ in range(max_new_tokens):
             token = generator.next()
             if stop_at_end and token in self._ends:
@@ -189,6 +189,10 @@ class GenaiSession:
 
     def close(self) -> None:
         self._graph, self._model, self._adapters = "", None, None
+
+    def _sequence(self, length: int, adapter: str | None) -> _Sequence:
+        """With the logits of every token, as guesses want them."""
+        return _Sequence(self._generator(SCORING, length, minimum=0, adapter=adapter))
 
     def _generator(self, graph: str, length: int, *, minimum: int, adapter: str | None) -> Generator:
         from edgeopt.runtimes.genai_library import Generator
@@ -212,11 +216,11 @@ class GenaiSession:
         generator.activate(self._adapters, adapter)
 
 
-class Reread:
-    """A generator that has read `length` tokens, and whose last ones can be taken back."""
+class _Sequence:
+    """What a generator has read of one sequence, and can take back."""
 
-    def __init__(self, generator: Generator, length: int) -> None:
-        self._generator, self._length = generator, length
+    def __init__(self, generator: Generator) -> None:
+        self._generator, self._length = generator, 0
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         self._generator.append(tokens)

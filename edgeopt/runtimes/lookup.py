@@ -37,7 +37,7 @@ def check(tokens: int, *, at_once: int = MOST + 1) -> None:
     """ConfigError where so many tokens cannot be guessed by a runtime that reads `at_once` together at most."""
     most = min(MOST, at_once - 1)
     if not 0 <= tokens <= most:
-        raise ConfigError(f"{tokens} is not in 0 … {most}", place="prompt_lookup", mend="Give 4, or 0 for none")
+        raise ConfigError(f"{tokens} is not in 0 … {most}", place="prompt_lookup", mend="Give 2, or 0 for none")
 
 
 def decode(
