@@ -28,6 +28,7 @@ TIERS: dict[str, dict[str, Any]] = {
     "int4, 64 MiB in memory": {"keys_values": "int4", "kv_resident": "64 MiB"},
     "fp32, window of 1,024": {"kv_window": 1024, "kv_resident": "1 GiB"},
 }
+"""All without an arena, of which each shard would keep one as large as its intermediate results."""
 LOSSLESS = tuple(TIERS)[:3]
 LOSSY: dict[str, dict[str, Any]] = {
     "int8": {"keys_values": "int8"},
@@ -134,7 +135,9 @@ def context(folder: Path) -> None:
         for _ in range(rounds):
             for name, values in TIERS.items():
                 engine = engines[str(values.get("keys_values", "fp32"))]
-                told[name].append(generated(engine, {"shards": SHARDS, **values}, prompt=length - TOKENS))
+                told[name].append(
+                    generated(engine, {"shards": SHARDS, "arena": False, **values}, prompt=length - TOKENS)
+                )
         lossless = [run["tokens"] for name in LOSSLESS for run in told[name]]
         assert all(tokens == lossless[0] for tokens in lossless)
         for name, runs in told.items():

@@ -235,10 +235,11 @@ def test_a_token_takes_as_long_as_storage_takes_for_what_it_reads(checkpoint: Ch
     [
         (PortableOnnx(shards=SHARDS), 1.0),
         (PortableOnnx(shards=SHARDS, resident="1 GiB", prepacked=False), 1.0),
+        (PortableOnnx(shards=SHARDS, resident="260 kB", prepacked=False), 1.0),
         (PortableOnnx(shards=SHARDS, resident="0 B", prepacked=False), 0.0),
         (PortableOnnx(shards=SHARDS, resident="0 B", prepacked=False, processes=2), 1.0),
     ],
-    ids=["all in memory", "all fits", "storage not measured", "several processes"],
+    ids=["all in memory", "all fits", "one shard is left, which stays", "storage not measured", "several processes"],
 )
 def test_nothing_is_predicted_where_storage_does_not_bound_a_token(
     checkpoint: Checkpoint, runtime: PortableOnnx, rate: float

@@ -41,12 +41,14 @@ def predictions(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -
 def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
     """Bytes of weights that are read from storage for a token: all but as many whole shards as the budget holds.
 
-    Nothing where all stay, and where a token computes longer than it reads: weights on a grid that are not packed.
+    Nothing where all stay, or all but one shard, which has to be in memory to compute; and nothing where a token
+    computes longer than it reads: weights on a grid that are not packed.
     """
     budget_bytes = runtime.resident_bytes
     if budget_bytes is None or runtime.processes > 1 or (spec.grids and not runtime.packed_on_disk):
         return 0
     size = packed_bytes if runtime.packed_on_disk else ModelSpec.size_bytes
-    read = sum(size(spec, name) for name in spec.matrices if name != EMBEDDING)
-    shard = read / runtime.shards
-    return round(max(0.0, read - budget_bytes // shard * shard))
+    sizes = [size(spec, name) for name in spec.matrices if name != EMBEDDING]
+    shard = sum(sizes) / runtime.shards
+    streamed = round(sum(sizes) - budget_bytes // shard * shard)
+    return streamed if streamed > max(shard, *sizes) else 0
