@@ -59,7 +59,7 @@ class Genai(Knobs):
 
     @property
     def baseline(self) -> Self:
-        return replace(self, packed_on_disk=False, prompt_lookup=0)
+        return replace(self, packed_on_disk=False, mapped_weights="on_demand", prompt_lookup=0)
 
     def check(self, spec: ModelSpec) -> None:
         from edgeopt.runtimes.genai_builder import ARCHITECTURES

@@ -139,6 +139,7 @@ class PortableOnnx(Knobs):
         whole = replace(
             self,
             packed_on_disk=False,
+            mapped_weights="on_demand",
             keys_values="fp32",
             kv_window=None,
             prompt_lookup=0,
