@@ -90,7 +90,7 @@ runtime, engine = PortableOnnx(**json.loads(sys.argv[2])), Engine.read(Path(sys.
 begun = time.perf_counter()
 opened = runtime.open(engine, threads=2)
 found = {"opened in ms": 1e3 * (time.perf_counter() - begun)}
-moments = [time.perf_counter() for _ in opened.generate(list(range(5, 21)), 33, stop_at_end=False)]
+moments = [time.perf_counter() for _ in opened.generate(list(range(5, 21)), 9, stop_at_end=False)]
 found["ms a token"] = 1e3 * statistics.median(b - a for a, b in zip(moments, moments[1:]))
 found |= {f"{name}, MB": memory()[f"{name}_bytes"] / 1e6 for name in ("private", "pss", "rss")}
 print(json.dumps(found), flush=True)
@@ -119,7 +119,7 @@ def prepacked(folder: Path) -> None:
             given = [f"runtime.{key}={str(value).lower()}" for key, value in values.items()]
             engines[way] = engine_of(folder, cli(folder, "run", *chosen, f"recipe={recipe}", *given))
         found: dict[str, list[dict[str, float]]] = {way: [] for way in PACKED}
-        for _ in range(5):
+        for _ in range(3):
             for way, engine in engines.items():
                 with _opened(engine, PACKED[way]), _opened(engine, PACKED[way]) as second:
                     found[way].append(second)

@@ -30,6 +30,7 @@ GENERATING, SCORING = "model.onnx", "scoring.onnx"
 UNKNOWN = {
     "packed_on_disk": ("size/engine_mib", "memory/peak_rss_mib"),
     "prompt_lookup": ("latency/decode_p50_ms",),
+    "gate_up_fused": ("size/engine_mib",),
 }
 """What is not known beforehand where these are chosen."""
 LONG_ROPE = "phi3"
@@ -42,6 +43,7 @@ class Genai(Knobs):
 
     Attributes:
         accuracy_level: arithmetic of quantized products: 4 multiplies in int8, 1 in fp32 (slow, most exact).
+        gate_up_fused: both matrices that an MLP begins with are multiplied at once.
     """
 
     format: ClassVar[str] = "genai-1"
@@ -49,6 +51,7 @@ class Genai(Knobs):
     OPENING: ClassVar[frozenset[str]] = Knobs.KNOBS
     otherwise: ClassVar[PortableOnnx] = PortableOnnx()
     accuracy_level: int = 4
+    gate_up_fused: bool = False
 
     def __post_init__(self) -> None:
         Knobs.__post_init__(self)
@@ -79,6 +82,12 @@ class Genai(Knobs):
             )
         if self.packed_on_disk:
             packed.check(spec)
+        if self.gate_up_fused and spec.adapters:
+            raise ConfigError(
+                "onnxruntime-genai fuses no matrices that adapters update",
+                place="runtime.gate_up_fused",
+                mend="Give false, or merge them: step.lora.merge=true",
+            )
         if len({layer.kv_heads for layer in spec.layers}) > 1:
             raise ConfigError(
                 "onnxruntime-genai keeps one key-value cache shape for all layers, and this model's differ",
@@ -96,13 +105,7 @@ class Genai(Knobs):
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes import genai_builder
 
-        genai_builder.build(
-            checkpoint,
-            directory,
-            accuracy_level=self.accuracy_level,
-            packed_on_disk=self.packed_on_disk,
-            progress=progress,
-        )
+        genai_builder.build(checkpoint, directory, self, progress)
 
     def lint(self, engine: Engine) -> list[str]:
         from edgeopt.runtimes.lint import slow_paths

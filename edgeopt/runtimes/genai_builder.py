@@ -24,6 +24,7 @@ from edgeopt.spec import LM_HEAD, ModelSpec
 if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint
     from edgeopt.ports import Progress
+    from edgeopt.runtimes.genai import Genai
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -40,9 +41,7 @@ SCORING = "scoring.onnx"
 QUIET = ("onnxruntime.quantization.matmul_nbits_quantizer", "onnx_ir.serde", "neural_compressor")
 
 
-def build(
-    checkpoint: Checkpoint, directory: Path, *, accuracy_level: int, packed_on_disk: bool, progress: Progress
-) -> None:
+def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Progress) -> None:
     """Write `model.onnx` and `scoring.onnx`, their data, adapters, `genai_config.json` and the tokenizer."""
     with _quiet():
         from onnxruntime_genai.models import builder
@@ -55,13 +54,13 @@ def build(
     printed = io.StringIO()
     try:
         with (
-            _adapted(builder.Model, network, checkpoint, accuracy_level, {n for u in updates.values() for n in u}),
+            _adapted(builder.Model, network, checkpoint, runtime, {n for u in updates.values() for n in u}),
             _quiet(),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
         ):
             options = builder.parse_extra_options(
-                "", source, str(directory), "fp32", "cpu", scratch, _options(checkpoint)
+                "", source, str(directory), "fp32", "cpu", scratch, _options(checkpoint, runtime)
             )
             builder.create_model("", source, str(directory), "fp32", "cpu", scratch, **options)
     except Exception as error:  # whatever a builder of another project raises is a failed build
@@ -70,7 +69,7 @@ def build(
     networks.carry(checkpoint.directory, directory)  # the builder saves the tokenizer anew, and not always alike
     if spec.weight_dtype == "fp16":
         passes.store_weights_as_half(directory / "model.onnx")
-    if packed_on_disk:
+    if runtime.packed_on_disk:
         packed.save(directory / "model.onnx")
     passes.split_scoring(directory / "model.onnx", directory / SCORING)
     if updates:
@@ -82,10 +81,12 @@ def describe(spec: ModelSpec) -> str:
     return f"engine of {spec.bits_per_weight:.2f} bits per weight"
 
 
-def _options(checkpoint: Checkpoint) -> list[str]:
+def _options(checkpoint: Checkpoint, runtime: Genai) -> list[str]:
     spec = checkpoint.spec
     shared = spec.tied_embeddings and LM_HEAD not in spec.grids  # tables on a grid are shared by genai_grid
     options = ["hf_token=false", f"shared_embeddings={str(shared).lower()}"]
+    if runtime.gate_up_fused:
+        options.append("fuse_mlp_gate_up=true")
     if spec.kv_cache is not None:
         scheme = f"int{spec.kv_cache.bits}_per_{'channel' if spec.kv_cache.per_channel else 'tensor'}"
         scales = checkpoint.directory / networks.KV_CACHE
@@ -95,7 +96,7 @@ def _options(checkpoint: Checkpoint) -> list[str]:
 
 @contextlib.contextmanager
 def _adapted(
-    model_class: Any, network: Any, checkpoint: Checkpoint, accuracy_level: int, touched: Collection[str]
+    model_class: Any, network: Any, checkpoint: Checkpoint, runtime: Genai, touched: Collection[str]
 ) -> Iterator[None]:
     """Replace how the builder's model reads its config, weights and sizes while one engine is built.
 
@@ -129,7 +130,7 @@ def _adapted(
         self.make_layer, self.make_key_value_cache_shape = sized, sized_cache
         resize(0)
         if spec.grids:
-            GridNodes(self, network, checkpoint, accuracy_level).install()
+            GridNodes(self, network, checkpoint, runtime).install()
         genai_adapters.AdapterNodes(self, touched).install()
         make_model(self, input_path)
 

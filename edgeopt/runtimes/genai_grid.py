@@ -15,6 +15,7 @@ from edgeopt.spec import EMBEDDING, LM_HEAD
 if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint
     from edgeopt.grid import Rounded
+    from edgeopt.runtimes.genai import Genai
     from edgeopt.spec import Grid
 
 TABLE = "model.embed_tokens"
@@ -26,9 +27,9 @@ PART_BYTES = 8 * 2**20
 class GridNodes:
     """Writes MatMulNBits and GatherBlockQuantized for what is on a grid, in place of the builder's float nodes."""
 
-    def __init__(self, model: Any, network: Any, checkpoint: Checkpoint, accuracy_level: int) -> None:
-        self._model, self._spec, self._accuracy_level = model, checkpoint.spec, accuracy_level
-        self._matrices = _by_node(network, checkpoint)
+    def __init__(self, model: Any, network: Any, checkpoint: Checkpoint, runtime: Genai) -> None:
+        self._model, self._spec, self._accuracy_level = model, checkpoint.spec, runtime.accuracy_level
+        self._matrices = _by_node(network, checkpoint, fused=runtime.gate_up_fused)
         self._ranges = networks.input_ranges(checkpoint)
         self._make_float, self._make_lookup = model.make_matmul_float, model.make_embedding_lookup
 
@@ -176,7 +177,7 @@ def _shape(matrix: Rounded, form: Grid) -> list[int]:
     return [rows, columns // form.block_size, form.block_size * form.bits // 8]
 
 
-def _by_node(network: Any, checkpoint: Checkpoint) -> dict[str, tuple[Rounded, Grid]]:
+def _by_node(network: Any, checkpoint: Checkpoint, *, fused: bool) -> dict[str, tuple[Rounded, Grid]]:
     """Matrices by the name that the builder gives their node; the embedding by that of its unit."""
     spec, modules = checkpoint.spec, networks.units(network)
     rounded = grid.rounded(tensor_files.read_folder(checkpoint.directory))
@@ -185,21 +186,24 @@ def _by_node(network: Any, checkpoint: Checkpoint) -> dict[str, tuple[Rounded, G
     found: dict[str, tuple[Rounded, Grid]] = {}
     for unit, form in spec.grids.items():
         whole = grid.stack(rounded[name] for name in modules[unit])
-        parts = nodes(unit, len(whole.codes))
+        parts = nodes(unit, len(whole.codes), fused=fused)
         matrices = whole.split(list(parts.values()))
         found |= {name: (matrix, form) for name, matrix in zip(parts, matrices, strict=True)}
     return found
 
 
-def nodes(unit: str, rows: int) -> dict[str, int]:
-    """The nodes that the builder makes of a unit, from its first row to its last, with the rows of each."""
+def nodes(unit: str, rows: int, *, fused: bool = False) -> dict[str, int]:
+    """The nodes that the builder makes of a unit, from its first row to its last, with the rows of each.
+
+    With `fused` gate and up are one.
+    """
     if unit in (LM_HEAD, EMBEDDING):
         return {HEAD_NODE if unit == LM_HEAD else EMBEDDING: rows}
     _, layer, kind = unit.split(".")
     base = f"/model/layers.{layer}"
-    if kind == "gate_up":
+    if kind == "gate_up" and not fused:
         return dict.fromkeys((f"{base}/mlp/gate_proj/MatMul", f"{base}/mlp/up_proj/MatMul"), rows // 2)
-    return {f"{base}/{'mlp' if kind == 'down' else 'attn'}/{kind}_proj/MatMul": rows}
+    return {f"{base}/{'mlp' if kind in ('gate_up', 'down') else 'attn'}/{kind}_proj/MatMul": rows}
 
 
 def _unit(node: str) -> str:

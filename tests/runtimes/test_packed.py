@@ -181,6 +181,12 @@ def test_a_knob_of_packed_weights_is_refused_where_there_are_none(runtime, knob:
         replace(runtime, prepacked=False, **{knob: True})
 
 
+@pytest.mark.parametrize("knob", [{"packed_on_disk": True}, {"huge_pages": True}])
+def test_knobs_of_memory_are_refused_where_weights_lie_on_a_gpu(knob) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(knob))}: cuda has memory of its own"):
+        PortableOnnx(provider="cuda", **knob)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
 def test_weights_in_fp16_are_not_packed_on_disk_as_fp32(runtime, checkpoint) -> None:
     with pytest.raises(ConfigError, match=r"runtime\.packed_on_disk: weights that are stored in fp16"):

@@ -37,6 +37,7 @@ class PortableOnnx(Knobs):
             each token widens all that is kept of a layer, which takes time and, for one layer at once, memory.
         provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.
         packed_on_disk: the graph is ONNX Runtime's own then, with operators that are no part of the standard.
+        arena: each shard keeps one of its own, which with long contexts is as large as its scores of a prompt.
         cpu_fallback: where the provider cannot be had, the CPU takes its place; else that is an error.
         shards: into which the graph is cut, so that a session may hold a part of the weights.
         resident: weights that stay in memory, such as `512 MiB`, beside which there is room for two shards; the others
@@ -97,8 +98,9 @@ class PortableOnnx(Knobs):
                     place="kv_window",
                     mend=f"Give {CHUNK_TOKENS} or more",
                 )
-        if self.packed_on_disk:
-            self._require_cpu("packed_on_disk")
+        for knob, idle in {"packed_on_disk": False, "huge_pages": False, "mapped_weights": "on_demand"}.items():
+            if getattr(self, knob) != idle:
+                self._require_cpu(knob)
         if self.resident is not None and self.prepacked and not self.packed_on_disk:
             raise ConfigError(
                 "prepacked weights are copies in memory, whatever is resident",
