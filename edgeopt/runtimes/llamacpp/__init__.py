@@ -40,7 +40,7 @@ class LlamaCpp:
         keys_values: the type in which a session keeps keys and values.
         prompt_tokens: tokens of a prompt that are computed at once; more take memory for activations and are faster.
         mapped: weights are read from the file as they are needed, and shared by processes; else they are copied.
-        prompt_lookup: as in edgeopt.runtimes.genai.Genai.
+        prompt_lookup: as in edgeopt.runtimes.knobs.Knobs.
         repacked: weights are copied into the layout that the processor multiplies fastest, where there is one.
     """
 

@@ -41,7 +41,7 @@ class TensorRt:
         hardware: the GPUs that load it: of this name, of the same compute capability, or all since Ampere.
         optimization_level: from 0, built soonest, to 5, tried longest.
         cuda_graphs: a token's kernels are launched at once.
-        prompt_lookup: as in edgeopt.runtimes.genai.Genai.
+        prompt_lookup: as in edgeopt.runtimes.knobs.Knobs.
     """
 
     format: ClassVar[str] = "tensorrt-1"
