@@ -8,29 +8,19 @@ decoding" (2023); Leviathan et al., "Fast inference from transformers via specul
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeopt.runtimes.past import Past
+
 MOST = 16
 """Tokens that are guessed at once, at most: a prompt's own reading is faster than so many guesses that are wrong."""
 ALIKE = (3, 2)
 """How many last tokens have to have stood in the text before, the surest first."""
-
-
-class Rereading(Protocol):
-    """A sequence whose last tokens can be taken back."""
-
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        """Read on: logits at `rows` of these tokens, float32, shape (rows, vocabulary), to be written to."""
-        ...
-
-    def back(self, count: int) -> None:
-        """Forget the last `count` tokens."""
-        ...
 
 
 def check(tokens: int, *, at_once: int = MOST + 1) -> None:
@@ -41,7 +31,7 @@ def check(tokens: int, *, at_once: int = MOST + 1) -> None:
 
 
 def decode(
-    past: Rereading,
+    past: Past,
     scores: np.ndarray,
     tokens: Sequence[int],
     max_new_tokens: int,

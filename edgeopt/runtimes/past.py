@@ -16,7 +16,7 @@ class Past(Protocol):
     """What was read of one sequence."""
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        """Read on: logits at `rows` of these tokens, float32, shape (rows, vocabulary)."""
+        """Read on: logits at `rows` of these tokens, float32, shape (rows, vocabulary), to be written to."""
         ...
 
     def back(self, count: int) -> None:
