@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INPUT_RANGES = "input_ranges.json"
 """Scale and zero-point of each unit's input in unsigned 8 bits, by the unit's name."""
+IMPORTANCE = Path("importance") / "matrix.safetensors"
+"""Mean x² of each unit's input channels, float32 (columns,), by the unit's name."""
 KV_CACHE = "kv_cache.json"
 """Scales of keys and values, `{"qmax", "scales": {"k_scales", "v_scales"}}`, one row a layer."""
 PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")

@@ -227,6 +227,8 @@ def _fitting(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tup
         try:
             chosen, notes = _fitting(runtime.otherwise, specs)
         except ConfigError as another:
+            if another.what == refusal.what:
+                raise
             raise ConfigError(
                 f"{refusal.what}; {another.what}", place=refusal.place, mend="Use another model or recipe"
             ) from another

@@ -71,6 +71,12 @@ class KvGrid:
     per_channel: bool
 
 
+LLAMA_BITS: Mapping[str, float] = {
+    **{"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.68, "Q4_K_M": 4.84, "Q4_K_S": 4.58, "Q4_0": 4.55, "IQ4_XS": 4.31},
+    **{"Q3_K_M": 3.91, "Q2_K": 3.35},
+}
+"""About how many bits a weight takes in what llama.cpp rounds to by itself: those that it lists for Llama 2 7B."""
+DTYPE_BITS: Mapping[str, float] = {"fp32": 32, "fp16": 16, **LLAMA_BITS}
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
     "o": ("o_proj",),
@@ -100,7 +106,8 @@ class ModelSpec:
     """Sizes of a decoder-only transformer.
 
     Attributes:
-        weight_dtype: the type in which an engine stores matrices that have no grid: fp32 or fp16.
+        weight_dtype: the type in which an engine stores matrices that have no grid: fp32, fp16, or what llama.cpp
+            rounds them to by itself, such as Q4_K_M.
         grids: the grid of each quantized unit, named `layers.<number>.<unit>`, `lm_head` or `embedding`.
         kv_cache: the grid of keys and values; None where they stay in float.
         adapters: updates by name, of which each request may choose one; none is part of the weights.
@@ -148,7 +155,7 @@ class ModelSpec:
         rows, columns = self.matrices[name]
         grid = self.grids.get(name)
         return (
-            rows * columns * (2 if self.weight_dtype == "fp16" else 4)
+            int(rows * columns * DTYPE_BITS[self.weight_dtype] / 8)
             if grid is None
             else grid.size_bytes(rows, columns)
         )

@@ -31,12 +31,14 @@ METRICS = {
 PEERS = ("Q4_K_M", "Q4_0")
 SYMMETRIC = "step.quantize.symmetric=true"
 TABLES = ("step.quantize.embedding=int4",)
+BEST = "blocks of 256, huge pages"
 RECIPES = {
     "genai, blocks of 32": ["step.quantize.block_size=32"],
     "genai, blocks of 128": ["step.quantize.block_size=128"],
+    "the same, huge pages": ["step.quantize.block_size=128", "runtime.huge_pages=true"],
     "genai, blocks of 256": ["step.quantize.block_size=256"],
-    "the same, huge pages": ["step.quantize.block_size=256", "runtime.huge_pages=true"],
-    "the same, packed on disk": ["step.quantize.block_size=256", "runtime.packed_on_disk=true"],
+    BEST: ["step.quantize.block_size=256", "runtime.huge_pages=true"],
+    "blocks of 256, packed on disk": ["step.quantize.block_size=256", "runtime.packed_on_disk=true"],
     "onnx, blocks of 256": ["step.quantize.block_size=256", "runtime=onnx", SYMMETRIC],
     "onnx, packed on disk": ["step.quantize.block_size=256", "runtime=onnx", SYMMETRIC, "runtime.packed_on_disk=true"],
 }
@@ -192,6 +194,7 @@ def blocks(folder: Path) -> None:
     recipes = {
         "blocks of 32": ["recipe=int4"],
         "blocks of 128, GPTQ": ["recipe=gptq_int4", "step.quantize.block_size=128"],
+        "blocks of 128, GPTQ and QAT": ["recipe=qat_int4", "step.quantize.block_size=128"],
         "blocks of 256, GPTQ": ["recipe=gptq_int4", "step.quantize.block_size=256"],
         "blocks of 256, GPTQ and QAT": ["recipe=qat_int4", "step.quantize.block_size=256"],
     }
@@ -204,8 +207,10 @@ def blocks(folder: Path) -> None:
             peers.llama_cpp(subject.folder, engine, kind)
             found = figures(cli(folder, "bench", "--engine", str(engine), *chosen))
             rows.append([f"llama.cpp, {kind}", _divergence(exact, _logits(engine, windows)), found[PERPLEXITY]])
+        recipes["llama.cpp, Q4_K_M, importance matrix"] = ["recipe=q4_k_m"]
     for name, recipe in recipes.items():
-        document = cli(folder, "run", *chosen, *recipe, *TABLES)
+        tables = TABLES if "int4" in recipe[0] else ()
+        document = cli(folder, "run", *chosen, *recipe, *tables)
         logits = _logits(engine_of(folder, document), windows)
         rows.append([name, _divergence(exact, logits), figures(document)[PERPLEXITY]])
     table(["recipe", "divergence from fp32, nats", "perplexity"], rows)
@@ -215,9 +220,9 @@ def guesses(folder: Path) -> None:
     """Prompt look-up: what a reading of several tokens takes of the 246 M shape, and how many come of one."""
     model = folder / "llama246m"
     make_random_llama(model)
-    best = [*RECIPES["the same, huge pages"], *TABLES, "runtime.prompt_lookup=8"]
+    best = [*RECIPES[BEST], *TABLES, "runtime.prompt_lookup=8"]
     chosen = ["model=local", f"model.path={model}", *only(), "recipe=int4"]
-    engines = {"genai, blocks of 256": engine_of(folder, cli(folder, "run", *chosen, *best))}
+    engines = {BEST: engine_of(folder, cli(folder, "run", *chosen, *best))}
     if peers.llama_cpp_runs_here():
         engines["llama.cpp, Q4_K_M"] = Path(tempfile.mkdtemp(dir=folder))
         peers.llama_cpp(model, engines["llama.cpp, Q4_K_M"], "Q4_K_M")
@@ -226,14 +231,19 @@ def guesses(folder: Path) -> None:
         for name, engine in engines.items():
             told = subprocess.check_output([sys.executable, "-c", READINGS, str(engine)])
             taken[name].append(json.loads(told))
-    rows = [[n, *(statistics.median(run[c] for run in runs) for c in runs[0])] for n, runs in taken.items()]
-    table(["ms of a reading of", *(f"{count} tokens" for count in next(iter(taken.values()))[0])], rows)
-    rows = []
+    ms = {n: {c: statistics.median(run[c] for run in runs) for c in runs[0]} for n, runs in taken.items()}
+    table(["ms of a reading of", *(f"{count} tokens" for count in ms[BEST])], [[n, *ms[n].values()] for n in ms])
+    rows, speeds = [], []
     for subject in subjects():
         document = cli(folder, "run", *subject.chosen, *only(), "recipe=int4", "runtime=onnx")
         windows = peers.evaluation_windows(subject.folder, subject.chosen)
-        rows.append([subject.title, *(_tokens_a_reading(engine_of(folder, document), windows, g) for g in GUESSED)])
+        tokens = {g: _tokens_a_reading(engine_of(folder, document), windows, g) for g in GUESSED}
+        rows.append([subject.title, *tokens.values()])
+        for name, taken_by in ms.items():
+            guessed, a_token = min(((g, taken_by[str(g + 1)] / tokens[g]) for g in GUESSED), key=lambda pair: pair[1])
+            speeds.append([subject.title, name, taken_by["1"], a_token, guessed])
     table(["tokens of a reading, guessed at once:", *map(str, GUESSED)], rows)
+    table(["texts of", "engine", "ms a token", "with guesses", "guessed at once"], speeds)
 
 
 def _tokens_a_reading(engine: Path, windows: Sequence[Sequence[int]], guessed: int) -> float:

@@ -100,33 +100,19 @@ def calibration(chosen: Sequence[str]) -> Sequence[str]:
 
 
 def llama_cpp(model: Path, directory: Path, kind: str) -> None:
-    """llama.cpp's own quantizer, for example Q4_K_M, as an engine in `directory`."""
-    import ctypes
-
-    import llama_cpp as library
-
+    """What llama.cpp's own quantizer makes of a model, for example in Q4_K_M, as an engine in `directory`."""
     from edgeopt import intake
-    from edgeopt import network as networks
     from edgeopt.artifact import Engine
     from edgeopt.part import describe
-    from edgeopt.runtimes.llamacpp import NAME, LlamaCpp
+    from edgeopt.runtimes.llamacpp import LlamaCpp
 
     runtime = LlamaCpp()
-    with tempfile.TemporaryDirectory() as scratch:
-        taken, halves = (Path(scratch) / name for name in ("model", "halves"))
-        taken.mkdir()
-        halves.mkdir()
-        checkpoint = intake.take_in(model, taken)
-        runtime.build(replace(checkpoint, spec=replace(checkpoint.spec, weight_dtype="fp16")), halves, print)
-        params = library.llama_model_quantize_default_params()
-        params.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{kind}")
-        status = library.llama_model_quantize(bytes(halves / NAME), bytes(directory / NAME), ctypes.byref(params))
-        if status:
-            raise RuntimeError(f"llama.cpp cannot quantize {model} to {kind}")
-    networks.carry(model, directory)
-    shutil.copy(model / "config.json", directory)
+    with tempfile.TemporaryDirectory() as taken:
+        checkpoint = intake.take_in(model, Path(taken))
+        rounded = replace(checkpoint, spec=replace(checkpoint.spec, weight_dtype=kind))
+        runtime.build(rounded, directory, print)
     about = {"runtime": describe(runtime), "recipe": {"text": f"llama.cpp, {kind}"}}
-    Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by=about)
+    Engine.seal(directory, format=runtime.format, spec=rounded.spec, made_by=about)
 
 
 def olive(model: Path, directory: Path, calibration: Sequence[str], *, window_tokens: int) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workshops import workshop
+from workshops import built, workshop
 
 from edgeopt import config as configs
-from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.artifact import Checkpoint
 from edgeopt.intake import take_in
 from edgeopt.part import construct
-from edgeopt.runtimes.genai import Genai
+from edgeopt.runtimes.llamacpp import LlamaCpp
 from edgeopt.text import Text
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "recipe").glob("*.yaml"))
@@ -48,6 +48,9 @@ def test_the_engine_of_every_recipe_takes_no_slow_path(recipe: str, tiny_model: 
     (tmp_path / "model").mkdir()
     original = checkpoint = take_in(tiny_model, tmp_path / "model")
     config = configs.compose([f"recipe={recipe}"])
+    runtime = construct(dict(config["runtime"]), "runtime")
+    if isinstance(runtime, LlamaCpp):
+        pytest.importorskip("llama_cpp")
     if recipe == "heads_int4":
         config["step"]["prune"]["ratio"] = 0.5  # of two key-value heads
     for name, step in configs.recipe(config).steps:
@@ -55,9 +58,8 @@ def test_the_engine_of_every_recipe_takes_no_slow_path(recipe: str, tiny_model: 
         folder.mkdir()
         spec = construct(small(dict(step)), f"step.{name}").apply(checkpoint, folder, workshop(original, TEXT))
         checkpoint = Checkpoint.seal(folder, format="checkpoint-1", spec=spec, made_by={})
-    (tmp_path / "engine").mkdir()
-    Genai().build(checkpoint, tmp_path / "engine", lambda _: None)
-    engine = Engine.seal(tmp_path / "engine", format=Genai.format, spec=checkpoint.spec, made_by={})
-    slow = [finding for finding in Genai().lint(engine) if "branch for adapters" not in finding]
+    runtime.check(checkpoint.spec)
+    engine = built(runtime, checkpoint, tmp_path / "engine")
+    slow = [finding for finding in runtime.lint(engine) if "branch for adapters" not in finding]
     assert slow == []
-    assert ("int4_adapter" in recipe) == bool(Genai().lint(engine)), "only adapters that are chosen at run time cost"
+    assert ("int4_adapter" in recipe) == bool(runtime.lint(engine)), "only adapters that are chosen at run time cost"

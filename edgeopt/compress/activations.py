@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import tokens
-from edgeopt.network import layers, norms
+from edgeopt.network import layers, norms, units
+from edgeopt.spec import EMBEDDING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,6 +45,30 @@ def input_energy(
     with _removed(handles):
         run(network, windows)
     return energies
+
+
+def unit_energy(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Mean of x² over tokens, per input channel of each unit but the embedding, float64, shape (columns,)."""
+    import torch
+
+    energies: dict[str, Tensor] = {}
+
+    def watch(unit: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            energies[unit] += inputs[0].detach().double().square().sum(dim=(0, 1))
+
+        return add
+
+    handles = []
+    for unit, (first, *_) in units(network).items():
+        if unit != EMBEDDING:
+            module: Any = network.get_submodule(first)
+            energies[unit] = torch.zeros(module.in_features, dtype=torch.float64)
+            handles.append(module.register_forward_pre_hook(watch(unit)))
+    with _removed(handles):
+        run(network, windows)
+    count = sum(map(len, windows))
+    return {unit: energy / count for unit, energy in energies.items()}
 
 
 def norm_energy(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> Tensor:

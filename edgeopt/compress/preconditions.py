@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeopt.errors import ConfigError
-from edgeopt.spec import ModelSpec
+from edgeopt.spec import LLAMA_BITS, ModelSpec
 
 
 def require_float(spec: ModelSpec, step: str, otherwise: str = "") -> None:
@@ -11,7 +11,7 @@ def require_float(spec: ModelSpec, step: str, otherwise: str = "") -> None:
 
     `otherwise` is one more way to mend it.
     """
-    if spec.grids:
+    if spec.grids or spec.weight_dtype in LLAMA_BITS:
         raise ConfigError(
             f"{step} cannot follow quantize: it would change weights that are already rounded",
             place="order",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.measure.quality import Quality
 from edgeopt.result import Measurement
+from edgeopt.spec import LLAMA_BITS
 
 if TYPE_CHECKING:
     from edgeopt.measure.bench import Bench
@@ -39,7 +40,8 @@ class Foresight:
 
     def covers(self, spec: ModelSpec) -> bool:
         """Whether an engine of such a model rounds nothing of importance but the weights."""
-        return spec.kv_cache is None and all(grid.inputs == "float" for grid in spec.grids.values())
+        in_float = all(grid.inputs == "float" for grid in spec.grids.values())
+        return in_float and spec.kv_cache is None and spec.weight_dtype not in LLAMA_BITS
 
     def predict(self, observed: Sequence[Measurement], baseline: Mapping[str, float]) -> tuple[Measurement, ...]:
         """The metrics of an engine; of perplexity itself only where the original engine's is known.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.runtimes import lookup, packed
+from edgeopt.runtimes import floats, lookup, packed
 from edgeopt.runtimes.knobs import Knobs
 from edgeopt.runtimes.portable import PortableOnnx
 from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
@@ -67,6 +67,7 @@ class Genai(Knobs):
     def check(self, spec: ModelSpec) -> None:
         from edgeopt.runtimes.genai_builder import ARCHITECTURES
 
+        floats.require(spec)
         if spec.architecture not in ARCHITECTURES:
             raise ConfigError(
                 f"onnxruntime-genai does not build {spec.architecture}",

@@ -15,6 +15,7 @@ from edgeopt import network as networks
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.kv_cache import KvCache
+from edgeopt.compress.quantization.llama_quantize import LlamaQuantize
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.intake import take_in
@@ -25,6 +26,7 @@ from edgeopt.runtimes.genai import Genai
 from edgeopt.runtimes.genai_estimate import estimate
 from edgeopt.runtimes.llamacpp import LlamaCpp
 from edgeopt.runtimes.portable import PortableOnnx
+from edgeopt.runtimes.tensorrt import TensorRt
 
 RUNTIMES = {"genai": Genai(), "onnx": PortableOnnx(), "torch": Torch()}
 if find_spec("llama_cpp"):
@@ -67,6 +69,21 @@ class TestEveryRuntime:
         found = session.logits(PROMPT)
         assert found.dtype == np.float32
         assert np.abs(found - logits).max() < 1e-3 * np.abs(logits).max()
+
+    def test_layers_of_different_widths_compute_as_in_torch(self, runtime, checkpoint, tmp_path):
+        import torch
+
+        network = networks.load(checkpoint)
+        networks.keep_channels(networks.layers(network)[1].mlp, torch.arange(64))
+        (tmp_path / "pruned").mkdir()
+        spec = networks.spec_of(network, checkpoint.spec)
+        networks.save(network, tmp_path / "pruned", checkpoint, spec)
+        pruned = Checkpoint.seal(tmp_path / "pruned", format="checkpoint-1", spec=spec, made_by={})
+        opened = runtime.open(build(runtime, pruned, tmp_path / "engine"), threads=1)
+        expected = network(torch.tensor([PROMPT])).logits[0].numpy()
+        found = opened.logits(PROMPT)
+        opened.close()
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
     def test_greedy_decoding_follows_the_logits(self, session):
         tokens = list(PROMPT)
@@ -216,21 +233,6 @@ def test_bits_really_reach_every_projection(checkpoint, tmp_path):
     assert {b for name, b in bits.items() if "lm_head" in name} == {4}
 
 
-def test_layers_of_different_widths_compute_as_in_torch(checkpoint, tmp_path):
-    import torch
-
-    network = networks.load(checkpoint)
-    networks.keep_channels(networks.layers(network)[1].mlp, torch.arange(64))
-    (tmp_path / "pruned").mkdir()
-    spec = networks.spec_of(network, checkpoint.spec)
-    networks.save(network, tmp_path / "pruned", checkpoint, spec)
-    pruned = Checkpoint.seal(tmp_path / "pruned", format="checkpoint-1", spec=spec, made_by={})
-    engine = build(Genai(), pruned, tmp_path / "engine")
-    expected = network(torch.tensor([PROMPT])).logits[0].numpy()
-    found = Genai().open(engine, threads=1).logits(PROMPT)
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
-
-
 class TestWhatGenaiRefusesBeforeBuilding:
     def test_a_head_size_that_the_kernel_cannot_take(self, checkpoint):
         with pytest.raises(ConfigError, match="multiple of 16"):
@@ -248,6 +250,12 @@ class TestWhatGenaiRefusesBeforeBuilding:
     def test_an_accuracy_level_that_does_not_exist(self):
         with pytest.raises(ConfigError, match="accuracy level"):
             Genai(accuracy_level=3)
+
+
+@pytest.mark.parametrize("runtime", [Genai(), PortableOnnx(), TensorRt(), Torch()], ids=lambda one: type(one).__name__)
+def test_types_of_llama_cpp_are_refused_by_all_others(runtime, checkpoint):
+    with pytest.raises(ConfigError, match=r"Q4_K_M is a type of llama.cpp's|fp32 alone"):
+        runtime.check(LlamaQuantize().plan(checkpoint.spec))
 
 
 def test_torch_refuses_rounded_weights(checkpoint):

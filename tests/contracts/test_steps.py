@@ -23,6 +23,7 @@ from edgeopt.compress.quantization.hqq import Hqq
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.kv_cache import KvCache
+from edgeopt.compress.quantization.llama_quantize import LlamaQuantize
 from edgeopt.compress.quantization.mixed_precision import MixedPrecision
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.quantization.smooth_quant import SmoothQuant
@@ -79,6 +80,7 @@ STEPS = {
     "kv_cache": KvCache(windows=4, window_tokens=64),
     "int4": Quantize(weights="int4", embedding="int8"),
     "int8": Quantize(weights="int8", embedding="int8"),
+    "llama_quantize": LlamaQuantize(windows=4, window_tokens=64),
     "fp16": Quantize(weights="fp16"),
     "fp32": Quantize(weights="fp32"),
 }

@@ -56,6 +56,7 @@ WEIGHTS = Grid(bits=4, block_size=32, symmetric=False)
     [
         ({}, True),
         ({"weight_dtype": "fp16"}, True),
+        ({"weight_dtype": "Q4_K_M"}, False),
         ({"grids": {"lm_head": WEIGHTS}}, True),
         ({"grids": {"lm_head": WEIGHTS, "layers.0.o": replace(WEIGHTS, bits=8, inputs="dynamic")}}, False),
         ({"grids": {"layers.0.o": replace(WEIGHTS, bits=8, inputs="static")}}, False),

@@ -6,25 +6,27 @@ import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import gguf
 import numpy as np
 import pytest
-from workshops import built, workshop
+from workshops import applied, built, workshop
 
 from edgeopt import grid as grids
 from edgeopt import network as networks
 from edgeopt import tensor_files
 from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.compress.quantization.llama_quantize import LlamaQuantize
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.measure.logits import relative_error
 from edgeopt.runtimes.llamacpp import NAME, LlamaCpp
-from edgeopt.spec import KvGrid
+from edgeopt.spec import LLAMA_BITS, KvGrid
 from runtimes.test_families import PROMPT
-from runtimes.test_portable import in_torch, taken_in
+from runtimes.test_portable import EVERY, in_torch, taken_in, varied
 
+LARGE, QUERIES = 8, "blk.1.attn_q.weight"
 IN_FOURS = {"symmetric": True, "lm_head": "int4", "embedding": "int4"}
 runs = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
 
@@ -32,6 +34,43 @@ runs = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-pyth
 @pytest.fixture(scope="module")
 def llama(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return taken_in("llama", tiny_model, tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def gemma(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """Those whose scores are scaled by the size of a head, as in all but the largest of the families."""
+    found = {}
+    for family in ("gemma2", "gemma3"):
+        kind, values = EVERY[family]
+        scaled = {**values, "query_pre_attn_scalar": 16}
+        found[family] = taken_in((kind, scaled), tiny_model, tmp_path_factory.mktemp(family))
+    return found
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A Llama whose matrices have whole blocks of 256, and whose first input channels are large throughout."""
+    import torch
+
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 16, "num_key_value_heads": 16}
+    given = taken_in(("Llama", sizes), tiny_model, tmp_path_factory.mktemp("wide"))
+    network = networks.load(given)
+    with torch.no_grad():
+        for layer in networks.layers(network):
+            layer.input_layernorm.weight[:LARGE] *= 20
+    folder = tmp_path_factory.mktemp("large")
+    networks.save(network, folder, given, given.spec)
+    return Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=given.spec, made_by={})
+
+
+def told_otherwise(checkpoint: Checkpoint, folder: Path, **values: Any) -> Checkpoint:
+    """The checkpoint with other values in its `config.json`."""
+    folder.mkdir()
+    networks.link(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+    return Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=checkpoint.spec, made_by={})
 
 
 def rounded(checkpoint: Checkpoint, folder: Path, **values: Any) -> Checkpoint:
@@ -119,15 +158,17 @@ class TestTheFile:
         assert engine.size_bytes < 0.6 * float_engine.size_bytes
 
     def test_a_window_that_llama_cpp_does_not_compute_is_refused(self, llama: Checkpoint, tmp_path: Path) -> None:
-        folder = tmp_path / "windowed"
-        folder.mkdir()
-        networks.link(llama, folder)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").unlink()
-        (folder / "config.json").write_text(json.dumps({**config, "sliding_window": 32}))
-        windowed = Checkpoint.seal(folder, format=Checkpoint.FORMAT, spec=llama.spec, made_by={})
+        windowed = told_otherwise(llama, tmp_path / "windowed", sliding_window=32)
         with pytest.raises(BuildError, match="sliding window of 32 tokens"):
             build(windowed, tmp_path / "engine")
+
+    def test_windows_in_other_layers_than_llama_cpp_has_them_are_refused(
+        self, gemma: dict[str, Checkpoint], tmp_path: Path
+    ) -> None:
+        kinds = ["full_attention", "sliding_attention", "full_attention"]
+        other = told_otherwise(gemma["gemma3"], tmp_path / "other", layer_types=kinds)
+        with pytest.raises(BuildError, match="sliding windows in layers none, and this model in 1"):
+            build(other, tmp_path / "engine")
 
 
 @pytest.fixture
@@ -156,8 +197,9 @@ class TestWhatIsRefusedBeforeBuilding:
 
     def test_layers_and_heads_that_it_cannot_hold(self, llama: Checkpoint) -> None:
         first, *rest = llama.spec.layers
-        with pytest.raises(ConfigError, match="layers of different sizes"):
-            LlamaCpp().check(llama.spec.with_layers((replace(first, heads=2, kv_heads=1), *rest)))
+        qwen = replace(llama.spec, architecture="Qwen2ForCausalLM")
+        with pytest.raises(ConfigError, match="sizes of the first layer for all of Qwen2ForCausalLM"):
+            LlamaCpp().check(qwen.with_layers((replace(first, heads=2, kv_heads=1), *rest)))
         with pytest.raises(ConfigError, match="16 channels have no whole blocks"):
             LlamaCpp(keys_values="int8").check(llama.spec)
 
@@ -186,10 +228,44 @@ class TestComputing:
         finally:
             session.close()
 
-    @pytest.mark.parametrize("family", ["llama", "llama 3", "mistral", "qwen2", "qwen3"])
+    @pytest.mark.parametrize(
+        "family", ["llama", "llama 3", "mistral", "qwen2", "qwen3", "phi3", "phi4", "granite", "smollm3"]
+    )
     def test_every_family_computes_as_torch(self, family: str, tiny_model: Path, tmp_path: Path) -> None:
         checkpoint = taken_in(family, tiny_model, tmp_path)
         assert relative_error(in_torch(checkpoint), self.logits(build(checkpoint, tmp_path / "engine"))) < 1e-4
+
+    @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+    def test_families_whose_activation_llama_cpp_looks_up_in_halves_compute_nearly_so(
+        self, family: str, gemma: dict[str, Checkpoint], tmp_path: Path
+    ) -> None:
+        engine = build(gemma[family], tmp_path / "engine")
+        assert relative_error(in_torch(gemma[family]), self.logits(engine)) < 1e-3
+
+    def test_layers_of_different_widths_and_heads(self, llama: Checkpoint, tmp_path: Path) -> None:
+        pruned = varied(llama, tmp_path / "pruned")
+        assert relative_error(in_torch(pruned), self.logits(build(pruned, tmp_path / "engine"))) < 1e-4
+
+    @pytest.mark.parametrize("file_type", get_args(get_type_hints(LlamaQuantize)["file_type"]))
+    def test_what_llama_cpp_rounds_by_itself_takes_about_the_bits_that_the_spec_tells(
+        self, file_type: str, wide: Checkpoint, tmp_path: Path
+    ) -> None:
+        quantized = applied(LlamaQuantize(file_type=file_type, importance=False), wide, tmp_path / "quantized")
+        path = build(quantized, tmp_path / "engine").directory / NAME
+        matrices = [tensor for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2]
+        bits = 8 * sum(t.n_bytes for t in matrices) / sum(t.n_elements for t in matrices)
+        assert bits == pytest.approx(LLAMA_BITS[file_type], rel=0.25)
+
+    def test_rounding_by_importance_loses_less_of_what_multiplies_large_inputs(
+        self, wide: Checkpoint, tmp_path: Path
+    ) -> None:
+        exact, lost = tensors(build(wide, tmp_path / "exact")), {}
+        for weighted in (True, False):
+            step = LlamaQuantize(importance=weighted, windows=4, window_tokens=64)
+            quantized = applied(step, wide, tmp_path / f"{weighted}")
+            found = tensors(build(quantized, tmp_path / f"{weighted} engine"))
+            lost[weighted] = np.abs(found[QUERIES] - exact[QUERIES])[:, :LARGE].mean()
+        assert lost[True] < 0.9 * lost[False]
 
     @pytest.mark.parametrize(
         "values",

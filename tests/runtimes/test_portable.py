@@ -45,11 +45,25 @@ def build(checkpoint: Checkpoint, directory: Path, **values: Any) -> Engine:
     return built(runtime, checkpoint, directory)
 
 
-def taken_in(family: str, tokenizer: Path, folder: Path) -> Checkpoint:
-    kind, values = EVERY[family]
+def taken_in(family: str | tuple[str, dict[str, Any]], tokenizer: Path, folder: Path) -> Checkpoint:
+    kind, values = EVERY[family] if isinstance(family, str) else family
     (folder / "source").mkdir()
     (folder / "checkpoint").mkdir()
     return take_in(random_checkpoint(kind, values, tokenizer, folder / "source"), folder / "checkpoint")
+
+
+def varied(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """One of three layers with fewer channels, and another one with fewer heads."""
+    import torch
+
+    network = networks.load(checkpoint)
+    first, second, _ = networks.layers(network)
+    networks.keep_channels(first.mlp, torch.arange(64))
+    networks.keep_heads(second.self_attn, torch.arange(32), torch.arange(16), groups=2)
+    folder.mkdir()
+    spec = networks.spec_of(network, checkpoint.spec)
+    networks.save(network, folder, checkpoint, spec)
+    return Checkpoint.seal(folder, format="checkpoint-1", spec=spec, made_by={})
 
 
 def in_torch(checkpoint: Checkpoint, tokens: list[int] = PROMPT) -> np.ndarray:
@@ -88,7 +102,7 @@ def plain(llama: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine
     return build(llama, tmp_path_factory.mktemp("plain") / "engine")
 
 
-@pytest.mark.parametrize("opset", [20, 18])
+@pytest.mark.parametrize("opset", [20, 18, 17])
 def test_older_opsets_compute_the_same_and_say_so(opset: int, llama: Checkpoint, tmp_path: Path) -> None:
     engine = build(llama, tmp_path / "engine", opset=opset)
     imports = onnx.load(engine.directory / graph.NAME, load_external_data=False).opset_import
@@ -116,16 +130,7 @@ def test_what_the_standard_does_not_know_is_refused_before_building(
 
 
 def test_layers_of_different_widths_and_heads_compute_as_in_torch(llama: Checkpoint, tmp_path: Path) -> None:
-    import torch
-
-    network = networks.load(llama)
-    first, second, _ = networks.layers(network)
-    networks.keep_channels(first.mlp, torch.arange(40))
-    networks.keep_heads(second.self_attn, torch.arange(32), torch.arange(16), groups=2)
-    (tmp_path / "pruned").mkdir()
-    spec = networks.spec_of(network, llama.spec)
-    networks.save(network, tmp_path / "pruned", llama, spec)
-    pruned = Checkpoint.seal(tmp_path / "pruned", format="checkpoint-1", spec=spec, made_by={})
+    pruned = varied(llama, tmp_path / "pruned")
     found = PortableOnnx().open(build(pruned, tmp_path / "engine"), threads=1).logits(PROMPT)
     assert relative_error(in_torch(pruned), found) < 1e-4
 

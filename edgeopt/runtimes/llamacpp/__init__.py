@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from edgeopt import adapters
 from edgeopt.errors import ConfigError
 from edgeopt.runtimes import lookup
+from edgeopt.runtimes.llamacpp.families import FAMILIES
 from edgeopt.spec import EMBEDDING
 
 if TYPE_CHECKING:
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from edgeopt.target import Target
 
 NAME = "model.gguf"
-FAMILIES: Mapping[str, str] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""What llama.cpp calls the families, by the architecture in a `config.json`."""
 BLOCK_SIZE = 32
 """Of the types that hold edgeopt's whole numbers as they are: Q4_0, Q4_1 and Q8_0."""
 
@@ -83,9 +76,9 @@ class LlamaCpp:
                 place="runtime",
                 mend="Give runtime.keys_values=int8 in place of the step",
             )
-        if len(set(spec.layers)) > 1:
+        if len(set(spec.layers)) > 1 and not FAMILIES[spec.architecture].varied:
             raise ConfigError(
-                "llama.cpp takes the sizes of the first layer for all, and this model has layers of different sizes",
+                f"llama.cpp takes the sizes of the first layer for all of {spec.architecture}, and this model's differ",
                 place="runtime",
                 mend="Use runtime=onnx, or prune the same share of every layer: step.prune.distribution=uniform",
             )

@@ -6,7 +6,6 @@ ggml-common.h. Their values are edgeopt's own, (code - zero_point) * scale, of w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from edgeopt import adapters, grid, tensor_files
 from edgeopt import network as networks
 from edgeopt.artifact import link_file
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.llamacpp import FAMILIES, NAME, path_of, vocabulary
-from edgeopt.spec import LM_HEAD
+from edgeopt.runtimes.llamacpp import NAME, path_of, rounding, vocabulary
+from edgeopt.runtimes.llamacpp.families import FAMILIES, OTHERWISE
+from edgeopt.spec import EMBEDDING, LLAMA_BITS, LM_HEAD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from edgeopt.ports import Progress
     from edgeopt.spec import Grid, ModelSpec
 
-LLAMA = "llama"
-"""The family whose rotary embedding llama.cpp turns by neighbouring channels, and transformers by the two halves."""
+FREQUENCIES, LONG_ROPE = "rope_freqs.weight", ("rope_factors_long.weight", "rope_factors_short.weight")
+"""By what rotary frequencies are divided: at every length, and beyond and within the length of the first training."""
 
 
 def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> None:
@@ -39,13 +39,21 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
     spec = checkpoint.spec
     progress(f"writing {spec.architecture} as GGUF")
     network = networks.load(checkpoint)
-    config = json.loads((checkpoint.directory / "config.json").read_text())
+    config = network.config.get_text_config().to_dict()
     _require_full_attention(config, spec)
     names = _Names(network, spec)
-    writer = gguf.GGUFWriter(directory / NAME, names.architecture)
+    in_float, path = directory / "float.gguf", directory / NAME
+    writer = gguf.GGUFWriter(in_float, names.architecture)
     _describe(writer, spec, config)
+    FAMILIES[spec.architecture].tell(writer, config, spec)
     vocabulary.write(writer, checkpoint.directory, spec.vocabulary_size)
     _write(writer, _tensors(network, checkpoint, names) | _rotary_factors(network, spec))
+    if spec.weight_dtype in LLAMA_BITS:
+        progress(f"rounding to {spec.weight_dtype}")
+        rounding.rounded(in_float, path, spec.weight_dtype, _importance(network, checkpoint, names))
+        in_float.unlink()
+    else:
+        in_float.rename(path)
     for name in spec.adapters:
         (directory / adapters.FOLDER).mkdir(exist_ok=True)
         _write_adapter(adapters.read(checkpoint.directory, name), directory / path_of(name), names)
@@ -57,10 +65,11 @@ class _Names:
     """What llama.cpp calls the tensors of a network, and in which order it has their rows."""
 
     def __init__(self, network: PreTrainedModel, spec: ModelSpec) -> None:
-        self.architecture = FAMILIES[spec.architecture]
+        family = FAMILIES[spec.architecture]
+        self.architecture = family.varied if len(set(spec.layers)) > 1 else family.name
         number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
         self._map = gguf.get_tensor_name_map(number, len(spec.layers))
-        self._turned = _turned(network, spec) if self.architecture == LLAMA else {}
+        self._turned = _turned(network, spec) if family.paired else {}
 
     def of(self, module: str) -> str:
         """Of a module, without the name of a part; BuildError where llama.cpp has none."""
@@ -76,30 +85,40 @@ class _Names:
 def _require_full_attention(config: Mapping[str, Any], spec: ModelSpec) -> None:
     """BuildError where attention is windowed, which llama.cpp does not compute in these families."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    if window and window < spec.context_length:
+    if window and window < spec.context_length and not FAMILIES[spec.architecture].windowed:
         raise BuildError(
-            f"llama.cpp does not compute the sliding window of {window} tokens of {spec.architecture}",
-            mend="Use runtime=genai or onnx",
+            f"llama.cpp does not compute the sliding window of {window} tokens of {spec.architecture}", mend=OTHERWISE
         )
 
 
 def _describe(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, Any]) -> None:
-    """The sizes, which are those of the first layer in all."""
-    layer = spec.layers[0]
-    rope = config.get("rope_parameters") or config
+    """The sizes: one of each, or one a layer where they differ."""
+    rope = _rope(config)
+
+    def size(name: str) -> int | list[int]:
+        sizes = [getattr(layer, name) for layer in spec.layers]
+        return sizes[0] if len(set(spec.layers)) == 1 else sizes
+
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.context_length)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_vocab_size(spec.vocabulary_size)
-    writer.add_feed_forward_length(layer.intermediate_size)
-    writer.add_head_count(layer.heads)
-    writer.add_head_count_kv(layer.kv_heads)
+    writer.add_feed_forward_length(size("intermediate_size"))
+    writer.add_head_count(size("heads"))
+    writer.add_head_count_kv(size("kv_heads"))
     writer.add_key_length(spec.head_size)
     writer.add_value_length(spec.head_size)
-    writer.add_rope_dimension_count(spec.head_size)
-    writer.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
+    writer.add_rope_dimension_count(int(spec.head_size * rope.get("partial_rotary_factor", 1.0)))
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How positions are told, in layers with full attention where those with windows have another way."""
+    rope = config["rope_parameters"]
+    full: Mapping[str, Any] = rope.get("full_attention", rope)
+    return full
 
 
 Tensors = dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
@@ -128,8 +147,20 @@ def _tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) ->
         if part == "weight" and module in rounded:
             found[name] = _packed(rounded[module], forms[module], rows)
         else:
-            found[name] = _plain(tensor.float().numpy()[rows], halved=spec.weight_dtype == "fp16")
+            offset = FAMILIES[spec.architecture].norm_offset if module.endswith("norm") else 0.0
+            found[name] = _plain(tensor.float().numpy()[rows] + offset, halved=spec.weight_dtype == "fp16")
     return found
+
+
+def _importance(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) -> dict[str, np.ndarray]:
+    """What calibration text puts into the channels that each tensor multiplies; empty where none was read."""
+    path = checkpoint.directory / networks.IMPORTANCE
+    if not path.is_file():
+        return {}
+    energies, modules = tensor_files.read_arrays(path), networks.units(network)
+    if checkpoint.spec.tied_embeddings:
+        modules[LM_HEAD] = modules[EMBEDDING]
+    return {f"{names.of(module)}.weight": energies[unit] for unit in energies for module in modules[unit]}
 
 
 def _plain(array: np.ndarray, *, halved: bool = False) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
@@ -165,18 +196,20 @@ def _turned(network: PreTrainedModel, spec: ModelSpec) -> dict[str, np.ndarray]:
 
 
 def _rotary_factors(network: PreTrainedModel, spec: ModelSpec) -> Tensors:
-    """By what the rotary frequencies are divided where they are not the plain ones (Llama 3)."""
+    """By what the rotary frequencies are divided where they are not the plain ones (Llama 3, Phi-3)."""
+    rope = _rope(network.config.to_dict())
+    if rope["rope_type"] == "longrope":
+        both = (rope["long_factor"], rope["short_factor"])
+        return {name: _plain(np.array(factors, np.float32)) for name, factors in zip(LONG_ROPE, both, strict=True)}
     rotary: Any = network.get_decoder().rotary_emb
-    base = network.config.rope_parameters["rope_theta"]
-    plain = base ** -(np.arange(0, spec.head_size, 2) / spec.head_size)
-    factors = (plain / rotary.inv_freq.double().numpy()).astype(np.float32)
+    turned = next(found for name, found in rotary.named_buffers() if name in ("inv_freq", "full_attention_inv_freq"))
+    plain = rope["rope_theta"] ** -(np.arange(len(turned)) / len(turned))
+    factors = (plain / turned.double().numpy()).astype(np.float32)
     if np.allclose(factors, 1, rtol=1e-5):
         return {}
-    if FAMILIES[spec.architecture] != LLAMA or rotary.attention_scaling != 1.0:
-        raise BuildError(
-            f"llama.cpp does not compute the rotary scaling of {spec.architecture}", mend="Use runtime=genai or onnx"
-        )
-    return {"rope_freqs.weight": _plain(factors)}
+    if FAMILIES[spec.architecture].name != "llama" or rotary.attention_scaling != 1.0:
+        raise BuildError(f"llama.cpp does not compute the rotary scaling of {spec.architecture}", mend=OTHERWISE)
+    return {FREQUENCIES: _plain(factors)}
 
 
 def _packed(matrix: Rounded, form: Grid, rows: np.ndarray | slice) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
@@ -12,9 +12,8 @@ import numpy as np
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes import greedy, lookup
-from edgeopt.runtimes.llamacpp import NAME, path_of
-from edgeopt.runtimes.prompts import chunks
+from edgeopt.runtimes.llamacpp import NAME, library, path_of
+from edgeopt.runtimes.past import PastSession
 from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
@@ -29,22 +28,16 @@ TYPES = {
 }
 
 
-def _ignore(level: int, text: bytes, data: Any) -> None:
-    """llama.cpp tells each tensor that it loads."""
-
-
-_SILENT = llama_cpp.llama_log_callback(_ignore)
-
-
-class LlamaCppSession:
+class LlamaCppSession(PastSession):
     """One model in memory; sequences run one after another, each in a context of its own."""
 
     computed_by = ("CPU",)
 
     def __init__(self, runtime: LlamaCpp, engine: Engine, threads: int) -> None:
-        llama_cpp.llama_log_set(_SILENT, None)
+        library.silence()
         self._runtime, self._spec, self._threads = runtime, engine.spec, threads
         self._directory, self._ends = engine.directory, end_tokens(engine.directory)
+        self._at_once, self._guessed = runtime.prompt_tokens, runtime.prompt_lookup
         self._adapters: dict[str, Any] = {}
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -54,37 +47,14 @@ class LlamaCppSession:
         if self._model is None:
             raise BuildError("llama.cpp cannot open the engine", place=str(engine.directory), mend="Build it again")
 
-    def generate(
-        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
-    ) -> Iterator[int]:
-        with closing(self._context(len(tokens) + max_new_tokens, adapter)) as context:
-            if guessed := self._runtime.prompt_lookup:
-                yield from lookup.decode(
-                    context,
-                    context.read_last(tokens),
-                    tokens,
-                    max_new_tokens,
-                    guessed=guessed,
-                    ends=self._ends,
-                    stop_at_end=stop_at_end,
-                )
-                return
-            yield from greedy.decode(
-                context.read_last, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end
-            )
-
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
-        with closing(self._context(len(tokens), adapter)) as context:
-            return context.read_all(tokens)
-
     def close(self) -> None:
         if self._model is not None:
             llama_cpp.llama_model_free(self._model)
         self._model, self._adapters = None, {}
 
-    def _context(self, capacity: int, adapter: str | None) -> _Context:
+    def _sequence(self, length: int, adapter: str | None) -> _Context:
         adapters.require(adapter, self._spec)
-        context = _Context(self._model, self._runtime, capacity, self._threads, self._spec.vocabulary_size)
+        context = _Context(self._model, self._runtime, length, self._threads, self._spec.vocabulary_size)
         if adapter is not None:
             context.activate(self._adapter(adapter))
         return context
@@ -100,14 +70,14 @@ class LlamaCppSession:
 
 
 class _Context:
-    """Keys and values of one sequence."""
+    """Keys and values of one sequence, which are freed with this object."""
 
     def __init__(self, model: Any, runtime: LlamaCpp, capacity: int, threads: int, vocabulary_size: int) -> None:
         self._length, self._vocabulary_size = 0, vocabulary_size
-        self._at_once = min(runtime.prompt_tokens, capacity)
+        at_once = min(runtime.prompt_tokens, capacity)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = capacity
-        params.n_batch = params.n_ubatch = self._at_once
+        params.n_batch = params.n_ubatch = at_once
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = TYPES[runtime.keys_values]
         if runtime.keys_values == "fp32":  # its fused attention computes in halves
@@ -115,7 +85,8 @@ class _Context:
         self._context = llama_cpp.llama_init_from_model(model, params)
         if self._context is None:
             raise MeasureError(f"llama.cpp makes no context of {capacity} tokens", mend="Give a shorter prompt")
-        self._batch = llama_cpp.llama_batch_init(self._at_once, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(at_once, 0, 1)
+        weakref.finalize(self, _free, self._context, self._batch)
 
     def activate(self, adapter: Any) -> None:
         """Compute with an adapter from now on."""
@@ -124,35 +95,6 @@ class _Context:
         )
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        """Read on; the logits at `rows` of these tokens, float32, shape (rows, vocabulary)."""
-        found: np.ndarray = self.read_all(tokens)[list(rows)]
-        return found
-
-    def back(self, count: int) -> None:
-        """Forget the last `count` tokens."""
-        self._length -= count
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, self._length, -1)
-
-    def read_last(self, tokens: Sequence[int]) -> np.ndarray:
-        """Read on; the logits after the last of these tokens, float32, shape (vocabulary,)."""
-        for part in chunks(tokens, self._at_once):
-            self._decode(part, every=False)
-        last: np.ndarray = self._logits(1)[0]
-        return last
-
-    def read_all(self, tokens: Sequence[int]) -> np.ndarray:
-        """Read on; the logits after each of these tokens, float32, shape (tokens, vocabulary)."""
-        found = []
-        for part in chunks(tokens, self._at_once):
-            self._decode(part, every=True)
-            found.append(self._logits(len(part)))
-        return np.concatenate(found)
-
-    def close(self) -> None:
-        llama_cpp.llama_batch_free(self._batch)
-        llama_cpp.llama_free(self._context)
-
-    def _decode(self, tokens: Sequence[int], *, every: bool) -> None:
         batch = self._batch
         batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
@@ -160,15 +102,21 @@ class _Context:
             batch.pos[place] = self._length + place
             batch.n_seq_id[place] = 1
             batch.seq_id[place][0] = 0
-            batch.logits[place] = every or place == len(tokens) - 1
+            batch.logits[place] = place in rows
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise MeasureError(f"llama.cpp could not read {len(tokens)} tokens (status {status})")
         self._length += len(tokens)
-
-    def _logits(self, rows: int) -> np.ndarray:
-        size = rows * self._vocabulary_size
         address = llama_cpp.llama_get_logits(self._context)
-        held = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (size,))
-        found: np.ndarray = held.reshape(rows, self._vocabulary_size).copy()
+        shape = len(rows), self._vocabulary_size
+        found: np.ndarray = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape).copy()
         return found
+
+    def back(self, count: int) -> None:
+        self._length -= count
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, self._length, -1)
+
+
+def _free(context: Any, batch: Any) -> None:
+    llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(context)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt import units
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import packed
+from edgeopt.runtimes import floats, packed
 from edgeopt.runtimes.knobs import Knobs
 from edgeopt.runtimes.prompts import CHUNK_TOKENS
 
@@ -152,6 +152,7 @@ class PortableOnnx(Knobs):
         return whole if self.processes > 1 else replace(whole, shards=1)
 
     def check(self, spec: ModelSpec) -> None:
+        floats.require(spec)
         if self.processes > 1 and not find_spec("ray"):
             raise ConfigError("Ray is not installed", place="runtime.processes", mend="pip install 'edgeopt[ray]'")
         if self.packed_on_disk:

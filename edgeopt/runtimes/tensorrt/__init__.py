@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import lookup
+from edgeopt.runtimes import floats, lookup
 from edgeopt.spec import EMBEDDING
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class TensorRt:
         return replace(self, prompt_lookup=0)
 
     def check(self, spec: ModelSpec) -> None:
+        floats.require(spec)
         for pattern in self.in_fp32:
             if not any(fnmatchcase(unit, pattern) for unit in spec.matrices):
                 raise ConfigError(

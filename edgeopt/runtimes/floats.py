@@ -1,0 +1,21 @@
+"""Types of weights that are no grid's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeopt.errors import ConfigError
+from edgeopt.spec import LLAMA_BITS
+
+if TYPE_CHECKING:
+    from edgeopt.spec import ModelSpec
+
+
+def require(spec: ModelSpec) -> None:
+    """ConfigError where weights are to be in a type of llama.cpp's, which no other runtime reads."""
+    if spec.weight_dtype in LLAMA_BITS:
+        raise ConfigError(
+            f"{spec.weight_dtype} is a type of llama.cpp's",
+            place="runtime",
+            mend="Use runtime=llamacpp, or the step int4 in place of llama_quantize",
+        )
