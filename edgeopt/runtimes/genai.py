@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.runtimes import floats, lookup, packed
+from edgeopt.runtimes import floats, packed
 from edgeopt.runtimes.knobs import Knobs
+from edgeopt.runtimes.past import PastSession
 from edgeopt.runtimes.portable import PortableOnnx
 from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
 from edgeopt.runtimes.residency import hold, pieces, settle
@@ -118,7 +119,7 @@ class Genai(Knobs):
         return GenaiSession(self, engine, threads)
 
 
-class GenaiSession:
+class GenaiSession(PastSession):
     """One engine in memory, one of its two graphs at a time; sequences run one after another."""
 
     computed_by = ("CPUExecutionProvider",)
@@ -132,7 +133,8 @@ class GenaiSession:
         }
         described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
-        self._chunk = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
+        self._at_once = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
+        self._guessed = runtime.prompt_lookup
         ends = described["eos_token_id"]
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._graph = ""
@@ -159,21 +161,12 @@ class GenaiSession:
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
-        length = len(tokens) + max_new_tokens
-        if self._runtime.prompt_lookup:
-            past = self._sequence(length, adapter)
-            yield from lookup.decode(
-                past,
-                [past.read(part, [len(part) - 1])[0] for part in chunks(tokens, self._chunk)][-1],
-                tokens,
-                max_new_tokens,
-                guessed=self._runtime.prompt_lookup,
-                ends=self._ends,
-                stop_at_end=stop_at_end,
-            )
+        if self._guessed:
+            yield from super().generate(tokens, max_new_tokens, stop_at_end=stop_at_end, adapter=adapter)
             return
+        length = len(tokens) + max_new_tokens
         generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length, adapter=adapter)
-        for part in chunks(tokens, self._chunk):
+        for part in chunks(tokens, self._at_once):
             generator.append(part)
         for _ in range(max_new_tokens):
             token = generator.next()
@@ -181,21 +174,11 @@ class GenaiSession:
                 return
             yield token
 
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
-        import numpy as np
-
-        generator = self._generator(SCORING, len(tokens), minimum=0, adapter=adapter)
-        logits = []
-        for part in chunks(tokens, self._chunk):
-            generator.append(part)
-            logits.append(generator.output("logits")[0])
-        return np.concatenate(logits)
-
     def close(self) -> None:
         self._graph, self._model, self._adapters = "", None, None
 
     def _sequence(self, length: int, adapter: str | None) -> _Sequence:
-        """With the logits of every token, as guesses want them."""
+        """By the graph that computes the logits of every token."""
         return _Sequence(self._generator(SCORING, length, minimum=0, adapter=adapter))
 
     def _generator(self, graph: str, length: int, *, minimum: int, adapter: str | None) -> Generator:

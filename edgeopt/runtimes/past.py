@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from edgeopt.runtimes import greedy, lookup
 from edgeopt.runtimes.prompts import chunks
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Past(Protocol):
@@ -55,6 +56,8 @@ class PastSession(ABC):
         return greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        import numpy as np
+
         past = self._sequence(len(tokens), adapter)
         return np.concatenate([past.read(part, range(len(part))) for part in chunks(tokens, self._at_once)])
 
