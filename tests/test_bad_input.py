@@ -137,6 +137,14 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["measure.probes.tasks", "/absent" if find_spec("lm_eval") else "pip install 'edgeopt[tasks]'"],
     ),
     "no probe": (["measure.probes.size=3"], ["measure.probes.size: int is no probe"]),
+    "affinity that lists no processors": (
+        ["runtime.affinity=big"],
+        ["runtime.affinity: 'big' lists no processors", "0,2 or 4-7"],
+    ),
+    "unknown graph optimization": (
+        ["runtime.graph_optimization=most"],
+        ["runtime.graph_optimization: 'most' is not allowed", "all, extended, basic, none"],
+    ),
     "missing folder of configs": (["--config-dir", "nope"], ["--config-dir: 'nope' is no folder"]),
 }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.runtimes import floats, packed
-from edgeopt.runtimes.knobs import Knobs
+from edgeopt.runtimes import affinity, floats, packed
+from edgeopt.runtimes.knobs import LEVELS, Knobs
 from edgeopt.runtimes.past import PastSession
 from edgeopt.runtimes.portable import PortableOnnx
 from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
@@ -56,6 +56,12 @@ class Genai(Knobs):
 
     def __post_init__(self) -> None:
         Knobs.__post_init__(self)
+        if self.graph_optimization == "none":
+            raise ConfigError(
+                "ONNX Runtime multiplies rounded weights wrongly where it did not compute their scales beforehand",
+                place="graph_optimization",
+                mend="Give basic, extended or all",
+            )
         if self.accuracy_level not in (1, 4):
             raise ConfigError(
                 f"{self.accuracy_level} is no accuracy level", place="accuracy_level", mend="Choose 1 or 4"
@@ -129,8 +135,10 @@ class GenaiSession(PastSession):
         self._options = {
             "intra_op_num_threads": threads,
             "enable_cpu_mem_arena": runtime.arena,
-            **runtime.entries,
+            "graph_optimization_level": LEVELS[runtime.graph_optimization],
+            **runtime.entries(threads),
         }
+        self._computing = affinity.computing(runtime.processors(threads))
         described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
         self._at_once = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
@@ -186,7 +194,7 @@ class GenaiSession(PastSession):
 
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
         model = self._load(graph)
-        generator = Generator(model, capacity=capacity, minimum=minimum)
+        generator = Generator(model, capacity=capacity, minimum=minimum, computing=self._computing)
         if adapter is not None:
             self._activate(adapter, model, generator)
         return generator

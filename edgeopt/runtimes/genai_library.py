@@ -10,6 +10,7 @@ import ctypes
 import json
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from edgeopt.runtimes.affinity import Computing
 
 _ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "OgaCreateConfig": (c_char_p, POINTER(c_void_p)),
@@ -95,9 +98,14 @@ class Adapters(_Object):
 
 
 class Generator(_Object):
-    """Greedy decoding of one sequence of at most `capacity` tokens, which does not end before `minimum` tokens."""
+    """Greedy decoding of one sequence of at most `capacity` tokens, which does not end before `minimum` tokens.
 
-    def __init__(self, model: Model, *, capacity: int, minimum: int) -> None:
+    Args:
+        computing: makes what this thread enters while it computes.
+    """
+
+    def __init__(self, model: Model, *, capacity: int, minimum: int, computing: Computing = nullcontext) -> None:
+        self._computing = computing
         parameters = _Object("GeneratorParams", "OgaCreateGeneratorParams", model.handle)
         for name, value in {"max_length": capacity, "min_length": minimum}.items():
             _call("OgaGeneratorParamsSetSearchNumber", parameters.handle, name.encode(), value)
@@ -109,12 +117,14 @@ class Generator(_Object):
         _call("OgaSetActiveAdapter", self.handle, adapters.handle, name.encode())
 
     def append(self, tokens: Sequence[int]) -> None:
-        _call("OgaGenerator_AppendTokens", self.handle, (c_int32 * len(tokens))(*tokens), len(tokens))
+        with self._computing():
+            _call("OgaGenerator_AppendTokens", self.handle, (c_int32 * len(tokens))(*tokens), len(tokens))
 
     def next(self) -> int:
         """The next token, which is then part of the sequence."""
         tokens, count = POINTER(c_int32)(), c_size_t()
-        _call("OgaGenerator_GenerateNextToken", self.handle)
+        with self._computing():
+            _call("OgaGenerator_GenerateNextToken", self.handle)
         _call("OgaGenerator_GetNextTokens", self.handle, byref(tokens), byref(count))
         return int(tokens[0])
 

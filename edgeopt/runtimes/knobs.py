@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import lookup
+from edgeopt.runtimes import affinity, lookup
 
 MappedWeights = Literal["on_demand", "prefaulted", "locked"]
+LEVELS: Mapping[str, str] = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "none": "ORT_DISABLE_ALL",
+}
+"""How ONNX Runtime calls what it does to a graph when it opens it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +34,18 @@ class Knobs:
         prompt_lookup: tokens that are guessed at once, as what followed the last ones when they stood in the text
             before (edgeopt.runtimes.lookup); what is generated is the same. 0: none.
         arena: memory for intermediate results is kept for the next call.
+        affinity: logical processors as taskset takes them, such as `0,2` or `4-7`, of which the first thread computes
+            on the first alone, the second on the second, and so on. None: the kernel moves threads as it likes.
+        graph_optimization: what ONNX Runtime does to a graph when it opens it: computes what is constant (`basic`),
+            fuses operators, too (`extended`), and chooses layouts (`all`). With `none` rotary tables and weights in
+            fp16 are computed anew for each token.
     """
 
     KNOBS: ClassVar[frozenset[str]] = frozenset(
-        {"spinning", "prepacked", "huge_pages", "mapped_weights", "prompt_lookup", "arena"}
+        {
+            *("spinning", "prepacked", "huge_pages", "mapped_weights", "prompt_lookup", "arena"),
+            *("affinity", "graph_optimization"),
+        }
     )
     """Those that decide how an engine is opened alone."""
     spinning: bool = True
@@ -40,9 +55,19 @@ class Knobs:
     mapped_weights: MappedWeights = "on_demand"
     prompt_lookup: int = 0
     arena: bool = True
+    affinity: str | int | None = None
+    graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
 
     def __post_init__(self) -> None:
         lookup.check(self.prompt_lookup)
+        if self.affinity is not None:
+            affinity.parse(self.affinity)
+        if self.graph_optimization != "all" and self.packed_on_disk:
+            raise ConfigError(
+                "the graph is optimized already where its weights are packed on disk",
+                place="graph_optimization",
+                mend="Give all, or packed_on_disk=false",
+            )
         if self.mapped_weights != "on_demand" and self.prepacked and not self.packed_on_disk:
             raise ConfigError(
                 "weights are copied from the file, and none of it stays mapped",
@@ -55,10 +80,21 @@ class Knobs:
                     "weights stay as they are in the file", place=name, mend="Give false, or prepacked=true"
                 )
 
-    @property
-    def entries(self) -> Mapping[str, str]:
-        """Entries of a session's config. Specification: onnxruntime_session_options_config_keys.h."""
+    def entries(self, threads: int) -> Mapping[str, str]:
+        """Entries of a session's config. Specification: onnxruntime_session_options_config_keys.h.
+
+        Raises BuildError as `processors`.
+        """
+        others = affinity.entry(self.processors(threads))
         return {
             "session.intra_op.allow_spinning": str(int(self.spinning)),
             "session.disable_prepacking": str(int(not self.prepacked)),
+            **({"session.intra_op_thread_affinities": others} if others else {}),
         }
+
+    def processors(self, threads: int) -> tuple[int, ...]:
+        """The processor of each thread, first that of the one that calls; none where they are not chosen.
+
+        BuildError where they are too few, or this process may not use them.
+        """
+        return () if self.affinity is None else affinity.choose(affinity.parse(self.affinity), threads)

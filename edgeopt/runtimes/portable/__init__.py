@@ -84,6 +84,12 @@ class PortableOnnx(Knobs):
             )
         if self.processes > 1:
             self._require_cpu("processes")
+            if self.affinity is not None:
+                raise ConfigError(
+                    "processes may lie on hosts whose processors are others",
+                    place="affinity",
+                    mend="Give null, or processes=1",
+                )
         if self.prompt_lookup and (self.kv_window is not None or self.keys_values in ("int8", "int4")):
             raise ConfigError(
                 "guesses that were wrong are taken back, and tokens that they drove out of a window do not return",
@@ -193,7 +199,11 @@ class PortableOnnx(Knobs):
     def lint(self, engine: Engine) -> list[str]:
         from edgeopt.runtimes.portable import graph
 
-        return [] if self.packed_on_disk else graph.findings(engine.directory / graph.NAME)
+        found = [] if self.packed_on_disk else graph.findings(engine.directory / graph.NAME)
+        unfused = self.graph_optimization in ("none", "basic")
+        if unfused and any(grid.inputs != "dynamic" for grid in engine.spec.grids.values()):
+            found.append(f"graph_optimization={self.graph_optimization} widens rounded weights for each token")
+        return found
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         engine.require_format(self.format)

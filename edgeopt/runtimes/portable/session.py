@@ -10,6 +10,7 @@ import onnxruntime
 
 from edgeopt import adapters
 from edgeopt.errors import BuildError
+from edgeopt.runtimes import affinity
 from edgeopt.runtimes.past import Past, PastSession
 from edgeopt.runtimes.portable import graph, streaming
 from edgeopt.runtimes.portable.caches import Room, cache_of
@@ -40,6 +41,7 @@ class PortableSession(PastSession):
         self._ends = end_tokens(engine.directory)
         self._window, self._guessed = runtime.kv_window, runtime.prompt_lookup
         self._at_once = at_once(engine.directory, engine.spec)
+        self._computing = affinity.computing(runtime.processors(threads))
         here = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[runtime.provider] if name in here]
         try:
@@ -72,7 +74,8 @@ class PortableSession(PastSession):
     def _sequence(self, length: int, adapter: str | None) -> Past:
         room = Room(length, self._at_once, self._window)
         allocate = self._session.allocate if isinstance(self._session, streaming.Chain) else in_memory
-        return cache_of(self._session, self._spec, room, self._factors(adapter), self._device, allocate)
+        past = cache_of(self._session, self._spec, room, self._factors(adapter), self._device, allocate)
+        return affinity.Kept(past, self._computing)
 
     def _factors(self, adapter: str | None) -> Mapping[str, np.ndarray]:
         """The inputs by which the graph computes with an adapter."""
