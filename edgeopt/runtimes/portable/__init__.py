@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.spec import ModelSpec
     from edgeopt.target import Target
 
-OPSETS = (23, 20, 18)
+OPSETS = (23, 20, 18, 17)
 MOST_SHARDS = 99
 WEIGHT_BITS, GRID_OPSET = {4, 8}, 21
 """Of weights on a grid, and from which opset on there are blocks of them."""
@@ -32,7 +32,7 @@ class PortableOnnx(Knobs):
     """Engines of ONNX Runtime from torch's exporter, with weights in fp32, stored in fp16 or on grids of 4 and 8 bits.
 
     Attributes:
-        opset: version of the ONNX standard; 23 keeps attention and norms as one operator each.
+        opset: version of the ONNX standard; 23 keeps attention and norms as one operator each. 17 is lowered from 18.
         keys_values: the type in which keys and values are kept. In int8 and int4 the last tokens stay as they are;
             each token widens all that is kept of a layer, which takes time and, for one layer at once, memory.
         provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.

@@ -20,7 +20,7 @@ from edgeopt import adapters
 from edgeopt import network as networks
 from edgeopt.artifact import link_file
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.portable import graph, grids
+from edgeopt.runtimes.portable import graph, grids, lowering
 from edgeopt.runtimes.portable.kept import Layer, examples, kept
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, dialect: Dialect, progress
             ).install(on_grid)
     except Exception as error:  # whatever an exporter of another project raises is a failed build
         raise BuildError(f"torch could not export {checkpoint.spec.architecture} to ONNX: {error}") from error
+    lowering.lower(model, dialect.opset)
     if checkpoint.spec.weight_dtype == "fp16" and not dialect.halved:
         _store_in_fp16(model)
     _make_optional(model, [name for module in touched for name in adapters.names(module)])
@@ -162,7 +163,7 @@ def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
         traced,
         (*given, past, factors),
         dynamo=True,
-        opset_version=dialect.opset,
+        opset_version=max(dialect.opset, lowering.OLDEST),
         dynamic_shapes=(
             {0: dynamic, 1: dynamic},
             {},
