@@ -198,6 +198,15 @@ class DeviceBound(Protocol):
         ...
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """A runtime that may have a processor of its own for each thread."""
+
+    def processors(self, threads: int) -> Sequence[int]:
+        """Those of `threads` threads; none where they may move. BuildError where this process may not use them."""
+        ...
+
+
 FILES = "files"
 """The group of probes that look at an engine's files alone: they collect without a process, and nothing is opened."""
 GENERATION = "generation"

@@ -155,9 +155,7 @@ class ModelSpec:
         rows, columns = self.matrices[name]
         grid = self.grids.get(name)
         return (
-            int(rows * columns * DTYPE_BITS[self.weight_dtype] / 8)
-            if grid is None
-            else grid.size_bytes(rows, columns)
+            int(rows * columns * DTYPE_BITS[self.weight_dtype] / 8) if grid is None else grid.size_bytes(rows, columns)
         )
 
     def adapter_bytes(self, name: str) -> int:

@@ -20,7 +20,7 @@ from edgeopt.measure.runs import Run, conclude, judged, undisturbed
 from edgeopt.measure.spawn import spawn
 from edgeopt.measure.workload import PROMPT_LENGTHS, Workload, prepare
 from edgeopt.part import construct, describe
-from edgeopt.ports import FILES, GENERATION, Probe, Progress, Runtime
+from edgeopt.ports import FILES, GENERATION, Placed, Probe, Progress, Runtime
 from edgeopt.result import Measurement
 from edgeopt.target import Target
 from edgeopt.text import Text
@@ -159,7 +159,7 @@ def measure(
                 runtime=describe(runtime),
                 probes={},
                 engine=str(engine.directory.absolute()),
-                cores=process.pinned_cores(target.threads),
+                cores=_cores(runtime, target),
                 context_length=workload.context_length,
                 prompts={str(length): ids for length, ids in workload.prompts.items()},
                 documents=str(documents),
@@ -196,6 +196,13 @@ def measure(
         for name, probe in bench.probes.items()
         for figure in conclude(name, probe, runs, foreign_cpu_share=bench.foreign_cpu_share)
     )
+
+
+def _cores(runtime: Runtime, target: Target) -> list[int]:
+    """Where measured processes are kept: on the processors that the runtime chooses, or the first of those allowed."""
+    cores = process.pinned_cores(target.threads)
+    chosen = runtime.processors(len(cores)) if isinstance(runtime, Placed) else ()
+    return list(chosen) or cores
 
 
 def _existing(name: str, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -10,14 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from measure import toy
 from workshops import built
 
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.errors import BuildError, ConfigError
+from edgeopt.measure.bench import measure
 from edgeopt.ports import Session
 from edgeopt.runtimes import affinity
 from edgeopt.runtimes.genai import Genai
 from edgeopt.runtimes.portable import PortableOnnx
+from runtimes.test_families import CALIBRATION
 
 SHARDS = 3
 RUNTIMES = {"genai": Genai(), "onnx": PortableOnnx(shards=SHARDS)}
@@ -115,6 +119,14 @@ def test_threads_of_every_shard_are_kept(made: tuple[PortableOnnx, Engine]) -> N
     assert kept(threads() - before, SHARDS)
     assert str(SECOND) in seen(session, str(SECOND))
     session.close()
+
+
+@two_processors
+def test_measured_processes_are_kept_on_the_chosen_processors(made: tuple[Genai, Engine], tmp_path: Path) -> None:
+    runtime, engine = made
+    chosen, target = replace(runtime, affinity=SECOND), replace(toy.TARGET, threads=1)
+    measure(engine, chosen, toy.bench("size", "memory"), target, CALIBRATION, tmp_path, {}, lambda _: None)
+    assert json.loads((tmp_path / "samples.json").read_text())["cores"] == [SECOND]
 
 
 def test_more_threads_than_processors_are_refused(made: tuple[Genai, Engine]) -> None:
