@@ -27,7 +27,7 @@ BLOCK_SIZE = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCpp:
-    """CPU engines of llama.cpp, with weights in fp32, in fp16 or on grids of 4 and 8 bits in blocks of 32.
+    """CPU engines of llama.cpp: weights in fp32, fp16, types of its own, or on grids of 4 and 8 bits in blocks of 32.
 
     Attributes:
         keys_values: the type in which a session keeps keys and values.

@@ -147,8 +147,10 @@ def _tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) ->
         if part == "weight" and module in rounded:
             found[name] = _packed(rounded[module], forms[module], rows)
         else:
-            offset = FAMILIES[spec.architecture].norm_offset if module.endswith("norm") else 0.0
-            found[name] = _plain(tensor.float().numpy()[rows] + offset, halved=spec.weight_dtype == "fp16")
+            values = tensor.float().numpy()[rows]
+            if module.endswith("norm"):
+                values = values + FAMILIES[spec.architecture].norm_offset
+            found[name] = _plain(values, halved=spec.weight_dtype == "fp16")
     return found
 
 
