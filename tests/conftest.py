@@ -22,6 +22,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROSE = "def read(path):\n    return open(path).read()\n\nThe quick brown fox jumps over the lazy dog. "
 
 
+WHOLE = {"folder", "swept", "shown", "desk"}
+"""Fixtures of tests that run a whole sweep, a server or a promotion: the longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with such tests come first, so that two processes end at about the same time."""
+    long = {item.path for item in items if WHOLE.intersection(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama in Hugging Face layout: 2 layers, hidden 64, MLP 128, 4 heads over 2 KV heads, vocabulary 300."""
