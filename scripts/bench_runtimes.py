@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,90 +53,6 @@ session.close()
 session._options["enable_profiling"] = sys.argv[2]
 list(session.generate(list(range(5, 21)), int(sys.argv[3]), stop_at_end=False))
 """
-
-GUESSED = (1, 2, 4, 8)
-PROMPT, GOES_ON = 128, 96
-READINGS = """
-import json, statistics, sys, time
-from pathlib import Path
-from edgeopt import assembly
-
-engine, runtime = assembly.open_engine(Path(sys.argv[1]))
-session = runtime.open(engine, threads=2)
-past = (session._context if hasattr(session, "_context") else session._sequence)(256, None)
-past.read(list(range(5, 37)), [31])
-time.sleep(1)  # until pages are joined
-found = {}
-for count in (1, 2, 3, 4, 5, 9):
-    taken = []
-    for _ in range(30):
-        begun = time.perf_counter()
-        past.read(list(range(50, 50 + count)), range(count))
-        taken.append(time.perf_counter() - begun)
-        past.back(count)
-    found[count] = 1e3 * statistics.median(taken)
-print(json.dumps(found))
-"""
-"""What readings of several tokens take, in ms."""
-OPENED = """
-import json, statistics, sys, time
-from pathlib import Path
-from edgeopt.artifact import Engine
-from edgeopt.measure.process import memory
-from edgeopt.runtimes.portable import PortableOnnx, session
-
-runtime, engine = PortableOnnx(**json.loads(sys.argv[2])), Engine.read(Path(sys.argv[1]))
-begun = time.perf_counter()
-opened = runtime.open(engine, threads=2)
-found = {"opened in ms": 1e3 * (time.perf_counter() - begun)}
-moments = [time.perf_counter() for _ in opened.generate(list(range(5, 21)), 9, stop_at_end=False)]
-found["ms a token"] = 1e3 * statistics.median(b - a for a, b in zip(moments, moments[1:]))
-found |= {f"{name}, MB": memory()[f"{name}_bytes"] / 1e6 for name in ("private", "pss", "rss")}
-print(json.dumps(found), flush=True)
-sys.stdin.read()
-"""
-"""A process that opens an engine, generates, tells what it took, and has it open until it is told to end."""
-PACKED: dict[str, dict[str, bool]] = {
-    "by each process": {},
-    "on disk": {"packed_on_disk": True},
-    "not at all": {"prepacked": False},
-}
-
-
-def prepacked(folder: Path) -> None:
-    """Weights of the 246 M shape in the layout of the kernels: made by each process, saved in the file, or not at all.
-
-    Two processes at once, medians of the second, once it has generated.
-    """
-    model = folder / "llama246m"
-    make_random_llama(model)
-    chosen = ["model=local", f"model.path={model}", *only(), "runtime=onnx"]
-    rows: list[list[object]] = []
-    for recipe in ("baseline", "int8", "int4"):
-        engines = {}
-        for way, values in PACKED.items():
-            given = [f"runtime.{key}={str(value).lower()}" for key, value in values.items()]
-            engines[way] = engine_of(folder, cli(folder, "run", *chosen, f"recipe={recipe}", *given))
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in PACKED}
-        for _ in range(3):
-            for way, engine in engines.items():
-                with _opened(engine, PACKED[way]), _opened(engine, PACKED[way]) as second:
-                    found[way].append(second)
-        for way, runs in found.items():
-            disk_mb = sum(p.stat().st_size for p in engines[way].glob("*.data")) / 1e6
-            rows.append([recipe, way, disk_mb, *(statistics.median(run[name] for run in runs) for name in runs[0])])
-    table(["recipe", "packed", "weights on disk, MB", *found["on disk"][0]], rows)
-
-
-@contextlib.contextmanager
-def _opened(engine: Path, values: dict[str, bool]) -> Iterator[dict[str, float]]:
-    """A process with an engine open, and what it tells."""
-    command = [sys.executable, "-c", OPENED, str(engine), json.dumps(values)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
-        process.stdin.close()
 
 
 def runtimes(folder: Path) -> None:
@@ -214,51 +127,6 @@ def blocks(folder: Path) -> None:
         logits = _logits(engine_of(folder, document), windows)
         rows.append([name, _divergence(exact, logits), figures(document)[PERPLEXITY]])
     table(["recipe", "divergence from fp32, nats", "perplexity"], rows)
-
-
-def guesses(folder: Path) -> None:
-    """Prompt look-up: what a reading of several tokens takes of the 246 M shape, and how many come of one."""
-    model = folder / "llama246m"
-    make_random_llama(model)
-    best = [*RECIPES[BEST], *TABLES, "runtime.prompt_lookup=8"]
-    chosen = ["model=local", f"model.path={model}", *only(), "recipe=int4"]
-    engines = {BEST: engine_of(folder, cli(folder, "run", *chosen, *best))}
-    if peers.llama_cpp_runs_here():
-        engines["llama.cpp, Q4_K_M"] = Path(tempfile.mkdtemp(dir=folder))
-        peers.llama_cpp(model, engines["llama.cpp, Q4_K_M"], "Q4_K_M")
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
-    for _ in range(3):
-        for name, engine in engines.items():
-            told = subprocess.check_output([sys.executable, "-c", READINGS, str(engine)])
-            taken[name].append(json.loads(told))
-    ms = {n: {c: statistics.median(run[c] for run in runs) for c in runs[0]} for n, runs in taken.items()}
-    table(["ms of a reading of", *(f"{count} tokens" for count in ms[BEST])], [[n, *ms[n].values()] for n in ms])
-    rows, speeds = [], []
-    for subject in subjects():
-        document = cli(folder, "run", *subject.chosen, *only(), "recipe=int4", "runtime=onnx")
-        windows = peers.evaluation_windows(subject.folder, subject.chosen)
-        tokens = {g: _tokens_a_reading(engine_of(folder, document), windows, g) for g in GUESSED}
-        rows.append([subject.title, *tokens.values()])
-        for name, taken_by in ms.items():
-            guessed, a_token = min(((g, taken_by[str(g + 1)] / tokens[g]) for g in GUESSED), key=lambda pair: pair[1])
-            speeds.append([subject.title, name, taken_by["1"], a_token, guessed])
-    table(["tokens of a reading, guessed at once:", *map(str, GUESSED)], rows)
-    table(["texts of", "engine", "ms a token", "with guesses", "guessed at once"], speeds)
-
-
-def _tokens_a_reading(engine: Path, windows: Sequence[Sequence[int]], guessed: int) -> float:
-    """Of a model that goes on where its text was cut."""
-    from edgeopt.artifact import Engine
-    from edgeopt.measure.pace import AT_ONCE_S
-    from edgeopt.runtimes.portable import PortableOnnx
-
-    session = PortableOnnx(prompt_lookup=guessed).open(Engine.read(engine), threads=2)
-    made = readings = 0
-    for window in windows:
-        moments = [time.perf_counter() for _ in session.generate(window[:PROMPT], GOES_ON, stop_at_end=False)]
-        made += len(moments)
-        readings += 1 + sum(after - before >= AT_ONCE_S for before, after in pairwise(moments))
-    return made / readings
 
 
 def _logits(engine: Path, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -17,6 +17,8 @@ from pathlib import Path
 import bench_compression as compression
 import bench_engine as engine
 import bench_front
+import bench_guesses
+import bench_prepacked
 import bench_release as release
 import bench_runtimes
 import bench_search as search
@@ -36,8 +38,8 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
         engine.decode,
         bench_runtimes.runtimes,
         bench_runtimes.blocks,
-        bench_runtimes.guesses,
-        bench_runtimes.prepacked,
+        bench_guesses.guesses,
+        bench_prepacked.prepacked,
         bench_streaming.streaming,
         bench_streaming.context,
         compression.rounding,
