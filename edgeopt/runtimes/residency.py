@@ -17,6 +17,8 @@ from edgeopt.runtimes.knobs import Knobs, MappedWeights
 WILL_NEED, DO_NOT_NEED, POPULATE_READ, COLLAPSE = 3, 4, 22, 25
 """Advice to the kernel: asm-generic/mman-common.h."""
 HUGE_BYTES = 2 * 2**20
+JOINED_AFTER_S = 0.2
+"""Seconds after an engine was opened: joining pages takes a core, and would have the first token come later."""
 _MENDS = {
     "prefaulted": "Give on_demand, or use Linux 5.14 or newer",
     "locked": "Give prefaulted, or let the process lock as much: ulimit -l",
@@ -85,7 +87,8 @@ def join_pages() -> threading.Thread:
     time and take no memory. Only what lies there now is joined. BuildError where the kernel cannot (before Linux 6.1).
     """
     _require_joining()
-    thread = threading.Thread(target=_join, name="huge-pages", daemon=True)
+    thread = threading.Timer(JOINED_AFTER_S, _join)
+    thread.name, thread.daemon = "huge-pages", True
     thread.start()
     return thread
 
