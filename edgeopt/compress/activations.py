@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,44 +31,34 @@ def input_energy(
     Returns one float64 tensor of shape (in_features,) a layer; its square root is the activation norm
     of Wanda (arXiv 2306.11695).
     """
-    import torch
-
-    energies = [torch.zeros(pick(layer).in_features, dtype=torch.float64) for layer in layers(network)]
-
-    def watch(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            energies[number] += inputs[0].detach().double().square().sum(dim=(0, 1))
-
-        return add
-
-    handles = [pick(layer).register_forward_pre_hook(watch(n)) for n, layer in enumerate(layers(network))]
-    with _removed(handles):
-        run(network, windows)
-    return energies
+    picked = {str(number): pick(layer) for number, layer in enumerate(layers(network))}
+    return list(_energies(network, windows, picked).values())
 
 
 def unit_energy(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Mean of x² over tokens, per input channel of each unit but the embedding, float64, shape (columns,)."""
+    first = {unit: network.get_submodule(names[0]) for unit, names in units(network).items() if unit != EMBEDDING}
+    count = sum(map(len, windows))
+    return {unit: energy / count for unit, energy in _energies(network, windows, first).items()}
+
+
+def _energies(
+    network: PreTrainedModel, windows: Sequence[Sequence[int]], linear: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The sum over tokens of x², per input channel of each of these linear maps, float64, shape (in_features,)."""
     import torch
 
-    energies: dict[str, Tensor] = {}
+    energies = {name: torch.zeros(module.in_features, dtype=torch.float64) for name, module in linear.items()}
 
-    def watch(unit: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            energies[unit] += inputs[0].detach().double().square().sum(dim=(0, 1))
+            energies[name] += inputs[0].detach().double().square().sum(dim=(0, 1))
 
         return add
 
-    handles = []
-    for unit, (first, *_) in units(network).items():
-        if unit != EMBEDDING:
-            module: Any = network.get_submodule(first)
-            energies[unit] = torch.zeros(module.in_features, dtype=torch.float64)
-            handles.append(module.register_forward_pre_hook(watch(unit)))
-    with _removed(handles):
+    with _removed([module.register_forward_pre_hook(watch(name)) for name, module in linear.items()]):
         run(network, windows)
-    count = sum(map(len, windows))
-    return {unit: energy / count for unit, energy in energies.items()}
+    return energies
 
 
 def norm_energy(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> Tensor:
