@@ -59,7 +59,7 @@ def _gemma(writer: gguf.GGUFWriter, config: Mapping[str, Any], spec: ModelSpec) 
             mend=OTHERWISE,
         )
     windows = [kind == "sliding_attention" for kind in config["layer_types"]]
-    period = (windows.index(False) if False in windows else len(windows)) + 1
+    period = [*windows, False].index(False) + 1
     _require(windows, [number % period < period - 1 for number in range(len(windows))], "sliding windows")
     writer.add_sliding_window(config["sliding_window"])
     writer.add_sliding_window_pattern(period)
