@@ -58,7 +58,7 @@ def varied(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
     network = networks.load(checkpoint)
     first, second, _ = networks.layers(network)
-    networks.keep_channels(first.mlp, torch.arange(64))
+    networks.keep_channels(first.mlp, torch.arange(40))
     networks.keep_heads(second.self_attn, torch.arange(32), torch.arange(16), groups=2)
     folder.mkdir()
     spec = networks.spec_of(network, checkpoint.spec)
