@@ -244,6 +244,11 @@ def test_importing_a_command_loads_no_heavy_library(module: str) -> None:
     assert not HEAVY & set(done.stdout.split())
 
 
+def test_a_gguf_file_is_written_without_llama_cpp() -> None:
+    code = "import sys; sys.modules['llama_cpp'] = None; import edgeopt.runtimes.llamacpp.export"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_the_reader_of_imports_sees_what_it_must() -> None:
     source = (
         "import torch\n"

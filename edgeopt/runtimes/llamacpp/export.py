@@ -17,7 +17,7 @@ from edgeopt import adapters, grid, tensor_files
 from edgeopt import network as networks
 from edgeopt.artifact import link_file
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.llamacpp import NAME, path_of, rounding, vocabulary
+from edgeopt.runtimes.llamacpp import NAME, path_of, vocabulary
 from edgeopt.runtimes.llamacpp.families import FAMILIES, OTHERWISE
 from edgeopt.spec import EMBEDDING, LLAMA_BITS, LM_HEAD
 
@@ -49,6 +49,8 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
     vocabulary.write(writer, checkpoint.directory, spec.vocabulary_size)
     _write(writer, _tensors(network, checkpoint, names) | _rotary_factors(network, spec))
     if spec.weight_dtype in LLAMA_BITS:
+        from edgeopt.runtimes.llamacpp import rounding
+
         progress(f"rounding to {spec.weight_dtype}")
         rounding.rounded(in_float, path, spec.weight_dtype, _importance(network, checkpoint, names))
         in_float.unlink()
