@@ -63,8 +63,11 @@ aliases:
 """
 
 
-def prepare(folder: Path, model: Path) -> None:
-    """A user's folder of configs, which is the working folder of the sweep too."""
+def prepare(folder: Path, model: Path, *, cache: Path | None = None) -> None:
+    """A user's folder of configs, which is the working folder of the sweep too; with a cache of its own, or a given."""
+    if cache is not None:
+        (folder / ".edgeopt").mkdir()
+        (folder / ".edgeopt" / "cache").symlink_to(cache)
     (folder / "registry").mkdir()
     (folder / "registry" / "tiny.yaml").write_text(POLICY)
     write_sweep(folder, model, limits="{size: {engine_mib: 1 GiB}}")

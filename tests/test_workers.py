@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ledgers
 import pytest
 from bench_common import workers_of
 from postgresql import Postgres
@@ -114,7 +115,7 @@ def test_what_cannot_be_is_refused_before_any_work(folder: Path, arguments: list
 
 
 def test_a_study_that_is_not_there_is_told_with_those_that_are(folder: Path) -> None:
-    assert sweep(folder, "search.trials=1", "promote=null")[0] == 0
+    ledgers.opened(ledger_of(folder).url, "kill")
     for command in ("worker", "status", "front"):
         code, _, err = ended(start(folder, command, "other"))
         assert code == 2
