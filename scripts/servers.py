@@ -13,6 +13,8 @@ from pathlib import Path
 
 import requests
 
+from edgeopt.commands.ui import LEAN
+
 
 class MlflowServer:
     """A server of one's own; its store and artifacts lie in `folder` unless they are given.
@@ -37,7 +39,7 @@ class MlflowServer:
         self._command += ["--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db"]
         self._command += ["--artifacts-destination", artifacts or str(folder / "artifacts"), *arguments]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        self._environment = kept | dict(environment or {})
+        self._environment = {**kept, **LEAN, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import browser
+import psutil
 import pytest
 import requests
 from mlflow import MlflowClient
@@ -196,6 +197,8 @@ def test_edgeopt_ui_serves_the_store_of_the_working_folder_until_it_is_interrupt
         assert page is not None, (tmp_path / "log").read_text()
         assert "There is none yet" in page.text
         assert f"http://127.0.0.1:{port}/edgeopt/" in (tmp_path / "log").read_text()
+        (served,) = psutil.Process(process.pid).children(recursive=True)
+        assert "uvicorn" in served.cmdline(), "and no runners of MLflow's jobs beside it"
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
