@@ -14,6 +14,8 @@ from bench_common import cli, engine_of, figures, intervals, make_random_llama, 
 
 CAP_MIB, SHARDS, TOKENS, ROUNDS = 512, 32, 8, 3
 BUDGETS_MIB = (0, 64, 128, 192, 256)
+PROMPT, AT_ONCE = 512, (32, 128, 512)
+"""Tokens of a prompt, and how many of them are read together."""
 STREAMED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fp32": (("recipe=baseline",), {"prepacked": False}),
     "4 bits, packed on disk": (("recipe=int4", "step.quantize.symmetric=true"), {"packed_on_disk": True}),
@@ -46,10 +48,11 @@ from edgeopt.runtimes.portable import PortableOnnx
 
 session = PortableOnnx(**json.loads(sys.argv[2])).open(Engine.read(Path(sys.argv[1])), threads=2)
 count, prompt = int(sys.argv[3]), [5 + place % 30_000 for place in range(int(sys.argv[4]))]
+begin = time.monotonic()
 timed = [(token, time.monotonic()) for token in session.generate(prompt, count, stop_at_end=False)]
 taken = [after - before for (_, before), (_, after) in zip(timed, timed[1:])]
-told = {"token_s": statistics.median(taken), "cap_bytes": process.memory_cap(), **process.memory()}
-told["tokens"] = [token for token, _ in timed]
+told = {"first_s": timed[0][1] - begin, "token_s": statistics.median(taken), "cap_bytes": process.memory_cap()}
+told |= {"tokens": [token for token, _ in timed], **process.memory()}
 print(json.dumps(told))
 """
 
@@ -81,11 +84,12 @@ def streaming(folder: Path) -> None:
             ],
             rows,
         )
+        table([f"of {PROMPT} tokens, read at once", "first token, ms", "peak RSS, MiB"], _prompts(engine, opened))
 
 
 def _streamed(engine: Path, opened: dict[str, Any]) -> tuple[float, dict[tuple[int, bool], list[dict[str, Any]]]]:
     """What the disk gives, bytes/s, and what processes tell by budget and whether shards are read ahead."""
-    from edgeopt.measure.cap import drop_cached, enforced
+    from edgeopt.measure.cap import drop_cached
     from edgeopt.measure.rates import read_past_cache
     from edgeopt.runtimes.portable import graph
 
@@ -97,11 +101,8 @@ def _streamed(engine: Path, opened: dict[str, Any]) -> tuple[float, dict[tuple[i
         drop_cached(engine)
         disk.append(read_past_cache(engine / graph.WEIGHTS))
         for (budget, ahead), runs in told.items():
-            drop_cached(engine)
-            values = {"shards": SHARDS, "resident": f"{budget} MiB", "read_ahead": ahead, **opened}
-            with enforced(CAP_MIB * 2**20) as capped:
-                runs.append(generated(engine, values, prompt=16, capped=capped))
-    assert all(run["cap_bytes"] == CAP_MIB * 2**20 for runs in told.values() for run in runs)
+            values = {"resident": f"{budget} MiB", "read_ahead": ahead, **opened}
+            runs.append(_capped(engine, values, prompt=16))
     return statistics.median(disk), told
 
 
@@ -117,6 +118,28 @@ def _allowed(
     peak = max(run["peak_rss_bytes"] for way in (True, False) for run in told[budget_mib, way]) / 2**20
     share = allowed_s / min(ahead_s, demand_s)
     return [budget_mib, streamed / 1e6, 1e3 * ahead_s, 1e3 * demand_s, 1e3 * allowed_s, share, peak]
+
+
+def _prompts(engine: Path, opened: dict[str, Any]) -> list[list[object]]:
+    """What a prompt takes where nothing stays in memory, by how much of it is read at once."""
+    told: dict[int, list[dict[str, Any]]] = {tokens: [] for tokens in AT_ONCE}
+    for _ in range(ROUNDS):
+        for tokens, runs in told.items():
+            runs.append(_capped(engine, {"resident": "0 B", "prompt_tokens": tokens, **opened}, prompt=PROMPT))
+    peaks = {tokens: max(run["peak_rss_bytes"] for run in runs) / 2**20 for tokens, runs in told.items()}
+    first_ms = {tokens: 1e3 * statistics.median(run["first_s"] for run in runs) for tokens, runs in told.items()}
+    return [[tokens, first_ms[tokens], peaks[tokens]] for tokens in AT_ONCE]
+
+
+def _capped(engine: Path, values: dict[str, Any], *, prompt: int) -> dict[str, Any]:
+    """What a process under the cap tells, of whose files nothing is in memory before."""
+    from edgeopt.measure.cap import drop_cached, enforced
+
+    drop_cached(engine)
+    with enforced(CAP_MIB * 2**20) as capped:
+        told = generated(engine, {"shards": SHARDS, **values}, prompt=prompt, capped=capped)
+    assert told["cap_bytes"] == CAP_MIB * 2**20
+    return told
 
 
 def context(folder: Path) -> None:

@@ -21,8 +21,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, intake
     from edgeopt.pipeline import plan
     from edgeopt.rungs import refusal
+    from edgeopt.runtimes.genai import Genai
     from edgeopt.runtimes.genai_estimate import estimate
-    from edgeopt.runtimes.prompts import CHUNK_TOKENS
     from edgeopt.search.lever import lever
 
     request = shared.request(args)
@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     carried = intake.carried_bytes(folder)
     predictions = planned.runtime.predict(planned.spec, job.target, carried_bytes=carried)
     figures = {m.metric: m.value for m in predictions}
-    if "size/engine_mib" not in figures:
+    if not isinstance(planned.runtime, Genai) or "size/engine_mib" not in figures:
         raise ConfigError(
             f"no size is known by arithmetic of {type(planned.runtime).__name__} with these settings",
             place="runtime",
@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     predicted = estimate(
         planned.spec,
         context_length=min(job.target.context_length, spec.context_length),
-        chunk_tokens=CHUNK_TOKENS,
+        chunk_tokens=planned.runtime.prompt_tokens,
         carried_bytes=carried,
     )
     verdicts = [

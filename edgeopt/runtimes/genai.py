@@ -13,7 +13,7 @@ from edgeopt.runtimes import affinity, floats, packed
 from edgeopt.runtimes.knobs import LEVELS, Knobs
 from edgeopt.runtimes.past import PastSession
 from edgeopt.runtimes.portable import PortableOnnx
-from edgeopt.runtimes.prompts import CHUNK_TOKENS, chunks
+from edgeopt.runtimes.prompts import chunks
 from edgeopt.runtimes.residency import hold, pieces, settle
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Genai(Knobs):
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         from edgeopt.runtimes.genai_estimate import predictions
 
-        found = predictions(spec, target, chunk_tokens=CHUNK_TOKENS, carried_bytes=carried_bytes)
+        found = predictions(spec, target, chunk_tokens=self.prompt_tokens, carried_bytes=carried_bytes)
         unknown = {metric for knob, metrics in UNKNOWN.items() if getattr(self, knob) for metric in metrics}
         return tuple(m for m in found if m.metric not in unknown)
 
@@ -141,7 +141,7 @@ class GenaiSession(PastSession):
         self._computing = affinity.computing(runtime.processors(threads))
         described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
-        self._at_once = described["context_length"] if described["type"] == LONG_ROPE else CHUNK_TOKENS
+        self._at_once = described["context_length"] if described["type"] == LONG_ROPE else runtime.prompt_tokens
         self._guessed = runtime.prompt_lookup
         ends = described["eos_token_id"]
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])

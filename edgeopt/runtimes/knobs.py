@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import affinity, lookup
+from edgeopt.runtimes import affinity, lookup, prompts
 
 MappedWeights = Literal["on_demand", "prefaulted", "locked"]
 LEVELS: Mapping[str, str] = {
@@ -33,6 +33,9 @@ class Knobs:
             engine is opened (`prefaulted`), or then and for as long as it is open (`locked`).
         prompt_lookup: tokens that are guessed at once, as what followed the last ones when they stood in the text
             before (edgeopt.runtimes.lookup); what is generated is the same. 0: none.
+        prompt_tokens: of a prompt that are computed at once: more take memory for activations, and are faster where
+            weights are read from storage for each time. Models whose rotary tables depend on the length of the prompt
+            (LongRoPE, dynamic) read it as a whole.
         arena: memory for intermediate results is kept for the next call.
         affinity: logical processors as taskset takes them, such as `0,2` or `4-7`, of which the first thread computes
             on the first alone, the second on the second, and so on. None: the kernel moves threads as it likes.
@@ -44,7 +47,7 @@ class Knobs:
     KNOBS: ClassVar[frozenset[str]] = frozenset(
         {
             *("spinning", "prepacked", "huge_pages", "mapped_weights", "prompt_lookup", "arena"),
-            *("affinity", "graph_optimization"),
+            *("affinity", "graph_optimization", "prompt_tokens"),
         }
     )
     """Those that decide how an engine is opened alone."""
@@ -54,12 +57,14 @@ class Knobs:
     huge_pages: bool = False
     mapped_weights: MappedWeights = "on_demand"
     prompt_lookup: int = 0
+    prompt_tokens: int = prompts.CHUNK_TOKENS
     arena: bool = True
     affinity: str | int | None = None
     graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
 
     def __post_init__(self) -> None:
-        lookup.check(self.prompt_lookup)
+        prompts.check(self.prompt_tokens)
+        lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
         if self.affinity is not None:
             affinity.parse(self.affinity)
         if self.graph_optimization != "all" and self.packed_on_disk:

@@ -97,6 +97,13 @@ class TestEveryRuntime:
         first, second = (list(session.generate(PROMPT, 8, stop_at_end=False)) for _ in range(2))
         assert first == second
 
+    @pytest.mark.parametrize("tokens", [1, 3, 64])
+    def test_prompts_that_are_read_in_parts_say_the_same(self, runtime, engine, logits, tokens):
+        in_parts = replace(runtime, prompt_tokens=tokens) if hasattr(runtime, "prompt_tokens") else runtime
+        opened = in_parts.open(engine, threads=1)
+        assert relative_error(logits, opened.logits(PROMPT)) < 1e-3
+        opened.close()
+
     def test_the_end_token_is_not_yielded(self, session, checkpoint):
         assert 0 not in list(session.generate(PROMPT, 64))
 

@@ -119,6 +119,12 @@ def test_more_guesses_than_a_reading_takes_are_refused(runtime) -> None:
             replace(runtime, prompt_lookup=wrong)
 
 
+@pytest.mark.parametrize("runtime", [Genai(), PortableOnnx(), LlamaCpp(), TensorRt()], ids=lambda one: one.format)
+def test_a_prompt_is_read_by_one_token_at_once_or_more(runtime) -> None:
+    with pytest.raises(ConfigError, match=r"prompt_tokens: 0 is no number of tokens\. Give 32, or up to 512"):
+        replace(runtime, prompt_tokens=0)
+
+
 def test_guesses_go_with_no_window_and_no_codes_of_keys_and_values() -> None:
     for lossy in ({"kv_window": 64}, {"keys_values": "int8"}, {"keys_values": "int4"}):
         with pytest.raises(ConfigError, match="prompt_lookup: guesses that were wrong are taken back"):

@@ -196,6 +196,7 @@ def test_what_a_streamed_shard_read_is_given_back_and_what_is_resident_stays(tmp
         ({"kv_resident": "1 GiB"}, "kv_resident: .*Give shards=8"),
         ({"kv_resident": "1 GiB", "shards": 8, "provider": "cuda"}, "kv_resident: cuda has memory"),
         ({"kv_window": 31}, "kv_window: 31 tokens are fewer than the 32 .*Give 32 or more"),
+        ({"kv_window": 64, "prompt_tokens": 65}, "kv_window: 64 .* the 65 .*Give 65 or more, or fewer prompt_tokens"),
         ({"kv_window": 64, "provider": "cuda"}, "kv_window: cuda has memory"),
         ({"resident": "1 GiB", "shards": 8}, "prepacked: .*Give prepacked=false"),
         ({"resident": "1 GiB", "shards": 8, "prepacked": False, "provider": "cuda"}, "resident: cuda has memory"),

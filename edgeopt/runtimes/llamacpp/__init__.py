@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt import adapters
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import lookup
+from edgeopt.runtimes import lookup, prompts
 from edgeopt.runtimes.llamacpp.families import FAMILIES
 from edgeopt.spec import EMBEDDING
 
@@ -50,8 +50,7 @@ class LlamaCpp:
     repacked: bool = True
 
     def __post_init__(self) -> None:
-        if self.prompt_tokens < 1:
-            raise ConfigError(f"{self.prompt_tokens} is no number of tokens", place="prompt_tokens", mend="Give 512")
+        prompts.check(self.prompt_tokens)
         lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
 
     @property

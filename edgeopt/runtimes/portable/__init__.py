@@ -10,7 +10,6 @@ from edgeopt import units
 from edgeopt.errors import ConfigError
 from edgeopt.runtimes import floats, packed
 from edgeopt.runtimes.knobs import Knobs
-from edgeopt.runtimes.prompts import CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,11 +97,11 @@ class PortableOnnx(Knobs):
             )
         if self.kv_window is not None:
             self._require_cpu("kv_window")
-            if self.kv_window < CHUNK_TOKENS:
+            if self.kv_window < self.prompt_tokens:
                 raise ConfigError(
-                    f"{self.kv_window} tokens are fewer than the {CHUNK_TOKENS} of a prompt that are read at once",
+                    f"{self.kv_window} tokens are fewer than the {self.prompt_tokens} that are read at once",
                     place="kv_window",
-                    mend=f"Give {CHUNK_TOKENS} or more",
+                    mend=f"Give {self.prompt_tokens} or more, or fewer prompt_tokens",
                 )
         for knob, idle in {"packed_on_disk": False, "huge_pages": False, "mapped_weights": "on_demand"}.items():
             if getattr(self, knob) != idle:

@@ -51,7 +51,8 @@ class SpreadSession(PastSession):
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
-        self._ends, self._at_once = end_tokens(engine.directory), at_once(engine.directory, engine.spec)
+        self._ends = end_tokens(engine.directory)
+        self._at_once = at_once(engine.directory, engine.spec, runtime.prompt_tokens)
         self._guessed = runtime.prompt_lookup
         count = len(shards.read(engine.directory))
         if count < runtime.processes:

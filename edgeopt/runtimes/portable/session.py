@@ -40,7 +40,7 @@ class PortableSession(PastSession):
         self._spec, self._directory = engine.spec, engine.directory
         self._ends = end_tokens(engine.directory)
         self._window, self._guessed = runtime.kv_window, runtime.prompt_lookup
-        self._at_once = at_once(engine.directory, engine.spec)
+        self._at_once = at_once(engine.directory, engine.spec, runtime.prompt_tokens)
         self._computing = affinity.computing(runtime.processors(threads))
         here = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[runtime.provider] if name in here]

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import floats, lookup
+from edgeopt.runtimes import floats, lookup, prompts
 from edgeopt.spec import EMBEDDING
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ class TensorRt:
             )
         if not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"{self.optimization_level} is no level", place="optimization_level", mend="Give 0 to 5")
-        for name in ("prompt_tokens", "workspace_mib", "weights_mib"):
-            least, value = int(name == "prompt_tokens"), getattr(self, name)
-            if value < least:
-                raise ConfigError(f"{value} is too few", place=name, mend=f"Give {least} or more")
+        for name in ("workspace_mib", "weights_mib"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{getattr(self, name)} is too few", place=name, mend="Give 0 or more")
+        prompts.check(self.prompt_tokens)
         lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
 
     @property

@@ -13,7 +13,7 @@ from edgeopt.artifact import sha256_of
 from edgeopt.errors import BuildError, InputError
 from edgeopt.part import construct, describe
 from edgeopt.runtimes.portable.graph import NAME, PAST, ROWS, TOKENS, caches
-from edgeopt.runtimes.prompts import reads_whole_prompts
+from edgeopt.runtimes.prompts import at_once
 from edgeopt.runtimes.tensorrt import STRONGLY_TYPED_ALONE, graph
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def draw(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress: P
     halved = spec.matrices.keys() - runtime.units_in_fp32(spec)
     dialect = export.Dialect(opset=graph.opset(runtime.oldest), halved=frozenset(halved), signed_inputs=True)
     export.build(checkpoint, directory, dialect=dialect, progress=progress)
-    prompt_tokens = spec.context_length if reads_whole_prompts(directory) else runtime.prompt_tokens
+    prompt_tokens = at_once(directory, spec, runtime.prompt_tokens)
     plan = Plan(
         runtime=runtime,
         graph=directory / NAME,
