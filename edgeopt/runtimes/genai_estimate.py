@@ -17,6 +17,8 @@ BLOCK_BYTES = 10
 packed form and the scale again as it was read, all in fp32, in place of one in fp16."""
 TOUCHED_BYTES = 16 * 2**20
 """Of an embedding that is mapped, what the rows for some texts take. A file that lies in huge pages takes more."""
+ARENA = 2
+"""What ONNX Runtime's memory for intermediate results takes of what they need, as it grows by doubling."""
 GRAPH_BYTES, LAYER_BYTES, CONFIG_BYTES = 6_300, 5_490, 1_450
 """An empty graph, what each layer adds to it in fp32, and its config: names and shapes."""
 NODE_BYTES: Mapping[str, int] = {"float": 590, "dynamic": 491, "static": 1_128}
@@ -106,7 +108,7 @@ def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried
     kv_cache = kept * (32 if spec.kv_cache is None else spec.kv_cache.bits) // 8
     widest = max(2 * layer.intermediate_size + layer.heads * spec.head_size for layer in spec.layers)
     adapters = sum(map(spec.adapter_bytes, spec.adapters))
-    activations = 4 * (chunk_tokens * (widest + 4 * spec.hidden_size) + spec.vocabulary_size)
+    activations = 4 * (ARENA * chunk_tokens * (widest + 4 * spec.hidden_size) + spec.vocabulary_size)
     return Estimate(
         parameters=spec.parameters,
         tier=next(name for bound, name in TIERS if spec.parameters < bound),
