@@ -121,11 +121,12 @@ def _allowed(
 
 
 def _prompts(engine: Path, opened: dict[str, Any]) -> list[list[object]]:
-    """What a prompt takes where nothing stays in memory, by how much of it is read at once."""
+    """What a prompt takes where nothing stays in memory, by how much of it is read at once; shards keep no arenas."""
     told: dict[int, list[dict[str, Any]]] = {tokens: [] for tokens in AT_ONCE}
     for _ in range(ROUNDS):
         for tokens, runs in told.items():
-            runs.append(_capped(engine, {"resident": "0 B", "prompt_tokens": tokens, **opened}, prompt=PROMPT))
+            values = {"resident": "0 B", "prompt_tokens": tokens, "arena": False, **opened}
+            runs.append(_capped(engine, values, prompt=PROMPT))
     peaks = {tokens: max(run["peak_rss_bytes"] for run in runs) / 2**20 for tokens, runs in told.items()}
     first_ms = {tokens: 1e3 * statistics.median(run["first_s"] for run in runs) for tokens, runs in told.items()}
     return [[tokens, first_ms[tokens], peaks[tokens]] for tokens in AT_ONCE]
