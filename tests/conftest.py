@@ -78,20 +78,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stages that sweeps of the tiny model share: what one test made, the next finds."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny_model: Path, cache: Path, request: pytest.FixtureRequest) -> Path:
+def folder(tmp_path: Path, tiny_model: Path, shared_cache: Path, request: pytest.FixtureRequest) -> Path:
     """A user's folder of configs with a sweep of the tiny model, and the working folder of that sweep.
 
     Its cache is shared, but for slow tests, which wait for what takes time.
     """
     from sweeping import prepare
 
-    prepare(tmp_path, tiny_model, cache=None if request.node.get_closest_marker("slow") else cache)
+    prepare(tmp_path, tiny_model, cache=None if request.node.get_closest_marker("slow") else shared_cache)
     return tmp_path
 
 

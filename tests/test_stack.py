@@ -76,12 +76,12 @@ def stack(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Path,
-    cache: Path,
+    shared_cache: Path,
     postgresql: Postgres,
     s3: dict[str, str],
 ) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
-    prepare(folder, tiny_model, cache=cache)
+    prepare(folder, tiny_model, cache=shared_cache)
     store = postgresql.database().replace("postgresql://", "postgresql+psycopg://")
     if request.param == "artifacts straight to S3":
         root = ("--default-artifact-root", f"s3://{BUCKET}/straight", "--no-serve-artifacts")

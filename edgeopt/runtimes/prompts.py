@@ -32,7 +32,7 @@ def check(tokens: int) -> None:
 
 
 def at_once(directory: Path, spec: ModelSpec, prompt_tokens: int) -> int:
-    """How many tokens of a prompt are read at once where the model has no say in it."""
+    """`prompt_tokens`, or room for every prompt where the model has to see one as a whole."""
     return spec.context_length if _reads_whole(directory) else prompt_tokens
 
 
