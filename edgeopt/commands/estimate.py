@@ -22,7 +22,6 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.pipeline import plan
     from edgeopt.rungs import refusal
     from edgeopt.runtimes.genai import Genai
-    from edgeopt.runtimes.genai_estimate import estimate
     from edgeopt.search.lever import lever
 
     request = shared.request(args)
@@ -39,12 +38,7 @@ def execute(args: argparse.Namespace) -> Outcome:
             place="runtime",
             mend="Measure it: edgeopt run",
         )
-    predicted = estimate(
-        planned.spec,
-        context_length=min(job.target.context_length, spec.context_length),
-        chunk_tokens=planned.runtime.prompt_tokens,
-        carried_bytes=carried,
-    )
+    predicted = planned.runtime.estimate(planned.spec, job.target, carried_bytes=carried)
     verdicts = [
         {
             "metric": limit.metric,

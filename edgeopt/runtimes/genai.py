@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeopt.artifact import Checkpoint, Engine
     from edgeopt.ports import Progress, Session
     from edgeopt.result import Measurement
+    from edgeopt.runtimes.genai_estimate import Estimate
     from edgeopt.runtimes.genai_library import Adapters, Generator, Model
     from edgeopt.spec import ModelSpec
     from edgeopt.target import Target
@@ -103,10 +104,21 @@ class Genai(Knobs):
                 mend="Use runtime=onnx, or prune the same share of heads in every layer",
             )
 
+    def estimate(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Estimate:
+        """What an engine takes on a target, part by part; `carried_bytes` as in `predict`."""
+        from edgeopt.runtimes import genai_estimate
+
+        return genai_estimate.estimate(
+            spec,
+            context_length=min(target.context_length, spec.context_length),
+            chunk_tokens=self.prompt_tokens,
+            carried_bytes=carried_bytes,
+        )
+
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         from edgeopt.runtimes.genai_estimate import predictions
 
-        found = predictions(spec, target, chunk_tokens=self.prompt_tokens, carried_bytes=carried_bytes)
+        found = predictions(self.estimate(spec, target, carried_bytes=carried_bytes), spec, target)
         unknown = {metric for knob, metrics in UNKNOWN.items() if getattr(self, knob) for metric in metrics}
         return tuple(m for m in found if m.metric not in unknown)
 

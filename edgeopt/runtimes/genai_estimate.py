@@ -67,14 +67,8 @@ class Estimate:
         return RUNTIME_BYTES + self.resident + max(self.packing, self.kv_cache + self.activations)
 
 
-def predictions(spec: ModelSpec, target: Target, *, chunk_tokens: int, carried_bytes: int) -> tuple[Measurement, ...]:
+def predictions(found: Estimate, spec: ModelSpec, target: Target) -> tuple[Measurement, ...]:
     """What will be measured of an engine of `spec`, each with the band by which limits are judged."""
-    found = estimate(
-        spec,
-        context_length=min(target.context_length, spec.context_length),
-        chunk_tokens=chunk_tokens,
-        carried_bytes=carried_bytes,
-    )
     figures = {
         "size/engine_mib": (found.disk_bytes / 2**20, "MiB"),
         "memory/peak_rss_mib": (found.peak_bytes / 2**20, "MiB"),
