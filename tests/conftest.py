@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with such tests come first, so that two processes end at about the same time."""
     long = {item.path for item in items if WHOLE.intersection(getattr(item, "fixturenames", ()))}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(autouse=True)
+def tracked_nowhere() -> Iterator[None]:
+    """No test begins with a tracking URI of another: MLflow leaves the one that is set in the environment, too."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder of its own for every test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
 
@@ -354,13 +353,10 @@ def test_a_model_that_nobody_registered_is_no_clean_one(command: str, refused: R
 
 
 @pytest.fixture
-def tracked(registry: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def tracked(registry: str) -> None:
     import mlflow
 
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(registry)
-    yield
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.mark.usefixtures("tracked")

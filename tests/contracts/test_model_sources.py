@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,16 @@ def registry(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def mlflow_store(registry: str) -> Iterator[None]:
+def mlflow_store(registry: str) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(registry)
-    yield
-    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture
 def served_model(
     mlflow_server: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RegisteredModel]:
+) -> RegisteredModel:
     """The tiny model, uploaded to a server's artifacts and registered there."""
     import mlflow
 
@@ -76,8 +74,7 @@ def served_model(
     if not client.search_registered_models("name = 'served'"):
         client.create_registered_model("served")
     version = client.create_model_version("served", source=f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
-    yield RegisteredModel(uri=f"models:/served/{version.version}")
-    mlflow.set_tracking_uri(None)
+    return RegisteredModel(uri=f"models:/served/{version.version}")
 
 
 @pytest.fixture(

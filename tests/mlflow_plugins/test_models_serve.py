@@ -24,12 +24,9 @@ def test_a_registered_engine_answers_behind_mlflows_own_server(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mlflow.set_tracking_uri(uri)
-    try:
-        with mlflow.start_run():
-            flavor.log_model(samples.engine(tmp_path / "engine").directory, registered_model_name="toy")
-        expected = mlflow.pyfunc.load_model("models:/toy/1").predict(["def f ("])
-    finally:
-        mlflow.set_tracking_uri(None)
+    with mlflow.start_run():
+        flavor.log_model(samples.engine(tmp_path / "engine").directory, registered_model_name="toy")
+    expected = mlflow.pyfunc.load_model("models:/toy/1").predict(["def f ("])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/toy/1", "--env-manager", "local"]

@@ -187,7 +187,6 @@ def test_a_model_card_of_ones_own_and_a_faulty_one(desk: Desk, tmp_path: Path) -
 
 
 def test_mlflows_own_uri_stays_as_it_was(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for own in (None, f"sqlite:///{tmp_path}/other.db"):
         if own is not None:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", own)

@@ -226,7 +226,6 @@ def test_a_whole_recipe_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     recipe = ["recipe=prune_lora_int4", "step.prune.ratio=0.25", "step.lora.rank=4", "step.lora.tokens=2048"]
     quick = ["measure.prompt_lengths=[16]", "measure.max_windows=2", "measure.window_tokens=64"]
     off = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]

@@ -130,7 +130,6 @@ def test_a_whole_recipe_is_measured_with_its_adapter_and_generates_with_it(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     recipe = ["model=local", f"model.path={tiny_model}", "recipe=int4_adapter", "step.lora.rank=4"]
     recipe += ["step.lora.tokens=4096", "step.lora.learning_rate=0.02", "measure.prompt_lengths=[16]"]
     quick = ["measure.max_windows=2", "measure.window_tokens=64", "target.context_length=96"]
