@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,14 +139,18 @@ def _moves(facts: Mapping[str, Any]) -> str:
     return f"moved {', '.join(moves)}"
 
 
+def _named(noun: str, names: Collection[str]) -> str:
+    return f"{noun if len(names) == 1 else noun + 's'} {', '.join(names) or 'none'}"
+
+
 _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "adopted": lambda f: f"took over {', '.join(f'{a} = {v}' for a, v in f['aliases'].items()) or 'no alias'}",
     "begun": lambda f: f"began {f['action']}",
-    "judged": lambda f: f"judged {len(f['verdicts'])} candidates by policy {f['policy']}",
+    "judged": lambda f: f"judged {_named('trial', f['verdicts'])} by policy {f['policy']}",
     "registered": lambda f: f"registered version {f['version']}, engine {f['digest'][:12]}…",
     "approved": lambda f: f"approved version {f['version']}, engine {f['digest'][:12]}…",
     "moved": _moves,
-    "retired": lambda f: f"retired versions {', '.join(f['versions'])}",
+    "retired": lambda f: f"retired {_named('version', f['versions'])}",
     "posted": lambda f: f"told {without_password(f['url'])}" if f["delivered"] else "could not tell a webhook",
     "ended": lambda f: f"ended {f['action']}, {f['outcome']}",
 }

@@ -20,8 +20,7 @@ from edgeopt.tracking.view import (
     Kind,
     Point,
     View,
-    obstacles,
-    place_labels,
+    label_front,
     readable,
 )
 
@@ -125,12 +124,7 @@ def _labels(drawing: go.Figure, view: View) -> None:
 
     front = view.of("front")
     texts = [f"#{p.number}" for p in front]
-    places = place_labels(
-        [pixel((p.x, p.y)) for p in front],
-        [(9 * len(text) + 4, 18) for text in texts],
-        obstacles([pixel((p.x, p.y)) for p in view.points], [list(map(pixel, line)) for line in view.lines], radius=8),
-        (0, 0, _WIDTH, _HEIGHT),
-    )
+    places = label_front(view, pixel, [(9 * len(text) + 4, 18) for text in texts], 8, (0, 0, _WIDTH, _HEIGHT))
     for point, text, (x, y) in zip(front, texts, places, strict=True):
         from_x, from_y = pixel((point.x, point.y))
         drawing.add_annotation(

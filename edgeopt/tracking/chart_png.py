@@ -22,8 +22,7 @@ from edgeopt.tracking.view import (
     Kind,
     Point,
     View,
-    obstacles,
-    place_labels,
+    label_front,
 )
 
 _STYLE: Any = {
@@ -141,12 +140,8 @@ def _labels(axes: Any, view: View) -> None:
     front = view.of("front")
     texts = [f"#{point.number}" for point in front]
     box = axes.get_window_extent()
-    places = place_labels(
-        [pixel((p.x, p.y)) for p in front],
-        [(11 * len(text) + 4, 18) for text in texts],
-        obstacles([pixel((p.x, p.y)) for p in view.points], [list(map(pixel, line)) for line in view.lines], radius=10),
-        (box.x0, box.y0, box.x1, box.y1),
-    )
+    sizes = [(11 * len(text) + 4, 18) for text in texts]
+    places = label_front(view, pixel, sizes, 10, (box.x0, box.y0, box.x1, box.y1))
     back = axes.transData.inverted()
     for text, place in zip(texts, places, strict=True):
         x, y = back.transform(place)

@@ -8,7 +8,21 @@ from html import escape
 from typing import Any
 
 from edgeopt import units
-from edgeopt.tracking.view import FRONT, GREY, INK, KINDS, LIMIT, PLAIN, Axis, Kind, Point, View, readable
+from edgeopt.tracking.view import (
+    FRONT,
+    GREY,
+    INK,
+    KINDS,
+    LIMIT,
+    PLAIN,
+    Axis,
+    Kind,
+    Pixel,
+    Point,
+    View,
+    label_front,
+    readable,
+)
 
 WIDTH, HEIGHT = 900, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 20, 18, 56
@@ -32,12 +46,26 @@ def figure(view: View, link: Callable[[Mapping[str, Any]], str]) -> str:
     if len(view.path) > 1:
         path = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in view.path)
         parts.append(f"<polyline points='{path}' fill='none' stroke='{INK}' stroke-opacity='0.5'/>")
+    names = _names(view, across, up)
     for kind in _STYLES:
-        parts += [_point(view, p, across(p.x), up(p.y), link(p.row)) for p in view.of(kind)]
+        parts += [_point(view, p, across(p.x), up(p.y), link(p.row), names.get(p.number)) for p in view.of(kind)]
     return "".join([*parts, "</svg>"])
 
 
-def _point(view: View, point: Point, x: float, y: float, link: str) -> str:
+def _names(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> dict[int, Pixel]:
+    """The middle of each number beside a point of the front, clear of points, lines and of one another."""
+
+    def pixel(place: Pixel) -> Pixel:
+        return across(place[0]), up(place[1])
+
+    front = view.of("front")
+    sizes = [(8.0 * len(str(p.number)) + 2, 14.0) for p in front]
+    places = label_front(view, pixel, sizes, 7, (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM))
+    return {point.number: place for point, place in zip(front, places, strict=True)}
+
+
+def _point(view: View, point: Point, x: float, y: float, link: str, at: Pixel | None) -> str:
+    """A point, which says what it is of, and its number in the middle of `at`."""
     radius, fill, stroke = _STYLES[point.kind]
     figures = ", ".join(
         f"{readable(axis.metric)} {units.show(value, axis.unit)}"
@@ -47,7 +75,7 @@ def _point(view: View, point: Point, x: float, y: float, link: str) -> str:
     settings = ", ".join(f"{name} = {value}" for name, value in point.row["params"].items())
     told = escape(f"trial {point.number}, {KINDS[point.kind]}: {figures}; {settings}")
     dot = f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius}' fill='{fill}' stroke='{stroke}' stroke-width='1.5'/>"
-    name = f"<text x='{x + 9:.1f}' y='{y - 7:.1f}' class='name'>{point.number}</text>" if point.kind == "front" else ""
+    name = f"<text x='{at[0]:.1f}' y='{at[1] + 4:.1f}' class='name'>{point.number}</text>" if at else ""
     inside = f"<title>{told}</title>{dot}{name}"
     return f"<a href='{escape(link)}' aria-label='{told}'>{inside}</a>" if link else f"<g>{inside}</g>"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -210,6 +210,18 @@ def place_labels(anchors: Sequence[Pixel], sizes: Sequence[Pixel], obstacles: Se
         taken.append(box)
         places.append((cx, cy))
     return places
+
+
+def label_front(
+    view: View, pixel: Callable[[Pixel], Pixel], sizes: Sequence[Pixel], radius: float, frame: Box
+) -> list[Pixel]:
+    """The centre in pixels of each front member's label, clear of points of `radius`, of lines and of one another.
+
+    `pixel` says where on the picture a point of the two axes lies.
+    """
+    drawn = [list(map(pixel, line)) for line in view.lines]
+    taken = obstacles([pixel((p.x, p.y)) for p in view.points], drawn, radius)
+    return place_labels([pixel((p.x, p.y)) for p in view.of("front")], sizes, taken, frame)
 
 
 def obstacles(points: Sequence[Pixel], lines: Sequence[Sequence[Pixel]], radius: float) -> list[Box]:

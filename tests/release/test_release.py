@@ -215,7 +215,7 @@ def test_versions_beyond_those_that_are_kept_are_retired_and_the_ledger_knows(de
     assert found.faults == ()
     (retired,) = [entry for entry in found.entries if entry.kind == "retired"]
     assert retired.facts == {"versions": ["1"]}
-    assert "retired versions 1" in overview(desk.policy.model, tracking_uri=desk.uri)["ledger"][-2]["told"]
+    assert "retired version 1" in overview(desk.policy.model, tracking_uri=desk.uri)["ledger"][-2]["told"]
     before = len(found.entries)
     promote(**desk.arguments(policy=keeping, rows=[desk.rows[2]]))
     kinds = [e.kind for e in audit(desk.policy.model, tracking_uri=desk.uri).entries[before:]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -64,6 +65,17 @@ def test_trials_without_a_run_are_drawn_without_a_link() -> None:
     picture = ET.fromstring(chart_svg.figure(view(), lambda _: ""))
     assert picture.findall("a") == []
     assert len(picture.findall("g")) == len(view().points)
+
+
+def test_numbers_of_members_that_nearly_coincide_are_legible_beside_one_another() -> None:
+    rows = samples.rows()
+    member = next(row for row in rows if row["feasible"] and row["pareto_rank"] == 1)
+    rows += [member | {"number": number} for number in (100, 101, 102)]
+    names = drawn(view(rows=rows)).findall(".//text[@class='name']")
+    assert {"100", "101", "102"} < {name.text for name in names}
+    boxes = [(float(name.attrib["x"]), float(name.attrib["y"]), 8 * len(str(name.text))) for name in names]
+    for (x, y, width), (other_x, other_y, other_width) in combinations(boxes, 2):
+        assert abs(x - other_x) >= (width + other_width) / 2 or abs(y - other_y) >= 12
 
 
 @pytest.mark.parametrize(
