@@ -129,6 +129,11 @@ class ModelSpec:
     sparsity: str = "dense"
 
     @property
+    def varied(self) -> bool:
+        """Whether layers differ in size."""
+        return len(set(self.layers)) > 1
+
+    @property
     def parameters(self) -> int:
         """Weights of the matrices and norms without biases, each table counted once where it is tied."""
         tables = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)

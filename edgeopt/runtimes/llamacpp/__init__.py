@@ -75,7 +75,7 @@ class LlamaCpp:
                 place="runtime",
                 mend="Give runtime.keys_values=int8 in place of the step",
             )
-        if len(set(spec.layers)) > 1 and not FAMILIES[spec.architecture].varied:
+        if spec.varied and not FAMILIES[spec.architecture].varied:
             raise ConfigError(
                 f"llama.cpp takes the sizes of the first layer for all of {spec.architecture}, and this model's differ",
                 place="runtime",

@@ -68,7 +68,7 @@ class _Names:
 
     def __init__(self, network: PreTrainedModel, spec: ModelSpec) -> None:
         family = FAMILIES[spec.architecture]
-        self.architecture = family.varied if len(set(spec.layers)) > 1 else family.name
+        self.architecture = family.varied if spec.varied else family.name
         number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
         self._map = gguf.get_tensor_name_map(number, len(spec.layers))
         self._turned = _turned(network, spec) if family.paired else {}
@@ -99,7 +99,7 @@ def _describe(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, Any
 
     def size(name: str) -> int | list[int]:
         sizes = [getattr(layer, name) for layer in spec.layers]
-        return sizes[0] if len(set(spec.layers)) == 1 else sizes
+        return sizes if spec.varied else sizes[0]
 
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.context_length)
