@@ -199,6 +199,15 @@ class DeviceBound(Protocol):
 
 
 @runtime_checkable
+class Itemized(Protocol):
+    """A runtime that knows by arithmetic what each part of an engine takes."""
+
+    def parts(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
+        """Bytes by name: those on disk and their sum, then those in memory and their sum. As `predict` else."""
+        ...
+
+
+@runtime_checkable
 class Placed(Protocol):
     """A runtime that may have a processor of its own for each thread."""
 

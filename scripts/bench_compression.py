@@ -165,7 +165,10 @@ def time_budget(folder: Path) -> None:
         ]
         for kind, block in (("int4", 32), ("int4", 128), ("int8", 32), ("int8", 128))
     }
-    allowed_ms = {name: cli(folder, "estimate", *chosen, *command)["decode_ms"] for name, command in single.items()}
+    allowed_ms = {
+        name: cli(folder, "estimate", *chosen, *command)["figures"]["latency/decode_p50_ms"]["value"]
+        for name, command in single.items()
+    }
     commands = dict(single)
     for name in single:
         within = f"mixed, as fast as {name}"

@@ -177,8 +177,7 @@ def estimate(folder: Path) -> None:
         measured = in_turn(folder, engines, rounds=1, target=here)
         for name, found in ratios.items():
             told = known[name]
-            predicted = (told["disk_bytes"] / 2**20, told["peak_bytes"] / 2**20, told["decode_ms"])
-            found.append([value / measured[name][metric] for value, metric in zip(predicted, metrics, strict=True)])
+            found.append([told["figures"][metric]["value"] / measured[name][metric] for metric in metrics])
     rows = [[*name, *map(statistics.median, zip(*found, strict=True))] for name, found in ratios.items()]
     table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
     for place, metric in enumerate(metrics):

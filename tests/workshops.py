@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.intake import CARRIED
 from edgeopt.part import describe
 from edgeopt.ports import Runtime, Step, Workshop
+from edgeopt.result import Measurement
+from edgeopt.target import Target
 from edgeopt.text import Text
 
 
@@ -46,3 +49,10 @@ def built(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
     directory.mkdir()
     runtime.build(checkpoint, directory, lambda _: None)
     return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+
+
+def foretold(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
+    """What arithmetic says of an engine that was built; empty where it says nothing."""
+    carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED)
+    found = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)
+    return [figure for figure in found if figure.metric == metric]

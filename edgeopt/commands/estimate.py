@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from edgeopt.commands import arguments as shared
 from edgeopt.commands.outcome import Document, Outcome
@@ -11,6 +10,8 @@ from edgeopt.errors import ConfigError, InfeasibleError
 
 SUMMARY = "Predict size and memory of a recipe by arithmetic"
 EXAMPLE = "edgeopt estimate recipe=int4 target=sbc_4gib"
+TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
+"""What a model is called that has fewer parameters."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,56 +21,50 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt import assembly, intake
     from edgeopt.pipeline import plan
+    from edgeopt.ports import Itemized
     from edgeopt.rungs import refusal
-    from edgeopt.runtimes.genai import Genai
     from edgeopt.search.lever import lever
 
     request = shared.request(args)
     job = assembly.job(request.compose(), request.config_dir)
     folder = job.source.locate()
-    spec = intake.spec_of(folder)
-    planned = plan(job.steps, job.runtime, spec)
+    planned = plan(job.steps, job.runtime, intake.spec_of(folder))
+    runtime, given = planned.runtime, (planned.spec, job.target)
     carried = intake.carried_bytes(folder)
-    predictions = planned.runtime.predict(planned.spec, job.target, carried_bytes=carried)
-    figures = {m.metric: m.value for m in predictions}
-    if not isinstance(planned.runtime, Genai) or "size/engine_mib" not in figures:
+    predictions = runtime.predict(*given, carried_bytes=carried)
+    figures = {m.metric: m for m in predictions}
+    if not figures:
         raise ConfigError(
-            f"no size is known by arithmetic of {type(planned.runtime).__name__} with these settings",
+            f"nothing is known by arithmetic of {type(runtime).__name__} with these settings",
             place="runtime",
             mend="Measure it: edgeopt run",
         )
-    predicted = planned.runtime.estimate(planned.spec, job.target, carried_bytes=carried)
     verdicts = [
         {
             "metric": limit.metric,
             "limit": str(limit),
             "unit": limit.unit,
-            "predicted": figures[limit.metric],
+            "predicted": figures[limit.metric].value,
             "fits": not refusal(predictions, [limit], {}),
         }
         for limit in job.limits
         if limit.metric in figures and limit.absolute is not None
     ]
+    next_lever = lever(planned.spec)
     document = {
         "recipe": str(job.recipe),
         "target": job.target.name,
         "method": "estimated by arithmetic, nothing was measured",
-        **asdict(predicted),
-        "disk_bytes": predicted.disk_bytes,
-        "peak_bytes": predicted.peak_bytes,
-        "decode_ms": figures.get("latency/decode_p50_ms"),
+        "parameters": planned.spec.parameters,
+        "tier": next(name for bound, name in TIERS if planned.spec.parameters < bound),
+        "parts": runtime.parts(*given, carried_bytes=carried) if isinstance(runtime, Itemized) else {},
+        "figures": {m.metric: {"value": m.value, "low": m.low, "high": m.high, "unit": m.unit} for m in predictions},
         "limits": verdicts,
-        "next_lever": lever(planned.spec),
+        "next_lever": next_lever,
     }
-    broken = [v for v in verdicts if not v["fits"]]
-    error = (
-        InfeasibleError(
-            f"{broken[0]['metric']} is predicted beyond its limit, whatever its error", mend=document["next_lever"]
-        )
-        if broken
-        else None
-    )
-    return Outcome(document=document, error=error)
+    broken = next((v["metric"] for v in verdicts if not v["fits"]), None)
+    beyond = f"{broken} is predicted beyond its limit, whatever its error"
+    return Outcome(document=document, error=InfeasibleError(beyond, mend=next_lever) if broken else None)
 
 
 def show(document: Document) -> None:
@@ -77,16 +72,20 @@ def show(document: Document) -> None:
 
     from edgeopt import display, units
 
-    table = Table(title=f"{document['recipe']} on {document['target']} ({document['method']})")
-    table.add_column("part")
-    table.add_column("MiB", justify="right")
-    on_disk = ("weights", "tables", "adapters", "graphs", "carried", "disk_bytes")
-    for name in (*on_disk, "resident", "kv_cache", "activations", "peak_bytes"):
-        table.add_row(name.replace("_bytes", ""), f"{document[name] / 2**20:.2f}")
-    display.out.print(table)
+    title = f"{document['recipe']} on {document['target']} ({document['method']})"
+    if document["parts"]:
+        table = Table(title=title)
+        table.add_column("part")
+        table.add_column("MiB", justify="right")
+        for name, value in document["parts"].items():
+            table.add_row(name.replace("_bytes", ""), f"{value / 2**20:.2f}")
+        display.out.print(table)
+    else:
+        display.out.print(title)
     display.out.print(f"{document['parameters']:,} parameters, tier {document['tier']}")
-    if document["decode_ms"] is not None:
-        display.out.print(f"{document['decode_ms']:.3g} ms a token, by the times of the target's kernels")
+    for metric, figure in document["figures"].items():
+        value, low, high = (units.show(figure[name], figure["unit"]) for name in ("value", "low", "high"))
+        display.out.print(f"{metric} {value}, between {low} and {high}")
     for verdict in document["limits"]:
         told = "fits" if verdict["fits"] else "does not fit"
         shown = units.show(verdict["predicted"], verdict["unit"])

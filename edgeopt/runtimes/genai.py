@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HEAD_MULTIPLE = 16
 GENERATING, SCORING = "model.onnx", "scoring.onnx"
 UNKNOWN = {
-    "packed_on_disk": ("size/engine_mib", "memory/peak_rss_mib"),
+    "packed_on_disk": ("memory/peak_rss_mib",),
     "prompt_lookup": ("latency/decode_p50_ms",),
     "gate_up_fused": ("size/engine_mib",),
 }
@@ -113,7 +113,12 @@ class Genai(Knobs):
             context_length=min(target.context_length, spec.context_length),
             chunk_tokens=self.prompt_tokens,
             carried_bytes=carried_bytes,
+            packed_on_disk=self.packed_on_disk,
         )
+
+    def parts(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
+        found = self.estimate(spec, target, carried_bytes=carried_bytes)
+        return found.on_disk | ({} if self.packed_on_disk else found.in_memory)
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         from edgeopt.runtimes.genai_estimate import predictions

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeopt.result import Measurement
+from edgeopt.runtimes import sizes
 from edgeopt.runtimes.genai_grid import nodes
-from edgeopt.spec import EMBEDDING, LM_HEAD, ModelSpec
+from edgeopt.spec import EMBEDDING, ModelSpec
 from edgeopt.target import Target
 
 RUNTIME_BYTES = 57 * 2**20
@@ -27,7 +28,6 @@ ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
 BANDS: Mapping[str, float] = {"size/engine_mib": 0.002, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.3}
 """Half the width of the band around each prediction, as a share of it, below which a limit refuses a recipe."""
-TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Estimate:
     Attributes:
         weights: matrices of the layers, with their block scales and zero-points.
         tables: embedding and lm_head.
+        packed: all these once more, where they are packed on disk.
         adapters: those that are not merged, of which each is loaded once a request chose it.
         graphs: that of generation and that of scoring, with configs.
         carried: the tokenizer and its settings.
@@ -46,10 +47,9 @@ class Estimate:
         activations: the largest intermediate tensors of a chunk of a prompt, and the logits of one token.
     """
 
-    parameters: int
-    tier: str
     weights: int
     tables: int
+    packed: int
     adapters: int
     graphs: int
     carried: int
@@ -60,43 +60,49 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> int:
-        return self.weights + self.tables + self.adapters + self.graphs + self.carried
+        return self.weights + self.tables + self.packed + self.adapters + self.graphs + self.carried
 
     @property
     def peak_bytes(self) -> int:
         return RUNTIME_BYTES + self.resident + max(self.packing, self.kv_cache + self.activations)
 
+    @property
+    def on_disk(self) -> dict[str, int]:
+        """The parts of the files, and their sum."""
+        return self._named("weights", "tables", "packed", "adapters", "graphs", "carried", "disk_bytes")
+
+    @property
+    def in_memory(self) -> dict[str, int]:
+        """The parts of the peak beside the runtime's own, and the peak."""
+        return self._named("resident", "packing", "kv_cache", "activations", "peak_bytes")
+
+    def _named(self, *names: str) -> dict[str, int]:
+        return {name: getattr(self, name) for name in names}
+
 
 def predictions(found: Estimate, spec: ModelSpec, target: Target) -> tuple[Measurement, ...]:
     """What will be measured of an engine of `spec`, each with the band by which limits are judged."""
-    figures = {
-        "size/engine_mib": (found.disk_bytes / 2**20, "MiB"),
-        "memory/peak_rss_mib": (found.peak_bytes / 2**20, "MiB"),
-    }
+    band = BANDS[sizes.SIZE] * found.disk_bytes + (sizes.packed_error_bytes(spec) if found.packed else 0)
+    size = sizes.size(found.disk_bytes, low_bytes=found.disk_bytes - band, high_bytes=found.disk_bytes + band)
+    figures = [("memory/peak_rss_mib", "MiB", found.peak_bytes / 2**20)]
     if target.kernels is not None:
-        figures["latency/decode_p50_ms"] = (target.kernels.decode_us(spec) / 1e3, "ms")
-    return tuple(
-        Measurement(
-            metric=metric,
-            unit=unit,
-            value=value,
-            low=value * (1 - BANDS[metric]),
-            high=value * (1 + BANDS[metric]),
-            count=0,
-            method="by arithmetic",
-            kind="predicted",
-        )
-        for metric, (value, unit) in figures.items()
+        figures.append(("latency/decode_p50_ms", "ms", target.kernels.decode_us(spec) / 1e3))
+    return size, *(
+        sizes.predicted(metric, unit, value, low=value * (1 - BANDS[metric]), high=value * (1 + BANDS[metric]))
+        for metric, unit, value in figures
     )
 
 
-def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried_bytes: int) -> Estimate:
+def estimate(
+    spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried_bytes: int, packed_on_disk: bool = False
+) -> Estimate:
     """Predict an engine of `spec` on the genai runtime.
 
     Args:
         context_length: tokens for which the key-value cache is allocated (fp32 on CPU, or the spec's grid).
         chunk_tokens: tokens of a prompt that are computed at once, which the activations grow with.
         carried_bytes: files that an engine takes over from its model, such as the tokenizer.
+        packed_on_disk: the engine has its matrices in the layout of the kernels, too.
     """
     kept = sum(2 * layer.kv_heads * spec.head_size * context_length for layer in spec.layers)
     kv_cache = kept * (32 if spec.kv_cache is None else spec.kv_cache.bits) // 8
@@ -104,10 +110,9 @@ def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried
     adapters = sum(map(spec.adapter_bytes, spec.adapters))
     activations = 4 * (ARENA * chunk_tokens * (widest + 4 * spec.hidden_size) + spec.vocabulary_size)
     return Estimate(
-        parameters=spec.parameters,
-        tier=next(name for bound, name in TIERS if spec.parameters < bound),
-        weights=weight_bytes(spec),
-        tables=table_bytes(spec),
+        weights=sizes.weight_bytes(spec),
+        tables=sizes.table_bytes(spec),
+        packed=sizes.packed_on_disk_bytes(spec) if packed_on_disk else 0,
         adapters=adapters,
         graphs=graph_bytes(spec),
         carried=carried_bytes,
@@ -116,17 +121,6 @@ def estimate(spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried
         resident=sum(resident_bytes(spec, name) for name in spec.matrices) + adapters,
         packing=max((resident_bytes(spec, name) for name in spec.matrices if name not in spec.grids), default=0),
     )
-
-
-def weight_bytes(spec: ModelSpec) -> int:
-    """Bytes of all decoder layers and the last norm."""
-    matrices = sum(spec.size_bytes(name) for name in spec.matrices if name not in (LM_HEAD, EMBEDDING))
-    return matrices + 4 * spec.hidden_size * (2 * len(spec.layers) + 1)
-
-
-def table_bytes(spec: ModelSpec) -> int:
-    """Bytes of embedding and lm_head, stored once where they are tied."""
-    return spec.size_bytes(LM_HEAD) + (0 if spec.tied_embeddings else spec.size_bytes(EMBEDDING))
 
 
 def graph_bytes(spec: ModelSpec) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import adapted
 import numpy as np
 import pytest
-from workshops import applied
+from workshops import applied, foretold
 from workshops import built as build
 
 from edgeopt import network as networks
@@ -23,7 +23,6 @@ from edgeopt.libraries import distribution
 from edgeopt.measure.logits import relative_error
 from edgeopt.runtimes.eager import Torch
 from edgeopt.runtimes.genai import Genai
-from edgeopt.runtimes.genai_estimate import estimate
 from edgeopt.runtimes.llamacpp import LlamaCpp
 from edgeopt.runtimes.portable import PortableOnnx
 from edgeopt.runtimes.tensorrt import TensorRt
@@ -112,6 +111,13 @@ class TestEveryRuntime:
 
     def test_the_same_checkpoint_gives_the_same_engine(self, runtime, engine, checkpoint, tmp_path):
         assert build(runtime, checkpoint, tmp_path / "again").digest == engine.digest
+
+    def test_a_size_that_it_predicts_is_that_of_the_engine(self, runtime, engine):
+        sizes = foretold(runtime, engine)
+        assert bool(sizes) != isinstance(runtime, Torch), "the reference predicts nothing"
+        for size in sizes:
+            assert size.low < engine.size_bytes / 2**20 < size.high
+            assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.05)
 
     def test_its_libraries_are_installed_under_the_names_that_a_registered_model_asks_for(self, runtime):
         assert all(metadata.version(distribution(module)) for module in runtime.LIBRARIES)
@@ -222,11 +228,9 @@ def test_quantized_engines_compute_what_their_checkpoint_simulates_and_are_small
     ids=["fp32", "fp16", "int4", "int4 with biases", "int8 inputs, static", "int8 inputs, dynamic", "8-bit cache"],
 )
 def test_the_estimate_knows_what_an_engine_weighs(step, checkpoint, tmp_path):
-    source = applied(step, checkpoint, tmp_path / "source")
-    engine = build(Genai(), source, tmp_path / "engine")
-    carried = sum(file.size_bytes for file in engine.files if file.path in networks.CARRIED)
-    found = estimate(source.spec, context_length=64, chunk_tokens=32, carried_bytes=carried)
-    assert found.disk_bytes == pytest.approx(engine.size_bytes, rel=0.01)
+    engine = build(Genai(), applied(step, checkpoint, tmp_path / "source"), tmp_path / "engine")
+    (size,) = foretold(Genai(), engine)
+    assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.01)
 
 
 def test_bits_really_reach_every_projection(checkpoint, tmp_path):

@@ -114,8 +114,6 @@ def test_the_parts_add_up() -> None:
     e = estimate(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
     assert e.peak_bytes > e.resident + max(e.packing, e.kv_cache + e.activations)
     assert e.disk_bytes >= e.weights + e.tables + 1000
-    assert e.parameters == SPEC.parameters
-    assert e.tier == "tiny"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import gguf
 import numpy as np
 import pytest
-from workshops import applied, built, workshop
+from workshops import applied, built, foretold, workshop
 
 from edgeopt import grid as grids
 from edgeopt import network as networks
@@ -93,6 +93,12 @@ def fields(engine: Engine) -> dict[str, Any]:
     return {name: field.contents() for name, field in gguf.GGUFReader(engine.directory / NAME).fields.items()}
 
 
+def assert_size_was_known(engine: Engine, within: float) -> None:
+    (size,) = foretold(LlamaCpp(), engine)
+    assert size.low < engine.size_bytes / 2**20 < size.high
+    assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=within)
+
+
 class TestTheFile:
     def test_it_tells_the_sizes(self, llama: Checkpoint, tmp_path: Path) -> None:
         told = fields(build(llama, tmp_path / "engine"))
@@ -129,7 +135,9 @@ class TestTheFile:
         self, values: dict[str, Any], tolerance: float, llama: Checkpoint, tmp_path: Path
     ) -> None:
         checkpoint = rounded(llama, tmp_path / "rounded", **values)
-        found = tensors(build(checkpoint, tmp_path / "engine"))
+        engine = build(checkpoint, tmp_path / "engine")
+        assert_size_was_known(engine, 0.1)
+        found = tensors(engine)
         state = grids.expanded(tensor_files.read_folder(checkpoint.directory))
         largest = max(float(tensor.abs().max()) for tensor in state.values())
         for name, module in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj"), ("ffn_up", "mlp.up_proj")):
@@ -251,7 +259,9 @@ class TestComputing:
         self, file_type: str, wide: Checkpoint, tmp_path: Path
     ) -> None:
         quantized = applied(LlamaQuantize(file_type=file_type, importance=False), wide, tmp_path / "quantized")
-        path = build(quantized, tmp_path / "engine").directory / NAME
+        engine = build(quantized, tmp_path / "engine")
+        assert_size_was_known(engine, 0.25)
+        path = engine.directory / NAME
         matrices = [tensor for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2]
         bits = 8 * sum(t.n_bytes for t in matrices) / sum(t.n_elements for t in matrices)
         assert bits == pytest.approx(LLAMA_BITS[file_type], rel=0.25)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from workshops import applied, built
+from workshops import applied, built, foretold
 
 from edgeopt.artifact import Checkpoint, Engine
 from edgeopt.compress.quantization.quantize import Quantize
@@ -56,13 +56,17 @@ def test_the_file_has_the_weights_of_the_kernels_beside_those_that_were_given(pa
     assert 1.5 * other < one < 4 * other
 
 
+def test_their_size_is_known_beforehand(pair) -> None:
+    runtime, saved, _ = pair
+    (size,) = foretold(runtime, saved)
+    assert size.low < saved.size_bytes / MIB < size.high
+
+
 def test_what_is_not_known_of_packed_weights_is_not_predicted(checkpoint) -> None:
     given = checkpoint.spec, Target(name="device", context_length=64)
     told = {m.metric for m in Genai(packed_on_disk=True).predict(*given, carried_bytes=0)}
-    assert told == {m.metric for m in Genai().predict(*given, carried_bytes=0)} - {
-        "size/engine_mib",
-        "memory/peak_rss_mib",
-    }
+    assert told == {m.metric for m in Genai().predict(*given, carried_bytes=0)} - {"memory/peak_rss_mib"}
+    assert not {"resident", "peak_bytes"} & Genai(packed_on_disk=True).parts(*given, carried_bytes=0).keys()
 
 
 @pytest.mark.parametrize("budget", ["0 B", "100 kB", "1 GiB"])

@@ -103,7 +103,9 @@ class LlamaCpp:
                 )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        return ()
+        from edgeopt.runtimes.llamacpp import estimate
+
+        return (estimate.size(spec, carried_bytes=carried_bytes),)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.llamacpp import export

@@ -183,7 +183,7 @@ class PortableOnnx(Knobs):
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         from edgeopt.runtimes.portable.estimate import predictions
 
-        return predictions(spec, self, target.device)
+        return predictions(spec, self, target, carried_bytes=carried_bytes)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.portable import export, graph, shards

@@ -1,41 +1,60 @@
-"""The time of a token where a part of the weights is read from storage for each, by arithmetic alone."""
+"""Size, and the time of a token where a part of the weights is read from storage for each, by arithmetic alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgeopt.result import Measurement
+from edgeopt.runtimes import sizes
 from edgeopt.runtimes.packed import packed_bytes
 from edgeopt.spec import EMBEDDING, ModelSpec
 
 if TYPE_CHECKING:
     from edgeopt.runtimes.portable import PortableOnnx
-    from edgeopt.target import Device
+    from edgeopt.target import Device, Target
 
 DECODE = "latency/decode_p50_ms"
 BAND = 0.3
-"""Half the width of the band around a prediction, as a share of it, below which a limit refuses a recipe."""
+"""Half the width of the band around a predicted time, as a share of it, below which a limit refuses a recipe."""
+GATED = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Granite", "SmolLM3", "Olmo2")
+"""Families of which a spec knows every matrix; others have MLPs of two, or tables of positions."""
+LAYER_BYTES, NODE_BYTES = 4_900, 700
+"""What a layer takes in the graph, and what a matrix on a grid adds: names and shapes."""
 
 
-def predictions(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -> tuple[Measurement, ...]:
-    """What will be measured where storage is what bounds a token; nothing where that is not known."""
-    if device is None or not device.storage_gb_per_s:
-        return ()
-    value = streamed_bytes(spec, runtime) / device.storage_gb_per_s / 1e6
-    if not value:
-        return ()
-    return (
-        Measurement(
-            metric=DECODE,
-            unit="ms",
-            value=value,
-            low=value * (1 - BAND),
-            high=value * (1 + BAND),
-            count=0,
-            method=f"bytes that a token reads from storage, at {device.storage_gb_per_s:g} GB/s",
-            kind="predicted",
-        ),
+def predictions(
+    spec: ModelSpec, runtime: PortableOnnx, target: Target, *, carried_bytes: int
+) -> tuple[Measurement, ...]:
+    """What will be measured of an engine; what is not known of it is left out."""
+    return *_size(spec, runtime, carried_bytes), *_decode(spec, runtime, target.device)
+
+
+def _size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterator[Measurement]:
+    """The graph depends on what the exporter makes of a family, so that no limit is broken by its share alone."""
+    if spec.architecture.removesuffix("ForCausalLM") not in GATED:
+        return
+    weights = sizes.weight_bytes(spec) + sizes.table_bytes(spec)
+    packed, unsure = 0, 0.0
+    if runtime.packed_on_disk:
+        packed, unsure = sizes.packed_on_disk_bytes(spec), sizes.packed_error_bytes(spec)
+    others = carried_bytes + sum(map(spec.adapter_bytes, spec.adapters))
+    graph = LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.grids)
+    yield sizes.size(
+        weights + packed + graph + others,
+        low_bytes=weights + packed - unsure + others,
+        high_bytes=weights + packed + unsure + 3 * graph + others,
     )
+
+
+def _decode(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -> Iterator[Measurement]:
+    """Where storage is what bounds a token; nothing where that is not known."""
+    if device is None or not device.storage_gb_per_s:
+        return
+    value = streamed_bytes(spec, runtime) / device.storage_gb_per_s / 1e6
+    if value:
+        method = f"bytes that a token reads from storage, at {device.storage_gb_per_s:g} GB/s"
+        yield sizes.predicted(DECODE, "ms", value, low=value * (1 - BAND), high=value * (1 + BAND), method=method)
 
 
 def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
