@@ -56,12 +56,12 @@ def _names(view: View, across: Callable[[float], float], up: Callable[[float], f
     """The middle of each number beside a point of the front, clear of points, lines and of one another."""
 
     def pixel(place: Pixel) -> Pixel:
-        return across(place[0]), up(place[1])
+        return across(place[0]), HEIGHT - up(place[1])
 
     front = view.of("front")
     sizes = [(8.0 * len(str(p.number)) + 2, 14.0) for p in front]
-    places = label_front(view, pixel, sizes, 7, (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM))
-    return {point.number: place for point, place in zip(front, places, strict=True)}
+    upwards = label_front(view, pixel, sizes, 7, (_LEFT, _BOTTOM, WIDTH - _RIGHT, HEIGHT - _TOP))
+    return {point.number: (x, HEIGHT - y) for point, (x, y) in zip(front, upwards, strict=True)}
 
 
 def _point(view: View, point: Point, x: float, y: float, link: str, at: Pixel | None) -> str:
@@ -75,7 +75,8 @@ def _point(view: View, point: Point, x: float, y: float, link: str, at: Pixel | 
     settings = ", ".join(f"{name} = {value}" for name, value in point.row["params"].items())
     told = escape(f"trial {point.number}, {KINDS[point.kind]}: {figures}; {settings}")
     dot = f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius}' fill='{fill}' stroke='{stroke}' stroke-width='1.5'/>"
-    name = f"<text x='{at[0]:.1f}' y='{at[1] + 4:.1f}' class='name'>{point.number}</text>" if at else ""
+    middle = f"x='{at[0]:.1f}' y='{at[1] + 4:.1f}' text-anchor='middle'" if at else ""
+    name = f"<text {middle} class='name'>{point.number}</text>" if at else ""
     inside = f"<title>{told}</title>{dot}{name}"
     return f"<a href='{escape(link)}' aria-label='{told}'>{inside}</a>" if link else f"<g>{inside}</g>"
 
