@@ -146,7 +146,7 @@ def _named(noun: str, names: Collection[str]) -> str:
 _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "adopted": lambda f: f"took over {', '.join(f'{a} = {v}' for a, v in f['aliases'].items()) or 'no alias'}",
     "begun": lambda f: f"began {f['action']}",
-    "judged": lambda f: f"judged {_named('trial', f['verdicts'])} by policy {f['policy']}",
+    "judged": lambda f: f"judged {_named('trial', sorted(f['verdicts'], key=int))} by policy {f['policy']}",
     "registered": lambda f: f"registered version {f['version']}, engine {f['digest'][:12]}…",
     "approved": lambda f: f"approved version {f['version']}, engine {f['digest'][:12]}…",
     "moved": _moves,

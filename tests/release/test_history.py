@@ -116,6 +116,6 @@ def test_every_kind_is_told_in_a_sentence() -> None:
         "moved champion from 1 to 2, smallest from nothing to 2"
     )
     assert told("ended", {"action": "rollback", "outcome": "done"}, "why") == "ended rollback, done: why"
-    verdicts: dict[str, list[str]] = {"3": [], "5": []}
-    assert told("judged", {"verdicts": verdicts, "policy": "edge"}, "") == "judged trials 3, 5 by policy edge"
+    verdicts: dict[str, list[str]] = {"12": [], "3": []}
+    assert told("judged", {"verdicts": verdicts, "policy": "edge"}, "") == "judged trials 3, 12 by policy edge"
     assert told("judged", {"verdicts": {"3": []}, "policy": "edge"}, "") == "judged trial 3 by policy edge"
