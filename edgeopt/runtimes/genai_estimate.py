@@ -28,6 +28,8 @@ ZERO_POINTS_BYTES, BIAS_BYTES, CAST_BYTES, KV_BYTES = 228, 418, 167, 430
 """What zero-points and a bias add for each matrix, a cast from fp16, and keys and values on a grid for each layer."""
 BANDS: Mapping[str, float] = {"size/engine_mib": 0.002, "memory/peak_rss_mib": 0.08, "latency/decode_p50_ms": 0.3}
 """Half the width of the band around each prediction, as a share of it, below which a limit refuses a recipe."""
+GRAPHS_BAND = 0.05
+"""The same of the graphs, which are a good part of a very small engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,9 @@ class Estimate:
 
 def predictions(found: Estimate, spec: ModelSpec, target: Target) -> tuple[Measurement, ...]:
     """What will be measured of an engine of `spec`, each with the band by which limits are judged."""
-    band = BANDS[sizes.SIZE] * found.disk_bytes + (sizes.packed_error_bytes(spec) if found.packed else 0)
+    band = BANDS[sizes.SIZE] * found.disk_bytes + GRAPHS_BAND * found.graphs
+    if found.packed:
+        band += sizes.packed_error_bytes(spec)
     size = sizes.size(found.disk_bytes, low_bytes=found.disk_bytes - band, high_bytes=found.disk_bytes + band)
     figures = [("memory/peak_rss_mib", "MiB", found.peak_bytes / 2**20)]
     if target.kernels is not None:

@@ -57,9 +57,10 @@ def test_the_file_has_the_weights_of_the_kernels_beside_those_that_were_given(pa
 
 
 def test_their_size_is_known_beforehand(pair) -> None:
-    runtime, saved, _ = pair
-    (size,) = foretold(runtime, saved)
-    assert size.low < saved.size_bytes / MIB < size.high
+    runtime, saved, plain = pair
+    for one, engine in ((runtime, saved), (replace(runtime, packed_on_disk=False), plain)):
+        (size,) = foretold(one, engine)
+        assert size.low < engine.size_bytes / MIB < size.high
 
 
 def test_what_is_not_known_of_packed_weights_is_not_predicted(checkpoint) -> None:
