@@ -70,7 +70,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "no override": (["int4"], ["'int4' is no override", "key=value"]),
     "unreadable override": (["recipe=[a"], ["'recipe=[a' cannot be read", "quote"]),
     "unquoted =": (["state=a=b"], ["'state=a=b' cannot be read", "quote"]),
-    "runtime of which arithmetic knows nothing": (["runtime=onnx"], ["runtime: ", "PortableOnnx", "edgeopt run"]),
+    "runtime of which arithmetic knows nothing": (["runtime=torch"], ["runtime: ", "Torch", "edgeopt run"]),
     "two choices": (["recipe=int4,int8"], ["recipe=int4,int8", "one value"]),
     "no choice": (["model=null"], ["model=null: ", "GROUP=CHOICE"]),
     "open value": (["model=local"], ["model.path: a value is required", "model.path="]),
