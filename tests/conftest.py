@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test may reach a hub
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # whoever runs the tests may have one
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for lines of its own; edgeopt's tables would be as narrow
 
 import pytest
@@ -36,7 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def tracked_nowhere() -> Iterator[None]:
     """No test begins with a tracking URI of another: MLflow leaves the one that is set in the environment, too."""
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     yield
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
