@@ -28,9 +28,19 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 def test_parts_add_up_to_what_is_predicted(told: Any) -> None:
     found = told("recipe=int4")
     parts = found["parts"]
+    assert (found["parameters"], found["tier"]) == (4_196_608, "tiny")
     assert parts["disk_bytes"] == sum(parts[name] for name in ("weights", "tables", "adapters", "graphs", "carried"))
     assert found["figures"][SIZE]["value"] == pytest.approx(parts["disk_bytes"] / 2**20)
     assert found["figures"]["memory/peak_rss_mib"]["value"] == pytest.approx(parts["peak_bytes"] / 2**20)
+
+
+@pytest.mark.parametrize(
+    ("knob", "absent"), [("gate_up_fused", "disk_bytes"), ("packed_on_disk", "peak_bytes")], ids=["size", "memory"]
+)
+def test_a_sum_that_is_not_predicted_has_no_parts(knob: str, absent: str, told: Any) -> None:
+    found = told("recipe=int4", f"runtime.{knob}=true")
+    assert {"disk_bytes", "peak_bytes"} - found["parts"].keys() == {absent}
+    assert len(found["figures"]) == 1
 
 
 def test_where_no_parts_are_known_the_figures_are_told_with_their_bands(told: Any) -> None:

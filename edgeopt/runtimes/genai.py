@@ -118,14 +118,19 @@ class Genai(Knobs):
 
     def parts(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
         found = self.estimate(spec, target, carried_bytes=carried_bytes)
-        return found.on_disk | ({} if self.packed_on_disk else found.in_memory)
+        on_disk = {} if "size/engine_mib" in self._unknown else found.on_disk
+        return on_disk | ({} if "memory/peak_rss_mib" in self._unknown else found.in_memory)
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         from edgeopt.runtimes.genai_estimate import predictions
 
         found = predictions(self.estimate(spec, target, carried_bytes=carried_bytes), spec, target)
-        unknown = {metric for knob, metrics in UNKNOWN.items() if getattr(self, knob) for metric in metrics}
-        return tuple(m for m in found if m.metric not in unknown)
+        return tuple(m for m in found if m.metric not in self._unknown)
+
+    @property
+    def _unknown(self) -> set[str]:
+        """Metrics of which arithmetic says nothing, as this runtime is set."""
+        return {metric for knob, metrics in UNKNOWN.items() if getattr(self, knob) for metric in metrics}
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes import genai_builder
