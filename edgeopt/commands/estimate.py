@@ -62,9 +62,11 @@ def execute(args: argparse.Namespace) -> Outcome:
         "limits": verdicts,
         "next_lever": next_lever,
     }
-    broken = next((v["metric"] for v in verdicts if not v["fits"]), None)
-    beyond = f"{broken} is predicted beyond its limit, whatever its error"
-    return Outcome(document=document, error=InfeasibleError(beyond, mend=next_lever) if broken else None)
+    broken = [v["metric"] for v in verdicts if not v["fits"]]
+    if not broken:
+        return Outcome(document=document)
+    beyond = f"{broken[0]} is predicted beyond its limit, whatever its error"
+    return Outcome(document=document, error=InfeasibleError(beyond, mend=next_lever))
 
 
 def show(document: Document) -> None:

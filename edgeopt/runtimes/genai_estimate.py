@@ -91,10 +91,7 @@ def predictions(found: Estimate, spec: ModelSpec, target: Target) -> tuple[Measu
     figures = [("memory/peak_rss_mib", "MiB", found.peak_bytes / 2**20)]
     if target.kernels is not None:
         figures.append(("latency/decode_p50_ms", "ms", target.kernels.decode_us(spec) / 1e3))
-    return size, *(
-        sizes.predicted(metric, unit, value, low=value * (1 - BANDS[metric]), high=value * (1 + BANDS[metric]))
-        for metric, unit, value in figures
-    )
+    return size, *(sizes.about(metric, unit, value, share=BANDS[metric]) for metric, unit, value in figures)
 
 
 def estimate(
@@ -111,7 +108,7 @@ def estimate(
     kept = sum(2 * layer.kv_heads * spec.head_size * context_length for layer in spec.layers)
     kv_cache = kept * (32 if spec.kv_cache is None else spec.kv_cache.bits) // 8
     widest = max(2 * layer.intermediate_size + layer.heads * spec.head_size for layer in spec.layers)
-    adapters = sum(map(spec.adapter_bytes, spec.adapters))
+    adapters = sizes.adapters_bytes(spec)
     activations = 4 * (ARENA * chunk_tokens * (widest + 4 * spec.hidden_size) + spec.vocabulary_size)
     return Estimate(
         weights=sizes.weight_bytes(spec),

@@ -20,9 +20,37 @@ def predicted(
     )
 
 
+def about(metric: str, unit: str, value: float, *, share: float, method: str = "by arithmetic") -> Measurement:
+    """A figure that may be off by a share of itself."""
+    return predicted(metric, unit, value, low=value * (1 - share), high=value * (1 + share), method=method)
+
+
 def size(value_bytes: float, *, low_bytes: float, high_bytes: float) -> Measurement:
     """All files of an engine."""
     return predicted(SIZE, "MiB", value_bytes / 2**20, low=low_bytes / 2**20, high=high_bytes / 2**20)
+
+
+def size_of(
+    spec: ModelSpec, weights_bytes: float, *, unsure_bytes: float, names_bytes: float, times: int, carried_bytes: int
+) -> Measurement:
+    """All files of an engine whose weights are known better than what describes them.
+
+    Args:
+        unsure_bytes: by which the weights may take more or less.
+        names_bytes: what names, shapes and vocabulary about take. They may take nothing, so that no limit is broken by
+            them alone, or `times` as much.
+    """
+    known_bytes = weights_bytes + carried_bytes + adapters_bytes(spec)
+    return size(
+        known_bytes + names_bytes,
+        low_bytes=known_bytes - unsure_bytes,
+        high_bytes=known_bytes + unsure_bytes + times * names_bytes,
+    )
+
+
+def adapters_bytes(spec: ModelSpec) -> int:
+    """Bytes of all adapters that stand beside the weights."""
+    return sum(map(spec.adapter_bytes, spec.adapters))
 
 
 def weight_bytes(spec: ModelSpec) -> int:

@@ -220,11 +220,11 @@ def label_front(
     `pixel` says where on the picture a point of the two axes lies.
     """
     drawn = [list(map(pixel, line)) for line in view.lines]
-    taken = obstacles([pixel((p.x, p.y)) for p in view.points], drawn, radius)
+    taken = _obstacles([pixel((p.x, p.y)) for p in view.points], drawn, radius)
     return place_labels([pixel((p.x, p.y)) for p in view.of("front")], sizes, taken, frame)
 
 
-def obstacles(points: Sequence[Pixel], lines: Sequence[Sequence[Pixel]], radius: float) -> list[Box]:
+def _obstacles(points: Sequence[Pixel], lines: Sequence[Sequence[Pixel]], radius: float) -> list[Box]:
     """Boxes over points of `radius` pixels and along lines, which labels keep clear of."""
     boxes = [(x - radius, y - radius, x + radius, y + radius) for x, y in points]
     for (x0, y0), (x1, y1) in (ends for line in lines for ends in pairwise(line)):

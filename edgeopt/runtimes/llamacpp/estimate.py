@@ -13,15 +13,15 @@ MIXTURE = 0.25
 
 
 def size(spec: ModelSpec, *, carried_bytes: int) -> Measurement:
-    """Of all files. The header's share depends on the tokenizer, so that no limit is broken by it alone."""
+    """Of all files, where the header's share depends on the tokenizer."""
     weights = sizes.weight_bytes(spec) + sizes.table_bytes(spec) + _minima_bytes(spec)
-    others = carried_bytes + sum(map(spec.adapter_bytes, spec.adapters))
-    header = TOKEN_BYTES * spec.vocabulary_size + TENSOR_BYTES * len(spec.matrices)
-    unsure = MIXTURE * weights if spec.weight_dtype in LLAMA_BITS else 0.0
-    return sizes.size(
-        weights + header + others,
-        low_bytes=weights - unsure + others,
-        high_bytes=weights + unsure + 2 * header + others,
+    return sizes.size_of(
+        spec,
+        weights,
+        unsure_bytes=MIXTURE * weights if spec.weight_dtype in LLAMA_BITS else 0.0,
+        names_bytes=TOKEN_BYTES * spec.vocabulary_size + TENSOR_BYTES * len(spec.matrices),
+        times=2,
+        carried_bytes=carried_bytes,
     )
 
 

@@ -31,19 +31,18 @@ def predictions(
 
 
 def _size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterator[Measurement]:
-    """The graph depends on what the exporter makes of a family, so that no limit is broken by its share alone."""
+    """Of all files, where the graph depends on what the exporter makes of a family."""
     if spec.architecture.removesuffix("ForCausalLM") not in GATED:
         return
     weights = sizes.weight_bytes(spec) + sizes.table_bytes(spec)
-    packed, unsure = 0, 0.0
-    if runtime.packed_on_disk:
-        packed, unsure = sizes.packed_on_disk_bytes(spec), sizes.packed_error_bytes(spec)
-    others = carried_bytes + sum(map(spec.adapter_bytes, spec.adapters))
-    graph = LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.grids)
-    yield sizes.size(
-        weights + packed + graph + others,
-        low_bytes=weights + packed - unsure + others,
-        high_bytes=weights + packed + unsure + 3 * graph + others,
+    packed = runtime.packed_on_disk
+    yield sizes.size_of(
+        spec,
+        weights + (sizes.packed_on_disk_bytes(spec) if packed else 0),
+        unsure_bytes=sizes.packed_error_bytes(spec) if packed else 0.0,
+        names_bytes=LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.grids),
+        times=3,
+        carried_bytes=carried_bytes,
     )
 
 
@@ -54,7 +53,7 @@ def _decode(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -> It
     value = streamed_bytes(spec, runtime) / device.storage_gb_per_s / 1e6
     if value:
         method = f"bytes that a token reads from storage, at {device.storage_gb_per_s:g} GB/s"
-        yield sizes.predicted(DECODE, "ms", value, low=value * (1 - BAND), high=value * (1 + BAND), method=method)
+        yield sizes.about(DECODE, "ms", value, share=BAND, method=method)
 
 
 def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
