@@ -14,8 +14,8 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for lines of its own; ed
 
 import pytest
 from hypothesis import settings
-from postgresql import Postgres, binaries, server
-from servers import MlflowServer
+from support.mlflow_server import MlflowServer
+from support.postgresql import Postgres, binaries, server
 
 settings.register_profile("edgeopt", deadline=None)  # the cores are shared with measurements
 settings.load_profile("edgeopt")
@@ -100,7 +100,7 @@ def folder(tmp_path: Path, tiny_model: Path, shared_cache: Path, request: pytest
 
     Its cache is shared, but for slow tests, which wait for what takes time.
     """
-    from sweeping import prepare
+    from support.sweeping import prepare
 
     prepare(tmp_path, tiny_model, cache=None if request.node.get_closest_marker("slow") else shared_cache)
     return tmp_path

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from edgeopt import assembly, display
-from edgeopt import config as configs
-from edgeopt.artifact import Checkpoint
-from edgeopt.cli import main
-from edgeopt.commands import doctor, front
-from edgeopt.commands.studies import OpenStudy
+from edgeopt.cli import display
+from edgeopt.cli.commands import doctor, front
+from edgeopt.cli.main import main
+from edgeopt.config import assemble
+from edgeopt.config import parse as configs
+from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
+from edgeopt.studies.open_study import OpenStudy
 from tests import samples
 
 Refused = Callable[..., str]
@@ -486,7 +487,7 @@ def test_a_server_that_does_not_answer_is_told_within_seconds(
 @pytest.fixture
 def study(work: Path, registry: str) -> str:
     """A study without trials."""
-    request = assembly.Request(name="reference", overrides=(f"tracking.tracking_uri='{registry}'",))
+    request = assemble.Request(name="reference", overrides=(f"tracking.tracking_uri='{registry}'",))
     made = OpenStudy.of(request, request.compose())
     made.open()
     return made.name
@@ -560,7 +561,7 @@ def test_a_fault_in_an_override_is_not_laid_on_a_file(refused: Refused, own: Pat
 
 def test_the_values_of_a_trial_that_cannot_be_are_its_recorded_failure() -> None:
     for params, told in (({"step.quantize.bits": 4}, "step.quantize.bits"), ({"recipe": "int5"}, "'int5'")):
-        result = assembly.evaluate_trial(assembly.Request(), params, lambda _: None)
+        result = assemble.evaluate_trial(assemble.Request(), params, lambda _: None)
         assert result.failure is not None
         assert (result.failure.stage, result.failure.kind, result.feasible) == ("config", "ConfigError", False)
         assert told in result.failure.message
@@ -620,7 +621,7 @@ def test_names_that_begin_with_an_underscore_are_free() -> None:
 
 def test_a_part_refuses_an_unknown_key_by_its_nearest() -> None:
     with pytest.raises(ConfigError, match=r"target\.treads: .*Did you mean threads\?"):
-        configs.part({"target": {"_target_": "edgeopt.target.Target", "name": "a", "treads": 2}}, "target")
+        configs.part({"target": {"_target_": "edgeopt.core.target.Target", "name": "a", "treads": 2}}, "target")
 
 
 def test_help_imports_nothing_heavy() -> None:

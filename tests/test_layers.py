@@ -231,8 +231,8 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
     "module",
     [
         "edgeopt.cli",
-        "edgeopt.commands.sweep",
-        "edgeopt.config",
+        "edgeopt.cli.commands.sweep",
+        "edgeopt.config.parse",
         "edgeopt.release.audit",
         "edgeopt.release.overview",
         "edgeopt.search.study",
@@ -245,7 +245,7 @@ def test_importing_a_command_loads_no_heavy_library(module: str) -> None:
 
 
 def test_a_gguf_file_is_written_without_llama_cpp() -> None:
-    code = "import sys; sys.modules['llama_cpp'] = None; import edgeopt.runtimes.llamacpp.export"
+    code = "import sys; sys.modules['llama_cpp'] = None; import edgeopt.runtimes.llamacpp.runtime.export"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -263,4 +263,4 @@ def test_the_reader_of_imports_sees_what_it_must() -> None:
     assert found["torch"] == found["onnx"] == found["peft"] == found["plotly"] == (True, False)
     assert found["mlflow"] == (True, True)
     assert found["optuna"] == found["matplotlib"] == (False, False)
-    assert {"edgeopt.tokens", "edgeopt"} <= found.keys()
+    assert {"edgeopt.checkpoints.tokenizer", "edgeopt"} <= found.keys()

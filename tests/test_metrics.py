@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edgeopt import config
+from edgeopt.config import parse
 
 TABLE = Path(__file__).parents[1] / "conf" / "metrics.md"
 
@@ -20,11 +20,11 @@ def documented() -> dict[str, str]:
 
 
 def test_every_metric_is_in_the_table_with_its_unit() -> None:
-    known = config.known_metrics(None)
+    known = parse.known_metrics(None)
     table = documented()
     assert {name: table.get(name) for name in known} == dict(known)
 
 
 def test_the_table_names_nothing_that_does_not_exist() -> None:
     own = {"feasible", "pareto_rank", "excess/METRIC"}
-    assert documented().keys() - config.known_metrics(None).keys() == own
+    assert documented().keys() - parse.known_metrics(None).keys() == own

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgresql import Postgres
-from servers import MlflowServer
-from sweeping import prepare
+from support.mlflow_server import MlflowServer
+from support.postgresql import Postgres
+from support.sweeping import prepare
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
 
 BUCKET = "engines"
 KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}

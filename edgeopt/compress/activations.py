@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import tokens
-from edgeopt.network import layers, norms, units
-from edgeopt.spec import EMBEDDING
+from edgeopt.checkpoints import tokenizer
+from edgeopt.checkpoints.modeling import layers, norms, units
+from edgeopt.core.model_spec import EMBEDDING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.text import Text
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.corpus import Text
 
 
 def calibration_windows(checkpoint: Checkpoint, text: Text, *, count: int, length: int) -> list[list[int]]:
     """The first `count` windows of calibration text, capped at the model's context."""
-    return tokens.windows(text, checkpoint.directory, length=min(length, checkpoint.spec.context_length), limit=count)
+    return tokenizer.windows(
+        text, checkpoint.directory, length=min(length, checkpoint.spec.context_length), limit=count
+    )
 
 
 def input_energy(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from edgeopt.core.model_spec import LLAMA_BITS, ModelSpec
 from edgeopt.errors import ConfigError
-from edgeopt.spec import LLAMA_BITS, ModelSpec
 
 
 def require_float(spec: ModelSpec, step: str, otherwise: str = "") -> None:

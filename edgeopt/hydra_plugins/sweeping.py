@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt.context import working_on
+from edgeopt.core.judge import judge
+from edgeopt.core.result import Failure, Measurement, TrialResult
+from edgeopt.core.target import Limit
+from edgeopt.core.trial_context import working_on
 from edgeopt.errors import ConfigError, InfeasibleError
-from edgeopt.judge import judge
-from edgeopt.result import Failure, Measurement, TrialResult
-from edgeopt.search import loop
-from edgeopt.search.definition import Search
-from edgeopt.search.front import Objective, as_row
-from edgeopt.search.ledger import Ledger
-from edgeopt.search.parameter import Params
-from edgeopt.search.row import Row
-from edgeopt.search.space import overrides
+from edgeopt.search.pareto.front import Objective, as_row
+from edgeopt.search.space.definition import Search
+from edgeopt.search.space.parameter import Params
+from edgeopt.search.space.space import overrides
+from edgeopt.search.storage.database import file_url
+from edgeopt.search.storage.trial import Row
+from edgeopt.search.storage.trial_store import Ledger
 from edgeopt.search.study import Study
-from edgeopt.search.studystore import file_url
-from edgeopt.target import Limit
+from edgeopt.search.workers import loop
 
 DEVICE: Mapping[str, Any] = {"name": "hydra"}
 

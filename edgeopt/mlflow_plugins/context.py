@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from mlflow.tracking.context.abstract_context import RunContextProvider
 
-from edgeopt import context, tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core import trial_context
 
 
 class Context(RunContextProvider):  # type: ignore[misc]
     """Tags of the trial that this process works on."""
 
     def in_context(self) -> bool:
-        return bool(context.known())
+        return bool(trial_context.known())
 
     def tags(self) -> dict[str, str]:
-        from edgeopt.measure.inventory import inventory
-        from edgeopt.tracking.fields import surroundings
+        from edgeopt.machine.inventory import inventory
+        from edgeopt.tracking.mlflow_fields import surroundings
 
-        return surroundings() | context.known() | {tags.DEVICE: inventory(rates=False).name}
+        return surroundings() | trial_context.known() | {tags.DEVICE: inventory(rates=False).name}

@@ -25,7 +25,7 @@ from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
 
-from edgeopt import process
+from edgeopt.machine import process_identity
 
 FOLDER = "EDGEOPT_DEPLOYMENTS"
 """Environment variable: the folder that knows of deployments and holds their logs."""
@@ -79,8 +79,8 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
             "model_uri": model_uri,
             "endpoint": f"{url}/v1",
             "log": str(log),
-            "process": process.identity(started.pid),
-            "host": process.host(),
+            "process": process_identity.identity(started.pid),
+            "host": process_identity.host(),
         }
         draft = folder / f".{name}.json"
         draft.write_text(json.dumps(document))
@@ -109,7 +109,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
             return
         number, end = int(known["process"].partition(":")[0]), time.monotonic() + STOP_S
         os.kill(number, signal.SIGTERM)
-        while process.lives(known["process"]):
+        while process_identity.lives(known["process"]):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(number, os.WNOHANG)  # where this process started it
             if time.monotonic() > end:
@@ -151,7 +151,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
             document: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        if document["host"] == process.host() and process.lives(document["process"]):
+        if document["host"] == process_identity.host() and process_identity.lives(document["process"]):
             return document
         path.unlink(missing_ok=True)
         return None

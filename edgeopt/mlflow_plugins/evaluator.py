@@ -25,9 +25,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.evaluation import EvaluationResult, ModelEvaluator
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from edgeopt.artifact import Engine
+from edgeopt.core.artifact import Engine
+from edgeopt.core.corpus import Text
 from edgeopt.errors import InputError
-from edgeopt.text import Text
 from edgeopt.tracking.flavor import Generator, prompts
 
 MEASUREMENTS = "measurements.json"
@@ -53,15 +53,15 @@ class Evaluator(ModelEvaluator):  # type: ignore[misc]
         **_: Any,
     ) -> EvaluationResult:
         """The figures, which are logged to the run too. MlflowException for what is no engine and no ONNX decoder."""
-        from edgeopt import assembly
+        from edgeopt.config import assemble
 
         settings = evaluator_config or {}
         unknown = sorted(settings.keys() - set(_KNOWN))
         if unknown:
             raise _refused(f"evaluator_config has the unknown key {unknown[0]!r}; known are {' and '.join(_KNOWN)}")
-        request = assembly.Request(overrides=tuple(settings.get("overrides", ())))
+        request = assemble.Request(overrides=tuple(settings.get("overrides", ())))
         text = Text(name=dataset.name or "evaluation data", documents=tuple(prompts(dataset.features_data)))
-        bench = replace(assembly.bench(request.compose()), evaluation=text)
+        bench = replace(assemble.bench(request.compose()), evaluation=text)
         with TemporaryDirectory(prefix="edgeopt-onnx-") as folder:
             engine = _engine(model, settings.get("source"), Path(folder))
             found = bench.alone(engine, logging.getLogger(__name__).info)
@@ -86,7 +86,7 @@ def _engine(model: Any, source: str | None, folder: Path) -> Engine:
             "an ONNX model says nothing of its tokenizer: name a folder in Hugging Face layout by "
             'evaluator_config={"source": FOLDER}'
         )
-    from edgeopt.runtimes.portable.foreign import adopt
+    from edgeopt.runtimes.onnx.import_external import adopt
 
     root = Path(mlflow.artifacts.download_artifacts(model.metadata.get_model_info().model_uri))
     try:

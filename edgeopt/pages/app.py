@@ -15,13 +15,14 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from edgeopt import units
+from edgeopt.core import units
 from edgeopt.errors import EdgeoptError, InputError
 from edgeopt.pages import comparison
 from edgeopt.pages.sources import Source, Study
-from edgeopt.tracking import chart_svg, report
+from edgeopt.tracking import report
+from edgeopt.tracking.charts import svg
+from edgeopt.tracking.charts.chart_data import TRIAL_NUMBER, kind_of, prepare, readable
 from edgeopt.tracking.recorder import MODE
-from edgeopt.tracking.view import TRIAL_NUMBER, kind_of, prepare, readable
 
 PREFIX = "/edgeopt"
 _HERE = Path(__file__).parent
@@ -104,7 +105,7 @@ def _study(source: Source, request: Request, ui: str) -> Mapping[str, Any]:
     return {
         "study": study,
         "view": view,
-        "chart": chart_svg.figure(view, _link_to_run(study, ui)) if view and view.points else "",
+        "chart": svg.figure(view, _link_to_run(study, ui)) if view and view.points else "",
         "choices": [o["metric"] for o in study.document["objectives"]],
         "limits": report.limit_table(rows, limits),
         "outcomes": report.outcome_table(rows),

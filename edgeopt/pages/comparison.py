@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt import units
+from edgeopt.core import units
+from edgeopt.core.result import Measurement
 from edgeopt.pages.sources import Table, Trial
-from edgeopt.result import Measurement
 
 FEWEST, MOST = 2, 4
 _PARTS = ("model", "step", "runtime", "target", "measure")

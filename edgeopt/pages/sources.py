@@ -15,11 +15,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.result import TrialResult
 from edgeopt.errors import InputError
-from edgeopt.release import overview, registry
-from edgeopt.release.chain import SUFFIX
-from edgeopt.result import TrialResult
+from edgeopt.release import overview
+from edgeopt.release.ledger.hash_chain import SUFFIX
+from edgeopt.release.registry import client as registry
 from edgeopt.tracking import files, front, lookup, server
 
 Table = Mapping[str, Any]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgeopt.ports import Progress
-from edgeopt.release import registry
+from edgeopt.core.protocols import Progress
 from edgeopt.release.audit import Audit, audit
-from edgeopt.release.desk import Desk
+from edgeopt.release.ledger.operation import Desk
+from edgeopt.release.registry import client as registry
 
 
 def adopt(model: str, reason: str, *, tracking_uri: str | None = None, progress: Progress = lambda _: None) -> Audit:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.protocols import Progress
 from edgeopt.errors import GateError
-from edgeopt.ports import Progress
-from edgeopt.release import registry
-from edgeopt.release.actor import actor
-from edgeopt.release.desk import Desk
-from edgeopt.release.registry import Reference
+from edgeopt.release.ledger.actor import actor
+from edgeopt.release.ledger.operation import Desk
+from edgeopt.release.registry import client as registry
+from edgeopt.release.registry.client import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

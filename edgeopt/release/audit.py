@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgeopt import tags
-from edgeopt.release import chain, reader
-from edgeopt.release.chain import SUFFIX, Entry
-from edgeopt.release.history import History
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.release.ledger import hash_chain
+from edgeopt.release.ledger.hash_chain import SUFFIX, Entry
+from edgeopt.release.ledger.history import History
+from edgeopt.release.registry import fast_reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,8 @@ class Audit:
 
 def audit(model: str, *, tracking_uri: str | None = None) -> Audit:
     """Hold the registry against the ledger; nothing is changed. Engines' bytes are `edgeopt verify`'s."""
-    ledger, registered = reader.read([model + SUFFIX, model], tracking_uri)
-    reading = chain.read(ledger.versions)
+    ledger, registered = fast_reader.read([model + SUFFIX, model], tracking_uri)
+    reading = hash_chain.read(ledger.versions)
     history = History.of(reading.entries)
     digests = {version.number: version.tags.get(tags.ENGINE_DIGEST, "") for version in registered.versions}
     faults = [f"the ledger does not hold: {fault}" for fault in reading.faults]

@@ -13,11 +13,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from edgeopt import tags
-from edgeopt.artifact import Engine
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.artifact import Engine
+from edgeopt.core.result import Measurement, TrialResult
 from edgeopt.errors import EdgeoptError, first_line
-from edgeopt.release import registry
-from edgeopt.result import Measurement, TrialResult
+from edgeopt.release.registry import client as registry
 
 Remeasure = Callable[[Engine, Collection[str]], Sequence[Measurement]]
 """Measures an engine on this machine: the figures of those probes that give the named metrics."""

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeopt import tags
-from edgeopt.release import chain, reader, signature
-from edgeopt.release.chain import SUFFIX
-from edgeopt.release.history import History, told
-from edgeopt.release.reader import Registered, Version
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.release import signature
+from edgeopt.release.ledger import hash_chain
+from edgeopt.release.ledger.hash_chain import SUFFIX
+from edgeopt.release.ledger.history import History, told
+from edgeopt.release.registry import fast_reader
+from edgeopt.release.registry.types import Registered, Version
 
 
 def overview(model: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
     """Plain data of all versions, the newest first, and of all entries. InputError where there is no such model."""
-    return described(model, *reader.read([model, model + SUFFIX], tracking_uri))
+    return described(model, *fast_reader.read([model, model + SUFFIX], tracking_uri))
 
 
 def described(model: str, registered: Registered, ledger: Registered) -> dict[str, Any]:
     """As `overview`, of what was read of the model and of its ledger."""
-    entries = chain.read(ledger.versions).entries
+    entries = hash_chain.read(ledger.versions).entries
     if not registered.versions and not entries:
-        raise reader.unregistered(model)
+        raise fast_reader.unregistered(model)
     history = History.of(entries)
     return {
         "model": model,

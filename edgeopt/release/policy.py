@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import edgeopt
-from edgeopt import part
+from edgeopt.core import instantiate
 from edgeopt.errors import ConfigError
 from edgeopt.release import webhook
 from edgeopt.release.ranking import Criterion
@@ -162,7 +162,7 @@ def _versions_kept(entry: Any, report: Report) -> int | None:
 
 def _gate(entry: Any, key: str, report: Report) -> Any:
     try:
-        gate = part.construct(entry if isinstance(entry, Mapping) else {}, place=key)
+        gate = instantiate.construct(entry if isinstance(entry, Mapping) else {}, place=key)
     except ConfigError as error:
         report(str(error))
         return None

@@ -11,15 +11,16 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.protocols import Progress
+from edgeopt.core.recipe import label
 from edgeopt.errors import GateError, InfeasibleError
-from edgeopt.ports import Progress
-from edgeopt.recipe import label
-from edgeopt.release import card, registry, signature
+from edgeopt.release import model_card, signature
 from edgeopt.release.candidate import Candidate, GateVerdict, Remeasure
-from edgeopt.release.desk import DESCRIPTION, Desk, link
-from edgeopt.release.judging import Judged, judge
+from edgeopt.release.ledger.operation import DESCRIPTION, Desk, link
 from edgeopt.release.policy import Policy, find
+from edgeopt.release.registry import client as registry
+from edgeopt.release.run_gates import Judged, judge
 from edgeopt.release.webhook import Webhooks
 
 _INHERITED = (
@@ -118,7 +119,7 @@ def promote(
             found = judged()
             case.require(found)
             cards = [
-                card.render(template, one.candidate, study=study, model=policy.model, objectives=objectives)
+                model_card.render(template, one.candidate, study=study, model=policy.model, objectives=objectives)
                 for one in found
             ]
             done = case.release(found, cards)

@@ -6,13 +6,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.artifact import Engine
+from edgeopt.core.artifact import Engine
+from edgeopt.core.result import Measurement
 from edgeopt.errors import InputError
-from edgeopt.release import registry
 from edgeopt.release.candidate import trial_of
-from edgeopt.release.registry import Reference
+from edgeopt.release.registry import client as registry
+from edgeopt.release.registry.client import Reference
 from edgeopt.release.verify import Verification, verify
-from edgeopt.result import Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeopt.core.protocols import Progress
 from edgeopt.errors import GateError, InputError
-from edgeopt.ports import Progress
-from edgeopt.release import registry, signature
-from edgeopt.release.desk import Desk
-from edgeopt.release.history import ROLLBACK
-from edgeopt.release.registry import Reference
+from edgeopt.release import signature
+from edgeopt.release.ledger.history import ROLLBACK
+from edgeopt.release.ledger.operation import Desk
+from edgeopt.release.registry import client as registry
+from edgeopt.release.registry.client import Reference
 from edgeopt.release.webhook import Webhooks
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeopt.artifact import MANIFEST, Engine
+from edgeopt.core.artifact import MANIFEST, Engine
 from edgeopt.errors import ConfigError, GateError, first_line
 
 TAG = "edgeopt.signature"

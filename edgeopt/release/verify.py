@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt.artifact import Engine
+from edgeopt.core.artifact import Engine
 from edgeopt.errors import EdgeoptError, GateError
-from edgeopt.release import registry, signature
+from edgeopt.release import signature
 from edgeopt.release.audit import audit
 from edgeopt.release.candidate import GateVerdict
-from edgeopt.release.registry import Reference
+from edgeopt.release.registry import client as registry
+from edgeopt.release.registry.client import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.core.redaction import without_password
 from edgeopt.errors import ConfigError, TrackingError
-from edgeopt.secrets import without_password
 
 if TYPE_CHECKING:
-    from edgeopt.release.chain import Entry
-    from edgeopt.release.desk import Desk
+    from edgeopt.release.ledger.hash_chain import Entry
+    from edgeopt.release.ledger.operation import Desk
 
 SECRET = "EDGEOPT_WEBHOOK_SECRET"  # noqa: S105
 """Environment variable: what sender and receivers share, `whsec_` and base64, or any text."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeopt.core.model_spec import LLAMA_BITS
 from edgeopt.errors import ConfigError
-from edgeopt.spec import LLAMA_BITS
 
 if TYPE_CHECKING:
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.model_spec import ModelSpec
 
 
 def require(spec: ModelSpec) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgeopt.result import Measurement
-from edgeopt.runtimes.packed import packed_bytes
-from edgeopt.spec import EMBEDDING, LM_HEAD, ModelSpec
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec
+from edgeopt.core.result import Measurement
+from edgeopt.runtimes.onnxruntime_common.prepacked_weights import packed_bytes
 
 SIZE = "size/engine_mib"
 _SHARE, _PAGES_BYTES = 0.05, 8192

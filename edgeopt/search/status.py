@@ -6,8 +6,8 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from edgeopt.search.row import DONE, Row
-from edgeopt.search.standing import EVALUATED, spent_j, spent_s
+from edgeopt.search.pareto.ranking import EVALUATED, spent_j, spent_s
+from edgeopt.search.storage.trial import DONE, Row
 from edgeopt.search.study import Study
 
 

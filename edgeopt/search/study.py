@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeopt.result import ESTIMATE, TrialResult
-from edgeopt.search.definition import Search
-from edgeopt.search.forecast import Foresee
-from edgeopt.search.front import Objective
-from edgeopt.search.hypervolume import without_growth
-from edgeopt.search.ledger import Ledger, Member
-from edgeopt.search.proposals import Proposal, Proposals
-from edgeopt.search.row import DONE, Row, State
-from edgeopt.search.standing import EVALUATED, Standing, begun, spent_j, spent_s
-from edgeopt.search.summary import Summary
-from edgeopt.target import Limit
+from edgeopt.core.result import ESTIMATE, TrialResult
+from edgeopt.core.target import Limit
+from edgeopt.search.pareto.front import Objective
+from edgeopt.search.pareto.hypervolume import without_growth
+from edgeopt.search.pareto.ranking import EVALUATED, Standing, begun, spent_j, spent_s
+from edgeopt.search.prediction import Foresee
+from edgeopt.search.samplers.proposals import Proposal, Proposals
+from edgeopt.search.space.definition import Search
+from edgeopt.search.storage.summary import Summary
+from edgeopt.search.storage.trial import DONE, Row, State
+from edgeopt.search.storage.trial_store import Ledger, Member
 
 REFUSALS = 200
 """Recipes in a row that the estimate refuses, after which a search gives up."""

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from edgeopt.errors import ConfigError, EdgeoptError
-from edgeopt.serving.asked import Asked, Reader, UnknownModelError, told
+from edgeopt.serving.requests import Asked, Reader, UnknownModelError, told
 from edgeopt.serving.worker import FullError, Job, Piece, Worker
 
 if TYPE_CHECKING:

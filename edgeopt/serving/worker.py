@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.serving.texts import Decoding
+from edgeopt.serving.detokenizer import Decoding
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from edgeopt.ports import Session
+    from edgeopt.core.protocols import Session
 
 Reason = Literal["stop", "length"]
 

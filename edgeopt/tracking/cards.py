@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeopt import units
-from edgeopt.result import TrialResult, Verdict, undone
-from edgeopt.tracking.view import readable
+from edgeopt.core import units
+from edgeopt.core.result import TrialResult, Verdict, undone
+from edgeopt.tracking.charts.chart_data import readable
 
 LENGTH = 8000  # of a tag in MLflow
 _ROWS = 40

@@ -16,9 +16,9 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from edgeopt import tags
-from edgeopt.result import TrialResult
-from edgeopt.tracking import fields, flavor, lookup
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.result import TrialResult
+from edgeopt.tracking import flavor, lookup, mlflow_fields
 
 _MODEL_TAGS = (
     tags.RECIPE,
@@ -109,7 +109,7 @@ def _own(client: MlflowClient, run: Run, result: TrialResult) -> LoggedModel:
     if begun:
         return begun[0]
     assert result.engine is not None
-    labels = {key: str(value) for key, value in fields.trial_tags(result).items() if key in _MODEL_TAGS}
+    labels = {key: str(value) for key, value in mlflow_fields.trial_tags(result).items() if key in _MODEL_TAGS}
     return client.create_logged_model(
         run.info.experiment_id,
         name=tags.ENGINE,

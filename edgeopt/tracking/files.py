@@ -13,10 +13,10 @@ import yaml
 from mlflow.entities import Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from edgeopt.artifact import Engine
-from edgeopt.result import TrialResult
-from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
-from edgeopt.tracking import fields
+from edgeopt.core.artifact import Engine
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
+from edgeopt.core.result import TrialResult
+from edgeopt.tracking import mlflow_fields
 
 TABLES = "tables"
 
@@ -44,7 +44,7 @@ def log(run: Run, config: Mapping[str, Any], result: TrialResult, *, tracking_ur
             (folder / TABLES).mkdir(exist_ok=True)
             spec = Engine.read(Path(result.engine["directory"])).spec
             for name, table in {"checks": _checks(result), "layers": _layers(spec)}.items():
-                (folder / TABLES / f"{name}.json").write_text(json.dumps(fields.plain(table)))
+                (folder / TABLES / f"{name}.json").write_text(json.dumps(mlflow_fields.plain(table)))
         get_artifact_repository(run.info.artifact_uri, tracking_uri=tracking_uri).log_artifacts(scratch)
         return sorted(path.relative_to(folder).as_posix() for path in (folder / TABLES).glob("*.json"))
 
@@ -88,11 +88,11 @@ def _stored(spec: ModelSpec, name: str) -> str:
 
 def _as_json(document: Mapping[str, Any]) -> str:
     """An entry a line: strict JSON."""
-    entries = fields.plain(document).items()
+    entries = mlflow_fields.plain(document).items()
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in entries]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
     safe = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C five times as fast, where PyYAML was built with it
-    return str(yaml.dump(fields.plain(config), Dumper=safe, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(mlflow_fields.plain(config), Dumper=safe, sort_keys=False, allow_unicode=True))

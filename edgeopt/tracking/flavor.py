@@ -28,10 +28,11 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.utils.environment import _mlflow_conda_env, _PythonEnv
 
 import edgeopt
-from edgeopt import libraries, part, tokens
-from edgeopt.artifact import Engine
+from edgeopt.checkpoints import tokenizer
+from edgeopt.core import instantiate, library_versions
+from edgeopt.core.artifact import Engine
+from edgeopt.core.mlflow_tags import ENGINE, FLAVOR
 from edgeopt.errors import InputError
-from edgeopt.tags import ENGINE, FLAVOR
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -125,9 +126,9 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ge
 
 def pip_requirements(engine: Engine) -> list[str]:
     """edgeopt, MLflow and the libraries that the engine's runtime names, in the versions that built it."""
-    runtime = part.resolve(engine.made_by["runtime"]["_target_"], "made_by.runtime")
+    runtime = instantiate.resolve(engine.made_by["runtime"]["_target_"], "made_by.runtime")
     built_with: Mapping[str, str] = engine.made_by.get("versions", {})
-    names = ["mlflow", *map(libraries.distribution, runtime.LIBRARIES)]
+    names = ["mlflow", *map(library_versions.distribution, runtime.LIBRARIES)]
     versions = {name: built_with.get(name) or metadata.version(name) for name in names}
     # a local version such as 2.13.0+cpu is on no package index
     return [f"edgeopt=={edgeopt.__version__}", *(f"{name}=={v.split('+')[0]}" for name, v in versions.items())]
@@ -139,9 +140,9 @@ class Generator:
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         self.engine = Engine.read(directory)
         self.engine.verify()
-        self._tokenizer = tokens.load(directory)
-        self._prefix = tokens.prefix(directory)
-        runtime = part.construct(self.engine.made_by["runtime"], place="made_by.runtime")
+        self._tokenizer = tokenizer.load(directory)
+        self._prefix = tokenizer.prefix(directory)
+        runtime = instantiate.construct(self.engine.made_by["runtime"], place="made_by.runtime")
         self._session = runtime.open(self.engine, threads=threads or len(os.sched_getaffinity(0)))
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.tracking import chart_png, fields, report
+from edgeopt.tracking import mlflow_fields, report
+from edgeopt.tracking.charts import matplotlib
+from edgeopt.tracking.charts.chart_data import prepare
 from edgeopt.tracking.report import Course
-from edgeopt.tracking.view import prepare
 
 Rows = Sequence[Mapping[str, Any]]
 FOLDER = "front"
@@ -38,7 +39,7 @@ def totals(rows: Rows, objectives: Rows) -> dict[str, float]:
 def trials(study: str, rows: Rows, objectives: Rows, limits: Rows) -> str:
     """All trials as one JSON document, as `edgeopt front --json` gives it."""
     document = {"study": study, "objectives": objectives, "limits": limits, "trials": rows}
-    return json.dumps(fields.plain(document), allow_nan=False)
+    return json.dumps(mlflow_fields.plain(document), allow_nan=False)
 
 
 def write(
@@ -46,7 +47,7 @@ def write(
 ) -> None:
     """Write front.html (the report), front.png, front.csv (the front alone) and trials.json into `folder`."""
     view = prepare(study=study, rows=rows, objectives=objectives, limits=limits)
-    chart_png.write(view, folder / "front.png")
+    matplotlib.write(view, folder / "front.png")
     report.write(
         folder / "front.html",
         study=study,

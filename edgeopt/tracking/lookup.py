@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
 
 _PAGE = 1000
 

@@ -1,6 +1,6 @@
 """Studies and trials as MLflow runs: one run a study, one nested run a trial, each logged once.
 
-Every method looks up what is already there by the tags of `edgeopt.tags` before it writes, and a run
+Every method looks up what is already there by the tags of `edgeopt.core.mlflow_tags` before it writes, and a run
 is ended only when all of it is written. A process killed between any two calls therefore leaves runs
 that the next call completes, and nothing twice.
 """
@@ -23,12 +23,12 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.recipe import label
+from edgeopt.core.redaction import without_password
+from edgeopt.core.result import TrialResult
 from edgeopt.errors import ConfigError, TrackingError
-from edgeopt.recipe import label
-from edgeopt.result import TrialResult
-from edgeopt.secrets import without_password
-from edgeopt.tracking import cards, engines, fields, files, lookup, server
+from edgeopt.tracking import cards, engines, files, lookup, mlflow_fields, server
 
 if TYPE_CHECKING:
     from edgeopt.tracking.engines import Released
@@ -108,7 +108,9 @@ class MlflowRecorder:
             elif run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
             run_id = str(run.info.run_id)
-            client.log_batch(run_id, tags=_run_tags({**fields.surroundings(), **tag_values, tags.OPENED: opened}))
+            client.log_batch(
+                run_id, tags=_run_tags({**mlflow_fields.surroundings(), **tag_values, tags.OPENED: opened})
+            )
             client.log_text(run_id, files.as_yaml(config), "config.yaml")
             return run_id
 
@@ -124,7 +126,7 @@ class MlflowRecorder:
         with server.answering(self.uri) as client:
             run = self._ensure_trial(client, study, number, params, attempt)
             if run.info.status == "RUNNING":
-                kept, _ = fields.trial_params(config, params)
+                kept, _ = mlflow_fields.trial_params(config, params)
                 client.log_batch(run.info.run_id, params=_new_params(run, kept))
             return str(run.info.run_id)
 
@@ -160,14 +162,14 @@ class MlflowRecorder:
             if run.info.status != "RUNNING":
                 return run_id
             tables = files.log(run, config, result, tracking_uri=self.uri)
-            client.log_inputs(run_id, datasets=fields.datasets(result))
+            client.log_inputs(run_id, datasets=mlflow_fields.datasets(result))
             model_id = engines.keep(client, run, result) if keep_engine and result.feasible and result.engine else None
-            metrics, left_out = fields.metrics(result)
-            entities = fields.metric_entities(
+            metrics, left_out = mlflow_fields.metrics(result)
+            entities = mlflow_fields.metric_entities(
                 result, metrics, run_id=run_id, model_id=model_id, at_ms=run.info.start_time
             )
-            kept, cut = fields.trial_params(config, params)
-            labels = fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
+            kept, cut = mlflow_fields.trial_params(config, params)
+            labels = mlflow_fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
             labels |= {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"} for path in tables])}
             labels |= {tags.CUT: ", ".join(cut)} if cut else {}
             labels |= {tags.NOT_LOGGED: ", ".join(left_out)} if left_out else {}
@@ -190,7 +192,7 @@ class MlflowRecorder:
         with server.answering(self.uri) as client:
             run = lookup.attempt(client, self._experiment(client), study, number, attempt)
             if run is not None and run.info.status == "RUNNING":
-                client.set_tag(run.info.run_id, tags.FAILURE, why[: fields.TAG_LENGTH])
+                client.set_tag(run.info.run_id, tags.FAILURE, why[: mlflow_fields.TAG_LENGTH])
                 client.set_terminated(run.info.run_id, "KILLED")
 
     def progress(self, study: str, values: Mapping[str, float], step: int, at_s: float) -> None:
@@ -325,7 +327,7 @@ def _parent(uri: str, experiment: str, study: str) -> tuple[str, str]:
 
 
 def _name(number: int, what: str) -> str:
-    return f"{number} · {what}"[: fields.KEY_LENGTH]
+    return f"{number} · {what}"[: mlflow_fields.KEY_LENGTH]
 
 
 def _new_params(run: Run, values: Mapping[str, str]) -> list[Param]:
@@ -333,7 +335,7 @@ def _new_params(run: Run, values: Mapping[str, str]) -> list[Param]:
 
 
 def _run_tags(values: Mapping[str, str]) -> list[RunTag]:
-    return [RunTag(key, value[: fields.TAG_LENGTH]) for key, value in values.items()]
+    return [RunTag(key, value[: mlflow_fields.TAG_LENGTH]) for key, value in values.items()]
 
 
 def _log_changed(client: MlflowClient, run: Run, values: Mapping[str, float]) -> None:

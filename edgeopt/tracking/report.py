@@ -14,10 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from edgeopt import units
-from edgeopt.tracking.chart_html import figure, short
-from edgeopt.tracking.chart_png import headline
-from edgeopt.tracking.view import FRONT, View, kind_of, prepare, readable
+from edgeopt.core import units
+from edgeopt.tracking.charts.chart_data import FRONT, View, kind_of, prepare, readable
+from edgeopt.tracking.charts.matplotlib import headline
+from edgeopt.tracking.charts.plotly import figure, short
 
 Rows = Sequence[Mapping[str, Any]]
 

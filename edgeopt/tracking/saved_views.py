@@ -17,7 +17,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
 
 Rows = Sequence[Mapping[str, Any]]
 Chart = dict[str, Any]

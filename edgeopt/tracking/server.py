@@ -22,8 +22,8 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.engine import make_url
 
+from edgeopt.core.redaction import without_password
 from edgeopt.errors import TrackingError, UnreachableError, first_line
-from edgeopt.secrets import without_password
 
 PROBE_S = 8
 REFUSALS = (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)

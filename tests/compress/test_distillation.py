@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from workshops import workshop
+from support.workshops import workshop
 
-from edgeopt import grid as grids
-from edgeopt import network as networks
-from edgeopt import tensor_files
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
+from edgeopt.checkpoints.importing import sources, take_in
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.pruning.prune_gradually import PruneGradually
@@ -18,13 +16,13 @@ from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.qat import Qat
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.recovery.distill import Distill, mapped, with_hidden_states
-from edgeopt.compress.recovery.teacher import distillation_loss, divergence, lessons
+from edgeopt.compress.recovery.teacher_logits import distillation_loss, divergence, lessons
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.datasets.bundled import BundledText
 from edgeopt.errors import ConfigError
-from edgeopt.intake import sources, take_in
 from edgeopt.models.local import LocalFolder
 from edgeopt.models.reference import ReferenceModel
-from edgeopt.text import Text
-from edgeopt.texts.bundled import BundledText
 
 TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
 QUICK = {"tokens": 4096, "batch_tokens": 128, "window_tokens": 32, "top_k": 300}
@@ -46,7 +44,7 @@ def distance(teacher: Checkpoint, student: Checkpoint, text: Text = TEXT) -> flo
     total = count = 0.0
     for window in calibration_windows(teacher, text, count=8, length=32):
         with torch.no_grad():
-            p, q = (networks.load(c)(torch.tensor([window])).logits[0].log_softmax(-1) for c in (teacher, student))
+            p, q = (modeling.load(c)(torch.tensor([window])).logits[0].log_softmax(-1) for c in (teacher, student))
         total, count = total + float((p.exp() * (p - q)).sum()), count + len(window)
     return total / count
 
@@ -73,7 +71,7 @@ def test_tokens_that_are_not_listed_count_as_one():
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_loss_is_the_formula_of_hinton_and_others(temperature, checkpoint, tmp_path):
-    student = networks.load(
+    student = modeling.load(
         applied(PruneWidth(ratio=0.5, windows=2, window_tokens=32), checkpoint, tmp_path / "s", checkpoint)
     )
     windows = [[5, 6, 7, 8, 9], [3, 4, 5]]
@@ -83,7 +81,7 @@ def test_the_loss_is_the_formula_of_hinton_and_others(temperature, checkpoint, t
         with torch.no_grad():
             p, q = (
                 (n(torch.tensor([window])).logits[0] / temperature).log_softmax(-1)
-                for n in (networks.load(checkpoint), student)
+                for n in (modeling.load(checkpoint), student)
             )
         kl, count = kl + float((p.exp() * (p - q)).sum()), count + len(window)
     own = float(next_token_loss(windows)(student, [0, 1]))
@@ -93,10 +91,10 @@ def test_the_loss_is_the_formula_of_hinton_and_others(temperature, checkpoint, t
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_hidden_states(checkpoint):
-    network, windows = networks.load(checkpoint), [[5, 6, 7, 8], [9, 9]]
-    loss = with_hidden_states(lambda *_: torch.tensor(0.5), networks.load(checkpoint), windows, 3.0)
+    network, windows = modeling.load(checkpoint), [[5, 6, 7, 8], [9, 9]]
+    loss = with_hidden_states(lambda *_: torch.tensor(0.5), modeling.load(checkpoint), windows, 3.0)
     assert float(loss(network, [0, 1])) == pytest.approx(0.5)
-    networks.layers(network)[0].mlp.down_proj.weight.data += 0.1
+    modeling.layers(network)[0].mlp.down_proj.weight.data += 0.1
     assert float(loss(network, [0, 1])) > 0.5
 
 
@@ -155,7 +153,7 @@ class TestQuantizationAwareTraining:
         assert distance(checkpoint, trained, validation) < 0.9 * distance(checkpoint, rounded, validation)
 
     def test_only_codes_and_scales_of_layers_have_moved(self, rounded, trained):
-        before, after = (tensor_files.read_folder(c.directory) for c in (rounded, trained))
+        before, after = (safetensors_io.read_folder(c.directory) for c in (rounded, trained))
         assert before.keys() == after.keys()
         moved = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
         assert moved == {"codes", "scales"}
@@ -164,10 +162,10 @@ class TestQuantizationAwareTraining:
     def test_what_was_trained_is_bit_for_bit_what_is_stored(self, rounded, checkpoint):
         from edgeopt.compress.quantization.qat import parametrize
 
-        network = networks.load(rounded)
-        matrices = grids.rounded(tensor_files.read_folder(rounded.directory))
+        network = modeling.load(rounded)
+        matrices = quantized_matrix.rounded(safetensors_io.read_folder(rounded.directory))
         name = "model.layers.0.mlp.down_proj"
-        form = parametrize(network, networks.load(checkpoint), matrices, rounded.spec)[name]
+        form = parametrize(network, modeling.load(checkpoint), matrices, rounded.spec)[name]
         assert torch.equal(form.rounded().codes, matrices[name].codes), "training begins at the codes that it is given"
         with torch.no_grad():
             form.codes += torch.randn(form.codes.shape) * 0.7

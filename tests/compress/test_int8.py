@@ -5,19 +5,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from workshops import workshop
+from support.workshops import workshop
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.quantization.activation_ranges import affine, bounds, entropy_limit
 from edgeopt.compress.quantization.int8 import Int8
-from edgeopt.compress.quantization.ranges import affine, bounds, entropy_limit
 from edgeopt.compress.quantization.smooth_quant import SmoothQuant
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.corpus import Text
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
-from edgeopt.measure.logits import relative_error
-from edgeopt.runtimes.genai import Genai
-from edgeopt.text import Text
+from edgeopt.measure.stats.divergence import relative_error
+from edgeopt.runtimes.genai.runtime import Genai
 
 TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
 
@@ -31,8 +31,8 @@ def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
 def outlying(checkpoint, tmp_path_factory) -> Checkpoint:
     """A model that computes the same, with one channel of each norm scaled up by 60 and its weights down."""
     directory = tmp_path_factory.mktemp("outlying")
-    network = networks.load(checkpoint)
-    for layer in networks.layers(network):
+    network = modeling.load(checkpoint)
+    for layer in modeling.layers(network):
         readers = {
             layer.input_layernorm: (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
             layer.post_attention_layernorm: (layer.mlp.gate_proj, layer.mlp.up_proj),
@@ -41,7 +41,7 @@ def outlying(checkpoint, tmp_path_factory) -> Checkpoint:
             norm.weight.data[3] *= 60
             for module in modules:
                 module.weight.data[:, 3] /= 60
-    networks.save(network, directory, checkpoint, checkpoint.spec)
+    modeling.save(network, directory, checkpoint, checkpoint.spec)
     return Checkpoint.seal(directory, format="checkpoint-1", spec=checkpoint.spec, made_by={})
 
 
@@ -49,7 +49,7 @@ def error(checkpoint: Checkpoint, folder, *steps) -> float:
     """How far the engine of a recipe is from the model in float, on text like that of its calibration."""
     prompt = calibration_windows(checkpoint, TEXT, count=1, length=60)[0]
     with torch.no_grad():
-        expected = networks.load(checkpoint)(torch.tensor([prompt])).logits[0].numpy()
+        expected = modeling.load(checkpoint)(torch.tensor([prompt])).logits[0].numpy()
     made = checkpoint
     for number, step in enumerate(steps):
         (folder / f"{number}").mkdir(parents=True)

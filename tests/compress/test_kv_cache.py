@@ -2,21 +2,21 @@
 
 import json
 
-import adapted
 import numpy as np
 import pytest
 import torch
-from workshops import workshop
+from support import adapted
+from support.workshops import workshop
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.kv_cache import KvCache, collected, ranges
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.corpus import Text
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
-from edgeopt.measure.logits import relative_error
-from edgeopt.runtimes.genai import Genai
-from edgeopt.text import Text
+from edgeopt.measure.stats.divergence import relative_error
+from edgeopt.runtimes.genai.runtime import Genai
 
 PROMPT = list(range(1, 60))
 TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
@@ -34,9 +34,9 @@ def applied(step, checkpoint: Checkpoint, directory) -> Checkpoint:
 
 
 def test_keys_and_values_are_those_that_attention_caches(checkpoint):
-    network, windows = networks.load(checkpoint), [[5, 6, 7], [8, 9, 10, 11]]
+    network, windows = modeling.load(checkpoint), [[5, 6, 7], [8, 9, 10, 11]]
     (keys, values), *_ = collected(network, windows)
-    layer, sizes = networks.layers(network)[0], checkpoint.spec.layers[0]
+    layer, sizes = modeling.layers(network)[0], checkpoint.spec.layers[0]
     with torch.no_grad():
         normed = layer.input_layernorm(network.get_input_embeddings()(torch.tensor([windows[0]])))
         expected = layer.self_attn.v_proj(normed)[0]
@@ -55,7 +55,7 @@ def test_a_range_is_the_percentile_of_the_magnitudes():
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_fewer_bits_are_farther_from_the_model_in_float(per_channel, checkpoint, tmp_path):
     with torch.no_grad():
-        expected = networks.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
+        expected = modeling.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
     errors = []
     for bits in (8, 4):
         rounded = applied(KvCache(bits=bits, per_channel=per_channel), checkpoint, tmp_path / f"{bits}")
@@ -73,7 +73,7 @@ def test_fewer_bits_are_farther_from_the_model_in_float(per_channel, checkpoint,
 
 def test_scales_are_kept_one_row_a_layer(checkpoint, tmp_path):
     rounded = applied(KvCache(bits=4), checkpoint, tmp_path / "kv")
-    document = json.loads((rounded.directory / networks.KV_CACHE).read_text())
+    document = json.loads((rounded.directory / modeling.KV_CACHE).read_text())
     assert document["qmax"] == 8
     assert np.array(document["scales"]["k_scales"]).shape == (2, 32)
 
@@ -81,7 +81,7 @@ def test_scales_are_kept_one_row_a_layer(checkpoint, tmp_path):
 def test_ranges_are_those_of_the_base_and_of_every_adapter(checkpoint, tmp_path):
     def scales(source: Checkpoint, name: str) -> np.ndarray:
         rounded = applied(KvCache(), source, tmp_path / name)
-        rows = json.loads((rounded.directory / networks.KV_CACHE).read_text())["scales"]
+        rows = json.loads((rounded.directory / modeling.KV_CACHE).read_text())["scales"]
         return np.array([rows["k_scales"], rows["v_scales"]])
 
     beside = adapted.beside(checkpoint, tmp_path / "beside", "r4")

@@ -5,20 +5,20 @@ import copy
 import pytest
 import torch
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.layerwise import round_network
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.quantization.rtn import Rtn
-from edgeopt.intake import take_in
 
 WINDOWS = [[1, 5, 9, 2, 7, 7, 3, 8, 11, 40], [4, 4, 100, 20, 30, 6]]
 
 
 @pytest.fixture
 def network(tiny_model, tmp_path):
-    return networks.load(take_in(tiny_model, tmp_path))
+    return modeling.load(take_in(tiny_model, tmp_path))
 
 
 def spied(monkeypatch, kind):
@@ -41,7 +41,7 @@ def test_each_unit_is_weighted_with_the_inputs_that_rounded_layers_produce(netwo
     spec = Quantize(weights="int4", block_size=16).plan(specs_of(network))
     round_network(network, spec.grids, KQuant(), WINDOWS, lambda _: None)
     reached = []
-    down = networks.layers(network)[-1].mlp.down_proj
+    down = modeling.layers(network)[-1].mlp.down_proj
     down.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0].flatten(0, -2)))
     with torch.no_grad():
         for window in WINDOWS:
@@ -53,7 +53,7 @@ def test_each_unit_is_weighted_with_the_inputs_that_rounded_layers_produce(netwo
 
 
 def specs_of(network):
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.model_spec import ModelSpec
 
     return ModelSpec.from_hf_config(network.config.to_dict())
 
@@ -61,7 +61,7 @@ def specs_of(network):
 def test_the_network_computes_with_the_rounded_weights_afterwards(network):
     spec = Quantize(weights="int4", block_size=16).plan(specs_of(network))
     rounded = round_network(network, spec.grids, Gptq(), WINDOWS, lambda _: None)
-    names = {name for names in networks.units(network).values() for name in names}
+    names = {name for names in modeling.units(network).values() for name in names}
     assert set(rounded) == names - {"lm_head"}, "the tied table stands under the name of the embedding"
     for name, matrix in rounded.items():
         assert torch.equal(network.get_submodule(name).weight, matrix.weight), name

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from runtimes.test_families import FAMILIES, random_checkpoint
-from workshops import workshop
+from support.workshops import workshop
 
-from edgeopt import adapters
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import adapters, modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.quantization.int8 import Int8
@@ -23,10 +22,10 @@ from edgeopt.compress.quantization.qat import Qat
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.recovery.loftq import nearest
 from edgeopt.compress.recovery.lora import Lora, modules
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.core.model_spec import Adapter
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
-from edgeopt.spec import Adapter
-from edgeopt.text import Text
 
 SHORT = {"tokens": 384, "batch_tokens": 128, "window_tokens": 64}
 
@@ -46,7 +45,7 @@ def test_training_lowers_the_loss_and_the_merged_weights_keep_it(checkpoint, cal
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
     after = Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={})
     windows = calibration_windows(checkpoint, calibration, count=8, length=64)
-    before, now = (next_token_loss(windows)(networks.load(c), range(len(windows))).item() for c in (checkpoint, after))
+    before, now = (next_token_loss(windows)(modeling.load(c), range(len(windows))).item() for c in (checkpoint, after))
     assert now < before - 0.5
 
 
@@ -55,8 +54,8 @@ def test_the_adapter_is_kept_and_equals_the_merged_weights(checkpoint, calibrati
 
     step = Lora(rank=4, **SHORT)
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
-    merged = networks.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
-    adapted = PeftModel.from_pretrained(networks.load(checkpoint), tmp_path / "artifacts" / "adapter")
+    merged = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
+    adapted = PeftModel.from_pretrained(modeling.load(checkpoint), tmp_path / "artifacts" / "adapter")
     ids = torch.tensor([[1, 2, 3, 4]])
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-5)
     assert not list((tmp_path / "artifacts" / "adapter").glob("*.bin"))
@@ -91,7 +90,7 @@ def test_an_adapter_beside_rounded_weights_learns_and_leaves_them_as_they_are(
     after = applied(step, coarse, calibration, tmp_path / "after", floating=checkpoint)
     assert (after.directory / "model.safetensors").read_bytes() == (coarse.directory / "model.safetensors").read_bytes()
     windows = calibration_windows(checkpoint, calibration, count=8, length=64)
-    network, updates = networks.load(after), adapters.read(after.directory, "default")
+    network, updates = modeling.load(after), adapters.read(after.directory, "default")
     assert loss(network, updates, windows) < loss(network, {}, windows) - 0.3
 
 
@@ -107,9 +106,9 @@ def test_each_adapter_is_trained_on_the_base_alone(checkpoint, calibration, tmp_
 
 def test_beside_and_merged_are_the_same_update(checkpoint, calibration, tmp_path):
     values = {"rank": 4, "rank_stabilized": True, "alpha": 4.0, "learning_rate": 0.02, **SHORT}
-    merged = networks.load(applied(Lora(**values), checkpoint, calibration, tmp_path / "merged"))
+    merged = modeling.load(applied(Lora(**values), checkpoint, calibration, tmp_path / "merged"))
     beside = applied(Lora(**values, merge=False), checkpoint, calibration, tmp_path / "beside")
-    network = networks.load(beside)
+    network = modeling.load(beside)
     for name, update in adapters.read(beside.directory, "default").items():
         expected = merged.get_submodule(name).weight - network.get_submodule(name).weight
         torch.testing.assert_close(update.weight, expected, rtol=1e-3, atol=1e-6)
@@ -140,7 +139,7 @@ def test_the_loftq_update_is_the_nearest_of_its_rank(rows, columns, rank, seed):
 def test_loftq_starts_nearer_to_the_weights_in_float(checkpoint, coarse, calibration, tmp_path):
     step = Lora(rank=8, merge=False, initialization="loftq", learning_rate=1e-12, **SHORT)
     after = applied(step, coarse, calibration, tmp_path / "after", floating=checkpoint)
-    network, floating = networks.load(coarse), networks.load(checkpoint)
+    network, floating = modeling.load(coarse), modeling.load(checkpoint)
     updates = adapters.read(after.directory, "default")
     assert updates.keys() == set(modules(network, Lora().targets))
     for name, update in updates.items():

@@ -8,23 +8,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from workshops import workshop
+from support.workshops import workshop
 
-from edgeopt import network as networks
-from edgeopt import units
-from edgeopt.artifact import Checkpoint
+from edgeopt.cache import Store
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.allocation import allocate
 from edgeopt.compress.quantization.mixed_precision import MixedPrecision
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.compress.quantization.sensitivity import curvature, predicted_divergence, predicted_divergence_of_lookup
-from edgeopt.compress.quantization.weighing import TABLES, weigh
+from edgeopt.compress.quantization.sensitivity_sweep import TABLES, weigh
+from edgeopt.core import units
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.core.kernel_times import Kernels
+from edgeopt.core.model_spec import LM_HEAD, Grid
 from edgeopt.errors import ConfigError, StepError
-from edgeopt.grid import BLOCK_SIZES
-from edgeopt.intake import take_in
-from edgeopt.kernels import Kernels
-from edgeopt.spec import LM_HEAD, Grid
-from edgeopt.store import Store
-from edgeopt.text import Text
 
 TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
 
@@ -76,15 +76,15 @@ def test_a_budget_below_the_cheapest_choices_is_refused():
 
 @pytest.mark.parametrize("unit", ["layers.0.qkv", "layers.1.o", "layers.0.gate_up", "layers.1.down", LM_HEAD])
 def test_the_predicted_divergence_is_near_the_true_one_for_small_random_changes(unit, checkpoint):
-    network = networks.load(checkpoint)
+    network = modeling.load(checkpoint)
     if unit == LM_HEAD:
-        networks.untie(network)
+        modeling.untie(network)
     generator = torch.Generator().manual_seed(0)
     windows = [torch.randint(1, 300, (48,), generator=generator).tolist() for _ in range(24)]
     with torch.no_grad():
         before = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
     means = curvature(network, windows, seed=0, progress=lambda _: None)
-    names = networks.units(network)[unit]
+    names = modeling.units(network)[unit]
     seen = []
     handle = network.get_submodule(names[0]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_choices_that_were_weighed_before_a_kill_are_not_weighed_again(checkpoin
     shop = replace(workshop(checkpoint, TEXT), cache=Store(tmp_path), progress=tell)
 
     def attempt():
-        return weigh(networks.load(checkpoint), checkpoint, choices, Rtn(), windows, shop, seed=0)
+        return weigh(modeling.load(checkpoint), checkpoint, choices, Rtn(), windows, shop, seed=0)
 
     with pytest.raises(KeyboardInterrupt):
         attempt()
@@ -183,7 +183,7 @@ def test_the_report_tells_the_bits_of_every_unit(checkpoint, tmp_path):
 
 def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_path):
     """The tables of this random model matter most, so they get the bits."""
-    network = networks.load(checkpoint)
+    network = modeling.load(checkpoint)
     shop = workshop(checkpoint, TEXT)
     windows = [[n % 290 + 1 for n in range(start, start + 40, 3)] for start in range(0, 200, 9)]
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_p
 
     def lost(made: Checkpoint) -> float:
         with torch.no_grad():
-            after = [networks.load(made)(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
+            after = [modeling.load(made)(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
         return sum(float((b.exp() * (b - a)).sum()) for b, a in zip(before, after, strict=True))
 
     grid = Grid(bits=4, block_size=32, symmetric=True)

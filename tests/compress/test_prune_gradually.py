@@ -5,12 +5,12 @@ import math
 from dataclasses import replace
 
 import pytest
-import specs
 import torch
-from workshops import workshop
+from support import specs
+from support.workshops import workshop
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.losses import perplexity
 from edgeopt.compress.pruning.prune_depth import PruneDepth
 from edgeopt.compress.pruning.prune_gradually import JUDGING, PruneGradually
@@ -19,11 +19,11 @@ from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.recovery.distill import Distill
 from edgeopt.compress.recovery.lora import Lora
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.datasets.bundled import BundledText
 from edgeopt.errors import ConfigError, StepError
-from edgeopt.intake import take_in
 from edgeopt.models.reference import ReferenceModel
-from edgeopt.text import Text
-from edgeopt.texts.bundled import BundledText
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_rounds_lead_to_the_plan_by_nearly_equal_steps(prune, expected):
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss_of_a_token(reference):
-    network, windows = networks.load(reference), [[5, 6, 7, 8, 9, 10], [3, 4, 5]]
+    network, windows = modeling.load(reference), [[5, 6, 7, 8, 9, 10], [3, 4, 5]]
     total = 0.0
     for window in windows:
         chances = network(torch.tensor([window])).logits[0].double().log_softmax(-1)

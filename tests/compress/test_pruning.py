@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from workshops import NoCache, workshop
+from support.workshops import NoCache, workshop
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.activations import block_influence, calibration_windows, input_energy
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy, output_energy
 from edgeopt.compress.pruning.block_influence import BlockInfluence
@@ -23,10 +23,10 @@ from edgeopt.compress.pruning.prune_width import PruneWidth, most_important
 from edgeopt.compress.pruning.taylor import Taylor
 from edgeopt.compress.pruning.wanda import Wanda, weight_importance
 from edgeopt.compress.pruning.widths import SHARES, global_widths, least_divergent_widths, sensitivities
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.core.instantiate import canonical
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
-from edgeopt.part import canonical
-from edgeopt.text import Text
 
 WINDOWS = [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 64]]
 
@@ -38,7 +38,7 @@ def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ch
 
 @pytest.fixture
 def network(checkpoint):
-    return networks.load(checkpoint)
+    return modeling.load(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def calibration() -> Text:
 
 def test_input_energy_is_the_sum_of_squares_over_tokens(network):
     seen = []
-    handle = networks.layers(network)[1].mlp.down_proj.register_forward_pre_hook(lambda _, i: seen.append(i[0]))
+    handle = modeling.layers(network)[1].mlp.down_proj.register_forward_pre_hook(lambda _, i: seen.append(i[0]))
     energies = input_energy(network, WINDOWS, lambda layer: layer.mlp.down_proj)
     handle.remove()
     expected = sum((x[0].double() ** 2).sum(dim=0) for x in seen)
@@ -77,7 +77,7 @@ def test_taylor_is_the_slope_of_the_loss_along_the_channel(structure, network):
         return float(torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:])))
 
     found = Taylor().scores(network, WINDOWS, structure)
-    weight = output(networks.layers(network)[1], structure).weight
+    weight = output(modeling.layers(network)[1], structure).weight
     for channel in (0, 17, 42):
         slopes = []
         for window in WINDOWS:
@@ -109,10 +109,10 @@ def test_scoring_leaves_the_network_as_it_was(importance, network):
 @pytest.mark.parametrize("importance", [ActivationEnergy(), Taylor(), Wanda()])
 @pytest.mark.parametrize("structure", ["mlp", "attention"])
 def test_a_channel_that_adds_nothing_matters_least(importance, structure, network):
-    output(networks.layers(network)[1], structure).weight[:, 7] = 0.0
+    output(modeling.layers(network)[1], structure).weight[:, 7] = 0.0
     scores = importance.scores(network, WINDOWS, structure)
     assert scores[1][7] == 0.0 == scores[1].min()
-    assert scores[1].shape == (output(networks.layers(network)[1], structure).in_features,)
+    assert scores[1].shape == (output(modeling.layers(network)[1], structure).in_features,)
 
 
 def test_a_score_that_means_nothing_for_a_structure_is_refused_with_those_that_do():
@@ -125,7 +125,7 @@ def test_a_score_that_means_nothing_for_a_structure_is_refused_with_those_that_d
 
 
 def test_a_group_is_worth_the_channels_of_its_query_heads(network):
-    attention = networks.layers(network)[0].self_attn
+    attention = modeling.layers(network)[0].self_attn
     score = torch.ones(64, dtype=torch.float64)
     score[40] = 2.0
     query, key = attention.q_proj.weight[32:].clone(), attention.k_proj.weight[16:].clone()
@@ -139,7 +139,7 @@ def test_expand_names_the_rows_of_each_block():
 
 
 def test_block_influence_of_a_layer_that_adds_nothing_is_zero(network):
-    layer = networks.layers(network)[0]
+    layer = modeling.layers(network)[0]
     layer.mlp.down_proj.weight.zero_()
     layer.self_attn.o_proj.weight.zero_()
     assert block_influence(network, WINDOWS)[0] == pytest.approx(0.0, abs=1e-7)
@@ -148,23 +148,23 @@ def test_block_influence_of_a_layer_that_adds_nothing_is_zero(network):
 def test_removing_silent_channels_changes_no_logit(network, checkpoint):
     silent = torch.arange(0, 128, 2)
     kept = torch.arange(1, 128, 2)
-    for layer in networks.layers(network):
+    for layer in modeling.layers(network):
         layer.mlp.down_proj.weight[:, silent] = 0.0
     before = network(torch.tensor(WINDOWS)).logits
-    for layer in networks.layers(network):
-        networks.keep_channels(layer.mlp, kept)
+    for layer in modeling.layers(network):
+        modeling.keep_channels(layer.mlp, kept)
     torch.testing.assert_close(network(torch.tensor(WINDOWS)).logits, before)
 
 
 def test_width_pruning_keeps_the_channels_of_largest_importance(checkpoint, calibration, tmp_path):
     step = PruneWidth(ratio=0.5, distribution="uniform", windows=4, window_tokens=64)
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
-    after = networks.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
-    network = networks.load(checkpoint)
+    after = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
+    network = modeling.load(checkpoint)
     energies = input_energy(
         network, calibration_windows(checkpoint, calibration, count=4, length=64), lambda layer: layer.mlp.down_proj
     )
-    for old, new, energy in zip(networks.layers(network), networks.layers(after), energies, strict=True):
+    for old, new, energy in zip(modeling.layers(network), modeling.layers(after), energies, strict=True):
         score = energy * old.mlp.down_proj.weight.double().pow(2).sum(0)
         best = sorted(score.argsort(descending=True)[:64].tolist())
         torch.testing.assert_close(new.mlp.gate_proj.weight, old.mlp.gate_proj.weight[best])
@@ -184,7 +184,7 @@ def test_the_sensitivity_of_a_layer_is_the_divergence_after_its_cut(network):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
     with torch.no_grad():
         before = network(torch.tensor(WINDOWS)).logits.double().log_softmax(-1)
-        networks.keep_channels(networks.layers(network)[1].mlp, most_important(scores[1], 128 - round(SHARES[2] * 128)))
+        modeling.keep_channels(modeling.layers(network)[1].mlp, most_important(scores[1], 128 - round(SHARES[2] * 128)))
         after = network(torch.tensor(WINDOWS)).logits.double().log_softmax(-1)
     expected = (before.exp() * (before - after)).sum(-1).mean()
     assert found[1][2] == pytest.approx(float(expected), rel=1e-3)
@@ -237,31 +237,31 @@ def test_sensitivities_are_measured_once_for_all_ratios(checkpoint, calibration,
 
 
 def test_layers_of_different_widths_survive_saving_and_loading(checkpoint, tmp_path):
-    network = networks.load(checkpoint)
-    networks.keep_channels(networks.layers(network)[0].mlp, torch.arange(32))
+    network = modeling.load(checkpoint)
+    modeling.keep_channels(modeling.layers(network)[0].mlp, torch.arange(32))
     before = network(torch.tensor(WINDOWS)).logits
-    spec = networks.spec_of(network, checkpoint.spec)
-    networks.save(network, tmp_path, checkpoint, spec)
-    after = networks.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
+    spec = modeling.spec_of(network, checkpoint.spec)
+    modeling.save(network, tmp_path, checkpoint, spec)
+    after = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
     assert [layer.intermediate_size for layer in spec.layers] == [32, 128]
     torch.testing.assert_close(after(torch.tensor(WINDOWS)).logits, before)
 
 
 def test_config_json_says_nothing_of_where_the_input_lay(checkpoint, network, tmp_path):
-    networks.save(network, tmp_path, checkpoint, checkpoint.spec)
+    modeling.save(network, tmp_path, checkpoint, checkpoint.spec)
     assert str(checkpoint.directory) not in (tmp_path / "config.json").read_text()
 
 
 def test_depth_pruning_removes_the_layer_of_least_influence(checkpoint, calibration, tmp_path):
-    network = networks.load(checkpoint)
-    networks.layers(network)[1].mlp.down_proj.weight.zero_()
-    networks.layers(network)[1].self_attn.o_proj.weight.zero_()
+    network = modeling.load(checkpoint)
+    modeling.layers(network)[1].mlp.down_proj.weight.zero_()
+    modeling.layers(network)[1].self_attn.o_proj.weight.zero_()
     (tmp_path / "idle").mkdir()
-    networks.save(network, tmp_path / "idle", checkpoint, checkpoint.spec)
+    modeling.save(network, tmp_path / "idle", checkpoint, checkpoint.spec)
     idle = Checkpoint.seal(tmp_path / "idle", format="checkpoint-1", spec=checkpoint.spec, made_by={})
     (tmp_path / "out").mkdir()
     spec = PruneDepth(layers=1, windows=4).apply(idle, tmp_path / "out", workshop(idle, calibration))
-    after = networks.load(Checkpoint.seal(tmp_path / "out", format="checkpoint-1", spec=spec, made_by={}))
+    after = modeling.load(Checkpoint.seal(tmp_path / "out", format="checkpoint-1", spec=spec, made_by={}))
     torch.testing.assert_close(after(torch.tensor(WINDOWS)).logits, network(torch.tensor(WINDOWS)).logits)
 
 

@@ -1,11 +1,11 @@
 """Quantization is planned by arithmetic, and what no engine could hold is refused."""
 
 import pytest
-import specs
+from support import specs
 
 from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.core.model_spec import Grid
 from edgeopt.errors import ConfigError
-from edgeopt.spec import Grid
 
 SPEC = specs.llama(vocabulary=512, hidden=256, intermediate=704, heads=8, kv_heads=4, head_size=32, context=512)
 

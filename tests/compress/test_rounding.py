@@ -12,8 +12,8 @@ from edgeopt.compress.quantization.gptq import Gptq, compensated
 from edgeopt.compress.quantization.hqq import Hqq
 from edgeopt.compress.quantization.k_quant import KQuant, fit_scales
 from edgeopt.compress.quantization.rtn import Rtn
+from edgeopt.core.model_spec import Grid
 from edgeopt.errors import ConfigError
-from edgeopt.spec import Grid
 
 ROUNDINGS = {"rtn": Rtn(), "rtn unclipped": Rtn(clip=False), "k_quant": KQuant(), "hqq": Hqq(), "gptq": Gptq()}
 grids = st.builds(Grid, bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([16, 32]), symmetric=st.booleans())

@@ -4,18 +4,18 @@ import json
 
 import numpy as np
 import pytest
-import specs
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from workshops import workshop
+from support import specs
+from support.workshops import workshop
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.optimal_brain import inverse_factor
 from edgeopt.compress.pruning.sparsify import Sparsify, least, sparsegpt
+from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 
@@ -42,8 +42,8 @@ def test_two_of_every_four_weights_are_zero(method, checkpoint, tmp_path):
     step = Sparsify(pattern="2:4", method=method, windows=4, window_tokens=64)
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint))
     assert spec.sparsity == "2:4"
-    network = networks.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
-    for layer in networks.layers(network):
+    network = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
+    for layer in modeling.layers(network):
         for module in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
             assert ((module.weight.reshape(-1, 4) == 0).sum(dim=1) == 2).all()
     assert set(json.loads((tmp_path / "artifacts" / "sparsify.json").read_text())["zeros"].values()) == {0.5}

@@ -3,19 +3,19 @@
 import json
 
 import pytest
-import specs
 import torch
-from workshops import workshop
+from support import specs
+from support.workshops import workshop
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.activations import norm_energy
 from edgeopt.compress.pruning.block_influence import BlockInfluence
 from edgeopt.compress.pruning.sparsify import Sparsify
 from edgeopt.compress.pruning.student import Student, evenly, keep_hidden
 from edgeopt.compress.recovery.distill import Distill
+from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
 
 WINDOWS = [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 64]]
 
@@ -27,7 +27,7 @@ def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
 
 @pytest.fixture
 def network(checkpoint):
-    return networks.load(checkpoint)
+    return modeling.load(checkpoint)
 
 
 def made(checkpoint: Checkpoint, directory, **values) -> Checkpoint:
@@ -47,17 +47,17 @@ def test_layers_are_taken_evenly_with_the_first_and_the_last(count, wanted, expe
 def test_removing_silent_hidden_channels_changes_no_logit(tied, network):
     """A norm divides by the mean square, of which silent channels are a part: that alone is made up for."""
     if not tied:
-        networks.untie(network)
+        modeling.untie(network)
         network.get_output_embeddings().weight[:, :40] += 0.1
     network.get_input_embeddings().weight *= 50  # far above the norms' epsilon, which the cut scales too
     silent, kept = torch.arange(0, 64, 4), torch.tensor([n for n in range(64) if n % 4])
     network.get_input_embeddings().weight[:, silent] = 0.0
-    for layer in networks.layers(network):
+    for layer in modeling.layers(network):
         layer.self_attn.o_proj.weight[silent] = 0.0
         layer.mlp.down_proj.weight[silent] = 0.0
     before = network(torch.tensor(WINDOWS)).logits
     keep_hidden(network, kept)
-    for norm in networks.norms(network):
+    for norm in modeling.norms(network):
         norm.weight *= (64 / 48) ** 0.5
     after = network(torch.tensor(WINDOWS)).logits
     assert (network.get_output_embeddings().weight is network.get_input_embeddings().weight) == tied
@@ -67,7 +67,7 @@ def test_removing_silent_hidden_channels_changes_no_logit(tied, network):
 def test_the_energy_of_a_channel_is_that_behind_all_norms(network):
     seen = []
     handles = [
-        norm.register_forward_hook(lambda _, __, output: seen.append(output)) for norm in networks.norms(network)
+        norm.register_forward_hook(lambda _, __, output: seen.append(output)) for norm in modeling.norms(network)
     ]
     found = norm_energy(network, WINDOWS)
     for handle in handles:
@@ -79,11 +79,11 @@ def test_the_energy_of_a_channel_is_that_behind_all_norms(network):
 def test_what_is_kept_are_rows_and_columns_of_the_teacher(checkpoint, network, tmp_path):
     after = made(checkpoint, tmp_path, layers=1, hidden_size=48)
     report = json.loads((tmp_path / "artifacts" / "student.json").read_text())
-    hidden, student = report["kept_hidden_channels"], networks.load(after)
+    hidden, student = report["kept_hidden_channels"], modeling.load(after)
     assert report["kept_layers"] == [1]
     assert len(set(hidden)) == 48
     assert hidden == sorted(hidden)
-    teacher, layer = networks.layers(network)[1], networks.layers(student)[0]
+    teacher, layer = modeling.layers(network)[1], modeling.layers(student)[0]
     assert torch.equal(layer.self_attn.q_proj.weight, teacher.self_attn.q_proj.weight[:, hidden])
     assert torch.equal(layer.mlp.down_proj.weight, teacher.mlp.down_proj.weight[hidden])
     assert torch.equal(layer.input_layernorm.weight, teacher.input_layernorm.weight[hidden])

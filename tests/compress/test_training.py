@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.recovery import training
 from edgeopt.compress.recovery.training import Training, batches, diverged, held_out
 from edgeopt.errors import ConfigError, StepError
-from edgeopt.intake import take_in
 
 WINDOWS = [[n % 50 + 1, 7, 8, 9, n % 50 + 2, 11, 12] for n in range(40)]
 
@@ -18,8 +18,8 @@ WINDOWS = [[n % 50 + 1, 7, 8, 9, n % 50 + 2, 11, 12] for n in range(40)]
 @pytest.fixture
 def network(tiny_model, tmp_path):
     (tmp_path / "in").mkdir()
-    network = networks.load(take_in(tiny_model, tmp_path / "in"))
-    for layer in networks.layers(network):
+    network = modeling.load(take_in(tiny_model, tmp_path / "in"))
+    for layer in modeling.layers(network):
         layer.mlp.down_proj.weight.requires_grad_(True)
     return network
 
@@ -72,21 +72,21 @@ def test_training_stops_when_held_out_loss_rises_and_returns_to_its_best(network
     def loss(trained, batch):
         if trained.training:
             return next_token_loss(WINDOWS)(trained, batch)
-        states.append(networks.layers(trained)[0].mlp.down_proj.weight.detach().clone())
+        states.append(modeling.layers(trained)[0].mlp.down_proj.weight.detach().clone())
         return torch.tensor(next(values))
 
     found = short(tokens=28 * 20, patience=3, held_out=0.05).fit(network, loss, len(WINDOWS), lambda _: None)
     assert found["held_out"] == pytest.approx([3.0, 2.0, 2.5, 2.6, 2.7])
     assert len(found["train"]) == 10, "a check every second step, and the fifth was the third without gain"
-    assert torch.equal(networks.layers(network)[0].mlp.down_proj.weight, states[1])
+    assert torch.equal(modeling.layers(network)[0].mlp.down_proj.weight, states[1])
 
 
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(network, tiny_model, tmp_path):
     draft, again = tmp_path / "draft", tmp_path / "again"
     draft.mkdir(), again.mkdir()
     whole = short(tokens=28 * 20).fit(network, next_token_loss(WINDOWS), len(WINDOWS), lambda _: None)
-    second = networks.load(take_in(tiny_model, again))
-    for layer in networks.layers(second):
+    second = modeling.load(take_in(tiny_model, again))
+    for layer in modeling.layers(second):
         layer.mlp.down_proj.weight.requires_grad_(True)
     steps = 0
 
@@ -101,7 +101,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(network, tiny_mo
         short(tokens=28 * 20).fit(second, killing, len(WINDOWS), lambda _: None, draft)
     found = short(tokens=28 * 20).fit(second, next_token_loss(WINDOWS), len(WINDOWS), lambda _: None, draft)
     assert found == whole
-    for mine, theirs in zip(networks.layers(second), networks.layers(network), strict=True):
+    for mine, theirs in zip(modeling.layers(second), modeling.layers(network), strict=True):
         assert torch.equal(mine.mlp.down_proj.weight, theirs.mlp.down_proj.weight)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.measure import lease
-from edgeopt.measure.shared_lease import SharedLease
-from edgeopt.ports import Lease, Progress
+from edgeopt.core.protocols import Lease, Progress
+from edgeopt.machine import device_lease
+from edgeopt.machine.postgres_lease import SharedLease
 
 Taking = Callable[[Progress], AbstractContextManager[None]]
 GRACE_S = 0.6
@@ -27,10 +27,10 @@ class Files:
     folder: Path
 
     def hold(self, progress: Progress) -> AbstractContextManager[None]:
-        return lease.hold(progress, self.folder)
+        return device_lease.hold(progress, self.folder)
 
     def work(self, progress: Progress) -> AbstractContextManager[None]:
-        return lease.work(progress, self.folder)
+        return device_lease.work(progress, self.folder)
 
 
 @pytest.fixture(params=["files", "database"])
@@ -38,7 +38,7 @@ def device(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     if request.param == "files":
         return Files(folder=tmp_path)
     for take in ("hold", "work"):  # the files inside lie in the test's own folder too
-        monkeypatch.setattr(lease, take, partial(getattr(lease, take), folder=tmp_path))
+        monkeypatch.setattr(device_lease, take, partial(getattr(device_lease, take), folder=tmp_path))
     return SharedLease(url=request.getfixturevalue("postgresql").database(), device="d")
 
 

@@ -1,4 +1,4 @@
-"""What every model source promises (edgeopt.ports.ModelSource), held against each that works without a network."""
+"""What every model source promises (edgeopt.core.protocols.ModelSource), held against each that works without a network."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from edgeopt import intake
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import importing
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.instantiate import construct, describe
+from edgeopt.core.protocols import ModelSource
 from edgeopt.errors import ConfigError, InputError
 from edgeopt.models.hub import HubModel
 from edgeopt.models.local import LocalFolder
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.models.registry import RegisteredModel
-from edgeopt.part import construct, describe
-from edgeopt.ports import ModelSource
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -111,7 +111,7 @@ class TestEveryModelSource:
 
     def test_what_it_gives_is_taken_in(self, source: ModelSource, tmp_path: Path) -> None:
         (tmp_path / "into").mkdir()
-        made = intake.take_in(source.locate(), tmp_path / "into")
+        made = importing.take_in(source.locate(), tmp_path / "into")
         made.verify()
         assert Checkpoint.read(tmp_path / "into").digest == made.digest
 
@@ -119,11 +119,11 @@ class TestEveryModelSource:
         digests = set()
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
-            digests.add(intake.take_in(source.locate(), tmp_path / name).digest)
+            digests.add(importing.take_in(source.locate(), tmp_path / name).digest)
         assert len(digests) == 1
 
     def test_it_is_in_one_place(self, source: ModelSource) -> None:
-        assert intake.fingerprint(source.locate()) == intake.fingerprint(source.locate())
+        assert importing.fingerprint(source.locate()) == importing.fingerprint(source.locate())
 
     def test_it_is_a_part(self, source: ModelSource) -> None:
         assert construct(json.loads(json.dumps(describe(source)))) == source
@@ -141,15 +141,15 @@ def test_all_sources_of_one_model_give_one_digest(
     digests = set()
     for number, source in enumerate(sources):
         (tmp_path / str(number)).mkdir()
-        digests.add(intake.take_in(source.locate(), tmp_path / str(number)).digest)
+        digests.add(importing.take_in(source.locate(), tmp_path / str(number)).digest)
     assert len(digests) == 1
 
 
 def test_the_bundled_model_is_trained_for_its_tokenizer() -> None:
-    from edgeopt import tokens
+    from edgeopt.checkpoints import tokenizer
 
     folder = ReferenceModel().locate()
-    assert tokens.load(folder).get_vocab_size() <= intake.spec_of(folder).vocabulary_size
+    assert tokenizer.load(folder).get_vocab_size() <= importing.spec_of(folder).vocabulary_size
 
 
 @pytest.mark.parametrize("path", ["absent", "file", ""])

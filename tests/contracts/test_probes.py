@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from measure import toy
+from support import toy_bench
 
-from edgeopt import units
-from edgeopt.measure import child
-from edgeopt.measure.stub import StubRuntime
-from edgeopt.measure.workload import prepare
-from edgeopt.part import construct, describe, resolve
-from edgeopt.ports import FILES
+from edgeopt.core import units
+from edgeopt.core.instantiate import construct, describe, resolve
+from edgeopt.core.protocols import FILES
+from edgeopt.measure.harness import child_process
+from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.workload import prepare
 
 CONF = Path(__file__).parents[2] / "conf" / "probe"
 CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))]
 PROBES = [resolve(config["_target_"]) for config in CONFIGS]
-OPEN = {"Tasks": {"path": str(toy.TASKS), "names": ["choose_next", "say_next"]}}
+OPEN = {"Tasks": {"path": str(toy_bench.TASKS), "names": ["choose_next", "say_next"]}}
 """Values that a config leaves to the user."""
-ABSENT = () if toy.LM_EVAL else ("Tasks",)
+ABSENT = () if toy_bench.LM_EVAL else ("Tasks",)
 UNIT_OF_ENDING = {
     "_mib": "MiB",
     "_ms": "ms",
@@ -54,16 +54,21 @@ def made(probe_class):
 def reports(tmp_path_factory):
     """What all probes collect together: first of the engine that becomes the reference, then against it."""
     folder = tmp_path_factory.mktemp("contract")
-    engine = toy.build(folder, StubRuntime())
+    engine = toy_bench.build(folder, StubRuntime())
     workload = prepare(
-        toy.text(), engine.directory, context_length=128, prompt_lengths=(16, 64), window_tokens=100, max_windows=6
+        toy_bench.text(),
+        engine.directory,
+        context_length=128,
+        prompt_lengths=(16, 64),
+        window_tokens=100,
+        max_windows=6,
     )
     (folder / "documents.json").write_text(json.dumps(workload.documents))
     found = []
     against = dict.fromkeys(("baseline", "checkpoint"), str(folder / "first"))
     for name, references in (("first", {}), ("second", against)):
         (folder / name).mkdir()
-        job = child.Job(
+        job = child_process.Job(
             parent=0,
             runtime=describe(StubRuntime(token_s=0.0005)),
             probes={p.__name__: describe(made(p)) for p in PROBES if p.__name__ not in ABSENT},
@@ -76,7 +81,7 @@ def reports(tmp_path_factory):
             scratch=str(folder / name),
             report="",
         )
-        found.append(child.run(job, time.monotonic())["samples"])
+        found.append(child_process.run(job, time.monotonic())["samples"])
     return found
 
 
@@ -95,8 +100,8 @@ def test_a_probe_says_how_it_is_run(probe_class):
 
 @pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == FILES], ids=lambda p: p.__name__)
 def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
-    engine = toy.build(tmp_path, StubRuntime(crash="error"))
-    job = child.Job(
+    engine = toy_bench.build(tmp_path, StubRuntime(crash="error"))
+    job = child_process.Job(
         parent=0,
         runtime=describe(StubRuntime()),
         probes={"own": describe(made(probe_class))},
@@ -109,7 +114,7 @@ def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
         scratch="",
         report="",
     )
-    assert made(probe_class).summarize([child.look(job)["samples"]["own"]])
+    assert made(probe_class).summarize([child_process.look(job)["samples"]["own"]])
 
 
 @each_probe

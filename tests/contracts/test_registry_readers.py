@@ -1,4 +1,4 @@
-"""What reading a registry promises (edgeopt.release.reader): every way says what MLflow's own client says."""
+"""What reading a registry promises (edgeopt.release.registry.fast_reader): every way says what MLflow's own client says."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
 from edgeopt.errors import TrackingError
-from edgeopt.release import reader
-from edgeopt.release.reader import Registered
+from edgeopt.release.registry import fast_reader
+from edgeopt.release.registry.types import Registered
 
 SOURCE = "edgeopt-test:/nothing"
 
@@ -56,33 +56,37 @@ def model(client: MlflowClient) -> str:
 
 
 def quick(uri: str, *names: str) -> list[Registered]:
-    return (reader.by_rest if uri.startswith("http") else reader.by_database)(uri, names)
+    return (fast_reader.by_rest if uri.startswith("http") else fast_reader.by_database)(uri, names)
 
 
 def test_models_are_what_mlflows_client_says(uri: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [model, f"{model} 2"]
     found = quick(uri, *names)
-    assert found == reader.by_client(uri, names)
+    assert found == fast_reader.by_client(uri, names)
     assert found[0].aliases == {"champion": "3", "smallest": "4"}
     assert [version.number for version in found[0].versions] == ["1", "3", "4", "5"]
     assert found[0].versions[0].tags == {"number": "changed", "empty": "", "ü": "“é”\n" * 9}
     assert [bool(version.run_id) for version in found[0].versions] == [False, False, False, True]
-    monkeypatch.setattr(reader, "_PAGE", 1)
+    monkeypatch.setattr(fast_reader, "_PAGE", 1)
     assert quick(uri, *names) == found
 
 
 @pytest.mark.usefixtures("model")
 def test_a_model_that_is_not_there_has_nothing(uri: str) -> None:
     nothing = [Registered(aliases={}, versions=())]
-    assert quick(uri, "absent") == reader.by_client(uri, ["absent"]) == nothing
-    assert reader.read(["absent"], uri) == nothing
+    assert quick(uri, "absent") == fast_reader.by_client(uri, ["absent"]) == nothing
+    assert fast_reader.read(["absent"], uri) == nothing
 
 
 def test_a_champion_of_another_study_counts_as_none(uri: str, client: MlflowClient, model: str) -> None:
     client.set_model_version_tag(model, "3", tags.STUDY, "mine")
-    assert reader.champion(model, uri) == reader.champion(model, uri, study="mine") == {"name": model, "version": "3"}
-    assert reader.champion(model, uri, study="another") is None
-    assert reader.champion("absent", uri) is None
+    assert (
+        fast_reader.champion(model, uri)
+        == fast_reader.champion(model, uri, study="mine")
+        == {"name": model, "version": "3"}
+    )
+    assert fast_reader.champion(model, uri, study="another") is None
+    assert fast_reader.champion("absent", uri) is None
 
 
 # what is left to the client
@@ -92,13 +96,13 @@ def test_a_champion_of_another_study_counts_as_none(uri: str, client: MlflowClie
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     """The URIs for which the client was asked."""
     found = []
-    by_client = reader.by_client
+    by_client = fast_reader.by_client
 
     def counted(uri: str | None, names: list[str]) -> list[Registered]:
         found.append(uri)
         return by_client(uri, names)
 
-    monkeypatch.setattr(reader, "by_client", counted)
+    monkeypatch.setattr(fast_reader, "by_client", counted)
     return found
 
 
@@ -112,7 +116,7 @@ def filled(folder: Path) -> str:
 
 def test_the_client_is_asked_of_no_database_that_is_as_expected(tmp_path: Path, asked: list[str | None]) -> None:
     uri = filled(tmp_path)
-    assert len(reader.read(["known"], uri)[0].versions) == 1
+    assert len(fast_reader.read(["known"], uri)[0].versions) == 1
     assert asked == []
 
 
@@ -121,13 +125,13 @@ def test_the_client_is_asked_where_it_is_led_elsewhere(
 ) -> None:
     registry = filled(tmp_path)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry)
-    assert len(reader.read(["known"], f"sqlite:///{tmp_path}/other.db")[0].versions) == 1
+    assert len(fast_reader.read(["known"], f"sqlite:///{tmp_path}/other.db")[0].versions) == 1
     assert asked == [f"sqlite:///{tmp_path}/other.db"]
 
 
 def test_a_database_that_is_not_there_is_not_made_by_looking_at_it(tmp_path: Path, asked: list[str | None]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert reader.read(["known"], uri) == [Registered(aliases={}, versions=())]
+    assert fast_reader.read(["known"], uri) == [Registered(aliases={}, versions=())]
     assert asked == [uri]
 
 
@@ -138,7 +142,7 @@ def test_the_client_says_what_is_wrong_with_tables_that_are_not_mlflows(
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("DROP TABLE registered_model_aliases")
     with pytest.raises(TrackingError, match="the registry refused"):
-        reader.read(["known"], uri)
+        fast_reader.read(["known"], uri)
     assert len(asked) == 1
 
 
@@ -156,7 +160,7 @@ def test_a_store_is_found_as_mlflow_finds_it(
     filled(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", environment.format(folder=tmp_path))
-    [found] = reader.read(["known"], uri.format(folder=tmp_path) if uri else None)
+    [found] = fast_reader.read(["known"], uri.format(folder=tmp_path) if uri else None)
     assert len(found.versions) == 1
     assert asked == []
 
@@ -199,7 +203,7 @@ def test_a_strangers_answer_is_no_empty_registry(
     handler.status, handler.body = status, body
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match="the registry refused"):
-        reader.read(["known"], uri)
+        fast_reader.read(["known"], uri)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ def test_a_server_is_told_who_asks_as_mlflow_tells_it(
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
     for name, value in given.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
-    assert reader.by_rest(uri, ["known"]) == [Registered(aliases={}, versions=())]
+    assert fast_reader.by_rest(uri, ["known"]) == [Registered(aliases={}, versions=())]
     assert handler.seen == expected
-    reader.by_client(uri, ["known"])
+    fast_reader.by_client(uri, ["known"])
     assert handler.seen == expected

@@ -5,27 +5,27 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-import adapted
 import numpy as np
 import pytest
-from workshops import applied, foretold
-from workshops import built as build
+from support import adapted
+from support.workshops import applied, foretold
+from support.workshops import built as build
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.kv_cache import KvCache
 from edgeopt.compress.quantization.llama_quantize import LlamaQuantize
 from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.library_versions import distribution
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.intake import take_in
-from edgeopt.libraries import distribution
-from edgeopt.measure.logits import relative_error
-from edgeopt.runtimes.eager import Torch
-from edgeopt.runtimes.genai import Genai
-from edgeopt.runtimes.llamacpp import LlamaCpp
-from edgeopt.runtimes.portable import PortableOnnx
-from edgeopt.runtimes.tensorrt import TensorRt
+from edgeopt.measure.stats.divergence import relative_error
+from edgeopt.runtimes.genai.runtime import Genai
+from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
+from edgeopt.runtimes.onnx.runtime import PortableOnnx
+from edgeopt.runtimes.tensorrt.runtime import TensorRt
+from edgeopt.runtimes.torch_eager import Torch
 
 RUNTIMES = {"genai": Genai(), "onnx": PortableOnnx(), "torch": Torch()}
 if find_spec("llama_cpp"):
@@ -42,7 +42,7 @@ def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ch
 def logits(checkpoint) -> np.ndarray:
     import torch
 
-    return networks.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
+    return modeling.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
 
 
 @pytest.fixture(scope="module", params=RUNTIMES.values(), ids=RUNTIMES.keys())
@@ -72,11 +72,11 @@ class TestEveryRuntime:
     def test_layers_of_different_widths_compute_as_in_torch(self, runtime, checkpoint, tmp_path):
         import torch
 
-        network = networks.load(checkpoint)
-        networks.keep_channels(networks.layers(network)[1].mlp, torch.arange(64))
+        network = modeling.load(checkpoint)
+        modeling.keep_channels(modeling.layers(network)[1].mlp, torch.arange(64))
         (tmp_path / "pruned").mkdir()
-        spec = networks.spec_of(network, checkpoint.spec)
-        networks.save(network, tmp_path / "pruned", checkpoint, spec)
+        spec = modeling.spec_of(network, checkpoint.spec)
+        modeling.save(network, tmp_path / "pruned", checkpoint, spec)
         pruned = Checkpoint.seal(tmp_path / "pruned", format="checkpoint-1", spec=spec, made_by={})
         opened = runtime.open(build(runtime, pruned, tmp_path / "engine"), threads=1)
         expected = network(torch.tensor([PROMPT])).logits[0].numpy()
@@ -207,7 +207,7 @@ def test_quantized_engines_compute_what_their_checkpoint_simulates_and_are_small
     source = quantized(checkpoint, tmp_path / "source", **values)
     Genai().check(source.spec)
     exact, fast = (build(Genai(accuracy_level=level), source, tmp_path / f"engine{level}") for level in (1, 4))
-    expected = networks.load(source)(torch.tensor([PROMPT])).logits[0].numpy()
+    expected = modeling.load(source)(torch.tensor([PROMPT])).logits[0].numpy()
     assert relative_error(expected, Genai().open(exact, threads=1).logits(PROMPT)) < 1e-3
     assert relative_error(expected, Genai().open(fast, threads=1).logits(PROMPT)) < 0.05
     assert Genai().lint(fast) == []

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from workshops import workshop
+from support.workshops import workshop
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.pruning.prune_depth import PruneDepth
 from edgeopt.compress.pruning.prune_gradually import PruneGradually
 from edgeopt.compress.pruning.prune_heads import PruneHeads
@@ -29,10 +29,10 @@ from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.quantization.smooth_quant import SmoothQuant
 from edgeopt.compress.recovery.distill import Distill
 from edgeopt.compress.recovery.lora import Lora
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.core.instantiate import construct, describe
 from edgeopt.errors import ConfigError
-from edgeopt.intake import take_in
-from edgeopt.part import construct, describe
-from edgeopt.text import Text
 
 STEPS = {
     "prune_width": PruneWidth(ratio=0.25, windows=4, window_tokens=64),
@@ -107,14 +107,14 @@ def apply(step, checkpoint: Checkpoint, calibration: Text, directory: Path) -> C
 class TestEveryStep:
     def test_its_output_loads_and_computes(self, step, checkpoint, calibration, tmp_path):
         after = apply(step, checkpoint, calibration, tmp_path / "out")
-        network = networks.load(after)
+        network = modeling.load(after)
         logits = network(torch.tensor([[1, 2, 3]])).logits
         assert logits.shape == (1, 3, checkpoint.spec.vocabulary_size)
         assert torch.isfinite(logits).all()
 
     def test_recorded_sizes_are_the_weights_sizes(self, step, checkpoint, calibration, tmp_path):
         after = apply(step, checkpoint, calibration, tmp_path / "out")
-        network = networks.load(after)
+        network = modeling.load(after)
         weights = [p.numel() for name, p in network.named_parameters() if not name.endswith(".bias")]
         assert sum(weights) == after.spec.parameters
 
@@ -179,6 +179,6 @@ def test_a_sparse_model_stays_sparse_or_the_step_is_refused(step, checkpoint, ca
         return
     after = apply(step, sparse, calibration, tmp_path / "after")
     assert after.spec.sparsity == "2:4"
-    for layer in networks.layers(networks.load(after)):
+    for layer in modeling.layers(modeling.load(after)):
         for module in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
             assert (module.weight.reshape(-1, 4) == 0).sum(dim=1).min() >= 2

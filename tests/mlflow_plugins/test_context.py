@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
-from edgeopt import context, tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core import trial_context
 
 
 def test_outside_a_trial_nothing_is_said() -> None:
@@ -18,7 +19,7 @@ def test_outside_a_trial_nothing_is_said() -> None:
 
 
 def test_inside_a_trial_runs_get_its_study_number_recipe_device_and_versions() -> None:
-    with context.working_on("night", 7, "step.quantize.bits=4"):
+    with trial_context.working_on("night", 7, "step.quantize.bits=4"):
         found = resolve_tags()
     assert found[tags.STUDY] == "night"
     assert found[tags.TRIAL] == "night/7"
@@ -26,14 +27,14 @@ def test_inside_a_trial_runs_get_its_study_number_recipe_device_and_versions() -
     assert found[tags.DEVICE]
     assert found[tags.VERSION + "mlflow"]
     assert tags.ROLE not in found, "it is no run of a sweep's own"
-    assert context.known() == {}
+    assert trial_context.known() == {}
 
 
 def test_one_trial_inside_another_is_told_and_then_the_outer_one_again() -> None:
-    with context.working_on("s", 1, ""):
-        with context.working_on("s", 2, ""):
-            assert context.known()[tags.TRIAL] == "s/2"
-        assert context.known()[tags.TRIAL] == "s/1"
+    with trial_context.working_on("s", 1, ""):
+        with trial_context.working_on("s", 2, ""):
+            assert trial_context.known()[tags.TRIAL] == "s/2"
+        assert trial_context.known()[tags.TRIAL] == "s/1"
 
 
 APPLICATION = """

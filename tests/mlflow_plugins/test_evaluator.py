@@ -9,11 +9,11 @@ import mlflow
 import onnx
 import pandas as pd
 import pytest
-import samples
 from mlflow.exceptions import MlflowException
+from support import samples
 
-from edgeopt.intake import take_in
-from edgeopt.runtimes.portable import PortableOnnx
+from edgeopt.checkpoints.importing import take_in
+from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from edgeopt.tracking import flavor
 
 TEXTS = pd.DataFrame({"prompt": ["def f ( x ) : return x + 1 " * 6, "for x in range ( 1 ) : print ( x ) " * 6]})

@@ -14,7 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import requests
-import samples
+from support import samples
 
 from edgeopt.tracking import flavor
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import requests
-import samples
-from servers import MlflowServer
+from support import samples
+from support.mlflow_server import MlflowServer
 
 from edgeopt.release import policy
 from edgeopt.release.promote import Promotion, promote

@@ -13,7 +13,6 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import psutil
 import pytest
 import requests
@@ -21,6 +20,7 @@ from mlflow import MlflowClient
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from support import browser
 
 from edgeopt.pages.app import PREFIX, pages
 from edgeopt.release.promote import Promotion
@@ -206,7 +206,7 @@ def test_edgeopt_ui_serves_the_store_of_the_working_folder_until_it_is_interrupt
 
 
 def test_edgeopt_ui_says_when_the_server_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    from edgeopt.cli import main
+    from edgeopt.cli.main import main
 
     assert main(["ui", "--tracking-uri", "http://127.0.0.1:9"]) == 1
     assert "MLflow does not answer" in capsys.readouterr().err

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 from mlflow import MlflowClient
+from support import samples
 
-from edgeopt.release import policy, registry
+from edgeopt.release import policy
 from edgeopt.release.policy import Policy
+from edgeopt.release.registry import client as registry
 from edgeopt.tracking.recorder import MlflowRecorder
 
 FIGURES = ((0.9, 1.01, 85.0), (0.7, 1.05, 75.0), (0.5, 1.12, 65.0))

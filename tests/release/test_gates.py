@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import samples
+from support import samples
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError
 from edgeopt.release.candidate import Candidate, Gate, Trial
 from edgeopt.release.gates.champion import NotWorse
@@ -18,7 +19,6 @@ from edgeopt.release.gates.limits import LimitsKept, Within
 from edgeopt.release.gates.lint import LintClean
 from edgeopt.release.gates.metrics import RequiredMetrics
 from edgeopt.release.gates.remeasured import Remeasured
-from edgeopt.result import Measurement
 
 DECODE, RATIO, RSS = "latency/decode_p50_ms", "quality/perplexity_ratio", "memory/peak_rss_mib"
 ENERGY = "energy/measured/cpu_j_per_token"

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from edgeopt.release import registry
 from edgeopt.release.approve import approve
 from edgeopt.release.audit import audit
-from edgeopt.release.copying import copy
-from edgeopt.release.desk import Desk as ReleaseDesk
+from edgeopt.release.copy import copy
+from edgeopt.release.ledger.operation import Desk as ReleaseDesk
 from edgeopt.release.promote import promote
+from edgeopt.release.registry import client as registry
 from edgeopt.release.rollback import rollback
 
 from .conftest import Desk

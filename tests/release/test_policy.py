@@ -30,7 +30,7 @@ rankings: []
 gates:
   - {_target_: os.system}
   - {_target_: edgeopt.release.gates.metrics.RequiredMetrics, metrics: []}
-  - {_target_: edgeopt.target.Target, name: x}
+  - {_target_: edgeopt.core.target.Target, name: x}
   - just a word
 aliases:
   champion:
@@ -54,7 +54,7 @@ retention: {versions: 0}
         "model: 'a/b'",
         "gates[0]: _target_ 'os.system' is outside edgeopt",
         "gates[1].metrics: no metric is named",
-        "gates[2]: edgeopt.target.Target is no gate",
+        "gates[2]: edgeopt.core.target.Target is no gate",
         "gates[3]: no _target_",
         "aliases.champion[0].direction: 'up'",
         "aliases.champion[0].weight: 0",

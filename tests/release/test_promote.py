@@ -11,13 +11,14 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from edgeopt import tags
-from edgeopt.artifact import MANIFEST, Engine
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.artifact import MANIFEST, Engine
 from edgeopt.errors import ConfigError, GateError, InfeasibleError, InputError, TrackingError
-from edgeopt.release import reader, registry
 from edgeopt.release.gates.metrics import RequiredMetrics
 from edgeopt.release.promote import promote
 from edgeopt.release.ranking import Criterion
+from edgeopt.release.registry import client as registry
+from edgeopt.release.registry import fast_reader
 
 from .conftest import Desk
 
@@ -40,7 +41,7 @@ def test_the_front_is_registered_and_the_best_is_champion(desk: Desk) -> None:
     # 0.4 × quality + 0.3 × latency + 0.3 × memory, each scaled over the front: 0.6, 0.445…, 0.4
     assert done.aliases == {"champion": done.releases[2].version}
     assert done.moved == {"champion": None}
-    assert reader.champion(desk.policy.model, desk.uri) == {"name": desk.policy.model, "version": "3"}
+    assert fast_reader.champion(desk.policy.model, desk.uri) == {"name": desk.policy.model, "version": "3"}
     json.dumps(done.to_json())
 
 
@@ -82,7 +83,7 @@ def test_nothing_feasible_registers_nothing(desk: Desk) -> None:
     assert caught.value.exit_code == 3
     with pytest.raises(MlflowException):
         desk.client.get_registered_model(desk.policy.model)
-    assert reader.champion(desk.policy.model, desk.uri) is None
+    assert fast_reader.champion(desk.policy.model, desk.uri) is None
 
 
 def test_a_trial_that_breaks_a_limit_is_never_registered(desk: Desk) -> None:
@@ -191,7 +192,7 @@ def test_mlflows_own_uri_stays_as_it_was(desk: Desk, monkeypatch: pytest.MonkeyP
         if own is not None:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", own)
         before = mlflow.get_tracking_uri()
-        assert reader.champion("nothing", desk.uri) is None
+        assert fast_reader.champion("nothing", desk.uri) is None
         assert mlflow.get_tracking_uri() == before
         assert os.environ.get("MLFLOW_TRACKING_URI") == own
 

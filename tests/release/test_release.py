@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
 from edgeopt.errors import GateError, InputError
-from edgeopt.release import registry
 from edgeopt.release.approve import approve
 from edgeopt.release.audit import audit
 from edgeopt.release.overview import overview
 from edgeopt.release.promote import promote
 from edgeopt.release.ranking import Criterion
-from edgeopt.release.registry import Reference
+from edgeopt.release.registry import client as registry
+from edgeopt.release.registry.client import Reference
 from edgeopt.release.rollback import rollback
 from edgeopt.release.verify import verify
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import samples
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from support import samples
 
-from edgeopt.artifact import MANIFEST, Engine
+from edgeopt.core.artifact import MANIFEST, Engine
 from edgeopt.errors import ConfigError, EdgeoptError, GateError
 from edgeopt.release import signature
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.artifact import Checkpoint
-from edgeopt.intake import take_in
+from edgeopt.checkpoints.importing import take_in
+from edgeopt.core.artifact import Checkpoint
 
 
 @pytest.fixture(scope="module")

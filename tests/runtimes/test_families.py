@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workshops import built, workshop
+from support.workshops import built, workshop
 
-from edgeopt import network as networks
-from edgeopt import tensor_files
-from edgeopt.artifact import Checkpoint, Engine
-from edgeopt.cli import main
+from edgeopt.checkpoints import modeling, safetensors_io
+from edgeopt.checkpoints.importing import take_in
+from edgeopt.cli.main import main
 from edgeopt.compress.pruning.prune_depth import PruneDepth
 from edgeopt.compress.pruning.prune_heads import PruneHeads
 from edgeopt.compress.pruning.prune_width import PruneWidth
@@ -22,9 +21,9 @@ from edgeopt.compress.pruning.student import Student
 from edgeopt.compress.quantization.awq import Awq
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.quantization.smooth_quant import SmoothQuant
-from edgeopt.intake import take_in
-from edgeopt.runtimes.genai import Genai
-from edgeopt.text import Text
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.corpus import Text
+from edgeopt.runtimes.genai.runtime import Genai
 
 PROMPT = [2 + 7 * i % 290 for i in range(160)]
 """Longer than a chunk of a prompt and than every sliding window below."""
@@ -121,7 +120,7 @@ def logits(engine: Engine) -> np.ndarray:
 def torch_logits(checkpoint: Checkpoint) -> np.ndarray:
     import torch
 
-    found: np.ndarray = networks.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
+    found: np.ndarray = modeling.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
     return found
 
 
@@ -189,7 +188,7 @@ def test_an_8_bit_engine_is_near_torch_and_has_no_slow_path(checkpoint: Checkpoi
 def test_corrected_biases_reach_the_engine(checkpoint: Checkpoint, tmp_path: Path) -> None:
     step = Quantize(weights="int8", block_size=64, bias_correction=True, windows=2, window_tokens=64)
     rounded = applied(step, checkpoint, tmp_path / "rounded")
-    biases = [name for name in tensor_files.read_folder(rounded.directory) if name.endswith("proj.bias")]
+    biases = [name for name in safetensors_io.read_folder(rounded.directory) if name.endswith("proj.bias")]
     assert len(biases) == 3 * (4 if checkpoint.spec.architecture == "Phi3ForCausalLM" else 7)
     found, expected = logits(build(rounded, tmp_path / "engine")), torch_logits(rounded)
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workshops import applied, built
+from support.workshops import applied, built
 
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.errors import ConfigError
-from edgeopt.measure.logits import relative_error
-from edgeopt.runtimes.genai import Genai
-from edgeopt.runtimes.portable import PortableOnnx
+from edgeopt.measure.stats.divergence import relative_error
+from edgeopt.runtimes.genai.runtime import Genai
+from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
 RUNTIMES = {"genai": Genai(), "onnx": PortableOnnx()}
 PROMPT = [2 + 7 * i % 290 for i in range(40)]
@@ -32,7 +32,7 @@ def rounded(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 def in_torch(rounded: Checkpoint) -> np.ndarray:
     import torch
 
-    logits: np.ndarray = networks.load(rounded)(torch.tensor([PROMPT])).logits[0].numpy()
+    logits: np.ndarray = modeling.load(rounded)(torch.tensor([PROMPT])).logits[0].numpy()
     return logits
 
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from edgeopt.runtimes.lint import slow_paths
+from edgeopt.runtimes.onnxruntime_common.lint import slow_paths
 
 
 def graph(

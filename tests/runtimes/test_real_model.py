@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workshops import workshop
+from support.workshops import workshop
 
-from edgeopt import tokens
-from edgeopt.artifact import Checkpoint, Engine
+from edgeopt.checkpoints import tokenizer as tokens
+from edgeopt.checkpoints.importing import take_in
 from edgeopt.compress.quantization.quantize import Quantize
-from edgeopt.intake import take_in
-from edgeopt.runtimes.genai import Genai
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.runtimes.genai.runtime import Genai
 
 STORIES, STORY_TOKENS = 150, 400
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import samples
+from support import samples
+from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, by_bits, dead_member, finish, recorded, study
 
+from edgeopt.core.target import Limit
 from edgeopt.search.status import status
-from edgeopt.target import Limit
-from search.studies import DECODE, FAILED, LIMITS, RATIO, RSS, by_bits, dead_member, finish, recorded, study
 
 
 def timed(seconds: float, *, saved: float = 0.0, **more: float) -> samples.TrialResult:

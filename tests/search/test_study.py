@@ -8,32 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
+from support import samples
+from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, SIZE, by_bits, finish, forecast, recorded, search, study
 
+from edgeopt.core.result import TrialResult
+from edgeopt.core.target import Limit
 from edgeopt.errors import ConfigError
-from edgeopt.result import TrialResult
 from edgeopt.search import study as study_module
-from edgeopt.search.forecast import ESTIMATE, Forecast
-from edgeopt.search.parameter import Params
-from edgeopt.search.row import Row
-from edgeopt.search.standing import spent_j, spent_s
+from edgeopt.search.pareto.ranking import spent_j, spent_s
+from edgeopt.search.prediction import ESTIMATE, Forecast
+from edgeopt.search.space.parameter import Params
+from edgeopt.search.storage.summary import Summary
+from edgeopt.search.storage.trial import Row
 from edgeopt.search.study import ATTEMPTS, Study, state_of
-from edgeopt.search.summary import Summary
-from edgeopt.target import Limit
-from search.studies import (
-    DECODE,
-    FAILED,
-    LIMITS,
-    RATIO,
-    RSS,
-    SIZE,
-    by_bits,
-    finish,
-    forecast,
-    recorded,
-    search,
-    study,
-)
 
 STOPPED = replace(samples.result(decode_ms=9.0), refused="quality")
 
@@ -209,7 +196,7 @@ def test_a_trial_that_is_given_up_is_the_next_one_and_costs_no_budget(tmp_path: 
 
 
 def test_a_recipe_that_kills_its_worker_every_time_is_a_failed_trial(tmp_path: Path) -> None:
-    from search.studies import dead_member
+    from support.studies import dead_member
 
     opened = study(tmp_path, trials=2)
     for n in range(ATTEMPTS):

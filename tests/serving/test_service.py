@@ -15,13 +15,13 @@ from typing import Any
 import openai
 import pytest
 import requests
-import samples
 import uvicorn
+from support import samples
 
-from edgeopt.artifact import Engine
-from edgeopt.measure.stub import StubRuntime
+from edgeopt.core.artifact import Engine
+from edgeopt.measure.harness.fake_runtime import StubRuntime
 from edgeopt.serving.app import LONGEST_BODY, Service
-from edgeopt.serving.asked import Reader
+from edgeopt.serving.requests import Reader
 from edgeopt.serving.worker import Worker
 
 PROMPT = "def f ("

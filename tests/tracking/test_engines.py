@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import samples
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
+from support import samples
 
-from edgeopt import tags
-from edgeopt.artifact import Engine
-from edgeopt.release import registry
-from edgeopt.release.desk import link
-from edgeopt.result import TrialResult
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.artifact import Engine
+from edgeopt.core.result import TrialResult
+from edgeopt.release.ledger.operation import link
+from edgeopt.release.registry import client as registry
 from edgeopt.tracking import engines
 from edgeopt.tracking.recorder import MlflowRecorder
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-import samples
 import yaml
+from support import samples
 
 import edgeopt
 from edgeopt.errors import ConfigError, InputError

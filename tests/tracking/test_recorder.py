@@ -9,13 +9,13 @@ from typing import Any
 
 import mlflow
 import pytest
-import samples
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from support import samples
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.result import Failure, Measurement
 from edgeopt.errors import ConfigError, TrackingError
-from edgeopt.result import Failure, Measurement
 from edgeopt.tracking import server
 from edgeopt.tracking.recorder import MlflowRecorder
 

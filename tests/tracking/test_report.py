@@ -7,9 +7,8 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-import browser
 import pytest
-import samples
+from support import browser, samples
 
 from edgeopt.tracking import report
 from edgeopt.tracking.report import Course

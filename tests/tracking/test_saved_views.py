@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import browser
 import pytest
-import samples
+from support import browser, samples
 
 from edgeopt.tracking import saved_views
 from edgeopt.tracking.recorder import MlflowRecorder

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from edgeopt.checkpoints.modeling import layers
 from edgeopt.compress.activations import input_energy
 from edgeopt.compress.pruning.importance import Structure, output
-from edgeopt.network import layers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.pruning.block_influence import BlockInfluence
@@ -15,9 +15,9 @@ from edgeopt.compress.pruning.importance import Importance, require_scores
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import ModelSpec
+    from edgeopt.core.protocols import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class PruneDepth:
         return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
 
     def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
-        network = networks.load(checkpoint)
+        network = modeling.load(checkpoint)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         kept = list(range(len(checkpoint.spec.layers)))
         while len(kept) > len(goal.layers):
@@ -64,9 +64,9 @@ class PruneDepth:
             scores = [float(score) for score in self.importance.scores(network, windows, "layer")]
             weakest = scores.index(min(scores))
             del kept[weakest]
-            networks.keep_layers(network, [n for n in range(len(scores)) if n != weakest])
+            modeling.keep_layers(network, [n for n in range(len(scores)) if n != weakest])
         spec = checkpoint.spec.with_layers(tuple(checkpoint.spec.layers[n] for n in kept))
-        networks.save(network, directory, checkpoint, spec)
+        modeling.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_depth.json").write_text(json.dumps({"kept_layers": kept}) + "\n")
         return spec

@@ -8,23 +8,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgeopt import intake
-from edgeopt import network as networks
-from edgeopt.artifact import Checkpoint
+from edgeopt.checkpoints import importing, modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import perplexity
 from edgeopt.compress.preconditions import require_dense, require_float, require_ratio
 from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.recovery.distill import Distill
 from edgeopt.compress.recovery.training import Training
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.core.instantiate import describe
+from edgeopt.core.protocols import Sparing, Step
 from edgeopt.errors import ConfigError, StepError
-from edgeopt.part import describe
-from edgeopt.ports import Sparing, Step
-from edgeopt.text import Text
 
 if TYPE_CHECKING:
-    from edgeopt.ports import Workshop
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.model_spec import ModelSpec
+    from edgeopt.core.protocols import Workshop
 
 JUDGING = 8
 """One in so many calibration documents is kept from pruning and retraining, and judges them."""
@@ -99,12 +98,12 @@ class PruneGradually:
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         taught, judging = _split(shop.calibration)
         windows = calibration_windows(checkpoint, judging, count=WINDOWS, length=WINDOW_TOKENS)
-        whole = perplexity(networks.load(shop.original), windows)
+        whole = perplexity(modeling.load(shop.original), windows)
         rounds, good, report = self._rounds(checkpoint.spec), checkpoint, []
         for number, goal in enumerate(rounds, start=1):
             shop.progress(f"round {number} of {len(rounds)}")
             made = self._round(good, goal, replace(shop, calibration=taught))
-            ratio = perplexity(networks.load(made), windows) / whole
+            ratio = perplexity(modeling.load(made), windows) / whole
             kept = self.max_perplexity_ratio is None or ratio <= self.max_perplexity_ratio
             report.append({"parameters": made.spec.parameters, "perplexity_ratio": ratio, "kept": kept})
             if not kept:
@@ -117,7 +116,7 @@ class PruneGradually:
                 place="max_perplexity_ratio",
                 mend="Give a smaller round_ratio, more retrain.tokens or a higher limit",
             )
-        networks.link(good, directory)
+        modeling.link(good, directory)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_gradually.json").write_text(json.dumps(report, indent=1) + "\n")
         return good.spec
@@ -144,7 +143,7 @@ class PruneGradually:
             shop.calibration.digest,
             describe(self.prune),
             goal.to_json(),
-            intake.identity(self.retrain),
+            importing.identity(self.retrain),
         ]
         return Checkpoint.read(shop.cache.stage("pruning_round", inputs, produce))
 

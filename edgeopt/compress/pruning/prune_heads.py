@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy
@@ -17,9 +17,9 @@ from edgeopt.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
-    from edgeopt.spec import LayerSpec, ModelSpec
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import LayerSpec, ModelSpec
+    from edgeopt.core.protocols import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +57,14 @@ class PruneHeads:
         return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
 
     def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
-        network = networks.load(checkpoint)
-        networks.require_separate_projections(network, "prune_heads")
+        network = modeling.load(checkpoint)
+        modeling.require_separate_projections(network, "prune_heads")
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"scoring heads on {len(windows)} windows of calibration text")
         scores = self.importance.scores(network, windows, "attention")
-        for layer, score, sizes in zip(networks.layers(network), scores, goal.layers, strict=True):
+        for layer, score, sizes in zip(modeling.layers(network), scores, goal.layers, strict=True):
             keep_groups(layer.self_attn, score, sizes.kv_heads, goal.head_size)
-        networks.save(network, directory, checkpoint, goal)
+        modeling.save(network, directory, checkpoint, goal)
         return goal
 
     def _pruned(self, layer: LayerSpec) -> LayerSpec:
@@ -82,7 +82,7 @@ def keep_groups(attention: Any, score: Tensor, kv_heads: int, head_size: int) ->
     """Keep the `kv_heads` most important key-value groups, by `score` of the output projection's input channels."""
     groups: int = attention.num_key_value_groups
     kept = most_important(score.reshape(-1, groups * head_size).sum(dim=1), kv_heads)
-    networks.keep_heads(attention, expand(kept, groups * head_size), expand(kept, head_size), groups=groups)
+    modeling.keep_heads(attention, expand(kept, groups * head_size), expand(kept, head_size), groups=groups)
 
 
 def expand(groups: Tensor, size: int) -> Tensor:

@@ -9,22 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy
 from edgeopt.compress.pruning.importance import Importance, require_scores
 from edgeopt.compress.pruning.widths import SHARES, global_widths, least_divergent_widths, sensitivities
+from edgeopt.core.instantiate import describe
 from edgeopt.errors import ConfigError
-from edgeopt.part import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import ModelSpec
+    from edgeopt.core.protocols import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +69,16 @@ class PruneWidth:
         return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
 
     def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
-        network = networks.load(checkpoint)
-        networks.require_separate_projections(network, "prune_width")
+        network = modeling.load(checkpoint)
+        modeling.require_separate_projections(network, "prune_width")
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"scoring channels on {len(windows)} windows of calibration text")
         scores = self.importance.scores(network, windows, "mlp")
         widths = self._widths(network, checkpoint, goal, scores, windows, shop)
-        for layer, score, width in zip(networks.layers(network), scores, widths, strict=True):
-            networks.keep_channels(layer.mlp, most_important(score, width))
-        spec = networks.spec_of(network, checkpoint.spec)
-        networks.save(network, directory, checkpoint, spec)
+        for layer, score, width in zip(modeling.layers(network), scores, widths, strict=True):
+            modeling.keep_channels(layer.mlp, most_important(score, width))
+        spec = modeling.spec_of(network, checkpoint.spec)
+        modeling.save(network, directory, checkpoint, spec)
         report = {
             "kept_channels": widths,
             "kept_importance": [_kept_share(s, w) for s, w in zip(scores, widths, strict=True)],

@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.layerwise_forward import Statistic, Stream
 from edgeopt.compress.optimal_brain import LAZY, in_turn, inverse_factor
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.wanda import weight_importance
-from edgeopt.compress.stream import Statistic, Stream
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
 from edgeopt.errors import ConfigError
-from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 Pattern = Literal["unstructured", "2:4"]
 Method = Literal["magnitude", "wanda", "sparsegpt"]
@@ -76,13 +76,13 @@ class Sparsify:
         return replace(spec, sparsity=self.pattern)
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        spec, network = self.plan(checkpoint.spec), networks.load(checkpoint)
+        spec, network = self.plan(checkpoint.spec), modeling.load(checkpoint)
         kind, stream = STATISTICS[self.method], None
         if kind != "none":
             windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
             stream = Stream.start(network, windows)
-        modules, zeros = networks.units(network), {}
-        for number, layer in enumerate(networks.layers(network)):
+        modules, zeros = modeling.units(network), {}
+        for number, layer in enumerate(modeling.layers(network)):
             shop.progress(f"sparsifying layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
                 names = modules[f"layers.{number}.{unit}"]
@@ -94,7 +94,7 @@ class Sparsify:
                     zeros[name] = float((module.weight == 0).float().mean())
             if stream is not None:
                 stream.advance(layer, number)
-        networks.save(network, directory, checkpoint, spec)
+        modeling.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "sparsify.json").write_text(json.dumps({"zeros": zeros}, indent=1) + "\n")
         return spec

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows, norm_energy
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
-    from edgeopt.spec import LayerSpec, ModelSpec
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import LayerSpec, ModelSpec
+    from edgeopt.core.protocols import Workshop
 
 SIZES = ("layers", "hidden_size", "intermediate_size", "kv_heads")
 
@@ -86,20 +86,20 @@ class Student:
         return after
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        network, spec = networks.load(checkpoint), self.plan(checkpoint.spec)
-        networks.require_separate_projections(network, "student")
+        network, spec = modeling.load(checkpoint), self.plan(checkpoint.spec)
+        modeling.require_separate_projections(network, "student")
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"scoring channels on {len(windows)} windows of calibration text")
         channels = self.importance.scores(network, windows, "mlp")
         heads = self.importance.scores(network, windows, "attention")
         hidden = most_important(norm_energy(network, windows), spec.hidden_size)
         kept = evenly(len(checkpoint.spec.layers), len(spec.layers))
-        networks.keep_layers(network, kept)
-        for layer, sizes, number in zip(networks.layers(network), spec.layers, kept, strict=True):
-            networks.keep_channels(layer.mlp, most_important(channels[number], sizes.intermediate_size))
+        modeling.keep_layers(network, kept)
+        for layer, sizes, number in zip(modeling.layers(network), spec.layers, kept, strict=True):
+            modeling.keep_channels(layer.mlp, most_important(channels[number], sizes.intermediate_size))
             keep_groups(layer.self_attn, heads[number], sizes.kv_heads, spec.head_size)
         keep_hidden(network, hidden)
-        networks.save(network, directory, checkpoint, spec)
+        modeling.save(network, directory, checkpoint, spec)
         report = {"kept_layers": kept, "kept_hidden_channels": hidden.tolist()}
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "student.json").write_text(json.dumps(report) + "\n")
@@ -129,15 +129,15 @@ def keep_hidden(network: PreTrainedModel, index: Tensor) -> None:
     tied = head.weight is embedding.weight
     embedding.weight = nn.Parameter(embedding.weight[:, index].clone(), requires_grad=False)
     embedding.embedding_dim = len(index)
-    networks.keep_columns(head, index)
+    modeling.keep_columns(head, index)
     if tied:
         head.weight = embedding.weight
-    for layer in networks.layers(network):
+    for layer in modeling.layers(network):
         attention, mlp = layer.self_attn, layer.mlp
         for reading in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
-            networks.keep_columns(reading, index)
+            modeling.keep_columns(reading, index)
         for writing in (attention.o_proj, mlp.down_proj):
-            networks.keep_rows(writing, index)
-    for norm in networks.norms(network):
+            modeling.keep_rows(writing, index)
+    for norm in modeling.norms(network):
         norm.weight = nn.Parameter(norm.weight[index].clone(), requires_grad=False)
     network.config.hidden_size = len(index)

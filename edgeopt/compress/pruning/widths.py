@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgeopt.checkpoints.modeling import layers
 from edgeopt.compress.allocation import allocate
 from edgeopt.compress.losses import divergence, predictions
 from edgeopt.compress.pruning.importance import output
-from edgeopt.network import layers
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from edgeopt.ports import Progress
+    from edgeopt.core.protocols import Progress
 
 SHARES = (0.1, 0.25, 0.45, 0.7, 1.0)
 """Shares of a layer's channels that are taken away to see what the model loses."""

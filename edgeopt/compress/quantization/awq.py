@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.layerwise_forward import Stream
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.folding import fold, shared
 from edgeopt.compress.quantization.rtn import Rtn
-from edgeopt.compress.stream import Stream
-from edgeopt.spec import UNITS, Grid, ModelSpec
+from edgeopt.core.model_spec import UNITS, Grid, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +52,12 @@ class Awq:
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         import torch
 
-        network, spec = networks.load(checkpoint), checkpoint.spec
+        network, spec = modeling.load(checkpoint), checkpoint.spec
         grid = Grid(bits=self.bits, block_size=self.block_size, symmetric=self.symmetric)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        stream, modules = Stream.start(network, windows), networks.units(network)
+        stream, modules = Stream.start(network, windows), modeling.units(network)
         report = {}
-        for number, layer in enumerate(networks.layers(network)):
+        for number, layer in enumerate(modeling.layers(network)):
             shop.progress(f"scaling layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
                 parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
@@ -72,7 +72,7 @@ class Awq:
                 fold(layer, unit, parts, scales, spec.layers[number])
                 report[f"layers.{number}.{unit}"] = power
             stream.advance(layer, number)
-        networks.save(network, directory, checkpoint, spec)
+        modeling.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "awq_powers.json").write_text(json.dumps(report, indent=1) + "\n")
         return spec

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgeopt.spec import LayerSpec
+    from edgeopt.core.model_spec import LayerSpec
 
 NORMS = {"qkv": ("input_layernorm",), "gate_up": ("pre_feedforward_layernorm", "post_attention_layernorm")}
 """Names of the norm before a unit; the first that a layer has."""

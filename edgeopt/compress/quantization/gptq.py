@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
+from edgeopt.compress.layerwise_forward import Statistic
 from edgeopt.compress.optimal_brain import in_turn, inverse_factor
 from edgeopt.compress.quantization import rounding
 from edgeopt.compress.quantization.k_quant import fit_scales
-from edgeopt.compress.stream import Statistic
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.grid import Rounded
-    from edgeopt.spec import Grid
+    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.core.model_spec import Grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

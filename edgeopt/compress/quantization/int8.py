@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
+from edgeopt.compress.layerwise_forward import Stream
 from edgeopt.compress.preconditions import require_float, require_positive
+from edgeopt.compress.quantization.activation_ranges import affine, bounds
 from edgeopt.compress.quantization.layerwise import round_unit
-from edgeopt.compress.quantization.ranges import affine, bounds
 from edgeopt.compress.quantization.rtn import Rtn
-from edgeopt.compress.stream import Stream
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, Grid, ModelSpec
 from edgeopt.errors import ConfigError
-from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, Grid, ModelSpec
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.grid import Rounded
-    from edgeopt.ports import Workshop
+    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 TABLE_BLOCK = 32
 
@@ -30,7 +30,7 @@ class Int8:
     """Round the layers' weights by output channel, and their inputs when the engine computes.
 
     Inputs are rounded with a range taken anew at each call (`dynamic`), or with one that calibration text gave
-    (edgeopt.compress.quantization.ranges). Tables stay weight-only, in blocks of 8 bits.
+    (edgeopt.compress.quantization.activation_ranges). Tables stay weight-only, in blocks of 8 bits.
 
     Attributes:
         ranges: where ranges of inputs come from.
@@ -68,13 +68,13 @@ class Int8:
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         import torch
 
-        spec, network = self.plan(checkpoint.spec), networks.load(checkpoint)
+        spec, network = self.plan(checkpoint.spec), modeling.load(checkpoint)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         stream = Stream.start(network, windows) if self.ranges != "dynamic" else None
-        modules = networks.units(network)
+        modules = modeling.units(network)
         rounded: dict[str, Rounded] = {}
         found: dict[str, list[float]] = {}
-        for number, layer in enumerate(networks.layers(network)):
+        for number, layer in enumerate(modeling.layers(network)):
             shop.progress(f"rounding layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
                 name = f"layers.{number}.{unit}"
@@ -89,7 +89,7 @@ class Int8:
         for name in (EMBEDDING, LM_HEAD):
             if name in spec.grids and not (name == LM_HEAD and spec.tied_embeddings):
                 rounded |= round_unit(network, modules[name], spec.grids[name], Rtn(), None)
-        networks.save(network, directory, checkpoint, spec, rounded)
+        modeling.save(network, directory, checkpoint, spec, rounded)
         if found:
-            (directory / networks.INPUT_RANGES).write_text(json.dumps(found) + "\n")
+            (directory / modeling.INPUT_RANGES).write_text(json.dumps(found) + "\n")
         return spec

@@ -8,20 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt import adapters
-from edgeopt import network as networks
+from edgeopt.checkpoints import adapters, modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_no_kv_cache, require_positive
+from edgeopt.core.model_spec import KvGrid
 from edgeopt.errors import ConfigError
-from edgeopt.spec import KvGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import ModelSpec
+    from edgeopt.core.protocols import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,7 @@ class KvCache:
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         import torch
 
-        network = networks.load(checkpoint)
+        network = modeling.load(checkpoint)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         shop.progress(f"reading {len(windows)} calibration windows")
         widest = self._widest(network, windows)
@@ -67,8 +66,8 @@ class KvCache:
         largest = 2 ** (self.bits - 1)
         scales = [(values / largest).tolist() for values in widest]
         rows = {"k_scales": scales[::2], "v_scales": scales[1::2]}
-        networks.link(checkpoint, directory)
-        (directory / networks.KV_CACHE).write_text(json.dumps({"qmax": largest, "scales": rows}) + "\n")
+        modeling.link(checkpoint, directory)
+        (directory / modeling.KV_CACHE).write_text(json.dumps({"qmax": largest, "scales": rows}) + "\n")
         return self.plan(checkpoint.spec)
 
     def _widest(self, network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
+from edgeopt.compress.layerwise_forward import Statistic, Stream, at_head
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.rounding import Rounding
-from edgeopt.compress.stream import Statistic, Stream, at_head
-from edgeopt.spec import EMBEDDING, LM_HEAD, UNITS, Grid
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, Grid
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from edgeopt.grid import Rounded
-    from edgeopt.ports import Progress
+    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.core.protocols import Progress
 
 
 def round_network(
@@ -31,7 +31,7 @@ def round_network(
     Returns the rounded matrices by the names of their modules. `windows` of calibration text are read only
     where `rounding` wants to know its inputs, or a grid has a bias.
     """
-    modules = networks.units(network)
+    modules = modeling.units(network)
     found: dict[str, Rounded] = {}
 
     def apply(unit: str, how: Rounding, statistic: Tensor | None, mean: Tensor | None = None) -> None:
@@ -51,7 +51,7 @@ def round_network(
             return None
         return stream.statistic(layer, number, network.get_submodule(modules[name][0]), kind)
 
-    layers = networks.layers(network)
+    layers = modeling.layers(network)
     for number, layer in enumerate(layers):
         progress(f"rounding layer {number + 1} of {len(layers)}")
         for unit in UNITS:

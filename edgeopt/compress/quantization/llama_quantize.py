@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt import network as networks
-from edgeopt import tensor_files
+from edgeopt.checkpoints import modeling, safetensors_io
 from edgeopt.compress.activations import calibration_windows, unit_energy
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive
-from edgeopt.spec import ModelSpec
+from edgeopt.core.model_spec import ModelSpec
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +43,12 @@ class LlamaQuantize:
 
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         spec = self.plan(checkpoint.spec)
-        networks.link(checkpoint, directory)
+        modeling.link(checkpoint, directory)
         if self.importance:
             windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
             shop.progress(f"reading {len(windows)} calibration windows")
-            energy = unit_energy(networks.load(checkpoint), windows)
-            path = directory / networks.IMPORTANCE
+            energy = unit_energy(modeling.load(checkpoint), windows)
+            path = directory / modeling.IMPORTANCE
             path.parent.mkdir()
-            tensor_files.write({unit: mean.float() for unit, mean in energy.items()}, path)
+            safetensors_io.write({unit: mean.float() for unit, mean in energy.items()}, path)
         return spec

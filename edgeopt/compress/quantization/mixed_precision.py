@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt import network as networks
-from edgeopt import units
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.allocation import allocate
 from edgeopt.compress.losses import divergence, predictions
@@ -22,18 +22,18 @@ from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.layerwise import round_network
 from edgeopt.compress.quantization.quantize import INTEGERS
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
-from edgeopt.compress.quantization.weighing import TABLES, Losses, weigh
+from edgeopt.compress.quantization.sensitivity_sweep import TABLES, Losses, weigh
+from edgeopt.core import units
+from edgeopt.core.kernel_times import WORKING_SETS, Kernels, read_bytes
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 from edgeopt.errors import ConfigError, StepError
-from edgeopt.grid import BLOCK_SIZES
-from edgeopt.kernels import WORKING_SETS, Kernels, read_bytes
-from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.grid import Rounded
-    from edgeopt.ports import Workshop
+    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 Allocation = dict[str, Grid]
 COMPARED = 4
@@ -45,14 +45,14 @@ class MixedPrecision:
     """Quantize to a budget, which is one number: bits per weight, the bytes of all matrices, or the time of a token.
 
     What each choice of bits and blocks for each unit does to the model's predictions is predicted once for a
-    model (edgeopt.compress.quantization.weighing), and the best choice of all is found exactly
+    model (edgeopt.compress.quantization.sensitivity_sweep), and the best choice of all is found exactly
     (edgeopt.compress.allocation). A few allocations near it may be rounded and compared by true divergence, because
     errors do not simply add.
 
     Attributes:
         bits_per_weight: mean over all matrices, scales and zero-points counted.
         size: bytes of all matrices, such as `90 MiB`, in place of `bits_per_weight`.
-        decode: what one token may take by the arithmetic of edgeopt.kernels, such as `5 ms`, in place of both.
+        decode: what one token may take by the arithmetic of edgeopt.core.kernel_times, such as `5 ms`, in place of both.
         kernels: the target's, which `decode` needs.
         weights, block_sizes: what may be chosen from.
         rounding: how weights find their place on the chosen grids.
@@ -121,11 +121,11 @@ class MixedPrecision:
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         spec = checkpoint.spec
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        network = networks.load(checkpoint)
+        network = modeling.load(checkpoint)
         losses = weigh(network, checkpoint, self._choices(spec), self.rounding, windows, shop, seed=self.seed)
         best = self._best_of(network, spec, losses, windows, shop)
         after = _with_grids(spec, best.allocation)
-        networks.save(network, directory, checkpoint, after, best.rounded)
+        modeling.save(network, directory, checkpoint, after, best.rounded)
         report = {
             "bits_per_weight": after.bits_per_weight,
             "predicted_decode_ms": None if self.kernels is None else self.kernels.decode_us(after) / 1e3,

@@ -8,25 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import grid as grids
-from edgeopt import network as networks
-from edgeopt import tensor_files
+from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
+from edgeopt.checkpoints.quantized_matrix import Rounded
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_no_adapters, require_no_kv_cache
 from edgeopt.compress.quantization.rounding import stored
-from edgeopt.compress.recovery.teacher import TaughtTraining
+from edgeopt.compress.recovery.teacher_logits import TaughtTraining
 from edgeopt.compress.recovery.training import device
+from edgeopt.core.instantiate import describe
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec
 from edgeopt.errors import ConfigError
-from edgeopt.grid import Rounded
-from edgeopt.part import describe
-from edgeopt.spec import EMBEDDING, LM_HEAD, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 EDGE, DISPLACED = 0.49, 0.25
 """Weights begin where they were before rounding. Those that were rounded to another than their nearest code, as GPTQ
@@ -68,9 +66,9 @@ class Qat(TaughtTraining):
         spec = self.plan(checkpoint.spec)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(shop.original, windows, shop)
-        network = networks.load(checkpoint)
-        rounded = grids.rounded(tensor_files.read_folder(checkpoint.directory))
-        trained = parametrize(network, networks.load(shop.floating), rounded, spec)
+        network = modeling.load(checkpoint)
+        rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
+        trained = parametrize(network, modeling.load(shop.floating), rounded, spec)
         network.to(device())
         inputs = [
             "qat",
@@ -84,8 +82,8 @@ class Qat(TaughtTraining):
             losses = self.fit(network, loss, len(windows), shop.progress, draft)
         network.cpu()
         after = rounded | {name: matrix.rounded() for name, matrix in trained.items()}
-        plain = networks.load(checkpoint)
-        networks.save(plain, directory, checkpoint, spec, after)
+        plain = modeling.load(checkpoint)
+        modeling.save(plain, directory, checkpoint, spec, after)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "qat_loss.json").write_text(json.dumps(losses) + "\n")
         return spec
@@ -100,7 +98,7 @@ def parametrize(
     """
     from torch.nn.utils.parametrize import register_parametrization
 
-    modules = networks.units(network)
+    modules = modeling.units(network)
     made = {}
     for unit in spec.grids:
         for name in modules[unit] if unit not in (LM_HEAD, EMBEDDING) else ():

@@ -8,19 +8,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt import network as networks
+from edgeopt.checkpoints import modeling
+from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.layerwise import round_network
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.rtn import Rtn
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 from edgeopt.errors import ConfigError
-from edgeopt.grid import BLOCK_SIZES
-from edgeopt.spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 INTEGERS = {"int2": 2, "int4": 4, "int8": 8}
 
@@ -100,18 +100,18 @@ class Quantize:
     def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
         spec = self.plan(checkpoint.spec)
         if not spec.grids:
-            networks.link(checkpoint, directory)
+            modeling.link(checkpoint, directory)
             return spec
-        network = networks.load(checkpoint)
+        network = modeling.load(checkpoint)
         windows = (
             calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
             if self.rounding.STATISTIC != "none" or self.bias_correction
             else []
         )
         if checkpoint.spec.tied_embeddings and not spec.tied_embeddings:
-            networks.untie(network)
+            modeling.untie(network)
         rounded = round_network(network, spec.grids, self.rounding, windows, shop.progress)
-        networks.save(network, directory, checkpoint, spec, rounded)
+        modeling.save(network, directory, checkpoint, spec, rounded)
         return spec
 
     def _kinds(self, spec: ModelSpec) -> dict[str, str]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from edgeopt.checkpoints.quantized_matrix import Rounded
+from edgeopt.compress.layerwise_forward import Statistic
 from edgeopt.compress.preconditions import require_dense
-from edgeopt.compress.stream import Statistic
-from edgeopt.grid import Rounded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.spec import Grid, ModelSpec
+    from edgeopt.core.model_spec import Grid, ModelSpec
 
 SHRINKS = tuple(1.0 - 0.04 * n for n in range(14))
 """Shares of a block's range that are tried as clipping bounds."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from edgeopt.compress.layerwise_forward import Statistic
 from edgeopt.compress.quantization import rounding
-from edgeopt.compress.stream import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.grid import Rounded
-    from edgeopt.spec import Grid
+    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.core.model_spec import Grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

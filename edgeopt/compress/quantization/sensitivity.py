@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import network as networks
-from edgeopt.spec import EMBEDDING
+from edgeopt.checkpoints import modeling
+from edgeopt.core.model_spec import EMBEDDING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from edgeopt.ports import Progress
+    from edgeopt.core.protocols import Progress
 
 TOKENS = "tokens"
 """How often each token occurs, which is what an embedding reads."""
@@ -31,7 +31,7 @@ def curvature(
     """Means of g² over tokens by unit, float64, shape (output channels,); and the frequencies `TOKENS`."""
     import torch
 
-    modules = {unit: [network.get_submodule(n) for n in names] for unit, names in networks.units(network).items()}
+    modules = {unit: [network.get_submodule(n) for n in names] for unit, names in modeling.units(network).items()}
     sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     table: Any = network.get_input_embeddings()

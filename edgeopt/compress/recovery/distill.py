@@ -9,23 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import intake
-from edgeopt import network as networks
+from edgeopt.checkpoints import importing, modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import Loss, padded
 from edgeopt.compress.preconditions import require_dense, require_float
-from edgeopt.compress.recovery.teacher import TaughtTraining
+from edgeopt.compress.recovery.teacher_logits import TaughtTraining
 from edgeopt.compress.recovery.training import device
+from edgeopt.core.instantiate import describe
+from edgeopt.core.protocols import ModelSource
 from edgeopt.errors import ConfigError
-from edgeopt.part import describe
-from edgeopt.ports import ModelSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import ModelSpec
+    from edgeopt.core.protocols import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +61,14 @@ class Distill(TaughtTraining):
         teacher = self._teacher(checkpoint, shop)
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(teacher, windows, shop)
-        network = networks.load(checkpoint).requires_grad_(True).to(device())
+        network = modeling.load(checkpoint).requires_grad_(True).to(device())
         if self.hidden_weight:
             self._require_alike(checkpoint, teacher)
-            loss = with_hidden_states(loss, networks.load(teacher).to(device()), windows, self.hidden_weight)
+            loss = with_hidden_states(loss, modeling.load(teacher).to(device()), windows, self.hidden_weight)
         inputs = ["distill", checkpoint.digest, teacher.digest, shop.calibration.digest, describe(self)]
         with shop.cache.draft(inputs) as draft:
             losses = self.fit(network, loss, len(windows), shop.progress, draft)
-        networks.save(network.cpu(), directory, checkpoint, checkpoint.spec)
+        modeling.save(network.cpu(), directory, checkpoint, checkpoint.spec)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "distill_loss.json").write_text(json.dumps(losses) + "\n")
         return checkpoint.spec
@@ -86,7 +85,7 @@ class Distill(TaughtTraining):
     def _teacher(self, checkpoint: Checkpoint, shop: Workshop) -> Checkpoint:
         if self.teacher is None:
             return shop.original
-        teacher = intake.take_in(self.teacher.locate(), Path(tempfile.mkdtemp(prefix="edgeopt-teacher-")))
+        teacher = importing.take_in(self.teacher.locate(), Path(tempfile.mkdtemp(prefix="edgeopt-teacher-")))
         theirs, own = teacher.spec.vocabulary_size, checkpoint.spec.vocabulary_size
         if theirs != own:
             raise ConfigError(

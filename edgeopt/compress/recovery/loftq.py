@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeopt.adapters import LowRank
+from edgeopt.checkpoints.adapters import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

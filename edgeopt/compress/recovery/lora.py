@@ -9,23 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeopt import adapters
-from edgeopt import network as networks
-from edgeopt.adapters import LowRank
+from edgeopt.checkpoints import adapters, modeling
+from edgeopt.checkpoints.adapters import LowRank
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_float, require_no_kv_cache
 from edgeopt.compress.recovery import loftq
-from edgeopt.compress.recovery.teacher import TaughtTraining
+from edgeopt.compress.recovery.teacher_logits import TaughtTraining
 from edgeopt.compress.recovery.training import device
+from edgeopt.core.instantiate import describe
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, PROJECTIONS, Adapter, ModelSpec
 from edgeopt.errors import ConfigError
-from edgeopt.part import describe
-from edgeopt.spec import EMBEDDING, LM_HEAD, PROJECTIONS, Adapter, ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Workshop
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.protocols import Workshop
 
 TARGETS = tuple(name for unit in PROJECTIONS.values() for name in unit)
 
@@ -117,7 +116,7 @@ class Lora(TaughtTraining):
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(self.seed)
-        network = networks.load(checkpoint)
+        network = modeling.load(checkpoint)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -130,7 +129,7 @@ class Lora(TaughtTraining):
         adapted: Any = get_peft_model(network.to(device()), config)
         if self.initialization == "loftq":
             shop.progress("fitting updates to what rounding lost")
-            make_up(adapted.get_base_model(), networks.load(shop.floating))
+            make_up(adapted.get_base_model(), modeling.load(shop.floating))
         windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(shop.original, windows, shop)
         known = (checkpoint, shop.original, shop.floating, shop.calibration)
@@ -140,9 +139,9 @@ class Lora(TaughtTraining):
         keep(adapted, artifacts / "adapter")
         (artifacts / "lora_loss.json").write_text(json.dumps(losses) + "\n")
         if self.merge:
-            networks.save(adapted.merge_and_unload().cpu(), directory, checkpoint, checkpoint.spec)
+            modeling.save(adapted.merge_and_unload().cpu(), directory, checkpoint, checkpoint.spec)
         else:
-            networks.link(checkpoint, directory)
+            modeling.link(checkpoint, directory)
             adapters.write(updates(adapted.get_base_model().cpu()), directory, self.name)
         return self.plan(checkpoint.spec)
 
@@ -150,7 +149,7 @@ class Lora(TaughtTraining):
 def modules(network: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """Names of the modules that hold the projections `targets`, in whole where a family stacks several in one."""
     found = []
-    for unit, names in networks.units(network).items():
+    for unit, names in modeling.units(network).items():
         projections = PROJECTIONS.get(unit.rpartition(".")[2], ())
         if len(names) == len(projections):
             found += [name for name, projection in zip(names, projections, strict=True) if projection in targets]

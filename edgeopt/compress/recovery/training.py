@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import tensor_files
+from edgeopt.checkpoints import safetensors_io
 from edgeopt.compress.losses import Loss
 from edgeopt.compress.preconditions import require_positive
 from edgeopt.errors import ConfigError, StepError
@@ -18,7 +18,7 @@ from edgeopt.errors import ConfigError, StepError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgeopt.ports import Progress
+    from edgeopt.core.protocols import Progress
 
 DIVERGED, NOTICEABLE = 2.0, 0.5
 """A last loss above this multiple of the first one, and by so many nats, is no noise of small batches."""
@@ -197,7 +197,7 @@ class _Run:
             state = self.optimizer.state[parameter]
             tensors |= {f"{n}.{key}": torch.as_tensor(value) for key, value in state.items()}
         name = f"state-{self.step}.safetensors"
-        tensor_files.write(tensors, folder / name)
+        safetensors_io.write(tensors, folder / name)
         document = {"step": self.step, "waited": self.waited, "losses": self.losses, "checked": self.checked}
         draft = folder / "state.json.new"
         draft.write_text(json.dumps({**document, "tensors": name}) + "\n")
@@ -210,7 +210,7 @@ class _Run:
         if not (folder / "state.json").is_file():
             return
         document = json.loads((folder / "state.json").read_text())
-        tensors = tensor_files.read(folder / document["tensors"])
+        tensors = safetensors_io.read(folder / document["tensors"])
         self.step, self.waited = document["step"], document["waited"]
         self.losses, self.checked = document["losses"], document["checked"]
         for n, parameter in enumerate(self.parameters):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError
 from edgeopt.release.candidate import Candidate, GateVerdict
-from edgeopt.result import Measurement
 
 Direction = Literal["minimize", "maximize"]
 

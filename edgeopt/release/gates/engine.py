@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
 from edgeopt.errors import EdgeoptError
 from edgeopt.release.candidate import Candidate, GateVerdict
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgeopt.core.result import Measurement
+from edgeopt.core.target import Limit
 from edgeopt.errors import ConfigError
 from edgeopt.release.candidate import Candidate, GateVerdict
-from edgeopt.result import Measurement
-from edgeopt.target import Limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

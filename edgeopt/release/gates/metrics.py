@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from edgeopt import tags
+from edgeopt.core import mlflow_tags as tags
 from edgeopt.errors import ConfigError
 from edgeopt.release.candidate import Candidate, GateVerdict
 

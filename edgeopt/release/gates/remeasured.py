@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, EdgeoptError
 from edgeopt.release.candidate import Candidate, GateVerdict
 from edgeopt.release.gates.champion import Direction
-from edgeopt.result import Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

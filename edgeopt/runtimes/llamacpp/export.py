@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 
-from edgeopt import adapters, grid, tensor_files
-from edgeopt import network as networks
-from edgeopt.artifact import link_file
+from edgeopt.checkpoints import adapters, modeling, quantized_matrix, safetensors_io
+from edgeopt.core.artifact import link_file
+from edgeopt.core.model_spec import EMBEDDING, LLAMA_BITS, LM_HEAD
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.llamacpp import NAME, path_of, vocabulary
+from edgeopt.runtimes.llamacpp import vocabulary
 from edgeopt.runtimes.llamacpp.families import FAMILIES, OTHERWISE
-from edgeopt.spec import EMBEDDING, LLAMA_BITS, LM_HEAD
+from edgeopt.runtimes.llamacpp.layout import MODEL_FILE, adapter_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.adapters import LowRank
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.grid import Rounded
-    from edgeopt.ports import Progress
-    from edgeopt.spec import Grid, ModelSpec
+    from edgeopt.checkpoints.adapters import LowRank
+    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import Grid, ModelSpec
+    from edgeopt.core.protocols import Progress
 
 FREQUENCIES, LONG_ROPE = "rope_freqs.weight", ("rope_factors_long.weight", "rope_factors_short.weight")
 """By what rotary frequencies are divided: at every length, and beyond and within the length of the first training."""
@@ -38,28 +38,28 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
     """Write weights, sizes, tokenizer and adapters as GGUF, and the tokenizer itself beside them. Raises BuildError."""
     spec = checkpoint.spec
     progress(f"writing {spec.architecture} as GGUF")
-    network = networks.load(checkpoint)
+    network = modeling.load(checkpoint)
     config = network.config.get_text_config().to_dict()
     _require_full_attention(config, spec)
     names = _Names(network, spec)
-    in_float, path = directory / "float.gguf", directory / NAME
+    in_float, path = directory / "float.gguf", directory / MODEL_FILE
     writer = gguf.GGUFWriter(in_float, names.architecture)
     _describe(writer, spec, config)
     FAMILIES[spec.architecture].tell(writer, config, spec)
     vocabulary.write(writer, checkpoint.directory, spec.vocabulary_size)
     _write(writer, _tensors(network, checkpoint, names) | _rotary_factors(network, spec))
     if spec.weight_dtype in LLAMA_BITS:
-        from edgeopt.runtimes.llamacpp import rounding
+        from edgeopt.runtimes.llamacpp import quantized_types
 
         progress(f"rounding to {spec.weight_dtype}")
-        rounding.rounded(in_float, path, spec.weight_dtype, _importance(network, checkpoint, names))
+        quantized_types.rounded(in_float, path, spec.weight_dtype, _importance(network, checkpoint, names))
         in_float.unlink()
     else:
         in_float.rename(path)
     for name in spec.adapters:
         (directory / adapters.FOLDER).mkdir(exist_ok=True)
-        _write_adapter(adapters.read(checkpoint.directory, name), directory / path_of(name), names)
-    networks.carry(checkpoint.directory, directory)
+        _write_adapter(adapters.read(checkpoint.directory, name), directory / adapter_path(name), names)
+    modeling.carry(checkpoint.directory, directory)
     link_file(checkpoint.directory / "config.json", directory / "config.json")
 
 
@@ -137,8 +137,8 @@ def _write(writer: gguf.GGUFWriter, tensors: Tensors) -> None:
 
 
 def _tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) -> Tensors:
-    spec, units = checkpoint.spec, networks.units(network)
-    rounded = grid.rounded(tensor_files.read_folder(checkpoint.directory))
+    spec, units = checkpoint.spec, modeling.units(network)
+    rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
     forms = {module: form for unit, form in spec.grids.items() for module in units[unit]}
     found: Tensors = {}
     for key, tensor in network.state_dict().items():
@@ -158,10 +158,10 @@ def _tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) ->
 
 def _importance(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) -> dict[str, np.ndarray]:
     """What calibration text puts into the channels that each tensor multiplies; empty where none was read."""
-    path = checkpoint.directory / networks.IMPORTANCE
+    path = checkpoint.directory / modeling.IMPORTANCE
     if not path.is_file():
         return {}
-    energies, modules = tensor_files.read_arrays(path), networks.units(network)
+    energies, modules = safetensors_io.read_arrays(path), modeling.units(network)
     if checkpoint.spec.tied_embeddings:
         modules[LM_HEAD] = modules[EMBEDDING]
     return {f"{names.of(module)}.weight": energies[unit] for unit in energies for module in modules[unit]}
@@ -190,7 +190,7 @@ def _write_adapter(updates: Mapping[str, LowRank], path: Path, names: _Names) ->
 
 def _turned(network: PreTrainedModel, spec: ModelSpec) -> dict[str, np.ndarray]:
     """The rows of each query and key projection in the order in which a head's channels stand by pairs."""
-    units, found = networks.units(network), {}
+    units, found = modeling.units(network), {}
     for number, layer in enumerate(spec.layers):
         query, key, _ = units[f"layers.{number}.qkv"]
         for module, heads in ((query, layer.heads), (key, layer.kv_heads)):

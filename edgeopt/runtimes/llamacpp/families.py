@@ -15,7 +15,7 @@ from edgeopt.errors import BuildError
 if TYPE_CHECKING:
     import gguf
 
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.model_spec import ModelSpec
 
 Tell = Callable[["gguf.GGUFWriter", Mapping[str, Any], "ModelSpec"], None]
 """Writes what a family needs of a `config.json`; BuildError where llama.cpp computes otherwise."""

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 import numpy as np
 
-from edgeopt import adapters
+from edgeopt.checkpoints import adapters
+from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes.llamacpp import NAME, library, path_of
-from edgeopt.runtimes.past import PastSession
-from edgeopt.tokens import end_tokens
+from edgeopt.runtimes.decoding.incremental_session import PastSession
+from edgeopt.runtimes.llamacpp import library
+from edgeopt.runtimes.llamacpp.layout import MODEL_FILE, adapter_path
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import Engine
-    from edgeopt.runtimes.llamacpp import LlamaCpp
+    from edgeopt.core.artifact import Engine
+    from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 
 TYPES = {
     "fp32": llama_cpp.GGML_TYPE_F32,
@@ -43,7 +44,7 @@ class LlamaCppSession(PastSession):
         params.n_gpu_layers = 0
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if runtime.mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = runtime.repacked
-        self._model = llama_cpp.llama_model_load_from_file(bytes(engine.directory / NAME), params)
+        self._model = llama_cpp.llama_model_load_from_file(bytes(engine.directory / MODEL_FILE), params)
         if self._model is None:
             raise BuildError("llama.cpp cannot open the engine", place=str(engine.directory), mend="Build it again")
 
@@ -62,7 +63,7 @@ class LlamaCppSession(PastSession):
     def _adapter(self, name: str) -> Any:
         """An adapter, which stays loaded as long as the model does and is freed with it."""
         if name not in self._adapters:
-            path = self._directory / path_of(name)
+            path = self._directory / adapter_path(name)
             self._adapters[name] = llama_cpp.llama_adapter_lora_init(self._model, bytes(path))
             if self._adapters[name] is None:
                 raise BuildError("llama.cpp cannot open the adapter", place=str(path), mend="Build it again")

@@ -13,7 +13,7 @@ from edgeopt.runtimes.tensorrt.identity import BuiltBy
 from edgeopt.runtimes.tensorrt.plan import ENGINE
 
 if TYPE_CHECKING:
-    from edgeopt.ports import Progress
+    from edgeopt.core.protocols import Progress
     from edgeopt.runtimes.tensorrt.gpu import Gpu
     from edgeopt.runtimes.tensorrt.library import Trt
     from edgeopt.runtimes.tensorrt.plan import Plan

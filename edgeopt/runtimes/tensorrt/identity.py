@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgeopt.artifact import sha256_of
+from edgeopt.core.artifact import sha256_of
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.tensorrt import plan as plans
 from edgeopt.runtimes.tensorrt.gpu import Identity
@@ -25,7 +25,7 @@ class BuiltBy:
         graph_sha256: of the ONNX file that it was built from.
         engine_sha256, engine_bytes: of the serialized engine.
         tensorrt: version that built it.
-        hardware, version_compatible: as the runtime was told (see edgeopt.runtimes.tensorrt.TensorRt).
+        hardware, version_compatible: as the runtime was told (see edgeopt.runtimes.tensorrt.runtime.TensorRt).
     """
 
     graph_sha256: str

@@ -8,6 +8,9 @@ from typing import Any
 
 from edgeopt.errors import BuildError
 
+STRONGLY_TYPED_ONLY = (11, 0)
+"""First TensorRT version that supports only strongly typed networks."""
+
 Trt = Any
 """The module `tensorrt`: its classes are not known to type checkers, and tests check each name that is used of it."""
 

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeopt import network as networks
-from edgeopt.artifact import sha256_of
+from edgeopt.checkpoints import modeling
+from edgeopt.core.artifact import sha256_of
+from edgeopt.core.instantiate import construct, describe
 from edgeopt.errors import BuildError, InputError
-from edgeopt.part import construct, describe
-from edgeopt.runtimes.portable.graph import NAME, PAST, ROWS, TOKENS, caches
-from edgeopt.runtimes.prompts import at_once
-from edgeopt.runtimes.tensorrt import STRONGLY_TYPED_ALONE, graph
+from edgeopt.runtimes.decoding.chunked_prefill import at_once
+from edgeopt.runtimes.onnx.graph import NAME, PAST, ROWS, TOKENS, caches
+from edgeopt.runtimes.tensorrt import graph
+from edgeopt.runtimes.tensorrt.library import STRONGLY_TYPED_ONLY
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import Checkpoint
-    from edgeopt.ports import Progress
-    from edgeopt.runtimes.tensorrt import TensorRt
-    from edgeopt.spec import ModelSpec
+    from edgeopt.core.artifact import Checkpoint
+    from edgeopt.core.model_spec import ModelSpec
+    from edgeopt.core.protocols import Progress
+    from edgeopt.runtimes.tensorrt.runtime import TensorRt
 
 FILE, ENGINE = "plan.json", "model.engine"
 PREFILL, DECODE = "prefill", "decode"
@@ -57,7 +58,7 @@ class Plan:
     def trtexec(self) -> str:
         """The line that builds the same engine with NVIDIA's own program."""
         words = ["trtexec", f"--onnx={NAME}", f"--saveEngine={ENGINE}"]
-        if self.runtime.oldest < STRONGLY_TYPED_ALONE:
+        if self.runtime.oldest < STRONGLY_TYPED_ONLY:
             words.append("--stronglyTyped")
         for number, ranges in enumerate(self.profiles.values()):
             words.append(f"--profile={number}")
@@ -100,7 +101,7 @@ class Plan:
 
 def draw(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Plan:
     """Export the graph into the empty `directory` and write the checked plan beside it. Raises BuildError."""
-    from edgeopt.runtimes.portable import export, grids
+    from edgeopt.runtimes.onnx import export, qdq
 
     spec = checkpoint.spec
     halved = spec.matrices.keys() - runtime.units_in_fp32(spec)
@@ -115,7 +116,7 @@ def draw(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress: P
             PREFILL: _ranges(spec, min(prompt_tokens, spec.context_length)),
             DECODE: _ranges(spec, 1),
         },
-        input_ranges={unit: grids.reach(*found) for unit, found in networks.input_ranges(checkpoint).items()},
+        input_ranges={unit: qdq.reach(*found) for unit, found in modeling.input_ranges(checkpoint).items()},
     )
     progress("checking the plan for TensorRT")
     plan.check()

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeopt import adapters
+from edgeopt.checkpoints import adapters
+from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes.past import PastSession
-from edgeopt.runtimes.portable.graph import LOGITS, PAST, PAST_LENGTH, POSITION, PRESENT, ROWS, TOKENS
+from edgeopt.runtimes.decoding.incremental_session import PastSession
+from edgeopt.runtimes.onnx.graph import LOGITS, PAST, PAST_LENGTH, POSITION, PRESENT, ROWS, TOKENS
 from edgeopt.runtimes.tensorrt import library
 from edgeopt.runtimes.tensorrt import plan as plans
-from edgeopt.tokens import end_tokens
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.artifact import Engine
-    from edgeopt.runtimes.tensorrt import TensorRt
+    from edgeopt.core.artifact import Engine
     from edgeopt.runtimes.tensorrt.gpu import Gpu
     from edgeopt.runtimes.tensorrt.identity import BuiltBy
     from edgeopt.runtimes.tensorrt.library import Trt
+    from edgeopt.runtimes.tensorrt.runtime import TensorRt
 
 TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64, "INT32": torch.int32}
 

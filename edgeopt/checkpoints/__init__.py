@@ -1,0 +1,1 @@
+"""Read and write a model's weights and tokenizer, on disk and as a PyTorch network."""

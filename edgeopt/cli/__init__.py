@@ -1,0 +1,1 @@
+"""Parse the command line, call the API or a study, and print."""

@@ -1,0 +1,5 @@
+"""Run the command line with `python -m edgeopt.cli`."""
+
+from edgeopt.cli.main import entry
+
+entry()

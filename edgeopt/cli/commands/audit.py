@@ -1,0 +1,47 @@
+"""`edgeopt audit`."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgeopt.cli.commands import registered
+from edgeopt.cli.commands.outcome import Document, Outcome
+from edgeopt.errors import ConfigError, GateError
+
+SUMMARY = "Hold the registry against its ledger"
+EXAMPLE = "edgeopt audit edgeopt"
+BRIEF = True
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    registered.model(parser)
+    parser.add_argument("--adopt", action="store_true", help="enter aliases and versions as they are; wants --reason")
+    registered.reason(parser, required=False)
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    if args.adopt:
+        if not args.reason:
+            raise ConfigError("a reason is wanted", place="--reason", mend='Give --reason "…"')
+        from edgeopt.release.adopt import adopt
+
+        found = adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
+    else:
+        from edgeopt.release.audit import audit
+        from edgeopt.release.registry import fast_reader
+
+        found = audit(args.model, tracking_uri=args.tracking_uri)
+        if not found.entries and not found.faults:
+            raise fast_reader.unregistered(args.model)
+    error = GateError("; ".join(found.faults), place=f"ledger of {args.model}") if found.faults else None
+    return Outcome(document=found.to_json(), error=error)
+
+
+def show(document: Document) -> None:
+    from edgeopt.cli import display
+
+    display.out.print(f"{document['model']}: {len(document['entries'])} entries, {len(document['faults'])} faults")
+    for fault in document["faults"]:
+        display.out.print(f"- {fault}")
+    if document["open"]:
+        display.out.print(f"not ended: {document['open']}")

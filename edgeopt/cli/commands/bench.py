@@ -1,0 +1,41 @@
+"""`edgeopt bench`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from edgeopt.cli.commands import arguments as shared
+from edgeopt.cli.commands import engines
+from edgeopt.cli.commands.outcome import Document, Outcome
+
+SUMMARY = "Measure an engine folder or a registered model"
+EXAMPLE = "edgeopt bench --engine models:/edgeopt@champion"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    shared.overrides(parser)
+    parser.add_argument("--engine", required=True, help="engine folder or models:/NAME@ALIAS")
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.cli import display
+    from edgeopt.config import assemble
+
+    bound = assemble.bench(shared.request(args).compose())
+    with engines.opened(args.engine) as (engine, _), display.progress("measuring") as progress:
+        measurements = bound.alone(engine, progress)
+    return Outcome(
+        document={
+            "engine": str(engine.directory),
+            "digest": engine.digest,
+            "device": asdict(bound.device),
+            "measurements": [asdict(m) for m in measurements],
+        }
+    )
+
+
+def show(document: Document) -> None:
+    from edgeopt.cli import display
+
+    display.measurements(document["measurements"])

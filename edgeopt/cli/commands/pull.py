@@ -1,0 +1,74 @@
+"""`edgeopt pull`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.cli.commands import arguments as shared
+from edgeopt.cli.commands import registered
+from edgeopt.cli.commands.outcome import Document, Outcome
+
+if TYPE_CHECKING:
+    from edgeopt.core.result import Measurement
+    from edgeopt.release.pull import Pulled
+
+SUMMARY = "Fetch a registered engine and verify it"
+EXAMPLE = "edgeopt pull edgeopt@champion engine --bench"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    registered.version(parser, "NAME@ALIAS")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new folder for the engine")
+    parser.add_argument("--bench", action="store_true", help="measure it here, beside what was promised")
+    registered.public_key(parser)
+    shared.overrides(parser)
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.release.pull import pull
+
+    found = pull(registered.reference(args), args.folder, public_key=args.public_key, tracking_uri=args.tracking_uri)
+    return Outcome(
+        document={
+            "engine": str(found.engine.directory),
+            "digest": found.engine.digest,
+            "verification": found.verification.to_json(),
+            "promised": [asdict(m) for m in found.promised],
+            "measured": [asdict(m) for m in _measured(args, found)] if args.bench else [],
+        }
+    )
+
+
+def _measured(args: argparse.Namespace, found: Pulled) -> list[Measurement]:
+    from edgeopt.cli import display
+    from edgeopt.config import assemble
+
+    bound = assemble.bench(shared.request(args).compose())
+    engine, _ = assemble.open_engine(found.engine.directory)
+    with display.progress("measuring") as progress:
+        return list(bound.alone(engine, progress))
+
+
+def show(document: Document) -> None:
+    from rich.table import Table
+
+    from edgeopt.cli import display
+    from edgeopt.core import units
+
+    display.gates(document["verification"]["checks"])
+    display.out.print(f"engine {document['digest'][:12]}… is in {document['engine']}")
+    if not document["measured"]:
+        return
+    promised = {m["metric"]: m for m in document["promised"]}
+    table = Table()
+    for column in ("metric", "promised", "measured here", "ratio"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for here in document["measured"]:
+        there = promised.get(here["metric"])
+        told = "–" if there is None else units.show(there["value"], there["unit"])
+        ratio = "–" if there is None or not there["value"] else f"{here['value'] / there['value']:.2f}"
+        table.add_row(here["metric"], told, units.show(here["value"], here["unit"]), ratio)
+    display.out.print(table)

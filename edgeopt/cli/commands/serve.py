@@ -1,0 +1,54 @@
+"""`edgeopt serve`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from edgeopt.cli.commands import engines
+from edgeopt.cli.commands.outcome import Document, Outcome
+from edgeopt.errors import ConfigError
+
+SUMMARY = "Serve an engine over HTTP, as OpenAI's API"
+EXAMPLE = "edgeopt serve models:/edgeopt@champion"
+SWITCH_S = 0.0005
+"""After how long the generating thread lets the one go on that sends: Python's own 5 ms would be felt at each token."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    engines.argument(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--name", default="edgeopt", help="of the model in requests (default: edgeopt)")
+    parser.add_argument("--waiting", type=int, default=16, metavar="N", help="requests that may wait (default: 16)")
+    parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="seconds a request may take (120)")
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    import uvicorn
+
+    from edgeopt.cli import display
+    from edgeopt.config import assemble
+    from edgeopt.serving.app import Service
+    from edgeopt.serving.requests import Reader
+    from edgeopt.serving.worker import Worker
+
+    for name in ("waiting", "patience"):
+        if getattr(args, name) <= 0:
+            raise ConfigError(f"{getattr(args, name):g} lets no request through", place=f"--{name}", mend="Give 1")
+    assemble.quiet()
+    with engines.opened(args.engine) as (engine, runtime):
+        reader = Reader(engine, args.name, context_length=engine.spec.context_length)
+        session = runtime.open(engine, threads=assemble.this_machine().cores)
+        worker = Worker(session, reader.tokenizer, waiting=args.waiting)
+        display.err.print(f"serving {args.name} on http://{args.host}:{args.port}/v1, engine {engine.digest[:12]}…")
+        sys.setswitchinterval(SWITCH_S)
+        app = Service(reader, worker, patience_s=args.patience).app()
+        uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
+    return Outcome(document={"engine": str(engine.directory), "tokens": worker.tokens})
+
+
+def show(document: Document) -> None:
+    from edgeopt.cli import display
+
+    display.out.print(f"{document['tokens']} tokens were generated")

@@ -1,0 +1,44 @@
+"""`edgeopt status`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from edgeopt.cli.commands import arguments as shared
+from edgeopt.cli.commands.outcome import Document, Outcome
+
+SUMMARY = "Show how a study goes: workers, trials, what was spent and saved"
+EXAMPLE = "edgeopt status --watch"
+EVERY_S = 2.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    shared.study(parser)
+    parser.add_argument("--watch", action="store_true", help="again every two seconds, until the study is over")
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.search.status import status
+    from edgeopt.studies.open_study import OpenStudy
+
+    study = OpenStudy.find(args.study, args.state, args.store).study
+    while True:
+        document = {**status(study), "hypervolumes": study.volumes()}
+        if not args.watch or (study.settled() and not document["workers"]):
+            return Outcome(document=document)
+        if args.json:
+            print(json.dumps(document), flush=True)
+        else:
+            from edgeopt.cli import display
+
+            display.out.clear()
+            show(document)
+        time.sleep(EVERY_S)
+
+
+def show(document: Document) -> None:
+    from edgeopt.cli import display
+
+    display.status(document)

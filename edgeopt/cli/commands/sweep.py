@@ -1,0 +1,123 @@
+"""`edgeopt sweep`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from edgeopt.cli.commands import arguments as shared
+from edgeopt.cli.commands import front, promote, registered
+from edgeopt.cli.commands.outcome import Document, Outcome
+from edgeopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeopt.studies.open_study import OpenStudy
+
+SUMMARY = "Search recipes under the target's limits, promote the best"
+EXAMPLE = "edgeopt sweep --config-name reference workers=2"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    shared.overrides(parser)
+    shared.cfg(parser)
+    parser.add_argument(
+        "--config-name", "-n", default="reference", metavar="NAME", help="a file of sweeps/ (default: reference)"
+    )
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.config import assemble
+    from edgeopt.studies.open_study import OpenStudy
+
+    request = shared.request(args, name=args.config_name)
+    config = request.compose()
+    if args.cfg:
+        return Outcome(document={"config": config})
+    assemble.quiet()
+    workers = config["workers"]
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ConfigError(f"{workers!r} workers cannot work", place="workers", mend="Give 1 or more")
+    opened = OpenStudy.of(request, config)
+    with _starting(opened, workers) as work:
+        return _swept(opened, work)
+
+
+@contextmanager
+def _starting(opened: OpenStudy, count: int) -> Iterator[Callable[[], None]]:
+    """How the study is worked on. The process of one worker alone starts already: its imports take seconds."""
+    from edgeopt.cli.commands import worker
+    from edgeopt.studies import launch
+
+    if count > 1 or opened.study.search.engine != "local":
+        yield partial(launch.run, opened, count)
+        return
+    with closing(worker.evaluator(opened.request, opened.study.search)) as evaluator:
+        yield partial(worker.work, opened, evaluator)
+
+
+def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
+    from edgeopt.studies.open_study import nothing_feasible
+
+    _check(opened)
+    recorder, policy = opened.recorder, opened.sweep_policy()
+    recorder.connect()
+    opened.open()
+    recorder.open_study(opened.name, opened.config, {})
+
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        work()
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        document = opened.close(status)
+    document["mlflow"] = asdict(recorder.ui_hint(opened.name))
+    if not document["front"]:
+        return Outcome(document=document, error=nothing_feasible(document))
+    if policy is not None:
+        document["promotion"] = opened.promote(document, policy, private_key=registered.key_of_environment())
+        document["champion"] = opened.champion(policy.model)
+    return Outcome(document=document)
+
+
+def _check(opened: OpenStudy) -> None:
+    """Faults of the sweep itself show before it starts, not in its trials."""
+    from edgeopt.config import assemble
+    from edgeopt.config import parse as configs
+
+    measured = configs.part(opened.config, "measure").metrics
+    for objective in opened.study.objectives:
+        if objective.metric not in measured:
+            raise ConfigError(
+                f"no active probe measures {objective.metric}",
+                place=f"search.objectives.{objective.metric}",
+                mend="Switch its probe on, or set the objective to null",
+            )
+    request, search = opened.request, opened.study.search
+    for params in search.enqueue or [{}]:
+        assemble.checked(request.compose(dict(params)), request.config_dir)
+    for params in search.space.examples():
+        assemble.job(request.compose(params), request.config_dir)
+
+
+def show(document: Document) -> None:
+    from edgeopt.cli import display
+
+    if display.config(document):
+        return
+    front.show(document)
+    if "promotion" in document:
+        promote.show(document["promotion"])
+    hint = document["mlflow"]
+    if hint["command"]:
+        display.out.print(f"see it: {hint['command']}")
+    pages = {"study": hint["page_url"], "MLflow": hint["url"], **hint["view_urls"]}
+    for name, url in pages.items():
+        if url:
+            display.out.print(f"{name:>10}  {url}")

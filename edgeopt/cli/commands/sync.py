@@ -1,0 +1,60 @@
+"""`edgeopt sync`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from edgeopt.cli.commands import arguments as shared
+from edgeopt.cli.commands.outcome import Document, Outcome
+from edgeopt.errors import TrackingError
+
+SUMMARY = "Send to MLflow what a sweep could not"
+EXAMPLE = "edgeopt sync reference"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    shared.study(parser)
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.cli import display
+    from edgeopt.config import assemble
+    from edgeopt.search.workers import loop
+    from edgeopt.studies.open_study import OpenStudy
+
+    assemble.quiet()
+    opened = OpenStudy.find(args.study, args.state, args.store)
+    study, recorder = opened.study, opened.recorder
+    lacking = {row.number for row in study.unrecorded()}
+    recorder.connect()
+    recorder.open_study(opened.name, opened.config, {})
+    loop.send(study, opened.log(), display.err.print)
+    left = {row.number for row in study.unrecorded()}
+    sent = {row.number for row in study.rows() if row.recorded} & lacking
+    document: Document = {
+        "study": opened.name,
+        "sent": sorted(sent),
+        "left": sorted(left),
+        "evicted": sorted(lacking - sent - left),
+    }
+    if left:
+        error = TrackingError(
+            f"{len(left)} trials of {opened.name} belong to workers that live", mend="They send them, or die"
+        )
+        return Outcome(document=document, error=error)
+    if study.ledger.members():
+        return Outcome(document=document)
+    opened.close("FINISHED" if study.settled() else "KILLED")
+    return Outcome(document=document | {"mlflow": asdict(recorder.ui_hint(opened.name))})
+
+
+def show(document: Document) -> None:
+    from edgeopt.cli import display
+
+    display.out.print(f"{len(document['sent'])} trials of {document['study']} were sent")
+    if document["evicted"]:
+        numbers = ", ".join(map(str, document["evicted"]))
+        display.out.print(f"the files of trials {numbers} were evicted: the same sweep makes them again")
+    if "mlflow" in document:
+        display.out.print(document["mlflow"]["url"])

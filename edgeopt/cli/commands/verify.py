@@ -1,0 +1,36 @@
+"""`edgeopt verify`."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgeopt.cli.commands import registered
+from edgeopt.cli.commands.outcome import Document, Outcome
+from edgeopt.errors import GateError
+
+SUMMARY = "Check a registered version's bytes, signature and ledger"
+EXAMPLE = "edgeopt verify edgeopt@champion"
+BRIEF = True
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    registered.version(parser)
+    registered.public_key(parser)
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.release.verify import verify
+
+    found = verify(registered.reference(args), public_key=args.public_key, tracking_uri=args.tracking_uri)
+    try:
+        found.require()
+    except GateError as error:
+        return Outcome(document=found.to_json(), error=error)
+    return Outcome(document=found.to_json())
+
+
+def show(document: Document) -> None:
+    from edgeopt.cli import display
+
+    display.out.print(f"{document['model']} version {document['version']}, engine {document['digest'][:12] or '?'}…")
+    display.gates(document["checks"])

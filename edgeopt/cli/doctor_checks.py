@@ -1,0 +1,110 @@
+"""What this machine can build, run and measure, and what is missing for the rest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "mlflow",
+    "optuna",
+    "hydra-core",
+    "codecarbon",
+)
+FREE_DISK_BYTES = 5 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    what: str
+    good: bool
+    found: str
+    mend: str = ""
+
+
+def diagnose() -> list[Check]:
+    """All checks, in the order in which a person would go through them."""
+    return [*_libraries(), *_machine(), *_optional()]
+
+
+def _libraries() -> Iterator[Check]:
+    for name in LIBRARIES:
+        try:
+            yield Check(what=name, good=True, found=metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Check(what=name, good=False, found="absent", mend="pip install edgeopt")
+
+
+def _machine() -> Iterator[Check]:
+    from edgeopt.machine.inventory import inventory
+
+    device = inventory(rates=False)
+    yield Check(
+        what="processor",
+        good=True,
+        found=f"{device.cpu}, {device.cores} cores, {', '.join(device.isa) or 'no vector units known'}",
+    )
+    yield Check(
+        what="memory",
+        good=device.ram_bytes > 2**31,
+        found=f"{device.ram_bytes / 2**30:.1f} GiB",
+        mend="2 GiB are the least",
+    )
+    free = shutil.disk_usage(Path.cwd()).free
+    yield Check(
+        what="free disk here",
+        good=free > FREE_DISK_BYTES,
+        found=f"{free / 2**30:.1f} GiB",
+        mend="free 5 GiB, or set state",
+    )
+    vnni = any("vnni" in isa or isa in ("asimddp", "i8mm") for isa in device.isa)
+    yield Check(
+        what="int8 dot product",
+        good=vnni,
+        found="present" if vnni else "absent",
+        mend="" if vnni else "int8 and int4 engines run, with less gain in speed",
+    )
+    readable = Path("/proc/self/smaps_rollup").exists()
+    yield Check(
+        what="measure memory",
+        good=readable,
+        found="/proc" if readable else "no /proc",
+        mend="" if readable else "use Linux",
+    )
+    yield Check(
+        what="measure energy",
+        good=bool(device.power_sensors),
+        found=", ".join(device.power_sensors) or "no power sensor",
+        mend="" if device.power_sensors else "energy is estimated, and limits on energy/measured/… cannot be kept",
+    )
+    yield Check(
+        what="watch temperature",
+        good=bool(device.thermal_sensors),
+        found=", ".join(device.thermal_sensors) or "no thermal sensor",
+        mend="" if device.thermal_sensors else "throttling cannot be seen",
+    )
+
+
+def _optional() -> Iterator[Check]:
+    for module, what, extra in (
+        ("tensorrt", "TensorRT engines", "tensorrt"),
+        ("datasets", "texts of a hub", "hub"),
+        ("lm_eval", "task accuracy", "tasks"),
+        ("psycopg", "PostgreSQL studies", "postgres"),
+    ):
+        present = find_spec(module) is not None
+        yield Check(
+            what=what,
+            good=present,
+            found="present" if present else "absent",
+            mend="" if present else f"pip install 'edgeopt[{extra}]'",
+        )

@@ -1,0 +1,158 @@
+"""The `edgeopt` command line: parse, execute one of edgeopt.cli.commands, print what it returns."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgeopt import __version__
+from edgeopt.cli.commands.outcome import written
+from edgeopt.errors import EdgeoptError
+
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage or config error, 3 nothing feasible, 4 refused by a gate"
+INTERRUPTED = 130
+COMMANDS = (
+    "run",
+    "sweep",
+    "worker",
+    "status",
+    "front",
+    "ui",
+    "sync",
+    "gc",
+    "rebuild",
+    "promote",
+    "releases",
+    "approve",
+    "rollback",
+    "verify",
+    "audit",
+    "pull",
+    "copy",
+    "estimate",
+    "profile",
+    "build-plan",
+    "bench",
+    "generate",
+    "serve",
+    "cache",
+    "doctor",
+)
+"""In the order of the work; each is a module of edgeopt.cli.commands, with _ for -."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; results go to stdout, everything else to stderr."""
+    args = _parsed(arguments)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of other libraries, in processes started from here
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("\nedgeopt: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except EdgeoptError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"edgeopt: {_one_line(error)}{_file_of(error, args)}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # the last line of defence: one line for people, the rest on demand
+        if args.debug:
+            traceback.print_exc()
+        told = f"{type(error).__name__}: {_one_line(error)}"
+        print(f"edgeopt: {told}. Run again with --debug for the details", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    command = _command(args.command)
+    if getattr(command, "BRIEF", False):
+        gc.disable()  # a sixth of what importing MLflow takes, and what that makes stays until the end
+    try:
+        outcome = command.execute(args)
+    finally:
+        gc.enable()
+    if args.json:
+        print(written(outcome.document))
+    else:
+        command.show(outcome.document)
+    if outcome.error is not None:
+        raise outcome.error
+    return 0
+
+
+def _command(name: str) -> Any:
+    return importlib.import_module(f"edgeopt.cli.commands.{name.replace('-', '_')}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _file_of(error: EdgeoptError, args: argparse.Namespace) -> str:
+    """Where in a user's folder of configs the key stands that an error names, unless an override set it."""
+    overridden = any(o.lstrip("+").startswith(f"{error.place}=") for o in getattr(args, "overrides", ()))
+    if args.config_dir is None or not args.config_dir.is_dir() or not error.place or overridden:
+        return ""
+    from edgeopt.config.parse import written_at
+
+    where = written_at(error.place, args.config_dir)
+    return f" ({where})" if where else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a usage error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"edgeopt: {message}. See {self.prog} --help\n")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand before, between and after options, which argparse alone does not take."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    if rest and ("overrides" not in args or any(r.startswith("-") for r in rest)):
+        top.error(f"unknown arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(
+        prog="edgeopt",
+        description="Find, measure and release the compressed form of a language model that fits a device.",
+        epilog=EXIT_CODES,
+    )
+    top.add_argument("--version", action="version", version=f"edgeopt {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        command = _command(name)
+        sub = commands.add_parser(
+            name, help=command.SUMMARY, description=f"{command.SUMMARY}.", epilog=f"example: {command.EXAMPLE}"
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        sub.add_argument(
+            "--config-dir", type=Path, metavar="DIR", help="a folder of your own configs, which come first"
+        )
+        command.arguments(sub)
+    return top
+
+
+def entry() -> None:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,247 @@
+"""Hydra configs composed into plain data, with faults told in one line. No other file of the package knows Hydra."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core.instantiate import nearest
+from edgeopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Config = dict[str, Any]
+
+PARTS = ("model", "calibration", "evaluation", "runtime", "target", "measure", "tracking")
+REQUIRED = (*PARTS, "rounding", "importance", "step", "order", "limits", "state", "store", "cache", "workers")
+OPTIONAL = ("search", "promote")  # of a sweep
+
+
+def root(name: str) -> Path:
+    """The folder `conf`, `sweeps` or `registry`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def compose(
+    overrides: Sequence[str] = (), *, name: str = "config", config_dir: Path | None = None, complete: bool = True
+) -> Config:
+    """The resolved config `name` (a file of conf/ or sweeps/) with overrides.
+
+    `config_dir` is a user's folder whose files come before those of edgeopt; where the config need not be
+    `complete`, open values stay `???`. Raises ConfigError for what
+    Hydra cannot compose and for top-level keys that nothing reads, with the nearest choice there is; names
+    that begin with _ are free for a user's interpolations.
+    """
+    with _explaining(overrides, name, config_dir):
+        return _resolved(_composed(overrides, name, config_dir), complete=complete)
+
+
+class Composer:
+    """One config of which some values change from trial to trial, composed anew only where another choice is made.
+
+    Composing takes a tenth of a second, setting a value a hundredth of that.
+    """
+
+    def __init__(self, name: str, overrides: Sequence[str], config_dir: Path | None) -> None:
+        self._name, self._overrides, self._config_dir = name, tuple(overrides), config_dir
+        self._composed: dict[tuple[str, ...], bytes] = {}  # OmegaConf's trees are read eight times as fast as copied
+
+    def compose(self, values: dict[str, Any], written: Callable[[dict[str, Any]], list[str]]) -> Config:
+        """The config with `values` by key, as `compose` gives it for the overrides that `written` makes of them."""
+        from omegaconf import OmegaConf
+
+        plain = {key: value for key, value in values.items() if "." in key and re.fullmatch(r"[\w.]+", key)}
+        plain = {key: value for key, value in plain.items() if not key.startswith("limits.")}
+        chosen = [*self._overrides, *written({key: value for key, value in values.items() if key not in plain})]
+        every = [*self._overrides, *written(values)]
+        with _explaining(every, self._name, self._config_dir):
+            key = tuple(chosen)
+            if key not in self._composed:
+                self._composed[key] = pickle.dumps(_composed(chosen, self._name, self._config_dir))
+            tree = pickle.loads(self._composed[key])  # noqa: S301 - of our own making, a line above
+            if any(OmegaConf.select(tree, name, default=tree) is tree for name in plain):  # Hydra says what is there
+                return _resolved(_composed(every, self._name, self._config_dir), complete=True)
+            for name, value in plain.items():
+                OmegaConf.update(tree, name, value, merge=False)
+            return _resolved(tree, complete=True)
+
+
+def _composed(overrides: Sequence[str], name: str, config_dir: Path | None) -> DictConfig:
+    from hydra import compose as hydra_compose
+
+    with _hydra(config_dir):
+        composed: DictConfig = hydra_compose(config_name=name, overrides=[_freed(o, name) for o in overrides])
+        return composed
+
+
+def _resolved(composed: DictConfig, *, complete: bool) -> Config:
+    from omegaconf import OmegaConf
+
+    found = OmegaConf.to_container(composed, resolve=True, throw_on_missing=complete)
+    assert isinstance(found, dict)
+    config = {str(key): value for key, value in found.items()}
+    _require_keys(config)
+    return config
+
+
+@contextmanager
+def _explaining(overrides: Sequence[str], name: str, config_dir: Path | None) -> Iterator[None]:
+    """What Hydra, OmegaConf and YAML raise inside, as a ConfigError."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise _explained(error, overrides, name, config_dir) from error
+
+
+def choices(group: str, *, config_dir: Path | None = None) -> list[str]:
+    """The files of a config group."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra(config_dir):
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+@contextmanager
+def _hydra(config_dir: Path | None) -> Iterator[None]:
+    """Hydra with the user's folder, conf/ and sweeps/ on its search path, in that order."""
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"{str(config_dir)!r} is no folder", place="--config-dir", mend="Give a folder of configs")
+    path = ConfigSearchPathImpl()
+    path.append("hydra", "pkg://hydra.conf")
+    if config_dir is not None:
+        path.append("user", f"file://{config_dir.resolve()}")
+    for name in ("conf", "sweeps"):
+        path.append("edgeopt", f"file://{root(name)}")
+    path.append("schema", "structured://")
+    Plugins.instance()  # registers Hydra's own config sources
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2("edgeopt", path)
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _freed(override: str, name: str) -> str:
+    """An override of a limit sets it whether the target has it or not; slashes of its metric become dots.
+
+    So does one of a setting of a sweep's search, which knows by itself what it may be set to.
+    """
+    key, sign, value = override.partition("=")
+    if not sign:
+        return override
+    if key == "limits" or key.startswith("limits."):
+        return f"++{key.replace('/', '.')}={value}"
+    return f"++{override}" if name != "config" and re.fullmatch(r"search\.[a-z_]+", key) else override
+
+
+def _require_keys(config: Config) -> None:
+    for key in config:
+        if key not in (*REQUIRED, *OPTIONAL) and not key.startswith("_"):
+            mend = nearest(key, (*REQUIRED, *OPTIONAL)) or f"The keys are: {', '.join((*REQUIRED, *OPTIONAL))}"
+            raise ConfigError("no part of edgeopt reads this key", place=key, mend=mend)
+    for key in REQUIRED:
+        if key not in config:
+            raise ConfigError("it is missing", place=key, mend="Put `- config` first in the file's defaults")
+    if not isinstance(config["state"], str) or not config["state"]:
+        raise ConfigError(f"{config['state']!r} is no folder", place="state", mend="Give a folder to write into")
+    if not isinstance(config["step"], Mapping):
+        raise ConfigError(
+            f"{config['step']!r} is no mapping", place="step", mend="Choose a recipe, or add +step@step.NAME=CHOICE"
+        )
+
+
+def _explained(error: Exception, overrides: Sequence[str], name: str, config_dir: Path | None) -> ConfigError:
+    """What Hydra, OmegaConf or YAML refused, in one line: the place, and the nearest thing that exists."""
+    from hydra.errors import OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
+    from yaml import MarkedYAMLError
+
+    told = str(error)
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override!r} cannot be read",
+            place="arguments",
+            mend="Give key=value, and quote a value that has = , : or brackets: \"key='a=b'\"",
+        )
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error.full_key)
+        return ConfigError("a value is required", place=key, mend=f"Give {key}=…")
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        place = f"{error.problem_mark.name}:{error.problem_mark.line + 1}"
+        return ConfigError(f"it is no YAML ({error.problem})", place=place, mend="Mend the file")
+    if "Cannot find primary config" in told:
+        files = [f for f in choices("", config_dir=config_dir) if f != "config" and not f.startswith("_")]
+        return ConfigError(f"there is no config {name!r}", place="--config-name", mend=_choose(name, files))
+    if found := re.match(r"(?:In '(?P<file>.+?)': )?Could not find '(?P<group>[^']+)/(?P<choice>[^'/]+)'", told):
+        group, choice = found["group"], found["choice"]
+        own = (config_dir or root("conf")) / f"{found['file']}.yaml"
+        return ConfigError(
+            f"there is no {choice!r} in the group {group}",
+            place=str(own) if found["file"] != name and own.is_file() else group,
+            mend=_choose(choice, choices(group, config_dir=config_dir)),
+        )
+    if found := re.match(r"Could not (?:override|delete)(?: from config\.)? '(?P<key>[^']+?)(?:=[^']*)?'", told):
+        return _unknown(found["key"], overrides, name, config_dir)
+    if found := re.search(r"config group '(?P<key>[^']+)' does not exist", told):
+        return _unknown(found["key"], overrides, name, config_dir)
+    first = next((line.strip().rstrip(".") for line in told.splitlines() if line.strip()), type(error).__name__)
+    if "must be a string or a list" in first:
+        return ConfigError(
+            f"a choice of a group is needed ({first})", place=" ".join(overrides), mend="Give GROUP=CHOICE"
+        )
+    if first.startswith("Ambiguous value"):
+        return ConfigError(first, place="arguments", mend="Give one value, or a list in brackets")
+    return ConfigError(first, place=str(getattr(error, "full_key", None) or "") or " ".join(overrides))
+
+
+def _unknown(key: str, overrides: Sequence[str], name: str, config_dir: Path | None) -> ConfigError:
+    """An override of a key that is not there: what is there under the part of it that exists."""
+    others = [o for o in overrides if o.partition("=")[0].lstrip("+~") != key]
+    known: Any = compose(others, name=name, config_dir=config_dir) if len(others) < len(overrides) else {}
+    group, at, _ = key.partition("@")
+    groups = _groups(config_dir)
+    if at or "/" in key:
+        mend = f"Add it by +{key}=CHOICE" if group in groups else _choose(group, groups)
+        return ConfigError("this is not in the defaults list", place=key, mend=mend)
+    parts, depth = key.split("."), 0
+    while isinstance(known, Mapping) and depth < len(parts) and parts[depth] in known:
+        known, depth = known[parts[depth]], depth + 1
+    above, names = ".".join(parts[:depth]), [k for k in known if k != "_target_"] if isinstance(known, Mapping) else []
+    if not above:
+        names += [g for g in groups if g not in names and g not in parts]
+    if depth == len(parts) or not names:
+        return ConfigError(
+            "there is no such key", place=key, mend=f"{above} holds no keys; a recipe, target or sweep fills it"
+        )
+    near = nearest(parts[depth], names, ".".join([*parts[:depth], "{}", *parts[depth + 1 :]]))
+    mend = near or f"{above or 'The config'} has: {', '.join(names)}"
+    return ConfigError("there is no such key", place=key, mend=mend)
+
+
+def _groups(config_dir: Path | None) -> list[str]:
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra(config_dir):
+        return [g for g in GlobalHydra.instance().config_loader().list_groups("") if g != "hydra"]
+
+
+def _choose(given: str, known: Iterable[str]) -> str:
+    known = list(known)
+    return f"{nearest(given, known)} Choose one of: {', '.join(known) or 'nothing, the folder is empty'}".strip()

@@ -1,0 +1,1 @@
+"""Load calibration and evaluation text, one file per source."""

@@ -1,0 +1,22 @@
+"""The text that comes with the reference model, held out from its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from edgeopt.core.corpus import Text
+from edgeopt.datasets.file import read_documents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundledText:
+    """Python sources and documentation of one split."""
+
+    split: Literal["calibration", "validation"]
+
+    def load(self) -> Text:
+        path = Path(str(files("edgeopt") / "reference" / f"{self.split}.jsonl"))
+        return Text(name=f"bundled {self.split}", documents=tuple(read_documents(path)))

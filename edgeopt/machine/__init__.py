@@ -1,0 +1,1 @@
+"""Describe this computer and observe it: inventory, bandwidth, processes, energy, device leases."""

@@ -1,0 +1,145 @@
+"""What this machine is: the Device of a target, read from /proc and /sys and, where asked, measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from edgeopt.core.instantiate import describe
+from edgeopt.core.target import Device, Target
+from edgeopt.machine import bandwidth as measured
+from edgeopt.machine.procfs import ROOT, memory_cap, text
+
+# instruction sets that decide which matrix kernels a runtime takes
+_ISA = (
+    "f16c",
+    "fma",
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "neon",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+    "sme",
+)
+_ACCELERATOR_NODES = {
+    "dev/kfd": "AMD GPU (ROCm)",
+    "dev/apex_*": "Google Edge TPU",
+    "dev/hailo*": "Hailo NPU",
+    "dev/rknpu*": "Rockchip NPU",
+    "dev/nvhost-gpu": "NVIDIA Tegra GPU",
+    "dev/accel/accel*": "NPU",
+    "dev/dri/renderD*": "GPU",
+}
+
+
+def inventory(*, rates: bool, root: Path = ROOT) -> Device:
+    """This machine; with `rates` its read bandwidths and matrix rates are measured, which takes some seconds."""
+    return Device(
+        name=platform.node() or "this machine",
+        cpu=cpu_model(root),
+        cores=len(os.sched_getaffinity(0)),
+        ram_bytes=ram_bytes(root),
+        isa=instruction_sets(root),
+        swap_bytes=_meminfo(root).get("SwapTotal", 0),
+        storage_bytes=shutil.disk_usage(root).total,
+        accelerators=accelerators(root),
+        power_sensors=power_sensors(root),
+        thermal_sensors=thermal_sensors(root),
+        read_gb_per_s=round(measured.read_gb_per_s(), 1) if rates else 0.0,
+        storage_gb_per_s=round(measured.storage_gb_per_s(Path.cwd()), 3) if rates else 0.0,
+        fp32_gflops=round(measured.fp32_gflops(), 1) if rates else 0.0,
+        int8_gops=round(measured.int8_gops(), 1) if rates else 0.0,
+    )
+
+
+def target_yaml(target: Target) -> str:
+    """`target` as a file for conf/target."""
+    import yaml
+
+    described = {"target": describe(target)}
+    return "# @package _global_\n" + yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=120)
+
+
+def cpu_model(root: Path = ROOT) -> str:
+    """The processor's name; of a board without one the board's name, else the architecture."""
+    info = _cpuinfo(root)
+    board = root / "proc/device-tree/model"
+    if "model name" in info:
+        return info["model name"]
+    if board.is_file():
+        return board.read_text(errors="replace").strip("\0 \n")
+    return info.get("Hardware") or platform.machine()
+
+
+def instruction_sets(root: Path = ROOT) -> tuple[str, ...]:
+    info = _cpuinfo(root)
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    return tuple(name for name in _ISA if name in flags)
+
+
+def ram_bytes(root: Path = ROOT) -> int:
+    """Memory of the machine, or of the container where that is less."""
+    machine = _meminfo(root)["MemTotal"]
+    return min(machine, memory_cap(root) or machine)
+
+
+def accelerators(root: Path = ROOT) -> tuple[str, ...]:
+    """NVIDIA GPUs by name and memory, others by the device nodes of their drivers."""
+    nodes = [(what, path) for glob, what in _ACCELERATOR_NODES.items() for path in sorted(root.glob(glob))]
+    return (*_nvidia_gpus(), *(f"{what} ({path.relative_to(root)})" for what, path in nodes))
+
+
+def _nvidia_gpus() -> list[str]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # without the module or the driver there is no such GPU that could be used
+        return []
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    return [f"{pynvml.nvmlDeviceGetName(h)} {pynvml.nvmlDeviceGetMemoryInfo(h).total / 2**30:.0f} GiB" for h in handles]
+
+
+def power_sensors(root: Path = ROOT) -> tuple[str, ...]:
+    """RAPL domains and hwmon power inputs that this process may read."""
+    domains = sorted((root / "sys/class/powercap").glob("*/energy_uj"))
+    inputs = sorted((root / "sys/class/hwmon").glob("hwmon*/power*_input"))
+    return tuple(_sensor(path, "name") for path in [*domains, *inputs] if os.access(path, os.R_OK))
+
+
+def thermal_sensors(root: Path = ROOT) -> tuple[str, ...]:
+    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
+    inputs = sorted((root / "sys/class/hwmon").glob("hwmon*/temp*_input"))
+    return (*(_sensor(path, "type") for path in zones), *(_sensor(path, "name") for path in inputs))
+
+
+def _sensor(path: Path, label: str) -> str:
+    return f"{path.parent.name} {text(path.parent / label)}".strip()
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """`name : value` of the first processor, and of the board where ARM kernels add it."""
+    fields: dict[str, str] = {}
+    for line in (root / "proc/cpuinfo").read_text().splitlines():
+        name, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}

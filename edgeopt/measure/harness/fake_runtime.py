@@ -1,0 +1,118 @@
+"""A deterministic toy runtime that ships beside the real measurement, for tests of it and of its callers.
+
+Its engine is a bigram model: one fixed table of logits, in which row t follows token t.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from edgeopt.checkpoints import tokenizer as tokens
+from edgeopt.checkpoints.adapters import require
+from edgeopt.errors import BuildError, ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from edgeopt.core.artifact import Checkpoint, Engine
+    from edgeopt.core.model_spec import ModelSpec
+    from edgeopt.core.protocols import Progress
+    from edgeopt.core.result import Measurement
+    from edgeopt.core.target import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StubRuntime:
+    """Builds and opens tables, with knobs for what a test needs to see.
+
+    Attributes:
+        noise: standard deviation of the error that "compression" adds to each logit of the table.
+        token_s: seconds that each generated token takes beyond the table's look-up.
+        allocate_mib: memory that an open session holds.
+        crash: what happens instead of the first generated token.
+    """
+
+    format: ClassVar[str] = "stub/1"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy",)
+    OPENING: ClassVar[frozenset[str]] = frozenset({"token_s", "allocate_mib", "crash"})
+    otherwise: ClassVar[None] = None
+    noise: float = 0.0
+    token_s: float = 0.0
+    allocate_mib: int = 0
+    crash: Literal["", "error", "segfault", "out_of_memory", "hang"] = ""
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.vocabulary_size > 2**14:
+            raise ConfigError(f"a table of {spec.vocabulary_size}² logits is too large", place="runtime")
+
+    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        return ()
+
+    def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        import numpy as np
+
+        progress("writing the table")
+        size = checkpoint.spec.vocabulary_size
+        table = 3 * np.random.default_rng(0).standard_normal((size, size))
+        table += self.noise * np.random.default_rng(1).standard_normal((size, size))
+        np.save(directory / "table.npy", table.astype(np.float32))
+        for name in tokens.FILES:
+            if (checkpoint.directory / name).is_file():
+                shutil.copyfile(checkpoint.directory / name, directory / name)
+
+    def lint(self, engine: Engine) -> list[str]:
+        return []
+
+    def open(self, engine: Engine, *, threads: int) -> StubSession:
+        import numpy as np
+
+        engine.require_format(self.format)
+        table = np.load(engine.directory / "table.npy")
+        return StubSession(runtime=self, spec=engine.spec, table=table, ballast=b"\1" * (self.allocate_mib * 2**20))
+
+
+@dataclass(slots=True, kw_only=True)
+class StubSession:
+    runtime: StubRuntime
+    spec: ModelSpec
+    table: np.ndarray
+    ballast: bytes
+    computed_by: ClassVar[tuple[str, ...]] = ("table",)
+
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
+    ) -> Iterator[int]:
+        require(adapter, self.spec)
+        last = tokens[-1]
+        for _ in range(max_new_tokens):
+            self._crash()
+            if self.runtime.token_s:
+                time.sleep(self.runtime.token_s)
+            last = int(self.table[last].argmax())
+            yield last
+
+    def _crash(self) -> None:
+        match self.runtime.crash:
+            case "error":
+                raise BuildError("the stub was told to fail")
+            case "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "out_of_memory":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(3600)
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        require(adapter, self.spec)
+        return self.table[list(tokens)]
+
+    def close(self) -> None:
+        self.ballast = b""

@@ -1,0 +1,1 @@
+"""Measure one aspect of an engine, one file per probe."""

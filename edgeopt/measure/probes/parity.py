@@ -1,0 +1,87 @@
+"""Whether an engine computes what its own float checkpoint computes in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgeopt.core.instantiate import digest
+from edgeopt.core.protocols import Samples, Subject
+from edgeopt.core.result import Measurement
+from edgeopt.errors import ConfigError, MeasureError
+from edgeopt.measure.stats.divergence import agreement, divergence, log_probabilities, relative_error
+
+_LOGITS, _WINDOWS = "parity.npy", "parity.sha256"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """Logits of the first `window_tokens` of the first `windows` evaluation windows, also with each adapter.
+
+    Measured without a `checkpoint` reference, the engine becomes one: its logits stay in the scratch folder.
+    """
+
+    METRICS: ClassVar[Mapping[str, str]] = {
+        "quality/parity_error": "",
+        "quality/parity_kl": "nats",
+        "quality/parity_top1": "",
+    }
+    GROUP: ClassVar[str] = "quality"
+    TIMED: ClassVar[bool] = False
+    processes: int = 1
+    windows: int = 4
+    window_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "windows", "window_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} measures nothing", place=name, mend="Give 1 or more")
+
+    def collect(self, subject: Subject) -> Samples:
+        import numpy as np
+
+        windows = [window[: self.window_tokens] for window in subject.documents[: self.windows]]
+        adapters = (None, *subject.engine.spec.adapters)
+        logits = [subject.session.logits(window, adapter=name) for name in adapters for window in windows]
+        own = np.concatenate(logits).astype(np.float32)
+        folder = subject.references.get("checkpoint")
+        if folder is None:
+            np.save(subject.scratch / _LOGITS, own)
+            (subject.scratch / _WINDOWS).write_text(digest(windows))
+            return {}
+        if not (folder / _LOGITS).is_file():
+            return {}
+        reference = np.load(folder / _LOGITS)
+        if (folder / _WINDOWS).read_text() != digest(windows) or reference.shape != own.shape:
+            raise MeasureError(
+                "the checkpoint reference was measured on other tokens", place=str(folder), mend="Measure it again"
+            )
+        wanted, got = log_probabilities(reference), log_probabilities(own)
+        return {
+            "positions": len(own),
+            "error": relative_error(reference, own),
+            "kl": float(divergence(wanted, got).mean()),
+            "top1": float(agreement(wanted, got).mean()),
+        }
+
+    def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        run = runs[0]
+        if not run:
+            return []
+        return [
+            self._exact("quality/parity_error", run["error"], run, "max |difference| / max |logit| against torch fp32"),
+            self._exact("quality/parity_kl", run["kl"], run, "mean KL(torch fp32 ‖ engine)"),
+            self._exact("quality/parity_top1", run["top1"], run, "share of equal argmax with torch fp32"),
+        ]
+
+    def _exact(self, metric: str, value: float, run: Samples, method: str) -> Measurement:
+        return Measurement(
+            metric=metric,
+            unit=self.METRICS[metric],
+            value=value,
+            low=value,
+            high=value,
+            count=run["positions"],
+            method=f"{method} at {run['positions']} held-out positions",
+        )

@@ -1,0 +1,32 @@
+"""Bytes to deploy and parameters, from the engine's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgeopt.core.protocols import FILES, Samples, Subject
+from edgeopt.core.result import Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    METRICS: ClassVar[Mapping[str, str]] = {"size/engine_mib": "MiB", "size/parameters": "count"}
+    GROUP: ClassVar[str] = FILES
+    TIMED: ClassVar[bool] = False
+    processes: int = 1
+
+    def collect(self, subject: Subject) -> Samples:
+        return {"engine_bytes": subject.engine.size_bytes, "parameters": subject.engine.spec.parameters}
+
+    def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        (run,) = {(run["engine_bytes"], run["parameters"]) for run in runs}
+        return [
+            self._exact("size/engine_mib", run[0] / 2**20, "sum of the engine's files without the manifest"),
+            self._exact("size/parameters", float(run[1]), "weights of matrices and norms in the engine's spec"),
+        ]
+
+    def _exact(self, metric: str, value: float, method: str) -> Measurement:
+        unit = self.METRICS[metric]
+        return Measurement(metric=metric, unit=unit, value=value, low=value, high=value, count=1, method=method)

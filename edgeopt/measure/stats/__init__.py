@@ -1,0 +1,1 @@
+"""Compute confidence intervals, divergences and aggregates of samples."""

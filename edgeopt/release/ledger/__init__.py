@@ -1,0 +1,1 @@
+"""Record every release operation in an append-only, hash-chained ledger."""

@@ -1,0 +1,1 @@
+"""Read and write registered models in the MLflow registry."""

@@ -1,0 +1,1 @@
+"""Share greedy decoding, prompt lookup and chunked prefill between runtimes."""

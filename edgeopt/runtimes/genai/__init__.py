@@ -1,0 +1,1 @@
+"""Run models on onnxruntime-genai and its fused kernels."""

@@ -1,0 +1,1 @@
+"""Run any supported decoder as standard ONNX on ONNX Runtime."""

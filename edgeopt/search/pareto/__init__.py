@@ -1,0 +1,1 @@
+"""Pareto fronts: non-dominated sorting, hypervolume, ranking and parameter importance."""

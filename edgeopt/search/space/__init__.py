@@ -1,0 +1,1 @@
+"""Define search spaces: parameters, conditions and the sweep definition."""

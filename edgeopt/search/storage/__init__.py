@@ -1,0 +1,1 @@
+"""Store trials in SQLite or PostgreSQL."""

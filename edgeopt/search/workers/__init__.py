@@ -1,0 +1,1 @@
+"""Run trials: the worker loop, the trial subprocess, heartbeats and the tracking outbox."""

@@ -1,0 +1,73 @@
+"""Where the workers of a study record their trials: MLflow's recorder, bound to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.cli.commands.outcome import Document
+from edgeopt.config.compose import Config
+from edgeopt.core.result import TrialResult
+from edgeopt.errors import ConfigError
+from edgeopt.search.storage.trial import Row
+
+if TYPE_CHECKING:
+    from edgeopt.config.assemble import Request
+    from edgeopt.tracking.recorder import MlflowRecorder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyLog:
+    """The recorder bound to one study.
+
+    Attributes:
+        document: gives the front's document as it is now.
+    """
+
+    recorder: MlflowRecorder
+    study: str
+    request: Request
+    document: Callable[[], Document]
+    _composed: dict[tuple[int, int], Config] = field(default_factory=dict, init=False)
+
+    def begin(self, row: Row) -> str:
+        config = self._composed[row.number, row.attempt] = self._config(row.params)
+        return self.recorder.begin(self.study, row.number, row.params, config, row.attempt)
+
+    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
+        on_front = row.number in front
+        config = self._composed.pop((row.number, row.attempt), None) or self._config(row.params)
+        run_id = self.recorder.record(
+            self.study,
+            row.number,
+            row.params,
+            config,
+            result,
+            attempt=row.attempt,
+            run_id=row.run_id,
+            ended_s=row.ended_s,
+            keep_engine=on_front,
+        )
+        if on_front:  # it may have driven others off
+            self.recorder.release(self.study, front)
+        return run_id
+
+    def kill(self, number: int, attempt: int, why: str) -> None:
+        self.recorder.kill(self.study, number, why, attempt)
+
+    def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
+        self.recorder.progress(self.study, values, step, at_s)
+
+    def publish(self) -> None:
+        now = self.document()
+        self.recorder.publish(self.study, rows=now["trials"], objectives=now["objectives"], limits=now["limits"])
+
+    def open_attempts(self) -> set[tuple[int, int]]:
+        return set(self.recorder.open_runs(self.study))
+
+    def _config(self, params: Mapping[str, Any]) -> Config:
+        try:
+            return self.request.compose(dict(params))
+        except ConfigError:
+            return self.request.compose()  # the trial's own values do not compose: that is its recorded failure

@@ -1,1 +1,0 @@
-"""Where calibration and evaluation text comes from: one file a source."""

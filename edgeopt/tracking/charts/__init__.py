@@ -1,0 +1,1 @@
+"""Prepare chart data once and draw it with Plotly, Matplotlib or as SVG."""

@@ -1,0 +1,91 @@
+"""Benchmarks of what is logged and seen: a trial's cost in MLflow, and what large studies take to show."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import requests
+from mlflow import MlflowClient
+from support.mlflow_server import MlflowServer
+
+from benchmarks.common import cli, timed
+from benchmarks.release import promoted
+from benchmarks.search import empty_study, filled
+from edgeopt.core.result import Measurement, TrialResult
+from edgeopt.tracking.recorder import MlflowRecorder
+
+TRIALS, PROMOTIONS = 5_000, 50
+
+
+def logging(folder: Path) -> None:
+    """Logging a trial of 60 params, 120 metrics, 2,000 samples and 1 MiB of artifacts, without an engine."""
+    result = _trial(folder)
+    params = {f"step.setting_{number}": number for number in range(60)}
+    server = MlflowServer(folder)
+    try:
+        for name, uri in (("local store", f"sqlite:///{folder / 'local.db'}"), ("local server", server.uri)):
+            recorder = MlflowRecorder(tracking_uri=uri)
+            recorder.connect()
+            recorder.open_study("bench", {}, {})
+            seconds = []
+            for number in range(12):
+                begun = time.perf_counter()
+                run_id = recorder.begin("bench", number, params, {})
+                recorder.record("bench", number, params, {}, result, run_id=run_id)
+                seconds.append(time.perf_counter() - begun)
+            print(
+                f"{name}: {statistics.median(seconds[2:]):.2f} s a trial, {max(seconds[2:]):.2f} s at most", flush=True
+            )
+    finally:
+        server.kill()
+    print()
+
+
+def _trial(folder: Path) -> TrialResult:
+    kept = folder / "kept"
+    kept.mkdir()
+    rows = [["latency", 0, "", "decode_s", number, 0.001 * number] for number in range(2000)]
+    columns = ["probe", "process", "disturbance", "figure", "number", "value"]
+    (kept / "samples.json").write_text(json.dumps({"columns": columns, "data": rows}))
+    (folder / "notes.bin").write_bytes(bytes(2**20))
+    measured = tuple(
+        Measurement(metric=f"bench/figure_{n}", unit="", value=n, low=n, high=n, count=1, method="none")
+        for n in range(120)
+    )
+    return TrialResult(
+        recipe={"text": "none", "digest": ""},
+        target="none",
+        device={"name": "bench"},
+        emulated=False,
+        measurements=measured,
+        artifacts={"tables": str(kept), "notes.bin": str(folder / "notes.bin")},
+    )
+
+
+def five_thousand(folder: Path) -> None:
+    """A study of 5,000 trials, on a server that has as many runs more and a model that was promoted fifty times.
+
+    Its page, which follows it live, and the commands `edgeopt front`, which asks for the champion, and `edgeopt audit`.
+    """
+    server = MlflowServer(folder, "--app-name", "edgeopt")
+    try:
+        opened = empty_study(folder, None, tracking_uri=server.uri, trials=TRIALS)
+        filled(opened, TRIALS)
+        opened.log().publish()
+        run_id = opened.recorder.open_study(opened.name, {}, {})
+        address = f"{server.uri}/edgeopt/studies/{run_id}"
+        timed("the study's page", lambda: requests.get(address, timeout=60).raise_for_status())
+        client = MlflowClient(tracking_uri=server.uri)
+        experiment = client.create_experiment("runs")
+        for _ in range(TRIALS):
+            client.create_run(experiment)
+        promoted(client, "edgeopt", PROMOTIONS)
+        opened.study.ledger.note(promoted="edgeopt")
+        timed("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
+        timed("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
+    finally:
+        server.kill()
+    print()

@@ -1,0 +1,180 @@
+"""`edgeopt cache`: what it shows, what it frees, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeopt.cache import Store
+from edgeopt.cache.eviction import bytes_on_disk, entries, evict
+from edgeopt.cli.commands import engines
+from edgeopt.cli.main import main
+from edgeopt.config import assemble, compose
+from edgeopt.core.artifact import Engine
+from edgeopt.core.result import TrialResult
+from tests import samples
+
+Document = dict[str, Any]
+SIZE = 100_000
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def store(work: Path) -> Store:
+    """A cache with two engines and a measurement, in the order of their use."""
+    made = Store(work / ".edgeopt" / "cache")
+    for kind, name in (("engine", 1), ("measurement", 1), ("engine", 2)):
+        made.stage(kind, name, lambda folder: (folder / "out").write_bytes(b"x" * SIZE) and None)
+    return made
+
+
+def toy(folder: Path) -> None:
+    folder.rmdir()
+    samples.engine(folder)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Document]:
+    def run(*arguments: str) -> Document:
+        assert main(["cache", *arguments, "--json"]) == 0
+        document: Document = json.loads(capsys.readouterr().out)
+        return document
+
+    return run
+
+
+def test_it_shows_what_lies_there_by_kind_and_the_limit(store: Store, command: Callable[..., Document]) -> None:
+    document = command()
+    assert document["limit_bytes"] == 20 * 2**30
+    assert document["entries"] == 3
+    assert document["bytes"] == bytes_on_disk(entries(store.root)) > 3 * SIZE
+    assert {kind["kind"]: kind["entries"] for kind in document["kinds"]} == {"engine": 2, "measurement": 1}
+    assert sum(kind["bytes"] for kind in document["kinds"]) == document["bytes"]
+    oldest = datetime.fromisoformat(document["kinds"][0]["oldest_use"])
+    assert 0 <= (datetime.now(UTC) - oldest).total_seconds() < 60
+    assert document["pruned"] is None
+    assert command("show", "--state", ".edgeopt")["entries"] == 3, "showing changes nothing"
+
+
+def test_prune_frees_the_least_recently_used_down_to_a_size(store: Store, command: Callable[..., Document]) -> None:
+    before = bytes_on_disk(entries(store.root))
+    document = command("prune", "--to", "250 kB")
+    assert document["pruned"]["entries"] == 1
+    assert document["pruned"]["freed_bytes"] == before - document["bytes"] > SIZE
+    assert document["bytes"] == bytes_on_disk(entries(store.root)) <= 250_000
+    assert [entry.kind for entry in entries(store.root)] == ["measurement", "engine"]
+
+
+def test_prune_alone_keeps_the_limit_of_the_config(
+    store: Store, work: Path, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("prune")["pruned"]["entries"] == 0
+    (work / "own").mkdir()
+    config = (Path(compose.root("conf")) / "config.yaml").read_text()
+    (work / "own" / "config.yaml").write_text(config.replace("20 GiB", "150 kB"))
+    document = command("prune", "--config-dir", "own")
+    assert (document["limit_bytes"], document["entries"]) == (150_000, 1)
+    (work / "own" / "config.yaml").write_text(config.replace("20 GiB", "null"))
+    assert command("--config-dir", "own")["limit_bytes"] is None
+    assert main(["cache", "prune", "--config-dir", "own"]) == 2
+    assert capsys.readouterr().err == "edgeopt: --to: cache.limit is null. Give --to SIZE or --all\n"
+
+
+def test_prune_all_keeps_what_is_in_use_and_says_so(
+    store: Store, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with store.holding():
+        store.stage("engine", 1, lambda _: pytest.fail("it is there"))
+        document = command("prune", "--all")
+        assert (document["pruned"]["entries"], document["pruned"]["in_use"], document["entries"]) == (2, 1, 1)
+        assert document["pruned"]["in_use_bytes"] == document["bytes"] > SIZE
+        assert main(["cache", "prune", "--all"]) == 0
+        out = capsys.readouterr().out
+        assert "pruned: 0 entries, 0.0 MiB freed" in out
+        assert "in use, kept: 1 entries, 0.1 MiB" in out
+    assert command("prune", "--all")["entries"] == 0
+
+
+def test_people_get_a_table(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache"]) == 0
+    out = capsys.readouterr().out
+    assert "cache .edgeopt/cache" in out
+    assert [word for word in ("engine", "measurement", "total", "MiB", "oldest use") if word not in out] == []
+    assert "limit: 20480.0 MiB" in out
+    assert "pruned" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prune", "--to", "5"], "--to: '5' has no unit"),
+        (["prune", "--to=-5 GiB"], "--to: '-5 GiB' is below zero. Give 0 B or more"),
+        (["prune", "--to", "much"], "--to: 'much' is not a quantity"),
+        (["prune", "--to", "5 s"], "--to: '5 s' is a time"),
+        (["--to", "5 GiB"], "--to: this is for prune. Give edgeopt cache prune"),
+        (["show", "--all"], "--all: this is for prune. Give edgeopt cache prune"),
+        (["--state", "elsewhere"], "elsewhere/cache: there is no cache. Run edgeopt run or sweep first"),
+    ],
+)
+def test_bad_arguments_are_refused_and_free_nothing(
+    store: Store, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], work: Path
+) -> None:
+    assert main(["cache", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"edgeopt: {told}")
+    assert len(entries(store.root)) == 3
+    assert not (work / "elsewhere").exists()
+
+
+# who keeps what
+
+
+def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(_: object, store: Store, __: object, **___: object) -> TrialResult:
+        store.stage("engine", len(made), toy)
+        return made.append(samples.result()) or made[-1]  # type: ignore[func-returns-value]
+
+    made: list[TrialResult] = []
+    monkeypatch.setattr(assemble, "job", lambda *_: None)
+    monkeypatch.setattr(assemble, "evaluate", evaluate)
+    root = work / ".edgeopt" / "cache"
+    for number in range(2):
+        assemble.evaluate_trial(assemble.Request(), {}, lambda _: None)
+        assert len(evict(root, 0).evicted) == min(number, 1), "the trial before"
+        assert len(entries(root)) == 1
+    assemble._held.close()
+    assert len(evict(root, 0).evicted) == 1
+
+
+def test_an_engine_of_the_cache_that_a_command_opened_stays_until_it_is_done(store: Store) -> None:
+    folder = store.stage("engine", "toy", toy)
+    with engines.opened(str(folder)) as (engine, _):
+        evict(store.root, 0)
+        assert Engine.read(folder).digest == engine.digest
+    evict(store.root, 0)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("command", [("generate",), ("bench", "--engine")])
+def test_an_engine_that_was_evicted_is_told_with_what_makes_it_again(
+    store: Store, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = store.stage("engine", 1, lambda _: pytest.fail("it is there"))
+    evict(store.root, 0)
+    assert main([*command, str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"edgeopt: {folder}: there is no such folder.")
+    assert "edgeopt run makes again what the cache evicted" in line

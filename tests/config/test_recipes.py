@@ -1,0 +1,65 @@
+"""What every recipe in conf/ makes: an engine that takes no slow path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.workshops import built, workshop
+
+from edgeopt.checkpoints.importing import take_in
+from edgeopt.config import parse as configs
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.corpus import Text
+from edgeopt.core.instantiate import construct
+from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "recipe").glob("*.yaml"))
+SMALL = {
+    "tokens": 256,
+    "batch_tokens": 128,
+    "window_tokens": 64,
+    "windows": 4,
+    "block_size": 16,
+    "block_sizes": [16, 32],
+    "powers": 3,
+    "rank": 4,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "max_perplexity_ratio": None,
+}
+"""Values of steps that suit the tiny model, and little text."""
+TEXT = Text(
+    name="text", documents=tuple(f"def read{n}(path):\n    return open(path).read({n})\n" * 6 for n in range(16))
+)
+
+
+def small(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {
+            key: SMALL[key] if key in SMALL and value is not None else small(value) for key, value in config.items()
+        }
+    return config
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_engine_of_every_recipe_takes_no_slow_path(recipe: str, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    original = checkpoint = take_in(tiny_model, tmp_path / "model")
+    config = configs.compose([f"recipe={recipe}"])
+    runtime = construct(dict(config["runtime"]), "runtime")
+    if isinstance(runtime, LlamaCpp):
+        pytest.importorskip("llama_cpp")
+    if recipe == "heads_int4":
+        config["step"]["prune"]["ratio"] = 0.5  # of two key-value heads
+    for name, step in configs.recipe(config).steps:
+        folder = tmp_path / name
+        folder.mkdir()
+        spec = construct(small(dict(step)), f"step.{name}").apply(checkpoint, folder, workshop(original, TEXT))
+        checkpoint = Checkpoint.seal(folder, format="checkpoint-1", spec=spec, made_by={})
+    runtime.check(checkpoint.spec)
+    engine = built(runtime, checkpoint, tmp_path / "engine")
+    slow = [finding for finding in runtime.lint(engine) if "branch for adapters" not in finding]
+    assert slow == []
+    assert ("int4_adapter" in recipe) == bool(runtime.lint(engine)), "only adapters that are chosen at run time cost"

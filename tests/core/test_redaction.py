@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from edgeopt.core.redaction import without_password
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ada:s3cret@host/db", "postgresql://ada:***@host/db"),
+        ("postgresql+psycopg://ada:s3@cr:et@host:5432/db", "postgresql+psycopg://ada:***@host:5432/db"),
+        ("https://:s3cret@host", "https://:***@host"),
+        ("postgresql://host/db?user=ada&password=s3cret&x=1", "postgresql://host/db?user=ada&password=***&x=1"),
+        ("http://ada@host:5000", "http://ada@host:5000"),
+        ("sqlite:////tmp/a:b@c.db", "sqlite:////tmp/a:b@c.db"),
+        ("", ""),
+    ],
+)
+def test_a_password_is_hidden_and_nothing_else(url: str, shown: str) -> None:
+    assert without_password(url) == shown

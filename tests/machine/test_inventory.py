@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edgeopt.core.instantiate import construct
+from edgeopt.core.kernel_times import Kernels
+from edgeopt.core.target import Target
+from edgeopt.machine import inventory as of
+from edgeopt.machine.bandwidth import storage_gb_per_s
+from edgeopt.machine.inventory import inventory, target_yaml
+
+
+def write(root: Path, path: str, content: str = "") -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(content)
+
+
+@pytest.fixture
+def board(tmp_path):
+    """A single-board computer with an NPU, as its kernel shows it."""
+    write(tmp_path, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd asimddp\n\nprocessor\t: 1\nFeatures\t: fp\n")
+    write(tmp_path, "proc/meminfo", "MemTotal:  4194304 kB\nSwapTotal:  102400 kB\nHugePages_Total:       0\n")
+    write(tmp_path, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
+    write(tmp_path, "sys/class/thermal/thermal_zone0/type", "cpu-thermal\n")
+    write(tmp_path, "sys/class/thermal/thermal_zone0/temp", "48000\n")
+    write(tmp_path, "sys/class/hwmon/hwmon2/name", "ina3221\n")
+    write(tmp_path, "sys/class/hwmon/hwmon2/power1_input", "2500000\n")
+    write(tmp_path, "dev/hailo0")
+    return tmp_path
+
+
+def test_a_board_is_described_by_what_its_kernel_shows(board):
+    device = inventory(rates=False, root=board)
+    assert device.cpu == "Raspberry Pi 5 Model B Rev 1.0"
+    assert device.isa == ("asimd", "asimddp")
+    assert (device.ram_bytes, device.swap_bytes) == (4 * 2**30, 100 * 2**20)
+    assert "Hailo NPU (dev/hailo0)" in device.accelerators
+    assert device.power_sensors == ("hwmon2 ina3221",)
+    assert device.thermal_sensors == ("thermal_zone0 cpu-thermal",)
+    assert (device.read_gb_per_s, device.fp32_gflops, device.int8_gops) == (0, 0, 0)
+
+
+def test_a_container_has_the_memory_that_it_may_use(board):
+    write(board, "sys/fs/cgroup/memory.max", str(2**30))
+    assert of.ram_bytes(board) == 2**30
+    write(board, "sys/fs/cgroup/memory.max", "max\n")
+    assert of.ram_bytes(board) == 4 * 2**30
+
+
+def test_a_processor_with_a_name_goes_by_it(board):
+    write(board, "proc/cpuinfo", "model name\t: AMD EPYC\nflags\t: fpu avx2 avx512_vnni\n")
+    assert of.cpu_model(board) == "AMD EPYC"
+    assert of.instruction_sets(board) == ("avx2", "avx512_vnni")
+
+
+def test_the_target_file_gives_the_device_back():
+    device = replace(inventory(rates=False), accelerators=("NPU × 2",))
+    times = ((1.0, 2.0, 3.0, 4.0),) * 5 + ((1.0, 2.5, 5.0, 6.5),)
+    kernels = Kernels(threads=2, matrix={"int4/32": times}, layer=(7.0, 8.0, 6.0), token=(9.0, 1.0))
+    text = target_yaml(Target(name="here", device=device, threads=2, context_length=256, kernels=kernels))
+    assert text.startswith("# @package _global_\n")
+    target = construct(yaml.safe_load(text)["target"])
+    assert (target.name, target.threads, target.context_length) == ("here", 2, 256)
+    assert target.device == device
+    assert target.kernels == kernels
+
+
+def test_storage_that_cannot_be_read_past_the_cache_has_no_rate(tmp_path):
+    assert storage_gb_per_s(tmp_path / "absent") == 0
+
+
+def test_rates_of_this_machine_are_measured():
+    device = inventory(rates=True)
+    assert device.read_gb_per_s > 0
+    assert device.storage_gb_per_s > 0
+    assert device.fp32_gflops > 0
+    assert device.int8_gops > 0

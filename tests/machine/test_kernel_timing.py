@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from edgeopt.core.kernel_times import SIDES, WORKING_SETS, kind
+from edgeopt.core.model_spec import Grid
+from edgeopt.machine import kernel_timing
+from edgeopt.machine.contention import Pace
+
+GRIDS = [
+    None,
+    Grid(bits=4, block_size=256, symmetric=True),
+    Grid(bits=8, block_size=32, symmetric=True),
+    Grid(bits=8, block_size=256, symmetric=True, inputs="dynamic"),
+    Grid(bits=8, block_size=256, symmetric=True, inputs="static"),
+]
+
+
+def test_every_kind_is_timed_and_larger_matrices_take_longer():
+    found = kernel_timing.matrix_times(
+        GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, pace=Pace(), progress=lambda _: None
+    )
+    assert list(found) == [kind(grid) for grid in GRIDS]
+    for rows in found.values():
+        assert len(rows) == len(WORKING_SETS)
+        assert {len(row) for row in rows} == {len(SIDES)}
+        assert all(0 < row[0] < row[-1] for row in rows)
+        assert all(list(column) == sorted(column) for column in zip(*rows, strict=True)), "more bytes take no less"
+
+
+def test_a_machine_too_small_for_long_chains_is_bound_by_its_bandwidth():
+    (rows,) = kernel_timing.matrix_times(
+        [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, pace=Pace(), progress=lambda _: None
+    ).values()
+    assert rows[-1] == pytest.approx([4 * side**2 for side in SIDES]), "4 bytes at 1e6 bytes a second, in microseconds"
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=kind)
+def test_a_chain_keeps_the_size_of_its_numbers(grid):
+    import numpy as np
+    import onnxruntime
+
+    chain = kernel_timing._chain(grid, 256, 24)
+    session = onnxruntime.InferenceSession(chain, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x0": np.ones((1, 1, 256), np.float32)})
+    assert 0.02 < float(np.sqrt((found**2).mean())) < 50
+    assert len(onnx.load_from_string(chain).graph.initializer) >= 24, "no weights are shared"

@@ -1,0 +1,143 @@
+"""The kernel holds measured processes to a cap; on a system that caps nothing for us, the figures say so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import toy_bench
+
+from edgeopt.core.target import Target
+from edgeopt.errors import ConfigError, MeasureError
+from edgeopt.machine import memory_cap, procfs
+from edgeopt.machine.memory_cap import UnenforcedError, drop_cached, enforced
+from edgeopt.measure.harness.fake_runtime import StubRuntime
+
+MIB = 2**20
+READ_TWICE = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    print(sum(mapped[i] for _ in range(2) for i in range(0, len(mapped), 4096)))
+"""
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+@pytest.fixture
+def capped():
+    """What stands before a command for it to have 64 MiB."""
+    try:
+        with enforced(64 * MIB) as before:
+            yield before
+    except UnenforcedError as why:
+        pytest.skip(str(why))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "found"),
+    [
+        ("0::/\n", {}, None),
+        ("0::/\n", {"memory.max": "max"}, None),
+        ("0::/\n", {"memory.max": "1073741824"}, 2**30),
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "4096", "memory.max": "8192"}, 4096),
+        ("4:memory:/\n0::/\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("4:cpu,memory:/c\n0::/\n", {"memory/c/memory.limit_in_bytes": "4096", "unified/memory.max": "1"}, 4096),
+        ("0::/elsewhere\n", {"memory.max": "4096"}, 4096),
+    ],
+    ids=["none", "uncapped", "container", "nested", "v1 uncapped", "v1 beside v2", "of another namespace"],
+)
+def test_the_least_cap_of_all_groups_around_a_process_is_its_own(tmp_path, groups, files, found):
+    write(tmp_path / "proc/self/cgroup", groups)
+    for name, content in files.items():
+        write(tmp_path / "sys/fs/cgroup" / name, content)
+    assert procfs.memory_cap(tmp_path) == found
+
+
+def test_a_process_under_a_cap_sees_it(capped):
+    code = "from edgeopt.measure import process; print(process.memory_cap())"
+    assert int(subprocess.check_output([*capped, sys.executable, "-c", code])) == 64 * MIB
+
+
+def test_files_larger_than_the_cap_are_read_under_it_and_memory_is_not_had(capped, tmp_path):
+    (tmp_path / "weights").write_bytes(os.urandom(MIB) * 96)
+    drop_cached(tmp_path)
+    subprocess.run([*capped, sys.executable, "-c", READ_TWICE, str(tmp_path / "weights")], check=True)
+    hungry = subprocess.run([*capped, sys.executable, "-c", f"b'1' * {96 * MIB}"], check=False)
+    assert hungry.returncode == -9
+
+
+def test_no_group_stays_behind():
+    try:
+        with enforced(64 * MIB) as before:
+            group = Path(before[-1]).parent
+            assert group.is_dir()
+    except UnenforcedError as why:
+        pytest.skip(str(why))
+    assert before[-1] == "--" or not group.exists(), "a scope of systemd goes by itself"
+
+
+def systemd_run(folder, monkeypatch, body):
+    write(folder / "bin" / "systemd-run", f"#!/bin/sh\n{body}\n")
+    (folder / "bin" / "systemd-run").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+def test_where_no_group_can_be_made_systemd_is_asked_for_a_scope_without_swap(tmp_path, monkeypatch):
+    systemd_run(
+        tmp_path, monkeypatch, f'echo "$@" >> {tmp_path}/asked; while [ "$1" != -- ]; do shift; done; shift; "$@"'
+    )
+    with enforced(64 * MIB, tmp_path) as before:
+        assert subprocess.check_output([*before, "echo", "measured"], text=True) == "measured\n"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert all("--scope" in line and f"-p MemoryMax={64 * MIB} -p MemorySwapMax=0 --" in line for line in asked)
+    assert asked[-1].endswith("-- echo measured")
+
+
+def test_where_nobody_caps_both_reasons_are_told(tmp_path, monkeypatch):
+    systemd_run(tmp_path, monkeypatch, "echo Interactive authentication required. >&2; exit 1")
+    with pytest.raises(UnenforcedError, match=r"no memory controller .* refuses .Interactive authentication required"):
+        enforced(64 * MIB, tmp_path).__enter__()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnenforcedError, match="there is no systemd-run"):
+        enforced(64 * MIB, tmp_path).__enter__()
+
+
+def test_generation_is_measured_under_the_cap_of_the_target(capped, tmp_path):
+    target = replace(toy_bench.TARGET, memory_cap="128 MiB")
+    figures = toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench("memory", "latency"), target=target)
+    assert figures["memory/cap_mib"].value == 128
+    assert "under a cap of 128 MiB that the kernel enforced" in figures["memory/peak_rss_mib"].method
+    assert figures["latency/decode_p50_ms"].value > 0
+
+
+def test_an_engine_that_outgrows_the_cap_is_killed_and_the_error_names_the_cap(capped, tmp_path):
+    target = replace(toy_bench.TARGET, memory_cap="64 MiB")
+    with pytest.raises(MeasureError, match=r"killed by SIGKILL under a memory cap of 64 MiB.*memory runs out"):
+        toy_bench.measured(tmp_path, StubRuntime(allocate_mib=96), toy_bench.bench("memory"), target=target)
+
+
+def test_a_cap_that_nobody_enforces_is_no_figure_and_every_figure_of_memory_says_so(tmp_path, monkeypatch):
+    def refused(cap_bytes):
+        raise UnenforcedError("no root here")
+
+    monkeypatch.setattr(memory_cap, "enforced", refused)
+    target = replace(toy_bench.TARGET, memory_cap="16 MiB")
+    figures = toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench("memory"), target=target)
+    assert "memory/cap_mib" not in figures or figures["memory/cap_mib"].value > 16
+    memory = [figure for metric, figure in figures.items() if metric.startswith("memory/")]
+    assert all("the cap of 16 MiB was not enforced" in figure.method for figure in memory)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("512", "has no unit"), ("-1 MiB", "below zero"), ("512 kB", "not even Python")]
+)
+def test_a_cap_in_no_unit_or_the_wrong_one_is_refused_with_its_place(given, said):
+    with pytest.raises(ConfigError, match=f"memory_cap: .*{said}"):
+        Target(name="t", memory_cap=given)

@@ -1,0 +1,178 @@
+"""Quality and parity, measured on bigram engines whose figures follow from their table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support import toy_bench
+
+from edgeopt.core.judge import judge
+from edgeopt.core.target import Limit
+from edgeopt.errors import MeasureError
+from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.probes.quality import Quality, of_perplexity, regressed
+
+QUALITY = ("quality", "parity")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """The folder of a measured baseline and its figures."""
+    folder = tmp_path_factory.mktemp("baseline")
+    return folder, toy_bench.measured(folder, StubRuntime(), toy_bench.bench(*QUALITY))
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory, baseline):
+    folder, scratch = tmp_path_factory.mktemp("compressed"), baseline[0] / "measured" / "scratch"
+    references = {"baseline": scratch, "checkpoint": scratch}
+    return folder, toy_bench.measured(folder, StubRuntime(noise=0.5), toy_bench.bench(*QUALITY), references=references)
+
+
+def samples(folder, probe="quality"):
+    (run,) = json.loads((folder / "measured" / "samples.json").read_text())["runs"]
+    return run["report"]["samples"][probe]
+
+
+def windows(folder):
+    from edgeopt.measure.harness.workload import prepare
+
+    return prepare(
+        toy_bench.text(), folder / "engine", context_length=128, prompt_lengths=(16,), window_tokens=512, max_windows=8
+    ).documents
+
+
+def log_p(folder, ids):
+    """log p of the tokens that follow each token but the last, straight from the table."""
+    rows = np.load(folder / "engine" / "table.npy").astype(np.float64)[ids[:-1]]
+    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+
+
+def test_perplexity_follows_from_the_probability_of_each_next_token(baseline):
+    folder, figures = baseline
+    chosen = np.concatenate([log_p(folder, ids)[np.arange(len(ids) - 1), ids[1:]] for ids in windows(folder)])
+    assert figures["quality/perplexity"].value == pytest.approx(np.exp(-chosen.mean()), rel=1e-5)
+    assert figures["quality/perplexity"].count == chosen.size
+
+
+def test_divergence_follows_from_both_tables(baseline, compressed):
+    pairs = [(log_p(baseline[0], ids), log_p(compressed[0], ids)) for ids in windows(baseline[0])]
+    kl = np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs])
+    same = np.concatenate([p.argmax(axis=-1) == q.argmax(axis=-1) for p, q in pairs])
+    figures = compressed[1]
+    assert figures["quality/kl_mean"].value == pytest.approx(kl.mean(), rel=1e-3)
+    assert figures["quality/kl_p99"].value == pytest.approx(np.percentile(kl, 99), rel=1e-3)
+    assert figures["quality/top1_agreement"].value == pytest.approx(same.mean())
+
+
+def test_the_worst_decile_is_the_mean_of_the_tenth_of_positions_with_the_largest_divergence(baseline, compressed):
+    pairs = [(log_p(baseline[0], ids), log_p(compressed[0], ids)) for ids in windows(baseline[0])]
+    kl = np.sort(np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs]))
+    worst = compressed[1]["quality/kl_worst_decile"]
+    assert worst.value == pytest.approx(kl[-round(kl.size / 10) :].mean(), rel=1e-3)
+    assert worst.value >= np.percentile(kl, 90)
+    assert worst.low < worst.value < worst.high
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.2])
+def test_regressed_windows_are_those_whose_mean_loss_grew_by_more_than_the_margin(
+    baseline, compressed, tmp_path, margin
+):
+    rise = [
+        np.mean([log_p(folder, ids)[i, token] for i, token in enumerate(ids[1:])])
+        for folder in (baseline[0], compressed[0])
+        for ids in windows(folder)
+    ]
+    grown = np.subtract(*np.split(np.asarray(rise), 2)) > margin
+    bench = toy_bench.bench(
+        probes={"quality": {"_target_": "edgeopt.measure.probes.quality.Quality", "margin_nats": margin}}
+    )
+    references = {"baseline": baseline[0] / "measured" / "scratch"}
+    share = toy_bench.measured(tmp_path, StubRuntime(noise=0.5), bench, references=references)[
+        "quality/regressed_share"
+    ]
+    assert share.value == pytest.approx(grown.mean())
+    assert share.count == grown.size
+    assert f"more than {margin:g} nats a token" in share.method
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "kept"),
+    [
+        ("quality/regressed_share", "100 %", True),
+        ("quality/regressed_share", 0.05, False),
+        ("quality/kl_worst_decile", "5 nats", True),
+        ("quality/kl_worst_decile", 0.01, False),
+    ],
+)
+def test_limits_hold_the_tails(compressed, metric, given, kept):
+    (verdict,) = judge(compressed[1].values(), [Limit.parse(metric, given, Quality.METRICS)], {})
+    assert verdict.kept is kept
+    assert kept or "above" in verdict.reason
+
+
+def test_a_window_that_lost_just_the_margin_has_not_regressed():
+    assert regressed([1.0, 1.5, -3.0], [4, 4, 4], 0.25) == [False, True, False]
+
+
+def test_the_ratio_is_that_of_the_perplexities(baseline, compressed):
+    expected = compressed[1]["quality/perplexity"].value / baseline[1]["quality/perplexity"].value
+    ratio = compressed[1]["quality/perplexity_ratio"]
+    assert ratio.value == pytest.approx(expected, rel=1e-6)
+    assert ratio.low < ratio.value < ratio.high
+
+
+def test_the_paired_interval_is_narrower_than_that_of_the_perplexity(compressed):
+    ratio, perplexity = compressed[1]["quality/perplexity_ratio"], compressed[1]["quality/perplexity"]
+    assert (ratio.high - ratio.low) / ratio.value < (perplexity.high - perplexity.low) / perplexity.value
+
+
+def test_an_engine_compared_with_itself_lost_nothing(baseline, tmp_path):
+    scratch = baseline[0] / "measured" / "scratch"
+    figures = toy_bench.measured(
+        tmp_path, StubRuntime(), toy_bench.bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
+    )
+    assert figures["quality/perplexity_ratio"].value == figures["quality/perplexity_ratio"].high == 1
+    assert figures["quality/kl_p99"].high < 1e-5
+    assert figures["quality/regressed_share"].high == 0
+    assert figures["quality/top1_agreement"].value == 1
+    assert figures["quality/parity_error"].value == 0
+    assert figures["quality/parity_top1"].value == 1
+
+
+def test_parity_is_the_largest_difference_over_the_largest_logit(baseline, compressed):
+    ids = np.concatenate([window[:64] for window in windows(baseline[0])[:4]])
+    wanted, got = (np.load(folder / "engine" / "table.npy")[ids] for folder, _ in (baseline, compressed))
+    expected = np.abs(wanted - got).max() / np.abs(wanted).max()
+    assert compressed[1]["quality/parity_error"].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_references_nothing_relative_is_reported(baseline):
+    assert set(baseline[1]) == {"quality/perplexity"}
+
+
+def test_the_worst_windows_are_kept_as_text(compressed):
+    worst = samples(compressed[0])["worst"]
+    losses = [window["nll_per_token"] for window in worst]
+    assert losses == sorted(losses, reverse=True)
+    assert len(worst) == 8
+    assert worst[0]["text"].startswith("w")
+    assert worst[0]["baseline_nll_per_token"] > 0
+
+
+def test_a_baseline_of_another_text_is_refused(baseline, tmp_path):
+    with pytest.raises(MeasureError, match="other windows of text"):
+        toy_bench.measured(
+            tmp_path,
+            StubRuntime(),
+            toy_bench.bench("quality"),
+            evaluation=toy_bench.text(seed=9),
+            references={"baseline": baseline[0] / "measured" / "scratch"},
+        )
+
+
+def test_an_engine_that_models_nothing_is_an_error_and_no_infinite_perplexity():
+    with pytest.raises(MeasureError, match="does not model the text"):
+        of_perplexity([1e6, 1e6], [1, 1])

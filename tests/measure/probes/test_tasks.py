@@ -1,0 +1,109 @@
+"""Accuracy by lm-eval, on bigram engines whose answers follow from their table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import toy_bench
+
+from edgeopt.core.instantiate import construct, describe
+from edgeopt.errors import ConfigError, MeasureError
+from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.probes import tasks
+from edgeopt.measure.probes.tasks import Tasks
+from edgeopt.measure.stats.confidence_intervals import of_means
+
+needs_lm_eval = pytest.mark.skipif(not toy_bench.LM_EVAL, reason="lm-eval (the extra `tasks`) is not installed")
+NAMES = ("choose_next", "say_next")
+DOCUMENTS = [json.loads(line) for line in (toy_bench.TASKS / "next.jsonl").read_text().splitlines()]
+
+
+def measured(folder, **values):
+    probe = Tasks(**{"path": str(toy_bench.TASKS), "names": NAMES, **values})
+    return toy_bench.measured(folder, StubRuntime(), toy_bench.bench(probes={"tasks": probe}))["tasks/accuracy"]
+
+
+def expected(folder, documents):
+    """(accuracy of choosing, accuracy of saying) straight from the table: only the last word counts."""
+    table = np.load(folder / "engine" / "table.npy")
+    chosen, said = [], []
+    for document in documents:
+        row = table[int(document["text"].split()[-1][1:])]
+        choices = [int(choice[1:]) for choice in document["choices"]]
+        chosen.append(int(np.argmax(row[choices])) == document["label"])
+        said.append(int(row.argmax()) == choices[document["label"]])
+    return np.mean(chosen), np.mean(said)
+
+
+@needs_lm_eval
+def test_accuracy_follows_from_the_table_and_tasks_count_equally(tmp_path):
+    figure = measured(tmp_path)
+    choosing, saying = expected(tmp_path, DOCUMENTS)
+    assert 0 < choosing < 1
+    assert figure.value == pytest.approx((choosing + saying) / 2)
+    assert figure.low < figure.value < figure.high
+    assert figure.count == 2 * len(DOCUMENTS)
+    assert f"choose_next acc {choosing:.3g}, say_next exact_match {saying:.3g}" in figure.method
+
+
+@needs_lm_eval
+def test_scores_of_every_document_are_kept(tmp_path):
+    figure = measured(tmp_path, names=("choose_next",), documents=5)
+    (run,) = json.loads((tmp_path / "measured" / "samples.json").read_text())["runs"]
+    kept = run["report"]["samples"]["tasks"]["choose_next"]
+    assert (kept["metric"], len(kept["scores"])) == ("acc", 5)
+    assert np.mean(kept["scores"]) == figure.value == pytest.approx(expected(tmp_path, DOCUMENTS[:5])[0])
+
+
+@needs_lm_eval
+def test_a_template_runs_in_a_sandbox(tmp_path):
+    folder = shutil.copytree(toy_bench.TASKS, tmp_path / "tasks")
+    text = "{{ cycler.__init__.__globals__.os.getcwd() }}"
+    (folder / "mine.yaml").write_text(f"task: mine\ninclude: say.yaml\ndoc_to_text: '{text}'\n")
+    with pytest.raises(MeasureError, match="SecurityError"):
+        measured(tmp_path / "work", path=str(folder), names=("mine",))
+
+
+@needs_lm_eval
+def test_a_task_that_samples_is_refused(tmp_path):
+    folder = shutil.copytree(toy_bench.TASKS, tmp_path / "tasks")
+    sampling = "generation_kwargs: {until: [x], max_gen_toks: 4, do_sample: true}"
+    (folder / "mine.yaml").write_text(f"task: mine\ninclude: say.yaml\n{sampling}\n")
+    with pytest.raises(MeasureError, match="samples at random"):
+        measured(tmp_path / "work", path=str(folder), names=("mine",))
+
+
+@needs_lm_eval
+def test_other_files_make_another_probe(tmp_path):
+    folder = shutil.copytree(toy_bench.TASKS, tmp_path / "tasks")
+    probe = Tasks(path=str(folder), names=NAMES)
+    assert construct(describe(probe)) == probe
+    (folder / "more.txt").write_text("more")
+    assert Tasks(path=str(folder), names=NAMES).digest != probe.digest
+    with pytest.raises(ConfigError, match="changed since"):
+        construct(describe(probe))
+
+
+def test_without_the_library_one_error_names_the_extra(monkeypatch):
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"task accuracy needs the lm-eval package.*edgeopt\[tasks\]"):
+        Tasks(path=str(toy_bench.TASKS), names=NAMES)
+
+
+@pytest.mark.parametrize("values", [{"processes": 0}, {"documents": -1}, {"names": ()}, {"names": ("a", "a")}])
+def test_wrong_values_are_refused_by_their_place(values):
+    with pytest.raises(ConfigError) as caught:
+        Tasks(**{"path": str(toy_bench.TASKS), "names": NAMES, **values})
+    assert caught.value.place == next(iter(values))
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=30), min_size=1, max_size=4))
+def test_groups_count_equally_whatever_their_sizes(groups):
+    value, low, high = of_means(groups)
+    assert value == pytest.approx(np.mean([np.mean(group) for group in groups]))
+    assert low <= value <= high

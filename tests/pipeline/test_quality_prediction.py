@@ -1,0 +1,43 @@
+"""What torch predicts of an engine before it is built holds what is then measured of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.cache import Store
+from edgeopt.config import assemble
+from edgeopt.config.assemble import Request
+from edgeopt.measure.quality_prediction import Foresight
+from edgeopt.pipeline.evaluate import evaluate
+
+BENCH = (
+    "target.context_length=96",
+    "measure.prompt_lengths=[16]",
+    "measure.window_tokens=64",
+    "measure.max_windows=24",
+    *(f"measure.probes.{name}=null" for name in ("memory", "latency", "continuations", "parity", "energy")),
+    "limits.quality.perplexity_ratio=1000",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4", "prune_int4"])
+def test_the_prediction_of_a_checkpoint_holds_what_is_measured_of_its_engine(
+    recipe: str, tiny_model: Path, store: Store
+) -> None:
+    chosen = ("model=local", f"model.path={tiny_model}", f"recipe={recipe}")
+    job = assemble.job(Request(overrides=(*BENCH, *chosen)).compose(), None)
+    result = evaluate(job, store, lambda line: None)
+    assert result.failure is None
+    measured = {m.metric: m for m in result.measurements}
+    predicted = {m.metric: m for m in result.predictions if m.metric in Foresight.metrics}
+    assert predicted.keys() == set(Foresight.metrics)
+    for metric, figure in predicted.items():
+        assert figure.low <= measured[metric].value <= figure.high, metric
+        assert figure.unit == measured[metric].unit

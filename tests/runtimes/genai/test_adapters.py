@@ -1,0 +1,142 @@
+"""Branches for adapters beside every kind of product, and what is stacked in one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import adapted
+from support.workshops import workshop
+
+from edgeopt.checkpoints import adapters, modeling
+from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.checkpoints.importing import take_in
+from edgeopt.cli.main import main
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.kv_cache import KvCache
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.instantiate import describe
+from edgeopt.errors import BuildError
+from edgeopt.measure.stats.divergence import relative_error
+from edgeopt.runtimes.genai.adapters import export, path_of, stacked
+from edgeopt.runtimes.genai.runtime import Genai
+from runtimes.test_families import FAMILIES, random_checkpoint
+
+PROMPT = [2 + 7 * i % 290 for i in range(40)]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    ranks=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    cut=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+)
+def test_stacked_updates_are_the_rows_of_the_stacked_weights(
+    sizes: list[int], ranks: list[int], cut: tuple[int, int]
+) -> None:
+    """Rank 0 stands for a matrix without update."""
+    parts = [
+        (rows, LowRank(down=torch.randn(rank, 6), up=torch.randn(rows, rank)) if rank else None)
+        for rows, rank in zip(sizes, ranks, strict=False)
+    ]
+    start, stop = sorted(min(edge, sum(sizes)) for edge in cut)
+    whole = torch.cat([torch.zeros(rows, 6) if update is None else update.weight for rows, update in parts])
+    found = stacked(parts, start, stop - start)
+    if found is None:
+        assert not whole[start:stop].any()
+    else:
+        torch.testing.assert_close(found.weight, whole[start:stop])
+
+
+def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    directory.mkdir()
+    spec = step.apply(checkpoint, directory, workshop(checkpoint))
+    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
+
+
+def build(checkpoint: Checkpoint, directory: Path) -> Engine:
+    directory.mkdir()
+    runtime = Genai(accuracy_level=1)
+    runtime.build(checkpoint, directory, lambda _: None)
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+
+
+def assert_computes_as_torch(checkpoint: Checkpoint, directory: Path, tolerance: float = 1e-3) -> None:
+    """With the adapter r4 and without, also after another request."""
+    session, network = Genai().open(build(checkpoint, directory), threads=1), modeling.load(checkpoint)
+    for name in ("r4", None, "r4"):
+        updates = adapters.read(checkpoint.directory, name) if name else {}
+        with torch.no_grad(), adapters.attached(network, updates):
+            expected = network(torch.tensor([PROMPT])).logits[0].numpy()
+        assert relative_error(expected, session.logits(PROMPT, adapter=name)) < tolerance
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("step", "tolerance"),
+    [
+        (Quantize(weights="int4"), 1e-3),
+        (Quantize(weights="int8", overrides={"layers.0.*": "float"}), 1e-3),
+        (Quantize(weights="fp16"), 2e-3),
+        (Int8(), 0.05),
+    ],
+    ids=["int4", "int8 and float", "fp16", "dynamic inputs"],
+)
+def test_an_adapter_on_a_rounded_base_computes_as_in_torch(
+    step: Any, tolerance: float, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    rounded = applied(step, checkpoint, tmp_path / "rounded")
+    assert_computes_as_torch(adapted.beside(rounded, tmp_path / "beside", "r4"), tmp_path / "engine", tolerance)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "phi3"])
+def test_biases_and_stacked_projections_are_no_obstacle(family: str, tiny_model: Path, tmp_path: Path) -> None:
+    for folder in ("source", "in"):
+        (tmp_path / folder).mkdir()
+    source = take_in(random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "source"), tmp_path / "in")
+    assert_computes_as_torch(adapted.beside(source, tmp_path / "beside", "r4"), tmp_path / "engine")
+
+
+def test_keys_and_values_may_be_stored_in_8_bits_as_well(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    beside = adapted.beside(checkpoint, tmp_path / "beside", "r4")
+    rounded = applied(KvCache(windows=4, window_tokens=64), beside, tmp_path / "rounded")
+    assert adapters.read(rounded.directory, "r4").keys() == adapters.read(beside.directory, "r4").keys()
+    assert_computes_as_torch(rounded, tmp_path / "engine", 0.1)
+
+
+def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    engine = build(adapted.beside(checkpoint, tmp_path / "beside", "r4", targets=("o_proj",)), tmp_path / "engine")
+    assert "adapters/r4.onnx_adapter" in {record.path for record in engine.files}
+    (finding,) = Genai().lint(engine)
+    assert finding.startswith("2 × matrix with a branch for adapters")
+    added = path_of(engine.directory, "r4").stat().st_size
+    assert 0 <= added - engine.spec.adapter_bytes("r4") < 2000
+
+
+def test_an_update_for_which_the_graph_has_no_place_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    engine = build(checkpoint, tmp_path / "engine")
+    update = LowRank(down=torch.zeros(2, 64), up=torch.zeros(64, 2))
+    with pytest.raises(BuildError, match=r"no place for .* of adapter 'lost'"):
+        export({"lost": {"/model/layers.0/attn/o_proj/MatMul": update}}, engine.directory)
+
+
+def test_a_whole_recipe_is_measured_with_its_adapter_and_generates_with_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = ["model=local", f"model.path={tiny_model}", "recipe=int4_adapter", "step.lora.rank=4"]
+    recipe += ["step.lora.tokens=4096", "step.lora.learning_rate=0.02", "measure.prompt_lengths=[16]"]
+    quick = ["measure.max_windows=2", "measure.window_tokens=64", "target.context_length=96"]
+    off = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]
+
+    assert main(["run", *recipe, *quick, *off, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    metrics = {m["metric"]: m["value"] for m in document["measurements"]}
+    assert metrics["quality/perplexity_ratio"] < 0.95, "that of the base is above 1"
+    engine = document["engine"]["directory"]
+    assert main(["generate", engine, "--prompt", "def", "--adapter", "default", "--json"]) == 0

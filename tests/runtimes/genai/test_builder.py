@@ -1,0 +1,71 @@
+"""What the builder of fused engines is told, and what it leaves behind in the process that builds one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from support import adapted
+from support.workshops import applied, built
+
+from edgeopt.compress.pruning.prune_width import PruneWidth
+from edgeopt.compress.quantization.int8 import Int8
+from edgeopt.compress.quantization.quantize import Quantize
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.protocols import Step
+from edgeopt.errors import ConfigError
+from edgeopt.runtimes.genai.runtime import Genai
+
+PROMPT = [1, 17, 42, 99, 7]
+BUILD = """
+import logging, sys
+from pathlib import Path
+from edgeopt.artifact import Checkpoint
+from edgeopt.runtimes.genai import Genai
+
+Genai().build(Checkpoint.read(Path(sys.argv[1])), Path(sys.argv[2]), lambda _: None)
+assert logging.getLogger().level == logging.WARNING and logging.getLogger().handlers == []
+"""
+
+
+def test_a_program_that_builds_an_engine_keeps_its_own_logging(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The builder imports a library that makes the root logger tell everything on stderr."""
+    (tmp_path / "engine").mkdir()
+    command = [sys.executable, "-c", BUILD, str(checkpoint.directory), str(tmp_path / "engine")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        None,
+        PruneWidth(ratio=0.25, multiple=16),
+        Quantize(weights="int4"),
+        Quantize(weights="int8", symmetric=True, bias_correction=True, windows=2, window_tokens=32),
+        Int8(),
+        Int8(ranges="min_max", windows=2, window_tokens=32),
+    ],
+    ids=["fp32", "pruned", "int4", "int8 with biases", "dynamic int8", "static int8"],
+)
+def test_gate_and_up_in_one_product_compute_the_same(checkpoint: Checkpoint, tmp_path: Path, step: Step | None) -> None:
+    model = checkpoint if step is None else applied(step, checkpoint, tmp_path / "checkpoint")
+    products, logits = [], []
+    for fused in (False, True):
+        runtime = Genai(gate_up_fused=fused)
+        engine = built(runtime, model, tmp_path / str(fused))
+        nodes = onnx.load(engine.directory / "model.onnx", load_external_data=False).graph.node
+        products.append(sum("/mlp/" in node.name and "MatMul" in node.op_type for node in nodes))
+        logits.append(runtime.open(engine, threads=1).logits(PROMPT))
+    assert products == [3 * len(model.spec.layers), 2 * len(model.spec.layers)]
+    assert np.abs(logits[0] - logits[1]).max() < 1e-5 * np.abs(logits[0]).max()
+
+
+def test_gate_and_up_that_adapters_update_stay_apart(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    updated = adapted.beside(checkpoint, tmp_path / "adapted", "r8")
+    with pytest.raises(ConfigError, match=r"runtime\.gate_up_fused: .*merge=true"):
+        Genai(gate_up_fused=True).check(updated.spec)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import samples
+from support.studies import FAILED, SIZE, finish, predicted, study
+
+from edgeopt.errors import ConfigError
+from edgeopt.search.pareto.front import Objective, as_row, dominates, pareto_ranks
+
+coordinates = st.integers(-3, 3).map(float) | st.floats(-5, 5)
+clouds = st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[coordinates] * n), max_size=14))
+
+
+def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a != b and not any(x > y for x, y in zip(a, b, strict=True))
+
+
+def brute_force(points: list[tuple[float, ...]]) -> list[int]:
+    """Points in the longest chain, each beating the next, that ends in the point."""
+
+    @cache
+    def depth(n: int) -> int:
+        return 1 + max((depth(m) for m in range(len(points)) if beats(points[m], points[n])), default=0)
+
+    return [depth(n) for n in range(len(points))]
+
+
+@given(points=clouds)
+def test_ranks_are_those_of_the_definition(points: list[tuple[float, ...]]) -> None:
+    assert pareto_ranks(points) == brute_force(points)
+
+
+@given(points=clouds)
+def test_the_front_is_never_empty_and_its_members_do_not_dominate_one_another(points: list[tuple[float, ...]]) -> None:
+    front = [p for p, rank in zip(points, pareto_ranks(points), strict=True) if rank == 1]
+    assert bool(front) == bool(points)
+    assert not any(dominates(a, b) for a in front for b in front)
+
+
+@given(a=st.tuples(coordinates, coordinates), b=st.tuples(coordinates, coordinates))
+def test_dominance_is_strict_and_of_one_side(a: tuple[float, ...], b: tuple[float, ...]) -> None:
+    assert not dominates(a, a)
+    assert not (dominates(a, b) and dominates(b, a))
+    assert dominates(a, b) == beats(a, b)
+
+
+def test_equal_points_share_a_rank() -> None:
+    assert pareto_ranks([(1.0, 2.0), (1.0, 2.0), (2.0, 1.0), (2.0, 2.0)]) == [1, 1, 1, 2]
+
+
+def test_objectives_are_checked_against_known_metrics() -> None:
+    assert Objective.parse("m", "maximize", {"m": ""}).sign == -1.0
+    with pytest.raises(ConfigError, match=r"search.objectives.x: unknown metric 'x'.*m"):
+        Objective.parse("x", "minimize", {"m": ""})
+    with pytest.raises(ConfigError, match=r"'min' is no direction"):
+        Objective.parse("m", "min", {"m": ""})
+
+
+def test_a_row_tells_of_a_failure_and_of_what_waits(tmp_path: Path) -> None:
+    opened = study(tmp_path, enqueue=({"bits": 4}, {"bits": 8}))
+    failed = as_row(finish(opened, samples.result(failure=FAILED)), None)
+    assert failed == {
+        "number": 0,
+        "state": "failed",
+        "feasible": False,
+        "pareto_rank": None,
+        "origin": "enqueued",
+        "params": {"bits": 4},
+        "metrics": {},
+        "predicted": {},
+        "excess": {},
+        "refused": "",
+        "run_id": None,
+        "failure": "build: no",
+    }
+    waiting = as_row(opened.rows()[1], None)
+    assert (waiting["state"], waiting["feasible"], waiting["failure"]) == ("waiting", False, None)
+
+
+def test_a_row_tells_all_that_is_known_of_a_finished_trial(tmp_path: Path) -> None:
+    opened = study(tmp_path)
+    row = finish(opened, replace(samples.result(), predictions=(predicted(SIZE, 1.4),)))
+    opened.ledger.annotate(row, run_id="r")
+    told = as_row(opened.rows()[0], 1)
+    assert (told["feasible"], told["pareto_rank"], told["run_id"]) == (True, 1, "r")
+    assert told["metrics"] == samples.result().metrics
+    assert told["predicted"] == {SIZE: 1.4}
+    assert told["excess"] == {v.metric: v.excess for v in samples.result().verdicts}

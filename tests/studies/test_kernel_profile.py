@@ -1,0 +1,41 @@
+"""What layers and tokens take is found from engines' times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support import specs
+
+from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
+from edgeopt.core.kernel_times import WORKING_SETS, Kernels
+from edgeopt.machine.contention import Pace
+from edgeopt.studies import kernel_profile
+
+TIMES = tuple(tuple(us * (1 + 0.2 * row) for us in (1.0, 2.0, 4.0, 8.0)) for row in range(len(WORKING_SETS)))
+TRUE = Kernels(
+    threads=1,
+    matrix={f"int{bits}/{block}": TIMES for bits, blocks in BLOCK_SIZES.items() for block in blocks},
+    layer=(12.0, 30.0, 400.0),
+    token=(5.0, 2.0),
+)
+BARE = replace(TRUE, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
+
+
+def test_times_beside_the_matrices_are_found_from_whole_engines():
+    given = kernel_profile.skeletons()
+    found = kernel_profile.fitted(BARE, given, [TRUE.decode_us(spec) for spec in given])
+    assert found.layer == pytest.approx(TRUE.layer, rel=1e-3)
+    assert found.token == pytest.approx(TRUE.token, rel=1e-3)
+
+
+def test_engines_faster_than_their_matrices_leave_nothing_below_zero():
+    given = kernel_profile.skeletons()
+    found = kernel_profile.fitted(BARE, given, [0.5 * BARE.decode_us(spec) for spec in given])
+    assert found == BARE
+
+
+def test_an_engine_of_random_weights_decodes():
+    spec = replace(kernel_profile.skeletons()[0], layers=specs.llama().layers, hidden_size=64, head_size=16)
+    grids = {name: grid for name, grid in spec.grids.items() if name in spec.matrices}
+    assert 0 < kernel_profile._decode_s(replace(spec, grids=grids), 1, Pace()) < 1

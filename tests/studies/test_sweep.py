@@ -1,0 +1,115 @@
+"""Whole sweeps on a tiny model: what a person is promised, also when the sweep is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import time
+
+import pytest
+from mlflow import MlflowClient
+from support.sweeping import finished, front, runs, start, sweep, write_sweep
+
+
+def test_a_sweep_ends_with_a_front_a_champion_and_truthful_runs(folder):
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    assert len(document["trials"]) == 5
+    assert {t["state"] for t in document["trials"]} == {"finished"}
+    ranks = {t["number"]: t["pareto_rank"] for t in document["trials"]}
+    assert document["front"] == sorted(n for n, rank in ranks.items() if rank == 1) != []
+    assert document["champion"]["name"] == "tiny"
+    assert {r.info.status for r in runs(folder)} == {"FINISHED"}
+    assert len(runs(folder)) == 1 + 5
+
+    again, same, err = sweep(folder)
+    assert again == 0, err
+    assert len(runs(folder)) == 1 + 5
+    assert same["front"] == document["front"]
+    assert same["champion"] == document["champion"]
+
+
+def test_the_champion_of_a_front_is_the_registrys_and_a_front_without_one_asks_no_server(folder, tiny_model):
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    shown = front(folder)
+    assert shown["champion"] == document["champion"]
+    assert shown["trials"] == document["trials"]
+    MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").delete_registered_model_alias("tiny", "champion")
+    assert front(folder)["champion"] is None
+
+    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 1 B}}", trials=1)
+    assert sweep(folder, "search.study=apart")[0] == 3
+    (folder / "mlflow.db").unlink()
+    assert front(folder, "apart")["champion"] is None
+    assert not (folder / "mlflow.db").exists()
+
+
+def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model):
+    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 1 B}}", trials=3)
+    code, document, err = sweep(folder)
+    assert code == 3
+    assert "no trial keeps every limit" in err
+    assert document["front"] == []
+    assert document["champion"] is None
+    assert MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_registered_models() == []
+
+
+def test_what_cannot_fit_is_refused_before_any_work_and_told_as_predicted(folder, tiny_model):
+    """fp16 takes 236 kB, int8 some 140."""
+    write_sweep(folder, tiny_model, limits="{size: {engine_mib: 190 kB}}", trials=6)
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    (refused,) = (t for t in document["trials"] if t["state"] == "refused")
+    assert refused["params"] == {"recipe": "fp16"}
+    assert not refused["feasible"]
+    assert refused["metrics"] == {}
+    assert refused["predicted"]["size/engine_mib"] > 190e3 / 2**20
+    assert refused["excess"]["size/engine_mib"] > 0
+    (run,) = (r for r in runs(folder) if r.info.run_id == refused["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["edgeopt.refused"] == "estimate"
+    assert run.data.metrics["predicted_excess/size/engine_mib"] > 0
+    assert not any(name.startswith(("excess/", "size/", "time/compress")) for name in run.data.metrics)
+    measured = {t["number"]: t for t in document["trials"] if t["state"] == "finished"}
+    for trial in measured.values():
+        ratio = trial["metrics"]["size/engine_mib"] / trial["predicted"]["size/engine_mib"]
+        assert 0.98 < ratio < 1.02, trial["params"]
+
+
+def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
+    write_sweep(folder, tiny_model, limits="{latency: {decode_p50_ms: 1000 s}}", trials=3)
+    code, document, err = sweep(folder)
+    assert code == 3
+    assert re.search(r"· trial 0 \S+ .*\(\d+ s\): latency/decode_p50_ms: it was not measured", err), err
+    assert not any(t["feasible"] for t in document["trials"])
+    assert all(t["excess"] == {"latency/decode_p50_ms": None} for t in document["trials"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_killed_at_five_moments_loses_nothing_and_logs_nothing_twice(folder):
+    moments = random.Random(7)
+    seen: dict[int, str] = {}
+    for _ in range(5):
+        process = start(folder, "sweep", "--config-name", "tiny_sweep")
+        time.sleep(moments.uniform(3, 20))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        trials = finished(folder)
+        assert seen.items() <= trials.items(), "a finished trial was lost or changed"
+        seen = trials
+    code, document, err = sweep(folder)
+    assert code == 0, err
+    results = {t["number"]: t for t in document["trials"] if t["state"] == "finished"}
+    assert seen.keys() <= results.keys()
+    assert len(results) == 5
+    assert len({json.dumps(t["params"], sort_keys=True) for t in results.values()}) == 5
+    logged = runs(folder)
+    assert not [r for r in logged if r.info.status == "RUNNING"]
+    keys = [
+        r.data.tags["edgeopt.trial"] for r in logged if r.info.status == "FINISHED" and "edgeopt.trial" in r.data.tags
+    ]
+    assert len(keys) == len(set(keys)) == 5

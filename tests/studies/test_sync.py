@@ -1,0 +1,129 @@
+"""A sweep and its MLflow server, which is killed and started again meanwhile."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from support.mlflow_server import MlflowServer
+from support.sweeping import ended, ledger_of, require_whole, runs, start
+
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.search.storage.trial import DONE
+from edgeopt.search.storage.trial_store import studies
+
+MANY = ", ".join(f"{share / 100:.2f}" for share in range(5, 95, 5))
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[MlflowServer]:
+    """It keeps its runs where a sweep of this folder without a server would."""
+    made = MlflowServer(folder)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def over(folder: Path) -> int:
+    """How many trials are over."""
+    ledger = ledger_of(folder)
+    if not (folder / ".edgeopt" / "studies.db").is_file() or "kill" not in studies(ledger.url):
+        return 0
+    return sum(row.state in DONE for row in ledger.changes(0))
+
+
+def wait_for(folder: Path, trials: int, sweep: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while over(folder) < trials and sweep.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def study_run(folder: Path) -> tuple[str, str]:
+    """Id and status of the study's run."""
+    (found,) = [run for run in runs(folder) if run.data.tags.get(tags.ROLE) == "study"]
+    return found.info.run_id, found.info.status
+
+
+def test_a_sweep_goes_on_while_its_server_is_away_and_tells_it_everything_later(
+    folder: Path, server: MlflowServer
+) -> None:
+    sweep = start(folder, "sweep", "--config-name", "tiny_sweep", tracking_uri=server.uri)
+    wait_for(folder, 1, sweep)
+    server.kill()
+    wait_for(folder, 3, sweep)
+    assert over(folder) >= 3, "it works without the server"
+    server.start()
+    code, document, err = ended(sweep)
+    assert code == 0, err
+    assert "MLflow does not answer" in err
+    assert "MLflow answers again" in err
+    assert document["champion"]["name"] == "tiny"
+    require_whole(folder, ledger_of(folder))
+    parent, status = study_run(folder)
+    assert status == "FINISHED"
+    history = MlflowClient(tracking_uri=server.uri).get_metric_history(parent, "trials/finished")
+    assert [(m.step, m.value) for m in history] == [(n, float(n)) for n in range(1, 6)]
+
+
+def test_what_a_server_that_stayed_away_lacks_is_sent_by_sync(folder: Path, server: MlflowServer) -> None:
+    given = ("sweep", "--config-name", "tiny_sweep", "tracking.patience_s=0", "search.trials=3")
+    sweep = start(folder, *given, tracking_uri=server.uri)
+    wait_for(folder, 1, sweep)
+    server.kill()
+    code, _, err = ended(sweep)
+    assert code == 1
+    assert "trials are kept and not in MLflow yet" in err.splitlines()[-1]
+    assert "edgeopt sync kill" in err.splitlines()[-1]
+    assert over(folder) == 3
+    code, told, err = ended(start(folder, "status"))
+    assert (code, told["trials"]) == (0, {"finished": 3}), err
+    assert told["unrecorded"] >= 1
+
+    code, _, err = ended(start(folder, "sync"))
+    assert code == 1
+    assert "MLflow does not answer" in err
+
+    server.start()
+    code, sent, err = ended(start(folder, "sync"))
+    assert code == 0, err
+    assert len(sent["sent"]) == told["unrecorded"]
+    assert (sent["left"], sent["evicted"]) == ([], [])
+    require_whole(folder, ledger_of(folder))
+    parent, status = study_run(folder)
+    assert status == "FINISHED"
+    kept = [file.path for file in MlflowClient(tracking_uri=server.uri).list_artifacts(parent, "front")]
+    assert "front/front.html" in kept
+    assert ended(start(folder, "sync"))[1]["sent"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_is_killed_again_and_again_has_all_of_twenty_trials_once(
+    folder: Path, server: MlflowServer, workers: int
+) -> None:
+    file = folder / "tiny_sweep.yaml"
+    file.write_text(file.read_text().replace("choices: [0.25, 0.5]", f"choices: [{MANY}]"))
+    chance, kills = random.Random(5), 0
+    given = ("sweep", "--config-name", "tiny_sweep", "search.trials=20", f"workers={workers}")
+    sweep = start(folder, *given, tracking_uri=server.uri)
+    wait_for(folder, 1, sweep)
+    while sweep.poll() is None and (kills < 2 or over(folder) < 18):
+        server.kill()
+        kills += 1
+        time.sleep(chance.uniform(0, 3))
+        server.start()  # it takes seconds to come up, in which trials end, on a fast machine all of them
+        if kills >= 2:
+            time.sleep(chance.uniform(0, 3))
+    code, document, err = ended(sweep)
+    assert code == 0, err
+    assert kills >= 2
+    assert len(document["trials"]) == 20
+    require_whole(folder, ledger_of(folder))
+    assert study_run(folder)[1] == "FINISHED"

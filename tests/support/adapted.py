@@ -1,0 +1,42 @@
+"""Checkpoints with invented adapters, and the same adapters merged into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from edgeopt.checkpoints import adapters, modeling
+from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.compress.recovery.lora import TARGETS, modules
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.model_spec import Adapter
+
+
+def beside(checkpoint: Checkpoint, directory: Path, adapter: str, targets: Sequence[str] = TARGETS) -> Checkpoint:
+    """The checkpoint with one more adapter, named after its rank (`r4`), of random updates that are not small."""
+    import torch
+
+    directory.mkdir()
+    modeling.link(checkpoint, directory)
+    network, rank = modeling.load(checkpoint), int(adapter[1:])
+    draw = torch.Generator().manual_seed(rank)
+    updates = {}
+    for name in modules(network, targets):
+        rows, columns = network.get_submodule(name).weight.shape
+        down, up = (torch.randn(shape, generator=draw) for shape in ((rank, columns), (rows, rank)))
+        updates[name] = LowRank(down=0.3 * down / columns**0.5, up=up / rank**0.5)
+    adapters.write(updates, directory, adapter)
+    added = {**checkpoint.spec.adapters, adapter: Adapter(rank=rank, targets=tuple(targets))}
+    spec = replace(checkpoint.spec, adapters=added)
+    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
+
+
+def merged(checkpoint: Checkpoint, directory: Path, adapter: str) -> Checkpoint:
+    """A float checkpoint whose weights hold one of the adapters of `checkpoint`, and that has none itself."""
+    directory.mkdir()
+    network, spec = modeling.load(checkpoint), replace(checkpoint.spec.in_fp32, adapters={})
+    for name, update in adapters.read(checkpoint.directory, adapter).items():
+        network.get_submodule(name).weight.data += update.up @ update.down
+    modeling.save(network, directory, checkpoint, spec)
+    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})

@@ -1,0 +1,169 @@
+"""Invented trials with the spread of a real sweep, and a toy engine that really generates."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from edgeopt.core.artifact import Engine
+from edgeopt.core.instantiate import describe
+from edgeopt.core.result import Failure, Measurement, TrialResult, Verdict
+from edgeopt.measure.harness.fake_runtime import StubRuntime
+from support import specs
+
+OBJECTIVES = [
+    {"metric": "quality/perplexity_ratio", "unit": "", "direction": "minimize"},
+    {"metric": "latency/decode_p50_ms", "unit": "ms", "direction": "minimize"},
+    {"metric": "memory/peak_rss_mib", "unit": "MiB", "direction": "minimize"},
+]
+LIMITS = [
+    {"metric": "quality/perplexity_ratio", "limit": "at most 1.15", "bound": 1.15, "unit": ""},
+    {"metric": "latency/decode_p50_ms", "limit": "at most 0.8 x baseline", "bound": 1.04, "unit": "ms"},
+    {"metric": "memory/peak_rss_mib", "limit": "at most 90 MiB", "bound": 90.0, "unit": "MiB"},
+]
+
+
+def rows(count: int = 28, seed: int = 3) -> list[dict[str, Any]]:
+    """`count` trials, of which the last failed; ranks follow the three objectives."""
+    draw, found = random.Random(seed), []
+    for number in range(count):
+        bits, ratio, lora = draw.choice([4, 4, 8, 32]), draw.choice([0.0, 0.1, 0.2, 0.3, 0.4]), draw.random() < 0.6
+        damage = {4: 0.075, 8: 0.008, 32: 0.0}[bits] + ratio**2 * (0.6 if lora else 1.4)
+        figures = {
+            "quality/perplexity_ratio": 1 + damage * draw.uniform(0.8, 1.2),
+            "latency/decode_p50_ms": ({4: 0.6, 8: 0.8, 32: 1.3}[bits] * (1 - 0.5 * ratio)) * draw.uniform(0.95, 1.1),
+            "memory/peak_rss_mib": (60 + {4: 8, 8: 14, 32: 40}[bits] * (1 - 0.4 * ratio)) * draw.uniform(0.98, 1.03),
+        }
+        excess = {limit["metric"]: figures[str(limit["metric"])] / float(limit["bound"]) - 1 for limit in LIMITS}
+        found.append(
+            {
+                "number": number,
+                "state": "finished",
+                "feasible": all(e <= 0 for e in excess.values()),
+                "pareto_rank": None,
+                "origin": "sampled",
+                "params": {"step.quantize.bits": bits, "step.prune.ratio": ratio, "lora": lora},
+                "metrics": figures,
+                "predicted": {},
+                "excess": excess,
+                "refused": "",
+                "run_id": None,
+                "failure": None,
+            }
+        )
+    found[-1] |= {
+        "state": "failed",
+        "feasible": False,
+        "metrics": {},
+        "failure": "build: BuildError: out of memory",
+        "excess": {limit["metric"]: None for limit in LIMITS},
+    }
+    _rank([row for row in found if row["feasible"]])
+    return found
+
+
+def _rank(rows: list[dict[str, Any]]) -> None:
+    rank, left = 1, rows
+    while left:
+        front = [r for r in left if not any(_dominates(other, r) for other in left)]
+        for row in front:
+            row["pareto_rank"] = rank
+        rank, left = rank + 1, [r for r in left if r["pareto_rank"] is None]
+
+
+def _dominates(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    pairs = [(a["metrics"][o["metric"]], b["metrics"][o["metric"]]) for o in OBJECTIVES]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+WORDS = ("def", "f", "(", "x", ")", ":", "return", "+", "1", "if", "else", "for", "in", "range", "print", "<unk>")
+
+
+def engine(folder: Path, *, seed: int = 0) -> Engine:
+    """A sealed toy engine: a bigram table over a dozen words, run by the stub runtime."""
+    folder.mkdir(parents=True)
+    table = np.random.default_rng(seed).standard_normal((len(WORDS), len(WORDS))).astype(np.float32)
+    np.save(folder / "table.npy", table)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    spec = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=64)
+    made_by = {"runtime": describe(StubRuntime()), "versions": {}}
+    return Engine.seal(folder, format=StubRuntime.format, spec=spec, made_by=made_by)
+
+
+def result(
+    built: Engine | None = None,
+    *,
+    decode_ms: float = 0.7,
+    ratio: float = 1.05,
+    rss_mib: float = 70.0,
+    failure: Failure | None = None,
+    **more: Any,
+) -> TrialResult:
+    """A trial that keeps LIMITS unless its figures say otherwise."""
+    figures = {
+        "quality/perplexity_ratio": ratio,
+        "latency/decode_p50_ms": decode_ms,
+        "memory/peak_rss_mib": rss_mib,
+        "size/engine_mib": 1.5,
+    }
+    unit = {limit["metric"]: limit["unit"] for limit in LIMITS} | {"size/engine_mib": "MiB"}
+    measured = (
+        ()
+        if failure
+        else tuple(
+            Measurement(metric=m, unit=str(unit[m]), value=v, low=v, high=v, count=3, method="invented")
+            for m, v in figures.items()
+        )
+    )
+    verdicts = () if failure else tuple(_verdict(limit, figures) for limit in LIMITS)
+    return TrialResult(
+        recipe={"text": "prune_width → quantize", "digest": "d1ge57"},
+        target="sbc_4gib",
+        device={"name": "test machine"},
+        emulated=True,
+        measurements=measured,
+        verdicts=verdicts,
+        timings_s={"build": 1.5},
+        failure=failure,
+        engine=None if built is None else built.describe(),
+        **more,
+    )
+
+
+def _verdict(limit: dict[str, Any], figures: dict[str, float]) -> Verdict:
+    metric, value = limit["metric"], figures[limit["metric"]]
+    excess = value / limit["bound"] - 1
+    return Verdict(
+        metric=metric,
+        limit=limit["limit"],
+        bound=limit["bound"],
+        value=value,
+        excess=excess,
+        kept=excess <= 0,
+        reason="" if excess <= 0 else "above",
+    )
+
+
+def row(number: int, outcome: TrialResult, run_id: str | None, rank: int | None) -> dict[str, Any]:
+    """A trial as `edgeopt front --json` prints it."""
+    return {
+        "number": number,
+        "state": "failed" if outcome.failure else "finished",
+        "feasible": outcome.feasible,
+        "pareto_rank": rank,
+        "origin": "sampled",
+        "params": {"bits": 4},
+        "metrics": outcome.metrics,
+        "predicted": {m.metric: m.value for m in outcome.predictions},
+        "excess": {v.metric: v.excess for v in outcome.verdicts},
+        "refused": outcome.refused,
+        "run_id": run_id,
+        "failure": outcome.failure and f"{outcome.failure.stage}: {outcome.failure.message}",
+    }

@@ -1,0 +1,141 @@
+"""Sweeps of a tiny model in processes of their own, as a person starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from edgeopt.core import mlflow_tags as tags
+from edgeopt.search.storage.database import file_url
+from edgeopt.search.storage.trial import DONE
+from edgeopt.search.storage.trial_store import Ledger, studies
+
+SPACE = """
+defaults:
+  - config
+  - _self_
+model:
+  _target_: edgeopt.models.local.LocalFolder
+  path: {model}
+target:
+  context_length: 96
+measure:
+  prompt_lengths: [16]
+  window_tokens: 64
+  max_windows: 4
+  foreign_cpu_share: 2.0
+  halves_tolerance: 100.0
+  slowed_share: 1.0
+  retries: 0
+  probes:
+    energy: null
+    latency: null
+    parity: null
+limits: {limits}
+search:
+  _target_: edgeopt.search.space.definition.Search
+  study: kill
+  objectives:
+    quality/perplexity: minimize
+    size/engine_mib: minimize
+  parameters:
+    recipe:
+      choices: [int8, int4, fp16, prune_int4]
+    step.prune.ratio:
+      choices: [0.25, 0.5]
+      when: {{recipe: [prune_int4]}}
+  enqueue:
+    - {{recipe: int8}}
+  trials: {trials}
+promote: tiny
+"""
+POLICY = """
+model: tiny
+aliases:
+  champion:
+    - {metric: quality/perplexity, direction: minimize, weight: 1.0}
+"""
+
+
+def prepare(folder: Path, model: Path, *, cache: Path | None = None) -> None:
+    """A user's folder of configs, which is the working folder of the sweep too; with a cache of its own, or a given."""
+    if cache is not None:
+        (folder / ".edgeopt").mkdir()
+        (folder / ".edgeopt" / "cache").symlink_to(cache)
+    (folder / "registry").mkdir()
+    (folder / "registry" / "tiny.yaml").write_text(POLICY)
+    write_sweep(folder, model, limits="{size: {engine_mib: 1 GiB}}")
+
+
+def write_sweep(folder: Path, model: Path, *, limits: str, trials: int = 5) -> None:
+    (folder / "tiny_sweep.yaml").write_text(SPACE.format(model=model, limits=limits, trials=trials))
+
+
+def start(
+    folder: Path, *arguments: str, cwd: Path | None = None, store: str = "", tracking_uri: str = ""
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "edgeopt.cli", *arguments, "--config-dir", str(folder), "--json"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "EDGEOPT_"))}
+    if store:
+        environment["EDGEOPT_STORE"] = store
+    if tracking_uri:
+        environment["MLFLOW_TRACKING_URI"] = tracking_uri
+    return subprocess.Popen(
+        command, cwd=cwd or folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+    """Exit code, document and what was said on stderr."""
+    out, err = process.communicate(timeout=400)
+    return process.returncode, json.loads(out) if out.strip() else {}, err
+
+
+def sweep(folder: Path, *overrides: str, store: str = "") -> tuple[int, dict[str, Any], str]:
+    return ended(start(folder, "sweep", "--config-name", "tiny_sweep", *overrides, store=store))
+
+
+def front(folder: Path, study: str = "kill") -> dict[str, Any]:
+    code, document, err = ended(start(folder, "front", study))
+    assert code == 0, err
+    return document
+
+
+def runs(folder: Path) -> list[Any]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(experiments, max_results=1000))
+
+
+def ledger_of(folder: Path) -> Ledger:
+    return Ledger(file_url(folder / ".edgeopt" / "studies.db"), "kill")
+
+
+def require_whole(folder: Path, ledger: Ledger) -> None:
+    """Every trial is over and recorded once, under its last attempt; no run is open."""
+    rows = ledger.changes(0)
+    assert not [row for row in rows if row.state == "running" or (row.state in DONE and not row.recorded)]
+    logged = [run for run in runs(folder) if tags.TRIAL in run.data.tags]
+    assert not [run for run in logged if run.info.status == "RUNNING"]
+    keys = [(run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in logged]
+    assert len(set(keys)) == len(keys)
+    done = sorted(run.data.tags[tags.TRIAL] for run in logged if run.info.status == "FINISHED")
+    assert done == sorted(f"kill/{row.number}" for row in rows if row.state in ("finished", "stopped", "refused"))
+
+
+def finished(folder: Path) -> dict[int, str]:
+    """Each stored result by trial number."""
+    file = folder / ".edgeopt" / "studies.db"
+    if not file.is_file():
+        return {}
+    ledger = ledger_of(folder)
+    if "kill" not in studies(ledger.url):
+        return {}
+    done = [row.number for row in ledger.changes(0) if row.state == "finished"]
+    return {number: json.dumps(ledger.result(number), sort_keys=True) for number in done}

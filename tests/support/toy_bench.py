@@ -1,0 +1,76 @@
+"""A toy language of 64 words with a tokenizer, and stub engines that speak it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.corpus import Text
+from edgeopt.core.result import Measurement
+from edgeopt.core.target import Target
+from edgeopt.measure.harness.bench import Bench, measure
+from edgeopt.measure.harness.fake_runtime import StubRuntime
+from support import specs
+
+WORDS = [f"w{i}" for i in range(63)] + ["<unk>"]
+SPEC = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=512)
+TASKS = Path(__file__).parent / "tasks"
+"""Two tasks of lm-eval over twelve documents in these words."""
+LM_EVAL = find_spec("lm_eval") is not None
+TARGET = Target(name="toy", threads=1, context_length=128)
+
+
+def text(seed: int = 0, documents: int = 30, words: int = 150) -> Text:
+    draw = random.Random(seed)
+    return Text(
+        name=f"toy {seed}", documents=tuple(" ".join(draw.choices(WORDS[:-1], k=words)) for _ in range(documents))
+    )
+
+
+def build(folder: Path, runtime: StubRuntime) -> Engine:
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    engine = folder / "engine"
+    engine.mkdir()
+    sealed = Checkpoint.seal(checkpoint, format="toy", spec=SPEC, made_by={})
+    runtime.build(sealed, engine, lambda line: None)
+    return Engine.seal(engine, format=runtime.format, spec=SPEC, made_by={})
+
+
+def bench(*probes: str, **values: Any) -> Bench:
+    """A bench of the named probes, which nothing disturbs unless `values` says so."""
+    parts = {name: {"_target_": f"edgeopt.measure.{name}.{name.capitalize()}"} for name in probes}
+    undisturbed = {"foreign_cpu_share": 1.0, "halves_tolerance": 1e9, "slowed_share": 1.0}
+    return Bench(**{"probes": parts, "max_windows": 8, "timeout_s": 60.0, **undisturbed, **values})
+
+
+def measured(
+    folder: Path,
+    runtime: StubRuntime,
+    bench: Bench,
+    *,
+    target: Target = TARGET,
+    references: Mapping[str, Path] | None = None,
+    evaluation: Text | None = None,
+) -> dict[str, Measurement]:
+    """Build the runtime's engine in `folder` and measure it there."""
+    figures = measure(
+        build(folder, runtime),
+        runtime,
+        bench,
+        target,
+        evaluation or text(),
+        folder / "measured",
+        references or {},
+        lambda line: None,
+    )
+    return {figure.metric: figure for figure in figures}

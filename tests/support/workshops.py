@@ -1,0 +1,58 @@
+"""A place for steps to work in, for tests, and for runtimes to build in: nothing is kept between two of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeopt.checkpoints.importing import CARRIED
+from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.corpus import Text
+from edgeopt.core.instantiate import describe
+from edgeopt.core.protocols import Runtime, Step, Workshop
+from edgeopt.core.result import Measurement
+from edgeopt.core.target import Target
+
+
+class NoCache:
+    """Makes every stage anew."""
+
+    def stage(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
+        directory = Path(tempfile.mkdtemp(prefix=f"edgeopt-{kind}-"))
+        produce(directory)
+        return directory
+
+    @contextmanager
+    def draft(self, inputs: object) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def workshop(original: Checkpoint, calibration: Text | None = None) -> Workshop:
+    words = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 20,))
+    return Workshop(
+        original=original, floating=original, calibration=calibration or words, cache=NoCache(), progress=lambda _: None
+    )
+
+
+def applied(step: Step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    """What a step makes of a checkpoint, in a new folder."""
+    directory.mkdir()
+    spec = step.apply(checkpoint, directory, workshop(checkpoint))
+    return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={})
+
+
+def built(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
+    """The engine of a checkpoint in a new folder."""
+    directory.mkdir()
+    runtime.build(checkpoint, directory, lambda _: None)
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+
+
+def foretold(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
+    """What arithmetic says of an engine that was built; empty where it says nothing."""
+    carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED)
+    found = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)
+    return [figure for figure in found if figure.metric == metric]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from itertools import combinations
+from typing import Any
+
+import pytest
+from support import samples
+
+from edgeopt.tracking.charts import svg
+from edgeopt.tracking.charts.chart_data import View, prepare
+
+
+def view(**changed: Any) -> View:
+    shape = {"rows": samples.rows(), "objectives": samples.OBJECTIVES, "limits": samples.LIMITS} | changed
+    return prepare(study="s", **shape)
+
+
+def drawn(seen: View) -> ET.Element:
+    return ET.fromstring(svg.figure(seen, lambda row: f"/runs/{row['number']}?a=1&b='2'"))
+
+
+def test_every_plotted_trial_is_a_link_that_says_what_it_is() -> None:
+    seen = view()
+    links = drawn(seen).findall("a")
+    assert sorted(link.get("href") for link in links) == sorted(f"/runs/{p.number}?a=1&b='2'" for p in seen.points)
+    for link in links:
+        told = link.get("aria-label") or ""
+        assert "quality: perplexity ratio" in told
+        assert "step.quantize.bits = " in told
+        assert link.findtext("title") == told, "who hovers reads the same"
+
+
+def test_points_lie_where_the_ticks_say() -> None:
+    seen = view()
+    picture = drawn(seen)
+    ticks = {
+        float(text.text or ""): float(text.get("x") or "")
+        for text in picture.findall("text")
+        if text.get("text-anchor") == "middle" and (text.text or "").replace(".", "").isdigit()
+    }
+    (low, at_low), (high, at_high) = min(ticks.items()), max(ticks.items())
+    point = seen.of("front")[0]
+    link = next(a for a in picture.findall("a") if f"trial {point.number}," in (a.get("aria-label") or ""))
+    circle = link.find("circle")
+    assert circle is not None
+    expected = at_low + (point.x - low) / (high - low) * (at_high - at_low)
+    assert float(circle.get("cx") or "") == pytest.approx(expected, abs=0.2)
+
+
+def test_limits_are_drawn_and_named() -> None:
+    words = [text.text for text in drawn(view()).findall("text")]
+    assert "limit 1.15" in words
+    assert "limit 1.04 ms" in words
+
+
+def test_what_a_recipe_says_cannot_break_out_of_the_picture() -> None:
+    rows = samples.rows()
+    for row in rows:
+        row["params"] = {"<script>": "'/><script>alert(1)</script>"}
+    assert drawn(view(rows=rows)).find(".//script") is None
+
+
+def test_trials_without_a_run_are_drawn_without_a_link() -> None:
+    picture = ET.fromstring(svg.figure(view(), lambda _: ""))
+    assert picture.findall("a") == []
+    assert len(picture.findall("g")) == len(view().points)
+
+
+def test_numbers_of_members_that_nearly_coincide_are_legible_beside_one_another() -> None:
+    rows = samples.rows()
+    member = next(row for row in rows if row["feasible"] and row["pareto_rank"] == 1)
+    rows += [member | {"number": number} for number in (100, 101, 102)]
+    names = drawn(view(rows=rows)).findall(".//text[@class='name']")
+    assert {"100", "101", "102"} < {name.text for name in names}
+    boxes = [(float(name.attrib["x"]), float(name.attrib["y"]), 8 * len(str(name.text))) for name in names]
+    for (x, y, width), (other_x, other_y, other_width) in combinations(boxes, 2):
+        assert abs(x - other_x) >= (width + other_width) / 2 or abs(y - other_y) >= 12
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0.0, 10.0), [0, 2, 4, 6, 8, 10]), ((0.1, 0.13), [0.1, 0.11, 0.12, 0.13])]
+)
+def test_ticks_are_round_numbers_within_the_axis(values: tuple[float, float], expected: list[float]) -> None:
+    rows = [samples.row(n, samples.result(decode_ms=v, ratio=1.0 + n), None, 1) for n, v in enumerate(values)]
+    axis = view(rows=rows, limits=[]).y
+    found = svg._ticks(axis)
+    assert all(axis.low <= tick <= axis.high for tick in found)
+    assert set(expected) <= set(found)

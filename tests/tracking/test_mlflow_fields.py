@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeopt.core.result import Measurement, TrialResult, Verdict
+from edgeopt.tracking import cards, mlflow_fields
+
+
+@pytest.mark.parametrize(
+    ("config", "flat"),
+    [
+        ({"a": {"b": 1, "c": {"d": None}}}, {"a.b": "1", "a.c.d": "null"}),
+        ({"a": [1, 2.5, "x"]}, {"a": '[1, 2.5, "x"]'}),
+        ({"a": [{"b": True}, {"b": False}]}, {"a.0.b": "true", "a.1.b": "false"}),
+        ({}, {}),
+        ({"a": {}, "b": []}, {"a": "{}", "b": "[]"}),
+        ({"a": "plain", "b": "µ"}, {"a": "plain", "b": "µ"}),
+    ],
+)
+def test_flatten(config: dict[str, Any], flat: dict[str, str]) -> None:
+    assert mlflow_fields.flatten(config) == flat
+
+
+@given(st.dictionaries(st.text(string.printable, min_size=1, max_size=400), st.text(max_size=50), max_size=4))
+def test_params_fit_into_mlflow(values: dict[str, str]) -> None:
+    from mlflow.utils.validation import _validate_param
+
+    kept, _ = mlflow_fields.params(values)
+    for key, value in kept.items():
+        _validate_param(key, value)
+
+
+def test_long_names_stay_apart() -> None:
+    kept, _ = mlflow_fields.params({"a" * 300 + "1": "x", "a" * 300 + "2": "y"})
+    assert len(kept) == 2
+    assert all(len(name) <= mlflow_fields.KEY_LENGTH for name in kept)
+
+
+def test_plain_is_strict_json() -> None:
+    assert mlflow_fields.plain({"a": [float("nan"), 1.0, (float("inf"),)]}) == {"a": ["nan", 1.0, ["inf"]]}
+
+
+def stopped(rung: str, verdict: Verdict, *measurements: Measurement) -> TrialResult:
+    return TrialResult(
+        recipe={"text": "int4"},
+        target="t",
+        device={},
+        emulated=False,
+        refused=rung,
+        verdicts=(verdict,),
+        measurements=measurements,
+        saved_s={"compress/lora": 20.5},
+    )
+
+
+SIZE = Measurement(metric="size/engine_mib", unit="MiB", value=9.0, low=9.0, high=9.0, count=1, method="bytes")
+BROKEN = Verdict(
+    metric=SIZE.metric, limit="at most 5 MiB", bound=5.0, value=9.0, excess=0.8, kept=False, reason="is above 5 MiB"
+)
+
+
+def test_what_the_cache_saved_is_told_by_stage() -> None:
+    found, _ = mlflow_fields.metrics(stopped("build", BROKEN, SIZE))
+    assert found["time_saved/compress/lora_s"] == 20.5
+    assert found["excess/size/engine_mib"] == 0.8
+
+
+def test_the_note_of_a_stopped_trial_tells_where_it_stopped_and_measured_from_predicted() -> None:
+    late = cards.trial(stopped("build", BROKEN, SIZE))
+    assert "**Refused** at build: nothing was measured after build" in late
+    assert "| 9 MiB |" in late
+    early = cards.trial(stopped("divergence", replace(BROKEN, predicted=True)))
+    assert "no engine was built" in early
+    assert "predicted at best |" in early
+    hopeful = cards.trial(stopped("build", replace(BROKEN, predicted=True, kept=True)))
+    assert "predicted at best | not excluded |" in hopeful
+    assert "nothing was built" in cards.trial(stopped("estimate", replace(BROKEN, predicted=True)))
