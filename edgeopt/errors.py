@@ -23,19 +23,19 @@ class EdgeoptError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, place: str = "", mend: str = "") -> None:
-        super().__init__(what, place, mend)
-        self.what = what
-        self.place = place
-        self.mend = mend
+    def __init__(self, message: str, *, location: str = "", hint: str = "") -> None:
+        super().__init__(message, location, hint)
+        self.message = message
+        self.location = location
+        self.hint = hint
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.what}" if self.place else self.what
-        return f"{text}. {self.mend}" if self.mend else text
+        text = f"{self.location}: {self.message}" if self.location else self.message
+        return f"{text}. {self.hint}" if self.hint else text
 
-    def at(self, place: str) -> EdgeoptError:
+    def at(self, location: str) -> EdgeoptError:
         """The same error, with the outer place put before its own."""
-        return type(self)(self.what, place=".".join(p for p in (place, self.place) if p), mend=self.mend)
+        return type(self)(self.message, location=".".join(p for p in (location, self.location) if p), hint=self.hint)
 
 
 class ConfigError(EdgeoptError):

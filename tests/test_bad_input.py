@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import samples
 
 from edgeopt.cli import display
 from edgeopt.cli.commands import doctor, front
@@ -22,10 +23,9 @@ from edgeopt.config import parse as configs
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
 from edgeopt.studies.open_study import OpenStudy
-from tests import samples
 
 Refused = Callable[..., str]
-COMMANDS = ("run", "sweep", "front", "promote", "estimate", "profile", "bench", "generate", "cache", "doctor")
+COMMANDS = ("run", "sweep", "front", "promote", "predict", "profile", "bench", "generate", "cache", "doctor")
 HEAVY = {"torch", "transformers", "mlflow", "optuna", "hydra", "onnxruntime", "rich", "yaml", "numpy"}
 LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
 
@@ -152,7 +152,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize("case", CONFIG)
 def test_a_bad_config_is_refused(case: str, refused: Refused, work: Path) -> None:
     overrides, told = CONFIG[case]
-    line = refused("estimate", *overrides)
+    line = refused("predict", *overrides)
     assert [part for part in told if part not in line] == [], line
     assert list(work.iterdir()) == [], "a command that is refused leaves nothing behind"
 
@@ -547,14 +547,14 @@ def own(work: Path) -> Path:
 def test_a_fault_in_a_users_file_names_the_file(
     overrides: list[str], told: list[str], refused: Refused, own: Path, work: Path
 ) -> None:
-    line = refused("estimate", "--config-dir", "own", *overrides)
+    line = refused("predict", "--config-dir", "own", *overrides)
     assert [part for part in told if part not in line] == [], line
     assert not (work / "pwned").exists()
 
 
 def test_a_fault_in_an_override_is_not_laid_on_a_file(refused: Refused, own: Path) -> None:
     (own / "step" / "wide.yaml").write_text("_target_: edgeopt.compress.pruning.prune_width.PruneWidth\nratio: 0.2\n")
-    line = refused("estimate", "--config-dir", "own", "recipe=prune", "step.prune.ratio=7.0")
+    line = refused("predict", "--config-dir", "own", "recipe=prune", "step.prune.ratio=7.0")
     assert line.startswith("step.prune.ratio: 7.0")
     assert "wide.yaml" not in line
 
@@ -568,7 +568,7 @@ def test_the_values_of_a_trial_that_cannot_be_are_its_recorded_failure() -> None
 
 
 def test_a_traceback_is_shown_on_demand_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["estimate", "recipe=int5", "--debug"]) == 2
+    assert main(["predict", "recipe=int5", "--debug"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.splitlines()[-1].startswith("edgeopt: recipe: ")
@@ -609,7 +609,7 @@ def test_overrides_may_stand_around_options(capsys: pytest.CaptureFixture[str]) 
 )
 def test_a_limit_is_set_whether_the_target_has_it_or_not(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     for target in ("this_machine", "sbc_4gib"):
-        assert main(["estimate", f"target={target}", f"{key}=3 GiB", "--json"]) == 0
+        assert main(["predict", f"target={target}", f"{key}=3 GiB", "--json"]) == 0
         (limit,) = [x for x in json.loads(capsys.readouterr().out)["limits"] if x["metric"].startswith("memory")]
         assert limit["limit"] == "at most 3072 MiB"
 

@@ -1,4 +1,4 @@
-"""The house's layers, held by reading every import. See ARCHITECTURE.md: one direction, and no room knows another."""
+"""Check the layers by reading every import: imports go down, stages do not import each other, cycles are absent."""
 
 from __future__ import annotations
 
@@ -14,68 +14,54 @@ import pytest
 import edgeopt
 
 PACKAGE = Path(edgeopt.__file__).parent
-LEVEL_0 = {
-    "errors",
-    "units",
-    "part",
-    "spec",
-    "artifact",
-    "text",
-    "recipe",
-    "target",
-    "result",
-    "tags",
-    "kernels",
-    "process",
-    "secrets",
-    "context",
-    "libraries",
-    "__init__",
+
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors"}),
+    frozenset({"core"}),
+    frozenset({"checkpoints", "machine", "cache"}),
+    frozenset({"compress", "runtimes", "measure", "models", "datasets", "tracking", "release", "serving"}),
+    frozenset({"pipeline"}),
+    frozenset({"search"}),
+    frozenset({"config", "hydra_plugins", "pages"}),
+    frozenset({"studies", "mlflow_plugins"}),
+    frozenset({"api"}),
+    frozenset({"cli"}),
+)
+"""Folders and root modules of edgeopt, lowest first. A folder imports itself and lower layers only."""
+
+NOT_IMPORTED_BY = {
+    "pipeline": {"compress", "runtimes", "measure", "models", "datasets", "tracking", "release", "serving"},
+    "search": {"compress", "runtimes", "measure", "models", "datasets", "tracking", "release", "serving"},
 }
-LEVEL_1 = {"ports", "network", "tensor_files", "grid", "adapters", "tokens", "intake"}
-ROOMS = {"compress", "runtimes", "measure", "models", "texts", "judge", "store", "tracking", "release", "serving"}
-LEVEL_3 = {"job", "rungs", "work", "pipeline"}
-LEVEL_5 = {
-    "composition",
-    "config",
-    "assembly",
-    "profiling",
-    "commands",
-    "cli",
-    "display",
-    "diagnosis",
-    "hydra_plugins",
-    "mlflow_plugins",
-    "pages",
-}
-ANYTHING = LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_3 | LEVEL_5 | {"search"}
+"""Lower folders that a folder may not import all the same: it receives their objects and calls them by protocol."""
 
 WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recovery": set()}
-"""Which rooms of compress each of them may know, beside the mathematics that all share."""
+"""Subfolders of compress/ that each subfolder may import, beside the modules that all of them share."""
 
 OWNERS = {
     "mlflow": {"tracking", "release", "models", "mlflow_plugins", "pages"},
     "optuna": {"search"},
-    "hydra": {"composition", "hydra_plugins"},
-    "omegaconf": {"composition", "hydra_plugins"},
-    "transformers": {"models", "compress", "network", "runtimes"},
-    "peft": {"models", "compress", "network"},
-    "sqlalchemy": {"search", "tracking", "release", "measure"},
-    "onnxruntime": {"runtimes", "measure"},
+    "hydra": {"config", "hydra_plugins"},
+    "omegaconf": {"config", "hydra_plugins"},
+    "transformers": {"models", "checkpoints", "compress", "runtimes"},
+    "peft": {"models", "checkpoints", "compress"},
+    "sqlalchemy": {"search", "tracking", "release", "machine"},
+    "onnxruntime": {"runtimes", "measure", "machine"},
     "onnxruntime_genai": {"runtimes", "measure"},
     "gguf": {"runtimes"},
     "llama_cpp": {"runtimes"},
     "tensorrt": {"runtimes"},
-    "tokenizers": {"tokens", "serving"},
-    "starlette": {"serving", "pages", "commands", "mlflow_plugins"},
-    "safetensors": {"tensor_files"},
+    "tokenizers": {"checkpoints", "serving"},
+    "starlette": {"serving", "pages", "cli", "mlflow_plugins"},
+    "safetensors": {"checkpoints"},
     "plotly": {"tracking"},
     "matplotlib": {"tracking"},
-    "codecarbon": {"measure"},
+    "codecarbon": {"machine"},
     "lm_eval": {"measure"},
     "model_signing": {"release"},
 }
-"""Who may import a library at all; a library that is not named here may be used in every room of level 1 and above."""
+"""Folders that may import a library. A library that is absent here may be imported everywhere above core/."""
+
 HEAVY = {
     "torch",
     "transformers",
@@ -96,28 +82,26 @@ HEAVY = {
     "datasets",
     "lm_eval",
     "model_signing",
+    "pandas",
 }
-HEAVY_FROM_THE_START = ("tracking", "release", "mlflow_plugins", "pages")
+"""Libraries that take long to import: they are imported inside the functions that use them."""
+
+HEAVY_AT_TOP = ("tracking", "release", "mlflow_plugins", "pages")
+"""Folders whose modules may import heavy libraries at the top; their `__init__.py` may not."""
 
 
-def allowed(room: str) -> set[str]:
-    """Every room that `room` may import from."""
-    if room in LEVEL_0:
-        return LEVEL_0
-    if room in LEVEL_1:
-        return LEVEL_0 | LEVEL_1
-    if room in ROOMS:
-        return LEVEL_0 | LEVEL_1 | {room}
-    if room in LEVEL_3:
-        return LEVEL_0 | LEVEL_1 | LEVEL_3 | {"judge", "store"}
-    if room == "search":
-        return LEVEL_0 | LEVEL_1 | ROOMS | LEVEL_3 | {"search"}
-    return ANYTHING
+def layer_of(folder: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if folder in layer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
-    """One imported name: of which module, at the top of the file or later, for types alone or for use."""
+    """One imported module.
+
+    Attributes:
+        top: the import runs when the file is imported.
+        typing: the import is under `if TYPE_CHECKING`.
+    """
 
     file: str
     line: int
@@ -126,8 +110,8 @@ class Import:
     typing: bool
 
     @property
-    def room(self) -> str:
-        """The importing room: a folder or a file of edgeopt."""
+    def folder(self) -> str:
+        """Folder or root module of the importing file."""
         return Path(self.file).parts[0].removesuffix(".py")
 
     @property
@@ -135,7 +119,7 @@ class Import:
         return self.module.split(".")[0]
 
     @property
-    def imported_room(self) -> str:
+    def imported_folder(self) -> str:
         parts = self.module.split(".")
         return parts[1] if len(parts) > 1 else "__init__"
 
@@ -166,32 +150,88 @@ def _names(node: ast.stmt, file: str) -> list[str]:
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
         return []
-    assert node.level == 0, f"edgeopt/{file}:{node.lineno}: imports are absolute, so that a reader sees the room"
+    assert node.level == 0, f"edgeopt/{file}:{node.lineno}: imports must be absolute, so that they name the folder"
     assert node.module is not None
-    if node.module != "edgeopt":
+    if node.module.split(".")[0] != "edgeopt":
         return [node.module]
-    rooms = [alias.name for alias in node.names]  # `from edgeopt import tokens` names a room, `… __version__` does not
-    return [f"edgeopt.{r}" if (PACKAGE / r).is_dir() or (PACKAGE / f"{r}.py").is_file() else "edgeopt" for r in rooms]
+    full = [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name if name in MODULES else node.module for name in full]
+
+
+def module_of(path: Path) -> str:
+    parts = ("edgeopt", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {module_of(path) for path in FILES}
 IMPORTS = [i for p in FILES for i in imports_of(p.read_text(), p.relative_to(PACKAGE).as_posix())]
+INSIDE = [i for i in IMPORTS if i.library == "edgeopt"]
 
 
-def test_every_file_belongs_to_a_level() -> None:
-    rooms = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES}
-    assert rooms <= ANYTHING, f"{sorted(rooms - ANYTHING)} stand in no level: put them into one above"
+def test_root_holds_three_modules() -> None:
+    assert {p.name for p in PACKAGE.glob("*.py")} <= {"__init__.py", "api.py", "errors.py"}
 
 
-def test_no_room_imports_one_that_it_may_not_know() -> None:
-    inside = [i for i in IMPORTS if i.library == "edgeopt"]
-    assert inside
-    wrong = [str(i) for i in inside if i.imported_room not in allowed(i.room)]
+def test_every_folder_has_a_layer() -> None:
+    folders = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES} - {"__init__"}
+    assert folders <= frozenset().union(*LAYERS), "add the new folder to LAYERS"
+
+
+def test_imports_go_down() -> None:
+    assert INSIDE
+    wrong = [
+        str(i)
+        for i in INSIDE
+        if "__init__" not in (i.folder, i.imported_folder)
+        and i.folder != i.imported_folder
+        and layer_of(i.imported_folder) >= layer_of(i.folder)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_techniques_of_one_kind_do_not_know_those_of_another() -> None:
-    inside = [i for i in IMPORTS if i.room == "compress" and i.imported_room == "compress"]
+@pytest.mark.parametrize("folder", NOT_IMPORTED_BY)
+def test_folder_receives_stages_by_protocol(folder: str) -> None:
+    wrong = [str(i) for i in INSIDE if i.folder == folder and i.imported_folder in NOT_IMPORTED_BY[folder]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_form_no_cycle() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for found in INSIDE:
+        importer = module_of(PACKAGE / found.file)
+        if not found.typing and importer != found.module:
+            graph[importer].add(found.module)
+    assert not _cycle(graph), " -> ".join(_cycle(graph))
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Return one cycle of the graph as a path, or an empty list."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for following in sorted(graph.get(node, ())):
+            if found := visit(following, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    for start in sorted(graph):
+        if found := visit(start, []):
+            return found
+    return []
+
+
+def test_cycle_is_found() -> None:
+    assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_compression_kinds_stay_separate() -> None:
+    inside = [i for i in IMPORTS if i.folder == "compress" and i.imported_folder == "compress"]
     assert inside
     for found in inside:
         own = Path(found.file).parts[1]
@@ -200,37 +240,39 @@ def test_techniques_of_one_kind_do_not_know_those_of_another() -> None:
         assert imported not in WITHIN_COMPRESS or imported in known, found
 
 
-def test_the_lowest_level_needs_the_standard_library_alone() -> None:
+def test_core_needs_standard_library_only() -> None:
     foreign = [
         str(i)
         for i in IMPORTS
-        if i.room in LEVEL_0 and i.library not in sys.stdlib_module_names and i.library != "edgeopt"
+        if i.folder in ("core", "errors") and i.library not in sys.stdlib_module_names and i.library != "edgeopt"
     ]
     assert not foreign, "\n".join(foreign)
 
 
 @pytest.mark.parametrize("library", sorted(OWNERS))
-def test_a_library_is_known_only_to_its_rooms(library: str) -> None:
-    wrong = [str(i) for i in IMPORTS if i.library == library and not i.typing and i.room not in OWNERS[library]]
+def test_library_is_imported_by_its_owners(library: str) -> None:
+    wrong = [str(i) for i in IMPORTS if i.library == library and not i.typing and i.folder not in OWNERS[library]]
     assert not wrong, "\n".join(wrong)
 
 
-def test_heavy_libraries_are_imported_where_they_are_used() -> None:
-    def may(found: Import) -> bool:
-        if found.room == "hydra_plugins" and found.library in ("hydra", "omegaconf"):
-            return True  # it is Hydra that imports them
-        if found.file.startswith("runtimes/") and Path(found.file).parent.name != "runtimes":
-            return Path(found.file).name != "__init__.py"  # which imports the others when it builds or opens
-        return found.room in HEAVY_FROM_THE_START and Path(found.file).name != "__init__.py"
+def test_heavy_libraries_are_imported_late() -> None:
+    def allowed(found: Import) -> bool:
+        parts = Path(found.file).parts
+        if found.folder == "hydra_plugins" and found.library in ("hydra", "omegaconf"):
+            return True  # Hydra itself imports these files
+        if found.folder == "runtimes" and len(parts) > 2:
+            return parts[-1] not in ("__init__.py", "runtime.py")  # runtime.py imports the others when it needs them
+        return found.folder in HEAVY_AT_TOP and parts[-1] != "__init__.py"
 
-    early = [str(i) for i in IMPORTS if i.library in HEAVY and i.top and not i.typing and not may(i)]
+    early = [str(i) for i in IMPORTS if i.library in HEAVY and i.top and not i.typing and not allowed(i)]
     assert not early, "\n".join(early)
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        "edgeopt.cli",
+        "edgeopt",
+        "edgeopt.cli.main",
         "edgeopt.cli.commands.sweep",
         "edgeopt.config.parse",
         "edgeopt.release.audit",
@@ -238,18 +280,18 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
         "edgeopt.search.study",
     ],
 )
-def test_importing_a_command_loads_no_heavy_library(module: str) -> None:
+def test_import_loads_no_heavy_library(module: str) -> None:
     code = f"import {module}, sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not HEAVY & set(done.stdout.split())
 
 
-def test_a_gguf_file_is_written_without_llama_cpp() -> None:
-    code = "import sys; sys.modules['llama_cpp'] = None; import edgeopt.runtimes.llamacpp.runtime.export"
+def test_gguf_export_needs_no_llama_cpp() -> None:
+    code = "import sys; sys.modules['llama_cpp'] = None; import edgeopt.runtimes.llamacpp.export"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_the_reader_of_imports_sees_what_it_must() -> None:
+def test_import_reader_sees_every_form() -> None:
     source = (
         "import torch\n"
         "from typing import TYPE_CHECKING\n"
@@ -257,10 +299,11 @@ def test_the_reader_of_imports_sees_what_it_must() -> None:
         "try:\n    import onnx\nexcept ImportError:\n    import peft\n"
         "def f():\n    if True:\n        import optuna\n"
         "class C:\n    import plotly\n    def g(self):\n        import matplotlib\n"
-        "from edgeopt import tokens, __version__\n"
+        "from edgeopt.core import units\n"
+        "from edgeopt import __version__\n"
     )
     found = {i.module: (i.top, i.typing) for i in imports_of(source, "compress/x.py")}
     assert found["torch"] == found["onnx"] == found["peft"] == found["plotly"] == (True, False)
     assert found["mlflow"] == (True, True)
     assert found["optuna"] == found["matplotlib"] == (False, False)
-    assert {"edgeopt.checkpoints.tokenizer", "edgeopt"} <= found.keys()
+    assert {"edgeopt.core.units", "edgeopt"} <= found.keys()

@@ -113,8 +113,8 @@ def _evicted(root: Path, entry: Entry) -> None:
     except OSError as error:
         raise StoreError(
             f"it cannot be removed from the cache ({error.strerror})",
-            place=str(entry.folder),
-            mend="Make it writable, or remove it by hand",
+            location=str(entry.folder),
+            hint="Make it writable, or remove it by hand",
         ) from error
 
 

@@ -20,7 +20,7 @@ from typing import IO
 
 from edgeopt.cache.eviction import evict, remove
 from edgeopt.cache.uses import alone, lock_file, note, read_cost, share, unwritable, write_cost
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.core.library_versions import versions
 from edgeopt.core.protocols import Progress
 from edgeopt.errors import StoreError
@@ -174,8 +174,8 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"stage {final.parent.name} cannot be written ({error})",
-                place=str(self.root),
-                mend="Free space (edgeopt cache prune), or set state to another folder",
+                location=str(self.root),
+                hint="Free space (edgeopt cache prune), or set state to another folder",
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -86,6 +86,6 @@ def unwritable(root: Path, error: OSError) -> StoreError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StoreError(
         f"the cache folder cannot be written ({error.strerror})",
-        place=str(root),
-        mend="Free space: edgeopt cache prune" if full else "Set state to a writable folder",
+        location=str(root),
+        hint="Free space: edgeopt cache prune" if full else "Set state to a writable folder",
     )

@@ -92,12 +92,12 @@ def _adding(update: LowRank) -> Callable[..., Tensor]:
     return add
 
 
-def require(adapter: str | None, spec: ModelSpec, place: str = "adapter") -> None:
+def require(adapter: str | None, spec: ModelSpec, location: str = "adapter") -> None:
     """ConfigError where a request asks for an adapter that the engine does not have."""
     if adapter is not None and adapter not in spec.adapters:
         known = ", ".join(spec.adapters)
         raise ConfigError(
             f"this engine has no adapter {adapter!r}",
-            place=place,
-            mend=f"Choose one of: {known}" if known else "Name none: it was built without adapters",
+            location=location,
+            hint=f"Choose one of: {known}" if known else "Name none: it was built without adapters",
         )

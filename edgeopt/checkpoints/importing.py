@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeopt.checkpoints import tokenizer
 from edgeopt.core.artifact import MANIFEST, Checkpoint
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import ModelSource
 from edgeopt.errors import InputError
@@ -27,7 +27,7 @@ def fingerprint(folder: Path) -> list[list[object]]:
 
 def identity(step: Any) -> list[object]:
     """What determines a step's outcome beside its input: its description, and the models that it reads."""
-    return [describe(step), [fingerprint(source.locate()) for source in sources(step)]]
+    return [to_config(step), [fingerprint(source.locate()) for source in sources(step)]]
 
 
 def sources(part: Any) -> list[ModelSource]:
@@ -38,7 +38,7 @@ def sources(part: Any) -> list[ModelSource]:
     return [source for value in inner for source in sources(value)]
 
 
-def take_in(folder: Path, directory: Path) -> Checkpoint:
+def import_checkpoint(folder: Path, directory: Path) -> Checkpoint:
     """Link the checked files of a Hugging Face folder, or of a checkpoint, into `directory` and seal it.
 
     Raises InputError for a pickle checkpoint, a missing tokenizer, an unknown architecture, for corrupt or
@@ -58,10 +58,10 @@ def take_in(folder: Path, directory: Path) -> Checkpoint:
         if pickled:
             raise InputError(
                 f"{pickled[0]} is a pickle, which can run code when it is read",
-                place=str(folder),
-                mend="Save the model with safe_serialization=True and give the safetensors",
+                location=str(folder),
+                hint="Save the model with safe_serialization=True and give the safetensors",
             )
-        raise InputError("there are no *.safetensors", place=str(folder), mend="Copy the weights beside config.json")
+        raise InputError("there are no *.safetensors", location=str(folder), hint="Copy the weights beside config.json")
     for path in weights:
         check_safetensors(path)
     tokenizer.load(folder)
@@ -77,8 +77,8 @@ def _checkpoint(folder: Path) -> Checkpoint:
     if found.format != Checkpoint.FORMAT:
         raise InputError(
             f"this is a {found.format} engine",
-            place=str(folder),
-            mend="Give a model in Hugging Face layout, or a checkpoint that edgeopt made",
+            location=str(folder),
+            hint="Give a model in Hugging Face layout, or a checkpoint that edgeopt made",
         )
     return found
 
@@ -92,11 +92,11 @@ def spec_of(folder: Path) -> ModelSpec:
         return _checkpoint(folder).spec
     config = folder / "config.json"
     if not config.is_file():
-        raise InputError("there is no config.json", place=str(folder), mend="Give a folder in Hugging Face layout")
+        raise InputError("there is no config.json", location=str(folder), hint="Give a folder in Hugging Face layout")
     try:
         return ModelSpec.from_hf_config(json.loads(config.read_text()), str(config))
     except ValueError as error:
-        raise InputError(f"it is no JSON ({error})", place=str(config), mend="Copy the file again") from error
+        raise InputError(f"it is no JSON ({error})", location=str(config), hint="Copy the file again") from error
 
 
 def carried_bytes(folder: Path) -> int:
@@ -126,5 +126,5 @@ def check_safetensors(path: Path) -> None:
 
 def _corrupt(path: Path, how: str) -> InputError:
     return InputError(
-        f"the weights are corrupt or truncated: {how}", place=str(path), mend="Download or copy the file again"
+        f"the weights are corrupt or truncated: {how}", location=str(path), hint="Download or copy the file again"
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
     from edgeopt.core.artifact import Checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -100,8 +100,8 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     if wrong or missing:
         raise InputError(
             f"weight {(wrong or missing)[0]!r} {'has another shape than config.json says' if wrong else 'is missing'}",
-            place=str(checkpoint.directory),
-            mend="Give the weights that belong to this config.json",
+            location=str(checkpoint.directory),
+            hint="Give the weights that belong to this config.json",
         )
     network.load_state_dict(state, strict=False)
     network.tie_weights()
@@ -113,7 +113,7 @@ def save(
     directory: Path,
     source: Checkpoint,
     spec: ModelSpec,
-    rounded: Mapping[str, Rounded] | None = None,
+    rounded: Mapping[str, QuantizedMatrix] | None = None,
 ) -> None:
     """Write weights (float32, or on a grid for the modules in `rounded`), `config.json` and the source's tokenizer."""
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
@@ -254,7 +254,7 @@ def require_separate_projections(network: PreTrainedModel, step: str) -> None:
     if not (hasattr(layer.mlp, "gate_proj") and hasattr(layer.self_attn, "q_proj")):
         raise StepError(
             f"{type(network).__name__} fuses its projections, which {step} cannot cut",
-            mend="Use quantize or lora for this family",
+            hint="Use quantize or lora for this family",
         )
 
 

@@ -20,7 +20,7 @@ _PARTS = ("codes", "scales", "zero_points")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rounded:
+class QuantizedMatrix:
     """A matrix on its grid.
 
     Attributes:
@@ -40,29 +40,29 @@ class Rounded:
         weight: Tensor = ((blocks - self.zero_points.float()[..., None]) * self.scales[..., None]).flatten(1)
         return weight
 
-    def split(self, rows: Sequence[int]) -> list[Rounded]:
+    def split(self, rows: Sequence[int]) -> list[QuantizedMatrix]:
         """The matrix cut along its rows, as many to each part as `rows` says."""
         parts = [getattr(self, part).split(list(rows)) for part in _PARTS]
-        return [Rounded(codes=c, scales=s, zero_points=z) for c, s, z in zip(*parts, strict=True)]
+        return [QuantizedMatrix(codes=c, scales=s, zero_points=z) for c, s, z in zip(*parts, strict=True)]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """What a checkpoint stores in place of the matrix `name`."""
         return {f"{name}.{part}": getattr(self, part).contiguous() for part in _PARTS}
 
 
-def stack(parts: Iterable[Rounded]) -> Rounded:
+def stack(parts: Iterable[QuantizedMatrix]) -> QuantizedMatrix:
     """Matrices that read the same input, one below the other."""
     import torch
 
     listed = list(parts)
     codes, scales, zero_points = (torch.cat([getattr(part, name) for part in listed]) for name in _PARTS)
-    return Rounded(codes=codes, scales=scales, zero_points=zero_points)
+    return QuantizedMatrix(codes=codes, scales=scales, zero_points=zero_points)
 
 
-def rounded(state: Mapping[str, Tensor]) -> dict[str, Rounded]:
+def rounded(state: Mapping[str, Tensor]) -> dict[str, QuantizedMatrix]:
     """The matrices of a checkpoint's tensors that are on a grid, by the names of their modules."""
     names = [key.removesuffix(".codes") for key in state if key.endswith(".codes")]
-    return {name: Rounded(**{part: state[f"{name}.{part}"] for part in _PARTS}) for name in names}
+    return {name: QuantizedMatrix(**{part: state[f"{name}.{part}"] for part in _PARTS}) for name in names}
 
 
 def expanded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,5 +51,5 @@ def _read(load_file: Callable[[Path], dict[str, T]], path: Path) -> dict[str, T]
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"the weights cannot be read ({error})", place=str(path), mend="Download or copy the file again"
+            f"the weights cannot be read ({error})", location=str(path), hint="Download or copy the file again"
         ) from error

@@ -25,13 +25,13 @@ def load(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise InputError(
             "the model has no tokenizer.json",
-            place=str(directory),
-            mend="Put the model's tokenizer.json beside its weights",
+            location=str(directory),
+            hint="Put the model's tokenizer.json beside its weights",
         )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise InputError(f"the tokenizer cannot be read ({error})", place=str(path)) from error
+        raise InputError(f"the tokenizer cannot be read ({error})", location=str(path)) from error
 
 
 def prefix(directory: Path) -> list[int]:
@@ -42,7 +42,7 @@ def prefix(directory: Path) -> list[int]:
     try:
         config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise InputError(f"it is no JSON ({error})", place=str(path), mend="Copy the file again") from error
+        raise InputError(f"it is no JSON ({error})", location=str(path), hint="Copy the file again") from error
     if added or not config.get("add_bos_token"):
         return list(added)
     begin = config.get("bos_token")
@@ -87,4 +87,4 @@ def _pieces(documents: Iterable[str], directory: Path, length: int, limit: int |
 
 
 def _refuse(text: Text) -> list[list[int]]:
-    raise InputError("the text is shorter than 16 tokens", place=text.name, mend="Give a longer text")
+    raise InputError("the text is shorter than 16 tokens", location=text.name, hint="Give a longer text")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -210,9 +210,28 @@ def _trial_line(row: Row, result: TrialResult) -> Text:
         why = result.failure.message.splitlines()[0][:120]
         return Text.assemble(("✗", "red"), f"{trial} failed in {result.failure.stage}: {why}")
     if result.refused:
-        return Text.assemble(("⊘", "yellow"), f"{trial} refused at {result.refused}: {result.broken[0].told}")
+        return Text.assemble(("⊘", "yellow"), f"{trial} refused at {result.refused}: {result.broken[0].message}")
     trial += f" {label(row.params)} ({sum(result.timings_s.values()):.0f} s)"
     if result.feasible:
         return Text.assemble(("✓", "green"), trial)
-    why = next((verdict.told for verdict in result.verdicts if not verdict.kept), "nothing was measured")
+    why = next((verdict.message for verdict in result.verdicts if not verdict.satisfied), "nothing was measured")
     return Text.assemble(("·", "yellow"), f"{trial}: {why}")
+
+
+class TerminalReporter:
+    """Report a study on stderr."""
+
+    def message(self, line: str) -> None:
+        err.print(line)
+
+    def step(self, title: str) -> AbstractContextManager[Callable[[str], None]]:
+        return progress(title)
+
+    def sweep(self, study: Study) -> AbstractContextManager[SweepWatcher]:
+        return sweep(study)
+
+    def workers(self, study: Study) -> AbstractContextManager[Callable[[], None]]:
+        return team(study)
+
+
+REPORTER = TerminalReporter()

@@ -28,7 +28,7 @@ class Check:
     what: str
     good: bool
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 def diagnose() -> list[Check]:
@@ -41,7 +41,7 @@ def _libraries() -> Iterator[Check]:
         try:
             yield Check(what=name, good=True, found=metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Check(what=name, good=False, found="absent", mend="pip install edgeopt")
+            yield Check(what=name, good=False, found="absent", hint="pip install edgeopt")
 
 
 def _machine() -> Iterator[Check]:
@@ -57,40 +57,40 @@ def _machine() -> Iterator[Check]:
         what="memory",
         good=device.ram_bytes > 2**31,
         found=f"{device.ram_bytes / 2**30:.1f} GiB",
-        mend="2 GiB are the least",
+        hint="2 GiB are the least",
     )
     free = shutil.disk_usage(Path.cwd()).free
     yield Check(
         what="free disk here",
         good=free > FREE_DISK_BYTES,
         found=f"{free / 2**30:.1f} GiB",
-        mend="free 5 GiB, or set state",
+        hint="free 5 GiB, or set state",
     )
     vnni = any("vnni" in isa or isa in ("asimddp", "i8mm") for isa in device.isa)
     yield Check(
         what="int8 dot product",
         good=vnni,
         found="present" if vnni else "absent",
-        mend="" if vnni else "int8 and int4 engines run, with less gain in speed",
+        hint="" if vnni else "int8 and int4 engines run, with less gain in speed",
     )
     readable = Path("/proc/self/smaps_rollup").exists()
     yield Check(
         what="measure memory",
         good=readable,
         found="/proc" if readable else "no /proc",
-        mend="" if readable else "use Linux",
+        hint="" if readable else "use Linux",
     )
     yield Check(
         what="measure energy",
         good=bool(device.power_sensors),
         found=", ".join(device.power_sensors) or "no power sensor",
-        mend="" if device.power_sensors else "energy is estimated, and limits on energy/measured/… cannot be kept",
+        hint="" if device.power_sensors else "energy is estimated, and limits on energy/measured/… cannot be kept",
     )
     yield Check(
         what="watch temperature",
         good=bool(device.thermal_sensors),
         found=", ".join(device.thermal_sensors) or "no thermal sensor",
-        mend="" if device.thermal_sensors else "throttling cannot be seen",
+        hint="" if device.thermal_sensors else "throttling cannot be seen",
     )
 
 
@@ -106,5 +106,5 @@ def _optional() -> Iterator[Check]:
             what=what,
             good=present,
             found="present" if present else "absent",
-            mend="" if present else f"pip install 'edgeopt[{extra}]'",
+            hint="" if present else f"pip install 'edgeopt[{extra}]'",
         )

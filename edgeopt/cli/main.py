@@ -36,7 +36,7 @@ COMMANDS = (
     "audit",
     "pull",
     "copy",
-    "estimate",
+    "predict",
     "profile",
     "build-plan",
     "bench",
@@ -100,12 +100,12 @@ def _one_line(error: Exception) -> str:
 
 def _file_of(error: EdgeoptError, args: argparse.Namespace) -> str:
     """Where in a user's folder of configs the key stands that an error names, unless an override set it."""
-    overridden = any(o.lstrip("+").startswith(f"{error.place}=") for o in getattr(args, "overrides", ()))
-    if args.config_dir is None or not args.config_dir.is_dir() or not error.place or overridden:
+    overridden = any(o.lstrip("+").startswith(f"{error.location}=") for o in getattr(args, "overrides", ()))
+    if args.config_dir is None or not args.config_dir.is_dir() or not error.location or overridden:
         return ""
     from edgeopt.config.parse import written_at
 
-    where = written_at(error.place, args.config_dir)
+    where = written_at(error.location, args.config_dir)
     return f" ({where})" if where else ""
 
 

@@ -54,7 +54,7 @@ def _limit(
     if room < 0:
         raise StepError(
             f"the cheapest choices take {sum(least.values())}, more than the budget of {budget}",
-            mend="Give a larger budget, or offer fewer bits or larger blocks",
+            hint="Give a larger budget, or offer fewer bits or larger blocks",
         )
     extra = [cost[item][choice] - least[item] for item, choice in pairs]
     unit = math.gcd(*extra) or 1

@@ -18,14 +18,14 @@ Statistic = Literal["none", "mean", "energy", "hessian"]
 
 
 @dataclass(kw_only=True)
-class Stream:
+class LayerwiseForward:
     """Hidden states of every window on their way through the layers, with each layer's other arguments."""
 
     hidden: list[Tensor]
     arguments: list[list[dict[str, Any]]]
 
     @classmethod
-    def start(cls, network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> Stream:
+    def start(cls, network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> LayerwiseForward:
         import torch
 
         stream = cls(hidden=[], arguments=[])

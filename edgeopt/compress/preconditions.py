@@ -6,16 +6,16 @@ from edgeopt.core.model_spec import LLAMA_BITS, ModelSpec
 from edgeopt.errors import ConfigError
 
 
-def require_float(spec: ModelSpec, step: str, otherwise: str = "") -> None:
+def require_float(spec: ModelSpec, step: str, fallback: str = "") -> None:
     """ConfigError where the weights are rounded already: a later change would undo the rounding.
 
     `otherwise` is one more way to mend it.
     """
-    if spec.grids or spec.weight_dtype in LLAMA_BITS:
+    if spec.schemes or spec.weight_dtype in LLAMA_BITS:
         raise ConfigError(
             f"{step} cannot follow quantize: it would change weights that are already rounded",
-            place="order",
-            mend=f"Put {step} before quantize{otherwise and f', or {otherwise}'}",
+            location="order",
+            hint=f"Put {step} before quantize{fallback and f', or {fallback}'}",
         )
     require_no_kv_cache(spec, step)
     require_no_adapters(spec, step)
@@ -26,8 +26,8 @@ def require_no_kv_cache(spec: ModelSpec, step: str) -> None:
     if spec.kv_cache is not None:
         raise ConfigError(
             f"{step} cannot follow kv_cache: it would change keys and values after their ranges were taken",
-            place="order",
-            mend=f"Put {step} before kv_cache",
+            location="order",
+            hint=f"Put {step} before kv_cache",
         )
 
 
@@ -36,28 +36,28 @@ def require_no_adapters(spec: ModelSpec, step: str) -> None:
     if spec.adapters:
         raise ConfigError(
             f"{step} cannot follow lora with merge=false: it would change the weights that the adapter was trained on",
-            place="order",
-            mend=f"Put {step} before lora, or merge the adapter",
+            location="order",
+            hint=f"Put {step} before lora, or merge the adapter",
         )
 
 
-def require_dense(spec: ModelSpec, step: str, *, mend: str = "") -> None:
+def require_dense(spec: ModelSpec, step: str, *, hint: str = "") -> None:
     """ConfigError where weights were made zero on purpose, and `step` would not leave them so."""
     if spec.sparsity != "dense":
         raise ConfigError(
             f"{step} cannot follow sparsify: it would undo the {spec.sparsity} zeros",
-            place="order",
-            mend=mend or f"Put {step} before sparsify",
+            location="order",
+            hint=hint or f"Put {step} before sparsify",
         )
 
 
-def require_ratio(value: float, place: str) -> None:
+def require_ratio(value: float, location: str) -> None:
     if not 0.0 < value < 1.0:
         raise ConfigError(
-            f"{value!r} is outside its range", place=place, mend="Give a share between 0 and 1, both excluded"
+            f"{value!r} is outside its range", location=location, hint="Give a share between 0 and 1, both excluded"
         )
 
 
-def require_positive(value: int, place: str) -> None:
+def require_positive(value: int, location: str) -> None:
     if value < 1:
-        raise ConfigError(f"{value!r} is outside its range", place=place, mend="Give 1 or more")
+        raise ConfigError(f"{value!r} is outside its range", location=location, hint="Give 1 or more")

@@ -18,26 +18,26 @@ from edgeopt.checkpoints import importing, tokenizer
 from edgeopt.config import parse as configs
 from edgeopt.config.compose import Composer, Config
 from edgeopt.core.artifact import MANIFEST, Engine
+from edgeopt.core.config_objects import canonical, instantiate, to_config
 from edgeopt.core.corpus import Text, require_disjoint
-from edgeopt.core.instantiate import canonical, construct, describe
 from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import Lease, Progress, Runtime
 from edgeopt.core.result import Failure, Measurement, TrialResult
 from edgeopt.core.target import Device, Target
 from edgeopt.errors import ConfigError, EdgeoptError, InputError
 from edgeopt.machine import device_lease, process_identity
-from edgeopt.machine.energy_meter import Meter
+from edgeopt.machine.codecarbon_meter import EnergyMeter
 from edgeopt.machine.postgres_lease import SharedLease
 from edgeopt.machine.utilization import SystemUse
 from edgeopt.measure.harness import samples
 from edgeopt.measure.harness.bench import Bench, measure
-from edgeopt.measure.quality_prediction import Foresight, shortened
+from edgeopt.measure.quality_prediction import QualityPredictor, shortened
 from edgeopt.pipeline import evaluate as pipeline
 from edgeopt.pipeline.evaluate import evaluate
 from edgeopt.pipeline.job import Job
 from edgeopt.runtimes.torch_eager import Torch
-from edgeopt.search.expected_error import damage
-from edgeopt.search.prediction import Forecast
+from edgeopt.search.expected_error import expected_error
+from edgeopt.search.prediction import Prediction
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.space.space import overrides
 from edgeopt.search.storage.database import file_url
@@ -64,7 +64,7 @@ class BoundBench:
         return replace(self, target=replace(self.target, memory_cap=None))
 
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
-        bench = describe(self.bench.only(probes))
+        bench = to_config(self.bench.only(probes))
         del bench["stop_early"]  # when to stop changes no figure
         return {
             "bench": bench,
@@ -93,7 +93,7 @@ class BoundBench:
 
     def alone(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
         """Figures of an engine by itself, on the runtime that its manifest names; only they are kept."""
-        runtime = construct(engine.made_by["runtime"], str(engine.directory / MANIFEST))
+        runtime = instantiate(engine.made_by["runtime"], str(engine.directory / MANIFEST))
         with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
             return self(engine, runtime, Path(folder), {}, progress, probes)
 
@@ -135,7 +135,7 @@ def text(description: str) -> Text:
     """The text of a described source, read once a process; `description` is its canonical JSON."""
     import json
 
-    loaded = construct(json.loads(description), "text").load()
+    loaded = instantiate(json.loads(description), "text").load()
     assert isinstance(loaded, Text)
     return loaded
 
@@ -161,11 +161,11 @@ def job(config: Config, config_dir: Path | None) -> Job:
     return Job(
         recipe=recipe,
         source=configs.part(config, "model"),
-        steps=tuple((name, construct(step, f"step.{name}")) for name, step in recipe.steps),
+        steps=tuple((name, instantiate(step, f"step.{name}")) for name, step in recipe.steps),
         runtime=configs.part(config, "runtime"),
         reference=Torch(),
         measure=bound,
-        foresight=None if short is None else Foresight(measure=replace(bound, bench=short)),
+        foresight=None if short is None else QualityPredictor(measure=replace(bound, bench=short)),
         lease=_lease(store_url(config)),
         target=bound.target,
         device=bound.device,
@@ -203,7 +203,7 @@ def cache_folder(state: Path) -> Path:
 def blank(request: Request, params: Params) -> TrialResult:
     """A result without figures: what was to be tried, for whom, on which machine."""
     recipe = {"text": " ".join(overrides(params)), "digest": ""}
-    return TrialResult(recipe=recipe, target=_target_name(request), device=describe(this_machine()), emulated=False)
+    return TrialResult(recipe=recipe, target=_target_name(request), device=to_config(this_machine()), emulated=False)
 
 
 @cache
@@ -218,13 +218,13 @@ def store_url(config: Config) -> str:
     if re.search(r"://[^/@]*:[^/@]+@", str(config["store"])):
         raise ConfigError(
             "a password in a config would be logged",
-            place="store",
-            mend="Set EDGEOPT_STORE to this address, or keep the password in ~/.pgpass",
+            location="store",
+            hint="Set EDGEOPT_STORE to this address, or keep the password in ~/.pgpass",
         )
     return str(config["store"])
 
 
-def foresee(request: Request, params: Params) -> Forecast:
+def predict_trial(request: Request, params: Params) -> Prediction:
     """What arithmetic says of one trial, in milliseconds; what is wrong with its values is part of the answer."""
     expected = blank(request, params)
     try:
@@ -235,19 +235,19 @@ def foresee(request: Request, params: Params) -> Forecast:
             configs.recipe(config),
         )
         original, carried_bytes = _model(canonical(config["model"]))
-        steps = [(name, construct(step, f"step.{name}")) for name, step in recipe.steps]
+        steps = [(name, instantiate(step, f"step.{name}")) for name, step in recipe.steps]
         plan = pipeline.plan(steps, runtime, original)
     except EdgeoptError as error:
         failure = Failure(stage="plan", kind=type(error).__name__, message=str(error))
-        return Forecast(result=replace(expected, failure=failure))
+        return Prediction(result=replace(expected, failure=failure))
     emulated = target.is_emulated_by(this_machine())
     predictions = plan.runtime.predict(plan.spec, target, carried_bytes=carried_bytes)
     uncompressed = plan.runtime.baseline.predict(original, target, carried_bytes=carried_bytes)
-    return Forecast(
+    return Prediction(
         result=replace(
             expected, recipe=recipe.described, predictions=predictions, emulated=emulated, target=target.name
         ),
-        damage=damage([step for _, step in steps], plan.specs),
+        expected_error=expected_error([step for _, step in steps], plan.specs),
         baseline={m.metric: m.value for m in uncompressed},
     )
 
@@ -257,7 +257,7 @@ def _model(description: str) -> tuple[ModelSpec, int]:
     """The sizes of a described model, and the bytes that engines take over from it; looked at once a process."""
     import json
 
-    folder = construct(json.loads(description), "model").locate()
+    folder = instantiate(json.loads(description), "model").locate()
     return importing.spec_of(folder), importing.carried_bytes(folder)
 
 
@@ -300,8 +300,8 @@ def prepare() -> None:
 
 
 @cache
-def _meter() -> Meter:
-    return Meter()
+def _meter() -> EnergyMeter:
+    return EnergyMeter()
 
 
 def open_engine(folder: Path) -> tuple[Engine, Runtime]:
@@ -309,16 +309,16 @@ def open_engine(folder: Path) -> tuple[Engine, Runtime]:
     if not folder.is_dir():
         raise InputError(
             "there is no such folder",
-            place=str(folder),
-            mend="Give an engine folder or models:/NAME@ALIAS; edgeopt run makes again what the cache evicted",
+            location=str(folder),
+            hint="Give an engine folder or models:/NAME@ALIAS; edgeopt run makes again what the cache evicted",
         )
     engine = Engine.read(folder)
     engine.verify()
     if "runtime" not in engine.made_by:
         raise InputError(
-            "this is no engine", place=str(folder), mend="Give the folder of an engine, not of a checkpoint"
+            "this is no engine", location=str(folder), hint="Give the folder of an engine, not of a checkpoint"
         )
-    return engine, construct(engine.made_by["runtime"], str(folder / "edgeopt.json"))
+    return engine, instantiate(engine.made_by["runtime"], str(folder / "edgeopt.json"))
 
 
 def quiet() -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core.instantiate import nearest
+from edgeopt.core.config_objects import nearest
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _hydra(config_dir: Path | None) -> Iterator[None]:
     from hydra.core.plugins import Plugins
 
     if config_dir is not None and not config_dir.is_dir():
-        raise ConfigError(f"{str(config_dir)!r} is no folder", place="--config-dir", mend="Give a folder of configs")
+        raise ConfigError(f"{str(config_dir)!r} is no folder", location="--config-dir", hint="Give a folder of configs")
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
     if config_dir is not None:
@@ -154,16 +154,16 @@ def _freed(override: str, name: str) -> str:
 def _require_keys(config: Config) -> None:
     for key in config:
         if key not in (*REQUIRED, *OPTIONAL) and not key.startswith("_"):
-            mend = nearest(key, (*REQUIRED, *OPTIONAL)) or f"The keys are: {', '.join((*REQUIRED, *OPTIONAL))}"
-            raise ConfigError("no part of edgeopt reads this key", place=key, mend=mend)
+            hint = nearest(key, (*REQUIRED, *OPTIONAL)) or f"The keys are: {', '.join((*REQUIRED, *OPTIONAL))}"
+            raise ConfigError("no part of edgeopt reads this key", location=key, hint=hint)
     for key in REQUIRED:
         if key not in config:
-            raise ConfigError("it is missing", place=key, mend="Put `- config` first in the file's defaults")
+            raise ConfigError("it is missing", location=key, hint="Put `- config` first in the file's defaults")
     if not isinstance(config["state"], str) or not config["state"]:
-        raise ConfigError(f"{config['state']!r} is no folder", place="state", mend="Give a folder to write into")
+        raise ConfigError(f"{config['state']!r} is no folder", location="state", hint="Give a folder to write into")
     if not isinstance(config["step"], Mapping):
         raise ConfigError(
-            f"{config['step']!r} is no mapping", place="step", mend="Choose a recipe, or add +step@step.NAME=CHOICE"
+            f"{config['step']!r} is no mapping", location="step", hint="Choose a recipe, or add +step@step.NAME=CHOICE"
         )
 
 
@@ -177,25 +177,25 @@ def _explained(error: Exception, overrides: Sequence[str], name: str, config_dir
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r} cannot be read",
-            place="arguments",
-            mend="Give key=value, and quote a value that has = , : or brackets: \"key='a=b'\"",
+            location="arguments",
+            hint="Give key=value, and quote a value that has = , : or brackets: \"key='a=b'\"",
         )
     if isinstance(error, MissingMandatoryValue):
         key = str(error.full_key)
-        return ConfigError("a value is required", place=key, mend=f"Give {key}=…")
+        return ConfigError("a value is required", location=key, hint=f"Give {key}=…")
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        place = f"{error.problem_mark.name}:{error.problem_mark.line + 1}"
-        return ConfigError(f"it is no YAML ({error.problem})", place=place, mend="Mend the file")
+        location = f"{error.problem_mark.name}:{error.problem_mark.line + 1}"
+        return ConfigError(f"it is no YAML ({error.problem})", location=location, hint="Mend the file")
     if "Cannot find primary config" in told:
         files = [f for f in choices("", config_dir=config_dir) if f != "config" and not f.startswith("_")]
-        return ConfigError(f"there is no config {name!r}", place="--config-name", mend=_choose(name, files))
+        return ConfigError(f"there is no config {name!r}", location="--config-name", hint=_choose(name, files))
     if found := re.match(r"(?:In '(?P<file>.+?)': )?Could not find '(?P<group>[^']+)/(?P<choice>[^'/]+)'", told):
         group, choice = found["group"], found["choice"]
         own = (config_dir or root("conf")) / f"{found['file']}.yaml"
         return ConfigError(
             f"there is no {choice!r} in the group {group}",
-            place=str(own) if found["file"] != name and own.is_file() else group,
-            mend=_choose(choice, choices(group, config_dir=config_dir)),
+            location=str(own) if found["file"] != name and own.is_file() else group,
+            hint=_choose(choice, choices(group, config_dir=config_dir)),
         )
     if found := re.match(r"Could not (?:override|delete)(?: from config\.)? '(?P<key>[^']+?)(?:=[^']*)?'", told):
         return _unknown(found["key"], overrides, name, config_dir)
@@ -204,11 +204,11 @@ def _explained(error: Exception, overrides: Sequence[str], name: str, config_dir
     first = next((line.strip().rstrip(".") for line in told.splitlines() if line.strip()), type(error).__name__)
     if "must be a string or a list" in first:
         return ConfigError(
-            f"a choice of a group is needed ({first})", place=" ".join(overrides), mend="Give GROUP=CHOICE"
+            f"a choice of a group is needed ({first})", location=" ".join(overrides), hint="Give GROUP=CHOICE"
         )
     if first.startswith("Ambiguous value"):
-        return ConfigError(first, place="arguments", mend="Give one value, or a list in brackets")
-    return ConfigError(first, place=str(getattr(error, "full_key", None) or "") or " ".join(overrides))
+        return ConfigError(first, location="arguments", hint="Give one value, or a list in brackets")
+    return ConfigError(first, location=str(getattr(error, "full_key", None) or "") or " ".join(overrides))
 
 
 def _unknown(key: str, overrides: Sequence[str], name: str, config_dir: Path | None) -> ConfigError:
@@ -218,8 +218,8 @@ def _unknown(key: str, overrides: Sequence[str], name: str, config_dir: Path | N
     group, at, _ = key.partition("@")
     groups = _groups(config_dir)
     if at or "/" in key:
-        mend = f"Add it by +{key}=CHOICE" if group in groups else _choose(group, groups)
-        return ConfigError("this is not in the defaults list", place=key, mend=mend)
+        hint = f"Add it by +{key}=CHOICE" if group in groups else _choose(group, groups)
+        return ConfigError("this is not in the defaults list", location=key, hint=hint)
     parts, depth = key.split("."), 0
     while isinstance(known, Mapping) and depth < len(parts) and parts[depth] in known:
         known, depth = known[parts[depth]], depth + 1
@@ -228,11 +228,11 @@ def _unknown(key: str, overrides: Sequence[str], name: str, config_dir: Path | N
         names += [g for g in groups if g not in names and g not in parts]
     if depth == len(parts) or not names:
         return ConfigError(
-            "there is no such key", place=key, mend=f"{above} holds no keys; a recipe, target or sweep fills it"
+            "there is no such key", location=key, hint=f"{above} holds no keys; a recipe, target or sweep fills it"
         )
     near = nearest(parts[depth], names, ".".join([*parts[:depth], "{}", *parts[depth + 1 :]]))
-    mend = near or f"{above or 'The config'} has: {', '.join(names)}"
-    return ConfigError("there is no such key", place=key, mend=mend)
+    hint = near or f"{above or 'The config'} has: {', '.join(names)}"
+    return ConfigError("there is no such key", location=key, hint=hint)
 
 
 def _groups(config_dir: Path | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeopt.config.compose import Config, choices, compose
 from edgeopt.core import units
-from edgeopt.core.instantiate import construct, resolve
+from edgeopt.core.config_objects import instantiate, resolve
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.target import Limit
 from edgeopt.errors import ConfigError
@@ -29,14 +29,14 @@ def cache_limit(config: Config) -> int | None:
     """Bytes that the cache may take on disk; None for no limit. ConfigError for a bad quantity."""
     cache = config["cache"]
     if not isinstance(cache, Mapping) or set(cache) != {"limit"}:
-        raise ConfigError(f"{cache!r} is no mapping with limit alone", place="cache", mend="Set cache.limit")
+        raise ConfigError(f"{cache!r} is no mapping with limit alone", location="cache", hint="Set cache.limit")
     return None if cache["limit"] is None else units.size_bytes(cache["limit"], "cache.limit")
 
 
 def limits(config: Config, known: Mapping[str, str]) -> tuple[Limit, ...]:
     """The limits of a composed config; ConfigError for an unknown metric or a bad quantity."""
     if not isinstance(config["limits"], Mapping):
-        raise ConfigError(f"{config['limits']!r} is no mapping", place="limits", mend="Give quantities by metric")
+        raise ConfigError(f"{config['limits']!r} is no mapping", location="limits", hint="Give quantities by metric")
     return tuple(Limit.parse(metric, text, known) for metric, text in _leaves(config["limits"]) if text is not None)
 
 
@@ -45,23 +45,23 @@ def recipe(config: Config) -> Recipe:
     steps, order = config["step"], config["order"]
     if not isinstance(order, list):
         raise ConfigError(
-            f"{order!r} is no list", place="order", mend="Give the names of the steps, as in order=[prune,quantize]"
+            f"{order!r} is no list", location="order", hint="Give the names of the steps, as in order=[prune,quantize]"
         )
     for name in order:
         if name not in steps:
             raise ConfigError(
                 f"step {name!r} is not configured",
-                place="order",
-                mend=f"Add it by +step@step.{name}=CHOICE, or take it out of order",
+                location="order",
+                hint=f"Add it by +step@step.{name}=CHOICE, or take it out of order",
             )
     if len(set(order)) < len(order):
-        raise ConfigError("a step stands in it twice", place="order", mend="Give the second one a name of its own")
+        raise ConfigError("a step stands in it twice", location="order", hint="Give the second one a name of its own")
     for name in steps:
         if name not in order:
             raise ConfigError(
                 f"step {name!r} is configured but not part of order {order}",
-                place=f"step.{name}",
-                mend=f"Add it: order=[{','.join([*order, name])}]",
+                location=f"step.{name}",
+                hint=f"Add it: order=[{','.join([*order, name])}]",
             )
     return Recipe(model=config["model"], steps=tuple((n, steps[n]) for n in order), runtime=config["runtime"])
 
@@ -69,8 +69,8 @@ def recipe(config: Config) -> Recipe:
 def part(config: Config, key: str) -> Any:
     """The part configured under a top-level key."""
     if not isinstance(config.get(key), dict):
-        raise ConfigError(f"nothing is configured under {key!r}", place=key, mend=f"Choose one of the group {key}")
-    return construct(config[key], key)
+        raise ConfigError(f"nothing is configured under {key!r}", location=key, hint=f"Choose one of the group {key}")
+    return instantiate(config[key], key)
 
 
 def written_at(key: str, config_dir: Path) -> str:

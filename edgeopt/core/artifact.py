@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.core.model_spec import ModelSpec
 from edgeopt.errors import BuildError, InputError
 
@@ -56,7 +56,7 @@ class Artifact:
         """Of the manifest as it lies in the folder."""
         return sha256_of(self.directory / MANIFEST)
 
-    def describe(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """Where it lies and what it is, in plain JSON types."""
         return {
             "directory": str(self.directory),
@@ -89,7 +89,7 @@ class Artifact:
         """The artifact in `directory`; sizes are compared, `verify` also compares hashes."""
         path = directory / MANIFEST
         if not path.is_file():
-            raise InputError("no manifest is here", place=str(directory), mend="Give a folder that edgeopt made")
+            raise InputError("no manifest is here", location=str(directory), hint="Give a folder that edgeopt made")
         try:
             document = json.loads(path.read_text())
             artifact = cls(
@@ -103,18 +103,20 @@ class Artifact:
             unchanged = artifact.digest == document["digest"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"the manifest cannot be read ({error})", place=str(path), mend="Build it again"
+                f"the manifest cannot be read ({error})", location=str(path), hint="Build it again"
             ) from error
         for record, pure in zip(artifact.files, paths, strict=True):
             if pure.is_absolute() or ".." in pure.parts:
-                raise InputError(f"file name {record.path!r} leaves the folder", place=str(path), mend="Do not use it")
+                raise InputError(
+                    f"file name {record.path!r} leaves the folder", location=str(path), hint="Do not use it"
+                )
             file = directory / record.path
             if not file.is_file():
-                raise InputError(f"file {record.path!r} is missing", place=str(directory), mend="Build it again")
+                raise InputError(f"file {record.path!r} is missing", location=str(directory), hint="Build it again")
             if file.stat().st_size != record.size_bytes:
                 raise _changed(file, f"{file.stat().st_size} bytes instead of {record.size_bytes}")
         if not unchanged:
-            raise InputError("the manifest was changed after it was written", place=str(path), mend="Build it again")
+            raise InputError("the manifest was changed after it was written", location=str(path), hint="Build it again")
         return artifact
 
     def verify(self) -> None:
@@ -140,7 +142,7 @@ class Engine(Artifact):
         """BuildError where it is an engine of another runtime, or of another version of its layout."""
         if self.format != format:
             raise BuildError(
-                f"this is a {self.format} engine", place=str(self.directory), mend=f"Give one of format {format}"
+                f"this is a {self.format} engine", location=str(self.directory), hint=f"Give one of format {format}"
             )
 
 
@@ -171,4 +173,4 @@ def sha256_of(path: Path) -> str:
 
 
 def _changed(path: Path, how: str) -> InputError:
-    return InputError(f"the file was changed: {how}", place=str(path), mend="Build it again or restore the file")
+    return InputError(f"the file was changed: {how}", location=str(path), hint="Build it again or restore the file")

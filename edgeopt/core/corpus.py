@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.errors import InputError
 
 
@@ -19,13 +19,13 @@ class Text:
 
     def __post_init__(self) -> None:
         if not any(document.strip() for document in self.documents):
-            raise InputError("the text is empty", place=self.name, mend="Give a file with at least one document")
+            raise InputError("the text is empty", location=self.name, hint="Give a file with at least one document")
 
     @property
     def digest(self) -> str:
         return digest(list(self.documents))
 
-    def describe(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """What it is, in plain JSON types, without the text itself."""
         return {
             "name": self.name,
@@ -42,8 +42,8 @@ def require_disjoint(calibration: Text, evaluation: Text) -> None:
         if _fingerprint(document) in seen:
             raise InputError(
                 f"document {number} ({document.strip()[:40]!r}…) is also in the calibration text {calibration.name}",
-                place=evaluation.name,
-                mend="Calibrate and evaluate on different documents",
+                location=evaluation.name,
+                hint="Calibrate and evaluate on different documents",
             )
 
 

@@ -34,7 +34,7 @@ def _verdict(limit: Limit, found: Measurement | None, bound: float | None) -> Ve
         bound=bound,
         value=None if found is None else found.value,
         excess=excess,
-        kept=reason == "",
+        satisfied=reason == "",
         reason=reason,
     )
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgeopt.core.model_spec import EMBEDDING, Grid, ModelSpec
+from edgeopt.core.model_spec import EMBEDDING, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
 
 SIDES = (128, 256, 512, 1024)
@@ -40,21 +40,21 @@ class Kernels:
             if [len(row) for row in rows] != [len(SIDES)] * len(WORKING_SETS):
                 raise ConfigError(
                     f"its times are no {len(WORKING_SETS)} rows of {len(SIDES)}",
-                    place=f"matrix.{name}",
-                    mend="Measure the device again: edgeopt profile",
+                    location=f"matrix.{name}",
+                    hint="Measure the device again: edgeopt profile",
                 )
         if (len(self.layer), len(self.token)) != (3, 2):
             raise ConfigError(
                 f"{len(self.layer)} times of a layer and {len(self.token)} of a token are not 3 and 2",
-                place="layer",
-                mend="Measure the device again: edgeopt profile",
+                location="layer",
+                hint="Measure the device again: edgeopt profile",
             )
 
     def decode_us(self, spec: ModelSpec) -> float:
         """Microseconds of one token after a short prompt."""
-        grids = {name: spec.grids.get(name) for name in spec.matrices}
-        read = sum(read_bytes(spec, name, grid) for name, grid in grids.items())
-        return self.beside_us(spec) + sum(self.unit_us(spec, name, grid, read) for name, grid in grids.items())
+        schemes = {name: spec.schemes.get(name) for name in spec.matrices}
+        read = sum(read_bytes(spec, name, grid) for name, grid in schemes.items())
+        return self.beside_us(spec) + sum(self.unit_us(spec, name, grid, read) for name, grid in schemes.items())
 
     def beside_us(self, spec: ModelSpec) -> float:
         """Microseconds of one token without its matrices."""
@@ -63,7 +63,7 @@ class Kernels:
         layers = len(spec.layers) * (each_us + 1e-3 * channel_ns * spec.hidden_size) + 1e-3 * head_ns * heads
         return layers + self.token[0] + 1e-3 * self.token[1] * spec.vocabulary_size
 
-    def unit_us(self, spec: ModelSpec, name: str, grid: Grid | None, working_set: float) -> float:
+    def unit_us(self, spec: ModelSpec, name: str, grid: QuantizationScheme | None, working_set: float) -> float:
         """Microseconds that the unit `name` takes on `grid` (None: in float) in an engine of `working_set` bytes.
 
         Of an embedding one row is read, which takes no time that could be seen.
@@ -75,30 +75,30 @@ class Kernels:
         found = [_product_us(row, weights) for row in self._times(grid)]
         return calls * _line([math.log(n) for n in WORKING_SETS], found, math.log(max(1.0, working_set)))
 
-    def _times(self, grid: Grid | None) -> tuple[tuple[float, ...], ...]:
+    def _times(self, grid: QuantizationScheme | None) -> tuple[tuple[float, ...], ...]:
         try:
             return self.matrix[kind(grid)]
         except KeyError as error:
             raise ConfigError(
                 f"no times of {kind(grid)} matrices were measured",
-                place="target.kernels",
-                mend="Measure the device again: edgeopt profile",
+                location="target.kernels",
+                hint="Measure the device again: edgeopt profile",
             ) from error
 
 
-def kind(grid: Grid | None) -> str:
+def kind(grid: QuantizationScheme | None) -> str:
     """The kind of matrix that a device's times are listed by; fp16 is computed in fp32."""
     if grid is None:
         return FLOAT
     return f"int{grid.bits}/{grid.block_size if grid.inputs == 'float' else grid.inputs}"
 
 
-def read_bytes(spec: ModelSpec, name: str, grid: Grid | None) -> int:
+def read_bytes(spec: ModelSpec, name: str, grid: QuantizationScheme | None) -> int:
     """Bytes of the unit `name` on `grid` that each token reads; all units together are the working set."""
     return 0 if name == EMBEDDING else round(math.prod(spec.matrices[name]) * weight_bytes(grid))
 
 
-def weight_bytes(grid: Grid | None) -> float:
+def weight_bytes(grid: QuantizationScheme | None) -> float:
     """Bytes that are read for each weight: packed blocks have a scale and the sum of their weights beside, in fp32."""
     if grid is None:
         return 4.0

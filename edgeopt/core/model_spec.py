@@ -33,7 +33,7 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
+class QuantizationScheme:
     """How one matrix is stored: whole numbers of `bits`, with a scale for each block along the input side.
 
     A symmetric grid has its zero in the middle, another one stores a zero-point for each block.
@@ -64,7 +64,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KvGrid:
+class KvCacheScheme:
     """How keys and values are stored: symmetric whole numbers of `bits`, a scale for each tensor or each channel."""
 
     bits: int
@@ -123,8 +123,8 @@ class ModelSpec:
     tied_embeddings: bool
     layers: tuple[LayerSpec, ...]
     weight_dtype: str = "fp32"
-    grids: Mapping[str, Grid] = field(default_factory=dict)
-    kv_cache: KvGrid | None = None
+    schemes: Mapping[str, QuantizationScheme] = field(default_factory=dict)
+    kv_cache: KvCacheScheme | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     sparsity: str = "dense"
 
@@ -158,7 +158,7 @@ class ModelSpec:
     def size_bytes(self, name: str) -> int:
         """Bytes that an engine stores for the matrices of the unit `name`."""
         rows, columns = self.matrices[name]
-        grid = self.grids.get(name)
+        grid = self.schemes.get(name)
         return (
             int(rows * columns * DTYPE_BITS[self.weight_dtype] / 8) if grid is None else grid.size_bytes(rows, columns)
         )
@@ -174,7 +174,7 @@ class ModelSpec:
     @property
     def in_fp32(self) -> ModelSpec:
         """The same sizes, and the same adapters, with everything stored in fp32."""
-        return replace(self, weight_dtype="fp32", grids={}, kv_cache=None)
+        return replace(self, weight_dtype="fp32", schemes={}, kv_cache=None)
 
     @property
     def bits_per_weight(self) -> float:
@@ -191,7 +191,7 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["layers"] = [{n: getattr(layer, n) for n in layer.__slots__} for layer in self.layers]
-        fields["grids"] = {name: {n: getattr(grid, n) for n in grid.__slots__} for name, grid in self.grids.items()}
+        fields["grids"] = {name: {n: getattr(grid, n) for n in grid.__slots__} for name, grid in self.schemes.items()}
         if self.kv_cache is not None:
             fields["kv_cache"] = {n: getattr(self.kv_cache, n) for n in self.kv_cache.__slots__}
         if self.adapters:
@@ -204,18 +204,18 @@ class ModelSpec:
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         fields = dict(data)
         fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
-        fields["grids"] = {name: Grid(**grid) for name, grid in fields["grids"].items()}
+        fields["grids"] = {name: QuantizationScheme(**grid) for name, grid in fields["grids"].items()}
         if fields["kv_cache"] is not None:
-            fields["kv_cache"] = KvGrid(**fields["kv_cache"])
+            fields["kv_cache"] = KvCacheScheme(**fields["kv_cache"])
         adapters = fields.get("adapters", {}).items()
         fields["adapters"] = {name: Adapter(rank=a["rank"], targets=tuple(a["targets"])) for name, a in adapters}
         return cls(**fields)
 
     @classmethod
-    def from_hf_config(cls, config: Mapping[str, Any], place: str = "config.json") -> ModelSpec:
+    def from_hf_config(cls, config: Mapping[str, Any], location: str = "config.json") -> ModelSpec:
         """The spec of a Hugging Face `config.json`; InputError where it is not a decoder-only model."""
         if not isinstance(config, Mapping):
-            raise InputError("it is no JSON object", place=place, mend="Copy the file again")
+            raise InputError("it is no JSON object", location=location, hint="Copy the file again")
         architecture = (config.get("architectures") or ["?"])[0]
         text = _usual_names(config.get("text_config") or config)
         required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -224,8 +224,8 @@ class ModelSpec:
             lacks = f" and lacks {', '.join(missing)}" if missing else ""
             raise InputError(
                 f"architecture {architecture!r} is not a decoder-only language model that edgeopt knows{lacks}",
-                place=place,
-                mend="Give a model whose architecture ends in ForCausalLM (Llama, Qwen, Gemma, Phi, …)",
+                location=location,
+                hint="Give a model whose architecture ends in ForCausalLM (Llama, Qwen, Gemma, Phi, …)",
             )
         heads = text["num_attention_heads"]
         layer = LayerSpec(

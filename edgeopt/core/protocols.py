@@ -1,6 +1,6 @@
 """What the pipeline knows of models, texts, techniques, runtimes, probes and trackers.
 
-Every implementation is a frozen dataclass (a part, see edgeopt.core.instantiate) that inherits nothing from
+Every implementation is a frozen dataclass (a part, see edgeopt.core.config_objects) that inherits nothing from
 here. `tests/contracts/` holds one suite a port and runs it against every implementation.
 """
 
@@ -58,7 +58,7 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workshop:
+class CompressionContext:
     """What a step works with beside the checkpoint.
 
     Attributes:
@@ -83,7 +83,7 @@ class Step(Protocol):
         """
         ...
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         """Write the compressed checkpoint's files into the empty `directory`; return its true spec.
 
         Files under `directory/artifacts` are kept beside the trial and are no part of the checkpoint's
@@ -93,11 +93,11 @@ class Step(Protocol):
 
 
 @runtime_checkable
-class Sparing(Protocol):
+class ErrorReducing(Protocol):
     """A step that loses less than the plainest way to do the same, or makes good what was lost before it."""
 
     @property
-    def remains(self) -> float:
+    def remaining_error(self) -> float:
         """The share of the loss that remains as a rule; of what was lost before where the step itself loses nothing."""
         ...
 
@@ -132,7 +132,7 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class Spread(Protocol):
+class DistributedSession(Protocol):
     """A session of which a part lies in other processes: figures of memory would be those of the rest."""
 
     @property
@@ -148,11 +148,11 @@ class Runtime(Protocol):
     """Name and version of the engine layout, as written into the engine's manifest."""
     LIBRARIES: ClassVar[tuple[str, ...]]
     """Modules that `open` imports: the measured process imports them before it loads an engine."""
-    OPENING: ClassVar[frozenset[str]]
+    SESSION_FIELDS: ClassVar[frozenset[str]]
     """Fields that decide how an engine is opened alone: engines that differ in them have the same files."""
 
     @property
-    def otherwise(self) -> Runtime | None:
+    def fallback(self) -> Runtime | None:
         """The runtime that takes what `check` refuses, where one does; it is told to the user."""
         ...
 
@@ -199,7 +199,7 @@ class DeviceBound(Protocol):
 
 
 @runtime_checkable
-class Itemized(Protocol):
+class SupportsBreakdown(Protocol):
     """A runtime that knows by arithmetic what each part of an engine takes."""
 
     def parts(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
@@ -208,7 +208,7 @@ class Itemized(Protocol):
 
 
 @runtime_checkable
-class Placed(Protocol):
+class SupportsAffinity(Protocol):
     """A runtime that may have a processor of its own for each thread."""
 
     def processors(self, threads: int) -> Sequence[int]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """`model`, `runtime` and each step are descriptions of parts (see edgeopt.core.instantiate).
+    """`model`, `runtime` and each step are descriptions of parts (see edgeopt.core.config_objects).
 
     Attributes:
         steps: (name, description) in the order in which they are applied.

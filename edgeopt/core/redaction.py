@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 def without_password(url: str) -> str:
     """`url` for messages and records."""
-    place = urlsplit(url).netloc
-    user, _, host = place.rpartition("@")
+    location = urlsplit(url).netloc
+    user, _, host = location.rpartition("@")
     if ":" in user:
-        url = url.replace(place, f"{user.partition(':')[0]}:***@{host}", 1)
+        url = url.replace(location, f"{user.partition(':')[0]}:***@{host}", 1)
     return re.sub(r"([?&]password=)[^&]*", r"\1***", url)

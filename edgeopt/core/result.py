@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-ESTIMATE = "estimate"
+PREDICTION = "prediction"
 """The rung at which a recipe is refused by arithmetic, before any work."""
+_FORMER_RUNGS = {"estimate": PREDICTION}
+"""Names that older versions stored for rungs, with today's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class Verdict:
         bound: the limit in the metric's unit, None where it refers to a baseline that is missing.
         excess: by which share of the bound the worse end of the interval lies beyond it (negative: within);
             None where nothing was measured or the figure is no number.
-        kept: True only where the whole interval is proven to lie within the limit; of a prediction, which proves
+        satisfied: True only where the whole interval is proven to lie within the limit; of a prediction, which proves
             nothing, where the best that it allows for does.
         reason: why a limit is not kept, empty where it is.
         predicted: whether a prediction was held against the limit, of which only the best that it allows for counts.
@@ -53,12 +55,12 @@ class Verdict:
     bound: float | None
     value: float | None
     excess: float | None
-    kept: bool
+    satisfied: bool
     reason: str
     predicted: bool = False
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """The metric and why its limit is not kept, in one line."""
         return f"{self.metric} {self.reason}" if self.predicted else f"{self.metric}: {self.reason}"
 
@@ -115,7 +117,9 @@ class TrialResult:
     @property
     def feasible(self) -> bool:
         """Whether the trial finished and every limit was measured and proven kept."""
-        return not (self.failure or self.refused) and bool(self.measurements) and all(v.kept for v in self.verdicts)
+        return (
+            not (self.failure or self.refused) and bool(self.measurements) and all(v.satisfied for v in self.verdicts)
+        )
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -140,17 +144,28 @@ class TrialResult:
     def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
         fields = dict(data)
         fields["measurements"] = tuple(Measurement(**m) for m in fields["measurements"])
-        fields["verdicts"] = tuple(Verdict(**v) for v in fields["verdicts"])
+        fields["verdicts"] = tuple(Verdict(**with_current_names(v)) for v in fields["verdicts"])
         fields["notes"] = tuple(fields["notes"])
         fields["system"] = tuple(fields.get("system", ()))
         fields["predictions"] = tuple(Measurement(**m) for m in fields.get("predictions", ()))
+        fields["refused"] = current_rung(fields.get("refused", ""))
         fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None
         return cls(**fields)
 
 
+def with_current_names(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a stored verdict; older versions called `satisfied` `kept`."""
+    return {"satisfied" if name == "kept" else name: value for name, value in verdict.items()}
+
+
+def current_rung(name: str) -> str:
+    """Return today's name of a stored rung."""
+    return _FORMER_RUNGS.get(name, name)
+
+
 def undone(refused: str) -> str:
     """What was not done any more once a limit was found broken at the rung `refused`."""
-    return {ESTIMATE: "nothing was built", "divergence": "no engine was built"}.get(
+    return {PREDICTION: "nothing was built", "divergence": "no engine was built"}.get(
         refused, f"nothing was measured after {refused}"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeopt.core import units
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.core.kernel_times import Kernels
 from edgeopt.errors import ConfigError
 
@@ -43,7 +43,7 @@ class Device:
 
     def __post_init__(self) -> None:
         if self.cores < 1 or self.ram_bytes < 1:
-            raise ConfigError(f"a device has cores and memory, got {self.cores} and {self.ram_bytes}", place="cores")
+            raise ConfigError(f"a device has cores and memory, got {self.cores} and {self.ram_bytes}", location="cores")
 
     @property
     def fingerprint(self) -> str:
@@ -73,21 +73,21 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.threads < 0:
-            raise ConfigError(f"{self.threads} threads cannot run", place="threads", mend="Give 0 or more")
+            raise ConfigError(f"{self.threads} threads cannot run", location="threads", hint="Give 0 or more")
         if self.context_length < 64:
             raise ConfigError(
-                f"{self.context_length} tokens are too few", place="context_length", mend="Give 64 or more"
+                f"{self.context_length} tokens are too few", location="context_length", hint="Give 64 or more"
             )
         if 0 < self.memory_cap_bytes < 16 * 2**20:
             raise ConfigError(
-                f"{self.memory_cap} holds not even Python", place="memory_cap", mend="Give 16 MiB or more, or null"
+                f"{self.memory_cap} holds not even Python", location="memory_cap", hint="Give 16 MiB or more, or null"
             )
         threads = self.threads or (self.device.cores if self.device is not None else 0)
         if self.kernels is not None and threads not in (0, self.kernels.threads):
             raise ConfigError(
                 f"kernels were timed with {self.kernels.threads} threads, and engines run with {threads}",
-                place="kernels",
-                mend="Run edgeopt profile with as many cores, or set target.kernels=null",
+                location="kernels",
+                hint="Run edgeopt profile with as many cores, or set target.kernels=null",
             )
 
     @property
@@ -116,10 +116,10 @@ class Limit:
     @classmethod
     def parse(cls, metric: str, text: str | float, known: Mapping[str, str]) -> Limit:
         """A limit from a config's `3 GiB`, `0.5 x baseline` or `at least 0.6`; `known` maps metrics to units."""
-        place = "limits." + metric.replace("/", ".")
+        location = "limits." + metric.replace("/", ".")
         if metric not in known:
             near = [m for m in sorted(known) if m.split("/")[0] == metric.split("/")[0]] or sorted(known)
-            raise ConfigError(f"unknown metric {metric!r}", place=place, mend=f"Choose one of: {', '.join(near)}")
+            raise ConfigError(f"unknown metric {metric!r}", location=location, hint=f"Choose one of: {', '.join(near)}")
         unit = known[metric]
         directed = _DIRECTION.fullmatch(str(text))
         least, quantity = (directed[1] == "least", directed[2]) if directed else (False, text)
@@ -127,9 +127,9 @@ class Limit:
         try:
             bound = float(relative[1]) if relative else units.parse(quantity, unit)
         except ConfigError as error:
-            raise error.at(place) from error
+            raise error.at(location) from error
         if bound <= 0:
-            raise ConfigError(f"{text!r} can never be kept", place=place, mend="Give a limit above zero")
+            raise ConfigError(f"{text!r} can never be kept", location=location, hint="Give a limit above zero")
         if relative:
             return cls(metric=metric, unit=unit, baseline_factor=bound, least=least)
         return cls(metric=metric, unit=unit, absolute=bound, least=least)

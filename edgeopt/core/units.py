@@ -52,27 +52,27 @@ def parse(text: str | float, to: str) -> float:
     known = ", ".join(u for u in DIMENSIONS[dimension_of(to)] if u)
     wanted = f"Give it as a number and one of: {known}" if known else "Give a plain number"
     if not match:
-        raise ConfigError(f"{text!r} is not a quantity", mend=wanted)
+        raise ConfigError(f"{text!r} is not a quantity", hint=wanted)
     number, unit = float(match[1]), match[2]
     if unit == "" and dimension_of(to) not in ("ratio", "count", "nats"):
-        raise ConfigError(f"{text!r} has no unit", mend=wanted)
+        raise ConfigError(f"{text!r} has no unit", hint=wanted)
     if unit == "":
         return number
     if unit not in _DIMENSION_OF:
-        raise ConfigError(f"{text!r} has the unknown unit {unit!r}", mend=wanted)
+        raise ConfigError(f"{text!r} has the unknown unit {unit!r}", hint=wanted)
     if dimension_of(unit) != dimension_of(to):
-        raise ConfigError(f"{text!r} is a {dimension_of(unit)}, not a {dimension_of(to)}", mend=wanted)
+        raise ConfigError(f"{text!r} is a {dimension_of(unit)}, not a {dimension_of(to)}", hint=wanted)
     return convert(number, unit, to)
 
 
-def size_bytes(text: str | float, place: str) -> int:
+def size_bytes(text: str | float, location: str) -> int:
     """A size such as `5 GiB` in whole bytes. ConfigError with `place` for what is no size, or is below zero."""
     try:
         found = parse(text, "B")
     except ConfigError as error:
-        raise error.at(place) from error
+        raise error.at(location) from error
     if found < 0:
-        raise ConfigError(f"{text!r} is below zero", place=place, mend="Give 0 B or more")
+        raise ConfigError(f"{text!r} is below zero", location=location, hint="Give 0 B or more")
     return int(found)
 
 

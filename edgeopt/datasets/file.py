@@ -19,7 +19,9 @@ class TextFile:
 
     def __post_init__(self) -> None:
         if self.documents < 0:
-            raise ConfigError(f"{self.documents} documents cannot be taken", place="documents", mend="Give 0 or more")
+            raise ConfigError(
+                f"{self.documents} documents cannot be taken", location="documents", hint="Give 0 or more"
+            )
 
     def load(self) -> Text:
         path = Path(self.path).expanduser()
@@ -31,15 +33,15 @@ def read_documents(path: Path) -> list[str]:
     """All documents of a .txt or .jsonl file. Raises InputError naming file and line."""
     if path.suffix not in (".txt", ".jsonl"):
         raise InputError(
-            f"{path.suffix or 'no suffix'} is not a text format", place=str(path), mend="Give .txt or .jsonl"
+            f"{path.suffix or 'no suffix'} is not a text format", location=str(path), hint="Give .txt or .jsonl"
         )
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError("there is no such file", place=str(path), mend="Give an existing file") from None
+        raise InputError("there is no such file", location=str(path), hint="Give an existing file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"the text cannot be read ({error})", place=str(path), mend="Give a readable UTF-8 file"
+            f"the text cannot be read ({error})", location=str(path), hint="Give a readable UTF-8 file"
         ) from error
     if path.suffix == ".txt":
         return [content]
@@ -54,6 +56,6 @@ def read_documents(path: Path) -> list[str]:
             documents.append(document)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                'the line is no {"text": …} object', place=f"{path}:{number}", mend="Give one JSON object a line"
+                'the line is no {"text": …} object', location=f"{path}:{number}", hint="Give one JSON object a line"
             ) from error
     return documents

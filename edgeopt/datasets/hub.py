@@ -21,7 +21,7 @@ class HubText:
 
     def __post_init__(self) -> None:
         if self.documents < 1:
-            raise ConfigError(f"{self.documents} documents are too few", place="documents", mend="Give 1 or more")
+            raise ConfigError(f"{self.documents} documents are too few", location="documents", hint="Give 1 or more")
 
     def load(self) -> Text:
         try:
@@ -29,8 +29,8 @@ class HubText:
         except ImportError as error:
             raise InputError(
                 "hub texts need the datasets package",
-                place="text",
-                mend="pip install 'edgeopt[hub]', or give a local file",
+                location="text",
+                hint="pip install 'edgeopt[hub]', or give a local file",
             ) from error
         try:
             rows = datasets.load_dataset(
@@ -39,13 +39,13 @@ class HubText:
         except Exception as error:  # the library raises many unrelated types
             raise InputError(
                 f"{self.repo} at {self.revision} cannot be loaded ({error})",
-                place="text.repo",
-                mend="Check name, revision, split and network, or give a local file",
+                location="text.repo",
+                hint="Check name, revision, split and network, or give a local file",
             ) from error
         if self.column not in rows.column_names:
             raise InputError(
                 f"column {self.column!r} is not there",
-                place="text.column",
-                mend=f"Choose: {', '.join(rows.column_names)}",
+                location="text.column",
+                hint=f"Choose: {', '.join(rows.column_names)}",
             )
         return Text(name=f"{self.repo}:{self.split}", documents=tuple(map(str, rows[self.column])))

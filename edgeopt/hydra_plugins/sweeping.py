@@ -51,7 +51,7 @@ class Sweep:
         given["objectives"] = given["objectives"] or {"objective": "minimize"}
         search = Search(**{**given, "parameters": {**given["parameters"], **swept}, "spread": 0, "refine": 0.0})
         if settings["workers"] < 1:
-            raise ConfigError(f"{settings['workers']} workers cannot work", place="hydra.sweeper.workers")
+            raise ConfigError(f"{settings['workers']} workers cannot work", location="hydra.sweeper.workers")
         names = {*search.directions, *settings["limits"]}
         known = dict.fromkeys(names, "")
         sweep = cls(
@@ -78,7 +78,7 @@ class Sweep:
         trials = [as_row(row, ranks.get(row.number)) for row in study.rows()]
         front = sorted(number for number, rank in ranks.items() if rank == 1)
         if not front:
-            raise InfeasibleError("no trial keeps every limit", place=f"study {study.name}", mend="Search longer")
+            raise InfeasibleError("no trial keeps every limit", location=f"study {study.name}", hint="Search longer")
         return {"study": study.name, "trials": trials, "front": front}
 
 
@@ -156,8 +156,8 @@ def _figures(answer: Any, names: Sequence[str]) -> dict[str, float]:
     if len(values) != len(names) or any(not isinstance(v, (int, float)) or math.isnan(v) for v in values):
         raise ConfigError(
             f"the application returned {answer!r}",
-            place="hydra.sweeper.objectives",
-            mend=f"Return a mapping by metric, or {len(names)} numbers: {', '.join(names)}",
+            location="hydra.sweeper.objectives",
+            hint=f"Return a mapping by metric, or {len(names)} numbers: {', '.join(names)}",
         )
     return dict(zip(names, map(float, values), strict=True))
 

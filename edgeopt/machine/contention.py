@@ -35,7 +35,7 @@ PATIENCE = 5
 """How often work is done in all, at most, until there is a try that nobody slowed down."""
 
 
-class Pace:
+class ContentionProbe:
     """Looks at the pace of the cores that this thread may use; 0 on machines without neighbours."""
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -85,7 +85,7 @@ def usual(values: Iterable[float], paces_s: Iterable[float], best_s: float) -> l
 
 
 def decodes(
-    session: Session, prompt: Sequence[int], count: int, pace: Pace, *, rounds: int, most_s: float
+    session: Session, prompt: Sequence[int], count: int, pace: ContentionProbe, *, rounds: int, most_s: float
 ) -> list[tuple[list[float], list[float]]]:
     """Times of tokens and the pace meanwhile, of `rounds` decodes or more: until as many tokens were at a usual pace.
 
@@ -100,7 +100,9 @@ def decodes(
     return found
 
 
-def token_times(session: Session, prompt: Sequence[int], count: int, pace: Pace) -> tuple[list[float], list[float]]:
+def token_times(
+    session: Session, prompt: Sequence[int], count: int, pace: ContentionProbe
+) -> tuple[list[float], list[float]]:
     """Seconds of each of `count` tokens after the first, and the pace of the cores meanwhile.
 
     Of tokens that come at once each took its share of the time until they came.
@@ -128,7 +130,7 @@ def token_times(session: Session, prompt: Sequence[int], count: int, pace: Pace)
 
 def shared(times: Sequence[float]) -> list[float]:
     """The times between tokens, with those that came at once sharing what the first of them took."""
-    starts = [place for place, seconds in enumerate(times) if place == 0 or seconds >= AT_ONCE_S]
+    starts = [index for index, seconds in enumerate(times) if index == 0 or seconds >= AT_ONCE_S]
     parts = [times[start:end] for start, end in pairwise([*starts, len(times)])]
     return [sum(part) / len(part) for part in parts for _ in part]
 

@@ -112,7 +112,7 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise MeasureError(
-            f"the lease on the device cannot be taken ({error})", place=str(path), mend="Make this file writable"
+            f"the lease on the device cannot be taken ({error})", location=str(path), hint="Make this file writable"
         ) from error
 
 

@@ -7,7 +7,7 @@ import platform
 import shutil
 from pathlib import Path
 
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.target import Device, Target
 from edgeopt.machine import bandwidth as measured
 from edgeopt.machine.procfs import ROOT, memory_cap, text
@@ -69,7 +69,7 @@ def target_yaml(target: Target) -> str:
     """`target` as a file for conf/target."""
     import yaml
 
-    described = {"target": describe(target)}
+    described = {"target": to_config(target)}
     return "# @package _global_\n" + yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=120)
 
 

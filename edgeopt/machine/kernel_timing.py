@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core.kernel_times import SIDES, WORKING_SETS, kind, weight_bytes
 from edgeopt.core.protocols import Progress
-from edgeopt.machine.contention import Pace, usual
+from edgeopt.machine.contention import ContentionProbe, usual
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.core.model_spec import Grid
+    from edgeopt.core.model_spec import QuantizationScheme
 
 TIMED_S, STRETCH_S = 0.05, 0.02
 LEAST_RUNS = 5
@@ -37,7 +37,13 @@ HEADROOM = 8
 
 
 def matrix_times(
-    grids: Iterable[Grid | None], *, threads: int, ram_bytes: int, read_gb_per_s: float, pace: Pace, progress: Progress
+    schemes: Iterable[QuantizationScheme | None],
+    *,
+    threads: int,
+    ram_bytes: int,
+    read_gb_per_s: float,
+    pace: ContentionProbe,
+    progress: Progress,
 ) -> dict[str, tuple[tuple[float, ...], ...]]:
     """The times of each kind of matrix, as edgeopt.core.kernel_times.Kernels lists them.
 
@@ -49,7 +55,7 @@ def matrix_times(
 
     found: dict[str, list[np.ndarray]] = {}
     for _ in range(PASSES):
-        for grid in grids:
+        for grid in schemes:
             progress(f"timing {kind(grid)} matrices")
             found.setdefault(kind(grid), []).append(np.array(_timed(grid, threads, ram_bytes, read_gb_per_s, pace)))
     times = {}
@@ -59,7 +65,9 @@ def matrix_times(
     return times
 
 
-def _timed(grid: Grid | None, threads: int, ram_bytes: int, read_gb_per_s: float, pace: Pace) -> list[list[float]]:
+def _timed(
+    grid: QuantizationScheme | None, threads: int, ram_bytes: int, read_gb_per_s: float, pace: ContentionProbe
+) -> list[list[float]]:
     """Seconds of a product, a row for each working set."""
     known: dict[tuple[int, int], float] = {}
     rows: list[list[float]] = []
@@ -81,17 +89,17 @@ def _timed(grid: Grid | None, threads: int, ram_bytes: int, read_gb_per_s: float
     return rows
 
 
-def _seconds(grid: Grid | None, side: int, count: int, threads: int, pace: Pace) -> float:
+def _seconds(grid: QuantizationScheme | None, side: int, count: int, threads: int, pace: ContentionProbe) -> float:
     """Seconds of one product in a chain of `count`, without what a call takes that computes nothing to speak of."""
     return (_run_s(_chain(grid, side, count), side, threads, pace) - _call_s(threads, pace)) / count
 
 
 @cache
-def _call_s(threads: int, pace: Pace) -> float:
+def _call_s(threads: int, pace: ContentionProbe) -> float:
     return _run_s(_chain(None, LEAST_SIDE, 1), LEAST_SIDE, threads, pace)
 
 
-def _run_s(graph: bytes, side: int, threads: int, pace: Pace) -> float:
+def _run_s(graph: bytes, side: int, threads: int, pace: ContentionProbe) -> float:
     """Seconds of one run, the median of some at a usual pace."""
     import numpy as np
     import onnxruntime
@@ -120,7 +128,7 @@ def _run_s(graph: bytes, side: int, threads: int, pace: Pace) -> float:
             return median(counted or taken)
 
 
-def _chain(grid: Grid | None, side: int, count: int) -> bytes:
+def _chain(grid: QuantizationScheme | None, side: int, count: int) -> bytes:
     """A graph of `count` products, each of the last one's result.
 
     Weights are random, as equal ones might be stored once, and such that results keep their size.
@@ -148,7 +156,7 @@ def _chain(grid: Grid | None, side: int, count: int) -> bytes:
     return serialized
 
 
-def _tensors(grid: Grid | None, side: int, chance: np.random.Generator) -> dict[str, np.ndarray]:
+def _tensors(grid: QuantizationScheme | None, side: int, chance: np.random.Generator) -> dict[str, np.ndarray]:
     """A matrix of `side` rows and columns, and where inputs have a fixed range, that range."""
     import numpy as np
 
@@ -172,7 +180,7 @@ def _tensors(grid: Grid | None, side: int, chance: np.random.Generator) -> dict[
     return integers if grid.inputs == "dynamic" else integers | fixed
 
 
-def _nodes(grid: Grid | None, side: int, weights: list[str], number: int) -> list[Any]:
+def _nodes(grid: QuantizationScheme | None, side: int, weights: list[str], number: int) -> list[Any]:
     from onnx import helper
 
     here, there = f"x{number}", f"x{number + 1}"

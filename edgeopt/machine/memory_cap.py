@@ -39,7 +39,7 @@ def enforced(cap_bytes: int, root: Path = ROOT) -> Iterator[list[str]]:
         try:
             command = held.enter_context(_group(cap_bytes, root))
         except OSError as error:
-            command = _scope(cap_bytes, otherwise=f"no control group can be made ({error})")
+            command = _scope(cap_bytes, fallback=f"no control group can be made ({error})")
         yield command
 
 
@@ -78,11 +78,11 @@ def _group(cap_bytes: int, root: Path) -> Iterator[list[str]]:
         folder.rmdir()
 
 
-def _scope(cap_bytes: int, *, otherwise: str) -> list[str]:
+def _scope(cap_bytes: int, *, fallback: str) -> list[str]:
     """A transient scope of systemd: of the system for root, else of the user's own manager."""
     systemd_run = shutil.which("systemd-run")
     if systemd_run is None:
-        raise UnenforcedError(f"{otherwise}, and there is no systemd-run")
+        raise UnenforcedError(f"{fallback}, and there is no systemd-run")
     whose = [] if os.geteuid() == 0 else ["--user"]
     caps = ["-p", f"MemoryMax={cap_bytes}", "-p", "MemorySwapMax=0"]
     command = [systemd_run, *whose, "--scope", "--quiet", "--collect", *caps, "--"]
@@ -90,7 +90,7 @@ def _scope(cap_bytes: int, *, otherwise: str) -> list[str]:
         subprocess.run([*command, "true"], check=True, capture_output=True, text=True, timeout=_TRY_S)
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[0]
-        raise UnenforcedError(f"{otherwise}, and systemd-run refuses ({said})") from error
+        raise UnenforcedError(f"{fallback}, and systemd-run refuses ({said})") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnenforcedError(f"{otherwise}, and systemd-run fails ({first_line(error)})") from error
+        raise UnenforcedError(f"{fallback}, and systemd-run fails ({first_line(error)})") from error
     return command

@@ -1,7 +1,7 @@
 """The lease on a device that several hosts or containers reach: advisory locks of PostgreSQL, and inside them files.
 
-Two locks as in edgeopt.machine.device_lease: the turn, and the device. PostgreSQL releases them when the connection that took
-them ends, so a dead holder keeps nobody waiting, and after a restart of the server all begin anew.
+There are two locks, as in edgeopt.machine.device_lease: the turn and the device. PostgreSQL releases both when the
+connection that holds them ends. A dead holder therefore blocks nobody, and a restart of the server frees all locks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.core.protocols import Progress
 from edgeopt.errors import MeasureError
 from edgeopt.machine import device_lease
@@ -108,8 +108,8 @@ class SharedLease:
                 if time.monotonic() > end:
                     raise MeasureError(
                         "the database that keeps the device's lease does not answer",
-                        place=engine.url.render_as_string(hide_password=True),
-                        mend="Start it again; the same command goes on",
+                        location=engine.url.render_as_string(hide_password=True),
+                        hint="Start it again; the same command goes on",
                     ) from error
                 progress("the database that keeps the device's lease does not answer; waiting for it")
                 time.sleep(_PAUSE_S)

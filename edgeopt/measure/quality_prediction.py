@@ -32,7 +32,7 @@ ENGINE_SHARE, ENGINE_NATS = 0.005, 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foresight:
+class QualityPredictor:
     """Predictions from what `measure` observes: the bench that `shortened` gave, bound to its text and target."""
 
     metrics: ClassVar[tuple[str, ...]] = (PERPLEXITY, RATIO, KL)
@@ -40,7 +40,7 @@ class Foresight:
 
     def covers(self, spec: ModelSpec) -> bool:
         """Whether an engine of such a model rounds nothing of importance but the weights."""
-        in_float = all(grid.inputs == "float" for grid in spec.grids.values())
+        in_float = all(grid.inputs == "float" for grid in spec.schemes.values())
         return in_float and spec.kv_cache is None and spec.weight_dtype not in LLAMA_BITS
 
     def predict(self, observed: Sequence[Measurement], baseline: Mapping[str, float]) -> tuple[Measurement, ...]:

@@ -20,7 +20,7 @@ class HubModel:
 
     def __post_init__(self) -> None:
         if self.repo.count("/") != 1:
-            raise ConfigError(f"{self.repo!r} is not of the form owner/name", place="repo", mend="Give owner/name")
+            raise ConfigError(f"{self.repo!r} is not of the form owner/name", location="repo", hint="Give owner/name")
 
     def locate(self) -> Path:
         from huggingface_hub import snapshot_download
@@ -36,6 +36,6 @@ class HubModel:
             reason = first_line(error).rstrip(".")
             raise InputError(
                 f"{self.repo} at {self.revision} cannot be downloaded ({reason})",
-                place="model.repo",
-                mend="Check name, revision and network, or download it elsewhere and use model=local model.path=FOLDER",
+                location="model.repo",
+                hint="Check name, revision and network, or download it elsewhere and use model=local model.path=FOLDER",
             ) from error

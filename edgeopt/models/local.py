@@ -17,5 +17,5 @@ class LocalFolder:
     def locate(self) -> Path:
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
-            raise InputError("no such folder", place=f"model.path={self.path}", mend="Give the folder of a model")
+            raise InputError("no such folder", location=f"model.path={self.path}", hint="Give the folder of a model")
         return folder.resolve()

@@ -28,8 +28,8 @@ class RegisteredModel:
         if not self.uri.startswith("models:/"):
             raise ConfigError(
                 f"{self.uri!r} is not a registry URI",
-                place="uri",
-                mend="Give models:/NAME@ALIAS or models:/NAME/VERSION",
+                location="uri",
+                hint="Give models:/NAME@ALIAS or models:/NAME/VERSION",
             )
 
     def locate(self) -> Path:
@@ -42,15 +42,15 @@ class RegisteredModel:
         except MlflowException as error:
             raise InputError(
                 f"{self.uri} cannot be fetched ({error.message})",
-                place="model.uri",
-                mend="Check name, version or alias, and MLFLOW_TRACKING_URI",
+                location="model.uri",
+                hint="Check name, version or alias, and MLFLOW_TRACKING_URI",
             ) from error
         holders = [p.parent for p in sorted(folder.rglob("config.json")) if list(p.parent.glob("*.safetensors"))]
         if not holders:
             raise InputError(
                 f"{self.uri} holds no config.json with safetensors",
-                place="model.uri",
-                mend="Register the model's Hugging Face folder, not an engine",
+                location="model.uri",
+                hint="Register the model's Hugging Face folder, not an engine",
             )
         return holders[0]
 
@@ -103,6 +103,6 @@ def _require_answer(uri: str) -> None:
     except requests.RequestException as error:
         raise TrackingError(
             f"the registry does not answer ({type(error).__name__})",
-            place=urlsplit(uri).netloc.rpartition("@")[2],
-            mend="Start the server, or set MLFLOW_TRACKING_URI to one that answers",
+            location=urlsplit(uri).netloc.rpartition("@")[2],
+            hint="Start the server, or set MLFLOW_TRACKING_URI to one that answers",
         ) from error

@@ -151,7 +151,7 @@ def _compare(source: Source, request: Request, _: str) -> Mapping[str, Any]:
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
     if not comparison.FEWEST <= len(ids) <= comparison.MOST:
         raise InputError(
-            f"{len(ids)} runs were chosen", mend=f"Choose {comparison.FEWEST} to {comparison.MOST} trials of a study"
+            f"{len(ids)} runs were chosen", hint=f"Choose {comparison.FEWEST} to {comparison.MOST} trials of a study"
         )
     trials = [source.trial(run_id) for run_id in ids]
     return {

@@ -79,7 +79,7 @@ class Source:
         with self._reading(run_id) as client:
             run = client.get_run(run_id)
             if run.data.tags.get(tags.ROLE) != "study":
-                raise InputError(f"run {run_id} is no study", mend="Choose one from the list")
+                raise InputError(f"run {run_id} is no study", hint="Choose one from the list")
             known: Mapping[str, Any] = {"objectives": [], "limits": [], "trials": []}
             history = client.get_metric_history(run_id, "progress/hypervolume")
             return Study(
@@ -93,7 +93,7 @@ class Source:
             run = client.get_run(run_id)
             result = _json(client, run_id, "result.json", {})
             if not result:
-                raise InputError(f"run {run_id} holds no result", mend="Choose trials that have ended")
+                raise InputError(f"run {run_id} holds no result", hint="Choose trials that have ended")
             return Trial(
                 run=run,
                 result=TrialResult.from_json(result),
@@ -115,14 +115,14 @@ class Source:
     @contextmanager
     def _reading(self, run_id: str) -> Iterator[MlflowClient]:
         if not re.fullmatch(r"[0-9a-f]{32}", run_id):
-            raise InputError(f"{run_id!r} is no id of a run", mend="Choose one from the list")
+            raise InputError(f"{run_id!r} is no id of a run", hint="Choose one from the list")
         with server.answering(self.uri) as client:
             try:
                 yield client
             except MlflowException as error:
                 if error.error_code not in _ABSENT:
                     raise
-                raise InputError(f"there is no run {run_id}", mend="Choose one from the list") from error
+                raise InputError(f"there is no run {run_id}", hint="Choose one from the list") from error
 
 
 def _json(client: MlflowClient, run_id: str, path: str, absent: Mapping[str, Any]) -> Any:

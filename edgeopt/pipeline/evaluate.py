@@ -19,12 +19,12 @@ from pathlib import Path
 from edgeopt.cache import Store
 from edgeopt.checkpoints import importing
 from edgeopt.core.artifact import Checkpoint, Engine
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.judge import judge
 from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import FILES, DeviceBound, ModelSource, Progress, Runtime, Step
 from edgeopt.core.recipe import Recipe
-from edgeopt.core.result import ESTIMATE, Failure, Measurement, TrialResult
+from edgeopt.core.result import PREDICTION, Failure, Measurement, TrialResult
 from edgeopt.errors import BuildError, ConfigError, EdgeoptError
 from edgeopt.pipeline.early_stop import refusal
 from edgeopt.pipeline.job import Job
@@ -78,9 +78,9 @@ class _Climb:
         self.result = TrialResult(
             recipe=job.recipe.described,
             target=job.target.name,
-            device=describe(job.device),
+            device=to_config(job.device),
             emulated=job.target.is_emulated_by(job.device),
-            texts={"calibration": job.calibration.describe(), "evaluation": job.measure.evaluation.describe()},
+            texts={"calibration": job.calibration.to_config(), "evaluation": job.measure.evaluation.to_config()},
         )
 
     @property
@@ -99,19 +99,19 @@ class _Climb:
             self.result = replace(self.result, notes=planned.notes)
             carried = importing.carried_bytes(original.directory)
             self._foresee(job.runtime.predict(planned.spec, job.target, carried_bytes=carried))
-        yield ESTIMATE
+        yield PREDICTION
         if build_only or is_absent(job.runtime):
             engine = self._build(self._compress(original))
             if not build_only:
                 raise BuildError(
                     "its device is not here, so that there is a plan of it alone",
-                    place=str(engine.directory),
-                    mend=f"Build and measure it there: edgeopt build-plan {engine.directory}",
+                    location=str(engine.directory),
+                    hint=f"Build and measure it there: edgeopt build-plan {engine.directory}",
                 )
             return
         with work.at("baseline"):
             self.baseline, base_folders = work.baseline(job, original)
-        yield ESTIMATE
+        yield PREDICTION
         checkpoint = self._compress(original)
         if job.foresight is not None and checkpoint.digest != original.digest and self._is_foreseeable(checkpoint.spec):
             with work.at("divergence"):
@@ -146,7 +146,7 @@ class _Climb:
             engine = self.work.build(self.job.runtime, checkpoint, self.job.recipe)
         self.result = replace(
             self.result,
-            engine=engine.describe(),
+            engine=engine.to_config(),
             notes=(*self.result.notes, *(f"lint: {finding}" for finding in self.job.runtime.lint(engine))),
         )
         return engine
@@ -181,7 +181,7 @@ def engine_of(source: ModelSource, runtime: Runtime, store: Store, progress: Pro
     with store.holding(progress):
         work = Work(store, progress)
         model = work.fetch(source)
-        return work.build(runtime, model, Recipe(model=describe(source), steps=(), runtime=describe(runtime)))
+        return work.build(runtime, model, Recipe(model=to_config(source), steps=(), runtime=to_config(runtime)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,7 @@ def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -
         try:
             specs.append(step.plan(specs[-1]))
         except EdgeoptError as error:
-            raise (error if error.place == "order" else error.at(f"step.{name}")) from error
+            raise (error if error.location == "order" else error.at(f"step.{name}")) from error
     chosen, notes = _fitting(runtime, (spec, specs[-1]))
     return Plan(specs=tuple(specs), runtime=chosen, notes=notes)
 
@@ -222,17 +222,17 @@ def _fitting(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tup
         for spec in specs:
             runtime.check(spec)
     except ConfigError as refusal:
-        if runtime.otherwise is None:
+        if runtime.fallback is None:
             raise
         try:
-            chosen, notes = _fitting(runtime.otherwise, specs)
+            chosen, notes = _fitting(runtime.fallback, specs)
         except ConfigError as another:
-            if another.what == refusal.what:
+            if another.message == refusal.message:
                 raise
             raise ConfigError(
-                f"{refusal.what}; {another.what}", place=refusal.place, mend="Use another model or recipe"
+                f"{refusal.message}; {another.message}", location=refusal.location, hint="Use another model or recipe"
             ) from another
-        return chosen, (f"runtime: {refusal.what}; {type(runtime.otherwise).__name__} takes its place", *notes)
+        return chosen, (f"runtime: {refusal.message}; {type(runtime.fallback).__name__} takes its place", *notes)
     return runtime, ()
 
 
@@ -247,5 +247,5 @@ def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None
     if spec == spec.in_fp32 and error > PARITY_TOLERANCE:
         raise BuildError(
             f"the engine's logits differ from torch by {error:.2g} of the largest logit, above {PARITY_TOLERANCE:g}",
-            mend="The runtime computes this architecture wrongly: use another runtime",
+            hint="The runtime computes this architecture wrongly: use another runtime",
         )

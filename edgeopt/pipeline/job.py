@@ -58,7 +58,7 @@ class Measure(Protocol):
         ...
 
 
-class Foresight(Protocol):
+class QualityPredictor(Protocol):
     """Predicts from a compressed checkpoint, computed in torch, what its engine will be measured to be."""
 
     @property
@@ -99,7 +99,7 @@ class Job:
     runtime: Runtime
     reference: Runtime
     measure: Measure
-    foresight: Foresight | None
+    foresight: QualityPredictor | None
     lease: Lease
     target: Target
     device: Device

@@ -12,10 +12,10 @@ from pathlib import Path
 from edgeopt.cache import Store
 from edgeopt.checkpoints import importing
 from edgeopt.core.artifact import Checkpoint, Engine, link_tree
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.corpus import Text
-from edgeopt.core.instantiate import describe
 from edgeopt.core.library_versions import versions
-from edgeopt.core.protocols import FILES, DeviceBound, Lease, ModelSource, Progress, Runtime, Step, Workshop
+from edgeopt.core.protocols import FILES, CompressionContext, DeviceBound, Lease, ModelSource, Progress, Runtime, Step
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.result import Measurement
 from edgeopt.pipeline.job import Job, Measure
@@ -92,20 +92,22 @@ class Work:
 
     def fetch(self, source: ModelSource) -> Checkpoint:
         folder = source.locate()
-        made = self.stage("model", importing.fingerprint(folder), lambda d: _discard(importing.take_in(folder, d)))
+        made = self.stage(
+            "model", importing.fingerprint(folder), lambda d: _discard(importing.import_checkpoint(folder, d))
+        )
         return Checkpoint.read(made)
 
     def compress(
         self, step: Step, checkpoint: Checkpoint, original: Checkpoint, floating: Checkpoint, calibration: Text
     ) -> Checkpoint:
-        description = describe(step)
-        shop = Workshop(
+        description = to_config(step)
+        context = CompressionContext(
             original=original, floating=floating, calibration=calibration, cache=self, progress=self.progress
         )
 
         def produce(directory: Path) -> None:
             with self._working():
-                spec = step.apply(checkpoint, directory, shop)
+                spec = step.apply(checkpoint, directory, context)
                 made_by = {"step": description, "input": checkpoint.digest, "calibration": calibration.digest}
                 Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by=made_by)
 
@@ -113,8 +115,8 @@ class Work:
         return Checkpoint.read(self.stage("checkpoint", inputs, produce))
 
     def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:
-        description = describe(runtime)
-        decisive = {name: value for name, value in description.items() if name not in runtime.OPENING}
+        description = to_config(runtime)
+        decisive = {name: value for name, value in description.items() if name not in runtime.SESSION_FIELDS}
         inputs = [checkpoint.digest, runtime.device() if isinstance(runtime, DeviceBound) else ""]
 
         def produce(directory: Path) -> None:
@@ -136,7 +138,7 @@ class Work:
     def baseline(self, job: Job, original: Checkpoint) -> tuple[dict[str, float], dict[str, Path]]:
         """The uncompressed model's figures, and its folder of each group of probes, measured once and kept."""
         job = replace(job, measure=job.measure.uncapped, runtime=job.runtime.baseline)
-        engine = self.build(job.runtime, original, job.recipe.uncompressed(describe(job.runtime)))
+        engine = self.build(job.runtime, original, job.recipe.uncompressed(to_config(job.runtime)))
         figures: dict[str, float] = {}
         folders: dict[str, Path] = {}
         for group in job.measure.groups:
@@ -174,7 +176,7 @@ class Work:
     def _in_torch(self, job: Job, checkpoint: Checkpoint) -> Engine:
         """The reference runtime's engine of the float weights that `checkpoint` stands for."""
         floating = replace(checkpoint, spec=checkpoint.spec.in_fp32)
-        return self.build(job.reference, floating, replace(job.recipe, runtime=describe(job.reference)))
+        return self.build(job.reference, floating, replace(job.recipe, runtime=to_config(job.reference)))
 
     def _measured(
         self,
@@ -198,7 +200,7 @@ class Work:
 
         inputs = [
             engine.digest,
-            describe(runtime),
+            to_config(runtime),
             measure.identity(probes),
             fresh,
             {name: str(path) for name, path in references.items()},

@@ -37,12 +37,12 @@ def approve(
         if known is None or known.digest != digest:
             raise GateError(
                 f"version {name} is not what the ledger says that was registered",
-                place="approve",
-                mend=f"Find out who changed it: `edgeopt audit {reference.name}`",
+                location="approve",
+                hint=f"Find out who changed it: `edgeopt audit {reference.name}`",
             )
         if known.actor == actor():
             raise GateError(
-                f"{known.actor} registered version {name}, so somebody else has to approve it", place="approve"
+                f"{known.actor} registered version {name}, so somebody else has to approve it", location="approve"
             )
         desk.note("approved", reason, version=number, digest=digest)
     return Approval(model=reference.name, version=number, digest=digest, actor=actor())

@@ -66,7 +66,9 @@ def copy(
         with registry.answering(tracking_uri) as client:
             source_uri = mlflow.get_tracking_uri()
             if source_uri == destination_uri:
-                raise InputError("this is the registry that the version is in", place="--to", mend="Name another one")
+                raise InputError(
+                    "this is the registry that the version is in", location="--to", hint="Name another one"
+                )
             version = reference.find(client)
             pinned = Reference(name=version.name, version=str(version.version))
             found = verify(pinned, public_key=public_key, destination=Path(scratch), tracking_uri=tracking_uri)

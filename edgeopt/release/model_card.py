@@ -30,7 +30,7 @@ def render(
             _variables(candidate, study, model, objectives)
         )
     except (TemplateError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the model card cannot be made ({error})", place=str(template)) from error
+        raise ConfigError(f"the model card cannot be made ({error})", location=str(template)) from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return text if len(text) <= LENGTH else text[: LENGTH - len(_CUT)] + _CUT
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import edgeopt
-from edgeopt.core import instantiate
+from edgeopt.core import config_objects
 from edgeopt.errors import ConfigError
 from edgeopt.release import webhook
 from edgeopt.release.ranking import Criterion
@@ -69,8 +69,8 @@ def find(file: str, config_dir: Path | None = None) -> Path:
     known = sorted({p.name for folder in searched for p in folder.glob(f"*{Path(file).suffix}")})
     raise ConfigError(
         f"there is no {file} in {', '.join(map(str, searched)) or 'any registry folder'}",
-        place="registry",
-        mend=f"Choose one of: {', '.join(known)}" if known else "Give the path of a policy",
+        location="registry",
+        hint=f"Choose one of: {', '.join(known)}" if known else "Give the path of a policy",
     )
 
 
@@ -83,18 +83,18 @@ def load(name: str = "default", config_dir: Path | None = None) -> Policy:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the policy cannot be read ({error})", place=str(path)) from error
-    return parse(data, name=path.stem, place=str(path), folder=path.parent)
+        raise ConfigError(f"the policy cannot be read ({error})", location=str(path)) from error
+    return parse(data, name=path.stem, location=str(path), folder=path.parent)
 
 
-def parse(data: object, *, name: str, place: str, folder: Path = Path()) -> Policy:
+def parse(data: object, *, name: str, location: str, folder: Path = Path()) -> Policy:
     """The policy that `data` describes; files that it names lie beside it in `folder`.
 
     Raises ConfigError with all faults at once.
     """
     faults: list[str] = []
     if not isinstance(data, Mapping):
-        raise ConfigError("a policy is a mapping", place=place, mend=f"Give the keys {', '.join(_KEYS)}")
+        raise ConfigError("a policy is a mapping", location=location, hint=f"Give the keys {', '.join(_KEYS)}")
     faults += [f"{key}: unknown key, known are {', '.join(_KEYS)}" for key in data if key not in _KEYS]
     model = data.get("model")
     if not isinstance(model, str) or not model.strip() or set(model) & set("/:'\""):
@@ -113,7 +113,7 @@ def parse(data: object, *, name: str, place: str, folder: Path = Path()) -> Poli
         faults.append(f"tags: {tags!r} is not a mapping")
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(f"{count} in the policy: " + "; ".join(faults), place=place)
+        raise ConfigError(f"{count} in the policy: " + "; ".join(faults), location=location)
     return Policy(
         name=name,
         model=str(model),
@@ -162,7 +162,7 @@ def _versions_kept(entry: Any, report: Report) -> int | None:
 
 def _gate(entry: Any, key: str, report: Report) -> Any:
     try:
-        gate = instantiate.construct(entry if isinstance(entry, Mapping) else {}, place=key)
+        gate = config_objects.instantiate(entry if isinstance(entry, Mapping) else {}, location=key)
     except ConfigError as error:
         report(str(error))
         return None

@@ -102,8 +102,8 @@ def promote(
     if not front:
         raise InfeasibleError(
             f"no trial of study {study!r} keeps every limit, so nothing is promoted",
-            place="limits",
-            mend="`edgeopt front` shows how far each trial is off: search longer, or set wider limits",
+            location="limits",
+            hint="`edgeopt front` shows how far each trial is off: search longer, or set wider limits",
         )
     with registry.answering(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
         desk = Desk(client, policy.model, progress)
@@ -144,7 +144,7 @@ class _Case:
         if refused:
             raise GateError(
                 f"nothing was promoted, {len(refused)} refused: {'; '.join(refused)}",
-                place=f"registry policy {self.policy.name}",
+                location=f"registry policy {self.policy.name}",
             )
 
     def release(self, judged: Sequence[Judged], cards: Sequence[str]) -> Promotion:
@@ -161,8 +161,8 @@ class _Case:
         if lacking:
             raise GateError(
                 f"no alias was moved, {'; '.join(dict.fromkeys(lacking))}",
-                place=f"registry policy {self.policy.name}",
-                mend="Promote again when it is approved",
+                location=f"registry policy {self.policy.name}",
+                hint="Promote again when it is approved",
             )
         moved = self.desk.move(aliases)
         self.desk.retire(self._spare(releases))

@@ -35,7 +35,7 @@ def pull(
     lies in `folder` then.
     """
     if folder.exists():
-        raise InputError("the folder is there already", place=str(folder), mend="Name one that is not, or remove it")
+        raise InputError("the folder is there already", location=str(folder), hint="Name one that is not, or remove it")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with (
         registry.answering(tracking_uri) as client,

@@ -38,7 +38,7 @@ def rollback(
     registered.
     """
     if not reference.alias:
-        raise InputError("a version cannot be rolled back", place="uri", mend="Name an alias: NAME@champion")
+        raise InputError("a version cannot be rolled back", location="uri", hint="Name an alias: NAME@champion")
     model, alias = reference.name, reference.alias
     with registry.answering(tracking_uri) as client:
         reference.find(client)
@@ -48,7 +48,9 @@ def rollback(
             present, before = desk.history.aliases[alias], desk.history.before(alias)
             if before is None:
                 raise GateError(
-                    f"{alias} never pointed at another version than {present}", place=model, mend="Promote another one"
+                    f"{alias} never pointed at another version than {present}",
+                    location=model,
+                    hint="Promote another one",
                 )
             progress(f"verifying version {before}")
             version = Reference(name=model, version=before).find(client)

@@ -7,6 +7,7 @@ can check one without edgeopt: `model_signing verify key` on a folder that holds
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ KEY = "EDGEOPT_SIGNING_KEY"
 """Environment variable: path of the private key, an elliptic curve's in PEM form."""
 
 
+def key_of_environment() -> Path | None:
+    """Return the path of the private key that the environment names; None if it names none."""
+    path = os.environ.get(KEY)
+    return Path(path) if path else None
+
+
 def sign(engine: Engine, private_key: Path) -> str:
     """The signature of an engine's manifest. Raises ConfigError where the key cannot be used."""
     from model_signing import signing
@@ -33,8 +40,8 @@ def sign(engine: Engine, private_key: Path) -> str:
         except (ValueError, TypeError, OSError) as error:  # its text may show the key
             raise ConfigError(
                 f"the private key cannot be used ({type(error).__name__})",
-                place=str(private_key),
-                mend="Give an elliptic curve's key in PEM form, without a password",
+                location=str(private_key),
+                hint="Give an elliptic curve's key in PEM form, without a password",
             ) from None
         return signature.read_text(encoding="utf-8")
 
@@ -51,8 +58,8 @@ def verify(engine: Engine, signature: str, public_key: Path) -> None:
         except Exception as error:  # whatever the library cannot read is no signature
             raise GateError(
                 f"the signature is not that of this engine by the key {public_key.name} ({first_line(error)})",
-                place=str(engine.directory),
-                mend="Do not use it, and find out who changed it",
+                location=str(engine.directory),
+                hint="Do not use it, and find out who changed it",
             ) from error
 
 

@@ -41,8 +41,8 @@ class Verification:
         if failed or self.engine is None:
             raise GateError(
                 "; ".join(failed),
-                place=f"{self.model}/{self.version}",
-                mend="Do not use it, and find out who changed it",
+                location=f"{self.model}/{self.version}",
+                hint="Do not use it, and find out who changed it",
             )
         return self.engine
 

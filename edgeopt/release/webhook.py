@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ _TIMEOUT_S = 10
 _PREFIX = "whsec_"
 
 
+def secret_of_environment() -> str:
+    """Return the secret that the environment holds; empty if it holds none."""
+    return os.environ.get(SECRET, "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhooks:
     """Where messages go, and what signs them.
@@ -47,8 +53,8 @@ class Webhooks:
         if self.urls and not self.secret:
             raise ConfigError(
                 "the policy names webhooks, and there is no secret to sign their messages",
-                place=SECRET,
-                mend=f"Set {SECRET}, or take the webhooks out of the policy",
+                location=SECRET,
+                hint=f"Set {SECRET}, or take the webhooks out of the policy",
             )
 
     def deliver(self, desk: Desk) -> None:
@@ -66,8 +72,8 @@ class Webhooks:
             told = "; ".join(f"{without_password(url)}: {why}" for url, why in failed.items())
             raise TrackingError(
                 f"all is done, but a webhook could not be told ({told})",
-                place=desk.model,
-                mend="The next promotion or rollback tells it",
+                location=desk.model,
+                hint="The next promotion or rollback tells it",
             )
 
     def _post(self, url: str, identity: str, body: bytes) -> str:

@@ -16,6 +16,6 @@ def require(spec: ModelSpec) -> None:
     if spec.weight_dtype in LLAMA_BITS:
         raise ConfigError(
             f"{spec.weight_dtype} is a type of llama.cpp's",
-            place="runtime",
-            mend="Use runtime=llamacpp, or the step int4 in place of llama_quantize",
+            location="runtime",
+            hint="Use runtime=llamacpp, or the step int4 in place of llama_quantize",
         )

@@ -30,8 +30,8 @@ class Torch:
 
     format: ClassVar[str] = "torch-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "transformers")
-    OPENING: ClassVar[frozenset[str]] = frozenset()
-    otherwise: ClassVar[None] = None
+    SESSION_FIELDS: ClassVar[frozenset[str]] = frozenset()
+    fallback: ClassVar[None] = None
 
     @property
     def baseline(self) -> Self:
@@ -39,7 +39,7 @@ class Torch:
 
     def check(self, spec: ModelSpec) -> None:
         if spec != spec.in_fp32:
-            raise ConfigError("the torch runtime computes in fp32 alone", place="runtime", mend="Use runtime=genai")
+            raise ConfigError("the torch runtime computes in fp32 alone", location="runtime", hint="Use runtime=genai")
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return ()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from edgeopt.core.model_spec import ModelSpec
-from edgeopt.core.protocols import Sparing, Step
+from edgeopt.core.protocols import ErrorReducing, Step
 
 
-def damage(steps: Sequence[Step], planned: Sequence[ModelSpec]) -> float:
+def expected_error(steps: Sequence[Step], planned: Sequence[ModelSpec]) -> float:
     """The share of the weights' energy that is expected to be lost; `planned` are the specs before and after each step.
 
     A step that knows of a way to lose less, or to make good what was lost before it, says which share remains. All of
@@ -18,9 +18,9 @@ def damage(steps: Sequence[Step], planned: Sequence[ModelSpec]) -> float:
     """
     lost = 0.0
     for step, (before, after) in zip(steps, pairwise(planned), strict=True):
-        remains = step.remains if isinstance(step, Sparing) else 1.0
+        remaining_error = step.remaining_error if isinstance(step, ErrorReducing) else 1.0
         done = added(before, after)
-        lost = lost + remains * done if done else remains * lost
+        lost = lost + remaining_error * done if done else remaining_error * lost
     return lost
 
 
@@ -34,8 +34,8 @@ def added(before: ModelSpec, after: ModelSpec) -> float:
     sizes = {name: math.prod(sides) for name, sides in before.matrices.items()}
     left = {name: math.prod(sides) for name, sides in after.matrices.items()}
     lost = sum(size * _least(1 - left.get(name, 0) / size) for name, size in sizes.items())
-    for name, grid in after.grids.items():
-        if name not in before.grids:
+    for name, grid in after.schemes.items():
+        if name not in before.schemes:
             lost += left[name] * min(1.0, 2 / 3 * math.log(2 * grid.block_size) * 4.0**-grid.bits)
     return lost / sum(sizes.values())
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from edgeopt.core.result import ESTIMATE, TrialResult
+from edgeopt.core.result import PREDICTION, TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.pipeline.early_stop import refusal
 from edgeopt.search.space.parameter import Params
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
+class Prediction:
     """What is known of a recipe by arithmetic.
 
     Attributes:
@@ -22,7 +22,7 @@ class Forecast:
     """
 
     result: TrialResult
-    damage: float = 0.0
+    expected_error: float = 0.0
     baseline: Mapping[str, float] = field(default_factory=dict)
 
     def refused(self, limits: Sequence[Limit], bounds: Mapping[str, float]) -> TrialResult | None:
@@ -34,11 +34,11 @@ class Forecast:
             return self.result
         known = [replace(x, absolute=bounds[x.metric]) if x.metric in bounds else x for x in limits]
         verdicts = refusal(self.result.predictions, known, {})
-        return replace(self.result, verdicts=verdicts, refused=ESTIMATE) if verdicts else None
+        return replace(self.result, verdicts=verdicts, refused=PREDICTION) if verdicts else None
 
     @property
     def figures(self) -> dict[str, float]:
         return {m.metric: m.value for m in self.result.predictions}
 
 
-Foresee = Callable[[Params], Forecast]
+Foresee = Callable[[Params], Prediction]

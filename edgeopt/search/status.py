@@ -75,7 +75,7 @@ def _lost(rows: list[Row]) -> int:
 def _broken(rows: list[Row]) -> dict[str, int]:
     """How many trials break each limit, by what was measured or predicted."""
     held = [(metric, h) for row in rows if row.summary is not None for metric, h in row.summary.verdicts.items()]
-    return dict(Counter(metric for metric, h in held if not h.kept and h.excess is not None and h.excess > 0))
+    return dict(Counter(metric for metric, h in held if not h.satisfied and h.excess is not None and h.excess > 0))
 
 
 def _saved(rows: list[Row]) -> dict[str, float]:
@@ -86,7 +86,7 @@ def _saved(rows: list[Row]) -> dict[str, float]:
     refused = sum(1 for row in rows if row.state == "refused")
     stopped = [row.summary for row in rows if row.state == "stopped" and row.summary is not None]
     return {
-        "estimate": refused * usual,
+        "prediction": refused * usual,
         "rungs": sum(max(0.0, usual - s.spent_s - sum(s.saved_s.values())) for s in stopped),
         "cache": sum(sum(s.saved_s.values()) for s in summaries),
     }

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeopt.core.result import ESTIMATE, TrialResult
+from edgeopt.core.result import PREDICTION, TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective
 from edgeopt.search.pareto.hypervolume import without_growth
-from edgeopt.search.pareto.ranking import EVALUATED, Standing, begun, spent_j, spent_s
+from edgeopt.search.pareto.ranking import EVALUATED, Ranking, begun, spent_j, spent_s
 from edgeopt.search.prediction import Foresee
 from edgeopt.search.samplers.proposals import Proposal, Proposals
 from edgeopt.search.space.definition import Search
@@ -40,17 +40,17 @@ class Study:
     search: Search
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
-    foresee: Foresee | None = None
+    predict_trial: Foresee | None = None
     worker: str = ""
     built: bool | None = None
     _rows: dict[int, Row] = field(init=False, default_factory=dict, repr=False)
     _revision: int = field(init=False, default=0)
-    standing: Standing = field(init=False, repr=False)
+    standing: Ranking = field(init=False, repr=False)
     _proposals: Proposals = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.standing = Standing(objectives=self.objectives, limits=self.limits)
-        self._proposals = Proposals(self.search, self.standing, self.foresee)
+        self.standing = Ranking(objectives=self.objectives, limits=self.limits)
+        self._proposals = Proposals(self.search, self.standing, self.predict_trial)
 
     @property
     def name(self) -> str:
@@ -133,9 +133,9 @@ class Study:
         """Keep a result; whether the trial still belonged to this worker."""
         return self.ledger.finish(row, state_of(result), Summary.of(result), result.to_json())
 
-    def bury(self, member: Member) -> list[Row]:
+    def reclaim(self, member: Member) -> list[Row]:
         """Take over what a dead worker left; the trials that it had at work."""
-        return self.ledger.bury(member, heir=self.worker, attempts=ATTEMPTS, given_up=_given_up)
+        return self.ledger.reclaim(member, new_owner=self.worker, attempts=ATTEMPTS, given_up=_given_up)
 
     def unrecorded(self) -> list[Row]:
         """Trials that are over and of which the tracking server does not know all."""
@@ -164,8 +164,8 @@ class Study:
 
     def _proposed(self) -> Row | None:
         """A new recipe, running or refused; None where every recipe was tried, or enough of them."""
-        place = len(self.ledger.members())
-        while self._room() and (proposal := self._proposals.next(self.rows(), place=place)) is not None:
+        worker_index = len(self.ledger.members())
+        while self._room() and (proposal := self._proposals.next(self.rows(), worker_index=worker_index)) is not None:
             row = self._added(proposal)
             if row is not None:  # else another worker was faster
                 return row
@@ -207,7 +207,7 @@ def state_of(result: TrialResult) -> State:
     if result.failure is not None:
         return "failed"
     if result.refused:
-        return "refused" if result.refused == ESTIMATE else "stopped"
+        return "refused" if result.refused == PREDICTION else "stopped"
     return "finished"
 
 

@@ -91,7 +91,7 @@ class Service:
         except ConfigError as error:
             return self._refused(404 if isinstance(error, UnknownModelError) else 400, error)
         except FullError:
-            busy = EdgeoptError("too many requests wait", mend="Try again in a while")
+            busy = EdgeoptError("too many requests wait", hint="Try again in a while")
             return self._refused(503, busy, {"Retry-After": "1"})
         answer = form(self.reader.name, asked)
         if asked.stream:
@@ -251,11 +251,11 @@ async def _body(request: Request) -> Any:
     async for part in request.stream():
         content += part
         if len(content) > LONGEST_BODY:
-            raise ConfigError(f"it is longer than {LONGEST_BODY} bytes", place="body")
+            raise ConfigError(f"it is longer than {LONGEST_BODY} bytes", location="body")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"it is no JSON ({error})", place="body") from error
+        raise ConfigError(f"it is no JSON ({error})", location="body") from error
 
 
 async def _left(receive: Callable[[], Any]) -> None:

@@ -28,7 +28,7 @@ class Decoding:
     def push(self, token: int) -> str:
         """The text that is certain after `token`."""
         self._held += self._stream.step(self._tokenizer, token) or ""
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [location for stop in self._stops if (location := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
             return self._held[: min(found)]

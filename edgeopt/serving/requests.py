@@ -56,14 +56,14 @@ class Reader:
         size = self._engine.spec.vocabulary_size
         if isinstance(prompt, list) and prompt and all(type(t) is int and 0 <= t < size for t in prompt):
             return self._asked(fields, prompt)
-        raise ConfigError("it is neither a text nor token ids, or it is more than one", place="prompt")
+        raise ConfigError("it is neither a text nor token ids, or it is more than one", location="prompt")
 
     def chat(self, body: Any) -> Asked:
         """What a request to `/v1/chat/completions` asks for. Raises ConfigError with the field as its place."""
         fields = _checked(body)
         messages = fields.get("messages")
         if not isinstance(messages, list) or not messages:
-            raise ConfigError("a list of at least one message is needed", place="messages")
+            raise ConfigError("a list of at least one message is needed", location="messages")
         known = [_message(message, n) for n, message in enumerate(messages)]
         if self._template is None:
             text = "\n".join(message["content"] for message in known)
@@ -71,7 +71,7 @@ class Reader:
         try:
             text = self._template.render(messages=known, add_generation_prompt=True)
         except TemplateError as error:
-            raise ConfigError(f"the model's chat template refuses ({error})", place="messages") from error
+            raise ConfigError(f"the model's chat template refuses ({error})", location="messages") from error
         return self._asked(fields, self._ids(text))
 
     def _ids(self, text: str) -> list[int]:
@@ -80,24 +80,24 @@ class Reader:
     def _asked(self, fields: Mapping[str, Any], prompt: list[int]) -> Asked:
         if fields.get("model") not in (None, self.name):
             raise UnknownModelError(
-                f"there is no model {fields['model']!r} here", place="model", mend=f"Name {self.name}, or none"
+                f"there is no model {fields['model']!r} here", location="model", hint=f"Name {self.name}, or none"
             )
         limit = fields.get("max_completion_tokens", fields.get("max_tokens"))
         limit = DEFAULT_NEW_TOKENS if limit is None else limit
         if type(limit) is not int or limit < 1:
-            raise ConfigError(f"{limit!r} tokens cannot be generated", place="max_tokens", mend="Give 1 or more")
+            raise ConfigError(f"{limit!r} tokens cannot be generated", location="max_tokens", hint="Give 1 or more")
         room = self._context_length - len(prompt)
         if not prompt or room < 1:
             raise ConfigError(
                 f"a prompt of {len(prompt)} tokens cannot be continued",
-                place="prompt",
-                mend=f"Give 1 to {self._context_length - 1} tokens",
+                location="prompt",
+                hint=f"Give 1 to {self._context_length - 1} tokens",
             )
         options = fields.get("stream_options") or {}
         adapter = fields.get("adapter")
         if adapter is not None and adapter not in self._engine.spec.adapters:
             known = ", ".join(self._engine.spec.adapters) or "none"
-            raise ConfigError(f"there is no adapter {adapter!r}", place="adapter", mend=f"There are: {known}")
+            raise ConfigError(f"there is no adapter {adapter!r}", location="adapter", hint=f"There are: {known}")
         return Asked(
             prompt=prompt,
             max_new_tokens=min(limit, room),
@@ -114,24 +114,24 @@ class UnknownModelError(ConfigError):
 
 def _checked(body: Any) -> Mapping[str, Any]:
     if not isinstance(body, dict):
-        raise ConfigError("the body is no JSON object", place="body")
+        raise ConfigError("the body is no JSON object", location="body")
     for name, allowed in _GREEDY.items():
         if body.get(name) is not None and body[name] not in allowed:
             raise ConfigError(
                 f"{body[name]!r} is not offered: an engine decodes greedily, one completion at a time",
-                place=name,
-                mend=f"Leave it out, or give {allowed[0]}",
+                location=name,
+                hint=f"Leave it out, or give {allowed[0]}",
             )
     for name in _ABSENT:
         if body.get(name):
-            raise ConfigError("it is not offered", place=name, mend="Leave it out")
+            raise ConfigError("it is not offered", location=name, hint="Leave it out")
     return body
 
 
 def _message(message: Any, number: int) -> dict[str, str]:
-    place = f"messages[{number}]"
+    location = f"messages[{number}]"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ConfigError("a message has a role and a content", place=place)
+        raise ConfigError("a message has a role and a content", location=location)
     content = message.get("content")
     if isinstance(content, list):  # parts, of which only text can be read
         parts = [
@@ -139,14 +139,14 @@ def _message(message: Any, number: int) -> dict[str, str]:
         ]
         content = None if None in parts else "".join(map(str, parts))
     if not isinstance(content, str):
-        raise ConfigError("the content is no text", place=f"{place}.content")
+        raise ConfigError("the content is no text", location=f"{location}.content")
     return {"role": message["role"], "content": content}
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
     found = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(found, list) or len(found) > _STOPS or not all(isinstance(s, str) and s for s in found):
-        raise ConfigError(f"it is neither a text nor a list of up to {_STOPS} texts", place="stop")
+        raise ConfigError(f"it is neither a text nor a list of up to {_STOPS} texts", location="stop")
     return tuple(found)
 
 
@@ -166,7 +166,7 @@ def _template(folder: Path) -> Any:
     try:
         return environment.from_string(text, globals=special)
     except TemplateError as error:
-        raise InputError(f"the chat template cannot be read ({error})", place=str(folder)) from error
+        raise InputError(f"the chat template cannot be read ({error})", location=str(folder)) from error
 
 
 def _content(token: Any) -> str:
@@ -181,4 +181,4 @@ def told(error: EdgeoptError) -> dict[str, Any]:
     """The body of an answer that refuses."""
     kind = "invalid_request_error" if isinstance(error, ConfigError) else "server_error"
     code = "model_not_found" if isinstance(error, UnknownModelError) else None
-    return {"error": {"message": str(error), "type": kind, "param": error.place or None, "code": code}}
+    return {"error": {"message": str(error), "type": kind, "param": error.location or None, "code": code}}

@@ -15,20 +15,24 @@ from edgeopt.compress.quantization.layerwise import round_network
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.kernel_times import Kernels
-from edgeopt.core.model_spec import Grid, LayerSpec, ModelSpec
+from edgeopt.core.model_spec import LayerSpec, ModelSpec, QuantizationScheme
 from edgeopt.core.protocols import Progress
 from edgeopt.core.target import Device
 from edgeopt.machine import device_lease
-from edgeopt.machine.contention import Pace, decodes, usual
+from edgeopt.machine.contention import ContentionProbe, decodes, usual
 from edgeopt.machine.kernel_timing import matrix_times
 from edgeopt.machine.procfs import pinned
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.runtimes.genai.runtime import Genai
 
 IN_BLOCKS = tuple(
-    Grid(bits=bits, block_size=block, symmetric=True) for bits, blocks in BLOCK_SIZES.items() for block in blocks
+    QuantizationScheme(bits=bits, block_size=block, symmetric=True)
+    for bits, blocks in BLOCK_SIZES.items()
+    for block in blocks
 )
-OF_INTEGERS = tuple(Grid(bits=8, block_size=256, symmetric=True, inputs=inputs) for inputs in ("dynamic", "static"))
+OF_INTEGERS = tuple(
+    QuantizationScheme(bits=8, block_size=256, symmetric=True, inputs=inputs) for inputs in ("dynamic", "static")
+)
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS, MOST_S = 16, 128, 5, 10.0
 
 
@@ -39,7 +43,7 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
     """
     threads = threads or device.cores
     with device_lease.hold(progress), pinned(threads):
-        pace = Pace()
+        pace = ContentionProbe()
         matrix = matrix_times(
             (None, *IN_BLOCKS, *OF_INTEGERS),
             threads=threads,
@@ -108,10 +112,12 @@ def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) ->
         tied_embeddings=False,
         layers=(sizes,) * layers,
     )
-    return replace(spec, grids=dict.fromkeys(spec.matrices, Grid(bits=4, block_size=32, symmetric=True)))
+    return replace(
+        spec, schemes=dict.fromkeys(spec.matrices, QuantizationScheme(bits=4, block_size=32, symmetric=True))
+    )
 
 
-def _decode_s(spec: ModelSpec, threads: int, pace: Pace) -> float:
+def _decode_s(spec: ModelSpec, threads: int, pace: ContentionProbe) -> float:
     """Seconds a token of an engine of `spec` with random weights, the median of a few decodes at a usual pace."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
         session = Genai().open(_engine(spec, Path(folder)), threads=threads)
@@ -129,9 +135,9 @@ def _engine(spec: ModelSpec, folder: Path) -> Engine:
     modeling.initialize(spec, model)
     for path in ReferenceModel().locate().glob("tokenizer*"):
         shutil.copy(path, model)
-    checkpoint = importing.take_in(model, given)
+    checkpoint = importing.import_checkpoint(model, given)
     network = modeling.load(checkpoint)
-    matrices = round_network(network, spec.grids, Rtn(), [], _silent)
+    matrices = round_network(network, spec.schemes, Rtn(), [], _silent)
     modeling.save(network, rounded, checkpoint, spec, matrices)
     runtime = Genai()
     runtime.build(Checkpoint.seal(rounded, format=Checkpoint.FORMAT, spec=spec, made_by={}), built, _silent)

@@ -46,7 +46,7 @@ def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> Non
                 else:
                     del started[number]
         if not done:
-            raise EdgeoptError("every worker ended with an error", place=str(logs), mend="Read what they said there")
+            raise EdgeoptError("every worker ended with an error", location=str(logs), hint="Read what they said there")
     finally:
         for process in started.values():
             process.send_signal(signal.SIGINT)
@@ -79,15 +79,17 @@ def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("Ray is not installed", place="search.engine", mend="pip install 'edgeopt[ray]'") from error
+        raise ConfigError(
+            "Ray is not installed", location="search.engine", hint="pip install 'edgeopt[ray]'"
+        ) from error
     resource = RESOURCE.format(opened.config["target"]["name"])
     ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     devices = int(ray.cluster_resources().get(resource, 0))
     if not devices:
         raise ConfigError(
             f"no node of the cluster carries the resource {resource!r}",
-            place="search.engine",
-            mend=f"Start those that measure by ray start --resources '{{\"{resource}\": 1}}'",
+            location="search.engine",
+            hint=f"Start those that measure by ray start --resources '{{\"{resource}\": 1}}'",
         )
     task = ray.remote(max_retries=0)(_task)
     known = (opened.name, str(Path(opened.config["state"]).absolute()), opened.study.ledger.url)
@@ -111,7 +113,7 @@ def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
                     if not over:
                         running[begin(role)] = role
                 except ray.exceptions.RayTaskError as error:
-                    raise EdgeoptError(f"a worker of role {role} ended: {error.cause}", place="ray") from error
+                    raise EdgeoptError(f"a worker of role {role} ended: {error.cause}", location="ray") from error
     finally:
         for reference in running:
             with suppress(ray.exceptions.RayError):
@@ -121,19 +123,17 @@ def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
 
 def _task(study: str, state: str, store: str, tracking_uri: str, role: str) -> None:
     """A worker inside a task of Ray."""
-    from edgeopt.cli.commands import worker
     from edgeopt.studies.open_study import OpenStudy
+    from edgeopt.studies.work import start_evaluator, work
 
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
     opened = OpenStudy.find(study, Path(state), store)
-    with closing(worker.evaluator(opened.request, opened.study.search, role=role)) as evaluator:
-        worker.work(opened, evaluator, role=role)
+    with closing(start_evaluator(opened.request, opened.study.search, role=role)) as evaluator:
+        work(opened, evaluator, role=role)
 
 
 def run(opened: OpenStudy, count: int) -> None:
     """Have `count` workers work on the study until it is over, on the engine that the search names."""
-    from edgeopt.cli import display
-
     engine = on_ray if opened.study.search.engine == "ray" else processes
-    with display.team(opened.study) as refresh:
+    with opened.reporter.workers(opened.study) as refresh:
         engine(opened, count, refresh)

@@ -6,14 +6,11 @@ import math
 import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from edgeopt.cli import display
-from edgeopt.cli.commands import registered
-from edgeopt.cli.commands.outcome import Document
 from edgeopt.config import assemble
 from edgeopt.config import parse as configs
 from edgeopt.config.assemble import Request
@@ -32,7 +29,10 @@ from edgeopt.search.status import status as study_status
 from edgeopt.search.storage import database, trial_store
 from edgeopt.search.storage.trial_store import Ledger
 from edgeopt.search.study import Study
+from edgeopt.studies.progress import Reporter, SilentReporter
 from edgeopt.studies.recorder import StudyLog
+
+Document = dict[str, Any]
 
 if TYPE_CHECKING:
     from edgeopt.tracking.recorder import MlflowRecorder
@@ -46,6 +46,7 @@ class OpenStudy:
         metrics: all that its probes may report, each with its unit.
         tracking_uri: goes before MLflow's own default, and after the config's.
         promoted: the registered model that its trials were promoted to, if they ever were.
+        reporter: shows progress; silent by default.
     """
 
     study: Study
@@ -54,6 +55,7 @@ class OpenStudy:
     metrics: Mapping[str, str]
     tracking_uri: str | None = None
     promoted: str | None = None
+    reporter: Reporter = field(default_factory=SilentReporter)
 
     @classmethod
     def of(
@@ -63,40 +65,46 @@ class OpenStudy:
         *,
         store: str | None = None,
         metrics: Mapping[str, str] | None = None,
+        reporter: Reporter | None = None,
     ) -> OpenStudy:
         """The study that `config` describes; nothing is written yet. `store` goes before the config's.
 
         `metrics` are those of the study where it was opened before: they are not looked for then.
         """
+        reporter = reporter or SilentReporter()
         search = configs.part(config, "search")
         if not isinstance(search, Search):
             raise ConfigError(
-                "it is no search", place="search._target_", mend="Name edgeopt.search.space.definition.Search"
+                "it is no search", location="search._target_", hint="Name edgeopt.search.space.definition.Search"
             )
         known = metrics or assemble.known_metrics(request.config_dir)
         study = Study(
-            ledger=Ledger(store or assemble.store_url(config), search.study, tell=display.err.print),
+            ledger=Ledger(store or assemble.store_url(config), search.study, tell=reporter.message),
             search=search,
             objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.directions.items()),
             limits=configs.limits(config, known),
-            foresee=partial(assemble.foresee, request) if configs.part(config, "measure").stop_early else None,
+            predict_trial=partial(assemble.predict_trial, request)
+            if configs.part(config, "measure").stop_early
+            else None,
         )
-        return cls(study=study, request=request, config=config, metrics=known)
+        return cls(study=study, request=request, config=config, metrics=known, reporter=reporter)
 
     @classmethod
-    def find(cls, name: str | None, state: Path, store: str | None) -> OpenStudy:
+    def find(cls, name: str | None, state: Path, store: str | None, *, reporter: Reporter | None = None) -> OpenStudy:
         """A study of a store, by name or the latest; `state` is the folder that its workers share."""
         url = store or os.environ.get("EDGEOPT_STORE") or database.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
         known = trial_store.studies(url) if file == url or Path(file).is_file() else {}
-        place = without_password(url)
+        location = without_password(url)
         if not known:
             raise InputError(
-                "there is no study", place=place, mend="Run edgeopt sweep first, or give --state or --store"
+                "there is no study", location=location, hint="Run edgeopt sweep first, or give --state or --store"
             )
         name = name or list(known)[-1]
         if name not in known:
-            raise InputError(f"there is no study {name!r}", place=place, mend=f"Choose one of: {', '.join(known)}")
+            raise InputError(
+                f"there is no study {name!r}", location=location, hint=f"Choose one of: {', '.join(known)}"
+            )
         sweep = known[name]
         uri = sweep["tracking_uri"]
         own = _snapshot(state, name)
@@ -107,7 +115,7 @@ class OpenStudy:
         )
         config = {**sweep["config"], "state": str(state)}
         return replace(
-            cls.of(request, config, store=url, metrics=sweep.get("metrics")),
+            cls.of(request, config, store=url, metrics=sweep.get("metrics"), reporter=reporter),
             tracking_uri=None if "***" in uri else uri,
             promoted=sweep.get("promoted"),
         )
@@ -195,9 +203,9 @@ class OpenStudy:
             )
         except TrackingError as error:
             raise TrackingError(
-                f"the front and {known['unrecorded']} trials are kept and not in MLflow yet: {error.what}",
-                place=error.place,
-                mend=f"Once it answers, send them: edgeopt sync {self.name}",
+                f"the front and {known['unrecorded']} trials are kept and not in MLflow yet: {error.message}",
+                location=error.location,
+                hint=f"Once it answers, send them: edgeopt sync {self.name}",
             ) from error
         return document
 
@@ -236,11 +244,12 @@ class OpenStudy:
         dry_run: bool = False,
     ) -> Document:
         """Register the front's members; `document` is the front's. InfeasibleError where there is none."""
+        from edgeopt.release import webhook
         from edgeopt.release.promote import promote
 
         if not document["front"]:
             raise nothing_feasible(document)
-        with display.progress("promoting") as progress:
+        with self.reporter.step("promoting") as progress:
             promotion = promote(
                 study=self.name,
                 rows=document["trials"],
@@ -251,7 +260,7 @@ class OpenStudy:
                 tracking_uri=self.recorder.uri,
                 config_dir=config_dir or self.request.config_dir,
                 private_key=private_key,
-                secret=registered.webhook_secret(),
+                secret=webhook.secret_of_environment(),
                 reason=reason,
                 dry_run=dry_run,
                 progress=progress,
@@ -286,8 +295,8 @@ def nothing_feasible(document: Document) -> InfeasibleError:
         missing = [metric for metric in asked if any(metric not in trial["metrics"] for trial in feasible)]
         return InfeasibleError(
             f"{len(feasible)} trials keep every limit, and {', '.join(missing)} was not measured; nothing was promoted",
-            place="search.objectives",
-            mend="Switch on a probe that measures it, or leave the objective out",
+            location="search.objectives",
+            hint="Switch on a probe that measures it, or leave the objective out",
         )
     broken: dict[str, int] = {}
     for trial in document["trials"]:
@@ -298,6 +307,6 @@ def nothing_feasible(document: Document) -> InfeasibleError:
     why = f": {broken[worst]} of {len(document['trials'])} break {worst}" if worst else ""
     return InfeasibleError(
         f"no trial keeps every limit{why}; nothing was promoted",
-        place=f"study {document['study']}",
-        mend="Search longer, add smaller recipes, or set wider limits",
+        location=f"study {document['study']}",
+        hint="Search longer, add smaller recipes, or set wider limits",
     )

@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.cli.commands.outcome import Document
 from edgeopt.config.compose import Config
 from edgeopt.core.result import TrialResult
 from edgeopt.errors import ConfigError
 from edgeopt.search.storage.trial import Row
+
+Document = dict[str, Any]
 
 if TYPE_CHECKING:
     from edgeopt.config.assemble import Request

@@ -36,7 +36,7 @@ def _verdict(verdict: Verdict, unit: str) -> str:
     value = "not measured" if verdict.value is None else units.show(verdict.value, unit)
     value += ", predicted at best" if verdict.predicted else ""
     kept = "not excluded" if verdict.predicted else "kept"
-    word = kept if verdict.kept else f"**not kept**: {_cell(verdict.reason)}"
+    word = kept if verdict.satisfied else f"**not kept**: {_cell(verdict.reason)}"
     return f"| {readable(verdict.metric)} {verdict.limit} | {value} | {word} |"
 
 

@@ -78,7 +78,7 @@ def _layers(spec: ModelSpec) -> dict[str, list[Any]]:
 
 def _stored(spec: ModelSpec, name: str) -> str:
     """How the matrices of a unit are stored, as `4 bits in blocks of 32`."""
-    grid = spec.grids.get(name)
+    grid = spec.schemes.get(name)
     if grid is None:
         return spec.weight_dtype
     inputs = "" if grid.inputs == "float" else f", inputs in 8 bits ({grid.inputs})"

@@ -29,7 +29,7 @@ from mlflow.utils.environment import _mlflow_conda_env, _PythonEnv
 
 import edgeopt
 from edgeopt.checkpoints import tokenizer
-from edgeopt.core import instantiate, library_versions
+from edgeopt.core import config_objects, library_versions
 from edgeopt.core.artifact import Engine
 from edgeopt.core.mlflow_tags import ENGINE, FLAVOR
 from edgeopt.errors import InputError
@@ -113,8 +113,8 @@ def engine_folder(model_folder: Path) -> Path:
     if FLAVOR_NAME not in flavors:
         raise InputError(
             f"the model is no edgeopt engine (its flavors: {', '.join(flavors)})",
-            place=str(model_folder),
-            mend="Name a model that edgeopt promote registered",
+            location=str(model_folder),
+            hint="Name a model that edgeopt promote registered",
         )
     return model_folder / str(flavors[FLAVOR_NAME]["data"])
 
@@ -126,7 +126,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ge
 
 def pip_requirements(engine: Engine) -> list[str]:
     """edgeopt, MLflow and the libraries that the engine's runtime names, in the versions that built it."""
-    runtime = instantiate.resolve(engine.made_by["runtime"]["_target_"], "made_by.runtime")
+    runtime = config_objects.resolve(engine.made_by["runtime"]["_target_"], "made_by.runtime")
     built_with: Mapping[str, str] = engine.made_by.get("versions", {})
     names = ["mlflow", *map(library_versions.distribution, runtime.LIBRARIES)]
     versions = {name: built_with.get(name) or metadata.version(name) for name in names}
@@ -142,7 +142,7 @@ class Generator:
         self.engine.verify()
         self._tokenizer = tokenizer.load(directory)
         self._prefix = tokenizer.prefix(directory)
-        runtime = instantiate.construct(self.engine.made_by["runtime"], place="made_by.runtime")
+        runtime = config_objects.instantiate(self.engine.made_by["runtime"], location="made_by.runtime")
         self._session = runtime.open(self.engine, threads=threads or len(os.sched_getaffinity(0)))
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
@@ -163,8 +163,8 @@ class Generator:
         if not ids or room < 1:
             raise InputError(
                 f"a prompt of {len(ids)} tokens cannot be continued",
-                place=prompt[:40],
-                mend=f"Give 1 to {self.engine.spec.context_length - 1} tokens",
+                location=prompt[:40],
+                hint=f"Give 1 to {self.engine.spec.context_length - 1} tokens",
             )
         new = self._session.generate(ids, min(max_new_tokens, room), adapter=adapter)
         return str(self._tokenizer.decode(list(new)))
@@ -179,8 +179,8 @@ def prompts(model_input: Any) -> list[str]:
         if list(columns) not in (["prompt"], [0]):
             raise InputError(
                 f"the columns are {', '.join(map(str, columns))}",
-                place="model_input",
-                mend="Give one column, named prompt",
+                location="model_input",
+                hint="Give one column, named prompt",
             )
         return [str(value) for value in model_input.iloc[:, 0]]
     return [str(value) for value in model_input]

@@ -38,11 +38,11 @@ def logged(run_id: str, tracking_uri: str | None = None) -> Logged:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise InputError(
-                f"there is no run {run_id!r}", place="run", mend="Copy its id from the MLflow UI"
+                f"there is no run {run_id!r}", location="run", hint="Copy its id from the MLflow UI"
             ) from error
         if tags.ENGINE_DIGEST not in labels:
             raise InputError(
-                f"run {run_id!r} built no engine", place="run", mend="Name the run of a trial that was measured"
+                f"run {run_id!r} built no engine", location="run", hint="Name the run of a trial that was measured"
             )
         with TemporaryDirectory() as scratch:
             config = yaml.safe_load(Path(client.download_artifacts(run_id, "config.yaml", scratch)).read_text())

@@ -75,9 +75,9 @@ class MlflowRecorder:
 
     def __post_init__(self) -> None:
         if not self.patience_s >= 0:
-            raise ConfigError(f"{self.patience_s} is no time to wait", place="patience_s", mend="Give 0 or more")
+            raise ConfigError(f"{self.patience_s} is no time to wait", location="patience_s", hint="Give 0 or more")
         if not self.experiment.strip():
-            raise ConfigError("an experiment needs a name", place="experiment", mend="Set tracking.experiment")
+            raise ConfigError("an experiment needs a name", location="experiment", hint="Set tracking.experiment")
 
     @property
     def uri(self) -> str:
@@ -97,7 +97,7 @@ class MlflowRecorder:
     def open_study(self, study: str, config: Mapping[str, Any], tag_values: Mapping[str, str]) -> str:
         """The run of `study`, RUNNING: a new one, or that of the study that is resumed."""
         if not study or re.search(r"['\"`%\\]", study):
-            raise ConfigError(f"{study!r} cannot name a study", place="study", mend="Use letters, digits, - and _")
+            raise ConfigError(f"{study!r} cannot name a study", location="study", hint="Use letters, digits, - and _")
         opened = datetime.now(UTC).isoformat()
         with server.answering(self.uri) as client:
             experiment = self._experiment(client)
@@ -320,8 +320,8 @@ def _parent(uri: str, experiment: str, study: str) -> tuple[str, str]:
     if run is None:
         raise TrackingError(
             f"study {study!r} has no run in experiment {experiment!r}",
-            place=without_password(uri),
-            mend="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
+            location=without_password(uri),
+            hint="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
         )
     return known, str(run.info.run_id)
 

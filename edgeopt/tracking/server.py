@@ -77,8 +77,8 @@ def probe(uri: str) -> None:
     except ImportError as error:
         raise TrackingError(
             f"the driver of this database is not installed ({error})",
-            place=without_password(uri),
-            mend="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
+            location=without_password(uri),
+            hint="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
         ) from error
     except REFUSALS as error:
         raise _unreachable(uri, error) from error
@@ -105,11 +105,11 @@ def _failure(uri: str, error: Exception) -> TrackingError:
         _ask(uri)
     except REFUSALS as silence:
         return _unreachable(uri, silence)
-    return TrackingError(f"MLflow refused: {first_line(error)}", place=without_password(uri))
+    return TrackingError(f"MLflow refused: {first_line(error)}", location=without_password(uri))
 
 
 def _unreachable(uri: str, error: Exception) -> UnreachableError:
-    return UnreachableError(f"MLflow does not answer ({first_line(error)})", place=without_password(uri), mend=_MEND)
+    return UnreachableError(f"MLflow does not answer ({first_line(error)})", location=without_password(uri), hint=_MEND)
 
 
 def _probe_http(uri: str) -> None:
@@ -173,8 +173,8 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
     if found is None or found.lifecycle_stage != "active":
         raise TrackingError(
             f"experiment {name!r} was deleted",
-            place=without_password(uri),
-            mend="Restore it with mlflow experiments restore, or set tracking.experiment to another name",
+            location=without_password(uri),
+            hint="Restore it with mlflow experiments restore, or set tracking.experiment to another name",
         )
     return str(found.experiment_id)
 

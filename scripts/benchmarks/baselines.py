@@ -55,13 +55,13 @@ def seal(model: Path, directory: Path, made_by: str) -> None:
     """Make what another tool built in `directory` an engine that edgeopt's probes measure."""
     from edgeopt.checkpoints import importing, modeling
     from edgeopt.core.artifact import Engine
-    from edgeopt.core.instantiate import describe
+    from edgeopt.core.config_objects import to_config
     from edgeopt.runtimes.genai import graph_passes
     from edgeopt.runtimes.genai.runtime import GENERATING, SCORING, Genai
 
     modeling.carry(model, directory)
     graph_passes.split_scoring(directory / GENERATING, directory / SCORING)
-    about = {"runtime": describe(Genai()), "recipe": {"text": made_by}}
+    about = {"runtime": to_config(Genai()), "recipe": {"text": made_by}}
     Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=about)
 
 
@@ -92,7 +92,7 @@ def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
 def calibration(chosen: Sequence[str]) -> Sequence[str]:
     """The documents of the calibration text under the overrides `chosen`."""
     from edgeopt.config import assemble
-    from edgeopt.core.instantiate import canonical
+    from edgeopt.core.config_objects import canonical
 
     config = assemble.Request(overrides=tuple(chosen)).compose()
     return assemble.text(canonical(config["calibration"])).documents
@@ -102,15 +102,15 @@ def llama_cpp(model: Path, directory: Path, kind: str) -> None:
     """What llama.cpp's own quantizer makes of a model, for example in Q4_K_M, as an engine in `directory`."""
     from edgeopt.checkpoints import importing
     from edgeopt.core.artifact import Engine
-    from edgeopt.core.instantiate import describe
+    from edgeopt.core.config_objects import to_config
     from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 
     runtime = LlamaCpp()
     with tempfile.TemporaryDirectory() as taken:
-        checkpoint = importing.take_in(model, Path(taken))
+        checkpoint = importing.import_checkpoint(model, Path(taken))
         rounded = replace(checkpoint, spec=replace(checkpoint.spec, weight_dtype=kind))
         runtime.build(rounded, directory, print)
-    about = {"runtime": describe(runtime), "recipe": {"text": f"llama.cpp, {kind}"}}
+    about = {"runtime": to_config(runtime), "recipe": {"text": f"llama.cpp, {kind}"}}
     Engine.seal(directory, format=runtime.format, spec=rounded.spec, made_by=about)
 
 

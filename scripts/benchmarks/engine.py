@@ -180,9 +180,9 @@ def estimate(folder: Path) -> None:
             found.append([told["figures"][metric]["value"] / measured[name][metric] for metric in metrics])
     rows = [[*name, *map(statistics.median, zip(*found, strict=True))] for name, found in ratios.items()]
     table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
-    for place, metric in enumerate(metrics):
-        of_rounds = [_errors(found[once][place] for found in ratios.values()) for once in range(ROUNDS)]
-        print(f"{metric}: off by {_errors(row[2 + place] for row in rows)}; in the rounds by {', '.join(of_rounds)}")
+    for index, metric in enumerate(metrics):
+        of_rounds = [_errors(found[once][index] for found in ratios.values()) for once in range(ROUNDS)]
+        print(f"{metric}: off by {_errors(row[2 + index] for row in rows)}; in the rounds by {', '.join(of_rounds)}")
     print()
 
 

@@ -15,10 +15,10 @@ from benchmarks.baselines import evaluation_windows, olive_runs_here, olive_sear
 from benchmarks.common import EDGEOPT, table
 from edgeopt.config import assemble
 from edgeopt.config.assemble import Request
-from edgeopt.core.instantiate import canonical
+from edgeopt.core.config_objects import canonical
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.search.pareto.hypervolume import hypervolume
-from edgeopt.search.pareto.ranking import EVALUATED, Standing, bounds
+from edgeopt.search.pareto.ranking import EVALUATED, Ranking, bounds
 from edgeopt.search.storage.summary import Summary
 from edgeopt.studies.open_study import OpenStudy
 
@@ -79,8 +79,8 @@ class Truth:
 
     def __init__(self, opened: OpenStudy) -> None:
         found = opened.study
-        standing = Standing(objectives=found.objectives, limits=found.limits)
-        self.opened, self.foresee = opened, partial(assemble.foresee, opened.request)
+        standing = Ranking(objectives=found.objectives, limits=found.limits)
+        self.opened, self.predict_trial = opened, partial(assemble.predict_trial, opened.request)
         self.rows = {canonical(row.params): row for row in found.rows() if row.summary is not None}
         self.seconds = {key: _from_scratch_s(row.summary) for key, row in self.rows.items() if row.summary}
         self.points = {key: point for key, row in self.rows.items() if (point := standing.point(row)) is not None}
@@ -233,12 +233,12 @@ def _own(folder: Path, truth: Truth, *overrides: str) -> Run:
 
 def refusals(truth: Truth) -> None:
     """Of the recipes that break size or memory, how many the estimate refuses; and of those that keep all, how many."""
-    limits, known, foresee = truth.opened.study.limits, bounds(truth.rows.values()), truth.foresee
+    limits, known, predict_trial = truth.opened.study.limits, bounds(truth.rows.values()), truth.predict_trial
     broken = refused = wrongly = kept = 0
     for row in truth.rows.values():
         assert row.summary is not None
         over = {m for m, h in row.summary.verdicts.items() if h.excess is not None and h.excess > 0}
-        is_refused = foresee(row.params).refused(limits, known) is not None
+        is_refused = predict_trial(row.params).refused(limits, known) is not None
         if over & {"size/engine_mib", "memory/peak_rss_mib"}:
             broken, refused = broken + 1, refused + is_refused
         elif row.summary.feasible:

@@ -400,7 +400,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path, code: 
 
     with pytest.raises(StoreError, match="stage k cannot be written") as caught:
         store.stage("k", 1, full)
-    assert "edgeopt cache prune" in caught.value.mend
+    assert "edgeopt cache prune" in caught.value.hint
     assert names(tmp_path) == {kept.name}
     assert names(tmp_path, "scratch") == set()
     assert (stage(store, 1) / "out").stat().st_size == SIZE
@@ -417,8 +417,8 @@ def test_a_full_disk_without_room_for_a_lock_is_told_with_the_command_that_frees
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(StoreError, match="No space left") as caught:
         stage(store, 1)
-    assert caught.value.mend == "Free space: edgeopt cache prune"
-    assert caught.value.place == str(tmp_path)
+    assert caught.value.hint == "Free space: edgeopt cache prune"
+    assert caught.value.location == str(tmp_path)
 
 
 def test_an_entry_that_cannot_be_removed_is_an_error_that_names_it(
@@ -432,7 +432,7 @@ def test_an_entry_that_cannot_be_removed_is_an_error_that_names_it(
     monkeypatch.setattr(Path, "rename", refuses)
     with pytest.raises(StoreError, match="cannot be removed") as caught:
         evict(tmp_path, 0)
-    assert caught.value.place == str(made)
+    assert caught.value.location == str(made)
     assert made.exists()
 
 

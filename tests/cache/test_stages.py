@@ -162,8 +162,8 @@ def test_a_root_that_is_no_folder_is_a_store_error(tmp_path: Path, below: str) -
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written") as caught:
         Store(tmp_path / below)
-    assert caught.value.place == str(tmp_path / below)
-    assert "state" in caught.value.mend
+    assert caught.value.location == str(tmp_path / below)
+    assert "state" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write into folders that are read-only")

@@ -10,7 +10,7 @@ from support import adapted, specs
 
 from edgeopt.checkpoints import adapters, modeling
 from edgeopt.checkpoints.adapters import LowRank
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError, InputError
 
@@ -20,7 +20,7 @@ IDS = torch.tensor([[1, 17, 42, 99, 7]])
 @pytest.fixture
 def checkpoint(tiny_model: Path, tmp_path: Path) -> Checkpoint:
     (tmp_path / "in").mkdir()
-    return adapted.beside(take_in(tiny_model, tmp_path / "in"), tmp_path / "beside", "r4")
+    return adapted.beside(import_checkpoint(tiny_model, tmp_path / "in"), tmp_path / "beside", "r4")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def into(tmp_path: Path) -> Path:
 
 
 def test_a_hugging_face_folder_becomes_a_verified_checkpoint(model: Path, into: Path) -> None:
-    checkpoint = importing.take_in(model, into)
+    checkpoint = importing.import_checkpoint(model, into)
     Checkpoint.read(into).verify()
     assert checkpoint.spec == ModelSpec.from_hf_config(json.loads((model / "config.json").read_text()))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {f.path for f in checkpoint.files}
@@ -42,33 +42,35 @@ def test_the_same_model_has_the_same_digest_wherever_it_lies(model: Path, into: 
     other = Path(shutil.copytree(model, tmp_path / "other"))
     (other / "README.md").write_text("files beside the model do not count")
     (tmp_path / "more").mkdir()
-    assert importing.take_in(model, into).digest == importing.take_in(other, tmp_path / "more").digest
+    assert (
+        importing.import_checkpoint(model, into).digest == importing.import_checkpoint(other, tmp_path / "more").digest
+    )
 
 
 def test_what_edgeopt_made_is_taken_in_as_it_is(model: Path, into: Path, tmp_path: Path) -> None:
-    made = importing.take_in(model, into)
+    made = importing.import_checkpoint(model, into)
     (tmp_path / "again").mkdir()
-    assert importing.take_in(into, tmp_path / "again").digest == made.digest
+    assert importing.import_checkpoint(into, tmp_path / "again").digest == made.digest
     again = Checkpoint.read(tmp_path / "again")
     again.verify()
     assert again.spec == importing.spec_of(into) == made.spec
 
 
 def test_a_checkpoint_that_was_changed_is_refused(model: Path, into: Path, tmp_path: Path) -> None:
-    importing.take_in(model, into)
+    importing.import_checkpoint(model, into)
     config = into / "config.json"
     text = config.read_text()
     config.unlink()
     config.write_text(text.replace("64", "65", 1))
     (tmp_path / "again").mkdir()
     with pytest.raises(InputError, match="was changed"):
-        importing.take_in(into, tmp_path / "again")
+        importing.import_checkpoint(into, tmp_path / "again")
 
 
 def test_an_engine_is_no_model(model: Path, into: Path, tmp_path: Path) -> None:
-    made = importing.take_in(model, into)
+    made = importing.import_checkpoint(model, into)
     Engine.seal(into, format="genai-1", spec=made.spec, made_by={})
-    for take in (importing.spec_of, lambda folder: importing.take_in(folder, tmp_path)):
+    for take in (importing.spec_of, lambda folder: importing.import_checkpoint(folder, tmp_path)):
         with pytest.raises(InputError, match="this is a genai-1 engine"):
             take(into)
 
@@ -124,11 +126,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_model_that_cannot_be_used_is_refused_with_its_cause(model: Path, into: Path, case: str) -> None:
-    damage, told = DAMAGE[case]
-    damage(model)
+    expected_error, told = DAMAGE[case]
+    expected_error(model)
     with pytest.raises(InputError, match=told) as caught:
-        importing.take_in(model, into)
-    assert str(model) in caught.value.place
+        importing.import_checkpoint(model, into)
+    assert str(model) in caught.value.location
     assert caught.value.exit_code == 2
     assert not list(into.iterdir()), "nothing is taken over from a model that is refused"
 
@@ -139,7 +141,7 @@ def test_no_pickle_is_opened(model: Path, into: Path, tmp_path: Path) -> None:
     (model / WEIGHTS).unlink()
     (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(trace) + b"'\ntR.")
     with pytest.raises(InputError, match="can run code"):
-        importing.take_in(model, into)
+        importing.import_checkpoint(model, into)
     assert not trace.exists()
 
 
@@ -162,6 +164,6 @@ def test_a_fingerprint_changes_when_a_file_is_written(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["stories260K", "TinyStories-656K"])
 def test_real_models_are_taken_in(realdata: Path, into: Path, name: str) -> None:
-    checkpoint = importing.take_in(realdata / name, into)
+    checkpoint = importing.import_checkpoint(realdata / name, into)
     checkpoint.verify()
     assert checkpoint.spec.parameters > 200_000

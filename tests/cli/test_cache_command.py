@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import samples
 
 from edgeopt.cache import Store
 from edgeopt.cache.eviction import bytes_on_disk, entries, evict
@@ -17,7 +18,6 @@ from edgeopt.cli.main import main
 from edgeopt.config import assemble, compose
 from edgeopt.core.artifact import Engine
 from edgeopt.core.result import TrialResult
-from tests import samples
 
 Document = dict[str, Any]
 SIZE = 100_000

@@ -19,7 +19,7 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, code: int = 0) -> Any:
-        assert main(["estimate", *arguments, "--json"]) == code
+        assert main(["predict", *arguments, "--json"]) == code
         return json.loads(capsys.readouterr().out)
 
     return run
@@ -70,5 +70,5 @@ def test_people_read_the_band_of_each_figure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["estimate", "recipe=int4", "runtime=onnx"]) == 0
+    assert main(["predict", "recipe=int4", "runtime=onnx"]) == 0
     assert re.search(rf"{SIZE} [\d.]+ MiB, between [\d.]+ MiB and [\d.]+ MiB", capsys.readouterr().out)

@@ -7,7 +7,7 @@ import torch
 from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
-from edgeopt.checkpoints.importing import sources, take_in
+from edgeopt.checkpoints.importing import import_checkpoint, sources
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.pruning.prune_gradually import PruneGradually
@@ -30,7 +30,7 @@ QUICK = {"tokens": 4096, "batch_tokens": 128, "window_tokens": 32, "top_k": 300}
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 def applied(step, checkpoint: Checkpoint, directory, original: Checkpoint, text: Text = TEXT) -> Checkpoint:
@@ -75,7 +75,7 @@ def test_the_loss_is_the_formula_of_hinton_and_others(temperature, checkpoint, t
         applied(PruneWidth(ratio=0.5, windows=2, window_tokens=32), checkpoint, tmp_path / "s", checkpoint)
     )
     windows = [[5, 6, 7, 8, 9], [3, 4, 5]]
-    taught = lessons(checkpoint, windows, top_k=300, temperature=temperature, shop=workshop(checkpoint))
+    taught = lessons(checkpoint, windows, top_k=300, temperature=temperature, context=workshop(checkpoint))
     kl, count = 0.0, 0
     for window in windows:
         with torch.no_grad():
@@ -136,7 +136,7 @@ class TestQuantizationAwareTraining:
 
     @pytest.fixture(scope="class")
     def checkpoint(self, tmp_path_factory) -> Checkpoint:
-        return take_in(ReferenceModel().locate(), tmp_path_factory.mktemp("reference"))
+        return import_checkpoint(ReferenceModel().locate(), tmp_path_factory.mktemp("reference"))
 
     @pytest.fixture(scope="class")
     def rounded(self, checkpoint, tmp_path_factory) -> Checkpoint:
@@ -175,11 +175,11 @@ class TestQuantizationAwareTraining:
     def test_a_model_in_float_is_refused(self, checkpoint):
         with pytest.raises(ConfigError, match="none are") as caught:
             Qat().plan(checkpoint.spec)
-        assert caught.value.place == "order"
+        assert caught.value.location == "order"
 
 
 @pytest.mark.parametrize(
-    ("values", "place"),
+    ("values", "location"),
     [
         ({"temperature": 0.0}, "temperature"),
         ({"truth_weight": 1.5}, "truth_weight"),
@@ -187,7 +187,7 @@ class TestQuantizationAwareTraining:
         ({"top_k": 0}, "top_k"),
     ],
 )
-def test_values_outside_their_range_are_refused(values, place):
+def test_values_outside_their_range_are_refused(values, location):
     with pytest.raises(ConfigError) as caught:
         Distill(**values)
-    assert caught.value.place == place
+    assert caught.value.location == location

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.quantization.activation_ranges import affine, bounds, entropy_limit
 from edgeopt.compress.quantization.int8 import Int8
@@ -24,7 +24,7 @@ TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" *
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_smoothing_takes_the_harm_out_of_an_outlying_channel(ranges, outlying, t
 
 
 @pytest.mark.parametrize(
-    ("make", "place"),
+    ("make", "location"),
     [
         (lambda: Int8(percentile=10.0), "percentile"),
         (lambda: Int8(windows=0), "windows"),
@@ -111,7 +111,7 @@ def test_smoothing_takes_the_harm_out_of_an_outlying_channel(ranges, outlying, t
         (lambda: SmoothQuant(tokens=0), "tokens"),
     ],
 )
-def test_values_outside_their_range_are_refused(make, place):
+def test_values_outside_their_range_are_refused(make, location):
     with pytest.raises(ConfigError) as caught:
         make()
-    assert caught.value.place == place
+    assert caught.value.location == location

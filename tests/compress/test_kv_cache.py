@@ -9,7 +9,7 @@ from support import adapted
 from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.kv_cache import KvCache, collected, ranges
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -24,7 +24,7 @@ TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" *
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 def applied(step, checkpoint: Checkpoint, directory) -> Checkpoint:
@@ -100,4 +100,4 @@ def test_weights_may_not_change_afterwards(checkpoint):
 def test_a_percentile_outside_its_range_is_refused():
     with pytest.raises(ConfigError) as caught:
         KvCache(percentile=10.0)
-    assert caught.value.place == "percentile"
+    assert caught.value.location == "percentile"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.layerwise import round_network
@@ -18,7 +18,7 @@ WINDOWS = [[1, 5, 9, 2, 7, 7, 3, 8, 11, 40], [4, 4, 100, 20, 30, 6]]
 
 @pytest.fixture
 def network(tiny_model, tmp_path):
-    return modeling.load(take_in(tiny_model, tmp_path))
+    return modeling.load(import_checkpoint(tiny_model, tmp_path))
 
 
 def spied(monkeypatch, kind):
@@ -39,7 +39,7 @@ def spied(monkeypatch, kind):
 def test_each_unit_is_weighted_with_the_inputs_that_rounded_layers_produce(network, monkeypatch, kind):
     seen = spied(monkeypatch, kind)
     spec = Quantize(weights="int4", block_size=16).plan(specs_of(network))
-    round_network(network, spec.grids, KQuant(), WINDOWS, lambda _: None)
+    round_network(network, spec.schemes, KQuant(), WINDOWS, lambda _: None)
     reached = []
     down = modeling.layers(network)[-1].mlp.down_proj
     down.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0].flatten(0, -2)))
@@ -60,7 +60,7 @@ def specs_of(network):
 
 def test_the_network_computes_with_the_rounded_weights_afterwards(network):
     spec = Quantize(weights="int4", block_size=16).plan(specs_of(network))
-    rounded = round_network(network, spec.grids, Gptq(), WINDOWS, lambda _: None)
+    rounded = round_network(network, spec.schemes, Gptq(), WINDOWS, lambda _: None)
     names = {name for names in modeling.units(network).values() for name in names}
     assert set(rounded) == names - {"lm_head"}, "the tied table stands under the name of the embedding"
     for name, matrix in rounded.items():
@@ -71,7 +71,7 @@ def test_the_network_computes_with_the_rounded_weights_afterwards(network):
 def test_a_corrected_bias_keeps_the_mean_of_every_output(rounding, network):
     before = copy.deepcopy(network)
     spec = Quantize(weights="int2", block_size=32, bias_correction=True).plan(specs_of(network))
-    rounded = round_network(network, spec.grids, rounding, WINDOWS, lambda _: None)
+    rounded = round_network(network, spec.schemes, rounding, WINDOWS, lambda _: None)
     for name in rounded.keys() - {"model.embed_tokens"}:
         seen = []
         module = network.get_submodule(name)
@@ -88,6 +88,6 @@ def test_a_corrected_bias_keeps_the_mean_of_every_output(rounding, network):
 def test_matrices_that_are_not_asked_for_stay_as_they_are(network):
     spec = Quantize(weights="int4", overrides={"*.qkv": "float"}).plan(specs_of(network))
     before = network.get_submodule("model.layers.0.self_attn.q_proj").weight.clone()
-    rounded = round_network(network, spec.grids, Rtn(), [], lambda _: None)
+    rounded = round_network(network, spec.schemes, Rtn(), [], lambda _: None)
     assert torch.equal(network.get_submodule("model.layers.0.self_attn.q_proj").weight, before)
     assert "model.layers.0.self_attn.q_proj" not in rounded

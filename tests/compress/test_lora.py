@@ -13,7 +13,7 @@ from runtimes.test_families import FAMILIES, random_checkpoint
 from support.workshops import workshop
 
 from edgeopt.checkpoints import adapters, modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.quantization.int8 import Int8
@@ -32,7 +32,7 @@ SHORT = {"tokens": 384, "batch_tokens": 128, "window_tokens": 64}
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def test_the_adapter_is_kept_and_equals_the_merged_weights(checkpoint, calibrati
 
 def applied(step, checkpoint, calibration, directory, floating=None) -> Checkpoint:
     directory.mkdir()
-    shop = replace(workshop(checkpoint, calibration), floating=floating or checkpoint)
-    spec = step.apply(checkpoint, directory, shop)
+    context = replace(workshop(checkpoint, calibration), floating=floating or checkpoint)
+    spec = step.apply(checkpoint, directory, context)
     assert spec == step.plan(checkpoint.spec)
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
@@ -117,7 +117,7 @@ def test_beside_and_merged_are_the_same_update(checkpoint, calibration, tmp_path
 def test_projections_that_a_family_stacks_are_trained_in_whole(tiny_model, calibration, tmp_path):
     (tmp_path / "phi").mkdir()
     (tmp_path / "in").mkdir()
-    phi = take_in(random_checkpoint(*FAMILIES["phi3"], tiny_model, tmp_path / "phi"), tmp_path / "in")
+    phi = import_checkpoint(random_checkpoint(*FAMILIES["phi3"], tiny_model, tmp_path / "phi"), tmp_path / "in")
     step = Lora(rank=2, merge=False, targets=("q_proj", "up_proj"), learning_rate=0.02, **SHORT)
     updates = adapters.read(applied(step, phi, calibration, tmp_path / "out").directory, "default")
     assert {name.rpartition(".")[2] for name in updates} == {"qkv_proj", "gate_up_proj"}
@@ -178,7 +178,7 @@ def test_loftq_leaves_matrices_that_are_not_rounded_free_to_learn(checkpoint, ca
 def test_values_outside_their_range_are_refused_by_name(values, key):
     with pytest.raises(ConfigError) as error:
         Lora(**values)
-    assert error.value.place == key
+    assert error.value.location == key
 
 
 def test_a_rank_above_the_smallest_matrix_is_refused(checkpoint):

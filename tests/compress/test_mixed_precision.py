@@ -12,7 +12,7 @@ from support.workshops import workshop
 
 from edgeopt.cache import Store
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.allocation import allocate
 from edgeopt.compress.quantization.mixed_precision import MixedPrecision
@@ -23,7 +23,7 @@ from edgeopt.core import units
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.corpus import Text
 from edgeopt.core.kernel_times import Kernels
-from edgeopt.core.model_spec import LM_HEAD, Grid
+from edgeopt.core.model_spec import LM_HEAD, QuantizationScheme
 from edgeopt.errors import ConfigError, StepError
 
 TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" * 6 for n in range(8)))
@@ -31,7 +31,7 @@ TEXT = Text(name="text", documents=tuple(f"def f{n}(x):\n    return x + {n}\n" *
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 def small(**values) -> MixedPrecision:
@@ -127,7 +127,10 @@ def test_choices_that_were_weighed_before_a_kill_are_not_weighed_again(checkpoin
     """The state of the first attempt, which dies after the first layer, serves the second."""
     windows = [[n % 290 + 1 for n in range(start, start + 32)] for start in (0, 7)]
     choices = {
-        item: [Grid(bits=4, block_size=16, symmetric=True), Grid(bits=8, block_size=16, symmetric=True)]
+        item: [
+            QuantizationScheme(bits=4, block_size=16, symmetric=True),
+            QuantizationScheme(bits=8, block_size=16, symmetric=True),
+        ]
         for item in (*(n for n in checkpoint.spec.matrices if n.startswith("layers")), TABLES)
     }
     said: list[str] = []
@@ -137,10 +140,10 @@ def test_choices_that_were_weighed_before_a_kill_are_not_weighed_again(checkpoin
         if line.startswith("weighing the choices of layer 2") and len(said) < 10:
             raise KeyboardInterrupt
 
-    shop = replace(workshop(checkpoint, TEXT), cache=Store(tmp_path), progress=tell)
+    context = replace(workshop(checkpoint, TEXT), cache=Store(tmp_path), progress=tell)
 
     def attempt():
-        return weigh(modeling.load(checkpoint), checkpoint, choices, Rtn(), windows, shop, seed=0)
+        return weigh(modeling.load(checkpoint), checkpoint, choices, Rtn(), windows, context, seed=0)
 
     with pytest.raises(KeyboardInterrupt):
         attempt()
@@ -184,7 +187,7 @@ def test_the_report_tells_the_bits_of_every_unit(checkpoint, tmp_path):
 def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_path):
     """The tables of this random model matter most, so they get the bits."""
     network = modeling.load(checkpoint)
-    shop = workshop(checkpoint, TEXT)
+    context = workshop(checkpoint, TEXT)
     windows = [[n % 290 + 1 for n in range(start, start + 40, 3)] for start in range(0, 200, 9)]
     with torch.no_grad():
         before = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
@@ -194,17 +197,20 @@ def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_p
             after = [modeling.load(made)(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
         return sum(float((b.exp() * (b - a)).sum()) for b, a in zip(before, after, strict=True))
 
-    grid = Grid(bits=4, block_size=32, symmetric=True)
+    grid = QuantizationScheme(bits=4, block_size=32, symmetric=True)
     (tmp_path / "mixed").mkdir(), (tmp_path / "uniform").mkdir()
     step = small(bits_per_weight=4.5, rounding=Rtn(), weights=("int8", "int4", "int2"))
     mixed = Checkpoint.seal(
-        tmp_path / "mixed", format="checkpoint-1", spec=step.apply(checkpoint, tmp_path / "mixed", shop), made_by={}
+        tmp_path / "mixed", format="checkpoint-1", spec=step.apply(checkpoint, tmp_path / "mixed", context), made_by={}
     )
     only = small(bits_per_weight=4.5, rounding=Rtn(), weights=("int4",), block_sizes=(32,))
     uniform = Checkpoint.seal(
-        tmp_path / "uniform", format="checkpoint-1", spec=only.apply(checkpoint, tmp_path / "uniform", shop), made_by={}
+        tmp_path / "uniform",
+        format="checkpoint-1",
+        spec=only.apply(checkpoint, tmp_path / "uniform", context),
+        made_by={},
     )
-    assert set(uniform.spec.grids.values()) == {grid}
+    assert set(uniform.spec.schemes.values()) == {grid}
     assert mixed.spec.bits_per_weight <= uniform.spec.bits_per_weight
     assert lost(mixed) <= lost(uniform)
 
@@ -247,8 +253,8 @@ def test_no_allocation_within_the_time_loses_less(checkpoint):
     spec = replace(checkpoint.spec, layers=checkpoint.spec.layers[:1])
     step = timed("12 us", weights=("int8", "int4"), block_sizes=(16, 32))
     losses = {
-        item: {grid: sum(map(ord, item)) % 7 * 4.0**-grid.bits * grid.block_size for grid in grids}
-        for item, grids in step._choices(spec).items()
+        item: {grid: sum(map(ord, item)) % 7 * 4.0**-grid.bits * grid.block_size for grid in schemes}
+        for item, schemes in step._choices(spec).items()
     }
     found = step._allocate(spec, losses)
 
@@ -256,10 +262,12 @@ def test_no_allocation_within_the_time_loses_less(checkpoint):
         return sum(losses[item][grid] for item, grid in allocation.items())
 
     def decode_us(allocation):
-        grids = {item: grid for item, grid in allocation.items() if item != TABLES}
-        return KERNELS.decode_us(replace(spec, grids=grids | dict.fromkeys((LM_HEAD, "embedding"), allocation[TABLES])))
+        schemes = {item: grid for item, grid in allocation.items() if item != TABLES}
+        return KERNELS.decode_us(
+            replace(spec, schemes=schemes | dict.fromkeys((LM_HEAD, "embedding"), allocation[TABLES]))
+        )
 
-    every = [dict(zip(losses, grids, strict=True)) for grids in itertools.product(*losses.values())]
+    every = [dict(zip(losses, schemes, strict=True)) for schemes in itertools.product(*losses.values())]
     allowed = [allocation for allocation in every if decode_us(allocation) <= 12]
     assert 0 < len(allowed) < len(every)
     assert decode_us(found) <= 12
@@ -269,16 +277,16 @@ def test_no_allocation_within_the_time_loses_less(checkpoint):
 def test_a_budget_of_time_that_cannot_be_kept_is_refused_when_planned(checkpoint):
     with pytest.raises(ConfigError, match=r"below the 0\.01\d* ms that the fastest choices take") as caught:
         timed("5 us").plan(checkpoint.spec)
-    assert caught.value.place == "decode"
+    assert caught.value.location == "decode"
 
 
 def test_two_bits_are_offered_in_blocks_that_have_a_fast_kernel(checkpoint):
     step = small(weights=("int2",), block_sizes=(16, 32))
-    assert {grid.block_size for grids in step._choices(checkpoint.spec).values() for grid in grids} == {32}
+    assert {grid.block_size for schemes in step._choices(checkpoint.spec).values() for grid in schemes} == {32}
 
 
 @pytest.mark.parametrize(
-    ("values", "place"),
+    ("values", "location"),
     [
         ({"decode": "5 ms"}, "bits_per_weight"),
         ({"bits_per_weight": None, "decode": "5 ms"}, "decode"),
@@ -291,13 +299,13 @@ def test_two_bits_are_offered_in_blocks_that_have_a_fast_kernel(checkpoint):
         ({"candidates": 0}, "candidates"),
     ],
 )
-def test_values_outside_their_range_are_refused(values, place):
+def test_values_outside_their_range_are_refused(values, location):
     with pytest.raises(ConfigError) as caught:
         small(**values)
-    assert caught.value.place == place
+    assert caught.value.location == location
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_when_planned(checkpoint):
     with pytest.raises(ConfigError, match=r"below the 2\.500 bits per weight") as caught:
         small(bits_per_weight=1.0).plan(checkpoint.spec)
-    assert caught.value.place == "bits_per_weight"
+    assert caught.value.location == "bits_per_weight"

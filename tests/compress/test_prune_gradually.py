@@ -10,7 +10,7 @@ from support import specs
 from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.losses import perplexity
 from edgeopt.compress.pruning.prune_depth import PruneDepth
 from edgeopt.compress.pruning.prune_gradually import JUDGING, PruneGradually
@@ -28,7 +28,7 @@ from edgeopt.models.reference import ReferenceModel
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Checkpoint:
-    return take_in(ReferenceModel().locate(), tmp_path_factory.mktemp("reference"))
+    return import_checkpoint(ReferenceModel().locate(), tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_it_stops_with_the_last_model_within_the_limit(reference, calibration, t
     assert [entry["kept"] for entry in report(tmp_path)] == [True, False]
     kept, refused = (entry["perplexity_ratio"] for entry in report(tmp_path))
     assert kept <= 1.4 < refused
-    assert Quantize().plan(spec).grids, "a later step takes the model as it became"
+    assert Quantize().plan(spec).schemes, "a later step takes the model as it became"
 
 
 def test_without_a_limit_it_reaches_the_plan(reference, calibration, tmp_path):
@@ -112,7 +112,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_a_token(reference):
 
 
 @pytest.mark.parametrize(
-    ("values", "place"),
+    ("values", "location"),
     [
         ({"round_ratio": 1.0}, "round_ratio"),
         ({"max_perplexity_ratio": 0.9}, "max_perplexity_ratio"),
@@ -121,10 +121,10 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_a_token(reference):
         ({"retrain": PruneWidth()}, "retrain"),
     ],
 )
-def test_values_outside_their_range_are_refused(values, place):
+def test_values_outside_their_range_are_refused(values, location):
     with pytest.raises(ConfigError) as caught:
         halving(**values)
-    assert caught.value.place == place
+    assert caught.value.location == location
 
 
 def test_what_does_not_fit_the_sizes_is_told_by_its_place(reference):

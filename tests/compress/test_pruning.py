@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.workshops import NoCache, workshop
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.activations import block_influence, calibration_windows, input_energy
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy, output_energy
 from edgeopt.compress.pruning.block_influence import BlockInfluence
@@ -24,8 +24,8 @@ from edgeopt.compress.pruning.taylor import Taylor
 from edgeopt.compress.pruning.wanda import Wanda, weight_importance
 from edgeopt.compress.pruning.widths import SHARES, global_widths, least_divergent_widths, sensitivities
 from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.config_objects import canonical
 from edgeopt.core.corpus import Text
-from edgeopt.core.instantiate import canonical
 from edgeopt.errors import ConfigError
 
 WINDOWS = [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 64]]
@@ -33,7 +33,7 @@ WINDOWS = [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 64]]
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture
@@ -228,12 +228,12 @@ def test_sensitivities_are_measured_once_for_all_ratios(checkpoint, calibration,
                 self.kept[key] = super().stage(kind, inputs, produce)
             return self.kept[key]
 
-    shop = replace(workshop(checkpoint, calibration), cache=Counting())
+    context = replace(workshop(checkpoint, calibration), cache=Counting())
     for ratio in (0.25, 0.5):
         (tmp_path / str(ratio)).mkdir()
         step = PruneWidth(ratio=ratio, distribution="sensitivity", windows=4, window_tokens=64)
-        step.apply(checkpoint, tmp_path / str(ratio), shop)
-    assert len(shop.cache.kept) == 1
+        step.apply(checkpoint, tmp_path / str(ratio), context)
+    assert len(context.cache.kept) == 1
 
 
 def test_layers_of_different_widths_survive_saving_and_loading(checkpoint, tmp_path):

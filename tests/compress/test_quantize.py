@@ -4,7 +4,7 @@ import pytest
 from support import specs
 
 from edgeopt.compress.quantization.quantize import Quantize
-from edgeopt.core.model_spec import Grid
+from edgeopt.core.model_spec import QuantizationScheme
 from edgeopt.errors import ConfigError
 
 SPEC = specs.llama(vocabulary=512, hidden=256, intermediate=704, heads=8, kv_heads=4, head_size=32, context=512)
@@ -18,7 +18,7 @@ def test_a_block_that_does_not_divide_is_refused_with_those_that_do():
 def test_two_bits_are_refused_in_blocks_that_no_fast_kernel_knows():
     with pytest.raises(ConfigError, match=r"no fast kernel for 2 bits in blocks of 16.*32, 64"):
         Quantize(weights="int2", block_size=16).plan(SPEC)
-    assert Quantize(weights="int4", block_size=16).plan(SPEC).grids
+    assert Quantize(weights="int4", block_size=16).plan(SPEC).schemes
 
 
 def test_a_block_size_that_no_kernel_knows_is_refused():
@@ -27,16 +27,20 @@ def test_a_block_size_that_no_kernel_knows_is_refused():
 
 
 def test_every_matrix_gets_the_grid_of_its_type():
-    grids = Quantize(weights="int4", block_size=64, lm_head="int8", embedding="float").plan(SPEC).grids
-    assert grids["layers.0.qkv"] == grids["layers.1.down"] == Grid(bits=4, block_size=64, symmetric=False)
-    assert grids["lm_head"].bits == 8
-    assert "embedding" not in grids
+    schemes = Quantize(weights="int4", block_size=64, lm_head="int8", embedding="float").plan(SPEC).schemes
+    assert (
+        schemes["layers.0.qkv"]
+        == schemes["layers.1.down"]
+        == QuantizationScheme(bits=4, block_size=64, symmetric=False)
+    )
+    assert schemes["lm_head"].bits == 8
+    assert "embedding" not in schemes
 
 
 def test_the_last_pattern_that_matches_decides():
     step = Quantize(overrides={"layers.0.*": "int8", "*.qkv": "int2", "layers.1.down": "float"})
-    grids = step.plan(SPEC).grids
-    bits = {name: grid.bits for name, grid in grids.items()}
+    schemes = step.plan(SPEC).schemes
+    bits = {name: grid.bits for name, grid in schemes.items()}
     assert (bits["layers.0.qkv"], bits["layers.1.qkv"]) == (2, 2)
     assert (bits["layers.0.down"], bits["layers.1.o"]) == (8, 4)
     assert "layers.1.down" not in bits
@@ -51,5 +55,5 @@ def test_tied_tables_stay_one_where_they_are_rounded_alike():
 @pytest.mark.parametrize("weights", ["fp16", "fp32"])
 def test_float_types_leave_weights_unquantized(weights):
     after = Quantize(weights=weights).plan(SPEC)
-    assert not after.grids
+    assert not after.schemes
     assert after.weight_dtype == weights

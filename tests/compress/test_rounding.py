@@ -12,11 +12,13 @@ from edgeopt.compress.quantization.gptq import Gptq, compensated
 from edgeopt.compress.quantization.hqq import Hqq
 from edgeopt.compress.quantization.k_quant import KQuant, fit_scales
 from edgeopt.compress.quantization.rtn import Rtn
-from edgeopt.core.model_spec import Grid
+from edgeopt.core.model_spec import QuantizationScheme
 from edgeopt.errors import ConfigError
 
 ROUNDINGS = {"rtn": Rtn(), "rtn unclipped": Rtn(clip=False), "k_quant": KQuant(), "hqq": Hqq(), "gptq": Gptq()}
-grids = st.builds(Grid, bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([16, 32]), symmetric=st.booleans())
+schemes = st.builds(
+    QuantizationScheme, bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([16, 32]), symmetric=st.booleans()
+)
 
 
 def matrix(seed: int, rows: int = 8, columns: int = 64, scale: float = 0.02) -> torch.Tensor:
@@ -40,7 +42,7 @@ def statistic(how: rounding.Rounding, x: torch.Tensor) -> torch.Tensor | None:
 
 @pytest.mark.parametrize("how", ROUNDINGS.values(), ids=ROUNDINGS.keys())
 class TestEveryRounding:
-    @given(grid=grids, seed=st.integers(0, 1000))
+    @given(grid=schemes, seed=st.integers(0, 1000))
     @settings(max_examples=15, deadline=None)
     def test_codes_are_on_the_grid_and_scales_are_exact_in_fp16(self, how, grid, seed):
         found = how.round(matrix(seed), grid, statistic(how, inputs(seed)))
@@ -56,19 +58,21 @@ class TestEveryRounding:
         weight, x = matrix(3), inputs(3)
         lost = []
         for bits in (2, 4, 8):
-            found = how.round(weight, Grid(bits=bits, block_size=16, symmetric=symmetric), statistic(how, x))
+            found = how.round(
+                weight, QuantizationScheme(bits=bits, block_size=16, symmetric=symmetric), statistic(how, x)
+            )
             lost.append(float(((found.weight - weight) @ x.T).square().mean()))
         assert lost[0] > 4 * lost[1] > 64 * lost[2]
 
     @pytest.mark.parametrize("weight", [torch.zeros(2, 32), torch.full((2, 32), 0.25), torch.full((2, 32), -3.0)])
     @pytest.mark.parametrize("symmetric", [True, False])
     def test_constant_blocks_survive(self, how, weight, symmetric):
-        grid = Grid(bits=4, block_size=16, symmetric=symmetric)
+        grid = QuantizationScheme(bits=4, block_size=16, symmetric=symmetric)
         found = how.round(weight, grid, statistic(how, inputs(0, columns=32)))
         assert torch.allclose(found.weight, weight, atol=1e-3)
 
     def test_the_same_matrix_rounds_alike_twice(self, how):
-        grid, x = Grid(bits=4, block_size=32, symmetric=False), inputs(5)
+        grid, x = QuantizationScheme(bits=4, block_size=32, symmetric=False), inputs(5)
         first, second = (how.round(matrix(5), grid, statistic(how, x)) for _ in range(2))
         assert torch.equal(first.codes, second.codes)
         assert torch.equal(first.scales, second.scales)
@@ -79,7 +83,7 @@ class TestEveryRounding:
 def test_rounding_to_nearest_is_off_by_a_step_at_most(seed, bits):
     """Half a step of its own, half of the rounded zero-point, and a little for a scale that is exact in fp16."""
     weight = matrix(seed)
-    found = Rtn(clip=False).round(weight, Grid(bits=bits, block_size=16, symmetric=False), None)
+    found = Rtn(clip=False).round(weight, QuantizationScheme(bits=bits, block_size=16, symmetric=False), None)
     step = found.scales.repeat_interleave(16, dim=1)
     assert ((found.weight - weight).abs() <= step * 1.25).all()
 
@@ -87,7 +91,7 @@ def test_rounding_to_nearest_is_off_by_a_step_at_most(seed, bits):
 @given(seed=st.integers(0, 1000), symmetric=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_clipping_never_loses_more_than_the_whole_range(seed, symmetric):
-    weight, grid = matrix(seed).pow(3), Grid(bits=4, block_size=32, symmetric=symmetric)
+    weight, grid = matrix(seed).pow(3), QuantizationScheme(bits=4, block_size=32, symmetric=symmetric)
     clipped, whole = Rtn().round(weight, grid, None), Rtn(clip=False).round(weight, grid, None)
     assert (clipped.weight - weight).square().sum() <= (whole.weight - weight).square().sum()
 
@@ -104,7 +108,7 @@ def test_a_fitted_scale_is_the_least_squares_solution():
 
 
 def test_k_quant_loses_less_weighted_error_than_rounding_to_nearest():
-    weight, x, grid = matrix(2, rows=32), inputs(2), Grid(bits=4, block_size=32, symmetric=False)
+    weight, x, grid = matrix(2, rows=32), inputs(2), QuantizationScheme(bits=4, block_size=32, symmetric=False)
     energy = hessian(x).diagonal().float()
 
     def lost(how):
@@ -123,7 +127,7 @@ def test_the_threshold_of_hqq_is_soft_thresholding_for_the_absolute_norm():
 def test_hqq_keeps_ordinary_weights_when_one_is_far_off():
     weight = matrix(4, rows=16, columns=32)
     weight[:, 5] = 0.4
-    grid = Grid(bits=4, block_size=32, symmetric=False)
+    grid = QuantizationScheme(bits=4, block_size=32, symmetric=False)
     ordinary = torch.arange(32) != 5
 
     def lost(how):
@@ -157,7 +161,7 @@ def test_gptq_computes_what_its_equations_say(columns):
 
 @pytest.mark.parametrize("act_order", [True, False])
 def test_gptq_changes_the_output_less_than_rounding_to_nearest(act_order):
-    weight, x, grid = matrix(8, rows=32), inputs(8), Grid(bits=4, block_size=32, symmetric=False)
+    weight, x, grid = matrix(8, rows=32), inputs(8), QuantizationScheme(bits=4, block_size=32, symmetric=False)
 
     def lost(how):
         found = how.round(weight, grid, statistic(how, x))
@@ -169,19 +173,19 @@ def test_gptq_changes_the_output_less_than_rounding_to_nearest(act_order):
 def test_channels_that_are_always_zero_do_not_stop_gptq():
     x = inputs(9)
     x[:, 10:20] = 0
-    found = Gptq().round(matrix(9), Grid(bits=4, block_size=32, symmetric=False), hessian(x))
+    found = Gptq().round(matrix(9), QuantizationScheme(bits=4, block_size=32, symmetric=False), hessian(x))
     assert torch.isfinite(found.weight).all()
 
 
 @pytest.mark.parametrize(
-    ("make", "place"),
+    ("make", "location"),
     [
         (lambda: Gptq(damping=0.0), "damping"),
         (lambda: Hqq(norm=2.0), "norm"),
         (lambda: Hqq(iterations=0), "iterations"),
     ],
 )
-def test_values_outside_their_range_are_refused(make, place):
+def test_values_outside_their_range_are_refused(make, location):
     with pytest.raises(ConfigError, match="outside its range") as caught:
         make()
-    assert caught.value.place == place
+    assert caught.value.location == location

@@ -11,7 +11,7 @@ from support import specs
 from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.optimal_brain import inverse_factor
 from edgeopt.compress.pruning.sparsify import Sparsify, least, sparsegpt
 from edgeopt.core.artifact import Checkpoint
@@ -22,7 +22,7 @@ METHODS = ("magnitude", "wanda", "sparsegpt")
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 def second_moment(columns: int, seed: int = 0) -> torch.Tensor:

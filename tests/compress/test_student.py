@@ -8,7 +8,7 @@ from support import specs
 from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.activations import norm_energy
 from edgeopt.compress.pruning.block_influence import BlockInfluence
 from edgeopt.compress.pruning.sparsify import Sparsify
@@ -22,7 +22,7 @@ WINDOWS = [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 64]]
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

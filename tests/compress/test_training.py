@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.recovery import training
 from edgeopt.compress.recovery.training import Training, batches, diverged, held_out
@@ -18,7 +18,7 @@ WINDOWS = [[n % 50 + 1, 7, 8, 9, n % 50 + 2, 11, 12] for n in range(40)]
 @pytest.fixture
 def network(tiny_model, tmp_path):
     (tmp_path / "in").mkdir()
-    network = modeling.load(take_in(tiny_model, tmp_path / "in"))
+    network = modeling.load(import_checkpoint(tiny_model, tmp_path / "in"))
     for layer in modeling.layers(network):
         layer.mlp.down_proj.weight.requires_grad_(True)
     return network
@@ -85,7 +85,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(network, tiny_mo
     draft, again = tmp_path / "draft", tmp_path / "again"
     draft.mkdir(), again.mkdir()
     whole = short(tokens=28 * 20).fit(network, next_token_loss(WINDOWS), len(WINDOWS), lambda _: None)
-    second = modeling.load(take_in(tiny_model, again))
+    second = modeling.load(import_checkpoint(tiny_model, again))
     for layer in modeling.layers(second):
         layer.mlp.down_proj.weight.requires_grad_(True)
     steps = 0
@@ -122,7 +122,7 @@ def test_a_loss_that_falls_or_wavers_is_none():
 
 
 @pytest.mark.parametrize(
-    ("values", "place"),
+    ("values", "location"),
     [
         ({"tokens": 0}, "tokens"),
         ({"patience": 0}, "patience"),
@@ -130,10 +130,10 @@ def test_a_loss_that_falls_or_wavers_is_none():
         ({"held_out": 1.0}, "held_out"),
     ],
 )
-def test_values_outside_their_range_are_refused(values, place):
+def test_values_outside_their_range_are_refused(values, location):
     with pytest.raises(ConfigError, match="outside its range") as caught:
         Training(**values)
-    assert caught.value.place == place
+    assert caught.value.location == location
 
 
 def test_networks_are_trained_on_cuda_where_there_is_one(monkeypatch):

@@ -11,13 +11,13 @@ from support import specs
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.config import parse as configs
 from edgeopt.config.parse import compose
-from edgeopt.core.instantiate import construct
+from edgeopt.core.config_objects import instantiate
 from edgeopt.errors import ConfigError
 from edgeopt.search.pareto.front import Objective
 from edgeopt.search.space.space import Space, overrides
 from edgeopt.search.study import Search
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(p.stem for p in (ROOT / "conf" / "recipe").glob("*.yaml"))
 TARGETS = sorted(p.stem for p in (ROOT / "conf" / "target").glob("*.yaml"))
 SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
@@ -44,7 +44,7 @@ def test_every_recipe_composes_with_every_target(recipe: str, target: str, known
     assert [name for name, _ in made.steps] == config["order"]
     spec = SPEC
     for name, step in made.steps:
-        spec = construct(step, f"step.{name}").plan(spec)
+        spec = instantiate(step, f"step.{name}").plan(spec)
     assert configs.part(config, "target").name == target
     for limit in configs.limits(config, known):
         assert limit.absolute is not None
@@ -79,7 +79,7 @@ def test_every_step_can_be_added_to_a_recipe(choice: str) -> None:
     config = compose([f"+step@step.mine={choice}", "order=[mine]", *OPEN_SIZES.get(choice, [])])
     (step,) = configs.recipe(config).steps
     rounded = Quantize().plan(SPEC)
-    construct(step[1], "step.mine").plan(rounded if choice in ON_ROUNDED_WEIGHTS else SPEC)
+    instantiate(step[1], "step.mine").plan(rounded if choice in ON_ROUNDED_WEIGHTS else SPEC)
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_every_step_can_be_added_to_a_recipe(choice: str) -> None:
 )
 def test_every_importance_can_be_chosen_for_a_step_that_it_scores(choice: str, step: str, key: str) -> None:
     config = compose([f"+step@step.mine={step}", "order=[mine]", f"{key}={choice}"])
-    made = construct(config["step"]["mine"], "step.mine")
-    assert made.importance == construct(yaml.safe_load((ROOT / "conf" / "importance" / f"{choice}.yaml").read_text()))
+    made = instantiate(config["step"]["mine"], "step.mine")
+    assert made.importance == instantiate(yaml.safe_load((ROOT / "conf" / "importance" / f"{choice}.yaml").read_text()))
     made.plan(SPEC)
 
 
 def test_what_is_pruned_in_rounds_and_how_it_is_retrained_can_be_chosen() -> None:
     chosen = ["step@step.mine.prune=prune_depth", "step@step.mine.retrain=lora"]
     config = compose(["+step@step.mine=prune_gradually", "order=[mine]", *chosen])
-    made = construct(config["step"]["mine"], "step.mine")
+    made = instantiate(config["step"]["mine"], "step.mine")
     assert len(made.plan(SPEC).layers) == len(SPEC.layers) - 1
 
 
@@ -123,7 +123,7 @@ def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, 
         composed = compose(overrides(params), name=name)
         spec = SPEC
         for step, description in configs.recipe(composed).steps:
-            spec = construct(description, f"step.{step}").plan(spec)
+            spec = instantiate(description, f"step.{step}").plan(spec)
         flat = configs.flatten(composed)
         for key, value in params.items():
             assert key in GROUPS or flat[key] == value
@@ -197,7 +197,7 @@ def test_what_is_misspelt_is_one_config_error(given: list[str], told: str) -> No
 def prepared(given: list[str]) -> list[object]:
     """Target and steps of a config, constructed."""
     config = compose(given)
-    steps = [construct(step, f"step.{name}") for name, step in configs.recipe(config).steps]
+    steps = [instantiate(step, f"step.{name}") for name, step in configs.recipe(config).steps]
     return [configs.part(config, "target"), *steps]
 
 

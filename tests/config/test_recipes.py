@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from support.workshops import built, workshop
 
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.config import parse as configs
 from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.config_objects import instantiate
 from edgeopt.core.corpus import Text
-from edgeopt.core.instantiate import construct
 from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "recipe").glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "recipe").glob("*.yaml"))
 SMALL = {
     "tokens": 256,
     "batch_tokens": 128,
@@ -46,9 +46,9 @@ def small(config: Any) -> Any:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_engine_of_every_recipe_takes_no_slow_path(recipe: str, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    original = checkpoint = take_in(tiny_model, tmp_path / "model")
+    original = checkpoint = import_checkpoint(tiny_model, tmp_path / "model")
     config = configs.compose([f"recipe={recipe}"])
-    runtime = construct(dict(config["runtime"]), "runtime")
+    runtime = instantiate(dict(config["runtime"]), "runtime")
     if isinstance(runtime, LlamaCpp):
         pytest.importorskip("llama_cpp")
     if recipe == "heads_int4":
@@ -56,7 +56,7 @@ def test_the_engine_of_every_recipe_takes_no_slow_path(recipe: str, tiny_model: 
     for name, step in configs.recipe(config).steps:
         folder = tmp_path / name
         folder.mkdir()
-        spec = construct(small(dict(step)), f"step.{name}").apply(checkpoint, folder, workshop(original, TEXT))
+        spec = instantiate(small(dict(step)), f"step.{name}").apply(checkpoint, folder, workshop(original, TEXT))
         checkpoint = Checkpoint.seal(folder, format="checkpoint-1", spec=spec, made_by={})
     runtime.check(checkpoint.spec)
     engine = built(runtime, checkpoint, tmp_path / "engine")

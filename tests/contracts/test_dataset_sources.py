@@ -1,4 +1,4 @@
-"""What every text source promises (edgeopt.core.protocols.TextSource), held against each that works without a network."""
+"""Contract suite of `TextSource`, run against every implementation that needs no network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.core.corpus import Text, require_disjoint
-from edgeopt.core.instantiate import construct, describe
 from edgeopt.core.protocols import TextSource
 from edgeopt.datasets.bundled import BundledText
 from edgeopt.datasets.file import TextFile
@@ -59,7 +59,7 @@ class TestEveryTextSource:
         assert source.load().digest == source.load().digest
 
     def test_it_is_a_part(self, source: TextSource) -> None:
-        again = construct(json.loads(json.dumps(describe(source))))
+        again = instantiate(json.loads(json.dumps(to_config(source))))
         assert again == source
         assert again.load() == source.load()
 
@@ -102,7 +102,7 @@ def test_a_source_without_usable_text_is_an_input_error(tmp_path: Path, case: st
     make, told = UNUSABLE[case]
     with pytest.raises(InputError, match=told) as caught:
         make(tmp_path).load()
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_hub_text_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_jsonl_of_any_platform_is_read(tmp_path: Path, line_end: str) -> None:
 
 
 def test_only_the_first_documents_are_taken_where_a_number_is_given(tmp_path: Path) -> None:
-    path = describe(jsonl(tmp_path))["path"]
+    path = to_config(jsonl(tmp_path))["path"]
     assert list(TextFile(path=path, documents=2).load().documents) == DOCUMENTS[:2]
     assert list(TextFile(path=path, documents=99).load().documents) == DOCUMENTS
     with pytest.raises(ConfigError, match="documents"):

@@ -1,4 +1,4 @@
-"""What every model source promises (edgeopt.core.protocols.ModelSource), held against each that works without a network."""
+"""Contract suite of `ModelSource`, run against every implementation that needs no network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from edgeopt.checkpoints import importing
 from edgeopt.core.artifact import Checkpoint
-from edgeopt.core.instantiate import construct, describe
+from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.core.protocols import ModelSource
 from edgeopt.errors import ConfigError, InputError
 from edgeopt.models.hub import HubModel
@@ -111,7 +111,7 @@ class TestEveryModelSource:
 
     def test_what_it_gives_is_taken_in(self, source: ModelSource, tmp_path: Path) -> None:
         (tmp_path / "into").mkdir()
-        made = importing.take_in(source.locate(), tmp_path / "into")
+        made = importing.import_checkpoint(source.locate(), tmp_path / "into")
         made.verify()
         assert Checkpoint.read(tmp_path / "into").digest == made.digest
 
@@ -119,14 +119,14 @@ class TestEveryModelSource:
         digests = set()
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
-            digests.add(importing.take_in(source.locate(), tmp_path / name).digest)
+            digests.add(importing.import_checkpoint(source.locate(), tmp_path / name).digest)
         assert len(digests) == 1
 
     def test_it_is_in_one_place(self, source: ModelSource) -> None:
         assert importing.fingerprint(source.locate()) == importing.fingerprint(source.locate())
 
     def test_it_is_a_part(self, source: ModelSource) -> None:
-        assert construct(json.loads(json.dumps(describe(source)))) == source
+        assert instantiate(json.loads(json.dumps(to_config(source)))) == source
 
 
 def test_all_sources_of_one_model_give_one_digest(
@@ -141,7 +141,7 @@ def test_all_sources_of_one_model_give_one_digest(
     digests = set()
     for number, source in enumerate(sources):
         (tmp_path / str(number)).mkdir()
-        digests.add(importing.take_in(source.locate(), tmp_path / str(number)).digest)
+        digests.add(importing.import_checkpoint(source.locate(), tmp_path / str(number)).digest)
     assert len(digests) == 1
 
 
@@ -171,7 +171,7 @@ def test_a_hub_model_that_cannot_be_had_is_an_input_error(
     offline(monkeypatch, hub_cache)
     with pytest.raises(InputError, match=rf"model\.repo: {repo} at {revision}") as caught:
         HubModel(repo=repo, revision=revision).locate()
-    assert "model=local" in caught.value.mend
+    assert "model=local" in caught.value.hint
     assert "\n" not in str(caught.value)
 
 
@@ -185,7 +185,7 @@ def test_a_registered_model_that_cannot_be_had_is_an_input_error(mlflow_store: N
 
 
 @pytest.mark.parametrize(
-    ("make", "values", "place"),
+    ("make", "values", "location"),
     [
         (HubModel, {"repo": "llama", "revision": "main"}, "repo"),
         (HubModel, {"repo": "a/b/c", "revision": "main"}, "repo"),
@@ -194,8 +194,8 @@ def test_a_registered_model_that_cannot_be_had_is_an_input_error(mlflow_store: N
     ],
 )
 def test_a_name_of_the_wrong_form_is_a_config_error(
-    make: Callable[..., Any], values: dict[str, str], place: str
+    make: Callable[..., Any], values: dict[str, str], location: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         make(**values)
-    assert caught.value.place == place
+    assert caught.value.location == location

@@ -12,7 +12,7 @@ import yaml
 from support import toy_bench
 
 from edgeopt.core import units
-from edgeopt.core.instantiate import construct, describe, resolve
+from edgeopt.core.config_objects import instantiate, resolve, to_config
 from edgeopt.core.protocols import FILES
 from edgeopt.measure.harness import child_process
 from edgeopt.measure.harness.fake_runtime import StubRuntime
@@ -47,7 +47,7 @@ def made(probe_class):
     if probe_class.__name__ in ABSENT:
         pytest.skip(f"the library of {probe_class.__name__} is not installed")
     target = f"{probe_class.__module__}.{probe_class.__name__}"
-    return construct({"_target_": target, **OPEN.get(probe_class.__name__, {})})
+    return instantiate({"_target_": target, **OPEN.get(probe_class.__name__, {})})
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def reports(tmp_path_factory):
         (folder / name).mkdir()
         job = child_process.Job(
             parent=0,
-            runtime=describe(StubRuntime(token_s=0.0005)),
-            probes={p.__name__: describe(made(p)) for p in PROBES if p.__name__ not in ABSENT},
+            runtime=to_config(StubRuntime(token_s=0.0005)),
+            probes={p.__name__: to_config(made(p)) for p in PROBES if p.__name__ not in ABSENT},
             engine=str(engine.directory),
             cores=[0],
             context_length=128,
@@ -88,7 +88,7 @@ def reports(tmp_path_factory):
 @each_probe
 def test_a_probe_is_a_part_that_describes_itself(probe_class):
     probe = made(probe_class)
-    assert construct(json.loads(json.dumps(describe(probe)))) == probe
+    assert instantiate(json.loads(json.dumps(to_config(probe)))) == probe
 
 
 @each_probe
@@ -103,8 +103,8 @@ def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
     engine = toy_bench.build(tmp_path, StubRuntime(crash="error"))
     job = child_process.Job(
         parent=0,
-        runtime=describe(StubRuntime()),
-        probes={"own": describe(made(probe_class))},
+        runtime=to_config(StubRuntime()),
+        probes={"own": to_config(made(probe_class))},
         engine=str(engine.directory),
         cores=[0],
         context_length=128,
@@ -129,7 +129,7 @@ def test_metrics_are_grouped_and_named_with_their_unit(probe_class):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c["_target_"])
 def test_a_config_sets_the_probe_up_as_it_is_by_default(config):
     probe_class = resolve(config["_target_"])
-    assert made(probe_class) == construct({**config, **OPEN.get(probe_class.__name__, {})})
+    assert made(probe_class) == instantiate({**config, **OPEN.get(probe_class.__name__, {})})
 
 
 @each_probe

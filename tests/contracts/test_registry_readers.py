@@ -1,4 +1,4 @@
-"""What reading a registry promises (edgeopt.release.registry.fast_reader): every way says what MLflow's own client says."""
+"""Contract suite of registry readers: each returns what MLflow's own client returns."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from support.workshops import applied, foretold
 from support.workshops import built as build
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.kv_cache import KvCache
 from edgeopt.compress.quantization.llama_quantize import LlamaQuantize
@@ -35,7 +35,7 @@ PROMPT = [1, 17, 42, 99, 7]
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

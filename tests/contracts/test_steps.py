@@ -8,7 +8,7 @@ import torch
 from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.pruning.prune_depth import PruneDepth
 from edgeopt.compress.pruning.prune_gradually import PruneGradually
 from edgeopt.compress.pruning.prune_heads import PruneHeads
@@ -30,8 +30,8 @@ from edgeopt.compress.quantization.smooth_quant import SmoothQuant
 from edgeopt.compress.recovery.distill import Distill
 from edgeopt.compress.recovery.lora import Lora
 from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.core.corpus import Text
-from edgeopt.core.instantiate import construct, describe
 from edgeopt.errors import ConfigError
 
 STEPS = {
@@ -88,7 +88,7 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ class TestEveryStep:
         ).read_bytes()
 
     def test_a_description_makes_an_equal_step(self, step, checkpoint, calibration, tmp_path):
-        assert construct(json.loads(json.dumps(describe(step)))) == step
+        assert instantiate(json.loads(json.dumps(to_config(step)))) == step
 
 
 FLOAT_STEPS = {

@@ -64,9 +64,11 @@ def read(ledger: Ledger, number: int) -> Row:
     return next(row for row in ledger.changes(0) if row.number == number)
 
 
-def buried(ledger: Ledger, worker: str, *, heir: str = "heir", attempts: int = 3) -> Any:
+def buried(ledger: Ledger, worker: str, *, new_owner: str = "heir", attempts: int = 3) -> Any:
     (dead,) = [m for m in ledger.members() if m.worker == worker]
-    return ledger.bury(dead, heir=heir, attempts=attempts, given_up=lambda row: Summary(failure=f"{row.attempt} times"))
+    return ledger.reclaim(
+        dead, new_owner=new_owner, attempts=attempts, given_up=lambda row: Summary(failure=f"{row.attempt} times")
+    )
 
 
 # the study
@@ -104,7 +106,7 @@ def test_another_definition_is_refused_by_what_changed(url: str, changed: list[s
     other = DEFINITION | {key: [["other"]] for key in changed}
     with pytest.raises(ConfigError, match=f"begun with other {' and '.join(changed)}") as caught:
         Ledger(url, STUDY).open(other, {"name": "other"})
-    assert caught.value.place == "search.study"
+    assert caught.value.location == "search.study"
     assert studies(url) == {STUDY: {"name": "sweep"}}, "what is refused changes nothing"
 
 
@@ -272,7 +274,7 @@ def test_a_forgotten_trial_is_tried_again_from_the_start(ledger: Ledger) -> None
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 5e-324, 1e308])
 def test_every_number_survives(ledger: Ledger, value: float) -> None:
-    held = {"m": Held(excess=value, kept=False, predicted=True, bound=None)}
+    held = {"m": Held(excess=value, satisfied=False, predicted=True, bound=None)}
     summary = Summary(metrics={"m": value}, predicted={"m": value}, verdicts=held, energy_j=value)
     row = added(ledger, 0, "w")
     ledger.finish(row, "finished", summary, {"value": value})
@@ -368,7 +370,7 @@ def act(
             if done:
                 ledger.forget(chance.choice(done))
         case "bury":
-            lost = buried(ledger, worker, heir=names[1 - who])
+            lost = buried(ledger, worker, new_owner=names[1 - who])
             assert [row.number for row in lost] == ([] if own is None else [own.number])
             assert (own is None) or not ledger.finish(own, "finished", SUMMARY, RESULT)
             names[who] = f"{next(generation)}-{ledger.study}"
@@ -518,7 +520,7 @@ def test_a_worker_that_gave_a_sign_meanwhile_is_not_buried(ledger: Ledger) -> No
     added(ledger, 0, "w")
     (seen,) = ledger.members()
     ledger.beat("w")
-    assert ledger.bury(seen, heir="heir", attempts=3, given_up=lambda _: Summary()) == []
+    assert ledger.reclaim(seen, new_owner="heir", attempts=3, given_up=lambda _: Summary()) == []
     assert ledger.beat("w")
     assert read(ledger, 0).state == "running"
 
@@ -620,7 +622,7 @@ def test_a_transaction_that_a_restart_cuts_is_done_again_whole(postgresql: Postg
         next(restarts, lambda: None)()
         return Summary(failure="given up")
 
-    assert ledger.bury(ledger.members()[0], heir="heir", attempts=1, given_up=given_up) == [row]
+    assert ledger.reclaim(ledger.members()[0], new_owner="heir", attempts=1, given_up=given_up) == [row]
     assert next(restarts, None) is None
     assert [(r.state, r.worker) for r in ledger.changes(0)] == [("failed", "w"), ("finished", "heir")]
 
@@ -705,7 +707,7 @@ def test_a_file_that_cannot_be_used_is_told_at_once(tmp_path: Path, fault: str) 
 def test_an_address_of_no_store_is_a_config_error(url: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told) as caught:
         Ledger(url, STUDY)
-    assert caught.value.place == "store"
+    assert caught.value.location == "store"
     assert "postgresql://USER@HOST/DATABASE" in str(caught.value)
 
 

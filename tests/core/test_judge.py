@@ -33,8 +33,8 @@ def verdict(measurement: Measurement | None, limit: Limit = AT_MOST_100, baselin
 def test_a_limit_is_kept_where_the_whole_interval_lies_within(value: float, width: float, bound: float) -> None:
     found = verdict(measured(value, value + width), Limit(metric=METRIC, unit="ms", absolute=bound))
     assert found.excess == pytest.approx((value + width) / bound - 1)
-    assert found.kept == (found.excess <= 0)
-    assert bool(found.reason) != found.kept
+    assert found.satisfied == (found.excess <= 0)
+    assert bool(found.reason) != found.satisfied
 
 
 @given(value=st.floats(0.001, 1e4), width=st.floats(0, 1e3), bound=st.floats(0.001, 1e4))
@@ -44,36 +44,36 @@ def test_a_limit_from_below_is_kept_where_the_whole_interval_lies_above(
     figure = replace(measured(value), low=value - width)
     found = verdict(figure, Limit(metric=METRIC, unit="ms", absolute=bound, least=True))
     assert found.excess == pytest.approx(1 - (value - width) / bound)
-    assert found.kept == (value - width >= bound)
-    assert found.kept or "below" in found.reason
+    assert found.satisfied == (value - width >= bound)
+    assert found.satisfied or "below" in found.reason
 
 
 def test_a_limit_from_below_may_refer_to_the_baseline() -> None:
     nine_tenths = Limit(metric=METRIC, unit="ms", baseline_factor=0.9, least=True)
-    assert verdict(measured(95.0), nine_tenths, baseline=100.0).kept
-    assert not verdict(measured(85.0), nine_tenths, baseline=100.0).kept
-    assert verdict(measured(0.0), nine_tenths, baseline=0.0).kept
+    assert verdict(measured(95.0), nine_tenths, baseline=100.0).satisfied
+    assert not verdict(measured(85.0), nine_tenths, baseline=100.0).satisfied
+    assert verdict(measured(0.0), nine_tenths, baseline=0.0).satisfied
 
 
 def test_a_figure_within_whose_interval_reaches_above_is_not_proven() -> None:
     found = verdict(measured(99.0, 101.0))
-    assert not found.kept
+    assert not found.satisfied
     assert "99 ms, interval up to 101 ms, is above 100 ms" in found.reason
 
 
 def test_the_limit_itself_is_kept() -> None:
-    assert verdict(measured(100.0)).kept
+    assert verdict(measured(100.0)).satisfied
 
 
 def test_what_was_not_measured_is_never_kept() -> None:
     found = verdict(None)
-    assert (found.kept, found.value, found.excess) == (False, None, None)
+    assert (found.satisfied, found.value, found.excess) == (False, None, None)
     assert "not measured" in found.reason
 
 
 def test_a_disturbed_figure_proves_nothing() -> None:
     found = verdict(measured(50.0, noisy=True))
-    assert not found.kept
+    assert not found.satisfied
     assert "disturbed" in found.reason
 
 
@@ -82,20 +82,20 @@ def test_a_disturbed_figure_above_is_told_as_above() -> None:
 
 
 def test_a_relative_limit_is_held_against_the_baseline() -> None:
-    assert verdict(measured(49.0), HALF, baseline=100.0).kept
-    assert not verdict(measured(51.0), HALF, baseline=100.0).kept
+    assert verdict(measured(49.0), HALF, baseline=100.0).satisfied
+    assert not verdict(measured(51.0), HALF, baseline=100.0).satisfied
 
 
 def test_a_relative_limit_without_its_baseline_is_not_kept() -> None:
     found = verdict(measured(1.0), HALF)
-    assert (found.kept, found.bound, found.excess) == (False, None, None)
+    assert (found.satisfied, found.bound, found.excess) == (False, None, None)
     assert "baseline" in found.reason
 
 
 @pytest.mark.parametrize(("value", "kept"), [(0.0, True), (0.001, False)])
 def test_a_baseline_of_zero_is_a_limit_like_another(value: float, kept: bool) -> None:
     found = verdict(measured(value), HALF, baseline=0.0)
-    assert found.kept is kept
+    assert found.satisfied is kept
     assert found.excess is not None
     assert math.isfinite(found.excess)
     assert (found.excess <= 0) is kept
@@ -108,13 +108,13 @@ def test_a_figure_that_is_no_number_is_never_kept(value: float) -> None:
         verdict(measured(1.0, value)),
         verdict(measured(value), HALF, baseline=2.0),
     ):
-        assert not found.kept
+        assert not found.satisfied
         json.dumps(asdict(found) | {"value": None}, allow_nan=False)
 
 
 @pytest.mark.parametrize("baseline", [math.nan, math.inf])
 def test_a_baseline_that_is_no_number_proves_nothing(baseline: float) -> None:
-    assert not verdict(measured(1.0), HALF, baseline=baseline).kept
+    assert not verdict(measured(1.0), HALF, baseline=baseline).satisfied
 
 
 def test_limits_keep_their_order_and_every_one_gets_a_verdict() -> None:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import specs
 
-from edgeopt.core.instantiate import construct
+from edgeopt.core.config_objects import instantiate
 from edgeopt.core.kernel_times import SIDES, WORKING_SETS, Kernels, kind
-from edgeopt.core.model_spec import Grid, ModelSpec
+from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
 
 
@@ -32,11 +32,11 @@ KERNELS = Kernels(
     layer=(10.0, 100.0, 500.0),
     token=(3.0, 2.0),
 )
-INT4 = Grid(bits=4, block_size=32, symmetric=True)
+INT4 = QuantizationScheme(bits=4, block_size=32, symmetric=True)
 
 
-def on(grid: Grid) -> ModelSpec:
-    return replace(SPEC, grids=dict.fromkeys(SPEC.matrices, grid))
+def on(grid: QuantizationScheme) -> ModelSpec:
+    return replace(SPEC, schemes=dict.fromkeys(SPEC.matrices, grid))
 
 
 def test_what_stands_beside_the_matrices_is_counted_by_layers_channels_heads_and_entries() -> None:
@@ -87,12 +87,12 @@ def test_more_bytes_and_more_weights_never_take_less(one: float, other: float, f
 def test_kinds_tell_bits_blocks_and_inputs() -> None:
     assert kind(None) == "fp32"
     assert kind(INT4) == "int4/32"
-    assert kind(Grid(bits=8, block_size=704, symmetric=True, inputs="static")) == "int8/static"
+    assert kind(QuantizationScheme(bits=8, block_size=704, symmetric=True, inputs="static")) == "int8/static"
 
 
 def test_a_kind_that_was_not_timed_is_named() -> None:
     with pytest.raises(ConfigError, match="no times of int2/64 matrices"):
-        KERNELS.decode_us(on(Grid(bits=2, block_size=64, symmetric=True)))
+        KERNELS.decode_us(on(QuantizationScheme(bits=2, block_size=64, symmetric=True)))
 
 
 def test_a_row_of_another_length_is_refused() -> None:
@@ -109,4 +109,4 @@ def test_a_device_that_was_timed_before_heads_were_is_refused() -> None:
         "token": [3, 4],
     }
     with pytest.raises(ConfigError, match=r"target\.kernels.*2 times of a layer.*edgeopt profile"):
-        construct(described, "target.kernels")
+        instantiate(described, "target.kernels")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.core.model_spec import PROJECTIONS, Adapter, Grid, LayerSpec, ModelSpec
+from edgeopt.core.model_spec import PROJECTIONS, Adapter, LayerSpec, ModelSpec, QuantizationScheme
 from edgeopt.errors import InputError
 
 CONFIG: dict[str, Any] = {
@@ -28,7 +28,9 @@ CONFIG: dict[str, Any] = {
 layers = st.builds(
     LayerSpec, intermediate_size=st.integers(1, 4096), heads=st.integers(1, 32), kv_heads=st.integers(1, 8)
 )
-grids = st.builds(Grid, bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([32, 128]), symmetric=st.booleans())
+schemes = st.builds(
+    QuantizationScheme, bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([32, 128]), symmetric=st.booleans()
+)
 targets = st.sets(st.sampled_from([name for unit in PROJECTIONS.values() for name in unit])).map(tuple)
 adapters = st.builds(Adapter, rank=st.integers(2, 64), targets=targets)
 specs = st.builds(
@@ -41,7 +43,7 @@ specs = st.builds(
     tied_embeddings=st.booleans(),
     layers=st.lists(layers, min_size=1, max_size=4).map(tuple),
     weight_dtype=st.sampled_from(["fp32", "fp16"]),
-    grids=st.dictionaries(st.sampled_from(["layers.0.qkv", "layers.0.down", "lm_head", "embedding"]), grids),
+    schemes=st.dictionaries(st.sampled_from(["layers.0.qkv", "layers.0.down", "lm_head", "embedding"]), schemes),
     adapters=st.dictionaries(st.sampled_from(["default", "other"]), adapters),
 )
 
@@ -116,7 +118,7 @@ def packed(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> i
 def test_a_matrix_takes_the_bytes_of_its_tensors(
     rows: int, columns: int, bits: int, block: int, symmetric: bool
 ) -> None:
-    found = Grid(bits=bits, block_size=block, symmetric=symmetric).size_bytes(rows, columns)
+    found = QuantizationScheme(bits=bits, block_size=block, symmetric=symmetric).size_bytes(rows, columns)
     assert found == packed(rows, columns, bits, block, symmetric)
 
 
@@ -138,8 +140,8 @@ def test_what_was_sealed_before_there_were_adapters_keeps_its_digest() -> None:
 def test_bits_per_weight_count_scales_and_a_tied_table_once() -> None:
     spec = ModelSpec.from_hf_config(CONFIG)
     assert spec.bits_per_weight == 32
-    grid = Grid(bits=4, block_size=32, symmetric=True)
-    assert replace(spec, grids=dict.fromkeys(spec.matrices, grid)).bits_per_weight == 4 + 16 / 32
+    grid = QuantizationScheme(bits=4, block_size=32, symmetric=True)
+    assert replace(spec, schemes=dict.fromkeys(spec.matrices, grid)).bits_per_weight == 4 + 16 / 32
 
 
 @given(spec=specs)
@@ -184,4 +186,4 @@ def test_sizes_of_a_multimodal_config_are_those_of_its_text_model() -> None:
 def test_what_is_no_decoder_is_refused_as_input(config: Any) -> None:
     with pytest.raises(InputError, match=r"config\.json") as caught:
         ModelSpec.from_hf_config(config)
-    assert caught.value.mend
+    assert caught.value.hint

@@ -81,8 +81,8 @@ def test_a_limit_that_cannot_be_meant_names_its_key(text: Any) -> None:
 def test_an_unknown_metric_is_told_with_those_of_its_group() -> None:
     with pytest.raises(ConfigError, match="unknown metric 'memory/peak_rss'") as caught:
         Limit.parse("memory/peak_rss", "3 GiB", KNOWN)
-    assert "memory/peak_rss_mib" in caught.value.mend
-    assert "latency" not in caught.value.mend
+    assert "memory/peak_rss_mib" in caught.value.hint
+    assert "latency" not in caught.value.hint
 
 
 @given(factor=st.floats(0.01, 100), baseline=st.floats(0, 1e9))

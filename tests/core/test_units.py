@@ -69,7 +69,7 @@ def test_what_is_no_quantity_is_refused_with_the_value_received(text: str) -> No
     with pytest.raises(ConfigError) as caught:
         units.parse(text, "s")
     assert repr(text) in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_an_unknown_unit_and_another_dimension_are_told_apart() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from edgeopt.errors import MeasureError
 from edgeopt.machine import contention as paces
-from edgeopt.machine.contention import Pace, decodes, token_times, usual
+from edgeopt.machine.contention import ContentionProbe, decodes, token_times, usual
 from edgeopt.measure.probes import latency
 from edgeopt.measure.probes.latency import Latency
 from edgeopt.measure.stats.aggregate import conclude, judged
@@ -45,14 +45,14 @@ class Counting:
 
 def test_on_a_machine_of_its_own_every_moment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.0, 2.0)
-    pace = Pace(machine(tmp_path, "avx2"))
+    pace = ContentionProbe(machine(tmp_path, "avx2"))
     assert [pace.now(), pace.now()] == [0.0, 0.0]
     assert usual([1.0, 2.0], [0.0, 0.0], pace.best_s) == [1.0, 2.0]
 
 
 def test_what_a_neighbour_slowed_down_does_not_count(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.6, 1.0, 1.1)
-    pace = Pace(virtual)
+    pace = ContentionProbe(virtual)
     seen = [pace.now() for _ in range(3)]
     assert pace.best_s == 1.0
     assert usual(["slow", "best", "near"], seen, pace.best_s) == ["best", "near"]
@@ -64,25 +64,25 @@ def test_the_slowest_core_decides(virtual: Path, monkeypatch: pytest.MonkeyPatch
         pytest.skip("one core alone")
     by_core = {core: 1.0 + core for core in own}
     monkeypatch.setattr(paces, "_seconds_on", by_core.__getitem__)
-    assert Pace(virtual).now() == 1.0 + max(own)
+    assert ContentionProbe(virtual).now() == 1.0 + max(own)
     assert paces.os.sched_getaffinity(0) == own
 
 
 def test_work_is_tried_again_until_nobody_slows_it_down(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.0, 1.6, 1.6, 1.0, 1.0, 1.0)
     tries = iter("abc")
-    assert Pace(virtual).tried(lambda: next(tries)) == "c"
+    assert ContentionProbe(virtual).tried(lambda: next(tries)) == "c"
 
 
 def test_where_somebody_always_does_the_best_try_counts(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.0, 1.9, 1.8, 1.7, 1.6, 1.3, 1.2, 1.2, 1.6, 1.9)
     tries = iter(range(paces.PATIENCE))
-    assert Pace(virtual).tried(lambda: next(tries)) == 3
+    assert ContentionProbe(virtual).tried(lambda: next(tries)) == 3
 
 
 def test_decoding_goes_on_until_enough_tokens_count(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, *(1.0, 1.6) * 3, 1.0)
-    pace = Pace(virtual)
+    pace = ContentionProbe(virtual)
     found = decodes(Counting(99), [1], 4, pace, rounds=2, most_s=10.0)
     assert len(found) == 5, "three that were slowed down, and two"
     assert sum(len(usual(*one, pace.best_s)) for one in found) == 8
@@ -90,12 +90,12 @@ def test_decoding_goes_on_until_enough_tokens_count(virtual: Path, monkeypatch: 
 
 def test_decoding_ends_where_no_moment_is_undisturbed(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.0, 1.6)
-    assert len(decodes(Counting(99), [1], 4, Pace(virtual), rounds=2, most_s=0.0)) == 2
+    assert len(decodes(Counting(99), [1], 4, ContentionProbe(virtual), rounds=2, most_s=0.0)) == 2
 
 
 def test_an_engine_that_stops_early_is_an_error(virtual: Path) -> None:
     with pytest.raises(MeasureError, match="generated 3 of 5 tokens"):
-        token_times(Counting(3), [1], 4, Pace(virtual))
+        token_times(Counting(3), [1], 4, ContentionProbe(virtual))
 
 
 def samples(*rounds: tuple[float, float]) -> dict[str, object]:

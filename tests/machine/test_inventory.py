@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgeopt.core.instantiate import construct
+from edgeopt.core.config_objects import instantiate
 from edgeopt.core.kernel_times import Kernels
 from edgeopt.core.target import Target
 from edgeopt.machine import inventory as of
@@ -63,7 +63,7 @@ def test_the_target_file_gives_the_device_back():
     kernels = Kernels(threads=2, matrix={"int4/32": times}, layer=(7.0, 8.0, 6.0), token=(9.0, 1.0))
     text = target_yaml(Target(name="here", device=device, threads=2, context_length=256, kernels=kernels))
     assert text.startswith("# @package _global_\n")
-    target = construct(yaml.safe_load(text)["target"])
+    target = instantiate(yaml.safe_load(text)["target"])
     assert (target.name, target.threads, target.context_length) == ("here", 2, 256)
     assert target.device == device
     assert target.kernels == kernels

@@ -4,22 +4,22 @@ import onnx
 import pytest
 
 from edgeopt.core.kernel_times import SIDES, WORKING_SETS, kind
-from edgeopt.core.model_spec import Grid
+from edgeopt.core.model_spec import QuantizationScheme
 from edgeopt.machine import kernel_timing
-from edgeopt.machine.contention import Pace
+from edgeopt.machine.contention import ContentionProbe
 
 GRIDS = [
     None,
-    Grid(bits=4, block_size=256, symmetric=True),
-    Grid(bits=8, block_size=32, symmetric=True),
-    Grid(bits=8, block_size=256, symmetric=True, inputs="dynamic"),
-    Grid(bits=8, block_size=256, symmetric=True, inputs="static"),
+    QuantizationScheme(bits=4, block_size=256, symmetric=True),
+    QuantizationScheme(bits=8, block_size=32, symmetric=True),
+    QuantizationScheme(bits=8, block_size=256, symmetric=True, inputs="dynamic"),
+    QuantizationScheme(bits=8, block_size=256, symmetric=True, inputs="static"),
 ]
 
 
 def test_every_kind_is_timed_and_larger_matrices_take_longer():
     found = kernel_timing.matrix_times(
-        GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, pace=Pace(), progress=lambda _: None
+        GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, pace=ContentionProbe(), progress=lambda _: None
     )
     assert list(found) == [kind(grid) for grid in GRIDS]
     for rows in found.values():
@@ -31,7 +31,7 @@ def test_every_kind_is_timed_and_larger_matrices_take_longer():
 
 def test_a_machine_too_small_for_long_chains_is_bound_by_its_bandwidth():
     (rows,) = kernel_timing.matrix_times(
-        [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, pace=Pace(), progress=lambda _: None
+        [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, pace=ContentionProbe(), progress=lambda _: None
     ).values()
     assert rows[-1] == pytest.approx([4 * side**2 for side in SIDES]), "4 bytes at 1e6 bytes a second, in microseconds"
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import specs, toy_bench
 
-from edgeopt.core.model_spec import Grid, KvGrid
+from edgeopt.core.model_spec import KvCacheScheme, QuantizationScheme
 from edgeopt.core.result import Measurement
 from edgeopt.measure import quality_prediction
 from edgeopt.measure.probes.quality import Quality
-from edgeopt.measure.quality_prediction import KL, PERPLEXITY, RATIO, Foresight, shortened
+from edgeopt.measure.quality_prediction import KL, PERPLEXITY, RATIO, QualityPredictor, shortened
 
-FORESIGHT = Foresight(measure=None)
+FORESIGHT = QualityPredictor(measure=None)
 ENDS = st.tuples(*[st.floats(0.0, 1e4)] * 3).map(sorted)
 
 
@@ -47,7 +47,7 @@ def test_metrics_are_those_that_quality_measures():
     assert set(FORESIGHT.metrics) <= set(Quality.METRICS)
 
 
-WEIGHTS = Grid(bits=4, block_size=32, symmetric=False)
+WEIGHTS = QuantizationScheme(bits=4, block_size=32, symmetric=False)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ WEIGHTS = Grid(bits=4, block_size=32, symmetric=False)
         ({}, True),
         ({"weight_dtype": "fp16"}, True),
         ({"weight_dtype": "Q4_K_M"}, False),
-        ({"grids": {"lm_head": WEIGHTS}}, True),
-        ({"grids": {"lm_head": WEIGHTS, "layers.0.o": replace(WEIGHTS, bits=8, inputs="dynamic")}}, False),
-        ({"grids": {"layers.0.o": replace(WEIGHTS, bits=8, inputs="static")}}, False),
-        ({"kv_cache": KvGrid(bits=8, per_channel=True)}, False),
+        ({"schemes": {"lm_head": WEIGHTS}}, True),
+        ({"schemes": {"lm_head": WEIGHTS, "layers.0.o": replace(WEIGHTS, bits=8, inputs="dynamic")}}, False),
+        ({"schemes": {"layers.0.o": replace(WEIGHTS, bits=8, inputs="static")}}, False),
+        ({"kv_cache": KvCacheScheme(bits=8, per_channel=True)}, False),
     ],
 )
 def test_what_an_engine_rounds_beside_its_weights_is_not_foreseen(changes, covered):

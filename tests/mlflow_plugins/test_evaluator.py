@@ -12,7 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from support import samples
 
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from edgeopt.tracking import flavor
 
@@ -72,7 +72,7 @@ def foreign(store: Path, tiny_model: Path) -> str:
     """The address of a decoder that `mlflow.onnx` logged."""
     (store / "checkpoint").mkdir()
     (store / "engine").mkdir()
-    PortableOnnx().build(take_in(tiny_model, store / "checkpoint"), store / "engine", lambda _: None)
+    PortableOnnx().build(import_checkpoint(tiny_model, store / "checkpoint"), store / "engine", lambda _: None)
     with mlflow.start_run():
         logged = mlflow.onnx.log_model(onnx.load(store / "engine" / "model.onnx"), name="decoder")
     address: str = logged.model_uri

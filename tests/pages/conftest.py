@@ -51,7 +51,7 @@ def released(shown: Shown) -> Promotion:
         rows=shown.rows,
         objectives=samples.OBJECTIVES,
         limits=samples.LIMITS,
-        policy=policy.parse(data, name="test", place="test"),
+        policy=policy.parse(data, name="test", location="test"),
         tracking_uri=shown.uri,
         reason="they are <good>",
     )

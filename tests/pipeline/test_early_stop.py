@@ -34,9 +34,9 @@ def test_only_what_even_the_best_of_the_band_breaks_is_refused(ends: list[float]
 def test_a_refusal_tells_every_limit_and_what_was_predicted() -> None:
     limits = [Limit(metric=SIZE, unit="MiB", absolute=5.0), Limit(metric=LOSS, unit="", absolute=20.0)]
     size, loss = refusal([predicted(SIZE, 9.0, 10.0, 11.0)], limits, {})
-    assert (size.predicted, size.kept, size.value, size.excess) == (True, False, 9.0, 0.8)
+    assert (size.predicted, size.satisfied, size.value, size.excess) == (True, False, 9.0, 0.8)
     assert size.reason == "is predicted to be 9 MiB at best, beyond 5 MiB"
-    assert (loss.predicted, loss.kept, loss.excess) == (False, False, None)
+    assert (loss.predicted, loss.satisfied, loss.excess) == (False, False, None)
 
 
 def test_a_limit_relative_to_a_baseline_that_is_not_known_refuses_nothing() -> None:
@@ -65,7 +65,7 @@ def test_a_measured_interval_refuses_where_all_of_it_lies_beyond_the_limit(
     assert bool(verdicts) == ((1 - ends[2] / bound > 0) if least else (ends[0] / bound - 1 > 0))
     if verdicts:
         assert verdicts == judge([figure], [limit], {})
-        assert not verdicts[0].kept
+        assert not verdicts[0].satisfied
 
 
 @given(ends=st.tuples(POSITIVE, POSITIVE, POSITIVE).map(sorted), bound=POSITIVE, least=st.booleans())
@@ -88,9 +88,9 @@ def test_verdicts_tell_measured_predicted_and_unknown_apart() -> None:
     ]
     figures = [predicted(SIZE, 1.0, 1.0, 1.0), predicted(SPEED, 6.0, 8.0, 9.0), measured(SIZE, 6.0, 7.5, 10.0)]
     size, speed, loss = refusal(figures, limits, {})
-    assert (size.predicted, size.value, size.excess, size.kept) == (False, 7.5, 1.0, False)
-    assert (speed.predicted, speed.value, speed.kept) == (True, 6.0, True)
-    assert (loss.predicted, loss.value, loss.excess, loss.kept) == (False, None, None, False)
+    assert (size.predicted, size.value, size.excess, size.satisfied) == (False, 7.5, 1.0, False)
+    assert (speed.predicted, speed.value, speed.satisfied) == (True, 6.0, True)
+    assert (loss.predicted, loss.value, loss.excess, loss.satisfied) == (False, None, None, False)
 
 
 def test_a_refused_result_tells_which_limit_is_surely_broken() -> None:
@@ -105,5 +105,5 @@ def test_a_refused_result_tells_which_limit_is_surely_broken() -> None:
         recipe={}, target="t", device={}, emulated=False, measurements=tuple(figures), verdicts=verdicts, refused="x"
     )
     assert [v.metric for v in result.broken] == [SPEED], "the size may still be within its limit"
-    assert result.broken[0].told.startswith(f"{SPEED}: ")
+    assert result.broken[0].message.startswith(f"{SPEED}: ")
     assert not result.feasible

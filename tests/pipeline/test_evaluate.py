@@ -17,7 +17,7 @@ from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.corpus import Text
 from edgeopt.core.model_spec import ModelSpec
-from edgeopt.core.protocols import Progress, Session, Workshop
+from edgeopt.core.protocols import CompressionContext, Progress, Session
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.result import Measurement, TrialResult
 from edgeopt.core.target import Device, Limit, Target
@@ -57,12 +57,12 @@ class Copy:
     def plan(self, spec: ModelSpec) -> ModelSpec:
         return spec
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         self.log.append("compress")
         if self.fails:
             raise StepError("it cannot be")
         modeling.link(checkpoint, directory)
-        shared = shop.cache.stage("found_out", "once", lambda d: (d / "fact").write_text("42") and None)
+        shared = context.cache.stage("found_out", "once", lambda d: (d / "fact").write_text("42") and None)
         shutil.copytree(shared, directory / "artifacts")
         (directory / "name").write_text(self.name)
         return checkpoint.spec
@@ -74,12 +74,12 @@ class Copier:
 
     format: ClassVar[str] = "copy-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
-    OPENING: ClassVar[frozenset[str]] = frozenset({"opened"})
+    SESSION_FIELDS: ClassVar[frozenset[str]] = frozenset({"opened"})
     log: ClassVar[list[str]] = []
     kind: str = "runtime"
     opened: str = ""
     refuses: str = ""
-    otherwise: Copier | None = None
+    fallback: Copier | None = None
     loses: str = ""
 
     @property
@@ -88,7 +88,7 @@ class Copier:
 
     def check(self, spec: ModelSpec) -> None:
         if self.refuses:
-            raise ConfigError(self.refuses, place="runtime", mend="Ask another")
+            raise ConfigError(self.refuses, location="runtime", hint="Ask another")
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return (figure(SIZE, 8.0, 10.0, 12.0, kind="predicted"),)
@@ -273,7 +273,7 @@ def test_a_trial_that_keeps_every_limit_climbs_all_rungs(make: Make, log: list[s
 def test_what_a_runtime_refuses_is_built_and_measured_by_the_one_that_takes_its_place_and_this_is_told(
     make: Make, log: list[str], tmp_path: Path
 ) -> None:
-    runtime = Copier(refuses="too wide", otherwise=Copier(kind="other"))
+    runtime = Copier(refuses="too wide", fallback=Copier(kind="other"))
     result = climbed(make((RATIO, 20.0), runtime=runtime), tmp_path)
     assert result.failure is None
     assert result.notes == ("runtime: too wide; Copier takes its place", "lint: slow")
@@ -319,7 +319,7 @@ def test_an_engine_whose_device_is_not_here_is_built_as_a_plan_and_measured_nowh
 
 
 def test_a_model_that_no_runtime_takes_fails_the_plan_with_the_words_of_each(make: Make, tmp_path: Path) -> None:
-    runtime = Copier(refuses="too wide", otherwise=Copier(refuses="too deep"))
+    runtime = Copier(refuses="too wide", fallback=Copier(refuses="too deep"))
     result = climbed(make(runtime=runtime), tmp_path)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind) == ("plan", "ConfigError")
@@ -329,7 +329,7 @@ def test_a_model_that_no_runtime_takes_fails_the_plan_with_the_words_of_each(mak
 @pytest.mark.parametrize(
     ("limit", "rung", "measured", "engine"),
     [
-        ((SIZE, 7.0), "estimate", [], False),
+        ((SIZE, 7.0), "prediction", [], False),
         ((RATIO, 6.0), "divergence", [], False),
         ((SIZE, 8.5), "build", ["size"], True),
         ((SPEED, 8.5), "generation", ["size", "memory", "latency"], True),
@@ -347,9 +347,9 @@ def test_it_stops_at_the_first_rung_that_breaks_a_limit_for_sure(
     assert (result.engine is not None) == engine
     assert ("samples.json" in result.artifacts) == bool(measured)
     broken, other = result.verdicts
-    assert (broken.metric, broken.kept) == (limit[0], False)
-    assert broken.predicted == (rung in ("estimate", "divergence"))
-    assert other.kept == ("memory" in measured)
+    assert (broken.metric, broken.satisfied) == (limit[0], False)
+    assert broken.predicted == (rung in ("prediction", "divergence"))
+    assert other.satisfied == ("memory" in measured)
     assert (other.excess is None) == ("memory" not in measured)
     assert not result.feasible
     assert [v.metric for v in result.broken] == [limit[0]]
@@ -467,7 +467,7 @@ def test_a_failure_tells_its_stage_and_keeps_what_was_found_before(make: Make, t
     result = climbed(make((MEMORY, 20.0), (POWER, 20.0), bench=Bench(fails=("quality",))), tmp_path)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.message) == ("measure/quality", "no process lives")
-    assert [v.kept for v in result.verdicts] == [True, False]
+    assert [v.satisfied for v in result.verdicts] == [True, False]
     assert [m.metric for m in result.measurements] == [SIZE, MEMORY, SPEED]
     assert {"samples.json", "logs"} <= result.artifacts.keys()
     early = climbed(make(steps=(Copy(fails=True),)), tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from edgeopt.cache import Store
 from edgeopt.config import assemble
 from edgeopt.config.assemble import Request
-from edgeopt.measure.quality_prediction import Foresight
+from edgeopt.measure.quality_prediction import QualityPredictor
 from edgeopt.pipeline.evaluate import evaluate
 
 BENCH = (
@@ -36,8 +36,8 @@ def test_the_prediction_of_a_checkpoint_holds_what_is_measured_of_its_engine(
     result = evaluate(job, store, lambda line: None)
     assert result.failure is None
     measured = {m.metric: m for m in result.measurements}
-    predicted = {m.metric: m for m in result.predictions if m.metric in Foresight.metrics}
-    assert predicted.keys() == set(Foresight.metrics)
+    predicted = {m.metric: m for m in result.predictions if m.metric in QualityPredictor.metrics}
+    assert predicted.keys() == set(QualityPredictor.metrics)
     for metric, figure in predicted.items():
         assert figure.low <= measured[metric].value <= figure.high, metric
         assert figure.unit == measured[metric].unit

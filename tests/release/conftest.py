@@ -44,7 +44,7 @@ class Desk:
         found = self.client.search_model_versions(f"name = '{self.policy.model}'")
         return sorted(found, key=lambda version: int(version.version))
 
-    def damage(self, version: Any) -> None:
+    def expected_error(self, version: Any) -> None:
         """Change a file of a version's engine where it lies in this store."""
         with registry.answering(self.uri):
             folder = registry.fetch(version).directory

@@ -68,7 +68,7 @@ def test_a_version_that_was_damaged_is_neither_copied_nor_pulled(
     desk: Desk, production: dict[str, str], tmp_path: Path, spare: dict[str, object]
 ) -> None:
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
-    desk.damage(desk.versions()[0])
+    desk.expected_error(desk.versions()[0])
     with pytest.raises(GateError, match="bytes: "):
         copy(at(desk, "/1"), **production, tracking_uri=desk.uri)
     with pytest.raises(GateError, match="bytes: "):

@@ -97,7 +97,7 @@ def test_an_absent_policy_lists_what_there_is() -> None:
 def test_an_alias_may_be_named_after_the_target() -> None:
     criteria = [{"metric": "a", "direction": "minimize", "weight": 1}]
     data = {"model": "m", "aliases": {"champion": criteria, "champion-{target}": criteria}}
-    loaded = policy.parse(data, name="p", place="p.yaml")
+    loaded = policy.parse(data, name="p", location="p.yaml")
     assert set(loaded.on("sbc_4gib").aliases) == {"champion", "champion-sbc_4gib"}
 
 

@@ -130,7 +130,7 @@ def test_a_rollback_goes_back_verified_and_within_seconds(desk: Desk) -> None:
 def test_a_rollback_to_an_engine_that_was_damaged_is_refused(desk: Desk, spare: dict[str, Any]) -> None:
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     promote(**desk.arguments())
-    desk.damage(desk.versions()[0])
+    desk.expected_error(desk.versions()[0])
     with pytest.raises(InputError, match="the file was changed"):
         rollback(at(desk, "@champion"), "it crashes", tracking_uri=desk.uri)
     assert aliases(desk) == {"champion": "4"}
@@ -178,7 +178,7 @@ def test_verification_names_a_damaged_file_a_moved_alias_and_a_swapped_version(
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     found = verify(at(desk, "@champion"), tracking_uri=desk.uri)
     assert [(c.gate, c.passed) for c in found.checks] == [("ledger", True), ("bytes", True), ("signature", True)]
-    desk.damage(desk.versions()[0])
+    desk.expected_error(desk.versions()[0])
     with pytest.raises(GateError, match=r"bytes: .*table\.npy: the file was changed"):
         verify(at(desk, "@champion"), tracking_uri=desk.uri).require()
     promote(**desk.arguments())

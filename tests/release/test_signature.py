@@ -65,7 +65,7 @@ def test_none_of_a_thousand_damaged_engines_passes(tmp_path: Path) -> None:
     for n in range(1000):
         folder = tmp_path / "damaged"
         shutil.copytree(engine.directory, folder)
-        how = damage(folder / (MANIFEST if n % 2 else draw.choice(paths)), draw)
+        how = expected_error(folder / (MANIFEST if n % 2 else draw.choice(paths)), draw)
         try:
             found = Engine.read(folder)
             found.verify()
@@ -81,26 +81,26 @@ def test_none_of_a_thousand_damaged_engines_passes(tmp_path: Path) -> None:
     assert passed == []
 
 
-def damage(path: Path, draw: random.Random) -> str:
+def expected_error(path: Path, draw: random.Random) -> str:
     """Something that happens to files: a bit, a byte, a cut, a hole, a text in another place, no file at all."""
     content = bytearray(path.read_bytes())
-    place = draw.randrange(len(content))
+    index = draw.randrange(len(content))
     match draw.choice(("bit", "byte", "cut", "hole", "insert", "swap", "gone")):
         case "bit":
-            content[place] ^= 1 << draw.randrange(8)
+            content[index] ^= 1 << draw.randrange(8)
         case "byte":
-            content[place] = (content[place] + draw.randrange(1, 256)) % 256
+            content[index] = (content[index] + draw.randrange(1, 256)) % 256
         case "cut":
-            del content[place:]
+            del content[index:]
         case "hole":
-            del content[place : place + draw.randrange(1, 50)]
+            del content[index : index + draw.randrange(1, 50)]
         case "insert":
-            content[place:place] = draw.randbytes(draw.randrange(1, 20))
+            content[index:index] = draw.randbytes(draw.randrange(1, 20))
         case "swap":
-            other = next(i for i in range(len(content)) if content[i] != content[place])
-            content[place], content[other] = content[other], content[place]
+            other = next(i for i in range(len(content)) if content[i] != content[index])
+            content[index], content[other] = content[other], content[index]
         case "gone":
             path.unlink()
             return f"{path.name} is gone"
     path.write_bytes(content)
-    return f"{path.name} at {place}"
+    return f"{path.name} at {index}"

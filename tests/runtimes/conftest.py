@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.core.artifact import Checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(tiny_model, tmp_path_factory.mktemp("checkpoint"))
+    return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))

@@ -12,7 +12,7 @@ import pytest
 from support.workshops import built, workshop
 
 from edgeopt.checkpoints import modeling, safetensors_io
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.cli.main import main
 from edgeopt.compress.pruning.prune_depth import PruneDepth
 from edgeopt.compress.pruning.prune_heads import PruneHeads
@@ -137,7 +137,7 @@ FUSED = ("phi3", "phi4")
 @pytest.fixture
 def checkpoint(request: pytest.FixtureRequest, families: dict[str, Path], tmp_path: Path) -> Checkpoint:
     (tmp_path / "in").mkdir()
-    return take_in(families[request.param], tmp_path / "in")
+    return import_checkpoint(families[request.param], tmp_path / "in")
 
 
 @pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)

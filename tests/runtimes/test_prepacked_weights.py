@@ -90,7 +90,7 @@ def test_a_shard_counts_the_bytes_that_its_kernels_read(rounded, tmp_path: Path)
         )
         for saved in (True, False)
     }
-    codes_and_scales = sum(rounded.spec.size_bytes(name) for name in rounded.spec.grids)
+    codes_and_scales = sum(rounded.spec.size_bytes(name) for name in rounded.spec.schemes)
     assert codes_and_scales < sizes[True] < 3 * codes_and_scales
     assert sizes[True] != sizes[False]
 
@@ -243,8 +243,8 @@ def test_mapped_weights_come_on_demand_or_at_once_and_may_be_locked(matrices: Pa
 
 
 def test_weights_that_cannot_be_held_are_named_with_the_mend() -> None:
-    for how, mend in {"prefaulted": "Linux 5.14", "locked": "ulimit -l"}.items():
-        with pytest.raises(BuildError, match=rf"runtime\.mapped_weights: the weights cannot be {how}.*{mend}"):
+    for how, hint in {"prefaulted": "Linux 5.14", "locked": "ulimit -l"}.items():
+        with pytest.raises(BuildError, match=rf"runtime\.mapped_weights: the weights cannot be {how}.*{hint}"):
             mapped_memory.hold([(mmap.PAGESIZE, mmap.PAGESIZE)], how)  # nothing is mapped there
 
 

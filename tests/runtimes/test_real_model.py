@@ -11,7 +11,7 @@ import pytest
 from support.workshops import workshop
 
 from edgeopt.checkpoints import tokenizer as tokens
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.runtimes.genai.runtime import Genai
@@ -21,7 +21,7 @@ STORIES, STORY_TOKENS = 150, 400
 
 @pytest.fixture(scope="module")
 def checkpoint(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return take_in(realdata / "TinyStories-656K", tmp_path_factory.mktemp("tinystories"))
+    return import_checkpoint(realdata / "TinyStories-656K", tmp_path_factory.mktemp("tinystories"))
 
 
 @pytest.fixture(scope="module")

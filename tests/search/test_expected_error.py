@@ -16,7 +16,7 @@ from edgeopt.compress.quantization.mixed_precision import MixedPrecision
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.compress.recovery.lora import Lora
-from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec, QuantizationScheme
 from edgeopt.core.protocols import Step
 from edgeopt.search import expected_error as module
 from edgeopt.search.expected_error import added
@@ -26,17 +26,17 @@ LAYERS = [name for name in MODEL.matrices if name not in (LM_HEAD, EMBEDDING)]
 NARROWER = PruneWidth(ratio=0.5, distribution="uniform", multiple=16)
 
 
-def grid(bits: int, block_size: int = 32) -> Grid:
-    return Grid(bits=bits, block_size=block_size, symmetric=True)
+def grid(bits: int, block_size: int = 32) -> QuantizationScheme:
+    return QuantizationScheme(bits=bits, block_size=block_size, symmetric=True)
 
 
-def rounded(grid: Grid, names: list[str] = LAYERS) -> ModelSpec:
-    return replace(MODEL, grids=dict.fromkeys(names, grid))
+def rounded(grid: QuantizationScheme, names: list[str] = LAYERS) -> ModelSpec:
+    return replace(MODEL, schemes=dict.fromkeys(names, grid))
 
 
-def damage(steps: list[Step], original: ModelSpec) -> float:
+def expected_error(steps: list[Step], original: ModelSpec) -> float:
     """That of steps which are planned one after another."""
-    return module.damage(steps, list(accumulate(steps, lambda spec, step: step.plan(spec), initial=original)))
+    return module.expected_error(steps, list(accumulate(steps, lambda spec, step: step.plan(spec), initial=original)))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -69,9 +69,9 @@ def test_a_layer_that_is_removed_is_lost_whole() -> None:
 
 
 def test_nothing_done_loses_nothing() -> None:
-    assert damage([], MODEL) == 0.0
-    assert damage([Lora()], MODEL) == 0.0
-    assert damage([Quantize(weights="fp16", lm_head="float", embedding="float")], MODEL) == 0.0
+    assert expected_error([], MODEL) == 0.0
+    assert expected_error([Lora()], MODEL) == 0.0
+    assert expected_error([Quantize(weights="fp16", lm_head="float", embedding="float")], MODEL) == 0.0
 
 
 def test_rounding_adds_up_over_matrices_and_never_loses_more_than_all() -> None:
@@ -87,22 +87,24 @@ def test_fewer_bits_and_longer_blocks_lose_more() -> None:
 
 def test_steps_add_up() -> None:
     rounding = Quantize(rounding=Rtn())
-    both = damage([NARROWER, rounding], MODEL)
+    both = expected_error([NARROWER, rounding], MODEL)
     narrow = NARROWER.plan(MODEL)
     assert both == pytest.approx(added(MODEL, narrow) + added(narrow, rounding.plan(narrow)))
 
 
 def test_better_roundings_lose_less() -> None:
-    nearest, searched, compensated = (damage([Quantize(rounding=how)], MODEL) for how in (Rtn(), KQuant(), Gptq()))
+    nearest, searched, compensated = (
+        expected_error([Quantize(rounding=how)], MODEL) for how in (Rtn(), KQuant(), Gptq())
+    )
     assert compensated == pytest.approx(0.5 * nearest)
     assert compensated < searched < nearest
 
 
 def test_training_makes_good_a_part_of_what_was_lost_before_it_alone() -> None:
-    lost = damage([NARROWER], MODEL)
-    assert damage([NARROWER, Lora()], MODEL) == pytest.approx(0.7 * lost)
-    assert damage([Lora(), NARROWER], MODEL) == pytest.approx(lost)
-    assert damage([PruneGradually(prune=NARROWER)], MODEL) == pytest.approx(0.7 * lost)
+    lost = expected_error([NARROWER], MODEL)
+    assert expected_error([NARROWER, Lora()], MODEL) == pytest.approx(0.7 * lost)
+    assert expected_error([Lora(), NARROWER], MODEL) == pytest.approx(lost)
+    assert expected_error([PruneGradually(prune=NARROWER)], MODEL) == pytest.approx(0.7 * lost)
 
 
 @pytest.mark.parametrize("step", [Quantize(), MixedPrecision()])

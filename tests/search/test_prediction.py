@@ -6,7 +6,7 @@ import pytest
 from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, SIZE, forecast, predicted
 
 from edgeopt.core.target import Limit
-from edgeopt.search.prediction import ESTIMATE
+from edgeopt.search.prediction import PREDICTION
 
 
 def test_a_recipe_that_keeps_all_limits_as_far_as_is_known_is_not_refused() -> None:
@@ -17,7 +17,7 @@ def test_a_recipe_that_keeps_all_limits_as_far_as_is_known_is_not_refused() -> N
 def test_a_recipe_that_breaks_a_limit_is_refused_with_all_verdicts() -> None:
     result = forecast(rss=180.0).refused(LIMITS, {})
     assert result is not None
-    assert result.refused == ESTIMATE
+    assert result.refused == PREDICTION
     assert not result.feasible
     held = {v.metric: v for v in result.verdicts}
     assert held[RSS].excess == pytest.approx(1.0)

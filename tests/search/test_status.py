@@ -43,14 +43,14 @@ def test_workers_are_shown_with_what_they_do(tmp_path: Path) -> None:
 
 def test_states_rungs_and_broken_limits_are_counted(tmp_path: Path) -> None:
     narrow = Limit(metric=RSS, unit="MiB", absolute=80.0)
-    opened = study(tmp_path, (*LIMITS[:2], narrow), foresee=by_bits, trials=4, enqueue=({"bits": 32},))
+    opened = study(tmp_path, (*LIMITS[:2], narrow), predict_trial=by_bits, trials=4, enqueue=({"bits": 32},))
     assert (opened.ask() or pytest.fail("it is told")).state == "refused"
     finish(opened, samples.result())
     finish(opened, samples.result(decode_ms=9.0, ratio=9.0))
     finish(opened, replace(samples.result(ratio=9.0), refused="quality"))
     told = status(opened)
     assert told["trials"] == {"refused": 1, "finished": 2, "stopped": 1}
-    assert told["rungs"] == {"estimate": 1, "quality": 1}
+    assert told["rungs"] == {"prediction": 1, "quality": 1}
     assert told["broken_limits"] == {RSS: 1, DECODE: 1, RATIO: 2}
     assert (told["feasible"], told["front"]) == (1, 1)
 
@@ -74,14 +74,14 @@ def test_workers_share_what_is_left(tmp_path: Path) -> None:
 
 def test_what_was_saved_is_told_by_its_cause(tmp_path: Path) -> None:
     narrow = (Limit(metric=RSS, unit="MiB", absolute=80.0),)
-    opened = study(tmp_path, narrow, foresee=by_bits, trials=3, enqueue=({"bits": 32},))
+    opened = study(tmp_path, narrow, predict_trial=by_bits, trials=3, enqueue=({"bits": 32},))
     opened.ask()
     finish(opened, timed(10.0))
     finish(opened, timed(6.0, saved=6.0))
     finish(opened, replace(timed(3.0), refused="quality"))
     saved = status(opened)["saved_s"]
     usual = 11.0  # the median of 10 and 12 that whole trials take
-    assert saved == pytest.approx({"estimate": usual, "rungs": usual - 3.0, "cache": 6.0})
+    assert saved == pytest.approx({"prediction": usual, "rungs": usual - 3.0, "cache": 6.0})
 
 
 def test_a_study_that_is_over_says_why_and_has_nothing_left(tmp_path: Path) -> None:

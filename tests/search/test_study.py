@@ -16,7 +16,7 @@ from edgeopt.core.target import Limit
 from edgeopt.errors import ConfigError
 from edgeopt.search import study as study_module
 from edgeopt.search.pareto.ranking import spent_j, spent_s
-from edgeopt.search.prediction import ESTIMATE, Forecast
+from edgeopt.search.prediction import PREDICTION, Prediction
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.storage.summary import Summary
 from edgeopt.search.storage.trial import Row
@@ -85,7 +85,7 @@ def test_a_failed_recipe_is_not_tried_again(tmp_path: Path) -> None:
 def test_known_recipes_come_first_then_a_spread_and_both_once(tmp_path: Path) -> None:
     known = ({"bits": 16}, {"bits": 8})
     for _ in range(2):
-        opened = study(tmp_path, enqueue=known, foresee=by_bits, spread=2, limits=())
+        opened = study(tmp_path, enqueue=known, predict_trial=by_bits, spread=2, limits=())
     queued = [(row.params["bits"], row.origin) for row in opened.rows()]
     assert queued[:2] == [(16, "enqueued"), (8, "enqueued")]
     assert sorted(queued[2:]) == [(4, "spread"), (32, "spread")]
@@ -102,7 +102,7 @@ def test_a_known_recipe_is_one_of_the_space_however_it_is_written(tmp_path: Path
 
 @pytest.mark.parametrize(("trials", "spread"), [(3, 2), (2, 1), (1, 0)])
 def test_a_spread_leaves_the_budget_to_what_is_known(tmp_path: Path, trials: int, spread: int) -> None:
-    opened = study(tmp_path, trials=trials, spread=9, enqueue=({"bits": 8},), foresee=by_bits, limits=())
+    opened = study(tmp_path, trials=trials, spread=9, enqueue=({"bits": 8},), predict_trial=by_bits, limits=())
     assert sum(row.origin == "spread" for row in opened.rows()) == spread
 
 
@@ -118,11 +118,11 @@ def test_trials_of_others_count_as_begun(tmp_path: Path) -> None:
 
 NARROW = (Limit(metric=RSS, unit="MiB", absolute=60.0),)
 """Which 16 and 32 bits do not keep."""
-FITS = replace(samples.result(), verdicts=(replace(samples.result().verdicts[2], bound=60.0, kept=True),))
+FITS = replace(samples.result(), verdicts=(replace(samples.result().verdicts[2], bound=60.0, satisfied=True),))
 
 
 def test_what_the_estimate_refuses_costs_no_budget_and_is_over_with_its_reason(tmp_path: Path) -> None:
-    opened = study(tmp_path, limits=NARROW, foresee=by_bits, trials=2)
+    opened = study(tmp_path, limits=NARROW, predict_trial=by_bits, trials=2)
     asked = work_off(opened, lambda _: FITS)
     states = {row.params["bits"]: row.state for row in opened.rows()}
     assert (states.pop(4), states.pop(8)) == ("finished", "finished"), "both that fit were evaluated"
@@ -130,7 +130,7 @@ def test_what_the_estimate_refuses_costs_no_budget_and_is_over_with_its_reason(t
     assert opened.over() == "2 trials were evaluated"
     for row in (row for row in asked if row.state == "refused"):
         assert row.summary is not None
-        assert row.summary.refused == ESTIMATE
+        assert row.summary.refused == PREDICTION
         assert row.summary.verdicts[RSS].excess == pytest.approx((50 + row.params["bits"]) / 60 - 1)
         assert row.summary.verdicts[RSS].predicted
         result = opened.result(row.number)
@@ -140,17 +140,17 @@ def test_what_the_estimate_refuses_costs_no_budget_and_is_over_with_its_reason(t
 
 
 def test_a_known_recipe_is_refused_when_its_turn_comes(tmp_path: Path) -> None:
-    opened = study(tmp_path, limits=NARROW, foresee=by_bits, enqueue=({"bits": 32}, {"bits": 4}), trials=2)
+    opened = study(tmp_path, limits=NARROW, predict_trial=by_bits, enqueue=({"bits": 32}, {"bits": 4}), trials=2)
     first, second = opened.ask(), opened.ask()
     assert first is not None
     assert second is not None
     assert (first.state, first.origin, first.params) == ("refused", "enqueued", {"bits": 32})
-    assert opened.result(first.number).refused == ESTIMATE
+    assert opened.result(first.number).refused == PREDICTION
     assert (second.state, second.params) == ("running", {"bits": 4})
 
 
 def test_a_recipe_that_cannot_be_planned_is_a_failed_trial_of_its_own_words(tmp_path: Path) -> None:
-    opened = study(tmp_path, foresee=lambda _: forecast(failure=FAILED), trials=2)
+    opened = study(tmp_path, predict_trial=lambda _: forecast(failure=FAILED), trials=2)
     row = opened.ask()
     assert row is not None
     assert row.state == "failed"
@@ -163,9 +163,9 @@ def test_a_recipe_that_cannot_be_planned_is_a_failed_trial_of_its_own_words(tmp_
 
 def test_a_limit_relative_to_the_baseline_refuses_as_soon_as_it_was_measured(tmp_path: Path) -> None:
     relative = (Limit(metric=RSS, unit="MiB", baseline_factor=0.5),)
-    opened = study(tmp_path, limits=relative, foresee=by_bits, enqueue=({"bits": 4}, {"bits": 32}))
+    opened = study(tmp_path, limits=relative, predict_trial=by_bits, enqueue=({"bits": 4}, {"bits": 32}))
     finish(opened, FITS)
-    again = study(tmp_path, limits=relative, foresee=by_bits)
+    again = study(tmp_path, limits=relative, predict_trial=by_bits)
     row = again.ask()
     assert row is not None
     assert (row.params["bits"], row.state) == (32, "refused")
@@ -176,7 +176,7 @@ def test_a_limit_relative_to_the_baseline_refuses_as_soon_as_it_was_measured(tmp
 def test_a_search_that_finds_nothing_to_try_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_module, "REFUSALS", 5)
     parameters = {"bits": {"low": 20, "high": 4000}}
-    opened = study(tmp_path, limits=NARROW, foresee=by_bits, parameters=parameters)
+    opened = study(tmp_path, limits=NARROW, predict_trial=by_bits, parameters=parameters)
     asked = work_off(opened)
     assert [row.state for row in asked] == ["refused"] * 5
     assert opened.settled()
@@ -205,7 +205,7 @@ def test_a_recipe_that_kills_its_worker_every_time_is_a_failed_trial(tmp_path: P
         row = opened.ask()
         assert row is not None
         assert (row.number, row.attempt) == (0, n + 1)
-        (lost,) = opened.bury(opened.ledger.members()[0])
+        (lost,) = opened.reclaim(opened.ledger.members()[0])
         assert lost == row
     (given_up,) = opened.rows()
     assert given_up.state == "failed"
@@ -376,14 +376,14 @@ def test_every_sampler_searches_under_constraints_with_whatever_comes_of_trials(
         "ratio": {"low": 0.0, "high": 1.0, "when": {"recipe": "b"}},
     }
 
-    def foresee(params: Params) -> Forecast:
+    def predict_trial(params: Params) -> Prediction:
         if params["bits"] % 7 == 0:
             return forecast(failure=FAILED)
         return forecast(rss=200.0 if params["bits"] % 5 == 0 else 50.0)
 
     whole = samples.result()
     odd = tuple(replace(m, value=math.nan, high=math.nan) for m in whole.measurements)
-    unproven = tuple(replace(v, excess=None, kept=False) for v in whole.verdicts)
+    unproven = tuple(replace(v, excess=None, satisfied=False) for v in whole.verdicts)
     answers = itertools.cycle(
         [
             samples.result(),
@@ -394,14 +394,14 @@ def test_every_sampler_searches_under_constraints_with_whatever_comes_of_trials(
             replace(whole, measurements=whole.measurements[:1], verdicts=whole.verdicts[:1]),
         ]
     )
-    opened = study(tmp_path, sampler=sampler, parameters=parameters, foresee=foresee, trials=24)
+    opened = study(tmp_path, sampler=sampler, parameters=parameters, predict_trial=predict_trial, trials=24)
     work_off(opened, lambda row: next(answers))
     rows = opened.rows()
     assert sum(row.state != "refused" for row in rows) == 24
     assert {row.state for row in rows} >= {"finished", "stopped", "failed"}
     for row in rows:
         opened.search.space.require(row.params)
-    again = study(tmp_path, sampler=sampler, parameters=parameters, foresee=foresee, trials=25)
+    again = study(tmp_path, sampler=sampler, parameters=parameters, predict_trial=predict_trial, trials=25)
     assert work_off(again, lambda row: next(answers)), "a resumed search goes on"
 
 
@@ -427,7 +427,7 @@ def test_tpe_learns_where_limits_are_kept(tmp_path: Path) -> None:
 
 def test_at_last_untried_neighbours_of_the_front_are_tried(tmp_path: Path) -> None:
     parameters = {"bits": {"low": 1, "high": 64, "step": 1}}
-    opened = study(tmp_path, (), parameters=parameters, foresee=by_bits, trials=8, refine=0.5)
+    opened = study(tmp_path, (), parameters=parameters, predict_trial=by_bits, trials=8, refine=0.5)
 
     def answer(row: Row) -> TrialResult:
         result = samples.result(decode_ms=row.params["bits"] / 10, ratio=1 + 1 / row.params["bits"])
@@ -442,7 +442,7 @@ def test_at_last_untried_neighbours_of_the_front_are_tried(tmp_path: Path) -> No
 
 
 def test_without_a_front_there_is_nothing_to_refine(tmp_path: Path) -> None:
-    opened = study(tmp_path, foresee=by_bits, refine=1.0, limits=())
+    opened = study(tmp_path, predict_trial=by_bits, refine=1.0, limits=())
     asked = work_off(opened, lambda _: samples.result(failure=FAILED))
     assert {row.origin for row in asked} == {"sampled"}
 
@@ -471,7 +471,7 @@ def test_budget_sampler_seed_and_the_order_of_limits_may_change(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("values", "place"),
+    ("values", "location"),
     [
         ({"study": ""}, "study"),
         ({"study": "a/b"}, "study"),
@@ -492,10 +492,10 @@ def test_budget_sampler_seed_and_the_order_of_limits_may_change(tmp_path: Path) 
         ({"enqueue": ({"bits": 5},)}, "search.enqueue"),
     ],
 )
-def test_a_search_that_cannot_run_is_refused(values: dict[str, Any], place: str) -> None:
+def test_a_search_that_cannot_run_is_refused(values: dict[str, Any], location: str) -> None:
     with pytest.raises(ConfigError) as caught:
         search(**values)
-    assert caught.value.place.startswith(place)
+    assert caught.value.location.startswith(location)
 
 
 def test_what_may_be_spent_has_units() -> None:

@@ -9,7 +9,7 @@ from support import specs
 
 from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.core.kernel_times import WORKING_SETS, Kernels
-from edgeopt.machine.contention import Pace
+from edgeopt.machine.contention import ContentionProbe
 from edgeopt.studies import kernel_profile
 
 TIMES = tuple(tuple(us * (1 + 0.2 * row) for us in (1.0, 2.0, 4.0, 8.0)) for row in range(len(WORKING_SETS)))
@@ -37,5 +37,5 @@ def test_engines_faster_than_their_matrices_leave_nothing_below_zero():
 
 def test_an_engine_of_random_weights_decodes():
     spec = replace(kernel_profile.skeletons()[0], layers=specs.llama().layers, hidden_size=64, head_size=16)
-    grids = {name: grid for name, grid in spec.grids.items() if name in spec.matrices}
-    assert 0 < kernel_profile._decode_s(replace(spec, grids=grids), 1, Pace()) < 1
+    schemes = {name: grid for name, grid in spec.schemes.items() if name in spec.matrices}
+    assert 0 < kernel_profile._decode_s(replace(spec, schemes=schemes), 1, ContentionProbe()) < 1

@@ -70,7 +70,7 @@ def test_what_cannot_fit_is_refused_before_any_work_and_told_as_predicted(folder
     assert refused["excess"]["size/engine_mib"] > 0
     (run,) = (r for r in runs(folder) if r.info.run_id == refused["run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.tags["edgeopt.refused"] == "estimate"
+    assert run.data.tags["edgeopt.refused"] == "prediction"
     assert run.data.metrics["predicted_excess/size/engine_mib"] > 0
     assert not any(name.startswith(("excess/", "size/", "time/compress")) for name in run.data.metrics)
     measured = {t["number"]: t for t in document["trials"] if t["state"] == "finished"}

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgeopt.core.artifact import Engine
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.result import Failure, Measurement, TrialResult, Verdict
 from edgeopt.measure.harness.fake_runtime import StubRuntime
 from support import specs
@@ -32,9 +32,9 @@ def rows(count: int = 28, seed: int = 3) -> list[dict[str, Any]]:
     draw, found = random.Random(seed), []
     for number in range(count):
         bits, ratio, lora = draw.choice([4, 4, 8, 32]), draw.choice([0.0, 0.1, 0.2, 0.3, 0.4]), draw.random() < 0.6
-        damage = {4: 0.075, 8: 0.008, 32: 0.0}[bits] + ratio**2 * (0.6 if lora else 1.4)
+        expected_error = {4: 0.075, 8: 0.008, 32: 0.0}[bits] + ratio**2 * (0.6 if lora else 1.4)
         figures = {
-            "quality/perplexity_ratio": 1 + damage * draw.uniform(0.8, 1.2),
+            "quality/perplexity_ratio": 1 + expected_error * draw.uniform(0.8, 1.2),
             "latency/decode_p50_ms": ({4: 0.6, 8: 0.8, 32: 1.3}[bits] * (1 - 0.5 * ratio)) * draw.uniform(0.95, 1.1),
             "memory/peak_rss_mib": (60 + {4: 8, 8: 14, 32: 40}[bits] * (1 - 0.4 * ratio)) * draw.uniform(0.98, 1.03),
         }
@@ -93,7 +93,7 @@ def engine(folder: Path, *, seed: int = 0) -> Engine:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
     spec = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=64)
-    made_by = {"runtime": describe(StubRuntime()), "versions": {}}
+    made_by = {"runtime": to_config(StubRuntime()), "versions": {}}
     return Engine.seal(folder, format=StubRuntime.format, spec=spec, made_by=made_by)
 
 
@@ -132,7 +132,7 @@ def result(
         verdicts=verdicts,
         timings_s={"build": 1.5},
         failure=failure,
-        engine=None if built is None else built.describe(),
+        engine=None if built is None else built.to_config(),
         **more,
     )
 

@@ -11,7 +11,7 @@ from edgeopt.core.result import Failure, Measurement, TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.machine import process_identity
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.prediction import Forecast, Foresee
+from edgeopt.search.prediction import Foresee, Prediction
 from edgeopt.search.space.definition import Search
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.storage.database import file_url
@@ -49,7 +49,7 @@ def study(
     folder: Path,
     limits: tuple[Limit, ...] = LIMITS,
     *,
-    foresee: Foresee | None = None,
+    predict_trial: Foresee | None = None,
     worker: str = "w",
     built: bool | None = None,
     url: str = "",
@@ -63,7 +63,7 @@ def study(
         search=found,
         objectives=objectives,
         limits=limits,
-        foresee=foresee,
+        predict_trial=predict_trial,
         worker=worker,
         built=built,
     )
@@ -90,17 +90,17 @@ def predicted(metric: str, value: float, unit: str = "MiB") -> Measurement:
     )
 
 
-def forecast(damage: float = 0.0, failure: Failure | None = None, **figures: float) -> Forecast:
+def forecast(expected_error: float = 0.0, failure: Failure | None = None, **figures: float) -> Prediction:
     """Of `size` in MiB and `rss` in MiB."""
     names = {"size": SIZE, "rss": RSS}
     blank = replace(samples.result(), measurements=(), verdicts=(), timings_s={})
     predictions = tuple(predicted(names[name], value) for name, value in figures.items())
-    return Forecast(result=replace(blank, predictions=predictions, failure=failure), damage=damage)
+    return Prediction(result=replace(blank, predictions=predictions, failure=failure), expected_error=expected_error)
 
 
-def by_bits(params: Params) -> Forecast:
+def by_bits(params: Params) -> Prediction:
     """Fewer bits are smaller and do more damage."""
-    return forecast(damage=4.0 ** -params["bits"], size=float(params["bits"]), rss=50.0 + params["bits"])
+    return forecast(expected_error=4.0 ** -params["bits"], size=float(params["bits"]), rss=50.0 + params["bits"])
 
 
 def dead_member(worker: str = "dead") -> Member:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from edgeopt.checkpoints.importing import CARRIED
 from edgeopt.core.artifact import Checkpoint, Engine
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.corpus import Text
-from edgeopt.core.instantiate import describe
-from edgeopt.core.protocols import Runtime, Step, Workshop
+from edgeopt.core.protocols import CompressionContext, Runtime, Step
 from edgeopt.core.result import Measurement
 from edgeopt.core.target import Target
 
@@ -30,9 +30,9 @@ class NoCache:
             yield Path(folder)
 
 
-def workshop(original: Checkpoint, calibration: Text | None = None) -> Workshop:
+def workshop(original: Checkpoint, calibration: Text | None = None) -> CompressionContext:
     words = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 20,))
-    return Workshop(
+    return CompressionContext(
         original=original, floating=original, calibration=calibration or words, cache=NoCache(), progress=lambda _: None
     )
 
@@ -48,7 +48,7 @@ def built(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
     """The engine of a checkpoint in a new folder."""
     directory.mkdir()
     runtime.build(checkpoint, directory, lambda _: None)
-    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": to_config(runtime)})
 
 
 def foretold(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:

@@ -146,7 +146,7 @@ def test_engines_of_the_same_files_that_are_opened_in_different_ways_are_kept_ap
     engine = Engine.read(Path(other.engine["directory"]))
     made_by = {**engine.made_by, "opened": "in another way"}
     other = replace(
-        other, engine=Engine.seal(engine.directory, format=engine.format, spec=engine.spec, made_by=made_by).describe()
+        other, engine=Engine.seal(engine.directory, format=engine.format, spec=engine.spec, made_by=made_by).to_config()
     )
     assert digest_of(plain) == digest_of(other)
     runs = [recorder.record(study, number, {"n": number}, {}, result) for number, result in enumerate((plain, other))]

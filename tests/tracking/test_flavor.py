@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def damage(path: Path) -> None:
+def expected_error(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -88,13 +88,13 @@ def test_the_model_names_signature_example_and_requirements(model: Path) -> None
 def test_a_changed_file_is_refused_before_it_is_loaded(tmp_path: Path, name: str) -> None:
     samples.engine(tmp_path / "engine")
     flavor.save_model(tmp_path / "engine", tmp_path / "model")
-    damage(tmp_path / "model" / "engine" / name)
+    expected_error(tmp_path / "model" / "engine" / name)
     with pytest.raises(InputError, match=name):
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
 
 def test_a_changed_engine_is_not_saved(tmp_path: Path) -> None:
-    damage(samples.engine(tmp_path / "engine").directory / "table.npy")
+    expected_error(samples.engine(tmp_path / "engine").directory / "table.npy")
     with pytest.raises(InputError, match="was changed"):
         flavor.save_model(tmp_path / "engine", tmp_path / "model")
 

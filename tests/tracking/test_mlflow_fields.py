@@ -61,7 +61,13 @@ def stopped(rung: str, verdict: Verdict, *measurements: Measurement) -> TrialRes
 
 SIZE = Measurement(metric="size/engine_mib", unit="MiB", value=9.0, low=9.0, high=9.0, count=1, method="bytes")
 BROKEN = Verdict(
-    metric=SIZE.metric, limit="at most 5 MiB", bound=5.0, value=9.0, excess=0.8, kept=False, reason="is above 5 MiB"
+    metric=SIZE.metric,
+    limit="at most 5 MiB",
+    bound=5.0,
+    value=9.0,
+    excess=0.8,
+    satisfied=False,
+    reason="is above 5 MiB",
 )
 
 
@@ -78,6 +84,6 @@ def test_the_note_of_a_stopped_trial_tells_where_it_stopped_and_measured_from_pr
     early = cards.trial(stopped("divergence", replace(BROKEN, predicted=True)))
     assert "no engine was built" in early
     assert "predicted at best |" in early
-    hopeful = cards.trial(stopped("build", replace(BROKEN, predicted=True, kept=True)))
+    hopeful = cards.trial(stopped("build", replace(BROKEN, predicted=True, satisfied=True)))
     assert "predicted at best | not excluded |" in hopeful
-    assert "nothing was built" in cards.trial(stopped("estimate", replace(BROKEN, predicted=True)))
+    assert "nothing was built" in cards.trial(stopped("prediction", replace(BROKEN, predicted=True)))

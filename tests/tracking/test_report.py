@@ -19,7 +19,7 @@ COURSE = Course(
     importance={"latency/decode_p50_ms": {"bits": 0.8, "ratio": 0.15, "seed": 0.001}},
     spent_s=600.0,
     spent_j=7200.0,
-    saved_s={"estimate": 90.0, "cache": 0.0},
+    saved_s={"prediction": 90.0, "cache": 0.0},
 )
 
 

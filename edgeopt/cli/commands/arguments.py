@@ -34,5 +34,5 @@ def request(args: argparse.Namespace, name: str = "config") -> Request:
 
     for item in args.overrides:
         if "=" not in item and not item.startswith("~"):
-            raise ConfigError(f"{item!r} is no override", place="arguments", mend="Give key=value")
+            raise ConfigError(f"{item!r} is no override", location="arguments", hint="Give key=value")
     return Request(name=name, overrides=tuple(args.overrides), config_dir=args.config_dir)

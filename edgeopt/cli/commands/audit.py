@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     if args.adopt:
         if not args.reason:
-            raise ConfigError("a reason is wanted", place="--reason", mend='Give --reason "…"')
+            raise ConfigError("a reason is wanted", location="--reason", hint='Give --reason "…"')
         from edgeopt.release.adopt import adopt
 
         found = adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         found = audit(args.model, tracking_uri=args.tracking_uri)
         if not found.entries and not found.faults:
             raise fast_reader.unregistered(args.model)
-    error = GateError("; ".join(found.faults), place=f"ledger of {args.model}") if found.faults else None
+    error = GateError("; ".join(found.faults), location=f"ledger of {args.model}") if found.faults else None
     return Outcome(document=found.to_json(), error=error)
 
 

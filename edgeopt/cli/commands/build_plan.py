@@ -25,11 +25,11 @@ def execute(args: argparse.Namespace) -> Outcome:
     assemble.quiet()
     out = args.out or args.plan.resolve().with_name(f"{args.plan.resolve().name}-engine")
     if out.exists() and any(out.iterdir()):
-        raise InputError("the folder is not empty", place=str(out), mend="Give another --out")
+        raise InputError("the folder is not empty", location=str(out), hint="Give another --out")
     plan, _ = assemble.open_engine(args.plan)
     with display.progress("building") as progress:
         engine = build_from_plan.finish(plan, out, progress)
-    return Outcome(document=engine.describe())
+    return Outcome(document=engine.to_config())
 
 
 def show(document: Document) -> None:

@@ -33,18 +33,22 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.core import units
 
     if args.action == "show" and (args.all or args.to is not None):
-        raise ConfigError("this is for prune", place="--all" if args.all else "--to", mend="Give edgeopt cache prune")
+        raise ConfigError(
+            "this is for prune", location="--all" if args.all else "--to", hint="Give edgeopt cache prune"
+        )
     to_bytes = 0 if args.all else None if args.to is None else units.size_bytes(args.to, "--to")
     config = compose(config_dir=args.config_dir)
     limit_bytes = configs.cache_limit(config)
     root = assemble.cache_folder(args.state or Path(config["state"]))
     if not root.is_dir():
-        raise InputError("there is no cache", place=str(root), mend="Run edgeopt run or sweep first, or give --state")
+        raise InputError(
+            "there is no cache", location=str(root), hint="Run edgeopt run or sweep first, or give --state"
+        )
     pruned = None
     if args.action == "prune":
         to_bytes = limit_bytes if to_bytes is None else to_bytes
         if to_bytes is None:
-            raise ConfigError("cache.limit is null", place="--to", mend="Give --to SIZE or --all")
+            raise ConfigError("cache.limit is null", location="--to", hint="Give --to SIZE or --all")
         pruned = evict(root, to_bytes)
     found = entries(root)
     kinds = sorted({entry.kind for entry in found})

@@ -20,9 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.cli import display
     from edgeopt.studies.open_study import OpenStudy
 
-    study = OpenStudy.find(args.study, args.state, args.store)
+    study = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     document = study.front()
     if study.promoted is not None:
         document["champion"] = study.champion(study.promoted)

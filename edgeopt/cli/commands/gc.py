@@ -18,11 +18,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.cli import display
     from edgeopt.config import assemble
     from edgeopt.studies.open_study import OpenStudy
 
     assemble.quiet()
-    opened = OpenStudy.find(args.study, args.state, args.store)
+    opened = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     front = [row.number for row in opened.study.front()]
     released = [asdict(one) for one in opened.recorder.release(opened.name, front, dry_run=args.dry_run)]
     document: Document = {

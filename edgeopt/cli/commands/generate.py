@@ -29,7 +29,7 @@ def execute(args: argparse.Namespace) -> Outcome:
 
     if args.max_new_tokens < 1:
         raise ConfigError(
-            f"{args.max_new_tokens} tokens cannot be generated", place="--max-new-tokens", mend="Give 1 or more"
+            f"{args.max_new_tokens} tokens cannot be generated", location="--max-new-tokens", hint="Give 1 or more"
         )
     assemble.quiet()
     with engines.opened(args.engine) as (engine, runtime):
@@ -41,15 +41,15 @@ def _completed(args: argparse.Namespace, engine: Engine, runtime: Runtime) -> Ou
     from edgeopt.checkpoints import tokenizer as tokens
     from edgeopt.config import assemble
 
-    adapters.require(args.adapter, engine.spec, place="--adapter")
+    adapters.require(args.adapter, engine.spec, location="--adapter")
     tokenizer = tokens.load(engine.directory)
     prompt = tokens.prefix(engine.directory) + tokenizer.encode(args.prompt, add_special_tokens=False).ids
     room = engine.spec.context_length - len(prompt)
     if room < 1:
         raise InputError(
             f"the prompt has {len(prompt)} tokens, and the context holds {engine.spec.context_length}",
-            place="--prompt",
-            mend="Give a shorter prompt",
+            location="--prompt",
+            hint="Give a shorter prompt",
         )
     session = runtime.open(engine, threads=assemble.this_machine().cores)
     new = list(session.generate(prompt, min(args.max_new_tokens, room), adapter=args.adapter))

@@ -1,4 +1,4 @@
-"""`edgeopt estimate`."""
+"""`edgeopt predict`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError, InfeasibleError
 
 SUMMARY = "Predict size and memory of a recipe by arithmetic"
-EXAMPLE = "edgeopt estimate recipe=int4 target=sbc_4gib"
+EXAMPLE = "edgeopt predict recipe=int4 target=sbc_4gib"
 TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large"))
 """What a model is called that has fewer parameters."""
 
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.checkpoints import importing
     from edgeopt.config import assemble
-    from edgeopt.core.protocols import Itemized
+    from edgeopt.core.protocols import SupportsBreakdown
     from edgeopt.pipeline.early_stop import refusal
     from edgeopt.pipeline.evaluate import plan
     from edgeopt.pipeline.next_steps import lever
@@ -37,8 +37,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     if not figures:
         raise ConfigError(
             f"nothing is known by arithmetic of {type(runtime).__name__} with these settings",
-            place="runtime",
-            mend="Measure it: edgeopt run",
+            location="runtime",
+            hint="Measure it: edgeopt run",
         )
     verdicts = [
         {
@@ -55,10 +55,10 @@ def execute(args: argparse.Namespace) -> Outcome:
     document = {
         "recipe": str(job.recipe),
         "target": job.target.name,
-        "method": "estimated by arithmetic, nothing was measured",
+        "method": "predicted by arithmetic, nothing was measured",
         "parameters": planned.spec.parameters,
         "tier": next(name for bound, name in TIERS if planned.spec.parameters < bound),
-        "parts": runtime.parts(*given, carried_bytes=carried) if isinstance(runtime, Itemized) else {},
+        "parts": runtime.parts(*given, carried_bytes=carried) if isinstance(runtime, SupportsBreakdown) else {},
         "figures": {m.metric: {"value": m.value, "low": m.low, "high": m.high, "unit": m.unit} for m in predictions},
         "limits": verdicts,
         "next_lever": next_lever,
@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     if not broken:
         return Outcome(document=document)
     beyond = f"{broken[0]} is predicted beyond its limit, whatever its error"
-    return Outcome(document=document, error=InfeasibleError(beyond, mend=next_lever))
+    return Outcome(document=document, error=InfeasibleError(beyond, hint=next_lever))
 
 
 def show(document: Document) -> None:

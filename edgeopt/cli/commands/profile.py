@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from edgeopt.cli.commands.outcome import Document, Outcome
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.errors import ConfigError, InputError
 
 SUMMARY = "Measure this machine and write it as a target"
@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         device = inventory(rates=True)
         if not 0 <= args.threads <= device.cores:
             raise ConfigError(
-                f"{args.threads} threads cannot run on {device.cores} cores", place="--threads", mend="Give fewer"
+                f"{args.threads} threads cannot run on {device.cores} cores", location="--threads", hint="Give fewer"
             )
         kernels = kernel_profile.kernels(device, progress, threads=args.threads)
         target = Target(name=name, device=device, threads=args.threads, kernels=kernels)
@@ -44,12 +44,12 @@ def execute(args: argparse.Namespace) -> Outcome:
             args.out.write_text(written)
         except OSError as error:
             raise InputError(
-                f"the file cannot be written ({error.strerror})", place=str(args.out), mend="Give another --out"
+                f"the file cannot be written ({error.strerror})", location=str(args.out), hint="Give another --out"
             ) from error
     return Outcome(
         document={
-            "device": describe(device),
-            "kernels": describe(target.kernels),
+            "device": to_config(device),
+            "kernels": to_config(target.kernels),
             "name": name,
             "written": None if args.out is None else str(args.out),
             "yaml": written,

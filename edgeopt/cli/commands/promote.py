@@ -22,9 +22,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.cli import display
     from edgeopt.studies.open_study import OpenStudy
 
-    study = OpenStudy.find(args.study, args.state, args.store)
+    study = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     policy = study.policy(args.policy, args.config_dir)
     study.recorder.connect()
     document = study.promote(

@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         result = evaluate(assemble.job(config, args.config_dir), store, progress, build_only=True)
     if result.engine is None:
         failure = result.failure
-        raise BuildError(f"{failure.stage}: {failure.message}" if failure else "nothing was built", place=args.run)
+        raise BuildError(f"{failure.stage}: {failure.message}" if failure else "nothing was built", location=args.run)
     built = dict(result.engine)
     same = built["digest"] == logged.engine_digest
     document: Document = {"run_id": args.run, "engine": built, "wanted": logged.engine_digest, "same": same}
@@ -47,8 +47,8 @@ def _other(document: Document, then: Mapping[str, str], now: Mapping[str, str]) 
     changed = ", ".join(f"{name} {then[name]} in place of {now.get(name, 'none')}" for name in names)
     return BuildError(
         f"it is another engine than the one that was measured, {document['wanted'][:12]}",
-        place=str(document["engine"]["directory"]),
-        mend=f"Install what built it: {changed}" if changed else "Build it on the same kind of processor",
+        location=str(document["engine"]["directory"]),
+        hint=f"Install what built it: {changed}" if changed else "Build it on the same kind of processor",
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeopt.release import signature, webhook
+from edgeopt.release import signature
 
 if TYPE_CHECKING:
     from edgeopt.release.registry.client import Reference
@@ -46,20 +45,9 @@ def private_key(parser: argparse.ArgumentParser) -> None:
         "--key",
         type=Path,
         metavar="PEM",
-        default=key_of_environment(),
+        default=signature.key_of_environment(),
         help=f"private key that signs (default: {signature.KEY})",
     )
-
-
-def key_of_environment() -> Path | None:
-    """The private key that the environment names."""
-    path = os.environ.get(signature.KEY)
-    return Path(path) if path else None
-
-
-def webhook_secret() -> str:
-    """What signs messages to webhooks; empty where the environment names none."""
-    return os.environ.get(webhook.SECRET, "")
 
 
 def reference(args: argparse.Namespace) -> Reference:

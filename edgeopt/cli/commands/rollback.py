@@ -23,22 +23,22 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
     from edgeopt.release import policy as policies
     from edgeopt.release.rollback import rollback
-    from edgeopt.release.webhook import Webhooks
+    from edgeopt.release.webhook import Webhooks, secret_of_environment
 
     reference = registered.reference(args)
     policy = policies.load(args.policy, args.config_dir)
     if policy.model != reference.name:
         raise ConfigError(
             f"the policy {policy.name} is that of {policy.model!r}, and not of {reference.name!r}",
-            place="--policy",
-            mend="Name that of this model",
+            location="--policy",
+            hint="Name that of this model",
         )
     with display.progress("rolling back") as progress:
         done = rollback(
             reference,
             args.reason,
             public_key=policy.public_key,
-            webhooks=Webhooks(urls=policy.webhooks, secret=registered.webhook_secret()),
+            webhooks=Webhooks(urls=policy.webhooks, secret=secret_of_environment()),
             tracking_uri=args.tracking_uri,
             progress=progress,
         )

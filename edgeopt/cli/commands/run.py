@@ -75,12 +75,12 @@ def _error_of(result: TrialResult) -> EdgeoptError | None:
         return kind(result.failure.message)
     if result.refused:
         return InfeasibleError(
-            f"{undone(result.refused)}: {result.broken[0].told}", mend="Compress further, or set wider limits"
+            f"{undone(result.refused)}: {result.broken[0].message}", hint="Compress further, or set wider limits"
         )
-    broken = [v for v in result.verdicts if not v.kept]
+    broken = [v for v in result.verdicts if not v.satisfied]
     if broken:
         return InfeasibleError(
-            f"{len(broken)} of {len(result.verdicts)} limits are not kept: {broken[0].told}",
-            mend="Compress further, or set wider limits",
+            f"{len(broken)} of {len(result.verdicts)} limits are not kept: {broken[0].message}",
+            hint="Compress further, or set wider limits",
         )
     return None

@@ -35,7 +35,7 @@ def execute(args: argparse.Namespace) -> Outcome:
 
     for name in ("waiting", "patience"):
         if getattr(args, name) <= 0:
-            raise ConfigError(f"{getattr(args, name):g} lets no request through", place=f"--{name}", mend="Give 1")
+            raise ConfigError(f"{getattr(args, name):g} lets no request through", location=f"--{name}", hint="Give 1")
     assemble.quiet()
     with engines.opened(args.engine) as (engine, runtime):
         reader = Reader(engine, args.name, context_length=engine.spec.context_length)

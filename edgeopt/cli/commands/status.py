@@ -20,10 +20,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.cli import display
     from edgeopt.search.status import status
     from edgeopt.studies.open_study import OpenStudy
 
-    study = OpenStudy.find(args.study, args.state, args.store).study
+    study = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER).study
     while True:
         document = {**status(study), "hypervolumes": study.volumes()}
         if not args.watch or (study.settled() and not document["workers"]):

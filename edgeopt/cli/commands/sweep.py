@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.cli.commands import arguments as shared
-from edgeopt.cli.commands import front, promote, registered
+from edgeopt.cli.commands import front, promote
 from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError
 
@@ -30,6 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.cli import display
     from edgeopt.config import assemble
     from edgeopt.studies.open_study import OpenStudy
 
@@ -40,8 +41,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     assemble.quiet()
     workers = config["workers"]
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise ConfigError(f"{workers!r} workers cannot work", place="workers", mend="Give 1 or more")
-    opened = OpenStudy.of(request, config)
+        raise ConfigError(f"{workers!r} workers cannot work", location="workers", hint="Give 1 or more")
+    opened = OpenStudy.of(request, config, reporter=display.REPORTER)
     with _starting(opened, workers) as work:
         return _swept(opened, work)
 
@@ -49,17 +50,18 @@ def execute(args: argparse.Namespace) -> Outcome:
 @contextmanager
 def _starting(opened: OpenStudy, count: int) -> Iterator[Callable[[], None]]:
     """How the study is worked on. The process of one worker alone starts already: its imports take seconds."""
-    from edgeopt.cli.commands import worker
     from edgeopt.studies import launch
+    from edgeopt.studies.work import start_evaluator, work
 
     if count > 1 or opened.study.search.engine != "local":
         yield partial(launch.run, opened, count)
         return
-    with closing(worker.evaluator(opened.request, opened.study.search)) as evaluator:
-        yield partial(worker.work, opened, evaluator)
+    with closing(start_evaluator(opened.request, opened.study.search)) as evaluator:
+        yield partial(work, opened, evaluator)
 
 
 def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
+    from edgeopt.release import signature
     from edgeopt.studies.open_study import nothing_feasible
 
     _check(opened)
@@ -81,7 +83,7 @@ def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
     if not document["front"]:
         return Outcome(document=document, error=nothing_feasible(document))
     if policy is not None:
-        document["promotion"] = opened.promote(document, policy, private_key=registered.key_of_environment())
+        document["promotion"] = opened.promote(document, policy, private_key=signature.key_of_environment())
         document["champion"] = opened.champion(policy.model)
     return Outcome(document=document)
 
@@ -96,8 +98,8 @@ def _check(opened: OpenStudy) -> None:
         if objective.metric not in measured:
             raise ConfigError(
                 f"no active probe measures {objective.metric}",
-                place=f"search.objectives.{objective.metric}",
-                mend="Switch its probe on, or set the objective to null",
+                location=f"search.objectives.{objective.metric}",
+                hint="Switch its probe on, or set the objective to null",
             )
     request, search = opened.request, opened.study.search
     for params in search.enqueue or [{}]:
@@ -114,10 +116,10 @@ def show(document: Document) -> None:
     front.show(document)
     if "promotion" in document:
         promote.show(document["promotion"])
-    hint = document["mlflow"]
-    if hint["command"]:
-        display.out.print(f"see it: {hint['command']}")
-    pages = {"study": hint["page_url"], "MLflow": hint["url"], **hint["view_urls"]}
+    links = document["mlflow"]
+    if links["command"]:
+        display.out.print(f"see it: {links['command']}")
+    pages = {"study": links["page_url"], "MLflow": links["url"], **links["view_urls"]}
     for name, url in pages.items():
         if url:
             display.out.print(f"{name:>10}  {url}")

@@ -24,7 +24,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.studies.open_study import OpenStudy
 
     assemble.quiet()
-    opened = OpenStudy.find(args.study, args.state, args.store)
+    opened = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     study, recorder = opened.study, opened.recorder
     lacking = {row.number for row in study.unrecorded()}
     recorder.connect()
@@ -40,7 +40,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     }
     if left:
         error = TrackingError(
-            f"{len(left)} trials of {opened.name} belong to workers that live", mend="They send them, or die"
+            f"{len(left)} trials of {opened.name} belong to workers that live", hint="They send them, or die"
         )
         return Outcome(document=document, error=error)
     if study.ledger.members():

@@ -42,6 +42,6 @@ def require_scores(importance: Importance, structure: Structure) -> None:
     if structure not in importance.STRUCTURES:
         raise ConfigError(
             f"{type(importance).__name__} scores {' and '.join(importance.STRUCTURES)}, and no {structure}",
-            place="importance",
-            mend="Choose block_influence or taylor" if structure == "layer" else "Choose activation, taylor or wanda",
+            location="importance",
+            hint="Choose block_influence or taylor" if structure == "layer" else "Choose activation, taylor or wanda",
         )

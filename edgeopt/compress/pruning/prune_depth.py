@@ -17,7 +17,7 @@ from edgeopt.errors import ConfigError
 if TYPE_CHECKING:
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ class PruneDepth:
         if self.layers >= len(spec.layers):
             raise ConfigError(
                 f"{self.layers} of {len(spec.layers)} layers cannot be removed",
-                place="layers",
-                mend=f"Give at most {len(spec.layers) - 1}",
+                location="layers",
+                hint=f"Give at most {len(spec.layers) - 1}",
             )
         return spec.with_layers(spec.layers[: -self.layers])
 
@@ -52,15 +52,15 @@ class PruneDepth:
         early = range(each, self.layers, each)
         return [*(replace(self, layers=removed).plan(spec) for removed in early), self.plan(spec)]
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, context)
 
-    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, context: CompressionContext) -> ModelSpec:
         network = modeling.load(checkpoint)
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         kept = list(range(len(checkpoint.spec.layers)))
         while len(kept) > len(goal.layers):
-            shop.progress(f"scoring {len(kept)} layers, of which {len(goal.layers)} will stay")
+            context.progress(f"scoring {len(kept)} layers, of which {len(goal.layers)} will stay")
             scores = [float(score) for score in self.importance.scores(network, windows, "layer")]
             weakest = scores.index(min(scores))
             del kept[weakest]

@@ -16,14 +16,14 @@ from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.recovery.distill import Distill
 from edgeopt.compress.recovery.training import Training
 from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.corpus import Text
-from edgeopt.core.instantiate import describe
-from edgeopt.core.protocols import Sparing, Step
+from edgeopt.core.protocols import ErrorReducing, Step
 from edgeopt.errors import ConfigError, StepError
 
 if TYPE_CHECKING:
     from edgeopt.core.model_spec import ModelSpec
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 JUDGING = 8
 """One in so many calibration documents is kept from pruning and retraining, and judges them."""
@@ -38,7 +38,7 @@ class Pruning(Step, Protocol):
         """Models on the way to `plan(spec)`, which is the last, each by about `share` of `spec` smaller."""
         ...
 
-    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, context: CompressionContext) -> ModelSpec:
         """As `apply`, but down to the sizes of `goal`, which another distribution over layers may reach in sum."""
         ...
 
@@ -68,23 +68,23 @@ class PruneGradually:
         if not hasattr(self.prune, "rounds"):
             raise ConfigError(
                 f"{type(self.prune).__name__} does not prune in rounds",
-                place="prune",
-                mend="Give prune_width, prune_heads or prune_depth",
+                location="prune",
+                hint="Give prune_width, prune_heads or prune_depth",
             )
         if not isinstance(self.retrain, Training):
             raise ConfigError(
-                f"{type(self.retrain).__name__} is no training", place="retrain", mend="Give distill or lora"
+                f"{type(self.retrain).__name__} is no training", location="retrain", hint="Give distill or lora"
             )
         if self.max_perplexity_ratio is not None and not self.max_perplexity_ratio > 1.0:
             raise ConfigError(
                 f"{self.max_perplexity_ratio} is outside its range",
-                place="max_perplexity_ratio",
-                mend="Give more than 1, such as 1.1, or null",
+                location="max_perplexity_ratio",
+                hint="Give more than 1, such as 1.1, or null",
             )
 
     @property
-    def remains(self) -> float:
-        return self.retrain.remains if isinstance(self.retrain, Sparing) else 1.0
+    def remaining_error(self) -> float:
+        return self.retrain.remaining_error if isinstance(self.retrain, ErrorReducing) else 1.0
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_gradually")
@@ -95,14 +95,14 @@ class PruneGradually:
         except ConfigError as error:
             raise error.at("retrain") from error
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        taught, judging = _split(shop.calibration)
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        taught, judging = _split(context.calibration)
         windows = calibration_windows(checkpoint, judging, count=WINDOWS, length=WINDOW_TOKENS)
-        whole = perplexity(modeling.load(shop.original), windows)
+        whole = perplexity(modeling.load(context.original), windows)
         rounds, good, report = self._rounds(checkpoint.spec), checkpoint, []
         for number, goal in enumerate(rounds, start=1):
-            shop.progress(f"round {number} of {len(rounds)}")
-            made = self._round(good, goal, replace(shop, calibration=taught))
+            context.progress(f"round {number} of {len(rounds)}")
+            made = self._round(good, goal, replace(context, calibration=taught))
             ratio = perplexity(modeling.load(made), windows) / whole
             kept = self.max_perplexity_ratio is None or ratio <= self.max_perplexity_ratio
             report.append({"parameters": made.spec.parameters, "perplexity_ratio": ratio, "kept": kept})
@@ -113,8 +113,8 @@ class PruneGradually:
             raise StepError(
                 f"the first round of {len(rounds)} leaves {report[0]['perplexity_ratio']:.3f} times the uncompressed "
                 f"model's perplexity, above {self.max_perplexity_ratio:g}",
-                place="max_perplexity_ratio",
-                mend="Give a smaller round_ratio, more retrain.tokens or a higher limit",
+                location="max_perplexity_ratio",
+                hint="Give a smaller round_ratio, more retrain.tokens or a higher limit",
             )
         modeling.link(good, directory)
         (directory / "artifacts").mkdir()
@@ -127,25 +127,25 @@ class PruneGradually:
         except ConfigError as error:
             raise error.at("prune") from error
 
-    def _round(self, checkpoint: Checkpoint, goal: ModelSpec, shop: Workshop) -> Checkpoint:
+    def _round(self, checkpoint: Checkpoint, goal: ModelSpec, context: CompressionContext) -> Checkpoint:
         """`checkpoint` cut to the size of `goal` and retrained, from the cache where that was done before."""
 
         def produce(directory: Path) -> None:
             with tempfile.TemporaryDirectory(prefix="edgeopt-pruned-") as folder:
-                spec = self.prune.cut(checkpoint, goal, Path(folder), shop)
+                spec = self.prune.cut(checkpoint, goal, Path(folder), context)
                 pruned = Checkpoint.seal(Path(folder), format=Checkpoint.FORMAT, spec=spec, made_by={})
-                spec = self.retrain.apply(pruned, directory, shop)
+                spec = self.retrain.apply(pruned, directory, context)
             Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={})
 
         inputs = [
             checkpoint.digest,
-            shop.original.digest,
-            shop.calibration.digest,
-            describe(self.prune),
+            context.original.digest,
+            context.calibration.digest,
+            to_config(self.prune),
             goal.to_json(),
             importing.identity(self.retrain),
         ]
-        return Checkpoint.read(shop.cache.stage("pruning_round", inputs, produce))
+        return Checkpoint.read(context.cache.stage("pruning_round", inputs, produce))
 
 
 def _split(text: Text) -> tuple[Text, Text]:
@@ -153,8 +153,8 @@ def _split(text: Text) -> tuple[Text, Text]:
     if len(text.documents) < 2:
         raise StepError(
             "the calibration text is one document, and none is left to judge rounds by",
-            place="calibration",
-            mend="Give text of several documents, such as a .jsonl file",
+            location="calibration",
+            hint="Give text of several documents, such as a .jsonl file",
         )
     every = min(JUDGING, len(text.documents))
     taught = tuple(document for number, document in enumerate(text.documents, start=1) if number % every)

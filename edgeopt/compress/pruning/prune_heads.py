@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import LayerSpec, ModelSpec
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +53,14 @@ class PruneHeads:
         early = range(present - each, last.layers[0].kv_heads, -each)
         return [*(replace(self, ratio=1.0 - kept / present).plan(spec) for kept in early), last]
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, context)
 
-    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, context: CompressionContext) -> ModelSpec:
         network = modeling.load(checkpoint)
         modeling.require_separate_projections(network, "prune_heads")
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        shop.progress(f"scoring heads on {len(windows)} windows of calibration text")
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        context.progress(f"scoring heads on {len(windows)} windows of calibration text")
         scores = self.importance.scores(network, windows, "attention")
         for layer, score, sizes in zip(modeling.layers(network), scores, goal.layers, strict=True):
             keep_groups(layer.self_attn, score, sizes.kv_heads, goal.head_size)
@@ -72,8 +72,8 @@ class PruneHeads:
         if not 0 < kept < layer.kv_heads:
             raise ConfigError(
                 f"{self.ratio} of {layer.kv_heads} key-value heads leaves {kept}",
-                place="ratio",
-                mend=f"Give a multiple of {1 / layer.kv_heads:.3g}, or leave this step out",
+                location="ratio",
+                hint=f"Give a multiple of {1 / layer.kv_heads:.3g}, or leave this step out",
             )
         return replace(layer, kv_heads=kept, heads=kept * (layer.heads // layer.kv_heads))
 

@@ -15,7 +15,7 @@ from edgeopt.compress.preconditions import require_dense, require_float, require
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy
 from edgeopt.compress.pruning.importance import Importance, require_scores
 from edgeopt.compress.pruning.widths import SHARES, global_widths, least_divergent_widths, sensitivities
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +65,16 @@ class PruneWidth:
         early = [replace(self, ratio=self.ratio * number / count).plan(spec) for number in range(1, count)]
         return [*early, self.plan(spec)]
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
-        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, shop)
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, context)
 
-    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, shop: Workshop) -> ModelSpec:
+    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, context: CompressionContext) -> ModelSpec:
         network = modeling.load(checkpoint)
         modeling.require_separate_projections(network, "prune_width")
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        shop.progress(f"scoring channels on {len(windows)} windows of calibration text")
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        context.progress(f"scoring channels on {len(windows)} windows of calibration text")
         scores = self.importance.scores(network, windows, "mlp")
-        widths = self._widths(network, checkpoint, goal, scores, windows, shop)
+        widths = self._widths(network, checkpoint, goal, scores, windows, context)
         for layer, score, width in zip(modeling.layers(network), scores, widths, strict=True):
             modeling.keep_channels(layer.mlp, most_important(score, width))
         spec = modeling.spec_of(network, checkpoint.spec)
@@ -94,7 +94,7 @@ class PruneWidth:
         goal: ModelSpec,
         scores: Sequence[Tensor],
         windows: Sequence[Sequence[int]],
-        shop: Workshop,
+        context: CompressionContext,
     ) -> list[int]:
         uniform = [layer.intermediate_size for layer in goal.layers]
         if self.distribution == "uniform":
@@ -104,18 +104,18 @@ class PruneWidth:
 
         def measure(directory: Path) -> None:
             few = windows[: max(1, len(windows) // 8)]
-            found = sensitivities(network, scores, few, shop.progress)
+            found = sensitivities(network, scores, few, context.progress)
             (directory / "nats.json").write_text(json.dumps(found) + "\n")
 
         inputs = [
             checkpoint.digest,
-            shop.calibration.digest,
-            describe(self.importance),
+            context.calibration.digest,
+            to_config(self.importance),
             self.windows,
             self.window_tokens,
             SHARES,
         ]
-        losses = json.loads((shop.cache.stage("width_sensitivity", inputs, measure) / "nats.json").read_text())
+        losses = json.loads((context.cache.stage("width_sensitivity", inputs, measure) / "nats.json").read_text())
         return least_divergent_widths(losses, [len(score) for score in scores], sum(uniform), self.multiple)
 
     def _width(self, intermediate_size: int) -> int:
@@ -123,8 +123,8 @@ class PruneWidth:
         if not 0 < width < intermediate_size:
             raise ConfigError(
                 f"{self.ratio} of {intermediate_size} channels in multiples of {self.multiple} leaves {width}",
-                place="ratio",
-                mend="Give another ratio or a smaller multiple",
+                location="ratio",
+                hint="Give another ratio or a smaller multiple",
             )
         return width
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.layerwise_forward import Statistic, Stream
+from edgeopt.compress.layerwise_forward import LayerwiseForward, Statistic
 from edgeopt.compress.optimal_brain import LAZY, in_turn, inverse_factor
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.wanda import weight_importance
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 Pattern = Literal["unstructured", "2:4"]
 Method = Literal["magnitude", "wanda", "sparsegpt"]
@@ -60,8 +60,8 @@ class Sparsify:
         if self.pattern == "2:4" and self.ratio != 0.5:
             raise ConfigError(
                 f"2:4 makes one half of the weights zero, and not {self.ratio}",
-                place="ratio",
-                mend="Give 0.5, or pattern=unstructured",
+                location="ratio",
+                hint="Give 0.5, or pattern=unstructured",
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
@@ -71,19 +71,21 @@ class Sparsify:
         uneven = [side for side in sorted(sides) if side % 4]
         if self.pattern == "2:4" and uneven:
             raise ConfigError(
-                f"the matrix side {uneven[0]} is no multiple of 4", place="pattern", mend="Choose unstructured"
+                f"the matrix side {uneven[0]} is no multiple of 4", location="pattern", hint="Choose unstructured"
             )
         return replace(spec, sparsity=self.pattern)
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         spec, network = self.plan(checkpoint.spec), modeling.load(checkpoint)
         kind, stream = STATISTICS[self.method], None
         if kind != "none":
-            windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-            stream = Stream.start(network, windows)
+            windows = calibration_windows(
+                checkpoint, context.calibration, count=self.windows, length=self.window_tokens
+            )
+            stream = LayerwiseForward.start(network, windows)
         modules, zeros = modeling.units(network), {}
         for number, layer in enumerate(modeling.layers(network)):
-            shop.progress(f"sparsifying layer {number + 1} of {len(spec.layers)}")
+            context.progress(f"sparsifying layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
                 names = modules[f"layers.{number}.{unit}"]
                 first = network.get_submodule(names[0])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import LayerSpec, ModelSpec
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 SIZES = ("layers", "hidden_size", "intermediate_size", "kv_heads")
 
@@ -65,7 +65,9 @@ class Student:
         }
         for name, most in present.items():
             if (value := getattr(self, name)) is not None and value > most:
-                raise ConfigError(f"{value} is more than the teacher's {most}", place=name, mend=f"Give at most {most}")
+                raise ConfigError(
+                    f"{value} is more than the teacher's {most}", location=name, hint=f"Give at most {most}"
+                )
         kept = evenly(len(spec.layers), self.layers or len(spec.layers))
         after = replace(
             spec,
@@ -74,22 +76,22 @@ class Student:
         )
         if after == spec:
             raise ConfigError(
-                "the student is as large as its teacher", place="hidden_size", mend=f"Give one of {', '.join(SIZES)}"
+                "the student is as large as its teacher", location="hidden_size", hint=f"Give one of {', '.join(SIZES)}"
             )
         heads = after.layers[0].heads
         if self.hidden_size is not None and after.hidden_size % heads:
             raise ConfigError(
                 f"{after.hidden_size} is no multiple of the {heads} query heads",
-                place="hidden_size",
-                mend=f"Give {max(1, after.hidden_size // heads) * heads}",
+                location="hidden_size",
+                hint=f"Give {max(1, after.hidden_size // heads) * heads}",
             )
         return after
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         network, spec = modeling.load(checkpoint), self.plan(checkpoint.spec)
         modeling.require_separate_projections(network, "student")
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        shop.progress(f"scoring channels on {len(windows)} windows of calibration text")
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        context.progress(f"scoring channels on {len(windows)} windows of calibration text")
         channels = self.importance.scores(network, windows, "mlp")
         heads = self.importance.scores(network, windows, "attention")
         hidden = most_important(norm_energy(network, windows), spec.hidden_size)

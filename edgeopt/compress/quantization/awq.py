@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.layerwise_forward import Stream
+from edgeopt.compress.layerwise_forward import LayerwiseForward
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.folding import fold, shared
 from edgeopt.compress.quantization.rtn import Rtn
-from edgeopt.core.model_spec import UNITS, Grid, ModelSpec
+from edgeopt.core.model_spec import UNITS, ModelSpec, QuantizationScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +49,16 @@ class Awq:
         require_float(spec, "awq")
         return spec
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         import torch
 
         network, spec = modeling.load(checkpoint), checkpoint.spec
-        grid = Grid(bits=self.bits, block_size=self.block_size, symmetric=self.symmetric)
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        stream, modules = Stream.start(network, windows), modeling.units(network)
+        grid = QuantizationScheme(bits=self.bits, block_size=self.block_size, symmetric=self.symmetric)
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        stream, modules = LayerwiseForward.start(network, windows), modeling.units(network)
         report = {}
         for number, layer in enumerate(modeling.layers(network)):
-            shop.progress(f"scaling layer {number + 1} of {len(spec.layers)}")
+            context.progress(f"scaling layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
                 parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
                 if spec.matrices[f"layers.{number}.{unit}"][1] % self.block_size:
@@ -78,7 +78,9 @@ class Awq:
         return spec
 
 
-def search(weight: Tensor, hessian: Tensor, size: Tensor, grid: Grid, powers: int) -> tuple[float, Tensor]:
+def search(
+    weight: Tensor, hessian: Tensor, size: Tensor, grid: QuantizationScheme, powers: int
+) -> tuple[float, Tensor]:
     """The power of `size`, (columns,), that as scales loses least of the output, and these scales.
 
     The output error of a change D is tr(D H Dᵀ), with H the mean of x xᵀ.

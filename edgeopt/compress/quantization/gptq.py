@@ -15,8 +15,8 @@ from edgeopt.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.checkpoints.quantized_matrix import Rounded
-    from edgeopt.core.model_spec import Grid
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
+    from edgeopt.core.model_spec import QuantizationScheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,10 @@ class Gptq:
     def __post_init__(self) -> None:
         if not 0.0 < self.damping < 1.0:
             raise ConfigError(
-                f"{self.damping} is outside its range", place="damping", mend="Give a share between 0 and 1"
+                f"{self.damping} is outside its range", location="damping", hint="Give a share between 0 and 1"
             )
 
-    def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
+    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
         import torch
 
         assert statistic is not None

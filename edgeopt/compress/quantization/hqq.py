@@ -13,8 +13,8 @@ from edgeopt.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.checkpoints.quantized_matrix import Rounded
-    from edgeopt.core.model_spec import Grid
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
+    from edgeopt.core.model_spec import QuantizationScheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,10 @@ class Hqq:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.norm <= 1.0:
-            raise ConfigError(f"{self.norm} is outside its range", place="norm", mend="Give more than 0, at most 1")
+            raise ConfigError(f"{self.norm} is outside its range", location="norm", hint="Give more than 0, at most 1")
         require_positive(self.iterations, "iterations")
 
-    def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
+    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
         import torch
 
         blocks = rounding.blocked(weight, grid.block_size)
@@ -73,7 +73,9 @@ def shrink(residual: Tensor, beta: float, norm: float) -> Tensor:
     return residual.sign() * (size - size.clamp(min=1e-12).pow(norm - 1.0) / beta).clamp(min=0)
 
 
-def fit(target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def fit(
+    target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, grid: QuantizationScheme
+) -> tuple[Tensor, Tensor]:
     """Scales, and zero-points where the grid has them, that bring `codes` nearest to `target` in least squares."""
     scales = rounding.fitted(target, codes, scales, zero_points, rounding.weights_of(None, target))
     if grid.symmetric:

@@ -11,8 +11,8 @@ from edgeopt.compress.quantization import rounding
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.checkpoints.quantized_matrix import Rounded
-    from edgeopt.core.model_spec import Grid
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
+    from edgeopt.core.model_spec import QuantizationScheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class KQuant:
     REMAINS: ClassVar[float] = 0.9
     rounds: int = 4
 
-    def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
+    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
         blocks = rounding.blocked(weight, grid.block_size)
         importance = rounding.weights_of(statistic, blocks)
         scales, zero_points = rounding.best(blocks, grid, importance)

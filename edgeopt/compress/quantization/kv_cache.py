@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from edgeopt.checkpoints import adapters, modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_no_kv_cache, require_positive
-from edgeopt.core.model_spec import KvGrid
+from edgeopt.core.model_spec import KvCacheScheme
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +46,19 @@ class KvCache:
             require_positive(getattr(self, name), name)
         if not 50.0 <= self.percentile <= 100.0:
             raise ConfigError(
-                f"{self.percentile} is outside its range", place="percentile", mend="Give 50 to 100, such as 99.9"
+                f"{self.percentile} is outside its range", location="percentile", hint="Give 50 to 100, such as 99.9"
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_no_kv_cache(spec, "a second kv_cache")
-        return replace(spec, kv_cache=KvGrid(bits=self.bits, per_channel=self.per_channel))
+        return replace(spec, kv_cache=KvCacheScheme(bits=self.bits, per_channel=self.per_channel))
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         import torch
 
         network = modeling.load(checkpoint)
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        shop.progress(f"reading {len(windows)} calibration windows")
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        context.progress(f"reading {len(windows)} calibration windows")
         widest = self._widest(network, windows)
         for adapter in checkpoint.spec.adapters:
             with adapters.attached(network, adapters.read(checkpoint.directory, adapter)):

@@ -6,45 +6,45 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling
-from edgeopt.compress.layerwise_forward import Statistic, Stream, at_head
+from edgeopt.compress.layerwise_forward import LayerwiseForward, Statistic, at_head
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.rounding import Rounding
-from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, Grid
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, QuantizationScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
     from edgeopt.core.protocols import Progress
 
 
 def round_network(
     network: PreTrainedModel,
-    grids: Mapping[str, Grid],
+    schemes: Mapping[str, QuantizationScheme],
     rounding: Rounding,
     windows: Sequence[Sequence[int]],
     progress: Progress,
-) -> dict[str, Rounded]:
+) -> dict[str, QuantizedMatrix]:
     """Round every unit in `grids`; the network then holds the rounded weights.
 
     Returns the rounded matrices by the names of their modules. `windows` of calibration text are read only
     where `rounding` wants to know its inputs, or a grid has a bias.
     """
     modules = modeling.units(network)
-    found: dict[str, Rounded] = {}
+    found: dict[str, QuantizedMatrix] = {}
 
     def apply(unit: str, how: Rounding, statistic: Tensor | None, mean: Tensor | None = None) -> None:
-        found.update(round_unit(network, modules[unit], grids[unit], how, statistic, mean))
+        found.update(round_unit(network, modules[unit], schemes[unit], how, statistic, mean))
 
-    reads_text = rounding.STATISTIC != "none" or any(grid.bias for grid in grids.values())
+    reads_text = rounding.STATISTIC != "none" or any(grid.bias for grid in schemes.values())
     tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
-    if EMBEDDING in grids:
+    if EMBEDDING in schemes:
         table = KQuant()
         apply(EMBEDDING, table, at_head(network, windows, table.STATISTIC) if tied and reads_text else None)
         if tied:
             network.get_output_embeddings().weight = network.get_input_embeddings().weight
-    stream = Stream.start(network, windows) if reads_text else None
+    stream = LayerwiseForward.start(network, windows) if reads_text else None
 
     def seen(name: str, layer: Any, number: int, kind: Statistic) -> Tensor | None:
         if stream is None or kind == "none":
@@ -56,12 +56,12 @@ def round_network(
         progress(f"rounding layer {number + 1} of {len(layers)}")
         for unit in UNITS:
             name = f"layers.{number}.{unit}"
-            if name in grids:
-                mean = seen(name, layer, number, "mean") if grids[name].bias else None
+            if name in schemes:
+                mean = seen(name, layer, number, "mean") if schemes[name].bias else None
                 apply(name, rounding, seen(name, layer, number, rounding.STATISTIC), mean)
         if stream is not None:
             stream.advance(layer, number)
-    if LM_HEAD in grids and not tied:
+    if LM_HEAD in schemes and not tied:
         known = rounding.STATISTIC != "none"
         apply(LM_HEAD, rounding, at_head(network, windows, rounding.STATISTIC) if known else None)
     return found
@@ -70,11 +70,11 @@ def round_network(
 def round_unit(
     network: PreTrainedModel,
     names: Sequence[str],
-    grid: Grid,
+    grid: QuantizationScheme,
     how: Rounding,
     statistic: Tensor | None,
     mean: Tensor | None = None,
-) -> dict[str, Rounded]:
+) -> dict[str, QuantizedMatrix]:
     """Round the modules `names` as one matrix and put the rounded weights in their place.
 
     Where the `mean` of their input is given, biases are corrected by what rounding changes in the mean of the output,

@@ -13,7 +13,7 @@ from edgeopt.core.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +38,17 @@ class LlamaQuantize:
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "llama_quantize")
-        require_dense(spec, "llama_quantize", mend="Leave one of the two out")
+        require_dense(spec, "llama_quantize", hint="Leave one of the two out")
         return replace(spec, weight_dtype=self.file_type)
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         spec = self.plan(checkpoint.spec)
         modeling.link(checkpoint, directory)
         if self.importance:
-            windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-            shop.progress(f"reading {len(windows)} calibration windows")
+            windows = calibration_windows(
+                checkpoint, context.calibration, count=self.windows, length=self.window_tokens
+            )
+            context.progress(f"reading {len(windows)} calibration windows")
             energy = unit_energy(modeling.load(checkpoint), windows)
             path = directory / modeling.IMPORTANCE
             path.parent.mkdir()

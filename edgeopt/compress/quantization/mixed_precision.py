@@ -25,17 +25,17 @@ from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.sensitivity_sweep import TABLES, Losses, weigh
 from edgeopt.core import units
 from edgeopt.core.kernel_times import WORKING_SETS, Kernels, read_bytes
-from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError, StepError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
-Allocation = dict[str, Grid]
+Allocation = dict[str, QuantizationScheme]
 COMPARED = 4
 """Of so many calibration windows one is predicted before and after, whose log-probabilities are kept meanwhile."""
 
@@ -52,7 +52,7 @@ class MixedPrecision:
     Attributes:
         bits_per_weight: mean over all matrices, scales and zero-points counted.
         size: bytes of all matrices, such as `90 MiB`, in place of `bits_per_weight`.
-        decode: what one token may take by the arithmetic of edgeopt.core.kernel_times, such as `5 ms`, in place of both.
+        decode: predicted time of one token (edgeopt.core.kernel_times), such as `5 ms`, in place of both.
         kernels: the target's, which `decode` needs.
         weights, block_sizes: what may be chosen from.
         rounding: how weights find their place on the chosen grids.
@@ -79,8 +79,8 @@ class MixedPrecision:
         if len(given) != 1:
             raise ConfigError(
                 f"{' and '.join(given) or 'no budget'} is set",
-                place="bits_per_weight",
-                mend=f"Set one of {', '.join(budgets)}, and the others to null",
+                location="bits_per_weight",
+                hint=f"Set one of {', '.join(budgets)}, and the others to null",
             )
         if self.size is not None:
             units.parse(self.size, "B")
@@ -89,23 +89,23 @@ class MixedPrecision:
             if self.kernels is None:
                 raise ConfigError(
                     "the times of the target's kernels are not known",
-                    place="decode",
-                    mend="Profile the device by `edgeopt profile --out FILE` and choose that target",
+                    location="decode",
+                    hint="Profile the device by `edgeopt profile --out FILE` and choose that target",
                 )
         if not self.weights:
-            raise ConfigError("no types are offered", place="weights", mend=f"List some of {', '.join(INTEGERS)}")
+            raise ConfigError("no types are offered", location="weights", hint=f"List some of {', '.join(INTEGERS)}")
         unknown = [b for b in self.block_sizes if b not in BLOCK_SIZES[8]]
         if unknown or not self.block_sizes:
             raise ConfigError(
                 f"{unknown or 'nothing'} is no list of block sizes",
-                place="block_sizes",
-                mend=f"Choose some of {', '.join(map(str, BLOCK_SIZES[8]))}",
+                location="block_sizes",
+                hint=f"Choose some of {', '.join(map(str, BLOCK_SIZES[8]))}",
             )
         for name in ("windows", "window_tokens", "candidates"):
             require_positive(getattr(self, name), name)
 
     @property
-    def remains(self) -> float:
+    def remaining_error(self) -> float:
         return self.rounding.REMAINS
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
@@ -113,17 +113,17 @@ class MixedPrecision:
         require_float(spec, "mixed_precision")
         require_zeros_kept(spec, self.rounding)
         losses = {
-            item: {grid: _typical_loss(spec, item, grid) for grid in grids}
-            for item, grids in self._choices(spec).items()
+            item: {grid: _typical_loss(spec, item, grid) for grid in schemes}
+            for item, schemes in self._choices(spec).items()
         }
         return _with_grids(spec, self._allocate(spec, losses))
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         spec = checkpoint.spec
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         network = modeling.load(checkpoint)
-        losses = weigh(network, checkpoint, self._choices(spec), self.rounding, windows, shop, seed=self.seed)
-        best = self._best_of(network, spec, losses, windows, shop)
+        losses = weigh(network, checkpoint, self._choices(spec), self.rounding, windows, context, seed=self.seed)
+        best = self._best_of(network, spec, losses, windows, context)
         after = _with_grids(spec, best.allocation)
         modeling.save(network, directory, checkpoint, after, best.rounded)
         report = {
@@ -137,7 +137,7 @@ class MixedPrecision:
         (directory / "artifacts" / "mixed_precision.json").write_text(json.dumps(report, indent=1) + "\n")
         return after
 
-    def _choices(self, spec: ModelSpec) -> dict[str, list[Grid]]:
+    def _choices(self, spec: ModelSpec) -> dict[str, list[QuantizationScheme]]:
         """The grids that each item may take; tied tables are one item."""
         items = [name for name in spec.matrices if not (spec.tied_embeddings and name in (LM_HEAD, EMBEDDING))]
         found = {}
@@ -145,7 +145,7 @@ class MixedPrecision:
             columns = _sides(spec, item)[1]
             known = {INTEGERS[kind]: BLOCK_SIZES[INTEGERS[kind]] for kind in self.weights}
             found[item] = [
-                Grid(bits=bits, block_size=block, symmetric=self.symmetric)
+                QuantizationScheme(bits=bits, block_size=block, symmetric=self.symmetric)
                 for bits, blocks in known.items()
                 for block in self.block_sizes
                 if block in blocks and columns % block == 0
@@ -154,15 +154,15 @@ class MixedPrecision:
                 fitting = sorted({block for blocks in known.values() for block in blocks if columns % block == 0})
                 raise ConfigError(
                     f"no block of {self.block_sizes} divides the matrix side {columns}",
-                    place="block_sizes",
-                    mend=f"Add one of {', '.join(map(str, fitting)) or 'no block'}",
+                    location="block_sizes",
+                    hint=f"Add one of {', '.join(map(str, fitting)) or 'no block'}",
                 )
         return found
 
     def _allocate(self, spec: ModelSpec, losses: Losses) -> Allocation:
         if self.decode is not None:
             return self._within_time(spec, losses)
-        costs = {item: {grid: _bytes(spec, item, grid) for grid in grids} for item, grids in losses.items()}
+        costs = {item: {grid: _bytes(spec, item, grid) for grid in schemes} for item, schemes in losses.items()}
         weights = sum(math.prod(_sides(spec, item)) for item in costs)
         budget = units.parse(self.size, "B") if self.size is not None else (self.bits_per_weight or 0.0) * weights / 8
         try:
@@ -171,8 +171,8 @@ class MixedPrecision:
             least = 8 * sum(min(options.values()) for options in costs.values()) / weights
             raise ConfigError(
                 f"the budget is below the {least:.3f} bits per weight of the cheapest choices",
-                place="size" if self.size is not None else "bits_per_weight",
-                mend="Give more, or offer fewer bits or larger blocks",
+                location="size" if self.size is not None else "bits_per_weight",
+                hint="Give more, or offer fewer bits or larger blocks",
             ) from error
 
     def _within_time(self, spec: ModelSpec, losses: Losses) -> Allocation:
@@ -199,8 +199,8 @@ class MixedPrecision:
         if not found:
             raise ConfigError(
                 f"the budget is below the {fastest_us / 1e3:.3g} ms that the fastest choices take",
-                place="decode",
-                mend="Give more time, offer larger blocks, or remove layers first",
+                location="decode",
+                hint="Give more time, offer larger blocks, or remove layers first",
             )
         return min(found, key=lambda allocation: _loss(losses, allocation))
 
@@ -210,7 +210,7 @@ class MixedPrecision:
         spec: ModelSpec,
         losses: Losses,
         windows: Sequence[Sequence[int]],
-        shop: Workshop,
+        context: CompressionContext,
     ) -> _Tried:
         """Of allocations near the predicted best, the one that diverges least once it is rounded.
 
@@ -228,9 +228,11 @@ class MixedPrecision:
             if allocation in seen:
                 continue
             seen.append(allocation)
-            shop.progress(f"trying allocation {number + 1} of {self.candidates}")
+            context.progress(f"trying allocation {number + 1} of {self.candidates}")
             other = copy.deepcopy(network)
-            rounded = round_network(other, _with_grids(spec, allocation).grids, self.rounding, windows, shop.progress)
+            rounded = round_network(
+                other, _with_grids(spec, allocation).schemes, self.rounding, windows, context.progress
+            )
             lost = divergence(other, few, reference)
             if best is None or lost < best.divergence:
                 best = _Tried(losses=trial, allocation=allocation, rounded=rounded, divergence=lost)
@@ -244,15 +246,15 @@ class _Tried:
 
     losses: Losses
     allocation: Allocation
-    rounded: Mapping[str, Rounded]
+    rounded: Mapping[str, QuantizedMatrix]
     divergence: float
 
 
 def _with_grids(spec: ModelSpec, allocation: Allocation) -> ModelSpec:
-    grids = {item: grid for item, grid in allocation.items() if item != TABLES}
+    schemes = {item: grid for item, grid in allocation.items() if item != TABLES}
     if TABLES in allocation:
-        grids |= dict.fromkeys((LM_HEAD, EMBEDDING), allocation[TABLES])
-    return replace(spec, grids=grids)
+        schemes |= dict.fromkeys((LM_HEAD, EMBEDDING), allocation[TABLES])
+    return replace(spec, schemes=schemes)
 
 
 def _name(item: str) -> str:
@@ -268,16 +270,16 @@ def _loss(losses: Losses, allocation: Allocation) -> float:
     return sum(losses[item][grid] for item, grid in allocation.items())
 
 
-def _bytes(spec: ModelSpec, item: str, grid: Grid) -> int:
+def _bytes(spec: ModelSpec, item: str, grid: QuantizationScheme) -> int:
     return grid.size_bytes(*_sides(spec, item))
 
 
-def _nanoseconds(kernels: Kernels, spec: ModelSpec, item: str, grid: Grid, working_set: int) -> int:
+def _nanoseconds(kernels: Kernels, spec: ModelSpec, item: str, grid: QuantizationScheme, working_set: int) -> int:
     """Rounded up, so that whole numbers keep the budget."""
     return math.ceil(1e3 * kernels.unit_us(spec, _name(item), grid, working_set))
 
 
-def _sizes(read: Mapping[str, Mapping[Grid, int]]) -> list[int]:
+def _sizes(read: Mapping[str, Mapping[QuantizationScheme, int]]) -> list[int]:
     """Bytes that an engine may read a token, from the fewest to the most that can be chosen, a quarter apart."""
     size, most = sum(min(row.values()) for row in read.values()), sum(max(row.values()) for row in read.values())
     sizes = []
@@ -287,7 +289,7 @@ def _sizes(read: Mapping[str, Mapping[Grid, int]]) -> list[int]:
     return [*sizes, most]
 
 
-def _typical_loss(spec: ModelSpec, item: str, grid: Grid) -> float:
+def _typical_loss(spec: ModelSpec, item: str, grid: QuantizationScheme) -> float:
     """The squared error of uniform rounding, which falls by four with each bit and grows with the block's range."""
     return math.prod(_sides(spec, item)) * math.log(2 * grid.block_size) * 4.0**-grid.bits
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
-from edgeopt.checkpoints.quantized_matrix import Rounded
+from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_no_adapters, require_no_kv_cache
 from edgeopt.compress.quantization.rounding import stored
 from edgeopt.compress.recovery.teacher_logits import TaughtTraining
 from edgeopt.compress.recovery.training import device
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec
 from edgeopt.errors import ConfigError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 EDGE, DISPLACED = 0.49, 0.25
 """Weights begin where they were before rounding. Those that were rounded to another than their nearest code, as GPTQ
@@ -50,36 +50,36 @@ class Qat(TaughtTraining):
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_no_kv_cache(spec, "qat")
         require_no_adapters(spec, "qat")
-        require_dense(spec, "qat", mend="Leave one of the two out")
-        if not any(name not in (LM_HEAD, EMBEDDING) for name in spec.grids):
+        require_dense(spec, "qat", hint="Leave one of the two out")
+        if not any(name not in (LM_HEAD, EMBEDDING) for name in spec.schemes):
             raise ConfigError(
                 "qat trains weights that are rounded already, and none are",
-                place="order",
-                mend="Put a quantize step before qat",
+                location="order",
+                hint="Put a quantize step before qat",
             )
         return spec
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         import torch
 
         torch.manual_seed(self.seed)
         spec = self.plan(checkpoint.spec)
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        loss = self.loss(shop.original, windows, shop)
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        loss = self.loss(context.original, windows, context)
         network = modeling.load(checkpoint)
         rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
-        trained = parametrize(network, modeling.load(shop.floating), rounded, spec)
+        trained = parametrize(network, modeling.load(context.floating), rounded, spec)
         network.to(device())
         inputs = [
             "qat",
             checkpoint.digest,
-            shop.original.digest,
-            shop.floating.digest,
-            shop.calibration.digest,
-            describe(self),
+            context.original.digest,
+            context.floating.digest,
+            context.calibration.digest,
+            to_config(self),
         ]
-        with shop.cache.draft(inputs) as draft:
-            losses = self.fit(network, loss, len(windows), shop.progress, draft)
+        with context.cache.draft(inputs) as draft:
+            losses = self.fit(network, loss, len(windows), context.progress, draft)
         network.cpu()
         after = rounded | {name: matrix.rounded() for name, matrix in trained.items()}
         plain = modeling.load(checkpoint)
@@ -90,7 +90,7 @@ class Qat(TaughtTraining):
 
 
 def parametrize(
-    network: PreTrainedModel, floating: PreTrainedModel, rounded: Mapping[str, Rounded], spec: ModelSpec
+    network: PreTrainedModel, floating: PreTrainedModel, rounded: Mapping[str, QuantizedMatrix], spec: ModelSpec
 ) -> dict[str, Any]:
     """Let the layers' modules in `rounded` compute their weight from trainable codes and scales; by module name.
 
@@ -100,15 +100,15 @@ def parametrize(
 
     modules = modeling.units(network)
     made = {}
-    for unit in spec.grids:
+    for unit in spec.schemes:
         for name in modules[unit] if unit not in (LM_HEAD, EMBEDDING) else ():
             before: Any = floating.get_submodule(name).weight
-            made[name] = _on_grid(rounded[name], spec.grids[unit].bits, before.detach())
+            made[name] = _on_grid(rounded[name], spec.schemes[unit].bits, before.detach())
             register_parametrization(network.get_submodule(name), "weight", made[name])
     return made
 
 
-def _on_grid(matrix: Rounded, bits: int, before: Tensor) -> Any:
+def _on_grid(matrix: QuantizedMatrix, bits: int, before: Tensor) -> Any:
     """A parametrization that puts codes, which are learnt about the zero-point, in the place of a weight."""
     import torch
     from torch import nn
@@ -144,9 +144,9 @@ def _on_grid(matrix: Rounded, bits: int, before: Tensor) -> Any:
                 codes = torch.minimum(torch.maximum(self.codes.round(), self.low), self.high)
                 return codes, stored(self.start * (1 + SCALE_SHARE * self.change))
 
-        def rounded(self) -> Rounded:
+        def rounded(self) -> QuantizedMatrix:
             codes, scales = self.exact()
-            return Rounded(
+            return QuantizedMatrix(
                 codes=(codes - self.low).flatten(1).to(torch.uint8), scales=scales, zero_points=matrix.zero_points
             )
 

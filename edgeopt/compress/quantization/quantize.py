@@ -15,12 +15,12 @@ from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.layerwise import round_network
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.rtn import Rtn
-from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, Grid, ModelSpec
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 INTEGERS = {"int2": 2, "int4": 4, "int8": 8}
 
@@ -57,8 +57,8 @@ class Quantize:
         if self.block_size not in BLOCK_SIZES[8]:
             raise ConfigError(
                 f"{self.block_size} is no block size",
-                place="block_size",
-                mend=f"Choose one of {', '.join(map(str, BLOCK_SIZES[8]))}",
+                location="block_size",
+                hint=f"Choose one of {', '.join(map(str, BLOCK_SIZES[8]))}",
             )
         for name in ("windows", "window_tokens"):
             require_positive(getattr(self, name), name)
@@ -66,20 +66,20 @@ class Quantize:
             if kind not in ("float", *INTEGERS):
                 raise ConfigError(
                     f"{kind!r} is no type of weights",
-                    place=f"overrides.{pattern}",
-                    mend=f"Choose one of float, {', '.join(INTEGERS)}",
+                    location=f"overrides.{pattern}",
+                    hint=f"Choose one of float, {', '.join(INTEGERS)}",
                 )
 
     @property
-    def remains(self) -> float:
+    def remaining_error(self) -> float:
         return self.rounding.REMAINS
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "quantize")
         require_zeros_kept(spec, self.rounding)
         kinds = self._kinds(spec)
-        grids = {
-            name: Grid(
+        schemes = {
+            name: QuantizationScheme(
                 bits=INTEGERS[kind],
                 block_size=self.block_size,
                 symmetric=self.symmetric,
@@ -88,29 +88,29 @@ class Quantize:
             for name, kind in kinds.items()
             if kind in INTEGERS
         }
-        for name, grid in grids.items():
+        for name, grid in schemes.items():
             _require_kernel(grid, spec.matrices[name][1])
         return replace(
             spec,
             weight_dtype="fp16" if self.weights == "fp16" else "fp32",
-            grids=grids,
+            schemes=schemes,
             tied_embeddings=spec.tied_embeddings and kinds[LM_HEAD] == kinds[EMBEDDING],
         )
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         spec = self.plan(checkpoint.spec)
-        if not spec.grids:
+        if not spec.schemes:
             modeling.link(checkpoint, directory)
             return spec
         network = modeling.load(checkpoint)
         windows = (
-            calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
+            calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
             if self.rounding.STATISTIC != "none" or self.bias_correction
             else []
         )
         if checkpoint.spec.tied_embeddings and not spec.tied_embeddings:
             modeling.untie(network)
-        rounded = round_network(network, spec.grids, self.rounding, windows, shop.progress)
+        rounded = round_network(network, spec.schemes, self.rounding, windows, context.progress)
         modeling.save(network, directory, checkpoint, spec, rounded)
         return spec
 
@@ -124,14 +124,14 @@ class Quantize:
             if not matching:
                 raise ConfigError(
                     f"{pattern!r} matches no unit",
-                    place="overrides",
-                    mend=f"Units are layers.0.qkv to layers.{len(spec.layers) - 1}.down, {LM_HEAD} and {EMBEDDING}",
+                    location="overrides",
+                    hint=f"Units are layers.0.qkv to layers.{len(spec.layers) - 1}.down, {LM_HEAD} and {EMBEDDING}",
                 )
             kinds |= dict.fromkeys(matching, kind)
         return kinds
 
 
-def _require_kernel(grid: Grid, columns: int) -> None:
+def _require_kernel(grid: QuantizationScheme, columns: int) -> None:
     fitting = ", ".join(str(block) for block in BLOCK_SIZES[grid.bits] if columns % block == 0)
     if columns % grid.block_size:
         wrong = f"a block of {grid.block_size} does not divide the matrix side {columns}"
@@ -139,4 +139,4 @@ def _require_kernel(grid: Grid, columns: int) -> None:
         wrong = f"runtimes have no fast kernel for {grid.bits} bits in blocks of {grid.block_size}"
     else:
         return
-    raise ConfigError(wrong, place="block_size", mend=f"Choose one of {fitting or 'no quantization'}")
+    raise ConfigError(wrong, location="block_size", hint=f"Choose one of {fitting or 'no quantization'}")

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from edgeopt.checkpoints.quantized_matrix import Rounded
+from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
 from edgeopt.compress.layerwise_forward import Statistic
 from edgeopt.compress.preconditions import require_dense
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.core.model_spec import Grid, ModelSpec
+    from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
 
 SHRINKS = tuple(1.0 - 0.04 * n for n in range(14))
 """Shares of a block's range that are tried as clipping bounds."""
@@ -34,7 +34,7 @@ class Rounding(Protocol):
     REMAINS: ClassVar[float]
     """Share of what rounding to nearest does to perplexity that remains as a rule."""
 
-    def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
+    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
         """Round `weight`, float32 (rows, columns). `statistic` is float64, (columns,) or (columns, columns)."""
         ...
 
@@ -42,7 +42,7 @@ class Rounding(Protocol):
 def require_zeros_kept(spec: ModelSpec, how: Rounding) -> None:
     """ConfigError where `how` makes up for errors in weights that a sparse model holds at zero."""
     if how.STATISTIC == "hessian":
-        require_dense(spec, f"rounding by {type(how).__name__.lower()}", mend="Choose rounding=k_quant, rtn or hqq")
+        require_dense(spec, f"rounding by {type(how).__name__.lower()}", hint="Choose rounding=k_quant, rtn or hqq")
 
 
 def blocked(weight: Tensor, block_size: int) -> Tensor:
@@ -67,7 +67,7 @@ def stored(scales: Tensor) -> Tensor:
     return limited.to(torch.float16).float()
 
 
-def candidates(blocks: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
+def candidates(blocks: Tensor, grid: QuantizationScheme) -> Iterator[tuple[Tensor, Tensor]]:
     """Scales and zero-points that clip each block more and more tightly, the whole range first."""
     import torch
 
@@ -103,7 +103,7 @@ def fitted(target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, i
     return stored(torch.where(power == 0, scales, solved))
 
 
-def best(blocks: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, Tensor]:
+def best(blocks: Tensor, grid: QuantizationScheme, importance: Tensor) -> tuple[Tensor, Tensor]:
     """Of the candidates, those scales and zero-points that lose least in each block."""
     import torch
 
@@ -112,7 +112,7 @@ def best(blocks: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, Tensor
     return torch.cat([scales for scales, _ in parts]), torch.cat([zero_points for _, zero_points in parts])
 
 
-def _best(blocks: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, Tensor]:
+def _best(blocks: Tensor, grid: QuantizationScheme, importance: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
     tried = candidates(blocks, grid)
@@ -137,8 +137,10 @@ def weights_of(statistic: Tensor | None, blocks: Tensor) -> Tensor:
     return (relative + 1e-4).reshape(blocks.shape[1:])
 
 
-def assembled(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Rounded:
+def assembled(codes: Tensor, scales: Tensor, zero_points: Tensor) -> QuantizedMatrix:
     """Codes in blocks, scales and zero-points in the types that a checkpoint stores."""
     import torch
 
-    return Rounded(codes=codes.flatten(1).to(torch.uint8), scales=scales, zero_points=zero_points.to(torch.uint8))
+    return QuantizedMatrix(
+        codes=codes.flatten(1).to(torch.uint8), scales=scales, zero_points=zero_points.to(torch.uint8)
+    )

@@ -11,8 +11,8 @@ from edgeopt.compress.quantization import rounding
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgeopt.checkpoints.quantized_matrix import Rounded
-    from edgeopt.core.model_spec import Grid
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
+    from edgeopt.core.model_spec import QuantizationScheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Rtn:
     REMAINS: ClassVar[float] = 1.0
     clip: bool = True
 
-    def round(self, weight: Tensor, grid: Grid, statistic: Tensor | None) -> Rounded:
+    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
         blocks = rounding.blocked(weight, grid.block_size)
         if self.clip:
             scales, zero_points = rounding.best(blocks, grid, rounding.weights_of(None, blocks))

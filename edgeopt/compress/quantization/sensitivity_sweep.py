@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling, safetensors_io
-from edgeopt.compress.layerwise_forward import Stream, at_head
+from edgeopt.compress.layerwise_forward import LayerwiseForward, at_head
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.sensitivity import (
     TOKENS,
@@ -20,8 +20,8 @@ from edgeopt.compress.quantization.sensitivity import (
     predicted_divergence,
     predicted_divergence_of_lookup,
 )
-from edgeopt.core.instantiate import describe
-from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, Grid
+from edgeopt.core.config_objects import to_config
+from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, QuantizationScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from edgeopt.compress.quantization.rounding import Rounding
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
-Losses = dict[str, dict[Grid, float]]
+Losses = dict[str, dict[QuantizationScheme, float]]
 """Predicted divergence in nats a token, by unit and grid."""
 TABLES = "tables"
 """The item that stands for both tied tables, which share a grid."""
@@ -42,42 +42,42 @@ ROWS, LOOKED_UP = 128, 1024
 def weigh(
     network: PreTrainedModel,
     checkpoint: Checkpoint,
-    choices: Mapping[str, Sequence[Grid]],
+    choices: Mapping[str, Sequence[QuantizationScheme]],
     rounding: Rounding,
     windows: Sequence[Sequence[int]],
-    shop: Workshop,
+    context: CompressionContext,
     *,
     seed: int,
 ) -> Losses:
     """Predicted divergence of every choice, from the cache where it was measured before; resumable by layer."""
     measured = [checkpoint.digest, [list(window) for window in windows], seed]
-    offered = {item: [describe(grid) for grid in grids] for item, grids in choices.items()}
-    inputs = [*measured, describe(rounding), offered]
+    offered = {item: [to_config(grid) for grid in schemes] for item, schemes in choices.items()}
+    inputs = [*measured, to_config(rounding), offered]
 
     def measure_curvature(directory: Path) -> None:
-        found = curvature(network, windows, seed=seed, progress=shop.progress)
+        found = curvature(network, windows, seed=seed, progress=context.progress)
         safetensors_io.write(found, directory / "curvature.safetensors")
 
     def measure(directory: Path) -> None:
-        means = safetensors_io.read_folder(shop.cache.stage("curvature", measured, measure_curvature))
+        means = safetensors_io.read_folder(context.cache.stage("curvature", measured, measure_curvature))
         scale = _Scale(network, choices, rounding, means)
         table: dict[str, list[float]] = {}
-        with shop.cache.draft(["sensitivity", inputs]) as draft:
-            stream = Stream.start(network, windows)
+        with context.cache.draft(["sensitivity", inputs]) as draft:
+            stream = LayerwiseForward.start(network, windows)
             for number, layer in enumerate(modeling.layers(network)):
                 kept = draft / f"layer-{number}.json"
                 if not kept.is_file():
-                    shop.progress(f"weighing the choices of layer {number + 1} of {len(checkpoint.spec.layers)}")
+                    context.progress(f"weighing the choices of layer {number + 1} of {len(checkpoint.spec.layers)}")
                     _write(kept, {f"layers.{number}.{unit}": scale.unit(stream, number, unit) for unit in UNITS})
                 table |= json.loads(kept.read_text())
                 stream.advance(layer, number)
-        shop.progress("weighing the choices of the tables")
+        context.progress("weighing the choices of the tables")
         table |= scale.tables(at_head(network, windows, "hessian"))
         _write(directory / "divergence.json", table)
 
-    folder = shop.cache.stage("sensitivity", inputs, measure)
+    folder = context.cache.stage("sensitivity", inputs, measure)
     rows = json.loads((folder / "divergence.json").read_text())
-    return {item: dict(zip(grids, rows[item], strict=True)) for item, grids in choices.items()}
+    return {item: dict(zip(schemes, rows[item], strict=True)) for item, schemes in choices.items()}
 
 
 class _Scale:
@@ -86,14 +86,14 @@ class _Scale:
     def __init__(
         self,
         network: PreTrainedModel,
-        choices: Mapping[str, Sequence[Grid]],
+        choices: Mapping[str, Sequence[QuantizationScheme]],
         rounding: Rounding,
         means: Mapping[str, Tensor],
     ) -> None:
         self._network, self._choices, self._rounding, self._means = network, choices, rounding, means
         self._modules = modeling.units(network)
 
-    def unit(self, stream: Stream, layer: int, unit: str) -> list[float]:
+    def unit(self, stream: LayerwiseForward, layer: int, unit: str) -> list[float]:
         name = f"layers.{layer}.{unit}"
         first = self._network.get_submodule(self._modules[name][0])
         hessian = stream.statistic(modeling.layers(self._network)[layer], layer, first, "hessian")
@@ -108,7 +108,9 @@ class _Scale:
         lookup = self._lookup(self._choices[TABLES], at_head.diagonal())
         return {TABLES: [a + b for a, b in zip(head, lookup, strict=True)]}
 
-    def _matrix(self, name: str, grids: Sequence[Grid], rounding: Rounding, hessian: Tensor) -> list[float]:
+    def _matrix(
+        self, name: str, schemes: Sequence[QuantizationScheme], rounding: Rounding, hessian: Tensor
+    ) -> list[float]:
         import torch
 
         weight = self._weight(name)
@@ -116,14 +118,14 @@ class _Scale:
         gradient = self._means[name][rows]
         gradient = gradient * (self._means[name].sum() / gradient.sum().clamp(min=1e-30))
         statistic = {"none": None, "energy": hessian.diagonal(), "hessian": hessian}[rounding.STATISTIC]
-        changes = (rounding.round(weight[rows], grid, statistic).weight - weight[rows] for grid in grids)
+        changes = (rounding.round(weight[rows], grid, statistic).weight - weight[rows] for grid in schemes)
         return [predicted_divergence(change, gradient, hessian) for change in changes]
 
-    def _lookup(self, grids: Sequence[Grid], energy: Tensor | None) -> list[float]:
+    def _lookup(self, schemes: Sequence[QuantizationScheme], energy: Tensor | None) -> list[float]:
         weight, often = self._weight(EMBEDDING), self._means[TOKENS]
         rows = often.topk(min(LOOKED_UP, len(often))).indices
         frequency = often[rows] / often[rows].sum()
-        changes = (KQuant().round(weight[rows], grid, energy).weight - weight[rows] for grid in grids)
+        changes = (KQuant().round(weight[rows], grid, energy).weight - weight[rows] for grid in schemes)
         return [predicted_divergence_of_lookup(change, self._means[EMBEDDING], frequency) for change in changes]
 
     def _weight(self, name: str) -> Tensor:

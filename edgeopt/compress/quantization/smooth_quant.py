@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.layerwise_forward import Stream
+from edgeopt.compress.layerwise_forward import LayerwiseForward
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.activation_ranges import affine
 from edgeopt.compress.quantization.folding import fold, shared
 from edgeopt.compress.quantization.rtn import Rtn
-from edgeopt.core.model_spec import UNITS, Grid, ModelSpec
+from edgeopt.core.model_spec import UNITS, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 ALPHAS = tuple(n / 20 for n in range(0, 20))
 
@@ -47,21 +47,23 @@ class SmoothQuant:
         for name in ("tokens", "windows", "window_tokens"):
             require_positive(getattr(self, name), name)
         if self.alpha is not None and not 0.0 <= self.alpha < 1.0:
-            raise ConfigError(f"{self.alpha} is outside its range", place="alpha", mend="Give 0 up to below 1, or null")
+            raise ConfigError(
+                f"{self.alpha} is outside its range", location="alpha", hint="Give 0 up to below 1, or null"
+            )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "smooth_quant")
         return spec
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         import torch
 
         network, spec = modeling.load(checkpoint), checkpoint.spec
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        stream, modules = Stream.start(network, windows), modeling.units(network)
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        stream, modules = LayerwiseForward.start(network, windows), modeling.units(network)
         chosen = {}
         for number, layer in enumerate(modeling.layers(network)):
-            shop.progress(f"smoothing layer {number + 1} of {len(spec.layers)}")
+            context.progress(f"smoothing layer {number + 1} of {len(spec.layers)}")
             for unit in UNITS:
                 parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
                 seen: list[Tensor] = []
@@ -112,4 +114,8 @@ def _rounded(inputs: Tensor) -> Tensor:
 
 
 def _on_channels(weight: Tensor) -> Tensor:
-    return Rtn(clip=False).round(weight, Grid(bits=8, block_size=weight.shape[1], symmetric=True), None).weight
+    return (
+        Rtn(clip=False)
+        .round(weight, QuantizationScheme(bits=8, block_size=weight.shape[1], symmetric=True), None)
+        .weight
+    )

@@ -15,7 +15,7 @@ from edgeopt.compress.losses import Loss, padded
 from edgeopt.compress.preconditions import require_dense, require_float
 from edgeopt.compress.recovery.teacher_logits import TaughtTraining
 from edgeopt.compress.recovery.training import device
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.protocols import ModelSource
 from edgeopt.errors import ConfigError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Distill(TaughtTraining):
         TaughtTraining.__post_init__(self)
         if self.hidden_weight < 0:
             raise ConfigError(
-                f"{self.hidden_weight} is outside its range", place="hidden_weight", mend="Give 0 or more"
+                f"{self.hidden_weight} is outside its range", location="hidden_weight", hint="Give 0 or more"
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
@@ -54,20 +54,20 @@ class Distill(TaughtTraining):
         require_dense(spec, "distill")
         return spec
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         import torch
 
         torch.manual_seed(self.seed)
-        teacher = self._teacher(checkpoint, shop)
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        loss = self.loss(teacher, windows, shop)
+        teacher = self._teacher(checkpoint, context)
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        loss = self.loss(teacher, windows, context)
         network = modeling.load(checkpoint).requires_grad_(True).to(device())
         if self.hidden_weight:
             self._require_alike(checkpoint, teacher)
             loss = with_hidden_states(loss, modeling.load(teacher).to(device()), windows, self.hidden_weight)
-        inputs = ["distill", checkpoint.digest, teacher.digest, shop.calibration.digest, describe(self)]
-        with shop.cache.draft(inputs) as draft:
-            losses = self.fit(network, loss, len(windows), shop.progress, draft)
+        inputs = ["distill", checkpoint.digest, teacher.digest, context.calibration.digest, to_config(self)]
+        with context.cache.draft(inputs) as draft:
+            losses = self.fit(network, loss, len(windows), context.progress, draft)
         modeling.save(network.cpu(), directory, checkpoint, checkpoint.spec)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "distill_loss.json").write_text(json.dumps(losses) + "\n")
@@ -78,20 +78,20 @@ class Distill(TaughtTraining):
         if theirs != own:
             raise ConfigError(
                 f"the teacher has {theirs} hidden channels and the model {own}, which cannot be compared",
-                place="hidden_weight",
-                mend="Give 0, so that predictions alone are learnt",
+                location="hidden_weight",
+                hint="Give 0, so that predictions alone are learnt",
             )
 
-    def _teacher(self, checkpoint: Checkpoint, shop: Workshop) -> Checkpoint:
+    def _teacher(self, checkpoint: Checkpoint, context: CompressionContext) -> Checkpoint:
         if self.teacher is None:
-            return shop.original
-        teacher = importing.take_in(self.teacher.locate(), Path(tempfile.mkdtemp(prefix="edgeopt-teacher-")))
+            return context.original
+        teacher = importing.import_checkpoint(self.teacher.locate(), Path(tempfile.mkdtemp(prefix="edgeopt-teacher-")))
         theirs, own = teacher.spec.vocabulary_size, checkpoint.spec.vocabulary_size
         if theirs != own:
             raise ConfigError(
                 f"the teacher knows {theirs} tokens and the model {own}",
-                place="teacher",
-                mend="Give a teacher with the same tokenizer",
+                location="teacher",
+                hint="Give a teacher with the same tokenizer",
             )
         return teacher
 

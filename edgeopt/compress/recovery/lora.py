@@ -16,7 +16,7 @@ from edgeopt.compress.preconditions import require_dense, require_float, require
 from edgeopt.compress.recovery import loftq
 from edgeopt.compress.recovery.teacher_logits import TaughtTraining
 from edgeopt.compress.recovery.training import device
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, PROJECTIONS, Adapter, ModelSpec
 from edgeopt.errors import ConfigError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 TARGETS = tuple(name for unit in PROJECTIONS.values() for name in unit)
 
@@ -59,43 +59,43 @@ class Lora(TaughtTraining):
     def __post_init__(self) -> None:
         TaughtTraining.__post_init__(self)
         if not 2 <= self.rank <= 64:
-            raise ConfigError(f"{self.rank} is outside its range", place="rank", mend="Give a rank from 2 to 64")
+            raise ConfigError(f"{self.rank} is outside its range", location="rank", hint="Give a rank from 2 to 64")
         if self.alpha <= 0:
-            raise ConfigError(f"{self.alpha} is outside its range", place="alpha", mend="Give more than 0")
+            raise ConfigError(f"{self.alpha} is outside its range", location="alpha", hint="Give more than 0")
         unknown = [t for t in self.targets if t not in TARGETS]
         if unknown or not self.targets:
             raise ConfigError(
-                f"{unknown or 'no'} projections", place="targets", mend=f"Choose from {', '.join(TARGETS)}"
+                f"{unknown or 'no'} projections", location="targets", hint=f"Choose from {', '.join(TARGETS)}"
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name):
             raise ConfigError(
-                f"{self.name!r} is no name of an adapter", place="name", mend="Give letters, digits, _ and - alone"
+                f"{self.name!r} is no name of an adapter", location="name", hint="Give letters, digits, _ and - alone"
             )
         if self.decomposed and not self.merge:
             raise ConfigError(
                 "DoRA scales every row of the sum, which no low-rank update beside the weights can do",
-                place="decomposed",
-                mend="Set decomposed=false, or merge=true",
+                location="decomposed",
+                hint="Set decomposed=false, or merge=true",
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         if self.merge:
-            require_float(spec, "lora", otherwise="keep the adapter apart with merge=false")
-            require_dense(spec, "lora", mend="Put lora before sparsify, or keep the adapter apart with merge=false")
+            require_float(spec, "lora", fallback="keep the adapter apart with merge=false")
+            require_dense(spec, "lora", hint="Put lora before sparsify, or keep the adapter apart with merge=false")
         require_no_kv_cache(spec, "lora")
-        if any(grid.inputs == "static" for grid in spec.grids.values()):
+        if any(grid.inputs == "static" for grid in spec.schemes.values()):
             raise ConfigError(
                 "lora cannot follow ranges of inputs from calibration text, which were taken without the adapter",
-                place="order",
-                mend="Round inputs with ranges=dynamic",
+                location="order",
+                hint="Round inputs with ranges=dynamic",
             )
         if self.name in spec.adapters:
-            raise ConfigError(f"there is an adapter {self.name!r} already", place="name", mend="Give another name")
-        if self.initialization == "loftq" and not any(name not in (LM_HEAD, EMBEDDING) for name in spec.grids):
+            raise ConfigError(f"there is an adapter {self.name!r} already", location="name", hint="Give another name")
+        if self.initialization == "loftq" and not any(name not in (LM_HEAD, EMBEDDING) for name in spec.schemes):
             raise ConfigError(
                 "loftq makes up for rounding, and the layers are not rounded",
-                place="initialization",
-                mend="Put a quantize step before lora, or set initialization=default",
+                location="initialization",
+                hint="Put a quantize step before lora, or set initialization=default",
             )
         smallest = min(
             min(spec.hidden_size, layer.intermediate_size, layer.kv_heads * spec.head_size) for layer in spec.layers
@@ -103,15 +103,15 @@ class Lora(TaughtTraining):
         if self.rank > smallest:
             raise ConfigError(
                 f"rank {self.rank} exceeds the smallest matrix side {smallest}",
-                place="rank",
-                mend=f"Give at most {smallest}",
+                location="rank",
+                hint=f"Give at most {smallest}",
             )
         if self.merge:
             return spec
         added = Adapter(rank=self.rank, targets=self.targets)
         return replace(spec, adapters={**spec.adapters, self.name: added})
 
-    def apply(self, checkpoint: Checkpoint, directory: Path, shop: Workshop) -> ModelSpec:
+    def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -128,13 +128,13 @@ class Lora(TaughtTraining):
         )
         adapted: Any = get_peft_model(network.to(device()), config)
         if self.initialization == "loftq":
-            shop.progress("fitting updates to what rounding lost")
-            make_up(adapted.get_base_model(), modeling.load(shop.floating))
-        windows = calibration_windows(checkpoint, shop.calibration, count=self.windows, length=self.window_tokens)
-        loss = self.loss(shop.original, windows, shop)
-        known = (checkpoint, shop.original, shop.floating, shop.calibration)
-        with shop.cache.draft(["lora", *(part.digest for part in known), describe(self)]) as draft:
-            losses = self.fit(adapted, loss, len(windows), shop.progress, draft)
+            context.progress("fitting updates to what rounding lost")
+            make_up(adapted.get_base_model(), modeling.load(context.floating))
+        windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
+        loss = self.loss(context.original, windows, context)
+        known = (checkpoint, context.original, context.floating, context.calibration)
+        with context.cache.draft(["lora", *(part.digest for part in known), to_config(self)]) as draft:
+            losses = self.fit(adapted, loss, len(windows), context.progress, draft)
         artifacts = directory / "artifacts"
         keep(adapted, artifacts / "adapter")
         (artifacts / "lora_loss.json").write_text(json.dumps(losses) + "\n")

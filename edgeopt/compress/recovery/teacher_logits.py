@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.protocols import Workshop
+    from edgeopt.core.protocols import CompressionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class TaughtTraining(Training):
         top_k: how many of the teacher's most probable tokens are kept at each position.
     """
 
-    remains: ClassVar[float] = 0.7
+    remaining_error: ClassVar[float] = 0.7
     temperature: float = 1.0
     truth_weight: float = 0.0
     top_k: int = 64
@@ -40,22 +40,24 @@ class TaughtTraining(Training):
         Training.__post_init__(self)
         require_positive(self.top_k, "top_k")
         if self.temperature <= 0:
-            raise ConfigError(f"{self.temperature} is outside its range", place="temperature", mend="Give more than 0")
+            raise ConfigError(
+                f"{self.temperature} is outside its range", location="temperature", hint="Give more than 0"
+            )
         if not 0.0 <= self.truth_weight <= 1.0:
             raise ConfigError(
-                f"{self.truth_weight} is outside its range", place="truth_weight", mend="Give a share from 0 to 1"
+                f"{self.truth_weight} is outside its range", location="truth_weight", hint="Give a share from 0 to 1"
             )
 
-    def loss(self, teacher: Checkpoint, windows: Sequence[Sequence[int]], shop: Workshop) -> Loss:
+    def loss(self, teacher: Checkpoint, windows: Sequence[Sequence[int]], context: CompressionContext) -> Loss:
         """The distillation loss on `windows`; that of language modelling where the text says everything."""
         if self.truth_weight == 1.0:
             return next_token_loss(windows)
-        taught = lessons(teacher, windows, top_k=self.top_k, temperature=self.temperature, shop=shop)
+        taught = lessons(teacher, windows, top_k=self.top_k, temperature=self.temperature, context=context)
         return distillation_loss(windows, taught, temperature=self.temperature, truth_weight=self.truth_weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lessons:
+class TeacherLogits:
     """The teacher's most probable next tokens at every position of every window.
 
     Attributes:
@@ -75,8 +77,13 @@ class Lessons:
 
 
 def lessons(
-    teacher: Checkpoint, windows: Sequence[Sequence[int]], *, top_k: int, temperature: float, shop: Workshop
-) -> Lessons:
+    teacher: Checkpoint,
+    windows: Sequence[Sequence[int]],
+    *,
+    top_k: int,
+    temperature: float,
+    context: CompressionContext,
+) -> TeacherLogits:
     """The teacher's predictions on `windows`, from the cache where they were made before."""
     import torch
 
@@ -86,7 +93,7 @@ def lessons(
         with torch.inference_mode():
             for number, window in enumerate(windows):
                 if number % 16 == 0:
-                    shop.progress(f"asking the teacher: window {number + 1} of {len(windows)}")
+                    context.progress(f"asking the teacher: window {number + 1} of {len(windows)}")
                 logits = network(torch.tensor([list(window)], device=device()), use_cache=False).logits[0].float()
                 best = (logits / temperature).log_softmax(dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
                 tokens.append(best.indices.int().cpu())
@@ -95,13 +102,13 @@ def lessons(
         safetensors_io.write(found, directory / "lessons.safetensors")
 
     inputs = [teacher.digest, [list(window) for window in windows], top_k, temperature]
-    found = safetensors_io.read_folder(shop.cache.stage("teacher", inputs, produce))
+    found = safetensors_io.read_folder(context.cache.stage("teacher", inputs, produce))
     starts = tuple(sum(map(len, windows[:n])) for n in range(len(windows)))
-    return Lessons(starts=starts, tokens=found["tokens"], log_probabilities=found["log_probabilities"])
+    return TeacherLogits(starts=starts, tokens=found["tokens"], log_probabilities=found["log_probabilities"])
 
 
 def distillation_loss(
-    windows: Sequence[Sequence[int]], taught: Lessons, *, temperature: float, truth_weight: float
+    windows: Sequence[Sequence[int]], taught: TeacherLogits, *, temperature: float, truth_weight: float
 ) -> Loss:
     """(1 - w) T² KL(teacher ‖ student) at temperature T + w times the loss of language modelling.
 

@@ -51,10 +51,10 @@ class Training:
             require_positive(getattr(self, name), name)
         if self.learning_rate <= 0:
             raise ConfigError(
-                f"{self.learning_rate} is outside its range", place="learning_rate", mend="Give more than 0"
+                f"{self.learning_rate} is outside its range", location="learning_rate", hint="Give more than 0"
             )
         if not 0.0 <= self.held_out < 1.0:
-            raise ConfigError(f"{self.held_out} is outside its range", place="held_out", mend="Give 0 up to below 1")
+            raise ConfigError(f"{self.held_out} is outside its range", location="held_out", hint="Give 0 up to below 1")
 
     @property
     def batch_windows(self) -> int:
@@ -225,6 +225,6 @@ class _Run:
         raise StepError(
             f"training diverged: the loss went from {self.losses[0]:.3g} to {self.losses[-1]:.3g} "
             f"in {len(self.losses)} steps",
-            place="learning_rate",
-            mend="Give a smaller learning rate",
+            location="learning_rate",
+            hint="Give a smaller learning rate",
         )

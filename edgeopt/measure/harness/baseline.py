@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.errors import MeasureError
 from edgeopt.measure.stats.divergence import log_probabilities
 
@@ -60,8 +60,8 @@ class Baseline:
         if document["windows"] != digest(windows):
             raise MeasureError(
                 "the baseline was measured on other windows of text",
-                place=str(folder),
-                mend="Measure the baseline again with this text, window_tokens and max_windows",
+                location=str(folder),
+                hint="Measure the baseline again with this text, window_tokens and max_windows",
             )
         return cls(nll=document["nll"], top1=document["top1"], array=np.load(folder / _ARRAY, mmap_mode="r"))
 

@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgeopt.core.artifact import Engine
+from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.core.corpus import Text
-from edgeopt.core.instantiate import construct, describe
-from edgeopt.core.protocols import FILES, GENERATION, Placed, Probe, Progress, Runtime
+from edgeopt.core.protocols import FILES, GENERATION, Probe, Progress, Runtime, SupportsAffinity
 from edgeopt.core.result import Measurement
 from edgeopt.core.target import Target
 from edgeopt.errors import ConfigError, MeasureError
@@ -63,16 +63,16 @@ class Bench:
         announced = [metric for probe in parts.values() for metric in probe.METRICS]
         twice = sorted({metric for metric in announced if announced.count(metric) > 1})
         if twice:
-            raise ConfigError(f"two probes measure {twice[0]}", place="probes", mend="Switch one of them off")
+            raise ConfigError(f"two probes measure {twice[0]}", location="probes", hint="Switch one of them off")
         if not self.prompt_lengths or not set(self.prompt_lengths) <= set(PROMPT_LENGTHS):
             raise ConfigError(
                 f"{list(self.prompt_lengths)} names no prompt length, or one without a metric",
-                place="prompt_lengths",
-                mend=f"Choose among: {', '.join(map(str, PROMPT_LENGTHS))}",
+                location="prompt_lengths",
+                hint=f"Choose among: {', '.join(map(str, PROMPT_LENGTHS))}",
             )
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
-                raise ConfigError(f"{getattr(self, name)!r} is too little", place=name, mend=f"Give {least} or more")
+                raise ConfigError(f"{getattr(self, name)!r} is too little", location=name, hint=f"Give {least} or more")
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -108,10 +108,10 @@ _LEAST = {
 
 
 def _part(name: str, given: Any) -> Any:
-    place = f"measure.probes.{name}"
-    part = construct(given, place) if isinstance(given, Mapping) else given
+    location = f"measure.probes.{name}"
+    part = instantiate(given, location) if isinstance(given, Mapping) else given
     if not hasattr(part, "METRICS"):
-        raise ConfigError(f"{type(part).__name__} is no probe", place=place, mend="Name a class with METRICS")
+        raise ConfigError(f"{type(part).__name__} is no probe", location=location, hint="Name a class with METRICS")
     return part
 
 
@@ -157,7 +157,7 @@ def measure(
             documents.write_text(json.dumps(workload.documents))
             job = Job(
                 parent=os.getpid(),
-                runtime=describe(runtime),
+                runtime=to_config(runtime),
                 probes={},
                 engine=str(engine.directory.absolute()),
                 cores=_cores(runtime, target),
@@ -190,7 +190,7 @@ def measure(
         samples.write(record, directory)
     except OSError as error:
         raise MeasureError(
-            f"the measurement cannot be kept ({error})", place=str(directory), mend="Free or unlock the disk"
+            f"the measurement cannot be kept ({error})", location=str(directory), hint="Free or unlock the disk"
         ) from error
     return tuple(
         figure
@@ -202,13 +202,13 @@ def measure(
 def _cores(runtime: Runtime, target: Target) -> list[int]:
     """Where measured processes are kept: on the processors that the runtime chooses, or the first of those allowed."""
     cores = procfs.pinned_cores(target.threads)
-    chosen = runtime.processors(len(cores)) if isinstance(runtime, Placed) else ()
+    chosen = runtime.processors(len(cores)) if isinstance(runtime, SupportsAffinity) else ()
     return list(chosen) or cores
 
 
 def _existing(name: str, folder: Path) -> Path:
     if not folder.is_dir():
-        raise MeasureError(f"the reference {name!r} is absent", place=str(folder), mend="Measure it first")
+        raise MeasureError(f"the reference {name!r} is absent", location=str(folder), hint="Measure it first")
     return folder.absolute()
 
 
@@ -224,7 +224,7 @@ def _run_group(
 ) -> list[Run]:
     """As many fresh processes as the probes ask for, and others where timed ones were disturbed."""
     if group == FILES:
-        report = child_process.look(replace(job, probes={name: describe(probe) for name, probe in probes.items()}))
+        report = child_process.look(replace(job, probes={name: to_config(probe) for name, probe in probes.items()}))
         return [Run(group=group, disturbance="", foreign_cpu_share=0.0, report=report)]
     timed = {name: probe for name, probe in probes.items() if probe.TIMED}
     runs: list[Run] = []
@@ -233,7 +233,7 @@ def _run_group(
         progress(f"measuring {', '.join(asked)}: {what}")
         doing = replace(
             job,
-            probes={name: describe(probe) for name, probe in asked.items()},
+            probes={name: to_config(probe) for name, probe in asked.items()},
             memory_cap_bytes=job.memory_cap_bytes if group == GENERATION else 0,
         )
         log = directory / samples.LOGS / f"{group}-{len(runs)}.log"

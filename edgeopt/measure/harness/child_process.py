@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core.artifact import Engine
-from edgeopt.core.instantiate import construct, resolve
+from edgeopt.core.config_objects import instantiate, resolve
 from edgeopt.errors import MeasureError
 from edgeopt.machine import procfs
 from edgeopt.machine.procfs import CpuClock
@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         parent: process id of the process that spawned it and whose death ends it.
-        runtime, probes: parts as edgeopt.core.instantiate.describe gives them; probes collect in their order.
+        runtime, probes: parts as edgeopt.core.config_objects.describe gives them; probes collect in their order.
         documents: a JSON file of token id windows, read by the probes that need them.
         prompts: token ids by the length of the prompt.
         adapter: chosen in every request that names no other; an engine without adapters has none to choose.
@@ -114,7 +114,7 @@ class Unopened:
     """The session of an engine of which the files alone are looked at."""
 
     def __getattr__(self, name: str) -> Any:
-        raise MeasureError(f"a probe that looks at files asked for {name}", mend="Give it another GROUP than files")
+        raise MeasureError(f"a probe that looks at files asked for {name}", hint="Give it another GROUP than files")
 
 
 def look(job: Job) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
     runtime_class = resolve(job.runtime["_target_"], "runtime")
     for library in runtime_class.LIBRARIES:
         import_module(library)
-    runtime = construct(job.runtime, "runtime")
+    runtime = instantiate(job.runtime, "runtime")
     engine = Engine.read(Path(job.engine))
     marks.set("imported")
     session = runtime.open(engine, threads=len(job.cores))
@@ -157,7 +157,7 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
 
 
 def _probe(name: str, described: Mapping[str, Any]) -> Any:
-    return construct(described, f"measure.probes.{name}")
+    return instantiate(described, f"measure.probes.{name}")
 
 
 def _section(started: CpuClock, cores: list[int]) -> dict[str, float]:

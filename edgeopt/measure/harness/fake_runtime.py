@@ -42,8 +42,8 @@ class StubRuntime:
 
     format: ClassVar[str] = "stub/1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy",)
-    OPENING: ClassVar[frozenset[str]] = frozenset({"token_s", "allocate_mib", "crash"})
-    otherwise: ClassVar[None] = None
+    SESSION_FIELDS: ClassVar[frozenset[str]] = frozenset({"token_s", "allocate_mib", "crash"})
+    fallback: ClassVar[None] = None
     noise: float = 0.0
     token_s: float = 0.0
     allocate_mib: int = 0
@@ -51,7 +51,7 @@ class StubRuntime:
 
     def check(self, spec: ModelSpec) -> None:
         if spec.vocabulary_size > 2**14:
-            raise ConfigError(f"a table of {spec.vocabulary_size}² logits is too large", place="runtime")
+            raise ConfigError(f"a table of {spec.vocabulary_size}² logits is too large", location="runtime")
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return ()

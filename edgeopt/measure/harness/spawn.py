@@ -55,8 +55,8 @@ def spawn(job: Job, log: Path, timeout_s: float, progress: Progress) -> dict[str
         except subprocess.TimeoutExpired as error:
             raise MeasureError(
                 f"the measured process took longer than {timeout_s:g} s",
-                place=str(log),
-                mend="Raise measure.timeout_s, or measure less",
+                location=str(log),
+                hint="Raise measure.timeout_s, or measure less",
             ) from error
         finally:
             if child.returncode is None:
@@ -80,13 +80,13 @@ def _shown(job: Job) -> str:
 
 
 def _death(code: int, log: Path, job: Job) -> MeasureError:
-    mend = f"Read {log}"
+    hint = f"Read {log}"
     if code < 0:
         name = signal.Signals(-code).name
         if -code == signal.SIGKILL:
-            mend = f"The kernel does so when memory runs out: take a smaller model or context. {mend}"
+            hint = f"The kernel does so when memory runs out: take a smaller model or context. {hint}"
         capped = f" under a memory cap of {_shown(job)}" if job.memory_cap_bytes else ""
-        return MeasureError(f"the measured process was killed by {name}{capped}", mend=mend)
+        return MeasureError(f"the measured process was killed by {name}{capped}", hint=hint)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     words = lines[-1][-_LAST_WORDS:] if lines else "it said nothing"
-    return MeasureError(f"the measured process failed: {words}", mend=mend)
+    return MeasureError(f"the measured process failed: {words}", hint=hint)

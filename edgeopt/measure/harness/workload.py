@@ -47,8 +47,8 @@ def prepare(
     if not fitting:
         raise ConfigError(
             f"a context of {context_length} tokens holds none of the prompts {list(prompt_lengths)}",
-            place="measure.prompt_lengths",
-            mend="Name a shorter one",
+            location="measure.prompt_lengths",
+            hint="Name a shorter one",
         )
     asked = _Asked(
         text=evaluation,

@@ -10,20 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from edgeopt.core.protocols import Samples, Session, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
+from edgeopt.machine.codecarbon_meter import J_PER_KWH, Kind, instrument, silent_tracker
 from edgeopt.measure.stats.confidence_intervals import median, of_processes
 
-if TYPE_CHECKING:
-    from codecarbon import OfflineEmissionsTracker
-
-Kind = Literal["measured", "estimated"]
-
 _PARTS = ("cpu", "gpu", "ram")
-_J_PER_KWH = 3.6e6
 _SHORTEST_S = 0.125  # of a round: codecarbon reads 0 J off one that lasts 50 ms
 
 
@@ -50,12 +45,12 @@ class Energy:
     def __post_init__(self) -> None:
         for name in ("processes", "rounds", "tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} measures nothing", place=name, mend="Give 1 or more")
+                raise ConfigError(f"{getattr(self, name)} measures nothing", location=name, hint="Give 1 or more")
         if not self.seconds >= _SHORTEST_S * self.rounds:
             raise ConfigError(
                 f"{self.seconds:g} s are too short for {self.rounds} rounds",
-                place="seconds",
-                mend=f"Give {_SHORTEST_S * self.rounds:g} or more",
+                location="seconds",
+                hint=f"Give {_SHORTEST_S * self.rounds:g} or more",
             )
 
     def collect(self, subject: Subject) -> Samples:
@@ -68,8 +63,8 @@ class Energy:
             decoded, elapsed_s = _decode_for(subject.session, prompt, new_tokens, self.seconds / self.rounds)
             data = tracker.stop_task(str(number))
             if data is None:
-                raise MeasureError("codecarbon gave no figures", mend="Read its messages in the log of this process")
-            energy_j = {part: getattr(data, f"{part}_energy") * _J_PER_KWH for part in _PARTS}
+                raise MeasureError("codecarbon gave no figures", hint="Read its messages in the log of this process")
+            energy_j = {part: getattr(data, f"{part}_energy") * J_PER_KWH for part in _PARTS}
             rounds.append({"tokens": decoded, "decode_s": elapsed_s, "tracked_s": data.duration, "energy_j": energy_j})
         return {
             # codecarbon tells only here what it reads; its public results name no instrument
@@ -105,33 +100,6 @@ class Energy:
         return Measurement(
             metric=metric, unit=unit, value=value, low=low, high=high, count=count, method=method, kind=kind
         )
-
-
-def silent_tracker(**settings: Any) -> OfflineEmissionsTracker:
-    """A tracker of codecarbon that reports to its caller alone."""
-    from codecarbon import OfflineEmissionsTracker
-    from codecarbon.external.logger import set_logger_level
-
-    set_logger_level("error")  # it tells that it begins before it looks at its own setting
-    # the country decides emissions, which are not reported, and never energy
-    return OfflineEmissionsTracker(country_iso_code="USA", output_methods=[], log_level="error", **settings)
-
-
-def instrument(hardware: Any) -> tuple[str, Kind, str]:
-    """(part, kind, method) of a hardware object of codecarbon; what is not known to read a counter is estimated."""
-    name = type(hardware).__name__
-    mode = getattr(hardware, "_mode", "")
-    if name == "CPU" and mode == "intel_rapl":
-        return "cpu", "measured", "RAPL counter of the processor package"
-    if name == "GPU":
-        return "gpu", "measured", "energy counter of the whole accelerator (NVML, AMD SMI)"
-    if name == "Raspberry":
-        return hardware.chip_part.lower(), "measured", "power rails read by the Raspberry Pi's PMIC"
-    if name == "RAM":
-        return "ram", "estimated", "codecarbon's watts for the memory modules of such a machine"
-    if name == "CPU":
-        return "cpu", "estimated", f"codecarbon's model {mode}: load of the whole machine and {hardware._tdp} W of TDP"
-    return getattr(hardware, "chip_part", name).lower(), "estimated", f"codecarbon's {name}"
 
 
 def _decode_for(session: Session, prompt: list[int], new_tokens: int, seconds: float) -> tuple[int, float]:

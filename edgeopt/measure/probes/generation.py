@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.checkpoints import tokenizer as tokenizers
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.core.protocols import Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
@@ -48,7 +48,7 @@ class Continuations:
     def __post_init__(self) -> None:
         for name, least in {"processes": 1, "prompts": 1, "tokens": _LEAST_TOKENS}.items():
             if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)} is too few", place=name, mend=f"Give {least} or more")
+                raise ConfigError(f"{getattr(self, name)} is too few", location=name, hint=f"Give {least} or more")
 
     def collect(self, subject: Subject) -> Samples:
         """The continuations as token ids and, against a baseline that has some, the baseline's; the first as texts."""
@@ -111,8 +111,8 @@ def _kept(folder: Path, asked: str) -> list[list[int]] | None:
     if document["asked"] != asked:
         raise MeasureError(
             "the baseline continued other prompts",
-            place=str(folder),
-            mend="Measure the baseline again with this text, prompts and tokens",
+            location=str(folder),
+            hint="Measure the baseline again with this text, prompts and tokens",
         )
     continuations: list[list[int]] = document["continuations"]
     return continuations

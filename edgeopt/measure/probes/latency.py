@@ -1,7 +1,7 @@
 """How long an engine lets its user wait: cold start, first token, every further token, a queue.
 
 A fresh process does the same decode twice; where the two rounds disagree, something disturbed it. On a virtual machine
-it decodes on until the cores were its own for as many tokens, and the others do not count (see edgeopt.machine.contention).
+it decodes until enough tokens were undisturbed; the others do not count (see edgeopt.machine.contention).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 from edgeopt.core.protocols import GENERATION, Samples, Session, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.machine.contention import Pace, decodes, usual
+from edgeopt.machine.contention import ContentionProbe, decodes, usual
 from edgeopt.measure.harness.workload import PROMPT_LENGTHS
 from edgeopt.measure.stats.aggregate import HALVES, SLOWED
 from edgeopt.measure.stats.confidence_intervals import of_processes, percentile
@@ -56,18 +56,18 @@ class Latency:
         if self.processes * self.decode_tokens * _ROUNDS < 200:
             raise ConfigError(
                 f"{self.processes} processes that decode {self.decode_tokens} tokens twice are fewer than 200 tokens",
-                place="decode_tokens",
-                mend=f"Give {-(-200 // (_ROUNDS * max(1, self.processes)))} or more",
+                location="decode_tokens",
+                hint=f"Give {-(-200 // (_ROUNDS * max(1, self.processes)))} or more",
             )
         for name in ("processes", "ttft_repeats", "burst_requests", "burst_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} measures nothing", place=name, mend="Give 1 or more")
+                raise ConfigError(f"{getattr(self, name)} measures nothing", location=name, hint="Give 1 or more")
 
     def collect(self, subject: Subject) -> Samples:
         marks = {name: mark["time_s"] for name, mark in subject.marks.items()}
         shortest = subject.prompts[min(subject.prompts)]
         room = subject.context_length - len(shortest) - 1
-        pace = Pace()
+        pace = ContentionProbe()
 
         def ttft(prompt: list[int]) -> float:
             return pace.tried(lambda: _first_token_s(subject.session, prompt))

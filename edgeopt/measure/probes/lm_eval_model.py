@@ -51,7 +51,7 @@ class Scorer:
         if room < 1:
             raise MeasureError(
                 f"{max_new_tokens} tokens are to be generated in a context of {self._context_length}",
-                mend="Raise target.context_length, or lower max_gen_toks in the task's generation_kwargs",
+                hint="Raise target.context_length, or lower max_gen_toks in the task's generation_kwargs",
             )
         said: list[int] = []
         for token in self._session.generate(self._require(self._ids(context)[-room:]), max_new_tokens):
@@ -73,7 +73,7 @@ class Scorer:
         if len(asked) > self._context_length:
             raise MeasureError(
                 f"{len(asked)} tokens are to be scored in a context of {self._context_length}",
-                mend="Raise target.context_length",
+                hint="Raise target.context_length",
             )
         self._require(ids[:start])
         predicted = self._predicted(ids[-self._context_length - 1 : -1], len(asked))
@@ -93,6 +93,6 @@ class Scorer:
         if not ids:
             raise MeasureError(
                 "nothing comes before the text, and the model has no beginning-of-sequence token",
-                mend="Give the task a doc_to_text that is not empty",
+                hint="Give the task a doc_to_text that is not empty",
             )
         return ids

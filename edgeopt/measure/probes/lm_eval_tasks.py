@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core.artifact import sha256_of
-from edgeopt.core.instantiate import digest, nearest
+from edgeopt.core.config_objects import digest, nearest
 from edgeopt.errors import ConfigError
 
 Task = dict[str, Any]
@@ -41,19 +41,19 @@ def read(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> dict[str
     """
     folder = folder.resolve()
     if not folder.is_dir():
-        raise ConfigError(f"{str(folder)!r} is no folder", place="path", mend="Give the folder of the task files")
+        raise ConfigError(f"{str(folder)!r} is no folder", location="path", hint="Give the folder of the task files")
     found: dict[str, tuple[Path, Task]] = {}
     for path in sorted(path for path in folder.rglob("*.yaml") if path.is_file()):
         task = _merged(path, folder, ())
         name = task.get("task")
         if isinstance(name, str) and name in found:
-            raise ConfigError(f"task {name!r} stands in {found[name][0]} too", place=str(path), mend="Rename one")
+            raise ConfigError(f"task {name!r} stands in {found[name][0]} too", location=str(path), hint="Rename one")
         if isinstance(name, str):
             found[name] = path, task
     for name in names:
         if name not in found:
-            mend = f"{nearest(name, found)} The folder has: {', '.join(found) or 'no task'}".strip()
-            raise ConfigError(f"there is no task {name!r}", place="names", mend=mend)
+            hint = f"{nearest(name, found)} The folder has: {', '.join(found) or 'no task'}".strip()
+            raise ConfigError(f"there is no task {name!r}", location="names", hint=hint)
     return {name: _checked(*found[name], folder, trusted) for name in names}
 
 
@@ -77,8 +77,8 @@ def _merged(path: Path, folder: Path, above: tuple[Path, ...]) -> Task:
     if path in above or not _lies_in(folder, path):
         raise ConfigError(
             f"it includes {str(path)!r}, which is no other file of the folder",
-            place=str(above[-1]),
-            mend="Include files of the same folder, not in a circle",
+            location=str(above[-1]),
+            hint="Include files of the same folder, not in a circle",
         )
     task = _parsed(path)
     if not isinstance(task, dict):
@@ -105,7 +105,7 @@ def _parsed(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506  it is a safe loader
     except (OSError, ValueError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
-        raise ConfigError(f"it cannot be read ({told})", place=str(path), mend="Mend the file") from error
+        raise ConfigError(f"it cannot be read ({told})", location=str(path), hint="Mend the file") from error
 
 
 def _checked(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task:
@@ -113,22 +113,24 @@ def _checked(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Ta
     for function in _functions(task):
         if not _lies_in(folder, function.file):
             raise ConfigError(
-                f"{function.file} is no file of the folder", place=str(path), mend="Put it beside the task"
+                f"{function.file} is no file of the folder", location=str(path), hint="Put it beside the task"
             )
         if name not in trusted:
             raise ConfigError(
                 f"task {name!r} would run {function.name} of {function.file}",
-                place="trusted",
-                mend=f"Read that file, then allow it: trusted=[{name}]",
+                location="trusted",
+                hint=f"Read that file, then allow it: trusted=[{name}]",
             )
     if "use_prompt" in task:
-        raise ConfigError("prompts of other places are not read", place=f"{path}: use_prompt", mend="Give doc_to_text")
+        raise ConfigError(
+            "prompts of other places are not read", location=f"{path}: use_prompt", hint="Give doc_to_text"
+        )
     kwargs = task.get("dataset_kwargs")
     if task.get("dataset_path") not in _LOCAL or not isinstance(kwargs, Mapping) or not kwargs.get("data_files"):
         raise ConfigError(
             f"{task.get('dataset_path')!r} is no data of the folder",
-            place=f"{path}: dataset_path",
-            mend=f"Give one of {', '.join(_LOCAL)}, and the files in dataset_kwargs.data_files",
+            location=f"{path}: dataset_path",
+            hint=f"Give one of {', '.join(_LOCAL)}, and the files in dataset_kwargs.data_files",
         )
     data = _located(kwargs["data_files"], path, folder)
     return {**task, "dataset_kwargs": {**kwargs, "data_files": data}, "metric_list": [_accuracy(path, task)]}
@@ -152,8 +154,8 @@ def _located(files: Any, path: Path, folder: Path) -> Any:
     if not _lies_in(folder, located):
         raise ConfigError(
             f"{str(files)!r} is no file of the folder",
-            place=f"{path}: dataset_kwargs.data_files",
-            mend="Put the data beside the task, and give its path from there",
+            location=f"{path}: dataset_kwargs.data_files",
+            hint="Put the data beside the task, and give its path from there",
         )
     return str(located)
 
@@ -173,6 +175,6 @@ def _accuracy(path: Path, task: Task) -> dict[str, Any]:
             return {**options, "aggregation": "mean", "higher_is_better": True}
     raise ConfigError(
         f"none of its metrics is an accuracy: {listed}",
-        place=f"{path}: metric_list",
-        mend=f"List one of: {', '.join(ACCURACIES)}",
+        location=f"{path}: metric_list",
+        hint=f"List one of: {', '.join(ACCURACIES)}",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgeopt.core import units
-from edgeopt.core.protocols import GENERATION, Samples, Spread, Subject
+from edgeopt.core.protocols import GENERATION, DistributedSession, Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError
 from edgeopt.machine import procfs
@@ -49,12 +49,14 @@ class Memory:
 
     def __post_init__(self) -> None:
         if self.processes < 1:
-            raise ConfigError(f"{self.processes} processes measure nothing", place="processes", mend="Give 1 or more")
+            raise ConfigError(
+                f"{self.processes} processes measure nothing", location="processes", hint="Give 1 or more"
+            )
         if not 2 <= self.decode_tokens <= 32:
-            raise ConfigError(f"{self.decode_tokens} is not in 2 … 32", place="decode_tokens")
+            raise ConfigError(f"{self.decode_tokens} is not in 2 … 32", location="decode_tokens")
 
     def collect(self, subject: Subject) -> Samples:
-        if isinstance(subject.session, Spread):
+        if isinstance(subject.session, DistributedSession):
             return {}
         longest = subject.prompts[max(subject.prompts)]
         prompt = cycled(longest, subject.context_length - self.decode_tokens)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.core.protocols import Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
@@ -36,7 +36,7 @@ class Parity:
     def __post_init__(self) -> None:
         for name in ("processes", "windows", "window_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} measures nothing", place=name, mend="Give 1 or more")
+                raise ConfigError(f"{getattr(self, name)} measures nothing", location=name, hint="Give 1 or more")
 
     def collect(self, subject: Subject) -> Samples:
         import numpy as np
@@ -55,7 +55,7 @@ class Parity:
         reference = np.load(folder / _LOGITS)
         if (folder / _WINDOWS).read_text() != digest(windows) or reference.shape != own.shape:
             raise MeasureError(
-                "the checkpoint reference was measured on other tokens", place=str(folder), mend="Measure it again"
+                "the checkpoint reference was measured on other tokens", location=str(folder), hint="Measure it again"
             )
         wanted, got = log_probabilities(reference), log_probabilities(own)
         return {

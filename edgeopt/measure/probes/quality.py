@@ -52,9 +52,9 @@ class Quality:
     def __post_init__(self) -> None:
         for name in ("processes", "kl_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} is too few", place=name, mend="Give 1 or more")
+                raise ConfigError(f"{getattr(self, name)} is too few", location=name, hint="Give 1 or more")
         if not 0 <= self.margin_nats < math.inf:
-            raise ConfigError(f"{self.margin_nats} is no margin", place="margin_nats", mend="Give 0 or more")
+            raise ConfigError(f"{self.margin_nats} is no margin", location="margin_nats", hint="Give 0 or more")
 
     def collect(self, subject: Subject) -> Samples:
         """Per window: NLL in nats, tokens predicted and, against a baseline, KL of each position and equal argmaxes."""
@@ -140,7 +140,7 @@ def of_perplexity(nll: Sequence[float], counts: Sequence[int]) -> tuple[float, f
     """(value, low, high) of exp(total NLL / total tokens); MeasureError where no perplexity could express it."""
     value, low, high = of_ratio(nll, counts)
     if high > _HOPELESS_NATS:
-        raise MeasureError(f"{value:.0f} nats a token: the engine does not model the text", mend="Compress less")
+        raise MeasureError(f"{value:.0f} nats a token: the engine does not model the text", hint="Compress less")
     return math.exp(value), math.exp(low), math.exp(high)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.core.protocols import Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
@@ -49,17 +49,19 @@ class Tasks:
 
     def __post_init__(self) -> None:
         if self.processes < 1:
-            raise ConfigError(f"{self.processes} measures nothing", place="processes", mend="Give 1 or more")
+            raise ConfigError(f"{self.processes} measures nothing", location="processes", hint="Give 1 or more")
         if self.documents < 0:
-            raise ConfigError(f"{self.documents} documents cannot be taken", place="documents", mend="Give 0 or more")
+            raise ConfigError(
+                f"{self.documents} documents cannot be taken", location="documents", hint="Give 0 or more"
+            )
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ConfigError(f"{list(self.names)} are no tasks", place="names", mend="Name each task once")
+            raise ConfigError(f"{list(self.names)} are no tasks", location="names", hint="Name each task once")
         if find_spec("lm_eval") is None:
-            raise ConfigError("task accuracy needs the lm-eval package", mend="pip install 'edgeopt[tasks]'")
+            raise ConfigError("task accuracy needs the lm-eval package", hint="pip install 'edgeopt[tasks]'")
         self._files()
         found = digest([lm_eval_tasks.content(self._folder), metadata.version("lm-eval")])
         if self.digest not in ("", found):
-            raise ConfigError("the folder has changed since", place="path", mend="Start again")
+            raise ConfigError("the folder has changed since", location="path", hint="Start again")
         object.__setattr__(self, "digest", found)
 
     @property
@@ -144,7 +146,7 @@ def _language_model(scorer: Scorer) -> Any:
 
 def _generated(scorer: Scorer, context: str, options: Mapping[str, Any]) -> str:
     if options.get("do_sample"):
-        raise MeasureError("the task samples at random", mend="Set do_sample: false in its generation_kwargs")
+        raise MeasureError("the task samples at random", hint="Set do_sample: false in its generation_kwargs")
     until = options.get("until") or []
     stops = [until] if isinstance(until, str) else until
     return scorer.continuation(context, stops, int(options.get("max_gen_toks", _MAX_NEW_TOKENS)))

@@ -88,7 +88,7 @@ def _summarized(name: str, probe: Probe, runs: Sequence[Run]) -> list[Measuremen
         if probe.METRICS.get(figure.metric) != figure.unit:
             raise MeasureError(
                 f"probe {name!r} reported {figure.metric!r} in {figure.unit!r}, which its METRICS do not announce",
-                mend="Add the metric and its unit to METRICS",
+                hint="Add the metric and its unit to METRICS",
             )
     return figures
 

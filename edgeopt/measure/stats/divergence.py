@@ -19,7 +19,7 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
     if not np.isfinite(logits).all():
         raise MeasureError(
-            "the engine returned logits that are not finite", mend="Compress less, or store fewer tensors in fp16"
+            "the engine returned logits that are not finite", hint="Compress less, or store fewer tensors in fp16"
         )
     shifted = np.asarray(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64))

@@ -27,7 +27,7 @@ class NotWorse:
 
     def __post_init__(self) -> None:
         if not self.metrics and not self.better:
-            raise ConfigError("no metric is named", place="metrics", mend="Name one, or leave the gate out")
+            raise ConfigError("no metric is named", location="metrics", hint="Name one, or leave the gate out")
 
     def check(self, candidate: Candidate) -> GateVerdict:
         if "champion" not in candidate.aliases or candidate.champion is None:

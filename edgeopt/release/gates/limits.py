@@ -44,10 +44,10 @@ class Within:
 
     def __post_init__(self) -> None:
         if not self.limits:
-            raise ConfigError("no limit is named", place="limits", mend="Name one, or leave the gate out")
+            raise ConfigError("no limit is named", location="limits", hint="Name one, or leave the gate out")
         for metric, text in self.limits.items():
             if "baseline" in text:
-                raise ConfigError(f"{text!r} refers to a baseline", place=f"limits.{metric}", mend="Give a quantity")
+                raise ConfigError(f"{text!r} refers to a baseline", location=f"limits.{metric}", hint="Give a quantity")
 
     def check(self, candidate: Candidate) -> GateVerdict:
         faults = [fault for metric, text in self.limits.items() if (fault := _fault(candidate, metric, text))]

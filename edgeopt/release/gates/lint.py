@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeopt.core import instantiate
+from edgeopt.core import config_objects
 from edgeopt.errors import EdgeoptError
 from edgeopt.release.candidate import Candidate, GateVerdict
 
@@ -16,7 +16,7 @@ class LintClean:
     def check(self, candidate: Candidate) -> GateVerdict:
         try:
             engine = candidate.engine()
-            runtime = instantiate.construct(engine.made_by["runtime"], place="made_by.runtime")
+            runtime = config_objects.instantiate(engine.made_by["runtime"], location="made_by.runtime")
             found = runtime.lint(engine)
         except (EdgeoptError, KeyError) as error:
             return GateVerdict(gate="lint", passed=False, evidence=f"it cannot be linted: {error}")

@@ -33,11 +33,13 @@ class RequiredMetrics:
 
     def __post_init__(self) -> None:
         if not self.metrics:
-            raise ConfigError("no metric is named", place="metrics", mend="Name one, or leave the gate out")
+            raise ConfigError("no metric is named", location="metrics", hint="Name one, or leave the gate out")
         if self.count < 1:
-            raise ConfigError(f"{self.count} samples prove nothing", place="count", mend="Give 1 or more")
+            raise ConfigError(f"{self.count} samples prove nothing", location="count", hint="Give 1 or more")
         if self.max_age_days is not None and self.max_age_days <= 0:
-            raise ConfigError(f"{self.max_age_days:g} days ago is never", place="max_age_days", mend="Give more than 0")
+            raise ConfigError(
+                f"{self.max_age_days:g} days ago is never", location="max_age_days", hint="Give more than 0"
+            )
 
     def check(self, candidate: Candidate) -> GateVerdict:
         faults = [fault for metric in self.metrics if (fault := self._fault(candidate, metric))]

@@ -28,9 +28,9 @@ class Remeasured:
 
     def __post_init__(self) -> None:
         if not self.metrics:
-            raise ConfigError("no metric is named", place="metrics", mend="Name one, or leave the gate out")
+            raise ConfigError("no metric is named", location="metrics", hint="Name one, or leave the gate out")
         if not self.tolerance >= 0:
-            raise ConfigError(f"{self.tolerance:g} tolerates nothing", place="tolerance", mend="Give 0 or more")
+            raise ConfigError(f"{self.tolerance:g} tolerates nothing", location="tolerance", hint="Give 0 or more")
 
     def check(self, candidate: Candidate) -> GateVerdict:
         if not candidate.aliases and not self.all:

@@ -1,7 +1,7 @@
 """The release ledger's entries, each of which names the digest of the one before it.
 
-An entry is a version of the registered model `NAME.ledger` (edgeopt.release.ledger.ledger writes them). Of two that name the
-same one before them, the version with the lower number counts and the other is void.
+An entry is a version of the registered model `NAME.ledger`, written by edgeopt.release.ledger.ledger. If two entries
+name the same predecessor, the one with the lower version number counts and the other is void.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.release.registry.types import Version
 
 SUFFIX = ".ledger"
@@ -31,7 +31,7 @@ class Entry:
         facts: plain JSON data, by the kind.
     """
 
-    place: int
+    location: int
     previous: str
     kind: str
     actor: str
@@ -96,7 +96,7 @@ def chain(numbered: Iterable[tuple[int, str]]) -> Reading:
         except ValueError as error:
             faults.append(f"version {number} was changed: {error}")
             continue
-        if entry.previous == head and entry.place == len(entries) + 1:
+        if entry.previous == head and entry.location == len(entries) + 1:
             entries.append(entry)
             head = entry.digest
             known.add(head)

@@ -2,7 +2,7 @@
 
 It lies in MLflow itself, so that every machine sees it: each entry is a version of the registered model
 `NAME.ledger`, because numbering versions is what MLflow does one at a time, whoever asks. An entry names the digest
-of the one before it, and of two that name the same one the first counts (edgeopt.release.ledger.hash_chain). Appending is therefore
+of the one before it, and of two that name the same one the first counts (see hash_chain). Appending is therefore
 a compare-and-swap, and whoever appends knows at once whether somebody was faster.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from edgeopt.core.instantiate import canonical
+from edgeopt.core.config_objects import canonical
 from edgeopt.errors import GateError, TrackingError
 from edgeopt.release.ledger import hash_chain
 from edgeopt.release.ledger.hash_chain import ENTRY, SUFFIX, Entry, Reading
@@ -54,7 +54,7 @@ class Ledger:
         """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = Entry(
-            place=len(seen.entries) + 1,
+            location=len(seen.entries) + 1,
             previous=seen.head,
             kind=kind,
             actor=actor,
@@ -72,11 +72,11 @@ class Ledger:
         if number == seen.last + 1:
             return replace(seen, entries=(*seen.entries, entry), last=number)
         now = self.read()
-        if now.entries[entry.place - 1 : entry.place] != (entry,):
+        if now.entries[entry.location - 1 : entry.location] != (entry,):
             raise GateError(
                 "somebody else changed this model at the same moment, so nothing was done",
-                place=self.model,
-                mend=f"See `edgeopt releases {self.model}`, and run the command again",
+                location=self.model,
+                hint=f"See `edgeopt releases {self.model}`, and run the command again",
             )
         return now
 

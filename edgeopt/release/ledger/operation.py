@@ -116,8 +116,8 @@ class Desk:
         if drift:
             raise GateError(
                 drift[0],
-                place=self.model,
-                mend=f'Move it back in MLflow, or accept it: `edgeopt audit {self.model} --adopt --reason "…"`',
+                location=self.model,
+                hint=f'Move it back in MLflow, or accept it: `edgeopt audit {self.model} --adopt --reason "…"`',
             )
         return self.history
 
@@ -133,8 +133,8 @@ class Desk:
         if self._seen.faults:
             raise GateError(
                 f"its ledger does not hold: {self._seen.faults[0]}",
-                place=self.model,
-                mend=f"Find out who changed it: `edgeopt audit {self.model}`",
+                location=self.model,
+                hint=f"Find out who changed it: `edgeopt audit {self.model}`",
             )
         if self.history.open is not None:
             self._take_over()
@@ -169,8 +169,8 @@ class Desk:
         if self._lives(holder):
             raise GateError(
                 f"{begun.actor} is at it on {holder['machine']}: {begun.facts['action']}, since {begun.at}",
-                place=self.model,
-                mend="Run the command again when it has ended",
+                location=self.model,
+                hint="Run the command again when it has ended",
             )
         for version in registry.versions(self.client, self.model):
             if version.tags.get(OPERATION) == begun.digest:

@@ -41,7 +41,7 @@ def answering(tracking_uri: str | None) -> Iterator[MlflowClient]:
         with _as_mlflows_own(uri):
             yield MlflowClient(tracking_uri=uri)
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise TrackingError(f"the registry refused: {first_line(error)}", place=without_password(uri)) from error
+        raise TrackingError(f"the registry refused: {first_line(error)}", location=without_password(uri)) from error
 
 
 @contextlib.contextmanager
@@ -109,8 +109,8 @@ class Reference:
         """Of `NAME@ALIAS` or `NAME/VERSION`, with `models:/` before it or without."""
         match = _REFERENCE.fullmatch(text)
         if match is None:
-            mend = "Give models:/NAME@ALIAS or models:/NAME/VERSION"
-            raise InputError(f"{text!r} is no registry URI", place="uri", mend=mend)
+            hint = "Give models:/NAME@ALIAS or models:/NAME/VERSION"
+            raise InputError(f"{text!r} is no registry URI", location="uri", hint=hint)
         return cls(name=match["name"], alias=match["alias"] or "", version=match["version"] or "")
 
     def find(self, client: MlflowClient) -> ModelVersion:
@@ -122,11 +122,11 @@ class Reference:
                 raise
             known = ", ".join(m.name for m in client.search_registered_models(max_results=20)) or "none yet"
             what = f"no model {self.name!r} is registered"
-            raise InputError(what, place="uri", mend=f"Registered are: {known}") from error
+            raise InputError(what, location="uri", hint=f"Registered are: {known}") from error
         if self.alias and self.alias not in model.aliases:
             known = ", ".join(sorted(model.aliases)) or "none yet"
             raise InputError(
-                f"model {self.name!r} has no alias {self.alias!r}", place="uri", mend=f"Its aliases: {known}"
+                f"model {self.name!r} has no alias {self.alias!r}", location="uri", hint=f"Its aliases: {known}"
             )
         number = str(model.aliases[self.alias]) if self.alias else self.version
         try:
@@ -136,7 +136,7 @@ class Reference:
                 raise
             known = ", ".join(str(version.version) for version in versions(client, self.name)[-20:]) or "none"
             what = f"model {self.name!r} has no version {number}"
-            raise InputError(what, place="uri", mend=f"Its versions: {known}") from error
+            raise InputError(what, location="uri", hint=f"Its versions: {known}") from error
 
 
 def resolve(uri: str, tracking_uri: str | None = None, destination: Path | None = None) -> Path:
@@ -162,8 +162,8 @@ def fetch(version: ModelVersion, destination: Path | None = None) -> Engine:
         target = None if destination is None else str(destination)
         folder = Path(mlflow.artifacts.download_artifacts(pinned, dst_path=target))
     except (MlflowException, OSError) as error:
-        mend = "Register it with edgeopt promote"
-        raise InputError(f"{pinned} has no artifacts ({first_line(error)})", place="uri", mend=mend) from error
+        hint = "Register it with edgeopt promote"
+        raise InputError(f"{pinned} has no artifacts ({first_line(error)})", location="uri", hint=hint) from error
     engine = Engine.read(engine_folder(folder))
     engine.verify()
     for what, tag, found in (
@@ -174,8 +174,8 @@ def fetch(version: ModelVersion, destination: Path | None = None) -> Engine:
         if found != expected:
             raise InputError(
                 f"the engine of {pinned} is not the one that was registered: its {what} is {found}, not {expected}",
-                place=str(engine.directory),
-                mend="Use another version, and find out who changed it",
+                location=str(engine.directory),
+                hint="Use another version, and find out who changed it",
             )
     return engine
 
@@ -185,12 +185,12 @@ def engine_folder(model_folder: Path) -> Path:
     try:
         flavors = Model.load(str(model_folder)).flavors
     except (MlflowException, OSError) as error:
-        mend = "Promote a study to make one"
-        raise InputError("this is no MLflow model", place=str(model_folder), mend=mend) from error
+        hint = "Promote a study to make one"
+        raise InputError("this is no MLflow model", location=str(model_folder), hint=hint) from error
     if tags.FLAVOR not in flavors or "python_function" not in flavors:
         raise InputError(
             f"the model has no edgeopt flavor, only: {', '.join(flavors) or 'none'}",
-            place=str(model_folder),
-            mend="Name a model that edgeopt promote registered",
+            location=str(model_folder),
+            hint="Name a model that edgeopt promote registered",
         )
     return model_folder / str(flavors[tags.FLAVOR]["data"])

@@ -65,7 +65,7 @@ def champion(name: str, tracking_uri: str | None = None, *, study: str | None = 
 
 def unregistered(name: str) -> InputError:
     """What a person is told who asks for a model that is not there."""
-    return InputError(f"no model {name!r} is registered", place="NAME", mend="Promote a study: `edgeopt promote`")
+    return InputError(f"no model {name!r} is registered", location="NAME", hint="Promote a study: `edgeopt promote`")
 
 
 def by_client(tracking_uri: str | None, names: Sequence[str]) -> list[Registered]:

@@ -27,7 +27,7 @@ def check(tokens: int) -> None:
     """ConfigError where a prompt cannot be read so many tokens at once."""
     if tokens < 1:
         raise ConfigError(
-            f"{tokens} is no number of tokens", place="prompt_tokens", mend=f"Give {CHUNK_TOKENS}, or up to 512"
+            f"{tokens} is no number of tokens", location="prompt_tokens", hint=f"Give {CHUNK_TOKENS}, or up to 512"
         )
 
 

@@ -27,7 +27,7 @@ def check(tokens: int, *, at_once: int = MOST + 1) -> None:
     """ConfigError where so many tokens cannot be guessed by a runtime that reads `at_once` together at most."""
     most = min(MOST, at_once - 1)
     if not 0 <= tokens <= most:
-        raise ConfigError(f"{tokens} is not in 0 … {most}", place="prompt_lookup", mend="Give 2, or 0 for none")
+        raise ConfigError(f"{tokens} is not in 0 … {most}", location="prompt_lookup", hint="Give 2, or 0 for none")
 
 
 def decode(
@@ -48,7 +48,7 @@ def decode(
     """
     text, draft, rows = Text(tokens), list[int](), [scores]
     while max_new_tokens:
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             if not stop_at_end:
                 row[list(ends)] = -float("inf")
             token = int(row.argmax())
@@ -57,11 +57,11 @@ def decode(
             yield token
             text.append(token)
             max_new_tokens -= 1
-            if place < len(draft) and draft[place] != token:
+            if index < len(draft) and draft[index] != token:
                 break
         if not max_new_tokens:
             return
-        past.back(len(draft) - place)
+        past.back(len(draft) - index)
         draft = text.guess(min(guessed, max_new_tokens - 1))
         read = [token, *draft]
         rows = list(past.read(read, range(len(read))))
@@ -85,7 +85,7 @@ class Text:
     def guess(self, most: int) -> list[int]:
         """What followed the last tokens when they stood in the text before; nothing where they did not."""
         for count in ALIKE:
-            place = self._following.get(tuple(self._tokens[-count:]))
-            if place is not None:
-                return self._tokens[place : place + most]
+            index = self._following.get(tuple(self._tokens[-count:]))
+            if index is not None:
+                return self._tokens[index : index + most]
         return []

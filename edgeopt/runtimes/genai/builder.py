@@ -1,8 +1,8 @@
-"""Drives onnxruntime-genai's model builder in process, also for layers of different widths and grids.
+"""Build genai engines with onnxruntime-genai's model builder.
 
-The builder reads weights by transformers' loader, takes every layer for equally wide and rounds them by
-itself. Some of its methods are replaced on the instance that it creates: weights come from edgeopt.checkpoints.modeling,
-each layer sees its own sizes, and matrices that a checkpoint holds on a grid become nodes as they are.
+The stock builder loads weights through transformers, assumes that all layers have the same width, and rounds weights
+itself. edgeopt replaces three of its methods on the instance: weights come from edgeopt.checkpoints.modeling, each layer
+has its own sizes, and quantized matrices of the checkpoint become nodes unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
         from onnxruntime_genai.models import builder
 
     spec = checkpoint.spec
-    progress(f"building {describe(spec)}")
+    progress(f"building {to_config(spec)}")
     network = modeling.load(checkpoint)
     updates = adapters.by_node(network, checkpoint)
     source, scratch = str(checkpoint.directory), str(directory / "scratch")
@@ -77,14 +77,14 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
         adapters.export(updates, directory)
 
 
-def describe(spec: ModelSpec) -> str:
+def to_config(spec: ModelSpec) -> str:
     """A few words on how the engine stores its weights."""
     return f"engine of {spec.bits_per_weight:.2f} bits per weight"
 
 
 def _options(checkpoint: Checkpoint, runtime: Genai) -> list[str]:
     spec = checkpoint.spec
-    shared = spec.tied_embeddings and LM_HEAD not in spec.grids  # tables on a grid are shared by genai_grid
+    shared = spec.tied_embeddings and LM_HEAD not in spec.schemes  # tables on a grid are shared by genai_grid
     options = ["hf_token=false", f"shared_embeddings={str(shared).lower()}"]
     if runtime.gate_up_fused:
         options.append("fuse_mlp_gate_up=true")
@@ -130,7 +130,7 @@ def _adapted(
         self.load_weights = lambda _: network
         self.make_layer, self.make_key_value_cache_shape = sized, sized_cache
         resize(0)
-        if spec.grids:
+        if spec.schemes:
             GridNodes(self, network, checkpoint, runtime).install()
         adapters.AdapterNodes(self, touched).install()
         make_model(self, input_path)

@@ -120,7 +120,7 @@ def estimate(
         kv_cache=kv_cache,
         activations=activations,
         resident=sum(resident_bytes(spec, name) for name in spec.matrices) + adapters,
-        packing=max((resident_bytes(spec, name) for name in spec.matrices if name not in spec.grids), default=0),
+        packing=max((resident_bytes(spec, name) for name in spec.matrices if name not in spec.schemes), default=0),
     )
 
 
@@ -128,7 +128,7 @@ def graph_bytes(spec: ModelSpec) -> int:
     """Bytes of both graphs, which differ by the rows of their logits, and of the config beside them."""
     one = GRAPH_BYTES + len(spec.layers) * (LAYER_BYTES + (KV_BYTES if spec.kv_cache else 0))
     for name, (rows, _) in spec.matrices.items():
-        grid, count = spec.grids.get(name), len(nodes(name, rows))
+        grid, count = spec.schemes.get(name), len(nodes(name, rows))
         if grid is not None:
             zero_points, bias = 0 if grid.symmetric else ZERO_POINTS_BYTES, BIAS_BYTES if grid.bias else 0
             one += count * (NODE_BYTES[grid.inputs] + zero_points + bias)
@@ -140,7 +140,7 @@ def graph_bytes(spec: ModelSpec) -> int:
 def resident_bytes(spec: ModelSpec, name: str) -> int:
     """Bytes of a unit at run time, where fp16 is widened to fp32; of tied tables each of the two uses has its own."""
     rows, columns = spec.matrices[name]
-    grid = spec.grids.get(name)
+    grid = spec.schemes.get(name)
     if name == EMBEDDING and (grid is not None or spec.weight_dtype == "fp32"):
         return min(TOUCHED_BYTES, spec.size_bytes(name))
     if grid is None:

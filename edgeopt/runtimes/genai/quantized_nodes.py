@@ -12,9 +12,9 @@ from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD
 
 if TYPE_CHECKING:
-    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.model_spec import Grid
+    from edgeopt.core.model_spec import QuantizationScheme
     from edgeopt.runtimes.genai.runtime import Genai
 
 TABLE = "model.embed_tokens"
@@ -81,7 +81,13 @@ class GridNodes:
         return f"{name}/output_0"
 
     def _multiply(
-        self, node: str, form: Grid, matrix: Rounded, root_input: str, stored: list[str], output: str
+        self,
+        node: str,
+        form: QuantizationScheme,
+        matrix: QuantizedMatrix,
+        root_input: str,
+        stored: list[str],
+        output: str,
     ) -> None:
         rows, columns = matrix.codes.shape
         self._model.make_node(
@@ -144,7 +150,7 @@ class GridNodes:
         model = self._model
         model.make_value(output, model.io_dtype, shape=model.make_hidden_state_shape(last_dim=width))
 
-    def _tied(self, node: str, form: Grid, matrix: Rounded) -> list[str]:
+    def _tied(self, node: str, form: QuantizationScheme, matrix: QuantizedMatrix) -> list[str]:
         """The embedding's stored matrix in the shape that lm_head reads."""
         import onnx_ir as ir
 
@@ -153,7 +159,9 @@ class GridNodes:
         self._model.make_reshape(f"{node}/codes", [codes, f"/model/constants/INT64/{shape}"], ir.DataType.UINT8, shape)
         return [f"{node}/codes/output_0", *others]
 
-    def _store(self, matrix: Rounded, form: Grid, prefix: str, *, flat: bool = False) -> list[str]:
+    def _store(
+        self, matrix: QuantizedMatrix, form: QuantizationScheme, prefix: str, *, flat: bool = False
+    ) -> list[str]:
         """Initializers of a matrix: packed codes, fp16 scales that are widened at load, packed zero-points."""
         import numpy as np
         import onnx_ir as ir
@@ -170,20 +178,22 @@ class GridNodes:
         return [codes, scales, *zero_points]
 
 
-def _shape(matrix: Rounded, form: Grid) -> list[int]:
+def _shape(matrix: QuantizedMatrix, form: QuantizationScheme) -> list[int]:
     """(rows, blocks, bytes of a block), as MatMulNBits reads it."""
     rows, columns = matrix.codes.shape
     return [rows, columns // form.block_size, form.block_size * form.bits // 8]
 
 
-def _by_node(network: Any, checkpoint: Checkpoint, *, fused: bool) -> dict[str, tuple[Rounded, Grid]]:
+def _by_node(
+    network: Any, checkpoint: Checkpoint, *, fused: bool
+) -> dict[str, tuple[QuantizedMatrix, QuantizationScheme]]:
     """Matrices by the name that the builder gives their node; the embedding by that of its unit."""
     spec, modules = checkpoint.spec, modeling.units(network)
     rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
-    if spec.tied_embeddings and EMBEDDING in spec.grids:
+    if spec.tied_embeddings and EMBEDDING in spec.schemes:
         rounded[modules[LM_HEAD][0]] = rounded[modules[EMBEDDING][0]]
-    found: dict[str, tuple[Rounded, Grid]] = {}
-    for unit, form in spec.grids.items():
+    found: dict[str, tuple[QuantizedMatrix, QuantizationScheme]] = {}
+    for unit, form in spec.schemes.items():
         whole = quantized_matrix.stack(rounded[name] for name in modules[unit])
         parts = nodes(unit, len(whole.codes), fused=fused)
         matrices = whole.split(list(parts.values()))
@@ -219,7 +229,7 @@ def _parts(rows: int, most: int) -> list[int]:
     return [min(size, rows - start) for start in range(0, rows, size)]
 
 
-def _names(prefix: str, form: Grid) -> list[str]:
+def _names(prefix: str, form: QuantizationScheme) -> list[str]:
     """Codes, scales and, where a grid has them, zero-points as inputs of a node."""
     names = [f"{prefix}.codes", f"{prefix}.scales/Cast/output_0"]
     return names if form.symmetric else [*names, f"{prefix}.zero_points"]

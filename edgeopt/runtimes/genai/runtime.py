@@ -15,7 +15,7 @@ from edgeopt.runtimes.decoding.incremental_session import PastSession
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from edgeopt.runtimes.onnxruntime_common import prepacked_weights, thread_affinity
 from edgeopt.runtimes.onnxruntime_common.mapped_memory import hold, pieces, settle
-from edgeopt.runtimes.onnxruntime_common.session_options import LEVELS, Knobs
+from edgeopt.runtimes.onnxruntime_common.session_options import LEVELS, SessionOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ LONG_ROPE = "phi3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Genai(Knobs):
+class Genai(SessionOptions):
     """CPU engines built by onnxruntime-genai's model builder in process.
 
     Attributes:
@@ -51,22 +51,22 @@ class Genai(Knobs):
 
     format: ClassVar[str] = "genai-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("onnxruntime_genai",)
-    OPENING: ClassVar[frozenset[str]] = Knobs.KNOBS
-    otherwise: ClassVar[PortableOnnx] = PortableOnnx()
+    SESSION_FIELDS: ClassVar[frozenset[str]] = SessionOptions.KNOBS
+    fallback: ClassVar[PortableOnnx] = PortableOnnx()
     accuracy_level: int = 4
     gate_up_fused: bool = False
 
     def __post_init__(self) -> None:
-        Knobs.__post_init__(self)
+        SessionOptions.__post_init__(self)
         if self.graph_optimization == "none":
             raise ConfigError(
                 "ONNX Runtime multiplies rounded weights wrongly where it did not compute their scales beforehand",
-                place="graph_optimization",
-                mend="Give basic, extended or all",
+                location="graph_optimization",
+                hint="Give basic, extended or all",
             )
         if self.accuracy_level not in (1, 4):
             raise ConfigError(
-                f"{self.accuracy_level} is no accuracy level", place="accuracy_level", mend="Choose 1 or 4"
+                f"{self.accuracy_level} is no accuracy level", location="accuracy_level", hint="Choose 1 or 4"
             )
 
     @property
@@ -80,29 +80,29 @@ class Genai(Knobs):
         if spec.architecture not in ARCHITECTURES:
             raise ConfigError(
                 f"onnxruntime-genai does not build {spec.architecture}",
-                place="runtime",
-                mend=f"Use runtime=onnx, or one of: {', '.join(ARCHITECTURES)}",
+                location="runtime",
+                hint=f"Use runtime=onnx, or one of: {', '.join(ARCHITECTURES)}",
             )
         if spec.head_size % HEAD_MULTIPLE:
             raise ConfigError(
                 f"ONNX Runtime's GroupQueryAttention takes head sizes that are a multiple of {HEAD_MULTIPLE}, "
                 f"and this model's is {spec.head_size}",
-                place="runtime",
-                mend="Use runtime=onnx or another model",
+                location="runtime",
+                hint="Use runtime=onnx or another model",
             )
         if self.packed_on_disk:
             prepacked_weights.check(spec)
         if self.gate_up_fused and spec.adapters:
             raise ConfigError(
                 "onnxruntime-genai fuses no matrices that adapters update",
-                place="runtime.gate_up_fused",
-                mend="Give false, or merge them: step.lora.merge=true",
+                location="runtime.gate_up_fused",
+                hint="Give false, or merge them: step.lora.merge=true",
             )
         if len({layer.kv_heads for layer in spec.layers}) > 1:
             raise ConfigError(
                 "onnxruntime-genai keeps one key-value cache shape for all layers, and this model's differ",
-                place="runtime",
-                mend="Use runtime=onnx, or prune the same share of heads in every layer",
+                location="runtime",
+                hint="Use runtime=onnx, or prune the same share of heads in every layer",
             )
 
     def estimate(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Estimate:
@@ -182,7 +182,7 @@ class GenaiSession(PastSession):
             try:
                 self._model = Model(self._directory, {"model": {"decoder": decoder}})
             except RuntimeError as error:
-                raise BuildError(f"the engine cannot be opened ({error})", place=str(self._directory)) from error
+                raise BuildError(f"the engine cannot be opened ({error})", location=str(self._directory)) from error
             data = self._directory / f"{GENERATING}.data"
             settle(data, self._runtime)
             hold(pieces(data), self._runtime.mapped_weights)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from edgeopt.checkpoints.adapters import LowRank
-    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.model_spec import Grid, ModelSpec
+    from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
     from edgeopt.core.protocols import Progress
 
 FREQUENCIES, LONG_ROPE = "rope_freqs.weight", ("rope_factors_long.weight", "rope_factors_short.weight")
@@ -77,7 +77,7 @@ class _Names:
         """Of a module, without the name of a part; BuildError where llama.cpp has none."""
         name: str | None = self._map.get_name(module)
         if name is None:
-            raise BuildError(f"llama.cpp has no name for {module!r}", mend="Use another runtime")
+            raise BuildError(f"llama.cpp has no name for {module!r}", hint="Use another runtime")
         return name
 
     def rows(self, module: str) -> np.ndarray | slice:
@@ -89,7 +89,7 @@ def _require_full_attention(config: Mapping[str, Any], spec: ModelSpec) -> None:
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window and window < spec.context_length and not FAMILIES[spec.architecture].windowed:
         raise BuildError(
-            f"llama.cpp does not compute the sliding window of {window} tokens of {spec.architecture}", mend=OTHERWISE
+            f"llama.cpp does not compute the sliding window of {window} tokens of {spec.architecture}", hint=OTHERWISE
         )
 
 
@@ -139,7 +139,7 @@ def _write(writer: gguf.GGUFWriter, tensors: Tensors) -> None:
 def _tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) -> Tensors:
     spec, units = checkpoint.spec, modeling.units(network)
     rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
-    forms = {module: form for unit, form in spec.grids.items() for module in units[unit]}
+    forms = {module: form for unit, form in spec.schemes.items() for module in units[unit]}
     found: Tensors = {}
     for key, tensor in network.state_dict().items():
         module, _, part = key.rpartition(".")
@@ -212,11 +212,13 @@ def _rotary_factors(network: PreTrainedModel, spec: ModelSpec) -> Tensors:
     if np.allclose(factors, 1, rtol=1e-5):
         return {}
     if FAMILIES[spec.architecture].name != "llama" or rotary.attention_scaling != 1.0:
-        raise BuildError(f"llama.cpp does not compute the rotary scaling of {spec.architecture}", mend=OTHERWISE)
+        raise BuildError(f"llama.cpp does not compute the rotary scaling of {spec.architecture}", hint=OTHERWISE)
     return {FREQUENCIES: _plain(factors)}
 
 
-def _packed(matrix: Rounded, form: Grid, rows: np.ndarray | slice) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+def _packed(
+    matrix: QuantizedMatrix, form: QuantizationScheme, rows: np.ndarray | slice
+) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
     """The blocks of each row: scale, minimum where there is one, and codes; uint8, shape (rows, bytes)."""
     kinds = gguf.GGMLQuantizationType
     scales = matrix.scales.numpy()[rows]

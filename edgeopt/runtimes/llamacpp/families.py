@@ -56,7 +56,7 @@ def _gemma(writer: gguf.GGUFWriter, config: Mapping[str, Any], spec: ModelSpec) 
         raise BuildError(
             f"llama.cpp scales scores by heads of {spec.head_size} channels, and this model by "
             f"{config['query_pre_attn_scalar']} (query_pre_attn_scalar)",
-            mend=OTHERWISE,
+            hint=OTHERWISE,
         )
     windows = [kind == "sliding_attention" for kind in config["layer_types"]]
     period = [*windows, False].index(False) + 1
@@ -97,7 +97,7 @@ def _require(given: list[bool], computed: list[bool], what: str) -> None:
     """BuildError where `what` lies in other layers than llama.cpp has it, such as after some were dropped."""
     if given != computed:
         listed = [", ".join(str(n) for n, wanted in enumerate(each) if wanted) or "none" for each in (given, computed)]
-        raise BuildError(f"llama.cpp has {what} in layers {listed[1]}, and this model in {listed[0]}", mend=OTHERWISE)
+        raise BuildError(f"llama.cpp has {what} in layers {listed[1]}, and this model in {listed[0]}", hint=OTHERWISE)
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -27,6 +27,6 @@ def size(spec: ModelSpec, *, carried_bytes: int) -> Measurement:
 
 def _minima_bytes(spec: ModelSpec) -> int:
     """What Q4_1 takes beyond edgeopt's grid: a minimum in fp16 for each block in place of a zero-point in 4 bits."""
-    stored = {name: grid for name, grid in spec.grids.items() if not (spec.tied_embeddings and name == LM_HEAD)}
+    stored = {name: grid for name, grid in spec.schemes.items() if not (spec.tied_embeddings and name == LM_HEAD)}
     shapes = {name: spec.matrices[name] for name, grid in stored.items() if not grid.symmetric}
     return sum(rows * -(-columns // stored[name].block_size) for name, (rows, columns) in shapes.items()) * 3 // 2

@@ -26,7 +26,7 @@ def rounded(source: Path, path: Path, file_type: str, importance: Mapping[str, n
     if importance:
         params.imatrix = _matrix(importance)
     if llama_cpp.llama_model_quantize(bytes(source), bytes(path), ctypes.byref(params)) != 0:
-        raise BuildError(f"llama.cpp could not round the model to {file_type}", mend="Use another type, or int4")
+        raise BuildError(f"llama.cpp could not round the model to {file_type}", hint="Use another type, or int4")
 
 
 def _matrix(importance: Mapping[str, np.ndarray]) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeopt.core.artifact import Checkpoint, Engine
-    from edgeopt.core.model_spec import Grid, ModelSpec
+    from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
     from edgeopt.core.protocols import Progress, Session
     from edgeopt.core.result import Measurement
     from edgeopt.core.target import Target
@@ -39,10 +39,10 @@ class LlamaCpp:
 
     format: ClassVar[str] = "llamacpp-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "llama_cpp")
-    OPENING: ClassVar[frozenset[str]] = frozenset(
+    SESSION_FIELDS: ClassVar[frozenset[str]] = frozenset(
         {"keys_values", "prompt_tokens", "prompt_lookup", "mapped", "repacked"}
     )
-    otherwise: ClassVar[None] = None
+    fallback: ClassVar[None] = None
     keys_values: Literal["fp32", "fp16", "int8", "int4"] = "fp16"
     prompt_tokens: int = 512
     prompt_lookup: int = 0
@@ -61,45 +61,45 @@ class LlamaCpp:
     def check(self, spec: ModelSpec) -> None:
         if not all(map(find_spec, ("gguf", "llama_cpp"))):
             raise ConfigError(
-                "llama-cpp-python is not installed", place="runtime", mend="pip install 'edgeopt[llamacpp]'"
+                "llama-cpp-python is not installed", location="runtime", hint="pip install 'edgeopt[llamacpp]'"
             )
         if spec.architecture not in FAMILIES:
             raise ConfigError(
                 f"GGUF engines of {spec.architecture} are not known",
-                place="runtime",
-                mend=f"Use runtime=genai or onnx, or one of: {', '.join(FAMILIES)}",
+                location="runtime",
+                hint=f"Use runtime=genai or onnx, or one of: {', '.join(FAMILIES)}",
             )
         if spec.kv_cache is not None:
             raise ConfigError(
                 "llama.cpp finds the scales of keys and values by itself, and takes none from calibration text",
-                place="runtime",
-                mend="Give runtime.keys_values=int8 in place of the step",
+                location="runtime",
+                hint="Give runtime.keys_values=int8 in place of the step",
             )
         if spec.varied and not FAMILIES[spec.architecture].varied:
             raise ConfigError(
                 f"llama.cpp takes the sizes of the first layer for all of {spec.architecture}, and this model's differ",
-                place="runtime",
-                mend="Use runtime=onnx, or prune the same share of every layer: step.prune.distribution=uniform",
+                location="runtime",
+                hint="Use runtime=onnx, or prune the same share of every layer: step.prune.distribution=uniform",
             )
         if self.keys_values in ("int8", "int4") and spec.head_size % BLOCK_SIZE:
             raise ConfigError(
                 f"heads of {spec.head_size} channels have no whole blocks of {BLOCK_SIZE}",
-                place="runtime.keys_values",
-                mend="Give fp16",
+                location="runtime.keys_values",
+                hint="Give fp16",
             )
-        for name, grid in spec.grids.items():
+        for name, grid in spec.schemes.items():
             if not _is_known(grid):
                 raise ConfigError(
                     f"{name} is on a grid of {grid.bits} bits in blocks of {grid.block_size}, and llama.cpp's own have "
                     f"{BLOCK_SIZE}, of 4 bits or of 8 symmetric ones, with inputs in float",
-                    place="runtime",
-                    mend=f"Give step.quantize.block_size={BLOCK_SIZE}, and 8 bits symmetric=true",
+                    location="runtime",
+                    hint=f"Give step.quantize.block_size={BLOCK_SIZE}, and 8 bits symmetric=true",
                 )
             if spec.matrices[name][1] % BLOCK_SIZE:
                 raise ConfigError(
                     f"{name} has {spec.matrices[name][1]} columns, which {BLOCK_SIZE} does not divide",
-                    place="runtime",
-                    mend=f"Keep it in float, or prune in multiples of {BLOCK_SIZE}",
+                    location="runtime",
+                    hint=f"Keep it in float, or prune in multiples of {BLOCK_SIZE}",
                 )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
@@ -114,7 +114,7 @@ class LlamaCpp:
 
     def lint(self, engine: Engine) -> list[str]:
         spec = engine.spec
-        if spec.grids and EMBEDDING not in spec.grids and spec.tied_embeddings:
+        if spec.schemes and EMBEDDING not in spec.schemes and spec.tied_embeddings:
             return ["the table is in float, and is read whole for every token: put lm_head and embedding on a grid"]
         return []
 
@@ -125,6 +125,6 @@ class LlamaCpp:
         return LlamaCppSession(self, engine, threads)
 
 
-def _is_known(grid: Grid) -> bool:
+def _is_known(grid: QuantizationScheme) -> bool:
     in_blocks = grid.inputs == "float" and grid.block_size == BLOCK_SIZE
     return in_blocks and (grid.bits == 4 or (grid.bits == 8 and grid.symmetric))

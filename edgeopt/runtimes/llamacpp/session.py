@@ -46,7 +46,7 @@ class LlamaCppSession(PastSession):
         params.use_extra_bufts = runtime.repacked
         self._model = llama_cpp.llama_model_load_from_file(bytes(engine.directory / MODEL_FILE), params)
         if self._model is None:
-            raise BuildError("llama.cpp cannot open the engine", place=str(engine.directory), mend="Build it again")
+            raise BuildError("llama.cpp cannot open the engine", location=str(engine.directory), hint="Build it again")
 
     def close(self) -> None:
         if self._model is not None:
@@ -66,7 +66,7 @@ class LlamaCppSession(PastSession):
             path = self._directory / adapter_path(name)
             self._adapters[name] = llama_cpp.llama_adapter_lora_init(self._model, bytes(path))
             if self._adapters[name] is None:
-                raise BuildError("llama.cpp cannot open the adapter", place=str(path), mend="Build it again")
+                raise BuildError("llama.cpp cannot open the adapter", location=str(path), hint="Build it again")
         return self._adapters[name]
 
 
@@ -85,7 +85,7 @@ class _Context:
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(model, params)
         if self._context is None:
-            raise MeasureError(f"llama.cpp makes no context of {capacity} tokens", mend="Give a shorter prompt")
+            raise MeasureError(f"llama.cpp makes no context of {capacity} tokens", hint="Give a shorter prompt")
         self._batch = llama_cpp.llama_batch_init(at_once, 0, 1)
         weakref.finalize(self, _free, self._context, self._batch)
 
@@ -98,12 +98,12 @@ class _Context:
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         batch = self._batch
         batch.n_tokens = len(tokens)
-        for place, token in enumerate(tokens):
-            batch.token[place] = token
-            batch.pos[place] = self._length + place
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = 0
-            batch.logits[place] = place in rows
+        for index, token in enumerate(tokens):
+            batch.token[index] = token
+            batch.pos[index] = self._length + index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = index in rows
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise MeasureError(f"llama.cpp could not read {len(tokens)} tokens (status {status})")

@@ -59,8 +59,8 @@ def build(checkpoint: Checkpoint, directory: Path, *, dialect: Dialect, progress
     progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {dialect.opset}")
     network = modeling.load(checkpoint)
     touched = _touched(checkpoint)
-    units = modeling.units(network) if checkpoint.spec.grids or dialect.halved else {}
-    on_grid = {unit: units[unit] for unit in units if unit in checkpoint.spec.grids}
+    units = modeling.units(network) if checkpoint.spec.schemes or dialect.halved else {}
+    on_grid = {unit: units[unit] for unit in units if unit in checkpoint.spec.schemes}
     try:
         network.set_attn_implementation("eager" if _is_capped(network) else ATTENTION)
         if dialect.halved:
@@ -169,7 +169,7 @@ def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
             {},
             {0: dynamic},
             [[{0: dynamic, 2: dynamic} for _ in buffers] for buffers in past],
-            [{place % 2: dynamic} for place in range(len(factors))],
+            [{index % 2: dynamic} for index in range(len(factors))],
         ),
         input_names=[graph.TOKENS, graph.PAST_LENGTH, graph.POSITION, graph.ROWS, *past_names, *names],
         output_names=[graph.LOGITS, *present_names],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgeopt.checkpoints import importing, modeling
 from edgeopt.core.artifact import Engine, link_file
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.errors import InputError
 from edgeopt.runtimes.onnx import graph
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
@@ -26,25 +26,25 @@ def adopt(path: Path, source: Path, directory: Path) -> Engine:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors share no class with onnx's
-        raise InputError(f"it is no ONNX graph ({error})", place=str(path)) from error
+        raise InputError(f"it is no ONNX graph ({error})", location=str(path)) from error
     inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     unknown = sorted(name for name in inputs - graph.KNOWN if not name.startswith("past"))
     if graph.TOKENS not in inputs or unknown:
         raise InputError(
             f"nothing is known of the graph's input {unknown[0]!r}" if unknown else f"the graph has no {graph.TOKENS}",
-            place=str(path),
-            mend="Export a decoder-only language model, as transformers names its inputs",
+            location=str(path),
+            hint="Export a decoder-only language model, as transformers names its inputs",
         )
     folder = path.parent.resolve()
     for tensor in filter(uses_external_data, model.graph.initializer):
         location = next(entry.value for entry in tensor.external_data if entry.key == "location")
         file = (folder / location).resolve()
         if not file.is_relative_to(folder) or not file.is_file():
-            raise InputError(f"its weights lie in {location!r}, which is not beside it", place=str(path))
+            raise InputError(f"its weights lie in {location!r}, which is not beside it", location=str(path))
         if not (directory / location).exists():
             link_file(file, directory / location)
     link_file(path, directory / graph.NAME)
     modeling.carry(source, directory)
     link_file(source / "config.json", directory / "config.json")
-    made_by = {"runtime": describe(PortableOnnx()), "source": str(path)}
+    made_by = {"runtime": to_config(PortableOnnx()), "source": str(path)}
     return Engine.seal(directory, format=PortableOnnx.format, spec=spec, made_by=made_by)

@@ -75,8 +75,8 @@ def cache_of(
     if room.window is not None:
         raise BuildError(
             "the graph keeps keys and values by itself, and all of them",
-            place="runtime.kv_window",
-            mend="Leave it out, or build the engine with runtime=onnx",
+            location="runtime.kv_window",
+            hint="Leave it out, or build the engine with runtime=onnx",
         )
     return Growing(session, spec) if any(name.startswith("past") for name in names) else Whole(session)
 

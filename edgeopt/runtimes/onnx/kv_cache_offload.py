@@ -28,9 +28,9 @@ Allocate = Callable[[Shapes], Mapping[str, np.ndarray]]
 def fitting(sizes: Sequence[int], budget_bytes: int) -> set[int]:
     """Places of the first sizes that fit the budget together."""
     found: set[int] = set()
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         if size <= budget_bytes:
-            found.add(place)
+            found.add(index)
             budget_bytes -= size
     return found
 
@@ -58,7 +58,7 @@ class Spill:
         budget_bytes = self._budget_bytes - sum(_bytes(*shapes[name]) for name in recent)
         owned = [[name for name in names if name in shapes.keys() - recent] for names in self._read]
         stay = fitting([sum(_bytes(*shapes[name]) for name in names) for names in owned], budget_bytes)
-        kept = recent.union(*(owned[place] for place in stay))
+        kept = recent.union(*(owned[index] for index in stay))
         found = in_memory({name: form for name, form in shapes.items() if name in kept})
         for name in shapes.keys() - kept:
             found[name] = array = _in_a_file(*shapes[name])
@@ -93,7 +93,7 @@ def _in_a_file(shape: tuple[int, ...], kind: type) -> np.ndarray:
         except OSError as error:
             raise BuildError(
                 f"there is no room for {size} bytes of keys and values ({error})",
-                place=tempfile.gettempdir(),
-                mend="Make room, or set TMPDIR to a folder that has it",
+                location=tempfile.gettempdir(),
+                hint="Make room, or set TMPDIR to a folder that has it",
             ) from error
         return np.frombuffer(mmap.mmap(file.fileno(), size), kind).reshape(shape)

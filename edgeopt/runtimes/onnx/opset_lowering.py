@@ -29,8 +29,8 @@ def lower(model: ir.Model, opset: int) -> None:
             if newer and not _LOWERED.get(node.op_type, _never)(node):
                 raise BuildError(
                     f"opset {opset} knows no {node.op_type} as this model needs it",
-                    place="runtime.opset",
-                    mend=f"Give {OLDEST}",
+                    location="runtime.opset",
+                    hint=f"Give {OLDEST}",
                 )
         model.graph.opset_imports[""] = opset
         RemoveUnusedNodesPass()(model)

@@ -40,7 +40,7 @@ def _size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterato
         spec,
         weights + (sizes.packed_on_disk_bytes(spec) if packed else 0),
         unsure_bytes=sizes.packed_error_bytes(spec) if packed else 0.0,
-        names_bytes=LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.grids),
+        names_bytes=LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.schemes),
         times=3,
         carried_bytes=carried_bytes,
     )
@@ -63,7 +63,7 @@ def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
     computes longer than it reads: weights on a grid that are not packed.
     """
     budget_bytes = runtime.resident_bytes
-    if budget_bytes is None or runtime.processes > 1 or (spec.grids and not runtime.packed_on_disk):
+    if budget_bytes is None or runtime.processes > 1 or (spec.schemes and not runtime.packed_on_disk):
         return 0
     size = packed_bytes if runtime.packed_on_disk else ModelSpec.size_bytes
     sizes = [size(spec, name) for name in spec.matrices if name != EMBEDDING]

@@ -17,9 +17,9 @@ from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD
 
 if TYPE_CHECKING:
-    from edgeopt.checkpoints.quantized_matrix import Rounded
+    from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
     from edgeopt.core.artifact import Checkpoint
-    from edgeopt.core.model_spec import Grid
+    from edgeopt.core.model_spec import QuantizationScheme
 
 _SIGNED: Mapping[int, Any] = {4: ml_dtypes.int4, 8: np.int8}
 _UNSIGNED: Mapping[int, Any] = {4: ml_dtypes.uint4, 8: np.uint8}
@@ -65,7 +65,7 @@ class GridNodes:
 
     def install(self, units: Mapping[str, Sequence[str]]) -> None:
         """Replace the weights of all units on a grid; `units` names their modules."""
-        for unit, form in self._spec.grids.items():
+        for unit, form in self._spec.schemes.items():
             for module in units[unit]:
                 tied = self._spec.tied_embeddings and unit in (LM_HEAD, EMBEDDING)
                 names = [units[table][0] for table in (EMBEDDING, LM_HEAD)] if tied else [module]
@@ -83,7 +83,9 @@ class GridNodes:
         inputs = {value.name: value for value in self._graph.inputs}
         return next(inputs[name] for name in map(self._names.__getitem__, modules) if name in inputs)
 
-    def _multiply(self, transpose: ir.Node, unit: str, module: str, matrix: Rounded, form: Grid) -> None:
+    def _multiply(
+        self, transpose: ir.Node, unit: str, module: str, matrix: QuantizedMatrix, form: QuantizationScheme
+    ) -> None:
         """Products with the transposed weight become products with whole numbers, (columns, rows)."""
         products = [usage.node for usage in transpose.outputs[0].uses()]
         if form.inputs == "float":
@@ -100,7 +102,9 @@ class GridNodes:
                 self._multiply_integers(product, module, matrix)
         self._graph.remove(transpose, safe=True)
 
-    def _dequantized(self, before: ir.Node, unit: str, module: str, matrix: Rounded, form: Grid) -> ir.Value:
+    def _dequantized(
+        self, before: ir.Node, unit: str, module: str, matrix: QuantizedMatrix, form: QuantizationScheme
+    ) -> ir.Value:
         """The weight, (columns, rows): scales of blocks are in fp16, and widened when it is loaded in fp32."""
         blocked = form.inputs == "float"
         codes, zero_points = _typed(matrix, form, signed=blocked or self._signed_inputs)
@@ -134,7 +138,7 @@ class GridNodes:
             self._inputs[key] = [self._node(product, "DequantizeLinear", [codes, *factors], f"{unit}.input")]
         return self._inputs[key][0]
 
-    def _multiply_integers(self, product: ir.Node, module: str, matrix: Rounded) -> None:
+    def _multiply_integers(self, product: ir.Node, module: str, matrix: QuantizedMatrix) -> None:
         """Inputs in 8 bits with a range of each call, times weights of one scale for each row."""
         found = product.inputs[0]
         assert found is not None
@@ -156,7 +160,7 @@ class GridNodes:
         ir.convenience.replace_all_uses_with(product.outputs[0], result)
         self._graph.remove(product, safe=True)
 
-    def _look_up(self, gather: ir.Node, module: str, matrix: Rounded, form: Grid) -> None:
+    def _look_up(self, gather: ir.Node, module: str, matrix: QuantizedMatrix, form: QuantizationScheme) -> None:
         """Rows of a table by arithmetic: (code - zero_point) * scale for the few that are read."""
         tokens = gather.inputs[1]
         assert tokens is not None
@@ -217,7 +221,7 @@ class GridNodes:
         return made.outputs[0]
 
 
-def _typed(matrix: Rounded, form: Grid, *, signed: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _typed(matrix: QuantizedMatrix, form: QuantizationScheme, *, signed: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Codes and zero-points, (rows, …); a symmetric grid needs none where it may be stored `signed`.
 
     Signed weights times unsigned inputs saturate on CPUs without VNNI.

@@ -58,8 +58,8 @@ class SpreadSession(PastSession):
         if count < runtime.processes:
             raise BuildError(
                 f"it was cut into {count} shards, which are fewer than {runtime.processes} processes",
-                place=str(engine.directory),
-                mend="Give fewer, or build it with more runtime.shards",
+                location=str(engine.directory),
+                hint="Give fewer, or build it with more runtime.shards",
             )
         bounds = [count * number // runtime.processes for number in range(runtime.processes + 1)]
         self._parts = [range(*pair) for pair in pairwise(bounds)]
@@ -91,7 +91,7 @@ class SpreadSession(PastSession):
             one.pass_on.remote(set().union(*reads[number + 1 :]))
         self.computed_by = providers[0]
         self.processes = tuple(
-            f"{place}, shards {part.start} to {part.stop - 1}" for place, part in zip(places, self._parts, strict=True)
+            f"{node}, shards {part.start} to {part.stop - 1}" for node, part in zip(places, self._parts, strict=True)
         )
 
     def _stop(self) -> None:
@@ -109,8 +109,8 @@ class SpreadSession(PastSession):
             self._stop()
             raise MeasureError(
                 f"of the processes that share the engine one has ended ({lost})",
-                place="runtime.processes",
-                mend="Ask again: they are started anew",
+                location="runtime.processes",
+                hint="Ask again: they are started anew",
             ) from error
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
@@ -153,8 +153,8 @@ class _Stage:
 
     def described(self) -> tuple[str, Sequence[str], set[str]]:
         """Where it runs, what computes, and the names of all that its shards read."""
-        place = f"process {os.getpid()} on {os.uname().nodename}"
-        return place, tuple(self._chain.get_providers()), set().union(*self._chain.entering)
+        location = f"process {os.getpid()} on {os.uname().nodename}"
+        return location, tuple(self._chain.get_providers()), set().union(*self._chain.entering)
 
     def pass_on(self, wanted: Collection[str]) -> None:
         """Give later processes the values of these names."""

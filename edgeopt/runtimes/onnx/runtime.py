@@ -10,7 +10,7 @@ from edgeopt.core import units
 from edgeopt.errors import ConfigError
 from edgeopt.runtimes import floats
 from edgeopt.runtimes.onnxruntime_common import prepacked_weights
-from edgeopt.runtimes.onnxruntime_common.session_options import Knobs
+from edgeopt.runtimes.onnxruntime_common.session_options import SessionOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ WEIGHT_BITS, GRID_OPSET = {4, 8}, 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PortableOnnx(Knobs):
+class PortableOnnx(SessionOptions):
     """Engines of ONNX Runtime from torch's exporter, with weights in fp32, stored in fp16 or on grids of 4 and 8 bits.
 
     Attributes:
@@ -54,10 +54,10 @@ class PortableOnnx(Knobs):
 
     format: ClassVar[str] = "onnx-2"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
-    OPENING: ClassVar[frozenset[str]] = Knobs.KNOBS | {
+    SESSION_FIELDS: ClassVar[frozenset[str]] = SessionOptions.KNOBS | {
         *("provider", "cpu_fallback", "resident", "kv_resident", "kv_window", "processes", "read_ahead")
     }
-    otherwise: ClassVar[None] = None
+    fallback: ClassVar[None] = None
     opset: int = 23
     keys_values: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
@@ -70,39 +70,39 @@ class PortableOnnx(Knobs):
     read_ahead: bool = False
 
     def __post_init__(self) -> None:
-        Knobs.__post_init__(self)
+        SessionOptions.__post_init__(self)
         if not 1 <= self.shards <= MOST_SHARDS:
-            raise ConfigError(f"{self.shards} is not in 1 … {MOST_SHARDS}", place="shards")
-        for place, budget_bytes in (("resident", self.resident_bytes), ("kv_resident", self.kv_resident_bytes)):
+            raise ConfigError(f"{self.shards} is not in 1 … {MOST_SHARDS}", location="shards")
+        for name, budget_bytes in (("resident", self.resident_bytes), ("kv_resident", self.kv_resident_bytes)):
             if budget_bytes is not None:
-                self._require_shards(place)
+                self._require_shards(name)
         if not 1 <= self.processes <= self.shards:
             raise ConfigError(
                 f"{self.processes} processes cannot share shards of which there are {self.shards}",
-                place="processes",
-                mend="Give 1, or as many shards or more",
+                location="processes",
+                hint="Give 1, or as many shards or more",
             )
         if self.processes > 1:
             self._require_cpu("processes")
             if self.affinity is not None:
                 raise ConfigError(
                     "processes may lie on hosts whose processors are others",
-                    place="affinity",
-                    mend="Give null, or processes=1",
+                    location="affinity",
+                    hint="Give null, or processes=1",
                 )
         if self.prompt_lookup and (self.kv_window is not None or self.keys_values in ("int8", "int4")):
             raise ConfigError(
                 "guesses that were wrong are taken back, and tokens that they drove out of a window do not return",
-                place="prompt_lookup",
-                mend="Give 0, or kv_window=null with keys_values=fp32 or fp16",
+                location="prompt_lookup",
+                hint="Give 0, or kv_window=null with keys_values=fp32 or fp16",
             )
         if self.kv_window is not None:
             self._require_cpu("kv_window")
             if self.kv_window < self.prompt_tokens:
                 raise ConfigError(
                     f"{self.kv_window} tokens are fewer than the {self.prompt_tokens} that are read at once",
-                    place="kv_window",
-                    mend=f"Give {self.prompt_tokens} or more, or fewer prompt_tokens",
+                    location="kv_window",
+                    hint=f"Give {self.prompt_tokens} or more, or fewer prompt_tokens",
                 )
         for knob, idle in {"packed_on_disk": False, "huge_pages": False, "mapped_weights": "on_demand"}.items():
             if getattr(self, knob) != idle:
@@ -110,14 +110,14 @@ class PortableOnnx(Knobs):
         if self.resident is not None and self.prepacked and not self.packed_on_disk:
             raise ConfigError(
                 "prepacked weights are copies in memory, whatever is resident",
-                place="prepacked",
-                mend="Give prepacked=false or packed_on_disk=true",
+                location="prepacked",
+                hint="Give prepacked=false or packed_on_disk=true",
             )
         if self.opset not in OPSETS:
             raise ConfigError(
                 f"{self.opset} is no opset that is tried",
-                place="opset",
-                mend=f"Choose one of: {', '.join(map(str, OPSETS))}",
+                location="opset",
+                hint=f"Choose one of: {', '.join(map(str, OPSETS))}",
             )
 
     @property
@@ -133,14 +133,14 @@ class PortableOnnx(Knobs):
         """Whether shards compute one after another, so that not all has to be in memory at once."""
         return self.resident is not None or self.kv_resident is not None
 
-    def _require_shards(self, place: str) -> None:
+    def _require_shards(self, location: str) -> None:
         if self.shards == 1:
-            raise ConfigError("a graph of one shard is resident as a whole", place=place, mend="Give shards=8")
-        self._require_cpu(place)
+            raise ConfigError("a graph of one shard is resident as a whole", location=location, hint="Give shards=8")
+        self._require_cpu(location)
 
-    def _require_cpu(self, place: str) -> None:
+    def _require_cpu(self, location: str) -> None:
         if self.provider != "cpu":
-            raise ConfigError(f"{self.provider} has memory of its own", place=place, mend="Give provider=cpu")
+            raise ConfigError(f"{self.provider} has memory of its own", location=location, hint="Give provider=cpu")
 
     @property
     def baseline(self) -> Self:
@@ -160,25 +160,25 @@ class PortableOnnx(Knobs):
     def check(self, spec: ModelSpec) -> None:
         floats.require(spec)
         if self.processes > 1 and not find_spec("ray"):
-            raise ConfigError("Ray is not installed", place="runtime.processes", mend="pip install 'edgeopt[ray]'")
+            raise ConfigError("Ray is not installed", location="runtime.processes", hint="pip install 'edgeopt[ray]'")
         if self.packed_on_disk:
             prepacked_weights.check(spec)
         if self.keys_values == "int4" and spec.head_size % 2:
             raise ConfigError(
                 f"heads of {spec.head_size} channels give no pairs for a byte",
-                place="runtime.keys_values",
-                mend="Give int8",
+                location="runtime.keys_values",
+                hint="Give int8",
             )
-        bits = {grid.bits for grid in spec.grids.values()}
+        bits = {grid.bits for grid in spec.schemes.values()}
         if spec.kv_cache is not None or not bits <= WEIGHT_BITS:
-            what, mend = "weights of 2 bits", "Use runtime=genai"
+            what, hint = "weights of 2 bits", "Use runtime=genai"
             if spec.kv_cache is not None:
                 what = "keys and values on a grid of calibrated ranges"
-                mend = "Give runtime.keys_values=int8 in place of the step, or use runtime=genai"
-            raise ConfigError(f"portable ONNX knows no {what}", place="runtime", mend=mend)
+                hint = "Give runtime.keys_values=int8 in place of the step, or use runtime=genai"
+            raise ConfigError(f"portable ONNX knows no {what}", location="runtime", hint=hint)
         if bits and self.opset < GRID_OPSET:
             raise ConfigError(
-                f"opset {self.opset} knows no rounded weights in blocks", place="opset", mend=f"Give {OPSETS[0]}"
+                f"opset {self.opset} knows no rounded weights in blocks", location="opset", hint=f"Give {OPSETS[0]}"
             )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
@@ -201,7 +201,7 @@ class PortableOnnx(Knobs):
 
         found = [] if self.packed_on_disk else graph.findings(engine.directory / graph.NAME)
         unfused = self.graph_optimization in ("none", "basic")
-        if unfused and any(grid.inputs != "dynamic" for grid in engine.spec.grids.values()):
+        if unfused and any(grid.inputs != "dynamic" for grid in engine.spec.schemes.values()):
             found.append(f"graph_optimization={self.graph_optimization} widens rounded weights for each token")
         return found
 

@@ -53,7 +53,7 @@ class PortableSession(PastSession):
                 )
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
-            raise BuildError(f"the engine cannot be opened ({error})", place=str(engine.directory)) from error
+            raise BuildError(f"the engine cannot be opened ({error})", location=str(engine.directory)) from error
         if not runtime.parted:
             settle(engine.directory / graph.WEIGHTS, runtime)
             hold(pieces(engine.directory / graph.WEIGHTS), runtime.mapped_weights)
@@ -62,8 +62,8 @@ class PortableSession(PastSession):
         if self.computed_by[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:
             raise BuildError(
                 f"ONNX Runtime has no {runtime.provider} here, and {self.computed_by[0]} would take its place",
-                place="runtime.provider",
-                mend="Install a GPU build of ONNX Runtime and its libraries, or allow runtime.cpu_fallback=true",
+                location="runtime.provider",
+                hint="Install a GPU build of ONNX Runtime and its libraries, or allow runtime.cpu_fallback=true",
             )
 
     def close(self) -> None:

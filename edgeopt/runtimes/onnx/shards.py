@@ -79,21 +79,21 @@ def _bounds(whole: GraphProto, crossing: Sequence[set[str]], count: int) -> list
         later = range(bounds[-1] + 1, len(whole.node))
         near = ([p for p in later if abs(read[p] - wanted) <= total / count / part] for part in (4, 2))
         if places := next(filter(None, near), []):
-            bounds.append(min(places, key=lambda place: (len(crossing[place]), abs(read[place] - wanted))))
+            bounds.append(min(places, key=lambda location: (len(crossing[location]), abs(read[location] - wanted))))
     if len(bounds) == 1:
-        raise BuildError("the graph has no place to cut it at", place="runtime.shards", mend="Give 1")
+        raise BuildError("the graph has no place to cut it at", location="runtime.shards", hint="Give 1")
     return bounds[1:]
 
 
 def _crossing(whole: GraphProto) -> list[set[str]]:
     """For each node, and the end, the values that were computed before it and are used by it or later."""
-    last_use = {name: place for place, node in enumerate(whole.node) for name in _used(node)}
+    last_use = {name: index for index, node in enumerate(whole.node) for name in _used(node)}
     alive: set[str] = set()
     found = []
-    for place, node in enumerate(whole.node):
-        alive = {name for name in alive if last_use[name] >= place}
+    for index, node in enumerate(whole.node):
+        alive = {name for name in alive if last_use[name] >= index}
         found.append(alive)
-        alive = alive | {name for name in node.output if last_use.get(name, -1) > place}
+        alive = alive | {name for name in node.output if last_use.get(name, -1) > index}
     return [*found, set()]
 
 
@@ -120,7 +120,7 @@ def _places(tensor: TensorProto) -> list[tuple[int, int]]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     packed = [value for key, value in entries.items() if key.startswith(PACKED)]
     if packed:
-        return [_packed_place(place) for value in packed for place in value.split("|")[1:]]
+        return [_packed_place(entry) for value in packed for entry in value.split("|")[1:]]
     return [(int(entries.get("offset", 0)), int(entries["length"]))] if entries else []
 
 

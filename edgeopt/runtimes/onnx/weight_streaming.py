@@ -84,7 +84,7 @@ def chain(directory: Path, runtime: PortableOnnx, threads: int, part: range | No
     """The shards of the engine in `directory`, or a part of them, opened for the budgets of `runtime`."""
     found = shards.read(directory)
     if not found:
-        raise BuildError("it was not cut into shards", mend="Build it with runtime.shards=8")
+        raise BuildError("it was not cut into shards", hint="Build it with runtime.shards=8")
     found = found if part is None else found[part.start : part.stop]
     told = options(runtime, threads, in_turn=True)
     opened = [onnxruntime.InferenceSession(one.graph, told, providers=["CPUExecutionProvider"]) for one in found]
@@ -195,9 +195,9 @@ def _within(mapped: Sequence[tuple[int, int, int]], weights: Sequence[tuple[int,
     page = os.sysconf("SC_PAGE_SIZE")
     found = []
     for start, offset, length in mapped:
-        for place, size in weights:
-            first = max(offset, -(-place // page) * page)
-            last = min(offset + length, (place + size) // page * page)
+        for start, size in weights:
+            first = max(offset, -(-start // page) * page)
+            last = min(offset + length, (start + size) // page * page)
             if first < last:
                 found.append((start + first - offset, last - first))
     return found

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.onnxruntime_common.session_options import Knobs, MappedWeights
+from edgeopt.runtimes.onnxruntime_common.session_options import MappedWeights, SessionOptions
 
 WILL_NEED, DO_NOT_NEED, POPULATE_READ, COLLAPSE = 3, 4, 22, 25
 """Advice to the kernel: asm-generic/mman-common.h."""
@@ -44,7 +44,7 @@ def mappings(file: Path) -> list[tuple[int, int, int]]:
     return [(start, offset, length) for start, offset, length, _, mapped in _maps() if mapped == name]
 
 
-def settle(data: Path, knobs: Knobs) -> None:
+def settle(data: Path, knobs: SessionOptions) -> None:
     """See to the memory of an engine that was opened just now, whose weights lie in the file `data`.
 
     What was read of weights that are packed on disk is given back, and what is needed is read again: those alone that
@@ -70,8 +70,8 @@ def hold(mapped: Iterable[tuple[int, int]], how: MappedWeights) -> None:
         except OSError as error:
             raise BuildError(
                 f"the weights cannot be {how} ({error})",
-                place="runtime.mapped_weights",
-                mend=_MENDS[how],
+                location="runtime.mapped_weights",
+                hint=_MENDS[how],
             ) from error
 
 
@@ -112,8 +112,8 @@ def _require_joining() -> None:
         if error.errno == errno.EINVAL:  # else it has no huge page just now
             raise BuildError(
                 f"this kernel joins no pages to huge ones ({error})",
-                place="runtime.huge_pages",
-                mend="Give false, or use Linux 6.1 or newer",
+                location="runtime.huge_pages",
+                hint="Give false, or use Linux 6.1 or newer",
             ) from error
 
 

@@ -24,8 +24,8 @@ def check(spec: ModelSpec) -> None:
     if spec.weight_dtype == "fp16":
         raise ConfigError(
             "weights that are stored in fp16 are packed in fp32, and would take six times as much storage",
-            place="runtime.packed_on_disk",
-            mend="Give false, or keep the weights in fp32 or on a grid",
+            location="runtime.packed_on_disk",
+            hint="Give false, or keep the weights in fp32 or on a grid",
         )
 
 
@@ -53,7 +53,7 @@ def save(graph: Path) -> None:
 def packed_bytes(spec: ModelSpec, name: str) -> int:
     """Bytes of a unit's matrices in the layout of the kernels: each block has its scale and a sum, in fp32."""
     rows, columns = spec.matrices[name]
-    grid = spec.grids.get(name)
+    grid = spec.schemes.get(name)
     if grid is None:
         return 4 * rows * columns
     if grid.inputs != "float":

@@ -22,7 +22,7 @@ LEVELS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Knobs:
+class SessionOptions:
     """How an engine's graph is opened, and how its weights come into memory.
 
     Attributes:
@@ -72,19 +72,19 @@ class Knobs:
         if self.graph_optimization != "all" and self.packed_on_disk:
             raise ConfigError(
                 "the graph is optimized already where its weights are packed on disk",
-                place="graph_optimization",
-                mend="Give all, or packed_on_disk=false",
+                location="graph_optimization",
+                hint="Give all, or packed_on_disk=false",
             )
         if self.mapped_weights != "on_demand" and self.prepacked and not self.packed_on_disk:
             raise ConfigError(
                 "weights are copied from the file, and none of it stays mapped",
-                place="mapped_weights",
-                mend="Give on_demand, packed_on_disk=true or prepacked=false",
+                location="mapped_weights",
+                hint="Give on_demand, packed_on_disk=true or prepacked=false",
             )
         for name, wanted in {"packed_on_disk": self.packed_on_disk, "huge_pages": self.huge_pages}.items():
             if wanted and not self.prepacked:
                 raise ConfigError(
-                    "weights stay as they are in the file", place=name, mend="Give false, or prepacked=true"
+                    "weights stay as they are in the file", location=name, hint="Give false, or prepacked=true"
                 )
 
     def entries(self, threads: int) -> Mapping[str, str]:

@@ -34,11 +34,13 @@ def parse(listed: str | int) -> tuple[int, ...]:
     for part in str(listed).split(","):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise ConfigError(f"{listed!r} lists no processors", place="affinity", mend=_FORM)
+            raise ConfigError(f"{listed!r} lists no processors", location="affinity", hint=_FORM)
         first, last = int(match[1]), int(match[2] or match[1])
         found += range(first, last + 1)
         if last < first or len(set(found)) < len(found):
-            raise ConfigError(f"{part.strip()!r} of {listed!r} names none, or one again", place="affinity", mend=_FORM)
+            raise ConfigError(
+                f"{part.strip()!r} of {listed!r} names none, or one again", location="affinity", hint=_FORM
+            )
     return tuple(found)
 
 
@@ -51,14 +53,14 @@ def choose(processors: Sequence[int], threads: int) -> tuple[int, ...]:
     if len(chosen) < threads:
         raise BuildError(
             f"{_listed(processors)} are too few processors for {threads} threads",
-            place="runtime.affinity",
-            mend="Give one for each thread, or take fewer threads: target.threads, taskset",
+            location="runtime.affinity",
+            hint="Give one for each thread, or take fewer threads: target.threads, taskset",
         )
     if foreign := [number for number in chosen if number not in allowed]:
         raise BuildError(
             f"this process may not use processor {_listed(foreign)}",
-            place="runtime.affinity",
-            mend=f"Choose of {_listed(sorted(allowed))}, or allow it others: taskset",
+            location="runtime.affinity",
+            hint=f"Choose of {_listed(sorted(allowed))}, or allow it others: taskset",
         )
     return chosen
 

@@ -32,7 +32,7 @@ def build(plan: Plan, directory: Path, *, trt: Trt, gpu: Gpu, progress: Progress
     progress(f"TensorRT {trt.__version__} builds for {gpu.identity.name}, which takes minutes")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise BuildError(f"TensorRT could not build the engine: {_last(told)}", place=str(plan.graph))
+        raise BuildError(f"TensorRT could not build the engine: {_last(told)}", location=str(plan.graph))
     (directory / ENGINE).write_bytes(serialized)
     _keep(times, config.get_timing_cache())
     BuiltBy.of(plan, directory, tensorrt=str(trt.__version__), gpu=gpu.identity).write(directory)
@@ -42,7 +42,7 @@ def _parse(trt: Trt, network: Any, plan: Plan, told: list[str]) -> None:
     parser = trt.OnnxParser(network, library.logger(trt, told))
     if not parser.parse_from_file(str(plan.graph)):
         found = [str(parser.get_error(number).desc()) for number in range(parser.num_errors)]
-        raise BuildError(f"TensorRT does not take the graph: {'; '.join(found)}", place=str(plan.graph))
+        raise BuildError(f"TensorRT does not take the graph: {'; '.join(found)}", location=str(plan.graph))
 
 
 def _config(trt: Trt, builder: Any, plan: Plan) -> Any:

@@ -32,7 +32,7 @@ class Gpu(Protocol):
     """Where buffers lie and work is queued."""
 
     identity: Identity
-    place: torch.device
+    location: torch.device
     stream: int
     """The handle of the CUDA stream on which all work is queued."""
 
@@ -68,8 +68,8 @@ class Cuda:
 
         found = first()
         if found is None:
-            raise BuildError("there is no NVIDIA GPU here", mend="Open the engine on its device")
-        self.identity, self.place = found, torch.device("cuda")
+            raise BuildError("there is no NVIDIA GPU here", hint="Open the engine on its device")
+        self.identity, self.location = found, torch.device("cuda")
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.stream: int = self._stream.cuda_stream
 

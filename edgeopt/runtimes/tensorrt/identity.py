@@ -55,14 +55,16 @@ class BuiltBy:
         if not path.is_file():
             raise BuildError(
                 "this is the plan of a TensorRT engine",
-                place=str(directory),
-                mend=f"Build it on its device: edgeopt build-plan {directory}",
+                location=str(directory),
+                hint=f"Build it on its device: edgeopt build-plan {directory}",
             )
         try:
             document = json.loads(path.read_text())
             return cls(**document | {"gpu": Identity(**document["gpu"])})
         except (ValueError, KeyError, TypeError) as error:
-            raise BuildError(f"the engine's identity cannot be read ({error})", place=str(path), mend=_AGAIN) from error
+            raise BuildError(
+                f"the engine's identity cannot be read ({error})", location=str(path), hint=_AGAIN
+            ) from error
 
     def write(self, directory: Path) -> None:
         (directory / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -70,7 +72,7 @@ class BuiltBy:
     def require(self, directory: Path, *, tensorrt: str, gpu: Identity) -> None:
         """BuildError with all reasons for which the engine in `directory` cannot be loaded here, a sentence each."""
         if faults := [*self._files(directory), *self._versions(tensorrt), *self._hardware(gpu)]:
-            raise BuildError("; ".join(faults), place=str(directory), mend=_AGAIN)
+            raise BuildError("; ".join(faults), location=str(directory), hint=_AGAIN)
 
     def _files(self, directory: Path) -> Iterator[str]:
         path = directory / ENGINE

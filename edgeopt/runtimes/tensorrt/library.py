@@ -29,7 +29,7 @@ def load() -> Trt:
     try:
         return import_module("tensorrt")
     except ImportError as error:
-        raise BuildError(f"TensorRT cannot be loaded ({error})", mend="pip install 'edgeopt[tensorrt]'") from error
+        raise BuildError(f"TensorRT cannot be loaded ({error})", hint="pip install 'edgeopt[tensorrt]'") from error
 
 
 def logger(trt: Trt, told: list[str]) -> Any:

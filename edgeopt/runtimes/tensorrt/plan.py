@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import sha256_of
-from edgeopt.core.instantiate import construct, describe
+from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.errors import BuildError, InputError
 from edgeopt.runtimes.decoding.chunked_prefill import at_once
 from edgeopt.runtimes.onnx.graph import NAME, PAST, ROWS, TOKENS, caches
@@ -62,8 +62,8 @@ class Plan:
             words.append("--stronglyTyped")
         for number, ranges in enumerate(self.profiles.values()):
             words.append(f"--profile={number}")
-            for place, kind in enumerate(("min", "opt", "max")):
-                shapes = (f"{name}:{'x'.join(map(str, shapes[place]))}" for name, shapes in ranges.items())
+            for index, kind in enumerate(("min", "opt", "max")):
+                shapes = (f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in ranges.items())
                 words.append(f"--{kind}Shapes={','.join(shapes)}")
         words.append(f"--builderOptimizationLevel={self.runtime.optimization_level}")
         words += [flag for name, flag in _FLAGS.items() if getattr(self.runtime, name)]
@@ -80,12 +80,12 @@ class Plan:
         if (found := sha256_of(self.graph)) != self.graph_sha256:
             raise BuildError(
                 f"the graph was changed since it was planned (sha256 {found[:12]}, planned {self.graph_sha256[:12]})",
-                place=str(self.graph),
-                mend="Build the plan again",
+                location=str(self.graph),
+                hint="Build the plan again",
             )
         faults = [*_misfits(self.graph, self.profiles), *graph.faults(self.graph, self.runtime.oldest)]
         if faults:
-            raise BuildError("; ".join(faults), place=str(self.graph), mend="Use another recipe or runtime")
+            raise BuildError("; ".join(faults), location=str(self.graph), hint="Use another recipe or runtime")
 
     def write(self, directory: Path) -> None:
         document = {
@@ -93,7 +93,7 @@ class Plan:
             "graph_sha256": self.graph_sha256,
             "profiles": self.profiles,
             "input_ranges": self.input_ranges,
-            "runtime": describe(self.runtime),
+            "runtime": to_config(self.runtime),
             "trtexec": self.trtexec,
         }
         (directory / FILE).write_text(json.dumps(document, indent=1) + "\n")
@@ -134,16 +134,18 @@ def read(directory: Path) -> Plan:
             for profile, ranges in document["profiles"].items()
         }
         return Plan(
-            runtime=construct(document["runtime"], str(path)),
+            runtime=instantiate(document["runtime"], str(path)),
             graph=directory / NAME,
             graph_sha256=document["graph_sha256"],
             profiles=profiles,
             input_ranges=document["input_ranges"],
         )
     except FileNotFoundError as error:
-        raise InputError("no plan is here", place=str(directory), mend="Give an engine of runtime=tensorrt") from error
+        raise InputError(
+            "no plan is here", location=str(directory), hint="Give an engine of runtime=tensorrt"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the plan cannot be read ({error})", place=str(path), mend="Build it again") from error
+        raise InputError(f"the plan cannot be read ({error})", location=str(path), hint="Build it again") from error
 
 
 def _ranges(spec: ModelSpec, most_tokens: int) -> Ranges:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeopt.core.artifact import Checkpoint, Engine
-    from edgeopt.core.model_spec import Grid, ModelSpec
+    from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
     from edgeopt.core.protocols import Progress, Session
     from edgeopt.core.result import Measurement
     from edgeopt.core.target import Target
@@ -46,8 +46,8 @@ class TensorRt:
 
     format: ClassVar[str] = "tensorrt-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "tensorrt")
-    OPENING: ClassVar[frozenset[str]] = frozenset({"cuda_graphs", "prompt_lookup"})
-    otherwise: ClassVar[None] = None
+    SESSION_FIELDS: ClassVar[frozenset[str]] = frozenset({"cuda_graphs", "prompt_lookup"})
+    fallback: ClassVar[None] = None
     version: str = "11.0"
     numbers: Literal["fp16", "fp32"] = "fp16"
     in_fp32: tuple[str, ...] = ()
@@ -64,13 +64,15 @@ class TensorRt:
     def __post_init__(self) -> None:
         if not self.version.replace(".", "", 1).isdigit() or not VERSIONS[0] <= self.oldest < VERSIONS[1]:
             raise ConfigError(
-                f"{self.version!r} is no version that is known", place="version", mend="Give 10.3 to 11.x"
+                f"{self.version!r} is no version that is known", location="version", hint="Give 10.3 to 11.x"
             )
         if not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"{self.optimization_level} is no level", place="optimization_level", mend="Give 0 to 5")
+            raise ConfigError(
+                f"{self.optimization_level} is no level", location="optimization_level", hint="Give 0 to 5"
+            )
         for name in ("workspace_mib", "weights_mib"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{getattr(self, name)} is too few", place=name, mend="Give 0 or more")
+                raise ConfigError(f"{getattr(self, name)} is too few", location=name, hint="Give 0 or more")
         chunked_prefill.check(self.prompt_tokens)
         lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
 
@@ -103,25 +105,27 @@ class TensorRt:
         for pattern in self.in_fp32:
             if not any(fnmatchcase(unit, pattern) for unit in spec.matrices):
                 raise ConfigError(
-                    f"no unit is called {pattern!r}", place="runtime.in_fp32", mend="Give lm_head or layers.0.down"
+                    f"no unit is called {pattern!r}", location="runtime.in_fp32", hint="Give lm_head or layers.0.down"
                 )
         if spec.kv_cache is not None:
-            raise ConfigError("TensorRT keeps no keys and values on a grid here", place="runtime", mend="Drop the step")
+            raise ConfigError(
+                "TensorRT keeps no keys and values on a grid here", location="runtime", hint="Drop the step"
+            )
         if spec.adapters:
             raise ConfigError(
                 "TensorRT engines take no adapters at run time",
-                place="runtime",
-                mend="Merge them: step.lora.merge=true",
+                location="runtime",
+                hint="Merge them: step.lora.merge=true",
             )
         faults: dict[str, str] = {}
-        for name, grid in spec.grids.items():
+        for name, grid in spec.schemes.items():
             faults.setdefault(_fault(name, grid), name)  # one unit stands for all that lack the same
         faults.pop("", None)
         if faults:
             raise ConfigError(
                 "; ".join(f"{name} is {fault}" for fault, name in faults.items()),
-                place="runtime",
-                mend=". ".join(_MENDS[fault] for fault in faults),
+                location="runtime",
+                hint=". ".join(_MENDS[fault] for fault in faults),
             )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
@@ -163,7 +167,7 @@ _MENDS = {
 }
 
 
-def _fault(name: str, grid: Grid) -> str:
+def _fault(name: str, grid: QuantizationScheme) -> str:
     """What TensorRT does not take; empty where it takes the grid."""
     if name == EMBEDDING:
         return _TABLE

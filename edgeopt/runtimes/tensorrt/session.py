@@ -59,7 +59,7 @@ class TensorRtSession(PastSession):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             engine = loader.deserialize_cuda_engine(_reader(self._trt, mapped))
         if engine is None:
-            raise BuildError(f"TensorRT cannot load the engine: {'; '.join(self._told)}", place=str(path))
+            raise BuildError(f"TensorRT cannot load the engine: {'; '.join(self._told)}", location=str(path))
         if runtime.weights_mib:
             engine.weight_streaming_budget_v2 = min(runtime.weights_mib * 2**20, engine.streamable_weights_size)
         return engine
@@ -103,7 +103,7 @@ class _Tensors:
 
     def _new(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         kind = TYPES[self._engine.get_tensor_dtype(name).name]
-        return torch.zeros(shape, dtype=kind, device="cpu" if name in self._on_host else self._gpu.place)
+        return torch.zeros(shape, dtype=kind, device="cpu" if name in self._on_host else self._gpu.location)
 
 
 class _Sequence:

@@ -24,13 +24,13 @@ class Objective:
 
     @classmethod
     def parse(cls, metric: str, direction: str, known: Mapping[str, str]) -> Objective:
-        place = f"search.objectives.{metric}"
+        location = f"search.objectives.{metric}"
         if metric not in known:
             raise ConfigError(
-                f"unknown metric {metric!r}", place=place, mend=f"Choose one of: {', '.join(sorted(known))}"
+                f"unknown metric {metric!r}", location=location, hint=f"Choose one of: {', '.join(sorted(known))}"
             )
         if direction not in ("minimize", "maximize"):
-            raise ConfigError(f"{direction!r} is no direction", place=place, mend="Give minimize or maximize")
+            raise ConfigError(f"{direction!r} is no direction", location=location, hint="Give minimize or maximize")
         return cls(metric=metric, direction="minimize" if direction == "minimize" else "maximize")
 
 
@@ -48,8 +48,8 @@ def pareto_ranks(points: Sequence[Sequence[float]]) -> list[int]:
     left = list(range(len(points)))
     while left:
         rank += 1
-        for place in pareto_front([points[n] for n in left]):
-            ranks[left[place]] = rank
+        for index in pareto_front([points[n] for n in left]):
+            ranks[left[index]] = rank
         left = [n for n in left if ranks[n] == 0]
     return ranks
 

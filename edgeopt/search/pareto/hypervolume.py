@@ -52,11 +52,11 @@ class Archive:
 
     def add(self, point: Point) -> float:
         """The volume after `point`, between 0 and 1."""
-        place = [max(0.0, x / worst) for x, worst in zip(point, self._reference, strict=True)]
-        if not any(all(x <= y for x, y in zip(p, place, strict=True)) for p in self._front):
-            self._front = [p for p in self._front if not all(x <= y for x, y in zip(place, p, strict=True))]
-            self._front.append(place)
-            self.volume = hypervolume(self._front, [1.0] * len(place))
+        point_inside = [max(0.0, x / worst) for x, worst in zip(point, self._reference, strict=True)]
+        if not any(all(x <= y for x, y in zip(p, point_inside, strict=True)) for p in self._front):
+            self._front = [p for p in self._front if not all(x <= y for x, y in zip(point_inside, p, strict=True))]
+            self._front.append(point_inside)
+            self.volume = hypervolume(self._front, [1.0] * len(point_inside))
         return self.volume
 
 

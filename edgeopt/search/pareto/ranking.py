@@ -16,7 +16,7 @@ EVALUATED = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Ranking:
     """Trials held against one another, by objectives, among those that keep every limit."""
 
     objectives: tuple[Objective, ...]
@@ -30,7 +30,7 @@ class Standing:
     def front(self, rows: Iterable[Row]) -> list[Row]:
         """The feasible trials that no other dominates."""
         kept = self._kept(rows)
-        return [kept[place][0] for place in pareto_front([point for _, point in kept])]
+        return [kept[index][0] for index in pareto_front([point for _, point in kept])]
 
     def volume(self, rows: Sequence[Row], front: Sequence[Row]) -> float:
         """The hypervolume of the front of `rows`, from 0 to 1: see `volumes`."""

@@ -7,11 +7,11 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeopt.core.instantiate import canonical
+from edgeopt.core.config_objects import canonical
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective, pareto_ranks
 from edgeopt.search.pareto.hypervolume import hypervolume
-from edgeopt.search.prediction import Forecast, Foresee
+from edgeopt.search.prediction import Foresee, Prediction
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.space.space import Space
 from edgeopt.search.storage.trial import Row
@@ -32,7 +32,7 @@ def candidates(space: Space, chance: random.Random, count: int = LOOKED_AT) -> l
 
 
 def spread(
-    foreseen: Sequence[tuple[Params, Forecast]],
+    foreseen: Sequence[tuple[Params, Prediction]],
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     count: int,
@@ -75,12 +75,12 @@ def spread(
     return [whole[n][0] for n in chosen]
 
 
-def _foreseen(forecast: Forecast, predicted: Sequence[Objective]) -> list[float]:
+def _foreseen(forecast: Prediction, predicted: Sequence[Objective]) -> list[float]:
     figures = forecast.figures
-    return [*(o.sign * figures[o.metric] for o in predicted), forecast.damage]
+    return [*(o.sign * figures[o.metric] for o in predicted), forecast.expected_error]
 
 
-def _broken(forecast: Forecast, limits: Sequence[Limit]) -> float:
+def _broken(forecast: Prediction, limits: Sequence[Limit]) -> float:
     """By which share limits are broken together, so that what just misses one is tried before what misses all."""
     figures, total = forecast.figures, 0.0
     for limit in limits:
@@ -106,7 +106,7 @@ class Refinement:
 
     objectives: tuple[Objective, ...]
     space: Space
-    foresee: Foresee
+    predict_trial: Foresee
 
     def best(self, front: Sequence[Row], tried: set[str], chance: random.Random) -> Params | None:
         """An untried neighbour of the rows of a front; None where all were tried."""
@@ -119,12 +119,12 @@ class Refinement:
         before = hypervolume(points, reference)
         found: dict[str, tuple[float, float, Params]] = {}
         for row, point in members:
-            here = self.foresee(row.params)
+            here = self.predict_trial(row.params)
             for params in self.space.neighbours(row.params, chance):
                 key = canonical(params)
                 if key in tried or key in found:
                     continue
-                there = self.foresee(params)
+                there = self.predict_trial(params)
                 if there.result.failure is None:
                     guess = self._guessed(point, here, there)
                     growth = hypervolume([*points, guess], reference) - before
@@ -136,12 +136,12 @@ class Refinement:
         metrics: Mapping[str, float] = row.summary.metrics
         return [o.sign * metrics[o.metric] for o in self.objectives]
 
-    def _guessed(self, point: Sequence[float], here: Forecast, there: Forecast) -> list[float]:
+    def _guessed(self, point: Sequence[float], here: Prediction, there: Prediction) -> list[float]:
         guess = []
         for value, objective in zip(point, self.objectives, strict=True):
             before, after = here.figures.get(objective.metric), there.figures.get(objective.metric)
             if before and after is not None:
                 guess.append(value * after / before)
             else:
-                guess.append(value + abs(value) * (there.damage - here.damage))
+                guess.append(value + abs(value) * (there.expected_error - here.expected_error))
         return guess

@@ -105,7 +105,7 @@ def excesses(summary: Summary, limits: Sequence[Limit]) -> dict[str, float]:
         held = summary.verdicts.get(limit.metric)
         if held is None or held.excess is None:
             found[limit.metric] = 0.0 if summary.refused else UNMEASURED_EXCESS
-        elif held.kept or held.predicted or (summary.refused and held.excess <= 0):
+        elif held.satisfied or held.predicted or (summary.refused and held.excess <= 0):
             found[limit.metric] = held.excess
         else:
             found[limit.metric] = max(held.excess, UNPROVEN_EXCESS)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from edgeopt.core.instantiate import canonical
+from edgeopt.core.config_objects import canonical
 from edgeopt.core.result import TrialResult
-from edgeopt.search.pareto.ranking import EVALUATED, Standing, begun, bounds
-from edgeopt.search.prediction import Forecast, Foresee
+from edgeopt.search.pareto.ranking import EVALUATED, Ranking, begun, bounds
+from edgeopt.search.prediction import Foresee, Prediction
 from edgeopt.search.samplers.front_refinement import LISTED, Refinement, candidates, spread
 from edgeopt.search.samplers.optuna_sampler import Sampler
 from edgeopt.search.samplers.surrogate import Guide
@@ -37,13 +37,13 @@ class Proposals:
     `foresee` is None where nothing is known by arithmetic: then there is no spread, no surrogate and no refinement.
     """
 
-    def __init__(self, search: Search, standing: Standing, foresee: Foresee | None) -> None:
-        self._search, self._standing, self._foresee = search, standing, foresee
+    def __init__(self, search: Search, standing: Ranking, predict_trial: Foresee | None) -> None:
+        self._search, self._standing, self._foresee = search, standing, predict_trial
         self._chance = random.Random(search.seed)  # noqa: S311 - a search, no secret
         self._tried: set[str] = set()
         self._bounds: dict[str, float] = {}
         self._sampler: Sampler | None = None
-        self._forecasts: dict[str, Forecast] = {}
+        self._forecasts: dict[str, Prediction] = {}
 
     def learn(self, news: Sequence[Row]) -> None:
         """Take in trials that are new or have changed."""
@@ -68,12 +68,12 @@ class Proposals:
             return None
         return self._foreseen(params).refused(self._standing.limits, self._bounds)
 
-    def next(self, rows: Sequence[Row], *, place: int) -> Proposal | None:
+    def next(self, rows: Sequence[Row], *, worker_index: int) -> Proposal | None:
         """A recipe that is in none of `rows`; None where all were tried.
 
         `place` tells workers apart that begin at the same time.
         """
-        ways = (self._refined(rows), self._guided(rows), self._sampled(rows, place), self._drawn())
+        ways = (self._refined(rows), self._guided(rows), self._sampled(rows, worker_index), self._drawn())
         return next((proposal for way in ways for proposal in way), None)
 
     def _refined(self, rows: Sequence[Row]) -> Iterator[Proposal]:
@@ -81,7 +81,7 @@ class Proposals:
         if self._foresee is None or begun(rows) < math.ceil(self._search.trials * (1 - self._search.refine)):
             return
         objectives, space = self._standing.objectives, self._search.space
-        refinement = Refinement(objectives=objectives, space=space, foresee=self._foreseen)
+        refinement = Refinement(objectives=objectives, space=space, predict_trial=self._foreseen)
         near = refinement.best(self._standing.front(rows), self._tried, self._chance)
         if near is not None:
             yield Proposal(near, "refined", {})
@@ -98,17 +98,17 @@ class Proposals:
             if key not in self._tried and self.refused(params) is None:
                 fresh[key] = params
         objectives, limits = self._standing.objectives, self._standing.limits
-        guide = Guide(objectives=objectives, limits=limits, space=space, foresee=self._foreseen)
+        guide = Guide(objectives=objectives, limits=limits, space=space, predict_trial=self._foreseen)
         evaluated = [row for row in rows if row.state in EVALUATED]
         best = guide.best(evaluated, list(fresh.values()), self._chance)
         if best is not None:
             yield Proposal(best, "sampled", {})
 
-    def _sampled(self, rows: Sequence[Row], place: int) -> Iterator[Proposal]:
+    def _sampled(self, rows: Sequence[Row], worker_index: int) -> Iterator[Proposal]:
         """By one of Optuna's samplers, which may propose what was tried."""
         if self._sampler is None:
             # neither a resumed study nor a second worker proposes what was proposed before
-            seed = self._search.seed + len(rows) + 1_000 * place
+            seed = self._search.seed + len(rows) + 1_000 * worker_index
             self._sampler = Sampler(self._search, self._standing.objectives, self._standing.limits, seed=seed)
             self._sampler.learn(rows)
         for _ in range(REPEATS):
@@ -133,7 +133,7 @@ class Proposals:
     def _candidates(self) -> list[Params]:
         return candidates(self._search.space, random.Random(self._search.seed))  # noqa: S311 - a search, no secret
 
-    def _foreseen(self, params: Params) -> Forecast:
+    def _foreseen(self, params: Params) -> Prediction:
         assert self._foresee is not None
         key = canonical(params)
         if key not in self._forecasts:

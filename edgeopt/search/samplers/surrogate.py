@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective
 from edgeopt.search.pareto.hypervolume import hypervolume
-from edgeopt.search.prediction import Forecast, Foresee
+from edgeopt.search.prediction import Foresee, Prediction
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.space.space import Space
 from edgeopt.search.storage.summary import Summary
@@ -52,8 +52,8 @@ class Recipe:
     predicted: Mapping[str, float]
 
     @classmethod
-    def of(cls, space: Space, params: Params, forecast: Forecast) -> Recipe:
-        return cls(features=[forecast.damage, *space.places(params)], predicted=forecast.figures)
+    def of(cls, space: Space, params: Params, forecast: Prediction) -> Recipe:
+        return cls(features=[forecast.expected_error, *space.places(params)], predicted=forecast.figures)
 
     def only(self, metrics: Collection[str]) -> Recipe:
         """The same without what is predicted of others than `metrics`."""
@@ -131,7 +131,7 @@ class Guide:
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
     space: Space
-    foresee: Foresee
+    predict_trial: Foresee
 
     def best(self, rows: Sequence[Row], candidates: Sequence[Params], chance: random.Random) -> Params | None:
         """Of the candidates, that which lets the front of `rows` grow most on average; None where none does.
@@ -157,8 +157,8 @@ class Guide:
         worlds = surrogate.worlds(seen, WORLDS, chance)
         kept = [s.metrics for _, s in known if s.feasible and all(o.metric in s.metrics for o in self.objectives)]
         growth = self._growth(seen, worlds, [[o.sign * metrics[o.metric] for o in self.objectives] for metrics in kept])
-        place = max(range(len(candidates)), key=lambda n: growth[n])
-        return candidates[place] if growth[place] > 0 else None
+        index = max(range(len(candidates)), key=lambda n: growth[n])
+        return candidates[index] if growth[index] > 0 else None
 
     def _growth(
         self, seen: Sequence[Recipe], worlds: Mapping[str, np.ndarray], front: list[list[float]]
@@ -183,14 +183,14 @@ class Guide:
         reference = [max(c) + 0.1 * ((max(c) - min(c)) or 1.0) for c in zip(*every, strict=True)]
         before = hypervolume(front, reference)
         growth = [0.0] * len(seen)
-        for world, place in np.argwhere(~broken):
-            point = list(figures[world, place])
+        for world, index in np.argwhere(~broken):
+            point = list(figures[world, index])
             if not any(all(x <= y for x, y in zip(member, point, strict=True)) for member in front):
-                growth[place] += hypervolume([*front, point], reference) - before
+                growth[index] += hypervolume([*front, point], reference) - before
         return growth
 
     def _seen(self, params: Params) -> Recipe:
-        return Recipe.of(self.space, params, self.foresee(params))
+        return Recipe.of(self.space, params, self.predict_trial(params))
 
 
 def _figure(recipe: Recipe, summary: Summary, metric: str) -> float | None:

@@ -47,22 +47,22 @@ class Search:
 
     def __post_init__(self) -> None:
         if not self.study or "/" in self.study:
-            raise ConfigError(f"{self.study!r} is no name", place="study", mend="Give a name without slashes")
+            raise ConfigError(f"{self.study!r} is no name", location="study", hint="Give a name without slashes")
         for name, least in (("trials", 1), ("spread", 0), ("refine", 0), ("stagnation", 1)):
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise ConfigError(f"{value} is too few", place=name, mend=f"Give {least} or more")
+                raise ConfigError(f"{value} is too few", location=name, hint=f"Give {least} or more")
         if self.refine > 1:
-            raise ConfigError(f"{self.refine} is no share", place="refine", mend="Give 0 to 1")
+            raise ConfigError(f"{self.refine} is no share", location="refine", hint="Give 0 to 1")
         for name in ("trial_timeout_s", "lease_s"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{getattr(self, name)} s is no time", place=name, mend="Give more than 0")
+                raise ConfigError(f"{getattr(self, name)} s is no time", location=name, hint="Give more than 0")
         for name, limit in (("time", self.time_s), ("energy", self.energy_j)):
             if limit is not None and not limit > 0:
-                raise ConfigError(f"{getattr(self, name)!r} allows no trial", place=name, mend="Give more than 0")
+                raise ConfigError(f"{getattr(self, name)!r} allows no trial", location=name, hint="Give more than 0")
         if not self.directions:
             raise ConfigError(
-                "there is no objective", place="objectives", mend="Give at least one metric and its direction"
+                "there is no objective", location="objectives", hint="Give at least one metric and its direction"
             )
         space = self.space
         for params in self.enqueue:
@@ -86,8 +86,8 @@ class Search:
         return None if self.energy is None else _parsed(self.energy, "J", "energy")
 
 
-def _parsed(text: str, unit: str, place: str) -> float:
+def _parsed(text: str, unit: str, location: str) -> float:
     try:
         return units.parse(text, unit)
     except ConfigError as error:
-        raise error.at(place) from error
+        raise error.at(location) from error

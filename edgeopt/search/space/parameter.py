@@ -40,31 +40,37 @@ class Parameter:
     @classmethod
     def parse(cls, key: str, data: Mapping[str, Any]) -> Parameter:
         """One entry under `search.parameters`. Raises ConfigError naming the key."""
-        place = f"search.parameters.{key}"
+        location = f"search.parameters.{key}"
         if not isinstance(data, Mapping) or not isinstance(data.get("when", {}), Mapping):
             raise ConfigError(
-                f"{data!r} is not understood", place=place, mend="Give choices, or low and high; `when` is a mapping"
+                f"{data!r} is not understood",
+                location=location,
+                hint="Give choices, or low and high; `when` is a mapping",
             )
         unknown = sorted(set(data) - {"choices", "low", "high", "step", "log", "when"})
         if unknown:
             raise ConfigError(
-                f"unknown key {unknown[0]!r}", place=place, mend="Give choices, or low, high, step and log; and when"
+                f"unknown key {unknown[0]!r}",
+                location=location,
+                hint="Give choices, or low, high, step and log; and when",
             )
         when = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in data.get("when", {}).items()}
         if "choices" in data:
             if not data["choices"] or not isinstance(data["choices"], (list, tuple)):
-                raise ConfigError(f"{data['choices']!r} lists no choices", place=place, mend="List at least one")
+                raise ConfigError(f"{data['choices']!r} lists no choices", location=location, hint="List at least one")
             return cls(key=key, choices=tuple(data["choices"]), when=when)
         low, high = data.get("low"), data.get("high")
         if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low > high:
             raise ConfigError(
-                f"{low} to {high} is no range", place=place, mend="Give choices, or low and high with low ≤ high"
+                f"{low} to {high} is no range", location=location, hint="Give choices, or low and high with low ≤ high"
             )
         if data.get("log") and (low <= 0 or "step" in data):
-            raise ConfigError("a logarithmic range starts above zero and has no step", place=place)
+            raise ConfigError("a logarithmic range starts above zero and has no step", location=location)
         step = data.get("step")
         if step is not None and not (isinstance(step, (int, float)) and step > 0):
-            raise ConfigError(f"{step!r} is no step", place=place, mend="Give a number above zero, or leave it out")
+            raise ConfigError(
+                f"{step!r} is no step", location=location, hint="Give a number above zero, or leave it out"
+            )
         return cls(key=key, low=low, high=high, step=step, log=bool(data.get("log")), when=when)
 
     def exists(self, params: Params) -> bool:
@@ -135,11 +141,11 @@ class Parameter:
             if not all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.choices):
                 return [choice for choice in self.choices if choice != value]
             ordered = sorted(self.choices)
-            place = ordered.index(value)
-            return [ordered[n] for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
+            location = ordered.index(value)
+            return [ordered[n] for n in (location - 1, location + 1) if 0 <= n < len(ordered)]
         if self.step:
-            place = self._place(value)
-            return [self._nth(n) for n in (place - 1, place + 1) if 0 <= n < self.count]
+            location = self._place(value)
+            return [self._nth(n) for n in (location - 1, location + 1) if 0 <= n < self.count]
         low, high = self._bounds
         if self.log:
             factor = max((high / low) ** 0.1, 1 + 1 / value if self.whole else 1.0)

@@ -30,7 +30,7 @@ class Space:
         parameters = tuple(Parameter.parse(key, entry) for key, entry in data.items())
         if not parameters:
             raise ConfigError(
-                "there is nothing to search", place="search.parameters", mend="List at least one parameter"
+                "there is nothing to search", location="search.parameters", hint="List at least one parameter"
             )
         known: set[str] = set()
         for parameter in parameters:
@@ -38,8 +38,8 @@ class Space:
             if later:
                 raise ConfigError(
                     f"it depends on {later[0]!r}, which is not listed before it",
-                    place=f"search.parameters.{parameter.key}.when",
-                    mend=f"Move {later[0]} above {parameter.key}",
+                    location=f"search.parameters.{parameter.key}.when",
+                    hint=f"Move {later[0]} above {parameter.key}",
                 )
             known.add(parameter.key)
         return cls(parameters=parameters)
@@ -53,13 +53,13 @@ class Space:
                 given = params.get(parameter.key, "nothing")
                 raise ConfigError(
                     f"{given!r} for {parameter.key} is not in the space",
-                    place="search.enqueue",
-                    mend=f"Add it to search.parameters.{parameter.key}, or enqueue another recipe",
+                    location="search.enqueue",
+                    hint=f"Add it to search.parameters.{parameter.key}, or enqueue another recipe",
                 )
         unknown = sorted(params.keys() - {p.key for p in self.parameters})
         if unknown:
             raise ConfigError(
-                f"{unknown[0]!r} is no parameter", place="search.enqueue", mend="List it in search.parameters"
+                f"{unknown[0]!r} is no parameter", location="search.enqueue", hint="List it in search.parameters"
             )
 
     def normal(self, params: Mapping[str, Any]) -> Params:

@@ -62,8 +62,8 @@ class StudyStore:
     def _unusable(self, error: SQLAlchemyError) -> StoreError:
         return StoreError(
             f"the study's store cannot be used ({first_line(error)})",
-            place=without_password(self.url),
-            mend="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
+            location=without_password(self.url),
+            hint="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
         )
 
 
@@ -82,32 +82,34 @@ def _engine(url: str) -> sql.Engine:
         if parsed.get_backend_name() != "sqlite":
             raise ConfigError(
                 f"studies are not kept in {parsed.get_backend_name()}",
-                place="store",
-                mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+                location="store",
+                hint="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
             )
         if parsed.database in (None, "", ":memory:"):
             raise ConfigError(
                 "a study in memory has one worker and ends with it",
-                place="store",
-                mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+                location="store",
+                hint="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
             )
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sql.create_engine(parsed, connect_args={"timeout": _LOCK_S})
     except ImportError as error:
         raise ConfigError(
             f"the driver of this store is not installed ({error})",
-            place="store",
-            mend="pip install 'edgeopt[postgres]'",
+            location="store",
+            hint="pip install 'edgeopt[postgres]'",
         ) from error
     except (SQLAlchemyError, ValueError) as error:  # of a port that is no number
         raise ConfigError(
             "it is no address of a store",
-            place="store",
-            mend="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+            location="store",
+            hint="Give sqlite:///FILE or postgresql://USER@HOST/DATABASE",
         ) from error
     except OSError as error:
         raise StoreError(
-            f"the folder of studies cannot be made ({error.strerror})", place=url, mend="Set state to a writable folder"
+            f"the folder of studies cannot be made ({error.strerror})",
+            location=url,
+            hint="Set state to a writable folder",
         ) from error
     sql.event.listen(engine, "connect", _write_ahead)
     return engine

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from edgeopt.core.result import TrialResult
+from edgeopt.core.result import TrialResult, current_rung, with_current_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class Held:
     """A verdict without its words; `bound` is the limit in the metric's unit, None where it is not known."""
 
     excess: float | None
-    kept: bool
+    satisfied: bool
     predicted: bool
     bound: float | None
 
@@ -47,7 +47,7 @@ class Summary:
             metrics=result.metrics,
             predicted={m.metric: m.value for m in result.predictions},
             verdicts={
-                v.metric: Held(excess=v.excess, kept=v.kept, predicted=v.predicted, bound=v.bound)
+                v.metric: Held(excess=v.excess, satisfied=v.satisfied, predicted=v.predicted, bound=v.bound)
                 for v in result.verdicts
             },
             refused=result.refused,
@@ -67,4 +67,5 @@ class Summary:
     @classmethod
     def from_json(cls, text: str) -> Summary:
         data = json.loads(text)
-        return cls(**data | {"verdicts": {metric: Held(**held) for metric, held in data["verdicts"].items()}})
+        verdicts = {metric: Held(**with_current_names(held)) for metric, held in data["verdicts"].items()}
+        return cls(**data | {"verdicts": verdicts, "refused": current_rung(data["refused"])})

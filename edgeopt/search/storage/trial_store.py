@@ -17,7 +17,7 @@ import sqlalchemy as sql
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from edgeopt.core.instantiate import digest
+from edgeopt.core.config_objects import digest
 from edgeopt.errors import ConfigError
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.storage.database import StudyStore, now_s
@@ -81,8 +81,8 @@ class Ledger:
             if changed:
                 raise ConfigError(
                     f"study {self.study!r} was begun with other {' and '.join(changed)}",
-                    place="search.study",
-                    mend="Give the new sweep a name: search.study=NAME, or undo the change",
+                    location="search.study",
+                    hint="Give the new sweep a name: search.study=NAME, or undo the change",
                 )
             fresh = {"sweep": json.dumps({**json.loads(known.sweep), **sweep}), "opened_s": now}
             connection.execute(sql.update(STUDIES).where(STUDIES.c.study == self.study).values(**fresh))
@@ -254,8 +254,8 @@ class Ledger:
                 if other.code != member.code and other.worker not in dead:
                     raise ConfigError(
                         f"worker {other.worker} of study {self.study!r} runs {other.code}, and this one {member.code}",
-                        place="search.study",
-                        mend="Install the same version of edgeopt, or wait until the others are done",
+                        location="search.study",
+                        hint="Install the same version of edgeopt, or wait until the others are done",
                     )
             known = sql.select(WORKERS.c.worker).where(WORKERS.c.worker == member.worker)
             if connection.execute(known).scalar() is None:
@@ -277,7 +277,9 @@ class Ledger:
         """Workers that have not left and are not known to be dead."""
         return self._store.transact(self._members)
 
-    def bury(self, member: Member, *, heir: str, attempts: int, given_up: Callable[[Row], Summary]) -> list[Row]:
+    def reclaim(
+        self, member: Member, *, new_owner: str, attempts: int, given_up: Callable[[Row], Summary]
+    ) -> list[Row]:
         """Take what a dead worker left, unless it gave a sign of life meanwhile; the trials that it had at work.
 
         They are queued again, or failed with `given_up`'s words where they were begun `attempts` times; results that
@@ -301,7 +303,7 @@ class Ledger:
                     self._write(connection, revision, row.number, state="failed", **words)
                     lost.append(row)
                 elif row.state in DONE:
-                    self._write(connection, revision, row.number, worker=heir)
+                    self._write(connection, revision, row.number, worker=new_owner)
             return lost
 
         return self._change(work)

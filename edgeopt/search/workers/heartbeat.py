@@ -31,7 +31,7 @@ def myself(role: str) -> Member:
     )
 
 
-class Watch:
+class LivenessMonitor:
     """Finds the dead: on this host by the kernel's word, elsewhere by a counter that stands still.
 
     Only this process's own clock counts, from when it saw a counter first.
@@ -54,7 +54,7 @@ class Watch:
         return found
 
 
-class Heart:
+class Heartbeat:
     """Signs of life of a worker for as long as the block lasts, whatever the worker itself waits for."""
 
     def __init__(self, ledger: Ledger, worker: str, lease_s: float) -> None:
@@ -64,7 +64,7 @@ class Heart:
         """Whether the others took this worker for alive when it beat last."""
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 

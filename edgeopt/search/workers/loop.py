@@ -14,7 +14,7 @@ from edgeopt.errors import StoreError
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.storage.trial import DONE, Row
 from edgeopt.search.study import ATTEMPTS, Study
-from edgeopt.search.workers.heartbeat import Heart, Watch, myself
+from edgeopt.search.workers.heartbeat import Heartbeat, LivenessMonitor, myself
 from edgeopt.search.workers.tracking_outbox import Delivery, Log
 
 IDLE_S = 0.5
@@ -58,11 +58,11 @@ class Sweep:
     blank: Callable[[Params], TrialResult]
     role: str = "all"
     patience_s: float = 0.0
-    watch: Watch = field(init=False)
+    watch: LivenessMonitor = field(init=False)
     delivery: Delivery = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "watch", Watch(self.study.search.lease_s))
+        object.__setattr__(self, "watch", LivenessMonitor(self.study.search.lease_s))
         object.__setattr__(self, "delivery", Delivery(self.study, self.log, self.watcher.told))
 
 
@@ -120,7 +120,7 @@ def send(study: Study, log: Log, tell: Callable[[str], None]) -> None:
 
     What belongs to workers that live is theirs to deliver. Raises TrackingError where the server fails.
     """
-    watch, delivery = Watch(study.search.lease_s), Delivery(study, log, tell)
+    watch, delivery = LivenessMonitor(study.search.lease_s), Delivery(study, log, tell)
     last = time.monotonic() + 1.5 * study.search.lease_s  # by then the dead of other hosts are known
     with joined(study, watch, delivery, "sync"):
         while left := study.unrecorded():
@@ -134,7 +134,7 @@ def send(study: Study, log: Log, tell: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def joined(study: Study, watch: Watch, delivery: Delivery, role: str) -> Iterator[Heart]:
+def joined(study: Study, watch: LivenessMonitor, delivery: Delivery, role: str) -> Iterator[Heartbeat]:
     """Be a worker of the study inside the block, under a new name, with what the dead left."""
     member = myself(role)
     study.worker = member.worker
@@ -142,7 +142,7 @@ def joined(study: Study, watch: Watch, delivery: Delivery, role: str) -> Iterato
     inherit(study, watch, delivery)
     delivery.tidy()
     try:
-        with Heart(study.ledger, member.worker, study.search.lease_s) as heart:
+        with Heartbeat(study.ledger, member.worker, study.search.lease_s) as heart:
             yield heart
     finally:
         delivery.close()
@@ -173,11 +173,11 @@ def _work(sweep: Sweep, row: Row) -> bool:
     return True
 
 
-def inherit(study: Study, watch: Watch, delivery: Delivery) -> None:
+def inherit(study: Study, watch: LivenessMonitor, delivery: Delivery) -> None:
     """Queue again what dead workers had begun, and deliver what they had finished."""
     others = [member for member in study.ledger.members() if member.worker != study.worker]
     for member in watch.dead(others):
-        for row in study.bury(member):
+        for row in study.reclaim(member):
             follows = (
                 "the recipe is queued again" if row.attempt < ATTEMPTS else "so did those before it: it has failed"
             )

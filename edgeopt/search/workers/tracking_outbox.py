@@ -139,7 +139,7 @@ class Delivery:
         if self._parcels and self._clock() - self._since_s >= patience_s:
             raise TrackingError(
                 f"{len(self._parcels)} trials are kept and not in MLflow yet: {self._why}",
-                mend=f"Then send them: edgeopt sync {self._study.name}",
+                hint=f"Then send them: edgeopt sync {self._study.name}",
             )
 
     def close(self) -> None:

@@ -133,8 +133,8 @@ def _limits(axes: Any, view: View) -> None:
 def _labels(axes: Any, view: View) -> None:
     """Numbers of the front's members, where they cover neither points nor lines nor each other."""
 
-    def pixel(place: tuple[float, float]) -> tuple[float, float]:
-        x, y = axes.transData.transform(place)
+    def pixel(point: tuple[float, float]) -> tuple[float, float]:
+        x, y = axes.transData.transform(point)
         return float(x), float(y)
 
     front = view.of("front")
@@ -143,6 +143,6 @@ def _labels(axes: Any, view: View) -> None:
     sizes = [(11 * len(text) + 4, 18) for text in texts]
     places = label_front(view, pixel, sizes, 10, (box.x0, box.y0, box.x1, box.y1))
     back = axes.transData.inverted()
-    for text, place in zip(texts, places, strict=True):
-        x, y = back.transform(place)
+    for text, point in zip(texts, places, strict=True):
+        x, y = back.transform(point)
         axes.text(x, y, text, ha="center", va="center", fontsize=10, fontweight="bold", zorder=5)

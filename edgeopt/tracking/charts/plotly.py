@@ -116,10 +116,10 @@ def _limits(drawing: go.Figure, view: View) -> None:
 
 
 def _labels(drawing: go.Figure, view: View) -> None:
-    def pixel(place: tuple[float, float]) -> tuple[float, float]:
+    def pixel(location: tuple[float, float]) -> tuple[float, float]:
         return (
-            (place[0] - view.x.low) / (view.x.high - view.x.low) * _WIDTH,
-            (place[1] - view.y.low) / (view.y.high - view.y.low) * _HEIGHT,
+            (location[0] - view.x.low) / (view.x.high - view.x.low) * _WIDTH,
+            (location[1] - view.y.low) / (view.y.high - view.y.low) * _HEIGHT,
         )
 
     front = view.of("front")

@@ -55,8 +55,8 @@ def figure(view: View, link: Callable[[Mapping[str, Any]], str]) -> str:
 def _names(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> dict[int, Pixel]:
     """The middle of each number beside a point of the front, clear of points, lines and of one another."""
 
-    def pixel(place: Pixel) -> Pixel:
-        return across(place[0]), HEIGHT - up(place[1])
+    def pixel(location: Pixel) -> Pixel:
+        return across(location[0]), HEIGHT - up(location[1])
 
     front = view.of("front")
     sizes = [(8.0 * len(str(p.number)) + 2, 14.0) for p in front]

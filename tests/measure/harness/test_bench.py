@@ -110,7 +110,7 @@ class Nosy:
 
 
 def test_a_probe_of_files_that_wants_a_session_is_told_to_change_its_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(child_process, "construct", lambda described, place: Nosy())
+    monkeypatch.setattr(child_process, "construct", lambda described, location: Nosy())
     with pytest.raises(MeasureError, match="GROUP"):
         toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench(probes={"nosy": Nosy()}))
 
@@ -275,7 +275,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "place"),
+    ("values", "location"),
     [
         ({"prompt_lengths": (17,)}, "prompt_lengths"),
         ({"prompt_lengths": ()}, "prompt_lengths"),
@@ -289,7 +289,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
         ({"probes": {"one": few("size"), "two": few("size")}}, "probes"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_place(values, place):
+def test_a_wrong_value_is_refused_by_its_place(values, location):
     with pytest.raises(ConfigError) as caught:
         Bench(**{"probes": {}, **values})
-    assert caught.value.place == place
+    assert caught.value.location == location

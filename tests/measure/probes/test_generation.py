@@ -91,7 +91,7 @@ def test_a_baseline_without_continuations_leaves_its_limits_broken_and_nothing_e
     assert set(figures) == {"quality/repetition", "quality/degenerate_share"}
     limit = Limit.parse("quality/exact_match", "0.9 x baseline", Continuations.METRICS)
     (verdict,) = judge(figures.values(), [limit], {})
-    assert not verdict.kept
+    assert not verdict.satisfied
     assert verdict.reason == "it was not measured"
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import toy_bench
 
-from edgeopt.core.instantiate import construct, describe
+from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.harness.fake_runtime import StubRuntime
 from edgeopt.measure.probes import tasks
@@ -82,11 +82,11 @@ def test_a_task_that_samples_is_refused(tmp_path):
 def test_other_files_make_another_probe(tmp_path):
     folder = shutil.copytree(toy_bench.TASKS, tmp_path / "tasks")
     probe = Tasks(path=str(folder), names=NAMES)
-    assert construct(describe(probe)) == probe
+    assert instantiate(to_config(probe)) == probe
     (folder / "more.txt").write_text("more")
     assert Tasks(path=str(folder), names=NAMES).digest != probe.digest
     with pytest.raises(ConfigError, match="changed since"):
-        construct(describe(probe))
+        instantiate(to_config(probe))
 
 
 def test_without_the_library_one_error_names_the_extra(monkeypatch):
@@ -99,7 +99,7 @@ def test_without_the_library_one_error_names_the_extra(monkeypatch):
 def test_wrong_values_are_refused_by_their_place(values):
     with pytest.raises(ConfigError) as caught:
         Tasks(**{"path": str(toy_bench.TASKS), "names": NAMES, **values})
-    assert caught.value.place == next(iter(values))
+    assert caught.value.location == next(iter(values))
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=30), min_size=1, max_size=4))

@@ -14,10 +14,10 @@ from edgeopt.release.ledger.history import ROLLBACK, History, told
 
 def written(*events: tuple[str, dict[str, Any]], actor: str = "ada") -> list[Entry]:
     found: list[Entry] = []
-    for place, (kind, facts) in enumerate(events, start=1):
+    for index, (kind, facts) in enumerate(events, start=1):
         previous = found[-1].digest if found else ""
         found.append(
-            Entry(place=place, previous=previous, kind=kind, actor=actor, at=f"t{place}", reason="", facts=facts)
+            Entry(location=index, previous=previous, kind=kind, actor=actor, at=f"t{index}", reason="", facts=facts)
         )
     return found
 

@@ -19,14 +19,14 @@ from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.registry import client as registry
 
 
-def entry(place: int, previous: str, **facts: Any) -> Entry:
-    return Entry(place=place, previous=previous, kind="k", actor="a", at="2026-01-01", reason="", facts=facts)
+def entry(location: int, previous: str, **facts: Any) -> Entry:
+    return Entry(location=location, previous=previous, kind="k", actor="a", at="2026-01-01", reason="", facts=facts)
 
 
 def written(count: int) -> list[Entry]:
     found: list[Entry] = []
-    for place in range(1, count + 1):
-        found.append(entry(place, found[-1].digest if found else "", n=place))
+    for index in range(1, count + 1):
+        found.append(entry(index, found[-1].digest if found else "", n=index))
     return found
 
 
@@ -58,12 +58,12 @@ def test_a_deleted_entry_is_found(count: int, data: st.DataObject) -> None:
 @given(count=st.integers(1, 5), data=st.data())
 def test_a_changed_entry_is_found(count: int, data: st.DataObject) -> None:
     entries = written(count)
-    place = data.draw(st.integers(0, count - 1))
+    location = data.draw(st.integers(0, count - 1))
     field = data.draw(st.sampled_from(["actor", "at", "kind", "reason", "facts", "previous", "place", "digest"]))
     kept = texts(entries)
-    document = json.loads(kept[place][1])
+    document = json.loads(kept[location][1])
     document[field] = data.draw(st.sampled_from(["mallory", {"n": 99}, 7, None]))
-    kept[place] = (place + 1, json.dumps(document))
+    kept[location] = (location + 1, json.dumps(document))
     assert chain(kept).faults
 
 
@@ -93,7 +93,7 @@ def test_entries_are_versions_that_people_can_read(ledger: Ledger) -> None:
     assert ledger.read() == Reading()
     seen = append(ledger, append(ledger, Reading()))
     assert ledger.read() == seen
-    assert [e.place for e in seen.entries] == [1, 2]
+    assert [e.location for e in seen.entries] == [1, 2]
     versions = registry.versions(ledger.client, ledger.name)
     assert [v.description for v in versions] == ["what people read"] * 2
 

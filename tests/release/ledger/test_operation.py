@@ -19,7 +19,7 @@ from edgeopt.release.ledger import operation as desks
 from edgeopt.release.ledger.hash_chain import Entry
 from edgeopt.release.registry import client as registry
 
-from .conftest import Desk
+from ..conftest import Desk
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from support.workshops import workshop
 
 from edgeopt.checkpoints import adapters, modeling
 from edgeopt.checkpoints.adapters import LowRank
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.cli.main import main
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.kv_cache import KvCache
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
-from edgeopt.core.instantiate import describe
+from edgeopt.core.config_objects import to_config
 from edgeopt.errors import BuildError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.genai.adapters import export, path_of, stacked
@@ -63,7 +63,7 @@ def build(checkpoint: Checkpoint, directory: Path) -> Engine:
     directory.mkdir()
     runtime = Genai(accuracy_level=1)
     runtime.build(checkpoint, directory, lambda _: None)
-    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": describe(runtime)})
+    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": to_config(runtime)})
 
 
 def assert_computes_as_torch(checkpoint: Checkpoint, directory: Path, tolerance: float = 1e-3) -> None:
@@ -98,7 +98,7 @@ def test_an_adapter_on_a_rounded_base_computes_as_in_torch(
 def test_biases_and_stacked_projections_are_no_obstacle(family: str, tiny_model: Path, tmp_path: Path) -> None:
     for folder in ("source", "in"):
         (tmp_path / folder).mkdir()
-    source = take_in(random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "source"), tmp_path / "in")
+    source = import_checkpoint(random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "source"), tmp_path / "in")
     assert_computes_as_torch(adapted.beside(source, tmp_path / "beside", "r4"), tmp_path / "engine")
 
 

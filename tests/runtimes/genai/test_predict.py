@@ -7,7 +7,7 @@ import pytest
 from support import specs
 
 from edgeopt.compress.pruning.sparsify import Sparsify
-from edgeopt.core.model_spec import Adapter, Grid, LayerSpec, ModelSpec
+from edgeopt.core.model_spec import Adapter, LayerSpec, ModelSpec, QuantizationScheme
 from edgeopt.pipeline.next_steps import lever
 from edgeopt.runtimes.genai.predict import estimate
 
@@ -16,8 +16,8 @@ SPEC = specs.llama(tied=False)
 
 def on(bits: int, block_size: int = 32, *, spec: ModelSpec = SPEC, but: tuple[str, ...] = ()) -> ModelSpec:
     """`spec` with every matrix on one grid, those named in `but` left in float."""
-    grid = Grid(bits=bits, block_size=block_size, symmetric=True)
-    return replace(spec, grids={name: grid for name in spec.matrices if name not in but})
+    grid = QuantizationScheme(bits=bits, block_size=block_size, symmetric=True)
+    return replace(spec, schemes={name: grid for name in spec.matrices if name not in but})
 
 
 def test_an_fp32_engine_holds_four_bytes_a_parameter() -> None:

@@ -17,7 +17,7 @@ from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
 from edgeopt.compress.quantization.llama_quantize import LlamaQuantize
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
-from edgeopt.core.model_spec import LLAMA_BITS, KvGrid
+from edgeopt.core.model_spec import LLAMA_BITS, KvCacheScheme
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.llamacpp.runtime import NAME, LlamaCpp
@@ -199,7 +199,7 @@ class TestWhatIsRefusedBeforeBuilding:
 
     def test_keys_and_values_on_calibrated_grids(self, llama: Checkpoint) -> None:
         with pytest.raises(ConfigError, match="keys_values=int8"):
-            LlamaCpp().check(replace(llama.spec, kv_cache=KvGrid(bits=8, per_channel=True)))
+            LlamaCpp().check(replace(llama.spec, kv_cache=KvCacheScheme(bits=8, per_channel=True)))
 
     def test_layers_and_heads_that_it_cannot_hold(self, llama: Checkpoint) -> None:
         first, *rest = llama.spec.layers

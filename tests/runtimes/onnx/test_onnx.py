@@ -13,7 +13,7 @@ import pytest
 from support.workshops import applied, built
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -50,7 +50,7 @@ def taken_in(family: str | tuple[str, dict[str, Any]], tokenizer: Path, folder: 
     kind, values = EVERY[family] if isinstance(family, str) else family
     (folder / "source").mkdir()
     (folder / "checkpoint").mkdir()
-    return take_in(random_checkpoint(kind, values, tokenizer, folder / "source"), folder / "checkpoint")
+    return import_checkpoint(random_checkpoint(kind, values, tokenizer, folder / "source"), folder / "checkpoint")
 
 
 def varied(checkpoint: Checkpoint, folder: Path) -> Checkpoint:

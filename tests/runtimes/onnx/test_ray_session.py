@@ -12,7 +12,7 @@ import pytest
 from support.workshops import built
 
 from edgeopt.core.artifact import Checkpoint, Engine
-from edgeopt.core.protocols import Spread
+from edgeopt.core.protocols import DistributedSession
 from edgeopt.errors import BuildError, ConfigError, MeasureError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
@@ -67,8 +67,8 @@ def test_budgets_and_windows_hold_in_each_process(engine: Engine) -> None:
 def test_a_process_that_is_killed_in_the_middle_is_told_and_the_next_answer_is_whole(engine: Engine) -> None:
     _, expected = generated(engine, PortableOnnx())
     session = PortableOnnx(shards=SHARDS, processes=2, spinning=False).open(engine, threads=1)
-    assert isinstance(session, Spread)
-    assert [re.sub(r"\d+ on [^,]+", "N", place) for place in session.processes] == [
+    assert isinstance(session, DistributedSession)
+    assert [re.sub(r"\d+ on [^,]+", "N", process) for process in session.processes] == [
         "process N, shards 0 to 1",
         "process N, shards 2 to 3",
     ]

@@ -54,7 +54,7 @@ def test_cuts_between_a_cache_and_what_reads_it_change_nothing(engine: Engine, t
     shutil.copytree(engine.directory, tmp_path / "finely", ignore=shutil.ignore_patterns("shard*"))
     finely = replace(engine, directory=tmp_path / "finely")
     model = onnx.load(finely.directory / graph.NAME, load_external_data=False)
-    places = {name: place for place, node in enumerate(model.graph.node) for name in node.output}
+    places = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
     cuts = [places[value.name] + 1 for value in model.graph.output if value.name.startswith(graph.PRESENT)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "_bounds", lambda *_: sorted(set(cuts)))
@@ -77,7 +77,7 @@ def test_shards_share_one_file_of_weights_and_hold_about_equally_many_bytes(engi
     assert [shard.graph.name for shard in found] == ["shard-00.onnx", "shard-01.onnx", "shard-02.onnx"]
     sizes = [shard.size_bytes for shard in found]
     assert max(sizes) < 2 * min(sizes)
-    whole = {place for shard in found for place in shard.weights}
+    whole = {index for shard in found for index in shard.weights}
     assert max(offset + length for offset, length in whole) <= (engine.directory / graph.WEIGHTS).stat().st_size
     for shard in found:
         onnx.checker.check_model(shard.graph)
@@ -180,7 +180,7 @@ def test_what_a_streamed_shard_read_is_given_back_and_what_is_resident_stays(tmp
         kept = []
         for number in (0, 1, 2, 0, 1, 2):
             weights.before(number)
-            sum(mapped[place] for place in range(2 * MIB * number, 2 * MIB * (number + 1), PAGE))
+            sum(mapped[index] for index in range(2 * MIB * number, 2 * MIB * (number + 1), PAGE))
             weights.after(number)
             kept.append(resident_bytes(path))
         weights.close()

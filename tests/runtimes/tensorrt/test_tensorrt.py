@@ -21,7 +21,7 @@ from support import fake_tensorrt
 from support.workshops import applied, built
 
 from edgeopt.checkpoints import modeling
-from edgeopt.checkpoints.importing import take_in
+from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.cli.main import main
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.kv_cache import KvCache
@@ -46,7 +46,7 @@ class Host:
     """A GPU that is the host: its memory, and work that is done at once."""
 
     def __init__(self, identity: Identity = GPU) -> None:
-        self.identity, self.place, self.stream = identity, torch.device("cpu"), 1
+        self.identity, self.location, self.stream = identity, torch.device("cpu"), 1
         self.graphs = 0
 
     def wait(self) -> None:
@@ -146,7 +146,9 @@ class TestAPlanWithoutAGpu:
     def test_of_other_families_passes_all_checks(self, family, tiny_model, tmp_path):
         for name in ("model", "source"):
             tmp_path.joinpath(name).mkdir()
-        source = take_in(random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "model"), tmp_path / "source")
+        source = import_checkpoint(
+            random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "model"), tmp_path / "source"
+        )
         plans.read(built(TensorRt(), source, tmp_path / "plan").directory).check()
 
 
@@ -330,7 +332,7 @@ class TestAnEngineThatIsRefused:
     def refusal(self, engine: Engine, gpu: Identity = GPU) -> str:
         with pytest.raises(BuildError) as refused:
             opened(engine, Host(gpu))
-        return refused.value.what
+        return refused.value.message
 
     def test_on_another_gpu(self, engine):
         said = self.refusal(engine, Identity(name="Orin", compute_capability="8.7", cuda="12.6"))

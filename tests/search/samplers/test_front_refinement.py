@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.studies import FAILED, RSS, SIZE, finished_row, forecast
 
-from edgeopt.core.instantiate import canonical
+from edgeopt.core.config_objects import canonical
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective, dominates
 from edgeopt.search.pareto.hypervolume import hypervolume
-from edgeopt.search.prediction import Forecast, Foresee
+from edgeopt.search.prediction import Foresee, Prediction
 from edgeopt.search.samplers.front_refinement import LOOKED_AT, Refinement, candidates, spread
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.space.space import Space
@@ -26,9 +26,12 @@ QUALITY = Objective(metric="quality/accuracy", direction="maximize")
 NARROW = (Limit(metric=RSS, unit="MiB", absolute=60.0),)
 
 
-def foreseen(*points: tuple[float, float], rss: float = 0.0) -> list[tuple[Params, Forecast]]:
+def foreseen(*points: tuple[float, float], rss: float = 0.0) -> list[tuple[Params, Prediction]]:
     """Recipes of such sizes and damages."""
-    return [({"n": n}, forecast(damage=damage, size=size, rss=rss)) for n, (size, damage) in enumerate(points)]
+    return [
+        ({"n": n}, forecast(expected_error=expected_error, size=size, rss=rss))
+        for n, (size, expected_error) in enumerate(points)
+    ]
 
 
 def chosen_of(*arguments: Any, **more: Any) -> list[Params]:
@@ -38,15 +41,17 @@ def chosen_of(*arguments: Any, **more: Any) -> list[Params]:
 
 def test_among_recipes_that_are_foreseen_alike_choices_are_spread_too() -> None:
     space = Space.parse({"kind": {"choices": ["a", "b", "c"]}, "size": {"choices": [1, 2]}})
-    every = [({"kind": kind, "size": size}, forecast(damage=0.1, size=1.0)) for kind in "abc" for size in (1, 2)]
+    every = [
+        ({"kind": kind, "size": size}, forecast(expected_error=0.1, size=1.0)) for kind in "abc" for size in (1, 2)
+    ]
     chosen = spread(every, (SMALL,), (), 3, space=space)
     assert {params["kind"] for params in chosen} == {"a", "b", "c"}
     assert {params["size"] for params in chosen} == {1, 2}
 
 
 def test_what_is_predicted_of_some_recipes_alone_orders_none() -> None:
-    known = [({"n": n}, forecast(damage=0.1 * n, size=float(5 - n))) for n in range(3)]
-    unknown = [({"n": n}, forecast(damage=0.1 * n)) for n in range(3, 6)]
+    known = [({"n": n}, forecast(expected_error=0.1 * n, size=float(5 - n))) for n in range(3)]
+    unknown = [({"n": n}, forecast(expected_error=0.1 * n)) for n in range(3, 6)]
     assert numbers(chosen_of([*known, *unknown], (SMALL,), (), 6)) == [0, 1, 2, 3, 4, 5], "by damage"
 
 
@@ -86,7 +91,7 @@ def test_what_others_dominate_comes_after_the_front() -> None:
 def test_what_breaks_limits_comes_last_and_the_worst_at_the_very_last() -> None:
     sizes = [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
     found = [
-        (params, forecast(damage=f.damage, size=f.figures[SIZE], rss=rss))
+        (params, forecast(expected_error=f.expected_error, size=f.figures[SIZE], rss=rss))
         for (params, f), rss in zip(foreseen(*sizes), (120.0, 66.0, 50.0), strict=True)
     ]
     assert numbers(chosen_of(found, (SMALL, QUALITY), NARROW, 3)) == [2, 1, 0]
@@ -95,15 +100,15 @@ def test_what_breaks_limits_comes_last_and_the_worst_at_the_very_last() -> None:
 def test_a_relative_limit_is_taken_from_the_prediction_of_the_baseline() -> None:
     relative = (Limit(metric=RSS, unit="MiB", baseline_factor=0.5),)
     heavy, light = (
-        replace(forecast(damage=damage, size=size, rss=rss), baseline={RSS: 100.0})
-        for damage, size, rss in ((0.0, 1.0, 60.0), (1.0, 2.0, 40.0))
+        replace(forecast(expected_error=expected_error, size=size, rss=rss), baseline={RSS: 100.0})
+        for expected_error, size, rss in ((0.0, 1.0, 60.0), (1.0, 2.0, 40.0))
     )
     assert chosen_of([({"n": 0}, heavy), ({"n": 1}, light)], (SMALL,), relative, 1) == [{"n": 1}]
 
 
 def test_a_limit_from_below_is_broken_by_less() -> None:
     least = (Limit(metric=RSS, unit="MiB", absolute=100.0, least=True),)
-    found = [*foreseen((1.0, 0.0), rss=50.0), ({"n": 1}, forecast(damage=1.0, size=2.0, rss=150.0))]
+    found = [*foreseen((1.0, 0.0), rss=50.0), ({"n": 1}, forecast(expected_error=1.0, size=2.0, rss=150.0))]
     assert numbers(chosen_of(found, (SMALL,), least, 1)) == [1]
 
 
@@ -128,7 +133,7 @@ def test_a_spread_never_prefers_what_is_dominated_by_something_left_out(
 @settings(max_examples=20)
 @given(scale=st.sampled_from([1e-6, 3.0, 1e9]))
 def test_units_do_not_matter_to_a_spread(scale: float) -> None:
-    scaled = [(size * scale, damage) for size, damage in LINE]
+    scaled = [(size * scale, expected_error) for size, expected_error in LINE]
     objectives = (SMALL, QUALITY)
     assert chosen_of(foreseen(*scaled), objectives, (), 5) == chosen_of(foreseen(*LINE), objectives, (), 5)
 
@@ -150,8 +155,10 @@ def test_candidates_are_all_recipes_or_different_ones_by_chance() -> None:
 SPACE = Space.parse({"bits": {"low": 1, "high": 16, "step": 1}, "kind": {"choices": ["a", "b"]}})
 
 
-def by_size(params: Mapping[str, Any]) -> Forecast:
-    return forecast(damage=4.0 ** -params["bits"], size=float(params["bits"]) * (1 if params["kind"] == "a" else 3))
+def by_size(params: Mapping[str, Any]) -> Prediction:
+    return forecast(
+        expected_error=4.0 ** -params["bits"], size=float(params["bits"]) * (1 if params["kind"] == "a" else 3)
+    )
 
 
 def member(number: int, params: Params, **metrics: float) -> Row:
@@ -165,8 +172,10 @@ FRONT = [
 ]
 
 
-def best(front: list[Row], tried: set[str] | None = None, foresee: Foresee = by_size, seed: int = 0) -> Params | None:
-    refinement = Refinement(objectives=(SMALL, QUALITY), space=SPACE, foresee=foresee)
+def best(
+    front: list[Row], tried: set[str] | None = None, predict_trial: Foresee = by_size, seed: int = 0
+) -> Params | None:
+    refinement = Refinement(objectives=(SMALL, QUALITY), space=SPACE, predict_trial=predict_trial)
     return refinement.best(front, tried or set(), random.Random(seed))
 
 
@@ -181,7 +190,7 @@ def test_the_neighbour_is_the_one_that_promises_the_largest_growth() -> None:
             here, there = by_size(row.params), by_size(near)
             guess = (
                 size * there.figures[SIZE] / here.figures[SIZE],
-                -accuracy + accuracy * (there.damage - here.damage),
+                -accuracy + accuracy * (there.expected_error - here.expected_error),
             )
             promised[canonical(near)] = hypervolume([*points, guess], reference)
     chosen = best(FRONT)
@@ -205,20 +214,20 @@ def test_without_a_front_there_is_no_neighbour() -> None:
 
 
 def test_a_neighbour_that_cannot_be_planned_is_not_proposed() -> None:
-    def foresee(params: Mapping[str, Any]) -> Forecast:
+    def predict_trial(params: Mapping[str, Any]) -> Prediction:
         return forecast(failure=FAILED) if params["kind"] == "a" else by_size(params)
 
     tried: set[str] = set()
     for _ in range(2):
-        near = best(FRONT, tried, foresee)
+        near = best(FRONT, tried, predict_trial)
         assert near is not None
         assert near["kind"] == "b"
         tried.add(canonical(near))
-    assert best(FRONT, tried, foresee) is None
+    assert best(FRONT, tried, predict_trial) is None
 
 
 def test_chance_decides_between_equal_promises() -> None:
-    def blind(params: Mapping[str, Any]) -> Forecast:
+    def blind(params: Mapping[str, Any]) -> Prediction:
         return forecast()
 
-    assert len({canonical(best(FRONT, foresee=blind, seed=seed)) for seed in range(20)}) > 2
+    assert len({canonical(best(FRONT, predict_trial=blind, seed=seed)) for seed in range(20)}) > 2

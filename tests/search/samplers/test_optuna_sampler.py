@@ -60,7 +60,7 @@ def told(made: Sampler) -> list[FrozenTrial]:
 
 def judged(metric: str, excess: float | None, *, kept: bool = False, predicted: bool = False) -> Verdict:
     return Verdict(
-        metric=metric, limit="", bound=1.0, value=1.0, excess=excess, kept=kept, reason="", predicted=predicted
+        metric=metric, limit="", bound=1.0, value=1.0, excess=excess, satisfied=kept, reason="", predicted=predicted
     )
 
 
@@ -72,7 +72,7 @@ def with_figure(metric: str, value: float) -> TrialResult:
     """As it is judged: a figure that is no number has no excess."""
     whole = samples.result()
     figures = tuple(replace(m, value=value) if m.metric == metric else m for m in whole.measurements)
-    verdicts = tuple(replace(v, excess=None, kept=False) if v.metric == metric else v for v in whole.verdicts)
+    verdicts = tuple(replace(v, excess=None, satisfied=False) if v.metric == metric else v for v in whole.verdicts)
     return replace(whole, measurements=figures, verdicts=verdicts)
 
 
@@ -90,7 +90,7 @@ def test_a_failed_trial_violates_every_constraint() -> None:
 
 
 def test_what_was_not_measured_or_is_no_number_is_a_violated_constraint() -> None:
-    summary = with_verdicts(judged(RATIO, None), judged(DECODE, -0.5, kept=True))
+    summary = with_verdicts(judged(RATIO, None), judged(DECODE, -0.5, satisfied=True))
     assert excesses(summary, LIMITS) == {RATIO: UNMEASURED_EXCESS, DECODE: -0.5, RSS: UNMEASURED_EXCESS}
 
 
@@ -101,7 +101,10 @@ def test_a_figure_that_proves_nothing_is_a_violated_constraint() -> None:
 
 def test_of_a_refused_trial_what_is_known_counts_and_nothing_else_misleads() -> None:
     summary = with_verdicts(
-        judged(RATIO, None), judged(DECODE, -0.2, predicted=True), judged(RSS, 0.7, predicted=True), refused="estimate"
+        judged(RATIO, None),
+        judged(DECODE, -0.2, predicted=True),
+        judged(RSS, 0.7, predicted=True),
+        refused="prediction",
     )
     assert excesses(summary, LIMITS) == {RATIO: 0.0, DECODE: -0.2, RSS: 0.7}
     assert excesses(replace(summary, verdicts={}), LIMITS) == dict.fromkeys((RATIO, DECODE, RSS), 0.0)
@@ -144,7 +147,7 @@ def test_a_finished_trial_is_complete_with_values_and_constraints() -> None:
     [
         samples.result(failure=FAILED),
         replace(samples.result(), refused="quality"),
-        replace(samples.result(), refused="estimate", measurements=()),
+        replace(samples.result(), refused="prediction", measurements=()),
         with_figure(DECODE, math.nan),
         with_figure(RATIO, math.inf),
         replace(samples.result(), measurements=samples.result().measurements[:1]),

@@ -14,7 +14,7 @@ from support.studies import DECODE, LIMITS, RATIO, finished_row, predicted
 
 from edgeopt.core.result import TrialResult
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.prediction import Forecast
+from edgeopt.search.prediction import Prediction
 from edgeopt.search.samplers import surrogate as module
 from edgeopt.search.samplers.surrogate import Guide, Recipe, Surrogate
 from edgeopt.search.space.parameter import Params
@@ -32,9 +32,9 @@ def recipes(rows: np.ndarray) -> list[Recipe]:
     return [Recipe(features=list(row), predicted={}) for row in rows]
 
 
-def foresee(params: Params) -> Forecast:
+def predict_trial(params: Params) -> Prediction:
     result = TrialResult(recipe={}, target="t", device={}, emulated=False)
-    return Forecast(result=result, damage=params["cut"])
+    return Prediction(result=result, expected_error=params["cut"])
 
 
 def truth(params: Params) -> tuple[float, float]:
@@ -50,13 +50,13 @@ def evaluated(number: int, params: Params) -> Row:
     for limit in LIMITS[:2]:
         assert limit.absolute is not None
         excess = figures[limit.metric] / limit.absolute - 1
-        verdicts[limit.metric] = Held(excess=excess, kept=excess <= 0, predicted=False, bound=limit.absolute)
-    kept = all(held.kept for held in verdicts.values())
+        verdicts[limit.metric] = Held(excess=excess, satisfied=excess <= 0, predicted=False, bound=limit.absolute)
+    kept = all(held.satisfied for held in verdicts.values())
     return finished_row(number, params, Summary(feasible=kept, metrics=figures, verdicts=verdicts))
 
 
 def guide(**more: Any) -> Guide:
-    known: dict[str, Any] = {"objectives": OBJECTIVES, "limits": LIMITS[:2], "space": SPACE, "foresee": foresee}
+    known: dict[str, Any] = {"objectives": OBJECTIVES, "limits": LIMITS[:2], "space": SPACE, "foresee": predict_trial}
     return Guide(**known | more)
 
 
@@ -138,9 +138,9 @@ def test_what_arithmetic_predicts_is_modelled_by_its_ratio() -> None:
 
 
 def test_what_arithmetic_predicts_of_some_recipes_alone_is_modelled_as_if_it_predicted_nothing() -> None:
-    def some(params: Params) -> Forecast:
+    def some(params: Params) -> Prediction:
         known = (predicted(DECODE, 0.01 * params["size"]),) if params["kind"] == "a" else ()
-        forecast = foresee(params)
+        forecast = predict_trial(params)
         return replace(forecast, result=replace(forecast.result, predictions=known))
 
     chance = random.Random(1)
@@ -148,16 +148,16 @@ def test_what_arithmetic_predicts_of_some_recipes_alone_is_modelled_as_if_it_pre
     left = [SPACE.draw(chance) for _ in range(50)]
     proposed = guide().best(rows, left, random.Random(0))
     assert proposed is not None
-    assert guide(foresee=some).best(rows, left, random.Random(0)) == proposed
+    assert guide(predict_trial=some).best(rows, left, random.Random(0)) == proposed
 
 
 @pytest.mark.parametrize("least", [False, True])
 def test_a_limit_is_modelled_by_the_worse_end_of_the_interval(least: bool) -> None:
     limit = replace(LIMITS[0], least=least)
     for excess, broken in ((0.2, True), (-0.2, False)):
-        held = Held(excess=excess, kept=not broken, predicted=False, bound=1.15)
+        held = Held(excess=excess, satisfied=not broken, predicted=False, bound=1.15)
         value = module._excess(Summary(verdicts={limit.metric: held}), limit)
         assert value is not None
         assert (value > 0) == broken
-    predicted = Held(excess=0.2, kept=False, predicted=True, bound=1.15)
+    predicted = Held(excess=0.2, satisfied=False, predicted=True, bound=1.15)
     assert module._excess(Summary(verdicts={limit.metric: predicted}), limit) is None

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.core.instantiate import canonical
+from edgeopt.core.config_objects import canonical
 from edgeopt.errors import ConfigError
 from edgeopt.search.space.parameter import Parameter, Params
 from edgeopt.search.space.space import Space, overrides

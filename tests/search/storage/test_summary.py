@@ -51,7 +51,7 @@ def test_a_summary_says_what_the_search_needs_of_a_result() -> None:
     assert not summary.feasible
     assert summary.metrics == {RATIO: 1.05, DECODE: 2.08, RSS: 70.0, SIZE: 1.5}
     assert summary.predicted == {SIZE: 1.4}
-    assert summary.verdicts[DECODE] == Held(excess=pytest.approx(1.0), kept=False, predicted=False, bound=1.04)
+    assert summary.verdicts[DECODE] == Held(excess=pytest.approx(1.0), satisfied=False, predicted=False, bound=1.04)
     assert (summary.refused, summary.failure) == ("", None)
     assert (summary.spent_s, summary.saved_s, summary.energy_j) == (2.0, {"compress": 9.0}, 3.0)
 

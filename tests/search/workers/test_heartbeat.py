@@ -18,7 +18,7 @@ from edgeopt.errors import StoreError
 from edgeopt.machine import process_identity
 from edgeopt.search.storage.database import file_url
 from edgeopt.search.storage.trial_store import Ledger, Member
-from edgeopt.search.workers.heartbeat import BEATS_A_LEASE, Heart, Watch, myself
+from edgeopt.search.workers.heartbeat import BEATS_A_LEASE, Heartbeat, LivenessMonitor, myself
 
 LEASE_S = 60.0
 
@@ -51,7 +51,7 @@ def test_a_worker_is_told_from_every_other() -> None:
 
 
 def test_a_process_that_died_on_this_host_is_found_at_once() -> None:
-    watch = Watch(LEASE_S)
+    watch = LivenessMonitor(LEASE_S)
     started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     member = on_this_host(started.pid)
     assert watch.dead([member]) == []
@@ -67,12 +67,12 @@ def test_a_process_that_died_on_this_host_is_found_at_once() -> None:
 def test_a_process_number_that_is_used_again_is_another_process() -> None:
     number, start = myself("all").process.split(":")
     again = replace(dead_member(), process=f"{number}:{int(start) - 1}")
-    assert Watch(LEASE_S).dead([again, myself("all")]) == [again]
+    assert LivenessMonitor(LEASE_S).dead([again, myself("all")]) == [again]
 
 
 def test_a_stopped_process_of_this_host_lives_as_long_as_its_lease() -> None:
     clock = Clock()
-    watch, member = Watch(LEASE_S, clock=clock), myself("all")
+    watch, member = LivenessMonitor(LEASE_S, clock=clock), myself("all")
     assert watch.dead([member]) == []
     clock.now += LEASE_S + 1
     assert watch.dead([member]) == [member]
@@ -80,7 +80,7 @@ def test_a_stopped_process_of_this_host_lives_as_long_as_its_lease() -> None:
 
 def test_a_counter_that_stands_still_elsewhere_is_dead_after_the_lease_alone() -> None:
     clock = Clock()
-    watch, member = Watch(LEASE_S, clock=clock), trial_stores.member()
+    watch, member = LivenessMonitor(LEASE_S, clock=clock), trial_stores.member()
     for seconds in (0, LEASE_S / 2, LEASE_S / 2):
         clock.now += seconds
         assert watch.dead([member]) == []
@@ -91,7 +91,7 @@ def test_a_counter_that_stands_still_elsewhere_is_dead_after_the_lease_alone() -
 
 def test_every_beat_renews_the_lease() -> None:
     clock = Clock()
-    watch, member = Watch(LEASE_S, clock=clock), trial_stores.member()
+    watch, member = LivenessMonitor(LEASE_S, clock=clock), trial_stores.member()
     for beat in range(5):
         clock.now += LEASE_S - 1
         assert watch.dead([beaten(member, beat)]) == []
@@ -104,7 +104,7 @@ def test_no_other_clock_counts_and_a_watch_starts_with_what_it_sees_first() -> N
     """A watch that begins when the counter has stood still for hours cannot know that."""
     clock = Clock()
     clock.now = 1e9
-    watch, member = Watch(LEASE_S, clock=clock), beaten(trial_stores.member(), 12345)
+    watch, member = LivenessMonitor(LEASE_S, clock=clock), beaten(trial_stores.member(), 12345)
     assert watch.dead([member]) == []
     clock.now += LEASE_S + 1
     assert watch.dead([member]) == [member]
@@ -112,7 +112,7 @@ def test_no_other_clock_counts_and_a_watch_starts_with_what_it_sees_first() -> N
 
 def test_each_worker_has_a_lease_of_its_own() -> None:
     clock = Clock()
-    watch, old, young = Watch(LEASE_S, clock=clock), trial_stores.member("old"), trial_stores.member("young")
+    watch, old, young = LivenessMonitor(LEASE_S, clock=clock), trial_stores.member("old"), trial_stores.member("young")
     watch.dead([old])
     clock.now += LEASE_S - 1
     watch.dead([old, young])
@@ -139,7 +139,7 @@ def hold(condition: Callable[[], bool], patience_s: float = 10.0) -> None:
 
 
 def test_a_heart_beats_while_the_worker_works_and_stops_with_it(ledger: Ledger) -> None:
-    with Heart(ledger, "w", lease_s=BEATS_A_LEASE * 0.05):
+    with Heartbeat(ledger, "w", lease_s=BEATS_A_LEASE * 0.05):
         hold(lambda: beat_of(ledger) >= 3)
     last = beat_of(ledger)
     assert not [thread for thread in threading.enumerate() if thread.name == "heart"]
@@ -148,7 +148,7 @@ def test_a_heart_beats_while_the_worker_works_and_stops_with_it(ledger: Ledger) 
 
 
 def test_a_heart_stops_also_when_the_work_fails(ledger: Ledger) -> None:
-    with pytest.raises(ValueError, match="work"), Heart(ledger, "w", lease_s=60):
+    with pytest.raises(ValueError, match="work"), Heartbeat(ledger, "w", lease_s=60):
         raise ValueError("work")
     assert not [thread for thread in threading.enumerate() if thread.name == "heart"]
 
@@ -158,7 +158,7 @@ def test_a_heart_beats_several_times_a_lease() -> None:
 
 
 def test_the_heart_of_a_buried_worker_stops(ledger: Ledger) -> None:
-    with Heart(ledger, "w", lease_s=BEATS_A_LEASE * 0.02) as heart:
+    with Heartbeat(ledger, "w", lease_s=BEATS_A_LEASE * 0.02) as heart:
         ledger.leave("w")
         hold(lambda: not heart._thread.is_alive())
 
@@ -170,7 +170,7 @@ def test_a_heart_without_a_store_stops_without_a_word(
         raise StoreError("gone")
 
     monkeypatch.setattr(ledger, "beat", gone)
-    with Heart(ledger, "w", lease_s=BEATS_A_LEASE * 0.02) as heart:
+    with Heartbeat(ledger, "w", lease_s=BEATS_A_LEASE * 0.02) as heart:
         hold(lambda: not heart._thread.is_alive())
     assert capsys.readouterr().err == ""
 

@@ -12,7 +12,7 @@ from support.studies import FAILED, Log, Stub, by_bits, dead_member, study, swee
 from edgeopt.core.result import Failure, TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.errors import StoreError
-from edgeopt.search.prediction import ESTIMATE
+from edgeopt.search.prediction import PREDICTION
 from edgeopt.search.storage.summary import Summary
 from edgeopt.search.storage.trial import Row
 from edgeopt.search.study import ATTEMPTS, Study
@@ -68,7 +68,7 @@ def test_a_process_that_ends_without_an_answer_is_a_failed_trial_with_its_cause(
 
 def test_a_refused_trial_is_recorded_without_any_work(tmp_path: Path) -> None:
     log, nothing_fits = Log(), (Limit(metric="memory/peak_rss_mib", unit="MiB", absolute=1.0),)
-    made = sweep(study(tmp_path, nothing_fits, foresee=by_bits), [], log)
+    made = sweep(study(tmp_path, nothing_fits, predict_trial=by_bits), [], log)
     run(made)
     assert tried(made) == []
     assert log.told == [("record", number, 1) for number in range(4)]
@@ -139,7 +139,7 @@ def test_a_trial_that_ends_every_worker_is_given_up_and_the_log_says_so(tmp_path
         assert row.number == 0
         log.begin(row)
         if n < ATTEMPTS - 1:
-            one.bury(dead_member(f"w{n}"))
+            one.reclaim(dead_member(f"w{n}"))
     made = sweep(study(tmp_path), [], log)
     run(made)
     assert states(made.study)[0] == ("failed", ATTEMPTS, True)
@@ -173,8 +173,8 @@ def test_a_result_that_the_heir_did_not_learn_of_is_recorded_all_the_same(tmp_pa
     dead, row = abandoned(tmp_path)
     dead.finish(row, samples.result())
     opened, log = study(tmp_path), Log()
-    real = type(opened.ledger).bury
-    opened.ledger.bury = lambda *given, **named: real(opened.ledger, *given, **named) and []  # type: ignore[method-assign,func-returns-value]
+    real = type(opened.ledger).reclaim
+    opened.ledger.reclaim = lambda *given, **named: real(opened.ledger, *given, **named) and []  # type: ignore[method-assign,func-returns-value]
     run(sweep(opened, [], log))
     assert ("record", 0, 1) in log.told
     assert opened.settled()
@@ -278,7 +278,7 @@ def test_a_worker_taken_for_dead_joins_again_and_its_late_result_is_refused(tmp_
     def buried_meanwhile() -> None:
         names.append(opened.worker)
         (member,) = opened.ledger.members()
-        opened.ledger.bury(member, heir="other", attempts=ATTEMPTS, given_up=lambda _: Summary())
+        opened.ledger.reclaim(member, new_owner="other", attempts=ATTEMPTS, given_up=lambda _: Summary())
 
     made = sweep(opened, [while_at_work(opened, buried_meanwhile)], log)
     run(made)
@@ -305,7 +305,7 @@ def test_a_worker_of_other_code_does_not_join(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_is_refused_while_it_is_evaluated_is_over(tmp_path: Path) -> None:
-    refused = replace(samples.result(), refused=ESTIMATE)
+    refused = replace(samples.result(), refused=PREDICTION)
     made = sweep(study(tmp_path, trials=1), [refused])
     run(made)
     assert [row.state for row in made.study.rows()] == ["refused", "finished"]

@@ -40,7 +40,7 @@ class Flaky(Log):
     def _ask(self) -> None:
         number, self.calls = self.calls, self.calls + 1
         if number in self.silent or number >= self.from_:
-            raise UnreachableError("MLflow does not answer", place="http://server")
+            raise UnreachableError("MLflow does not answer", location="http://server")
 
     def begin(self, row: Row) -> str:
         self._ask()

@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.core.instantiate import canonical, construct, describe, digest
+from edgeopt.core.config_objects import canonical, digest, instantiate, to_config
 from edgeopt.errors import ConfigError
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def described(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,14 +67,14 @@ def test_the_configs_name_parts() -> None:
 
 @pytest.mark.parametrize("data", [d for _, d in IN_CONF], ids=[n for n, _ in IN_CONF])
 def test_a_part_described_and_constructed_again_is_the_same(data: dict[str, Any]) -> None:
-    part = construct(data)
-    again = describe(part)
+    part = instantiate(data)
+    again = to_config(part)
     assert json.loads(json.dumps(again)) == again, "a description is plain JSON"
     assert again["_target_"] == data["_target_"]
     assert narrowed(again, data) == data, "what the file says is what the part holds"
-    assert construct(again) == part
-    assert describe(construct(again)) == again
-    assert digest(describe(construct(again))) == digest(again)
+    assert instantiate(again) == part
+    assert to_config(instantiate(again)) == again
+    assert digest(to_config(instantiate(again))) == digest(again)
 
 
 def test_parts_inside_parts_survive_the_round_trip() -> None:
@@ -86,9 +86,9 @@ def test_parts_inside_parts_survive_the_round_trip() -> None:
         "ram_bytes": 10,
         "isa": ["neon"],
     }
-    target = construct({**TARGET, "device": device})
+    target = instantiate({**TARGET, "device": device})
     assert target.device.isa == ("neon",)
-    assert construct(describe(target)) == target
+    assert instantiate(to_config(target)) == target
 
 
 @given(data=JSON)
@@ -105,7 +105,7 @@ def test_the_order_of_keys_does_not_change_the_digest(data: dict[str, int]) -> N
 
 def test_the_digest_is_equal_in_every_process() -> None:
     data = {"b": [1, 2.5, None, "é"], "a": True}
-    code = f"from edgeopt.core.instantiate import digest; print(digest({data!r}))"
+    code = f"from edgeopt.core.config_objects import digest; print(digest({data!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digest(data)
 
@@ -118,7 +118,7 @@ WRONG = {
     "foreign target with our name in front": ({"_target_": "edgeopt_evil.X"}, "step.x", "outside edgeopt"),
     "absent module": ({"_target_": "edgeopt.nowhere.X"}, "step.x", "cannot be loaded"),
     "absent class": ({"_target_": "edgeopt.core.target.X"}, "step.x", "cannot be loaded"),
-    "a function": ({"_target_": "edgeopt.core.instantiate.describe"}, "step.x", "not a part"),
+    "a function": ({"_target_": "edgeopt.core.config_objects.describe"}, "step.x", "not a part"),
     "a class that is no dataclass": ({"_target_": "edgeopt.cache.Store", "root": "/"}, "step.x", "not a part"),
     "a module that ours imports": ({"_target_": "edgeopt.cache.stages.shutil.rmtree"}, "step.x", "cannot be loaded"),
     "missing value": ({"_target_": "edgeopt.core.target.Target"}, "target", "target.name"),
@@ -152,13 +152,13 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_description_is_one_clear_config_error(case: str) -> None:
-    data, place, told = WRONG[case]
+    data, location, told = WRONG[case]
     with pytest.raises(ConfigError, match=told) as caught:
-        construct(data, place)  # type: ignore[arg-type]
+        instantiate(data, location)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 def test_a_whole_number_is_taken_for_a_fraction() -> None:
-    lora = construct({**LORA, "alpha": 16})
+    lora = instantiate({**LORA, "alpha": 16})
     assert (lora.alpha, type(lora.alpha)) == (16.0, float)

@@ -32,7 +32,7 @@ def digest(data: object) -> str:
     return sha256(canonical(data).encode()).hexdigest()
 
 
-def describe(part: Any) -> dict[str, Any]:
+def to_config(part: Any) -> dict[str, Any]:
     """`{"_target_": "module.Class", field: value, …}` of a part, in plain JSON types."""
     fields = {f.name: _plain(getattr(part, f.name)) for f in dataclasses.fields(part)}
     return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **fields}
@@ -40,7 +40,7 @@ def describe(part: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return describe(value)
+        return to_config(value)
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
@@ -48,18 +48,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def construct(data: Any, place: str = "") -> Any:
+def instantiate(data: Any, location: str = "") -> Any:
     """The part that `data` describes; ConfigError names the key and the mend.
 
     Only classes under `edgeopt.` or under the module of an installed `edgeopt.plugins` entry point
     may be named, so a config cannot run arbitrary code.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{data!r} is not a mapping", place=place, mend="Give _target_ and its values")
+        raise ConfigError(f"{data!r} is not a mapping", location=location, hint="Give _target_ and its values")
     target = data.get("_target_")
     if not isinstance(target, str):
-        raise ConfigError("no _target_ is named", place=place, mend="Give the dotted name of a class in edgeopt")
-    part_class = resolve(target, place)
+        raise ConfigError("no _target_ is named", location=location, hint="Give the dotted name of a class in edgeopt")
+    part_class = resolve(target, location)
     fields = {f.name: f for f in dataclasses.fields(part_class)}
     values = {key: value for key, value in data.items() if key != "_target_"}
     unknown = sorted(values.keys() - fields.keys())
@@ -67,19 +67,21 @@ def construct(data: Any, place: str = "") -> Any:
         takes = f"{part_class.__name__} takes: {', '.join(fields) or 'no keys'}"
         raise ConfigError(
             f"unknown key {unknown[0]!r}",
-            place=f"{place}.{unknown[0]}" if place else unknown[0],
-            mend=f"{nearest(unknown[0], fields)} {takes}".strip(),
+            location=f"{location}.{unknown[0]}" if location else unknown[0],
+            hint=f"{nearest(unknown[0], fields)} {takes}".strip(),
         )
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and values.get(name) in (None, "???"):
-            raise ConfigError("a value is required", place=f"{place}.{name}" if place else name, mend=f"Set {name}")
+            raise ConfigError(
+                "a value is required", location=f"{location}.{name}" if location else name, hint=f"Set {name}"
+            )
     hints = typing.get_type_hints(part_class)
-    checked = {k: _coerce(v, hints[k], f"{place}.{k}" if place else k) for k, v in values.items()}
+    checked = {k: _coerce(v, hints[k], f"{location}.{k}" if location else k) for k, v in values.items()}
     try:
         return part_class(**checked)
     except ConfigError as error:
-        raise (error if error.place.startswith(f"{place}.") else error.at(place)) from error
+        raise (error if error.location.startswith(f"{location}.") else error.at(location)) from error
 
 
 def nearest(given: str, known: Iterable[str], form: str = "{}") -> str:
@@ -90,21 +92,21 @@ def nearest(given: str, known: Iterable[str], form: str = "{}") -> str:
     return f"Did you mean {form.format(found[0])}?" if found else ""
 
 
-def resolve(target: str, place: str = "") -> Any:
+def resolve(target: str, location: str = "") -> Any:
     """The dataclass of a dotted name; ConfigError where it is foreign, absent or no part."""
     if target.split(".")[0] != "edgeopt" and target.split(".")[0] not in _plugin_packages():
         raise ConfigError(
             f"_target_ {target!r} is outside edgeopt",
-            place=place,
-            mend=f"Name a class under edgeopt., or install a plugin with an entry point in {PLUGIN_GROUP!r}",
+            location=location,
+            hint=f"Name a class under edgeopt., or install a plugin with an entry point in {PLUGIN_GROUP!r}",
         )
     module_name, _, class_name = current(target).rpartition(".")
     try:
         found = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"_target_ {target!r} cannot be loaded ({error})", place=place) from error
+        raise ConfigError(f"_target_ {target!r} cannot be loaded ({error})", location=location) from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ConfigError(f"_target_ {target!r} is not a part", place=place, mend="Name a dataclass")
+        raise ConfigError(f"_target_ {target!r} is not a part", location=location, hint="Name a dataclass")
     return found
 
 
@@ -115,48 +117,50 @@ def _plugin_packages() -> set[str]:
     return {entry_point.module.split(".")[0] for entry_point in entry_points(group=PLUGIN_GROUP)}
 
 
-def _coerce(value: Any, hint: Any, place: str) -> Any:
+def _coerce(value: Any, annotation: Any, location: str) -> Any:
     """`value` as the type that the field declares, or a ConfigError."""
-    origin = get_origin(hint)
+    origin = get_origin(annotation)
     if origin is typing.Literal:
-        if value in get_args(hint):
+        if value in get_args(annotation):
             return value
-        raise ConfigError(f"{value!r} is not allowed", place=place, mend=f"Choose one of: {_listed(get_args(hint))}")
+        raise ConfigError(
+            f"{value!r} is not allowed", location=location, hint=f"Choose one of: {_listed(get_args(annotation))}"
+        )
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in get_args(hint):
+        if value is None and type(None) in get_args(annotation):
             return None
         errors = []
-        for option in (h for h in get_args(hint) if h is not type(None)):
+        for option in (h for h in get_args(annotation) if h is not type(None)):
             try:
-                return _coerce(value, option, place)
+                return _coerce(value, option, location)
             except ConfigError as error:
                 errors.append(error)
         raise errors[0]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{value!r} is not a list", place=place)
-        item = get_args(hint)[0]
-        return tuple(_coerce(v, item, f"{place}[{i}]") for i, v in enumerate(value))
+            raise ConfigError(f"{value!r} is not a list", location=location)
+        item = get_args(annotation)[0]
+        return tuple(_coerce(v, item, f"{location}[{i}]") for i, v in enumerate(value))
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{value!r} is not a mapping", place=place)
-        return {name: _coerce(v, get_args(hint)[1], f"{place}.{name}") for name, v in value.items()}
+            raise ConfigError(f"{value!r} is not a mapping", location=location)
+        return {name: _coerce(v, get_args(annotation)[1], f"{location}.{name}") for name, v in value.items()}
     if isinstance(value, Mapping) and "_target_" in value:
-        return construct(value, place)
-    if hint is Any:
+        return instantiate(value, location)
+    if annotation is Any:
         return value
-    if isinstance(hint, type(typing.Protocol)) and not dataclasses.is_dataclass(value):
+    if isinstance(annotation, type(typing.Protocol)) and not dataclasses.is_dataclass(value):
         raise ConfigError(
-            f"{value!r} is no {hint.__name__.lower()}",
-            place=place,
-            mend=f"Choose one of the group: {place.rpartition('.')[2]}={value}, or give _target_ and its values",
+            f"{value!r} is no {annotation.__name__.lower()}",
+            location=location,
+            hint=f"Choose one of the group: {location.rpartition('.')[2]}={value}, or give _target_ and its values",
         )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(hint, type(typing.Protocol)):
-        fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if isinstance(annotation, type) and not isinstance(annotation, type(typing.Protocol)):
+        fits = isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
         if not fits:
-            raise ConfigError(f"{value!r} is not of type {hint.__name__}", place=place)
+            raise ConfigError(f"{value!r} is not of type {annotation.__name__}", location=location)
     return value
 
 
