@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any, get_args, get_origin
 
-from edgeopt.core.target_aliases import current
+from edgeopt.core.target_aliases import current, current_fields
 from edgeopt.errors import ConfigError
 
 PLUGIN_GROUP = "edgeopt.plugins"
@@ -61,7 +61,7 @@ def instantiate(data: Any, location: str = "") -> Any:
         raise ConfigError("no _target_ is named", location=location, hint="Give the dotted name of a class in edgeopt")
     part_class = resolve(target, location)
     fields = {f.name: f for f in dataclasses.fields(part_class)}
-    values = {key: value for key, value in data.items() if key != "_target_"}
+    values = current_fields(target, {key: value for key, value in data.items() if key != "_target_"})
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
         takes = f"{part_class.__name__} takes: {', '.join(fields) or 'no keys'}"

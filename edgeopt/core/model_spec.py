@@ -191,7 +191,8 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["layers"] = [{n: getattr(layer, n) for n in layer.__slots__} for layer in self.layers]
-        fields["grids"] = {name: {n: getattr(grid, n) for n in grid.__slots__} for name, grid in self.schemes.items()}
+        schemes = fields.pop("schemes").items()  # "grids" is the key that every sealed manifest uses
+        fields["grids"] = {name: {n: getattr(scheme, n) for n in scheme.__slots__} for name, scheme in schemes}
         if self.kv_cache is not None:
             fields["kv_cache"] = {n: getattr(self.kv_cache, n) for n in self.kv_cache.__slots__}
         if self.adapters:
@@ -204,7 +205,8 @@ class ModelSpec:
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         fields = dict(data)
         fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
-        fields["grids"] = {name: QuantizationScheme(**grid) for name, grid in fields["grids"].items()}
+        schemes = fields.pop("grids").items()
+        fields["schemes"] = {name: QuantizationScheme(**scheme) for name, scheme in schemes}
         if fields["kv_cache"] is not None:
             fields["kv_cache"] = KvCacheScheme(**fields["kv_cache"])
         adapters = fields.get("adapters", {}).items()

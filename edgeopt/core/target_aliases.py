@@ -7,6 +7,7 @@ path here, so that what was sealed before the move still opens, verifies, rebuil
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 ALIASES: Mapping[str, str] = {
     "edgeopt.kernels.Kernels": "edgeopt.core.kernel_times.Kernels",
@@ -25,7 +26,7 @@ ALIASES: Mapping[str, str] = {
     "edgeopt.runtimes.portable.PortableOnnx": "edgeopt.runtimes.onnx.runtime.PortableOnnx",
     "edgeopt.runtimes.tensorrt.TensorRt": "edgeopt.runtimes.tensorrt.runtime.TensorRt",
     "edgeopt.search.definition.Search": "edgeopt.search.space.definition.Search",
-    "edgeopt.spec.Grid": "edgeopt.core.model_spec.Grid",
+    "edgeopt.spec.Grid": "edgeopt.core.model_spec.QuantizationScheme",
     "edgeopt.target.Device": "edgeopt.core.target.Device",
     "edgeopt.target.Target": "edgeopt.core.target.Target",
     "edgeopt.texts.bundled.BundledText": "edgeopt.datasets.bundled.BundledText",
@@ -33,7 +34,16 @@ ALIASES: Mapping[str, str] = {
     "edgeopt.texts.hub.HubText": "edgeopt.datasets.hub.HubText",
 }
 
+FIELD_ALIASES: Mapping[str, Mapping[str, str]] = {}
+"""Renamed fields of today's classes: dotted path of the class to {old field: new field}."""
+
 
 def current(target: str) -> str:
     """Return the dotted path of the class that `target` names today."""
     return ALIASES.get(target, target)
+
+
+def current_fields(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the field values of the class at `target` under today's field names."""
+    renamed = FIELD_ALIASES.get(current(target), {})
+    return {renamed.get(name, name): value for name, value in values.items()}

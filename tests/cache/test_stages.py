@@ -203,7 +203,12 @@ def test_a_draft_is_there_again_after_a_failure_and_gone_when_the_work_is_done(t
 
 @pytest.mark.parametrize(
     ("source", "counts"),
-    [("grid.py", True), ("compress/quantization/rtn.py", True), ("measure/quality.py", True), ("cli.py", False)],
+    [
+        ("checkpoints/quantized_matrix.py", True),
+        ("compress/quantization/rtn.py", True),
+        ("measure/probes/quality.py", True),
+        ("cli/main.py", False),
+    ],
 )
 def test_new_code_that_decides_what_a_stage_produces_makes_it_anew(source: str, counts: bool, tmp_path: Path) -> None:
     shutil.copytree(Path(edgeopt.__file__).parent, tmp_path / "edgeopt", ignore=shutil.ignore_patterns("reference"))

@@ -21,7 +21,7 @@ from edgeopt.release.registry import client as registry
 from edgeopt.release.rollback import rollback
 
 from .conftest import Desk
-from .test_copies import production
+from .test_copy import production
 from .test_release import BEST, aliases, at
 
 __all__ = ["production"]

@@ -146,7 +146,7 @@ def _verdict(limit: dict[str, Any], figures: dict[str, float]) -> Verdict:
         bound=limit["bound"],
         value=value,
         excess=excess,
-        kept=excess <= 0,
+        satisfied=excess <= 0,
         reason="" if excess <= 0 else "above",
     )
 

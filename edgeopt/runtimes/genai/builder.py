@@ -1,8 +1,8 @@
 """Build genai engines with onnxruntime-genai's model builder.
 
 The stock builder loads weights through transformers, assumes that all layers have the same width, and rounds weights
-itself. edgeopt replaces three of its methods on the instance: weights come from edgeopt.checkpoints.modeling, each layer
-has its own sizes, and quantized matrices of the checkpoint become nodes unchanged.
+itself. edgeopt replaces three of its methods on the instance: weights come from edgeopt.checkpoints.modeling,
+each layer has its own sizes, and quantized matrices of the checkpoint become nodes unchanged.
 """
 
 from __future__ import annotations

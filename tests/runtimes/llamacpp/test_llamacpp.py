@@ -20,7 +20,8 @@ from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.model_spec import LLAMA_BITS, KvCacheScheme
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.measure.stats.divergence import relative_error
-from edgeopt.runtimes.llamacpp.runtime import NAME, LlamaCpp
+from edgeopt.runtimes.llamacpp.layout import MODEL_FILE
+from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 from runtimes.onnx.test_onnx import EVERY, in_torch, taken_in, varied
 from runtimes.test_families import PROMPT
 
@@ -83,12 +84,12 @@ def build(checkpoint: Checkpoint, directory: Path) -> Engine:
 
 def tensors(engine: Engine) -> dict[str, np.ndarray]:
     """Every tensor of the file in float."""
-    read = gguf.GGUFReader(engine.directory / NAME).tensors
+    read = gguf.GGUFReader(engine.directory / MODEL_FILE).tensors
     return {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in read}
 
 
 def fields(engine: Engine) -> dict[str, Any]:
-    return {name: field.contents() for name, field in gguf.GGUFReader(engine.directory / NAME).fields.items()}
+    return {name: field.contents() for name, field in gguf.GGUFReader(engine.directory / MODEL_FILE).fields.items()}
 
 
 def assert_size_was_known(engine: Engine, within: float) -> None:
@@ -259,7 +260,7 @@ class TestComputing:
         quantized = applied(LlamaQuantize(file_type=file_type, importance=False), wide, tmp_path / "quantized")
         engine = build(quantized, tmp_path / "engine")
         assert_size_was_known(engine, 0.25)
-        path = engine.directory / NAME
+        path = engine.directory / MODEL_FILE
         matrices = [tensor for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2]
         bits = 8 * sum(t.n_bytes for t in matrices) / sum(t.n_elements for t in matrices)
         assert bits == pytest.approx(LLAMA_BITS[file_type], rel=0.25)
@@ -301,7 +302,7 @@ class TestComputing:
 
     def test_a_damaged_file_is_refused_by_name(self, llama: Checkpoint, tmp_path: Path) -> None:
         engine = build(llama, tmp_path / "engine")
-        path = engine.directory / NAME
+        path = engine.directory / MODEL_FILE
         path.write_bytes(path.read_bytes()[:1000])
         with pytest.raises(BuildError, match="cannot open the engine"):
             LlamaCpp().open(engine, threads=1)

@@ -121,7 +121,7 @@ def test_of_a_stopped_trial_limits_within_are_kept_as_far_as_is_known() -> None:
         st.builds(
             Held,
             excess=st.none() | st.floats(-1, 5),
-            kept=st.just(False),
+            satisfied=st.just(False),
             predicted=st.just(False),
             bound=st.none(),
         ),

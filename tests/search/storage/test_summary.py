@@ -16,7 +16,7 @@ names = st.text(max_size=8)
 helds = st.builds(
     Held,
     excess=st.none() | figures,
-    kept=st.booleans(),
+    satisfied=st.booleans(),
     predicted=st.booleans(),
     bound=st.none() | figures,
 )

@@ -157,7 +157,7 @@ def test_the_process_dies_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from search.test_evaluator import evaluate\n"
+        "from search.workers.test_subprocess_evaluator import evaluate\n"
         "from edgeopt.search.workers.subprocess_evaluator import Evaluator\n"
         "if __name__ == '__main__':\n"
         "    print(int(Evaluator(evaluate, timeout_s=30).run({'do': 'work'}, str).metrics['pid']), flush=True)\n"
