@@ -25,7 +25,7 @@ def calibration_windows(checkpoint: Checkpoint, text: Text, *, count: int, lengt
     )
 
 
-def input_energy(
+def input_sum_of_squares(
     network: PreTrainedModel, windows: Sequence[Sequence[int]], pick: Callable[[Any], Any]
 ) -> list[Tensor]:
     """For each layer the sum over tokens of x², per input channel of the linear map that `pick` names.
@@ -37,7 +37,7 @@ def input_energy(
     return list(_energies(network, windows, picked).values())
 
 
-def unit_energy(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def unit_second_moments(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Mean of x² over tokens, per input channel of each unit but the embedding, float64, shape (columns,)."""
     first = {unit: network.get_submodule(names[0]) for unit, names in units(network).items() if unit != EMBEDDING}
     count = sum(map(len, windows))
@@ -63,7 +63,7 @@ def _energies(
     return energies
 
 
-def norm_energy(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> Tensor:
+def norm_sum_of_squares(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> Tensor:
     """For each hidden channel the sum over tokens and norms of x² after the norm, float64, shape (hidden,)."""
     import torch
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Statistic = Literal["none", "mean", "energy", "hessian"]
+InputStatistic = Literal["none", "mean", "second_moment", "hessian"]
 """What is known of a matrix's input: nothing, the mean of x or of x² a channel, or the mean of x xᵀ."""
 
 
@@ -37,13 +37,13 @@ class LayerwiseForward:
                 calls.clear()
         return stream
 
-    def statistic(self, layer: nn.Module, number: int, module: nn.Module, kind: Statistic) -> Tensor:
+    def input_statistic(self, layer: nn.Module, number: int, module: nn.Module, kind: InputStatistic) -> Tensor:
         """Mean of x, x² or x xᵀ over all tokens that reach `module` of `layer`, float64."""
         gathered = _Gathered(kind)
-        self.visit(layer, number, module, gathered.add)
+        self.for_each_input(layer, number, module, gathered.add)
         return gathered.mean
 
-    def visit(self, layer: nn.Module, number: int, module: nn.Module, see: Callable[[Tensor], None]) -> None:
+    def for_each_input(self, layer: nn.Module, number: int, module: nn.Module, see: Callable[[Tensor], None]) -> None:
         """Show `see` what reaches `module` of `layer`, one window after another, shape (1, tokens, columns)."""
 
         def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -67,7 +67,7 @@ class LayerwiseForward:
         ]
 
 
-def at_head(network: PreTrainedModel, windows: Sequence[Sequence[int]], kind: Statistic) -> Tensor:
+def lm_head_input_statistic(network: PreTrainedModel, windows: Sequence[Sequence[int]], kind: InputStatistic) -> Tensor:
     """Mean of x² or x xᵀ over all tokens that reach lm_head, float64."""
     import torch
 
@@ -81,7 +81,7 @@ def at_head(network: PreTrainedModel, windows: Sequence[Sequence[int]], kind: St
 class _Gathered:
     """A running mean over tokens."""
 
-    def __init__(self, kind: Statistic) -> None:
+    def __init__(self, kind: InputStatistic) -> None:
         self._kind = kind
         self._sum: Tensor | None = None
         self._count = 0
@@ -91,7 +91,7 @@ class _Gathered:
         if self._kind == "hessian":
             new = (tokens.T @ tokens).double()
         else:
-            new = (tokens.double().square() if self._kind == "energy" else tokens.double()).sum(dim=0)
+            new = (tokens.double().square() if self._kind == "second_moment" else tokens.double()).sum(dim=0)
         self._sum = new if self._sum is None else self._sum + new
         self._count += len(tokens)
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Loss = Callable[["nn.Module", Sequence[int]], "Tensor"]
+LossFunction = Callable[["nn.Module", Sequence[int]], "Tensor"]
 """Mean loss in nats of a network on the windows with these numbers."""
 
 
-def padded(batch: Sequence[Sequence[int]], where: Any) -> tuple[Tensor, Tensor]:
+def pad_batch(batch: Sequence[Sequence[int]], where: Any) -> tuple[Tensor, Tensor]:
     """Token ids and labels, int64 of shape (windows, longest); what is padding has the label -100."""
     import torch
 
@@ -24,24 +24,24 @@ def padded(batch: Sequence[Sequence[int]], where: Any) -> tuple[Tensor, Tensor]:
     return ids, labels
 
 
-def truth(logits: Tensor, labels: Tensor) -> Tensor:
+def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean next-token negative log-likelihood in nats; padding is not counted."""
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
 
 
-def next_token_loss(windows: Sequence[Sequence[int]]) -> Loss:
+def next_token_loss(windows: Sequence[Sequence[int]]) -> LossFunction:
     """The loss of language modelling on these windows."""
 
     def loss(network: nn.Module, batch: Sequence[int]) -> Tensor:
-        ids, labels = padded([windows[n] for n in batch], next(network.parameters()).device)
-        return truth(network(input_ids=ids, use_cache=False).logits, labels)
+        ids, labels = pad_batch([windows[n] for n in batch], next(network.parameters()).device)
+        return next_token_cross_entropy(network(input_ids=ids, use_cache=False).logits, labels)
 
     return loss
 
 
-def predictions(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[Tensor]:
+def log_probabilities(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Log-probabilities of the next token at every position, (tokens, vocabulary) for each window."""
     import torch
 
@@ -49,7 +49,7 @@ def predictions(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> l
         return [_log_probabilities(network, window) for window in windows]
 
 
-def divergence(network: PreTrainedModel, windows: Sequence[Sequence[int]], reference: Sequence[Tensor]) -> float:
+def kl_divergence(network: PreTrainedModel, windows: Sequence[Sequence[int]], reference: Sequence[Tensor]) -> float:
     """Mean KL(reference ‖ network) in nats a token; `reference` as `predictions` gives it.
 
     Σ p log(p/q) - p + q, whose last two sums are both 1: rounded logarithms change it by no more than the square of

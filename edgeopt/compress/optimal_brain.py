@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAZY = 128
+LAZY_BATCH_COLUMNS = 128
 """Columns whose corrections are gathered before they are applied to the rest of the matrix."""
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def inverse_hessian_cholesky(hessian: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor U of the damped inverse Hessian, H⁻¹ = Uᵀ U, float32 (columns, columns).
 
     Channels that are always zero get the mean diagonal in place of their own.
@@ -29,7 +29,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     return factor
 
 
-def in_turn(weight: Tensor, factor: Tensor, replaced: Callable[[int, Tensor], Tensor]) -> Tensor:
+def replace_columns_in_order(weight: Tensor, factor: Tensor, replaced: Callable[[int, Tensor], Tensor]) -> Tensor:
     """`weight`, (rows, columns), with one column after another replaced, and those after it making up for the error.
 
     Args:
@@ -41,8 +41,8 @@ def in_turn(weight: Tensor, factor: Tensor, replaced: Callable[[int, Tensor], Te
 
     work, found = weight.clone(), torch.empty_like(weight)
     columns = work.shape[1]
-    for start in range(0, columns, LAZY):
-        end = min(start + LAZY, columns)
+    for start in range(0, columns, LAZY_BATCH_COLUMNS):
+        end = min(start + LAZY_BATCH_COLUMNS, columns)
         lost = torch.empty(work.shape[0], end - start)
         part = work[:, start:end]
         inner = factor[start:end, start:end]

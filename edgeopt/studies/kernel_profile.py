@@ -11,7 +11,7 @@ from statistics import median
 
 from edgeopt.checkpoints import importing, modeling
 from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
-from edgeopt.compress.quantization.layerwise import round_network
+from edgeopt.compress.quantization.layerwise import quantize_network
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.kernel_times import Kernels
@@ -137,7 +137,7 @@ def _engine(spec: ModelSpec, folder: Path) -> Engine:
         shutil.copy(path, model)
     checkpoint = importing.import_checkpoint(model, given)
     network = modeling.load(checkpoint)
-    matrices = round_network(network, spec.schemes, Rtn(), [], _silent)
+    matrices = quantize_network(network, spec.schemes, Rtn(), [], _silent)
     modeling.save(network, rounded, checkpoint, spec, matrices)
     runtime = Genai()
     runtime.build(Checkpoint.seal(rounded, format=Checkpoint.FORMAT, spec=spec, made_by={}), built, _silent)

@@ -13,7 +13,7 @@ from support.workshops import NoCache, workshop
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
-from edgeopt.compress.activations import block_influence, calibration_windows, input_energy
+from edgeopt.compress.activations import block_influence, calibration_windows, input_sum_of_squares
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy, output_energy
 from edgeopt.compress.pruning.block_influence import BlockInfluence
 from edgeopt.compress.pruning.importance import output
@@ -49,7 +49,7 @@ def calibration() -> Text:
 def test_input_energy_is_the_sum_of_squares_over_tokens(network):
     seen = []
     handle = modeling.layers(network)[1].mlp.down_proj.register_forward_pre_hook(lambda _, i: seen.append(i[0]))
-    energies = input_energy(network, WINDOWS, lambda layer: layer.mlp.down_proj)
+    energies = input_sum_of_squares(network, WINDOWS, lambda layer: layer.mlp.down_proj)
     handle.remove()
     expected = sum((x[0].double() ** 2).sum(dim=0) for x in seen)
     torch.testing.assert_close(energies[1], expected)
@@ -161,7 +161,7 @@ def test_width_pruning_keeps_the_channels_of_largest_importance(checkpoint, cali
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
     after = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
     network = modeling.load(checkpoint)
-    energies = input_energy(
+    energies = input_sum_of_squares(
         network, calibration_windows(checkpoint, calibration, count=4, length=64), lambda layer: layer.mlp.down_proj
     )
     for old, new, energy in zip(modeling.layers(network), modeling.layers(after), energies, strict=True):

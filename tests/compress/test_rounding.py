@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.compress.optimal_brain import inverse_factor
+from edgeopt.compress.optimal_brain import inverse_hessian_cholesky
 from edgeopt.compress.quantization import hqq, rounding
 from edgeopt.compress.quantization.gptq import Gptq, compensated
 from edgeopt.compress.quantization.hqq import Hqq
@@ -37,7 +37,7 @@ def hessian(x: torch.Tensor) -> torch.Tensor:
 
 
 def statistic(how: rounding.Rounding, x: torch.Tensor) -> torch.Tensor | None:
-    return {"none": None, "energy": hessian(x).diagonal(), "hessian": hessian(x)}[how.STATISTIC]
+    return {"none": None, "second_moment": hessian(x).diagonal(), "hessian": hessian(x)}[how.INPUT_STATISTIC]
 
 
 @pytest.mark.parametrize("how", ROUNDINGS.values(), ids=ROUNDINGS.keys())
@@ -155,7 +155,7 @@ def test_gptq_computes_what_its_equations_say(columns):
     damped = second_moment + 0.01 * second_moment.diagonal().mean() * torch.eye(columns)
     scales, zero_points = torch.full((8, columns), 0.008), torch.full((8, columns), 8.0)
     expected = brain_surgeon(weight, damped, scales, zero_points, 4)
-    found = compensated(weight, inverse_factor(second_moment, 0.01), scales, zero_points, 4)
+    found = compensated(weight, inverse_hessian_cholesky(second_moment, 0.01), scales, zero_points, 4)
     assert (found == expected).float().mean() > 0.99, "rounding of halves may differ between precisions"
 
 

@@ -12,7 +12,7 @@ from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
-from edgeopt.compress.optimal_brain import inverse_factor
+from edgeopt.compress.optimal_brain import inverse_hessian_cholesky
 from edgeopt.compress.pruning.sparsify import Sparsify, least, sparsegpt
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
@@ -86,7 +86,7 @@ def surgeon(weight: np.ndarray, hessian: np.ndarray) -> np.ndarray:
 def test_sparsegpt_is_optimal_brain_surgery_a_column_at_a_time():
     weight, hessian = matrix(5, 16), second_moment(16)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(16)
-    found = sparsegpt(weight, inverse_factor(hessian, 0.01), "2:4", 0.5)
+    found = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), "2:4", 0.5)
     torch.testing.assert_close(
         found.double(), torch.from_numpy(surgeon(weight.double().numpy(), damped.numpy())), rtol=1e-3, atol=1e-4
     )
@@ -100,7 +100,7 @@ def test_sparsegpt_changes_the_output_less_than_cutting_small_weights(pattern):
         change = (found - weight).double()
         return float(((change @ hessian) * change).sum())
 
-    made = sparsegpt(weight, inverse_factor(hessian, 0.01), pattern, 0.5)
+    made = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), pattern, 0.5)
     plain = weight.masked_fill(least(weight.abs(), pattern, 0.5), 0.0)
     assert (made == 0).float().mean() == (plain == 0).float().mean() == 0.5
     assert lost(made) < 0.8 * lost(plain)

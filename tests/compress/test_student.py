@@ -9,7 +9,7 @@ from support.workshops import workshop
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
-from edgeopt.compress.activations import norm_energy
+from edgeopt.compress.activations import norm_sum_of_squares
 from edgeopt.compress.pruning.block_influence import BlockInfluence
 from edgeopt.compress.pruning.sparsify import Sparsify
 from edgeopt.compress.pruning.student import Student, evenly, keep_hidden
@@ -69,7 +69,7 @@ def test_the_energy_of_a_channel_is_that_behind_all_norms(network):
     handles = [
         norm.register_forward_hook(lambda _, __, output: seen.append(output)) for norm in modeling.norms(network)
     ]
-    found = norm_energy(network, WINDOWS)
+    found = norm_sum_of_squares(network, WINDOWS)
     for handle in handles:
         handle.remove()
     assert len(seen) == len(WINDOWS) * 5, "two norms in each of two layers, and the last"

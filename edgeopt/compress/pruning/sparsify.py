@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.layerwise_forward import LayerwiseForward, Statistic
-from edgeopt.compress.optimal_brain import LAZY, in_turn, inverse_factor
+from edgeopt.compress.layerwise_forward import InputStatistic, LayerwiseForward
+from edgeopt.compress.optimal_brain import LAZY_BATCH_COLUMNS, inverse_hessian_cholesky, replace_columns_in_order
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.wanda import weight_importance
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Pattern = Literal["unstructured", "2:4"]
 Method = Literal["magnitude", "wanda", "sparsegpt"]
-STATISTICS: Mapping[Method, Statistic] = {"magnitude": "none", "wanda": "energy", "sparsegpt": "hessian"}
+STATISTICS: Mapping[Method, InputStatistic] = {"magnitude": "none", "wanda": "second_moment", "sparsegpt": "hessian"}
 """What a method wants to know of a matrix's input."""
 DAMPING = 0.01
 """As in GPTQ: share of the Hessian's mean diagonal that is added to it."""
@@ -89,7 +89,7 @@ class Sparsify:
             for unit in UNITS:
                 names = modules[f"layers.{number}.{unit}"]
                 first = network.get_submodule(names[0])
-                statistic = stream.statistic(layer, number, first, kind) if stream is not None else None
+                statistic = stream.input_statistic(layer, number, first, kind) if stream is not None else None
                 for name in names:
                     module: Any = network.get_submodule(name)
                     module.weight.data = self._sparse(module.weight.detach(), statistic)
@@ -103,7 +103,7 @@ class Sparsify:
 
     def _sparse(self, weight: Tensor, statistic: Tensor | None) -> Tensor:
         if statistic is not None and statistic.ndim == 2:
-            return sparsegpt(weight, inverse_factor(statistic, DAMPING), self.pattern, self.ratio)
+            return sparsegpt(weight, inverse_hessian_cholesky(statistic, DAMPING), self.pattern, self.ratio)
         scores = weight.abs() if statistic is None else weight_importance(weight, statistic)
         return weight.masked_fill(least(scores, self.pattern, self.ratio), 0.0)
 
@@ -121,14 +121,14 @@ def sparsegpt(weight: Tensor, factor: Tensor, pattern: Pattern, ratio: float) ->
     """`weight`, (rows, columns), with zeros that the columns after them make up for.
 
     A weight's score is its loss when these columns have made up for it, w_c² / U_cc², with U the `factor` of the
-    inverse Hessian that edgeopt.compress.optimal_brain.inverse_factor gives.
+    inverse Hessian that edgeopt.compress.optimal_brain.inverse_hessian_cholesky gives.
     """
     import torch
 
     costs = factor.diagonal().square()
     removed = torch.zeros_like(weight, dtype=torch.bool)
 
-    width = 4 if pattern == "2:4" else LAZY
+    width = 4 if pattern == "2:4" else LAZY_BATCH_COLUMNS
 
     def choose(number: int, ahead: Tensor) -> Tensor:
         if number % width == 0:
@@ -136,4 +136,4 @@ def sparsegpt(weight: Tensor, factor: Tensor, pattern: Pattern, ratio: float) ->
             removed[:, number : number + width] = least(scores.reshape(1, -1), pattern, ratio).reshape(scores.shape)
         return ahead[:, 0].masked_fill(removed[:, number], 0.0)
 
-    return in_turn(weight, factor, choose)
+    return replace_columns_in_order(weight, factor, choose)

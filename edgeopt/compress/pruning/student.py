@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling
-from edgeopt.compress.activations import calibration_windows, norm_energy
+from edgeopt.compress.activations import calibration_windows, norm_sum_of_squares
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy
 from edgeopt.compress.pruning.importance import Importance, require_scores
@@ -94,7 +94,7 @@ class Student:
         context.progress(f"scoring channels on {len(windows)} windows of calibration text")
         channels = self.importance.scores(network, windows, "mlp")
         heads = self.importance.scores(network, windows, "attention")
-        hidden = most_important(norm_energy(network, windows), spec.hidden_size)
+        hidden = most_important(norm_sum_of_squares(network, windows), spec.hidden_size)
         kept = evenly(len(checkpoint.spec.layers), len(spec.layers))
         modeling.keep_layers(network, kept)
         for layer, sizes, number in zip(modeling.layers(network), spec.layers, kept, strict=True):

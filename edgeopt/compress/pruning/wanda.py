@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.checkpoints.modeling import layers
-from edgeopt.compress.activations import input_energy
+from edgeopt.compress.activations import input_sum_of_squares
 from edgeopt.compress.pruning.importance import Structure, output
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Wanda:
     STRUCTURES: ClassVar[tuple[Structure, ...]] = ("mlp", "attention")
 
     def scores(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
-        energies = input_energy(network, windows, lambda layer: output(layer, structure))
+        energies = input_sum_of_squares(network, windows, lambda layer: output(layer, structure))
         return [
             weight_importance(output(layer, structure).weight, energy).sum(dim=0)
             for energy, layer in zip(energies, layers(network), strict=True)

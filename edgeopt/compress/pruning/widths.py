@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.checkpoints.modeling import layers
 from edgeopt.compress.allocation import allocate
-from edgeopt.compress.losses import divergence, predictions
+from edgeopt.compress.losses import kl_divergence, log_probabilities
 from edgeopt.compress.pruning.importance import output
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def sensitivities(
     """
     from torch import nn
 
-    reference = predictions(network, windows)
+    reference = log_probabilities(network, windows)
     found = []
     for number, (layer, score) in enumerate(zip(layers(network), scores, strict=True)):
         progress(f"measuring what narrower layers cost: layer {number + 1} of {len(scores)}")
@@ -56,7 +56,7 @@ def sensitivities(
             cut = whole.detach().clone()
             cut[:, order[: round(share * len(order))]] = 0.0
             down.weight = nn.Parameter(cut, requires_grad=False)
-            row.append(divergence(network, windows, reference))
+            row.append(kl_divergence(network, windows, reference))
         down.weight = whole
         found.append(row)
     return found

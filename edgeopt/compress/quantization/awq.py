@@ -63,7 +63,7 @@ class Awq:
                 parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
                 if spec.matrices[f"layers.{number}.{unit}"][1] % self.block_size:
                     continue
-                hessian = stream.statistic(layer, number, parts[0], "hessian").float()
+                hessian = stream.input_statistic(layer, number, parts[0], "hessian").float()
                 size = hessian.diagonal().sqrt()
                 if unit == "o":
                     size = shared(size, spec.layers[number])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.compress.layerwise_forward import Statistic
-from edgeopt.compress.optimal_brain import in_turn, inverse_factor
+from edgeopt.compress.layerwise_forward import InputStatistic
+from edgeopt.compress.optimal_brain import inverse_hessian_cholesky, replace_columns_in_order
 from edgeopt.compress.quantization import rounding
 from edgeopt.compress.quantization.k_quant import fit_scales
 from edgeopt.errors import ConfigError
@@ -31,8 +31,8 @@ class Gptq:
         act_order: round the columns with the most energy first.
     """
 
-    STATISTIC: ClassVar[Statistic] = "hessian"
-    REMAINS: ClassVar[float] = 0.5
+    INPUT_STATISTIC: ClassVar[InputStatistic] = "hessian"
+    REMAINING_ERROR: ClassVar[float] = 0.5
     damping: float = 0.01
     act_order: bool = True
 
@@ -70,7 +70,7 @@ def ordered_factor(hessian: Tensor, damping: float, act_order: bool) -> tuple[Te
 
     energy = hessian.diagonal()
     order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
-    return order, inverse_factor(hessian[order][:, order], damping)
+    return order, inverse_hessian_cholesky(hessian[order][:, order], damping)
 
 
 def compensated(weight: Tensor, factor: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
@@ -89,5 +89,5 @@ def compensated(weight: Tensor, factor: Tensor, scales: Tensor, zero_points: Ten
         codes[:, number] = ((ahead[:, 0] / scale).round() + zero).clamp(0, 2**bits - 1)
         return (codes[:, number] - zero) * scale
 
-    in_turn(weight, factor, nearest)
+    replace_columns_in_order(weight, factor, nearest)
     return codes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.compress.layerwise_forward import Statistic
+from edgeopt.compress.layerwise_forward import InputStatistic
 from edgeopt.compress.preconditions import require_positive
 from edgeopt.compress.quantization import rounding
 from edgeopt.errors import ConfigError
@@ -30,8 +30,8 @@ class Hqq:
         beta, kappa: weight of the quadratic penalty and its growth an iteration.
     """
 
-    STATISTIC: ClassVar[Statistic] = "none"
-    REMAINS: ClassVar[float] = 1.0
+    INPUT_STATISTIC: ClassVar[InputStatistic] = "none"
+    REMAINING_ERROR: ClassVar[float] = 1.0
     norm: float = 0.7
     iterations: int = 20
     beta: float = 10.0

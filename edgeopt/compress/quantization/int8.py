@@ -12,7 +12,7 @@ from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.layerwise_forward import LayerwiseForward
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.activation_ranges import affine, bounds
-from edgeopt.compress.quantization.layerwise import round_unit
+from edgeopt.compress.quantization.layerwise import quantize_unit
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
@@ -80,15 +80,15 @@ class Int8:
                 name = f"layers.{number}.{unit}"
                 if stream is not None and self.ranges != "dynamic":
                     seen: list[torch.Tensor] = []
-                    stream.visit(layer, number, network.get_submodule(modules[name][0]), seen.append)
+                    stream.for_each_input(layer, number, network.get_submodule(modules[name][0]), seen.append)
                     low, high = bounds(torch.cat([s.flatten(0, -2) for s in seen]), self.ranges, self.percentile)
                     found[name] = list(affine(low, high, symmetric=self.symmetric))
-                rounded |= round_unit(network, modules[name], spec.schemes[name], Rtn(), None)
+                rounded |= quantize_unit(network, modules[name], spec.schemes[name], Rtn(), None)
             if stream is not None:
                 stream.advance(layer, number)
         for name in (EMBEDDING, LM_HEAD):
             if name in spec.schemes and not (name == LM_HEAD and spec.tied_embeddings):
-                rounded |= round_unit(network, modules[name], spec.schemes[name], Rtn(), None)
+                rounded |= quantize_unit(network, modules[name], spec.schemes[name], Rtn(), None)
         modeling.save(network, directory, checkpoint, spec, rounded)
         if found:
             (directory / modeling.INPUT_RANGES).write_text(json.dumps(found) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.compress.layerwise_forward import Statistic
+from edgeopt.compress.layerwise_forward import InputStatistic
 from edgeopt.compress.quantization import rounding
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class KQuant:
         rounds: how often scales are fitted to codes and codes to scales.
     """
 
-    STATISTIC: ClassVar[Statistic] = "energy"
-    REMAINS: ClassVar[float] = 0.9
+    INPUT_STATISTIC: ClassVar[InputStatistic] = "second_moment"
+    REMAINING_ERROR: ClassVar[float] = 0.9
     rounds: int = 4
 
     def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:

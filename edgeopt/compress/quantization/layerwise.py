@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling
-from edgeopt.compress.layerwise_forward import LayerwiseForward, Statistic, at_head
+from edgeopt.compress.layerwise_forward import InputStatistic, LayerwiseForward, lm_head_input_statistic
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.rounding import Rounding
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, QuantizationScheme
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeopt.core.protocols import Progress
 
 
-def round_network(
+def quantize_network(
     network: PreTrainedModel,
     schemes: Mapping[str, QuantizationScheme],
     rounding: Rounding,
@@ -35,21 +35,25 @@ def round_network(
     found: dict[str, QuantizedMatrix] = {}
 
     def apply(unit: str, how: Rounding, statistic: Tensor | None, mean: Tensor | None = None) -> None:
-        found.update(round_unit(network, modules[unit], schemes[unit], how, statistic, mean))
+        found.update(quantize_unit(network, modules[unit], schemes[unit], how, statistic, mean))
 
-    reads_text = rounding.STATISTIC != "none" or any(grid.bias for grid in schemes.values())
+    reads_text = rounding.INPUT_STATISTIC != "none" or any(grid.bias for grid in schemes.values())
     tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
     if EMBEDDING in schemes:
         table = KQuant()
-        apply(EMBEDDING, table, at_head(network, windows, table.STATISTIC) if tied and reads_text else None)
+        apply(
+            EMBEDDING,
+            table,
+            lm_head_input_statistic(network, windows, table.INPUT_STATISTIC) if tied and reads_text else None,
+        )
         if tied:
             network.get_output_embeddings().weight = network.get_input_embeddings().weight
     stream = LayerwiseForward.start(network, windows) if reads_text else None
 
-    def seen(name: str, layer: Any, number: int, kind: Statistic) -> Tensor | None:
+    def seen(name: str, layer: Any, number: int, kind: InputStatistic) -> Tensor | None:
         if stream is None or kind == "none":
             return None
-        return stream.statistic(layer, number, network.get_submodule(modules[name][0]), kind)
+        return stream.input_statistic(layer, number, network.get_submodule(modules[name][0]), kind)
 
     layers = modeling.layers(network)
     for number, layer in enumerate(layers):
@@ -58,16 +62,16 @@ def round_network(
             name = f"layers.{number}.{unit}"
             if name in schemes:
                 mean = seen(name, layer, number, "mean") if schemes[name].bias else None
-                apply(name, rounding, seen(name, layer, number, rounding.STATISTIC), mean)
+                apply(name, rounding, seen(name, layer, number, rounding.INPUT_STATISTIC), mean)
         if stream is not None:
             stream.advance(layer, number)
     if LM_HEAD in schemes and not tied:
-        known = rounding.STATISTIC != "none"
-        apply(LM_HEAD, rounding, at_head(network, windows, rounding.STATISTIC) if known else None)
+        known = rounding.INPUT_STATISTIC != "none"
+        apply(LM_HEAD, rounding, lm_head_input_statistic(network, windows, rounding.INPUT_STATISTIC) if known else None)
     return found
 
 
-def round_unit(
+def quantize_unit(
     network: PreTrainedModel,
     names: Sequence[str],
     grid: QuantizationScheme,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.checkpoints import modeling, safetensors_io
-from edgeopt.compress.activations import calibration_windows, unit_energy
+from edgeopt.compress.activations import calibration_windows, unit_second_moments
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive
 from edgeopt.core.model_spec import ModelSpec
 
@@ -49,7 +49,7 @@ class LlamaQuantize:
                 checkpoint, context.calibration, count=self.windows, length=self.window_tokens
             )
             context.progress(f"reading {len(windows)} calibration windows")
-            energy = unit_energy(modeling.load(checkpoint), windows)
+            energy = unit_second_moments(modeling.load(checkpoint), windows)
             path = directory / modeling.IMPORTANCE
             path.parent.mkdir()
             safetensors_io.write({unit: mean.float() for unit, mean in energy.items()}, path)

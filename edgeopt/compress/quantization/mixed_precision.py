@@ -16,10 +16,10 @@ from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.allocation import allocate
-from edgeopt.compress.losses import divergence, predictions
+from edgeopt.compress.losses import kl_divergence, log_probabilities
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.gptq import Gptq
-from edgeopt.compress.quantization.layerwise import round_network
+from edgeopt.compress.quantization.layerwise import quantize_network
 from edgeopt.compress.quantization.quantize import INTEGERS
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.sensitivity_sweep import TABLES, Losses, weigh
@@ -106,7 +106,7 @@ class MixedPrecision:
 
     @property
     def remaining_error(self) -> float:
-        return self.rounding.REMAINS
+        return self.rounding.REMAINING_ERROR
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """An allocation in which every weight loses alike, of the bytes that the true one will have."""
@@ -130,7 +130,7 @@ class MixedPrecision:
             "bits_per_weight": after.bits_per_weight,
             "predicted_decode_ms": None if self.kernels is None else self.kernels.decode_us(after) / 1e3,
             "predicted_divergence_nats": _loss(losses, best.allocation),
-            "divergence_nats": best.divergence,
+            "divergence_nats": best.kl_divergence,
             "bits": {item: [grid.bits, grid.block_size] for item, grid in best.allocation.items()},
         }
         (directory / "artifacts").mkdir()
@@ -219,7 +219,7 @@ class MixedPrecision:
         """
         chance = random.Random(self.seed)  # noqa: S311 - a search, no secret
         few = windows[::COMPARED]
-        reference = predictions(network, few)
+        reference = log_probabilities(network, few)
         best: _Tried | None = None
         seen: list[Allocation] = []
         for number in range(self.candidates):
@@ -230,12 +230,12 @@ class MixedPrecision:
             seen.append(allocation)
             context.progress(f"trying allocation {number + 1} of {self.candidates}")
             other = copy.deepcopy(network)
-            rounded = round_network(
+            rounded = quantize_network(
                 other, _with_grids(spec, allocation).schemes, self.rounding, windows, context.progress
             )
-            lost = divergence(other, few, reference)
-            if best is None or lost < best.divergence:
-                best = _Tried(losses=trial, allocation=allocation, rounded=rounded, divergence=lost)
+            lost = kl_divergence(other, few, reference)
+            if best is None or lost < best.kl_divergence:
+                best = _Tried(losses=trial, allocation=allocation, rounded=rounded, kl_divergence=lost)
         assert best is not None
         return best
 
@@ -247,7 +247,7 @@ class _Tried:
     losses: Losses
     allocation: Allocation
     rounded: Mapping[str, QuantizedMatrix]
-    divergence: float
+    kl_divergence: float
 
 
 def _with_grids(spec: ModelSpec, allocation: Allocation) -> ModelSpec:

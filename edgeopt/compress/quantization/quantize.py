@@ -12,7 +12,7 @@ from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_float, require_positive
-from edgeopt.compress.quantization.layerwise import round_network
+from edgeopt.compress.quantization.layerwise import quantize_network
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec, QuantizationScheme
@@ -72,7 +72,7 @@ class Quantize:
 
     @property
     def remaining_error(self) -> float:
-        return self.rounding.REMAINS
+        return self.rounding.REMAINING_ERROR
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "quantize")
@@ -105,12 +105,12 @@ class Quantize:
         network = modeling.load(checkpoint)
         windows = (
             calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
-            if self.rounding.STATISTIC != "none" or self.bias_correction
+            if self.rounding.INPUT_STATISTIC != "none" or self.bias_correction
             else []
         )
         if checkpoint.spec.tied_embeddings and not spec.tied_embeddings:
             modeling.untie(network)
-        rounded = round_network(network, spec.schemes, self.rounding, windows, context.progress)
+        rounded = quantize_network(network, spec.schemes, self.rounding, windows, context.progress)
         modeling.save(network, directory, checkpoint, spec, rounded)
         return spec
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
-from edgeopt.compress.layerwise_forward import Statistic
+from edgeopt.compress.layerwise_forward import InputStatistic
 from edgeopt.compress.preconditions import require_dense
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ IN_CACHE = 2**16
 class Rounding(Protocol):
     """A way to choose the whole numbers, scales and zero-points of a matrix."""
 
-    STATISTIC: ClassVar[Statistic]
+    INPUT_STATISTIC: ClassVar[InputStatistic]
     """What it wants to know of the matrix's input: nothing, the mean of x² a channel, or the mean of x xᵀ."""
 
-    REMAINS: ClassVar[float]
+    REMAINING_ERROR: ClassVar[float]
     """Share of what rounding to nearest does to perplexity that remains as a rule."""
 
     def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
@@ -41,7 +41,7 @@ class Rounding(Protocol):
 
 def require_zeros_kept(spec: ModelSpec, how: Rounding) -> None:
     """ConfigError where `how` makes up for errors in weights that a sparse model holds at zero."""
-    if how.STATISTIC == "hessian":
+    if how.INPUT_STATISTIC == "hessian":
         require_dense(spec, f"rounding by {type(how).__name__.lower()}", hint="Choose rounding=k_quant, rtn or hqq")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.compress.layerwise_forward import Statistic
+from edgeopt.compress.layerwise_forward import InputStatistic
 from edgeopt.compress.quantization import rounding
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ class Rtn:
         clip: search each block's range for the least squared error, in place of taking all of it.
     """
 
-    STATISTIC: ClassVar[Statistic] = "none"
-    REMAINS: ClassVar[float] = 1.0
+    INPUT_STATISTIC: ClassVar[InputStatistic] = "none"
+    REMAINING_ERROR: ClassVar[float] = 1.0
     clip: bool = True
 
     def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:

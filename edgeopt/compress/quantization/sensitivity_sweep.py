@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import modeling, safetensors_io
-from edgeopt.compress.layerwise_forward import LayerwiseForward, at_head
+from edgeopt.compress.layerwise_forward import LayerwiseForward, lm_head_input_statistic
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.sensitivity import (
     TOKENS,
@@ -72,7 +72,7 @@ def weigh(
                 table |= json.loads(kept.read_text())
                 stream.advance(layer, number)
         context.progress("weighing the choices of the tables")
-        table |= scale.tables(at_head(network, windows, "hessian"))
+        table |= scale.tables(lm_head_input_statistic(network, windows, "hessian"))
         _write(directory / "divergence.json", table)
 
     folder = context.cache.stage("sensitivity", inputs, measure)
@@ -96,16 +96,16 @@ class _Scale:
     def unit(self, stream: LayerwiseForward, layer: int, unit: str) -> list[float]:
         name = f"layers.{layer}.{unit}"
         first = self._network.get_submodule(self._modules[name][0])
-        hessian = stream.statistic(modeling.layers(self._network)[layer], layer, first, "hessian")
+        hessian = stream.input_statistic(modeling.layers(self._network)[layer], layer, first, "hessian")
         return self._matrix(name, self._choices[name], self._rounding, hessian)
 
-    def tables(self, at_head: Tensor) -> dict[str, list[float]]:
+    def tables(self, lm_head_input_statistic: Tensor) -> dict[str, list[float]]:
         """As `layerwise` rounds them: an embedding by k-quants, with it a head that is tied to it."""
         if TABLES not in self._choices:
-            head = self._matrix(LM_HEAD, self._choices[LM_HEAD], self._rounding, at_head)
+            head = self._matrix(LM_HEAD, self._choices[LM_HEAD], self._rounding, lm_head_input_statistic)
             return {LM_HEAD: head, EMBEDDING: self._lookup(self._choices[EMBEDDING], None)}
-        head = self._matrix(LM_HEAD, self._choices[TABLES], KQuant(), at_head)
-        lookup = self._lookup(self._choices[TABLES], at_head.diagonal())
+        head = self._matrix(LM_HEAD, self._choices[TABLES], KQuant(), lm_head_input_statistic)
+        lookup = self._lookup(self._choices[TABLES], lm_head_input_statistic.diagonal())
         return {TABLES: [a + b for a, b in zip(head, lookup, strict=True)]}
 
     def _matrix(
@@ -117,7 +117,7 @@ class _Scale:
         rows = torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()
         gradient = self._means[name][rows]
         gradient = gradient * (self._means[name].sum() / gradient.sum().clamp(min=1e-30))
-        statistic = {"none": None, "energy": hessian.diagonal(), "hessian": hessian}[rounding.STATISTIC]
+        statistic = {"none": None, "second_moment": hessian.diagonal(), "hessian": hessian}[rounding.INPUT_STATISTIC]
         changes = (rounding.round(weight[rows], grid, statistic).weight - weight[rows] for grid in schemes)
         return [predicted_divergence(change, gradient, hessian) for change in changes]
 

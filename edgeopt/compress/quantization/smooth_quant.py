@@ -67,7 +67,7 @@ class SmoothQuant:
             for unit in UNITS:
                 parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
                 seen: list[Tensor] = []
-                stream.visit(layer, number, parts[0], seen.append)
+                stream.for_each_input(layer, number, parts[0], seen.append)
                 inputs = torch.cat([s.flatten(0, -2) for s in seen])
                 weight = torch.cat([part.weight.detach() for part in parts])
                 size, reach = inputs.abs().amax(dim=0), weight.abs().amax(dim=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import importing, modeling
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.losses import Loss, padded
+from edgeopt.compress.losses import LossFunction, pad_batch
 from edgeopt.compress.preconditions import require_dense, require_float
 from edgeopt.compress.recovery.teacher_logits import TaughtTraining
 from edgeopt.compress.recovery.training import device
@@ -96,12 +96,14 @@ class Distill(TaughtTraining):
         return teacher
 
 
-def with_hidden_states(loss: Loss, teacher: nn.Module, windows: Sequence[Sequence[int]], weight: float) -> Loss:
+def with_hidden_states(
+    loss: LossFunction, teacher: nn.Module, windows: Sequence[Sequence[int]], weight: float
+) -> LossFunction:
     """`loss` and the error of the student's hidden states against those of the mapped layers of `teacher`."""
     import torch
 
     def both(network: nn.Module, batch: Sequence[int]) -> Tensor:
-        ids, labels = padded([windows[n] for n in batch], next(network.parameters()).device)
+        ids, labels = pad_batch([windows[n] for n in batch], next(network.parameters()).device)
         real = (labels != -100)[..., None]
         with torch.no_grad():
             wanted = _hidden(teacher, ids)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.checkpoints import modeling, safetensors_io
-from edgeopt.compress.losses import Loss, next_token_loss, padded, truth
+from edgeopt.compress.losses import LossFunction, next_token_cross_entropy, next_token_loss, pad_batch
 from edgeopt.compress.preconditions import require_positive
 from edgeopt.compress.recovery.training import Training, device
 from edgeopt.errors import ConfigError
@@ -48,7 +48,7 @@ class TaughtTraining(Training):
                 f"{self.truth_weight} is outside its range", location="truth_weight", hint="Give a share from 0 to 1"
             )
 
-    def loss(self, teacher: Checkpoint, windows: Sequence[Sequence[int]], context: CompressionContext) -> Loss:
+    def loss(self, teacher: Checkpoint, windows: Sequence[Sequence[int]], context: CompressionContext) -> LossFunction:
         """The distillation loss on `windows`; that of language modelling where the text says everything."""
         if self.truth_weight == 1.0:
             return next_token_loss(windows)
@@ -109,7 +109,7 @@ def lessons(
 
 def distillation_loss(
     windows: Sequence[Sequence[int]], taught: TeacherLogits, *, temperature: float, truth_weight: float
-) -> Loss:
+) -> LossFunction:
     """(1 - w) T² KL(teacher ‖ student) at temperature T + w times the loss of language modelling.
 
     Hinton et al., arXiv 1503.02531; the square keeps gradients alike over temperatures.
@@ -117,7 +117,7 @@ def distillation_loss(
     import torch
 
     def loss(network: nn.Module, batch: Sequence[int]) -> Tensor:
-        ids, labels = padded([windows[n] for n in batch], next(network.parameters()).device)
+        ids, labels = pad_batch([windows[n] for n in batch], next(network.parameters()).device)
         logits = network(input_ids=ids, use_cache=False).logits
         divergences = []
         for row, n in enumerate(batch):
@@ -125,7 +125,11 @@ def distillation_loss(
             found = (logits[row, : len(tokens)].float() / temperature).log_softmax(dim=-1)
             divergences.append(divergence(expected.to(found.device), found.gather(1, tokens.to(found.device))))
         learned = temperature**2 * torch.cat(divergences).mean()
-        return learned if truth_weight == 0 else (1 - truth_weight) * learned + truth_weight * truth(logits, labels)
+        return (
+            learned
+            if truth_weight == 0
+            else (1 - truth_weight) * learned + truth_weight * next_token_cross_entropy(logits, labels)
+        )
 
     return loss
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import safetensors_io
-from edgeopt.compress.losses import Loss
+from edgeopt.compress.losses import LossFunction
 from edgeopt.compress.preconditions import require_positive
 from edgeopt.errors import ConfigError, StepError
 
@@ -70,7 +70,7 @@ class Training:
         return self.steps * self.batch_windows
 
     def fit(
-        self, network: nn.Module, loss: Loss, windows: int, progress: Progress, draft: Path | None = None
+        self, network: nn.Module, loss: LossFunction, windows: int, progress: Progress, draft: Path | None = None
     ) -> dict[str, list[float]]:
         """Train the parameters of `network` that require gradients on windows 0 to `windows` - 1.
 
@@ -124,7 +124,7 @@ def diverged(losses: Sequence[float]) -> bool:
     return not losses[-1] < max(DIVERGED * losses[0], losses[0] + NOTICEABLE)
 
 
-def _mean(network: nn.Module, loss: Loss, windows: Sequence[int], size: int) -> float:
+def _mean(network: nn.Module, loss: LossFunction, windows: Sequence[int], size: int) -> float:
     """Mean loss over windows, in evaluation mode; no number where there are none."""
     import torch
 
