@@ -118,7 +118,7 @@ WRONG = {
     "foreign target with our name in front": ({"_target_": "edgeopt_evil.X"}, "step.x", "outside edgeopt"),
     "absent module": ({"_target_": "edgeopt.nowhere.X"}, "step.x", "cannot be loaded"),
     "absent class": ({"_target_": "edgeopt.core.target.X"}, "step.x", "cannot be loaded"),
-    "a function": ({"_target_": "edgeopt.core.config_objects.describe"}, "step.x", "not a part"),
+    "a function": ({"_target_": "edgeopt.core.config_objects.to_config"}, "step.x", "not a part"),
     "a class that is no dataclass": ({"_target_": "edgeopt.cache.Store", "root": "/"}, "step.x", "not a part"),
     "a module that ours imports": ({"_target_": "edgeopt.cache.stages.shutil.rmtree"}, "step.x", "cannot be loaded"),
     "missing value": ({"_target_": "edgeopt.core.target.Target"}, "target", "target.name"),
