@@ -31,7 +31,7 @@ from edgeopt.machine.postgres_lease import SharedLease
 from edgeopt.machine.utilization import SystemUse
 from edgeopt.measure.harness import samples
 from edgeopt.measure.harness.bench import Bench, measure
-from edgeopt.measure.quality_prediction import QualityPredictor, shortened
+from edgeopt.measure.quality_prediction import QualityPredictor, restrict_to_quality
 from edgeopt.pipeline import evaluate as pipeline
 from edgeopt.pipeline.evaluate import evaluate
 from edgeopt.pipeline.job import Job
@@ -64,7 +64,7 @@ class BoundBench:
         return replace(self, target=replace(self.target, memory_cap=None))
 
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
-        bench = to_config(self.bench.only(probes))
+        bench = to_config(self.bench.select_probes(probes))
         del bench["stop_early"]  # when to stop changes no figure
         return {
             "bench": bench,
@@ -86,9 +86,9 @@ class BoundBench:
         *,
         fresh: bool = True,
     ) -> tuple[Measurement, ...]:
-        bench = self.bench.only(probes) if probes else self.bench
+        bench = self.bench.select_probes(probes) if probes else self.bench
         return measure(
-            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, fresh=fresh
+            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, isolated=fresh
         )
 
     def alone(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
@@ -98,7 +98,7 @@ class BoundBench:
             return self(engine, runtime, Path(folder), {}, progress, probes)
 
     def gather(self, folders: Sequence[Path], directory: Path) -> None:
-        samples.gather(folders, directory)
+        samples.merge(folders, directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ def job(config: Config, config_dir: Path | None) -> Job:
     bound = bench(config)
     calibration = text(canonical(config["calibration"]))
     require_disjoint(calibration, bound.evaluation)
-    short = shortened(bound.bench)
+    short = restrict_to_quality(bound.bench)
     return Job(
         recipe=recipe,
         source=configs.part(config, "model"),

@@ -12,7 +12,7 @@ from typing import Any
 ALIASES: Mapping[str, str] = {
     "edgeopt.kernels.Kernels": "edgeopt.core.kernel_times.Kernels",
     "edgeopt.measure.bench.Bench": "edgeopt.measure.harness.bench.Bench",
-    "edgeopt.measure.continuations.Continuations": "edgeopt.measure.probes.generation.Continuations",
+    "edgeopt.measure.continuations.Continuations": "edgeopt.measure.probes.generation.Generation",
     "edgeopt.measure.energy.Energy": "edgeopt.measure.probes.energy.Energy",
     "edgeopt.measure.latency.Latency": "edgeopt.measure.probes.latency.Latency",
     "edgeopt.measure.memory.Memory": "edgeopt.measure.probes.memory.Memory",

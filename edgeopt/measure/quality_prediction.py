@@ -65,7 +65,7 @@ class QualityPredictor:
         return perplexity, ratio, kl
 
 
-def shortened(bench: Bench) -> Bench | None:
+def restrict_to_quality(bench: Bench) -> Bench | None:
     """What `Foresight` observes by: the bench's probe of quality alone, on few windows; None where it has none."""
     quality = {name: probe for name, probe in bench.probes.items() if isinstance(probe, Quality)}
     return replace(bench, probes=quality, max_windows=min(bench.max_windows, WINDOWS)) if quality else None

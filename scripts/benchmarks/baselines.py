@@ -76,10 +76,10 @@ def llama_cpp_runs_here() -> bool:
 def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
     """The windows of token ids that the quality probe reads under the overrides `chosen`."""
     from edgeopt.config import assemble
-    from edgeopt.measure.harness.workload import prepare
+    from edgeopt.measure.harness.workload import build_workload
 
     bound = assemble.bench(assemble.Request(overrides=tuple(chosen)).compose())
-    return prepare(
+    return build_workload(
         bound.evaluation,
         model,
         context_length=bound.target.context_length,

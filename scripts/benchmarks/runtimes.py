@@ -139,10 +139,10 @@ def _logits(engine: Path, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
 
 def _divergence(exact: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
     """Mean over the positions of the Kullback-Leibler divergence, in nats."""
-    from edgeopt.measure.stats.divergence import divergence, log_probabilities
+    from edgeopt.measure.stats.divergence import kl_divergence, log_softmax
 
-    pairs = zip(map(log_probabilities, exact), map(log_probabilities, found), strict=True)
-    return statistics.mean(float(divergence(*pair).mean()) for pair in pairs)
+    pairs = zip(map(log_softmax, exact), map(log_softmax, found), strict=True)
+    return statistics.mean(float(kl_divergence(*pair).mean()) for pair in pairs)
 
 
 def _profile(folder: Path, engine: Path) -> list[list[object]]:

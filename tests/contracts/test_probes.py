@@ -15,8 +15,8 @@ from edgeopt.core import units
 from edgeopt.core.config_objects import instantiate, resolve, to_config
 from edgeopt.core.protocols import FILES
 from edgeopt.measure.harness import child_process
-from edgeopt.measure.harness.fake_runtime import StubRuntime
-from edgeopt.measure.harness.workload import prepare
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
+from edgeopt.measure.harness.workload import build_workload
 
 CONF = Path(__file__).parents[2] / "conf" / "probe"
 CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))]
@@ -54,8 +54,8 @@ def made(probe_class):
 def reports(tmp_path_factory):
     """What all probes collect together: first of the engine that becomes the reference, then against it."""
     folder = tmp_path_factory.mktemp("contract")
-    engine = toy_bench.build(folder, StubRuntime())
-    workload = prepare(
+    engine = toy_bench.build(folder, FakeRuntime())
+    workload = build_workload(
         toy_bench.text(),
         engine.directory,
         context_length=128,
@@ -70,7 +70,7 @@ def reports(tmp_path_factory):
         (folder / name).mkdir()
         job = child_process.Job(
             parent=0,
-            runtime=to_config(StubRuntime(token_s=0.0005)),
+            runtime=to_config(FakeRuntime(token_s=0.0005)),
             probes={p.__name__: to_config(made(p)) for p in PROBES if p.__name__ not in ABSENT},
             engine=str(engine.directory),
             cores=[0],
@@ -100,10 +100,10 @@ def test_a_probe_says_how_it_is_run(probe_class):
 
 @pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == FILES], ids=lambda p: p.__name__)
 def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
-    engine = toy_bench.build(tmp_path, StubRuntime(crash="error"))
+    engine = toy_bench.build(tmp_path, FakeRuntime(crash="error"))
     job = child_process.Job(
         parent=0,
-        runtime=to_config(StubRuntime()),
+        runtime=to_config(FakeRuntime()),
         probes={"own": to_config(made(probe_class))},
         engine=str(engine.directory),
         cores=[0],
@@ -114,7 +114,7 @@ def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
         scratch="",
         report="",
     )
-    assert made(probe_class).summarize([child_process.look(job)["samples"]["own"]])
+    assert made(probe_class).summarize([child_process.collect_from_files(job)["samples"]["own"]])
 
 
 @each_probe

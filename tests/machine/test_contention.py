@@ -12,7 +12,7 @@ from edgeopt.machine import contention as paces
 from edgeopt.machine.contention import ContentionProbe, decodes, token_times, usual
 from edgeopt.measure.probes import latency
 from edgeopt.measure.probes.latency import Latency
-from edgeopt.measure.stats.aggregate import conclude, judged
+from edgeopt.measure.stats.aggregate import judge_run, summarize_runs
 
 
 def machine(folder: Path, flags: str) -> Path:
@@ -138,8 +138,10 @@ def test_figures_of_work_that_others_slowed_down_are_noisy_once_the_bench_has_ju
             "sections": {"start": section, "latency": section},
             "samples": {"latency": samples((0.2, 1.0)) | {"slowed": slowed}},
         }
-        run = judged("generation", report, ["latency"], foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5)
-        figures = conclude("latency", Latency(processes=1), [run], foreign_cpu_share=0.05)
+        run = judge_run(
+            "generation", report, ["latency"], foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5
+        )
+        figures = summarize_runs("latency", Latency(processes=1), [run], foreign_cpu_share=0.05)
         assert {figure.noisy for figure in figures} == {noisy}
 
 

@@ -13,7 +13,7 @@ from edgeopt.core.model_spec import KvCacheScheme, QuantizationScheme
 from edgeopt.core.result import Measurement
 from edgeopt.measure import quality_prediction
 from edgeopt.measure.probes.quality import Quality
-from edgeopt.measure.quality_prediction import KL, PERPLEXITY, RATIO, QualityPredictor, shortened
+from edgeopt.measure.quality_prediction import KL, PERPLEXITY, RATIO, QualityPredictor, restrict_to_quality
 
 FORESIGHT = QualityPredictor(measure=None)
 ENDS = st.tuples(*[st.floats(0.0, 1e4)] * 3).map(sorted)
@@ -69,11 +69,11 @@ def test_what_an_engine_rounds_beside_its_weights_is_not_foreseen(changes, cover
 def test_few_windows_of_the_probe_of_quality_alone_are_looked_at():
     probes = {"how_well": Quality(kl_tokens=100), "size": toy_bench.bench("size").probes["size"]}
     bench = toy_bench.bench(probes=probes, max_windows=24)
-    short = shortened(bench)
+    short = restrict_to_quality(bench)
     assert short is not None
     assert (list(short.probes), short.max_windows) == (["how_well"], quality_prediction.WINDOWS)
     assert short.probes["how_well"] == probes["how_well"]
-    fewer = shortened(replace(bench, max_windows=3))
+    fewer = restrict_to_quality(replace(bench, max_windows=3))
     assert fewer is not None
     assert fewer.max_windows == 3
-    assert shortened(toy_bench.bench("size", "memory")) is None
+    assert restrict_to_quality(toy_bench.bench("size", "memory")) is None

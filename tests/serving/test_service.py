@@ -19,7 +19,7 @@ import uvicorn
 from support import samples
 
 from edgeopt.core.artifact import Engine
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from edgeopt.serving.app import LONGEST_BODY, Service
 from edgeopt.serving.requests import Reader
 from edgeopt.serving.worker import Worker
@@ -31,7 +31,7 @@ class Running:
     """A service on a free port of this machine."""
 
     def __init__(self, engine: Engine, *, token_s: float = 0.0, waiting: int = 16, patience_s: float = 30.0) -> None:
-        self.session = StubRuntime(token_s=token_s).open(engine, threads=1)
+        self.session = FakeRuntime(token_s=token_s).open(engine, threads=1)
         reader = Reader(engine, "toy", context_length=engine.spec.context_length)
         self.worker = Worker(self.session, reader.tokenizer, waiting=waiting)
         self.service = Service(reader, self.worker, patience_s=patience_s)
@@ -76,7 +76,7 @@ def expected(engine: Engine, count: int) -> str:
     """What the engine says after PROMPT, asked directly."""
     reader = Reader(engine, "toy", context_length=64)
     ids = reader.completion({"prompt": PROMPT}).prompt
-    new = list(StubRuntime().open(engine, threads=1).generate(ids, count))
+    new = list(FakeRuntime().open(engine, threads=1).generate(ids, count))
     return str(reader.tokenizer.decode(new))
 
 

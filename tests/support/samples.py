@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from edgeopt.core.artifact import Engine
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.result import Failure, Measurement, TrialResult, Verdict
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from support import specs
 
 OBJECTIVES = [
@@ -93,8 +93,8 @@ def engine(folder: Path, *, seed: int = 0) -> Engine:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
     spec = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=64)
-    made_by = {"runtime": to_config(StubRuntime()), "versions": {}}
-    return Engine.seal(folder, format=StubRuntime.format, spec=spec, made_by=made_by)
+    made_by = {"runtime": to_config(FakeRuntime()), "versions": {}}
+    return Engine.seal(folder, format=FakeRuntime.format, spec=spec, made_by=made_by)
 
 
 def result(

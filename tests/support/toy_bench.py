@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -15,9 +16,10 @@ from edgeopt.core.corpus import Text
 from edgeopt.core.result import Measurement
 from edgeopt.core.target import Target
 from edgeopt.measure.harness.bench import Bench, measure
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from support import specs
 
+CONF = Path(__file__).parents[2] / "conf"
 WORDS = [f"w{i}" for i in range(63)] + ["<unk>"]
 SPEC = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=512)
 TASKS = Path(__file__).parent / "tasks"
@@ -33,7 +35,7 @@ def text(seed: int = 0, documents: int = 30, words: int = 150) -> Text:
     )
 
 
-def build(folder: Path, runtime: StubRuntime) -> Engine:
+def build(folder: Path, runtime: FakeRuntime) -> Engine:
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
@@ -46,16 +48,22 @@ def build(folder: Path, runtime: StubRuntime) -> Engine:
     return Engine.seal(engine, format=runtime.format, spec=SPEC, made_by={})
 
 
+def probe_config(name: str, **values: Any) -> dict[str, Any]:
+    """Return the config of the probe in conf/probe/NAME.yaml with its default values, except `values`."""
+    target = yaml.safe_load((CONF / "probe" / f"{name}.yaml").read_text())["_target_"]
+    return {"_target_": target, **values}
+
+
 def bench(*probes: str, **values: Any) -> Bench:
-    """A bench of the named probes, which nothing disturbs unless `values` says so."""
-    parts = {name: {"_target_": f"edgeopt.measure.{name}.{name.capitalize()}"} for name in probes}
-    undisturbed = {"foreign_cpu_share": 1.0, "halves_tolerance": 1e9, "slowed_share": 1.0}
-    return Bench(**{"probes": parts, "max_windows": 8, "timeout_s": 60.0, **undisturbed, **values})
+    """Build a bench of the named probes that counts no run as disturbed, unless `values` sets other tolerances."""
+    configs = {name: probe_config(name) for name in probes}
+    tolerant = {"foreign_cpu_share": 1.0, "halves_tolerance": 1e9, "slowed_share": 1.0}
+    return Bench(**{"probes": configs, "max_windows": 8, "timeout_s": 60.0, **tolerant, **values})
 
 
 def measured(
     folder: Path,
-    runtime: StubRuntime,
+    runtime: FakeRuntime,
     bench: Bench,
     *,
     target: Target = TARGET,

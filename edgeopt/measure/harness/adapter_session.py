@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapted:
+class AdapterSession:
     """The session with `adapter` in every request that names no other."""
 
     session: Session

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from edgeopt.core.config_objects import digest
 from edgeopt.errors import MeasureError
-from edgeopt.measure.stats.divergence import log_probabilities
+from edgeopt.measure.stats.divergence import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class Baseline:
         """Normalised, at most `count` positions from `start` on."""
         import numpy as np
 
-        return log_probabilities(np.asarray(self.array[start : start + count], dtype=np.float32))
+        return log_softmax(np.asarray(self.array[start : start + count], dtype=np.float32))
 
     def write(self, folder: Path, windows: list[list[int]]) -> None:
         import numpy as np

@@ -23,8 +23,8 @@ from edgeopt.machine import device_lease, procfs
 from edgeopt.measure.harness import child_process, samples
 from edgeopt.measure.harness.child_process import Job
 from edgeopt.measure.harness.spawn import spawn
-from edgeopt.measure.harness.workload import PROMPT_LENGTHS, Workload, prepare
-from edgeopt.measure.stats.aggregate import Run, conclude, judged, undisturbed
+from edgeopt.measure.harness.workload import PROMPT_LENGTHS, Workload, build_workload
+from edgeopt.measure.stats.aggregate import Run, judge_run, summarize_runs, undisturbed_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Bench:
             groups[probe.GROUP] = (*groups.get(probe.GROUP, ()), name)
         return groups
 
-    def only(self, names: Sequence[str]) -> Bench:
+    def select_probes(self, names: Sequence[str]) -> Bench:
         """The bench with those of its probes that `names` has."""
         return replace(self, probes={name: probe for name, probe in self.probes.items() if name in names})
 
@@ -125,7 +125,7 @@ def measure(
     references: Mapping[str, Path],
     progress: Progress,
     *,
-    fresh: bool = True,
+    isolated: bool = True,
 ) -> tuple[Measurement, ...]:
     """What every probe of `bench` finds out about `engine`, pinned to the target's threads.
 
@@ -140,8 +140,8 @@ def measure(
     workload = Workload(context_length=context_length, prompts={}, documents=[], left_out=())
     held: AbstractContextManager[None] = nullcontext()
     if groups.keys() - {FILES}:
-        held = device_lease.hold(progress) if fresh else device_lease.work(progress)
-        workload = prepare(
+        held = device_lease.hold(progress) if isolated else device_lease.work(progress)
+        workload = build_workload(
             evaluation,
             engine.directory,
             context_length=context_length,
@@ -175,7 +175,7 @@ def measure(
                     run
                     for group, names in groups.items()
                     for run in _run_group(
-                        group, {n: bench.probes[n] for n in names}, bench, job, directory, progress, fresh=fresh
+                        group, {n: bench.probes[n] for n in names}, bench, job, directory, progress, isolated=isolated
                     )
                 ]
         record = {
@@ -195,7 +195,7 @@ def measure(
     return tuple(
         figure
         for name, probe in bench.probes.items()
-        for figure in conclude(name, probe, runs, foreign_cpu_share=bench.foreign_cpu_share)
+        for figure in summarize_runs(name, probe, runs, foreign_cpu_share=bench.foreign_cpu_share)
     )
 
 
@@ -220,11 +220,13 @@ def _run_group(
     directory: Path,
     progress: Progress,
     *,
-    fresh: bool,
+    isolated: bool,
 ) -> list[Run]:
     """As many fresh processes as the probes ask for, and others where timed ones were disturbed."""
     if group == FILES:
-        report = child_process.look(replace(job, probes={name: to_config(probe) for name, probe in probes.items()}))
+        report = child_process.collect_from_files(
+            replace(job, probes={name: to_config(probe) for name, probe in probes.items()})
+        )
         return [Run(group=group, disturbance="", foreign_cpu_share=0.0, report=report)]
     timed = {name: probe for name, probe in probes.items() if probe.TIMED}
     runs: list[Run] = []
@@ -237,9 +239,11 @@ def _run_group(
             memory_cap_bytes=job.memory_cap_bytes if group == GENERATION else 0,
         )
         log = directory / samples.LOGS / f"{group}-{len(runs)}.log"
-        report = spawn(doing, log, bench.timeout_s, progress) if fresh else child_process.run(doing, time.monotonic())
+        report = (
+            spawn(doing, log, bench.timeout_s, progress) if isolated else child_process.run(doing, time.monotonic())
+        )
         runs.append(
-            judged(
+            judge_run(
                 group,
                 report,
                 timed.keys() & asked.keys(),
@@ -253,7 +257,7 @@ def _run_group(
     for number in range(count):
         run({n: p for n, p in probes.items() if p.processes > number}, f"process {number + 1} of {count}")
     for retry in range(bench.retries):
-        if all(len(undisturbed(runs, name)) >= probe.processes for name, probe in timed.items()):
+        if all(len(undisturbed_runs(runs, name)) >= probe.processes for name, probe in timed.items()):
             break
         reason = next(r.disturbance for r in reversed(runs) if r.disturbance)
         run(timed, f"repeated because {reason} ({retry + 1} of {bench.retries})")

@@ -22,7 +22,7 @@ from edgeopt.core.config_objects import instantiate, resolve
 from edgeopt.errors import MeasureError
 from edgeopt.machine import procfs
 from edgeopt.machine.procfs import CpuClock
-from edgeopt.measure.harness.adapter_session import Adapted
+from edgeopt.measure.harness.adapter_session import AdapterSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclass(kw_only=True)
-class OpenEngine:
+class EngineSubject:
     """The Subject of probes."""
 
     job: Job
@@ -98,7 +98,7 @@ class OpenEngine:
 
 
 @dataclass(slots=True, kw_only=True)
-class Marks:
+class StartupMarks:
     """Moments of the start-up; a mark's time leaves out what setting earlier marks took."""
 
     taken: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -110,24 +110,24 @@ class Marks:
         self.own_s += time.monotonic() - start
 
 
-class Unopened:
+class UnopenedSession:
     """The session of an engine of which the files alone are looked at."""
 
     def __getattr__(self, name: str) -> Any:
         raise MeasureError(f"a probe that looks at files asked for {name}", hint="Give it another GROUP than files")
 
 
-def look(job: Job) -> dict[str, Any]:
+def collect_from_files(job: Job) -> dict[str, Any]:
     """Let the probes collect from the engine's files, without a session; the report as plain data."""
-    session: Any = Unopened()
-    subject = OpenEngine(job=job, engine=Engine.read(Path(job.engine)), session=session, marks={})
+    session: Any = UnopenedSession()
+    subject = EngineSubject(job=job, engine=Engine.read(Path(job.engine)), session=session, marks={})
     samples = {name: _probe(name, described).collect(subject) for name, described in job.probes.items()}
     return {"marks": {}, "sections": {}, "samples": samples}
 
 
 def run(job: Job, spawned_s: float) -> dict[str, Any]:
     """Open the engine, let the probes collect; the report as plain data."""
-    marks = Marks(taken={"spawned": {"time_s": spawned_s}})
+    marks = StartupMarks(taken={"spawned": {"time_s": spawned_s}})
     started = CpuClock.now()
     marks.set("bare")
     runtime_class = resolve(job.runtime["_target_"], "runtime")
@@ -139,8 +139,8 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
     session = runtime.open(engine, threads=len(job.cores))
     marks.set("loaded")
     if job.adapter and engine.spec.adapters:
-        session = Adapted(session=session, adapter=job.adapter)
-    subject = OpenEngine(job=job, engine=engine, session=session, marks=marks.taken)
+        session = AdapterSession(session=session, adapter=job.adapter)
+    subject = EngineSubject(job=job, engine=engine, session=session, marks=marks.taken)
     for _ in session.generate(subject.prompts[min(subject.prompts)], 1, stop_at_end=False):
         pass
     marks.set("first_token")

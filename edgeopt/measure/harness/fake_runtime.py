@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StubRuntime:
+class FakeRuntime:
     """Builds and opens tables, with knobs for what a test needs to see.
 
     Attributes:
@@ -71,17 +71,17 @@ class StubRuntime:
     def lint(self, engine: Engine) -> list[str]:
         return []
 
-    def open(self, engine: Engine, *, threads: int) -> StubSession:
+    def open(self, engine: Engine, *, threads: int) -> FakeSession:
         import numpy as np
 
         engine.require_format(self.format)
         table = np.load(engine.directory / "table.npy")
-        return StubSession(runtime=self, spec=engine.spec, table=table, ballast=b"\1" * (self.allocate_mib * 2**20))
+        return FakeSession(runtime=self, spec=engine.spec, table=table, ballast=b"\1" * (self.allocate_mib * 2**20))
 
 
 @dataclass(slots=True, kw_only=True)
-class StubSession:
-    runtime: StubRuntime
+class FakeSession:
+    runtime: FakeRuntime
     spec: ModelSpec
     table: np.ndarray
     ballast: bytes

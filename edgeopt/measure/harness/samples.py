@@ -18,7 +18,7 @@ def write(record: Mapping[str, Any], directory: Path) -> None:
     (directory / SAMPLES).write_text(json.dumps(record))
 
 
-def gather(folders: Sequence[Path], directory: Path) -> None:
+def merge(folders: Sequence[Path], directory: Path) -> None:
     """Write one record, its tables and one folder of logs from the measurements in `folders`, all of one engine.
 
     Where their workloads differ, that of the last one stands in the record.

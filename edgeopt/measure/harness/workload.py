@@ -30,7 +30,7 @@ class Workload:
     left_out: tuple[int, ...]
 
 
-def prepare(
+def build_workload(
     evaluation: Text,
     directory: Path,
     *,
@@ -60,7 +60,7 @@ def prepare(
     stream = [token for window in everything for token in window[len(begin) :]]
     return Workload(
         context_length=context_length,
-        prompts={length: cycled(begin + stream, length) for length in fitting},
+        prompts={length: repeat_to_length(begin + stream, length) for length in fitting},
         documents=_spread(everything, max_windows),
         left_out=tuple(sorted(set(prompt_lengths) - set(fitting))),
     )
@@ -96,7 +96,7 @@ def _digest(directory: Path) -> str:
     return combined.hexdigest()
 
 
-def cycled(ids: Sequence[int], length: int) -> list[int]:
+def repeat_to_length(ids: Sequence[int], length: int) -> list[int]:
     """The first `length` ids of an endless repetition of `ids`."""
     return [ids[i % len(ids)] for i in range(length)]
 

@@ -16,7 +16,7 @@ from edgeopt.core.protocols import Samples, Session, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.machine.codecarbon_meter import J_PER_KWH, Kind, instrument, silent_tracker
-from edgeopt.measure.stats.confidence_intervals import median, of_processes
+from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, median
 
 _PARTS = ("cpu", "gpu", "ram")
 _SHORTEST_S = 0.125  # of a round: codecarbon reads 0 J off one that lasts 50 ms
@@ -95,7 +95,7 @@ class Energy:
 
     def _figure(self, kind: Kind, name: str, figures: list[float], method: str) -> Measurement:
         metric = f"energy/{kind}/{name}"
-        value, low, high = of_processes([[figure] for figure in figures], median)
+        value, low, high = bootstrap_processes([[figure] for figure in figures], median)
         unit, count = self.METRICS[metric], len(figures)
         return Measurement(
             metric=metric, unit=unit, value=value, low=low, high=high, count=count, method=method, kind=kind

@@ -13,7 +13,7 @@ from edgeopt.core.config_objects import digest
 from edgeopt.core.protocols import Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.measure.stats.confidence_intervals import of_ratio
+from edgeopt.measure.stats.confidence_intervals import bootstrap_ratio
 
 _DOCUMENT = "continuations.json"
 _NGRAM = 4
@@ -28,7 +28,7 @@ _LONGEST_CYCLE, _LEAST_ROUNDS, _LEAST_TOKENS = 16, 3, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Continuations:
+class Generation:
     """Greedy continuations of the first evaluation windows' beginnings, as long as the shortest prompt.
 
     Measured without a `baseline` reference, the engine becomes one: its continuations stay in the scratch folder.
@@ -78,7 +78,7 @@ class Continuations:
         return figures
 
     def _figure(self, metric: str, over: Sequence[float], under: Sequence[int], longest: int) -> Measurement:
-        value, low, high = of_ratio(over, under)
+        value, low, high = bootstrap_ratio(over, under)
         where = f"in {len(over)} greedy continuations of up to {longest} tokens"
         return Measurement(
             metric=metric,

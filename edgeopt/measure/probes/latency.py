@@ -18,7 +18,7 @@ from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.machine.contention import ContentionProbe, decodes, usual
 from edgeopt.measure.harness.workload import PROMPT_LENGTHS
 from edgeopt.measure.stats.aggregate import HALVES, SLOWED
-from edgeopt.measure.stats.confidence_intervals import of_processes, percentile
+from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, percentile
 
 _PERCENTILES = (50, 95, 99)
 _ROUNDS, _MOST_S = 2, 3.0
@@ -129,7 +129,7 @@ class Latency:
         ]
 
     def _figure(self, metric: str, runs: list[list[float]], method: str, percent: float = 50) -> Measurement:
-        value, low, high = of_processes(runs, percentile(percent))
+        value, low, high = bootstrap_processes(runs, percentile(percent))
         return Measurement(
             metric=metric,
             unit=self.METRICS[metric],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.checkpoints import tokenizer
 from edgeopt.errors import MeasureError
-from edgeopt.measure.stats.divergence import log_probabilities
+from edgeopt.measure.stats.divergence import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ class Scorer:
         The last answer is kept: choices of one token each share it.
         """
         if self._last is None or self._last[:2] != (inputs, count):
-            self._last = inputs, count, log_probabilities(self._session.logits(inputs)[-count:])
+            self._last = inputs, count, log_softmax(self._session.logits(inputs)[-count:])
         return self._last[2]
 
     def _require(self, ids: list[int]) -> list[int]:

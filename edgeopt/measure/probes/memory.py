@@ -11,8 +11,8 @@ from edgeopt.core.protocols import GENERATION, DistributedSession, Samples, Subj
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError
 from edgeopt.machine import procfs
-from edgeopt.measure.harness.workload import cycled
-from edgeopt.measure.stats.confidence_intervals import maximum, median, of_processes
+from edgeopt.measure.harness.workload import repeat_to_length
+from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, maximum, median
 
 # Linux counts the peak in batches of 64 pages, and where libraries come to lie moves as many
 _RESOLUTION_MIB = 0.25
@@ -59,7 +59,7 @@ class Memory:
         if isinstance(subject.session, DistributedSession):
             return {}
         longest = subject.prompts[max(subject.prompts)]
-        prompt = cycled(longest, subject.context_length - self.decode_tokens)
+        prompt = repeat_to_length(longest, subject.context_length - self.decode_tokens)
         answer = subject.session.generate(prompt, self.decode_tokens, stop_at_end=False)
         next(answer)  # the prompt's
         before = procfs.faults()
@@ -93,7 +93,7 @@ class Memory:
         key, instrument = _FIGURES[metric]
         greatest, mib = metric in _GREATEST, self.METRICS[metric] == "MiB"
         figures = [[run[key] / (2**20 if mib else 1)] for run in runs]
-        value, low, high = of_processes(figures, maximum if greatest else median)
+        value, low, high = bootstrap_processes(figures, maximum if greatest else median)
         resolution = _RESOLUTION_MIB if mib and metric != _CAP else 0.0
         how = instrument.format(served=runs[0]["served_tokens"], decoded=runs[0]["decoded_tokens"])
         return Measurement(

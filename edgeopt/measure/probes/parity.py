@@ -10,7 +10,7 @@ from edgeopt.core.config_objects import digest
 from edgeopt.core.protocols import Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.measure.stats.divergence import agreement, divergence, log_probabilities, relative_error
+from edgeopt.measure.stats.divergence import kl_divergence, log_softmax, relative_error, top1_agreement
 
 _LOGITS, _WINDOWS = "parity.npy", "parity.sha256"
 
@@ -57,12 +57,12 @@ class Parity:
             raise MeasureError(
                 "the checkpoint reference was measured on other tokens", location=str(folder), hint="Measure it again"
             )
-        wanted, got = log_probabilities(reference), log_probabilities(own)
+        wanted, got = log_softmax(reference), log_softmax(own)
         return {
             "positions": len(own),
             "error": relative_error(reference, own),
-            "kl": float(divergence(wanted, got).mean()),
-            "top1": float(agreement(wanted, got).mean()),
+            "kl": float(kl_divergence(wanted, got).mean()),
+            "top1": float(top1_agreement(wanted, got).mean()),
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:

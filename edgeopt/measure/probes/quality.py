@@ -12,8 +12,13 @@ from edgeopt.core.protocols import Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.harness.baseline import Baseline, narrow
-from edgeopt.measure.stats.confidence_intervals import expected_shortfall, of_clusters, of_ratio, percentile
-from edgeopt.measure.stats.divergence import divergence, log_probabilities
+from edgeopt.measure.stats.confidence_intervals import (
+    bootstrap_clusters,
+    bootstrap_ratio,
+    expected_shortfall,
+    percentile,
+)
+from edgeopt.measure.stats.divergence import kl_divergence, log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +74,7 @@ class Quality:
         kept: list[np.ndarray] = []
         top1: list[int] = []
         for window in windows:
-            predicted = log_probabilities(subject.session.logits(window)[:-1])
+            predicted = log_softmax(subject.session.logits(window)[:-1])
             nll.append(-float(predicted[range(len(window) - 1), window[1:]].sum(dtype=np.float64)))
             head = predicted[: self.kl_tokens - len(top1)]
             best = [int(token) for token in head.argmax(axis=-1)]
@@ -77,7 +82,7 @@ class Quality:
                 kept.append(narrow(head))
             elif baseline is not None:
                 reference = baseline.log_probabilities(len(top1), len(head))
-                kl.append(divergence(reference, head[: len(reference)]).tolist())
+                kl.append(kl_divergence(reference, head[: len(reference)]).tolist())
                 same.append(sum(a == b for a, b in zip(best, baseline.top1[len(top1) :], strict=False)))
             top1 += best
         if folder is None:
@@ -102,8 +107,11 @@ class Quality:
         counts = run["predicted_tokens"]
         rise = [own - base for own, base in zip(run["nll"], run["baseline_nll"], strict=True)]
         sizes = [len(window) for window in run["kl"]]
-        mean_kl, same = of_ratio([sum(window) for window in run["kl"]], sizes), of_ratio(run["top1_equal"], sizes)
-        p99_kl, worst_kl = (of_clusters(run["kl"], tail) for tail in (percentile(99), expected_shortfall(90)))
+        mean_kl, same = (
+            bootstrap_ratio([sum(window) for window in run["kl"]], sizes),
+            bootstrap_ratio(run["top1_equal"], sizes),
+        )
+        p99_kl, worst_kl = (bootstrap_clusters(run["kl"], tail) for tail in (percentile(99), expected_shortfall(90)))
         grown = regressed(rise, counts, self.margin_nats)
         over = f"bootstrap over {len(sizes)} windows"
         return [
@@ -120,7 +128,7 @@ class Quality:
             ),
             self._figure(
                 "quality/regressed_share",
-                of_ratio(grown, [1] * len(grown)),
+                bootstrap_ratio(grown, [1] * len(grown)),
                 [1] * len(grown),
                 f"share of {len(grown)} windows that lost more than {self.margin_nats:g} nats a token, "
                 "bootstrap over them",
@@ -138,7 +146,7 @@ class Quality:
 
 def of_perplexity(nll: Sequence[float], counts: Sequence[int]) -> tuple[float, float, float]:
     """(value, low, high) of exp(total NLL / total tokens); MeasureError where no perplexity could express it."""
-    value, low, high = of_ratio(nll, counts)
+    value, low, high = bootstrap_ratio(nll, counts)
     if high > _HOPELESS_NATS:
         raise MeasureError(f"{value:.0f} nats a token: the engine does not model the text", hint="Compress less")
     return math.exp(value), math.exp(low), math.exp(high)

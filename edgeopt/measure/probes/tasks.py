@@ -17,7 +17,7 @@ from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.probes import lm_eval_tasks
 from edgeopt.measure.probes.lm_eval_model import Scorer
-from edgeopt.measure.stats.confidence_intervals import of_means
+from edgeopt.measure.stats.confidence_intervals import bootstrap_group_means
 
 _MAX_NEW_TOKENS = 256  # where a task gives no max_gen_toks, as in lm-eval's own models
 
@@ -79,8 +79,10 @@ class Tasks:
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
         tasks = runs[0]
         scores = [task["scores"] for task in tasks.values()]
-        value, low, high = of_means(scores)
-        each = ", ".join(f"{name} {task['metric']} {of_means([task['scores']])[0]:.3g}" for name, task in tasks.items())
+        value, low, high = bootstrap_group_means(scores)
+        each = ", ".join(
+            f"{name} {task['metric']} {bootstrap_group_means([task['scores']])[0]:.3g}" for name, task in tasks.items()
+        )
         return [
             Measurement(
                 metric="tasks/accuracy",

@@ -31,7 +31,7 @@ class Run:
         return samples
 
 
-def judged(
+def judge_run(
     group: str,
     report: Mapping[str, Any],
     timed: Iterable[str],
@@ -60,11 +60,11 @@ def judged(
     return Run(group=group, disturbance=" and ".join(reasons), foreign_cpu_share=share, report=report)
 
 
-def undisturbed(runs: Sequence[Run], name: str) -> list[Run]:
+def undisturbed_runs(runs: Sequence[Run], name: str) -> list[Run]:
     return [run for run in runs if name in run.samples and not run.disturbance]
 
 
-def conclude(name: str, probe: Probe, runs: Sequence[Run], *, foreign_cpu_share: float) -> list[Measurement]:
+def summarize_runs(name: str, probe: Probe, runs: Sequence[Run], *, foreign_cpu_share: float) -> list[Measurement]:
     """The figures of one probe from the runs that it collected in.
 
     A timed probe takes undisturbed runs, and its intervals grow by the share of foreign load that
@@ -76,7 +76,7 @@ def conclude(name: str, probe: Probe, runs: Sequence[Run], *, foreign_cpu_share:
         return _summarized(name, probe, own[: probe.processes])
     ranked = sorted(own, key=lambda run: (bool(run.disturbance), run.foreign_cpu_share))
     figures = [_tolerant(f, foreign_cpu_share) for f in _summarized(name, probe, ranked[: probe.processes])]
-    if len(undisturbed(own, name)) >= probe.processes:
+    if len(undisturbed_runs(own, name)) >= probe.processes:
         return figures
     singles = [figure for run in own for figure in _summarized(name, probe, [run])]
     return [_widened(figure, [s for s in singles if s.metric == figure.metric]) for figure in figures]

@@ -54,7 +54,7 @@ def expected_shortfall(percent: float) -> Statistic:
     return worst
 
 
-def of_processes(runs: Sequence[Sequence[float]], statistic: Statistic) -> tuple[float, float, float]:
+def bootstrap_processes(runs: Sequence[Sequence[float]], statistic: Statistic) -> tuple[float, float, float]:
     """A statistic of the pooled samples of several processes; each process gives equally many samples.
 
     Three intervals are united, because a few processes make each of them too narrow at times: the
@@ -78,7 +78,7 @@ def of_processes(runs: Sequence[Sequence[float]], statistic: Statistic) -> tuple
     return value, max(low, 0.0) if samples.min() >= 0 else low, high
 
 
-def of_clusters(clusters: Sequence[Sequence[float]], statistic: Statistic) -> tuple[float, float, float]:
+def bootstrap_clusters(clusters: Sequence[Sequence[float]], statistic: Statistic) -> tuple[float, float, float]:
     """A statistic of pooled samples that come in clusters, such as tokens in windows of text.
 
     Whole clusters are resampled.
@@ -91,7 +91,7 @@ def of_clusters(clusters: Sequence[Sequence[float]], statistic: Statistic) -> tu
     return _around(float(statistic(np.concatenate(arrays))), figures)
 
 
-def of_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float, float]:
+def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float, float]:
     """sum(numerators) / sum(denominators), resampling the pairs.
 
     With differences of two engines on the same windows as numerators this is the paired bootstrap.
@@ -103,7 +103,7 @@ def of_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tupl
     return _around(float(over.sum() / under.sum()), over[draws].sum(axis=1) / under[draws].sum(axis=1))
 
 
-def of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+def bootstrap_group_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Mean of the groups' means, resampling within each group: groups count equally, whatever their sizes."""
     import numpy as np
 

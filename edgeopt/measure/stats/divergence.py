@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """log softmax over the last axis, float32 with sums in float64.
 
     Raises MeasureError where a logit is not finite.
@@ -26,7 +26,7 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     return shifted
 
 
-def divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     """KL(reference ‖ other) in nats at each position, from log-probabilities of shape (positions, vocabulary)."""
     import numpy as np
 
@@ -35,7 +35,7 @@ def divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(products.sum(axis=-1, dtype=np.float64), 0.0))
 
 
-def agreement(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+def top1_agreement(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Whether both give the same most probable token, at each position."""
     import numpy as np
 

@@ -12,9 +12,9 @@ from edgeopt.core.artifact import Engine
 from edgeopt.core.model_spec import Adapter
 from edgeopt.core.protocols import Session
 from edgeopt.errors import MeasureError
-from edgeopt.measure.harness.adapter_session import Adapted
+from edgeopt.measure.harness.adapter_session import AdapterSession
 from edgeopt.measure.harness.bench import measure
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 
 
 class Echo:
@@ -33,22 +33,22 @@ class Echo:
 
 
 def test_a_request_that_names_none_gets_the_one_that_is_measured():
-    session: Session = Adapted(session=Echo(), adapter="one")
+    session: Session = AdapterSession(session=Echo(), adapter="one")
     assert [*session.generate([1], 1), *session.generate([1], 1, adapter="two")] == [1, 2]
     assert [*session.logits([1]), *session.logits([1], adapter="two")] == [1, 2]
 
 
 def figures(folder: Path, engine: Engine) -> None:
     bench = toy_bench.bench("parity", adapter="tests")
-    measure(engine, StubRuntime(), bench, toy_bench.TARGET, toy_bench.text(), folder / "measured", {}, lambda _: None)
+    measure(engine, FakeRuntime(), bench, toy_bench.TARGET, toy_bench.text(), folder / "measured", {}, lambda _: None)
 
 
 def test_an_engine_without_adapters_is_measured_as_it_is(tmp_path: Path):
-    figures(tmp_path, toy_bench.build(tmp_path, StubRuntime()))
+    figures(tmp_path, toy_bench.build(tmp_path, FakeRuntime()))
 
 
 def test_an_adapter_that_the_engine_lacks_is_no_reason_to_measure_its_base(tmp_path: Path):
-    built = toy_bench.build(tmp_path, StubRuntime())
+    built = toy_bench.build(tmp_path, FakeRuntime())
     spec = replace(built.spec, adapters={"other": Adapter(rank=2, targets=("o_proj",))})
     engine = Engine.seal(built.directory, format=built.format, spec=spec, made_by={})
     with pytest.raises(MeasureError, match="no adapter 'tests'"):

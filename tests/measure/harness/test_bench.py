@@ -22,7 +22,7 @@ from edgeopt.config import parse as configs
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.harness import child_process, samples
 from edgeopt.measure.harness.bench import Bench
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 
 ROOT = Path(edgeopt.__file__).parents[1]
 HEAVY = {"torch", "numpy", "transformers", "hydra", "mlflow", "onnxruntime", "tokenizers", "importlib.metadata"}
@@ -32,15 +32,11 @@ HEAVY = {"torch", "numpy", "transformers", "hydra", "mlflow", "onnxruntime", "to
 def usual(tmp_path_factory):
     """The folder and the figures of one measurement with the probes of the generation group."""
     folder = tmp_path_factory.mktemp("usual")
-    return folder, toy_bench.measured(folder, StubRuntime(), toy_bench.bench("size", "memory", "latency"))
+    return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench("size", "memory", "latency"))
 
 
 def record(folder):
     return json.loads((folder / "measured" / "samples.json").read_text())
-
-
-def few(name, **values):
-    return {"_target_": f"edgeopt.measure.{name}.{name.capitalize()}", **values}
 
 
 def test_every_figure_has_a_known_metric_a_unit_and_an_interval_around_it(usual):
@@ -75,7 +71,7 @@ def test_the_size_is_that_of_the_files(usual):
 
 
 def test_files_are_looked_at_without_a_process_and_first_of_all(tmp_path):
-    figures = toy_bench.measured(tmp_path, StubRuntime(crash="hang"), toy_bench.bench("size"))
+    figures = toy_bench.measured(tmp_path, FakeRuntime(crash="hang"), toy_bench.bench("size"))
     assert figures["size/engine_mib"].value > 0
     assert not list((tmp_path / "measured" / "logs").iterdir())
     assert list(toy_bench.bench("quality", "latency", "energy", "size").groups) == [
@@ -110,17 +106,17 @@ class Nosy:
 
 
 def test_a_probe_of_files_that_wants_a_session_is_told_to_change_its_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(child_process, "construct", lambda described, location: Nosy())
+    monkeypatch.setattr(child_process, "instantiate", lambda described, location: Nosy())
     with pytest.raises(MeasureError, match="GROUP"):
-        toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench(probes={"nosy": Nosy()}))
+        toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench(probes={"nosy": Nosy()}))
 
 
 def test_the_record_of_groups_measured_one_by_one_is_that_of_all_together(tmp_path, usual):
     folders = []
     for name, probes in toy_bench.bench("size", "memory", "latency").groups.items():
-        toy_bench.measured(tmp_path / name, StubRuntime(), toy_bench.bench(*probes))
+        toy_bench.measured(tmp_path / name, FakeRuntime(), toy_bench.bench(*probes))
         folders.append(tmp_path / name / "measured")
-    samples.gather(folders, tmp_path)
+    samples.merge(folders, tmp_path)
     found, whole = json.loads((tmp_path / "samples.json").read_text()), record(usual[0])
     assert {k: found[k] for k in found if k != "runs"} == {k: whole[k] for k in whole if k != "runs"}
     assert [(r["group"], list(r["report"]["samples"])) for r in found["runs"]] == [
@@ -151,7 +147,7 @@ def test_a_log_of_each_process_is_kept(usual):
 
 
 def test_memory_that_the_engine_takes_shows_in_the_peak(usual, tmp_path):
-    heavy = toy_bench.measured(tmp_path, StubRuntime(allocate_mib=96), toy_bench.bench("memory"))
+    heavy = toy_bench.measured(tmp_path, FakeRuntime(allocate_mib=96), toy_bench.bench("memory"))
     for metric in ("memory/peak_rss_mib", "memory/steady_rss_mib", "memory/private_mib"):
         assert heavy[metric].value - usual[1][metric].value >= 95
     assert abs(heavy["memory/bare_rss_mib"].value - usual[1]["memory/bare_rss_mib"].value) < 8
@@ -159,13 +155,15 @@ def test_memory_that_the_engine_takes_shows_in_the_peak(usual, tmp_path):
 
 def test_memory_of_the_parent_does_not_show_in_the_child(tmp_path):
     ballast = b"\1" * (256 * 2**20)
-    figures = toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench("memory"))
+    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory"))
     assert figures["memory/peak_rss_mib"].high < len(ballast) / 2**20
 
 
 def test_time_that_the_engine_takes_shows_in_every_latency(tmp_path):
-    latency = few("latency", processes=2, decode_tokens=50, ttft_repeats=1, burst_requests=2, burst_tokens=8)
-    figures = toy_bench.measured(tmp_path, StubRuntime(token_s=0.005), toy_bench.bench(probes={"latency": latency}))
+    latency = toy_bench.probe_config(
+        "latency", processes=2, decode_tokens=50, ttft_repeats=1, burst_requests=2, burst_tokens=8
+    )
+    figures = toy_bench.measured(tmp_path, FakeRuntime(token_s=0.005), toy_bench.bench(probes={"latency": latency}))
     for metric in ("latency/ttft_16_ms", "latency/decode_p50_ms", "latency/decode_p95_ms", "latency/cold_start_ms"):
         assert figures[metric].value >= 5
     assert figures["latency/burst_ms"].value >= 2 * 8 * 5
@@ -174,14 +172,14 @@ def test_time_that_the_engine_takes_shows_in_every_latency(tmp_path):
 
 def test_prompts_beyond_the_context_are_not_measured(tmp_path):
     target = replace(toy_bench.TARGET, context_length=64)
-    figures = toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench("latency"), target=target)
+    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("latency"), target=target)
     assert {m for m in figures if "ttft" in m} == {"latency/ttft_16_ms"}
     assert record(tmp_path)["prompt_lengths_left_out"] == [64, 256]
 
 
 def test_a_probe_that_is_off_reports_nothing(tmp_path):
-    bench = toy_bench.bench(probes={"size": few("size"), "latency": None})
-    assert set(toy_bench.measured(tmp_path, StubRuntime(), bench)) == {"size/engine_mib", "size/parameters"}
+    bench = toy_bench.bench(probes={"size": toy_bench.probe_config("size"), "latency": None})
+    assert set(toy_bench.measured(tmp_path, FakeRuntime(), bench)) == {"size/engine_mib", "size/parameters"}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +194,7 @@ def test_a_probe_that_is_off_reports_nothing(tmp_path):
 def test_how_the_process_died_is_said(tmp_path, crash, words):
     before = psutil.Process().children()
     with pytest.raises(MeasureError, match=words) as caught:
-        toy_bench.measured(tmp_path, StubRuntime(crash=crash), toy_bench.bench("memory", timeout_s=2.0))
+        toy_bench.measured(tmp_path, FakeRuntime(crash=crash), toy_bench.bench("memory", timeout_s=2.0))
     assert str(tmp_path / "measured" / "logs") in str(caught.value)
     assert psutil.Process().children() == before
 
@@ -204,9 +202,9 @@ def test_how_the_process_died_is_said(tmp_path, crash, words):
 PARENT = """
 import sys
 from pathlib import Path
-from measure import toy
-from edgeopt.measure.stub import StubRuntime
-toy.measured(Path(sys.argv[1]), StubRuntime(crash="hang"), toy.bench("memory"))
+from support import toy_bench
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
+toy_bench.measured(Path(sys.argv[1]), FakeRuntime(crash="hang"), toy_bench.bench("memory"))
 """
 
 
@@ -238,9 +236,11 @@ def test_foreign_load_makes_timed_figures_noisy_and_their_intervals_hold_every_t
     for spinner in spinners:
         spinner.start()
     try:
-        latency = few("latency", processes=2, decode_tokens=50, ttft_repeats=1)
-        bench = toy_bench.bench(probes={"latency": latency, "size": few("size")}, foreign_cpu_share=0.05, retries=1)
-        figures = toy_bench.measured(tmp_path, StubRuntime(), bench)
+        latency = toy_bench.probe_config("latency", processes=2, decode_tokens=50, ttft_repeats=1)
+        bench = toy_bench.bench(
+            probes={"latency": latency, "size": toy_bench.probe_config("size")}, foreign_cpu_share=0.05, retries=1
+        )
+        figures = toy_bench.measured(tmp_path, FakeRuntime(), bench)
     finally:
         for spinner in spinners:
             spinner.kill()
@@ -264,14 +264,14 @@ def test_the_child_starts_without_heavy_libraries():
 def test_a_reference_that_is_absent_is_an_error(tmp_path):
     with pytest.raises(MeasureError, match="'baseline' is absent"):
         toy_bench.measured(
-            tmp_path, StubRuntime(), toy_bench.bench("size"), references={"baseline": tmp_path / "nowhere"}
+            tmp_path, FakeRuntime(), toy_bench.bench("size"), references={"baseline": tmp_path / "nowhere"}
         )
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "measured").write_text("a file where the folder should be")
     with pytest.raises(MeasureError, match="cannot be kept"):
-        toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench("size"))
+        toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("size"))
 
 
 @pytest.mark.parametrize(
@@ -282,11 +282,14 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
         ({"max_windows": 0}, "max_windows"),
         ({"foreign_cpu_share": float("nan")}, "foreign_cpu_share"),
         ({"retries": -1}, "retries"),
-        ({"probes": {"memory": few("memory", processes=0)}}, "measure.probes.memory.processes"),
-        ({"probes": {"latency": few("latency", decode_tokens=1)}}, "measure.probes.latency.decode_tokens"),
-        ({"probes": {"memory": few("memory", colour="red")}}, "measure.probes.memory.colour"),
-        ({"probes": {"stub": {"_target_": "edgeopt.measure.harness.fake_runtime.StubRuntime"}}}, "measure.probes.stub"),
-        ({"probes": {"one": few("size"), "two": few("size")}}, "probes"),
+        ({"probes": {"memory": toy_bench.probe_config("memory", processes=0)}}, "measure.probes.memory.processes"),
+        (
+            {"probes": {"latency": toy_bench.probe_config("latency", decode_tokens=1)}},
+            "measure.probes.latency.decode_tokens",
+        ),
+        ({"probes": {"memory": toy_bench.probe_config("memory", colour="red")}}, "measure.probes.memory.colour"),
+        ({"probes": {"stub": {"_target_": "edgeopt.measure.harness.fake_runtime.FakeRuntime"}}}, "measure.probes.stub"),
+        ({"probes": {"one": toy_bench.probe_config("size"), "two": toy_bench.probe_config("size")}}, "probes"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_place(values, location):

@@ -10,18 +10,18 @@ from support import toy_bench
 from edgeopt.checkpoints import tokenizer
 from edgeopt.core.corpus import Text
 from edgeopt.errors import ConfigError, InputError
-from edgeopt.measure.harness.fake_runtime import StubRuntime
-from edgeopt.measure.harness.workload import PROMPT_LENGTHS, cycled, prepare
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
+from edgeopt.measure.harness.workload import PROMPT_LENGTHS, build_workload, repeat_to_length
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return toy_bench.build(tmp_path_factory.mktemp("toy"), StubRuntime()).directory
+    return toy_bench.build(tmp_path_factory.mktemp("toy"), FakeRuntime()).directory
 
 
 def made(folder, text=None, **values):
     usual = {"context_length": 512, "prompt_lengths": (16, 64), "window_tokens": 100, "max_windows": 10}
-    return prepare(text or toy_bench.text(), folder, **{**usual, **values})
+    return build_workload(text or toy_bench.text(), folder, **{**usual, **values})
 
 
 @settings(max_examples=25, deadline=None)
@@ -45,7 +45,7 @@ def test_a_short_text_gives_all_its_windows(folder):
 
 
 def test_another_tokenizer_in_the_same_folder_makes_other_windows(tmp_path):
-    folder = toy_bench.build(tmp_path, StubRuntime()).directory
+    folder = toy_bench.build(tmp_path, FakeRuntime()).directory
     before = made(folder).documents
     assert made(folder).documents == before
     file = folder / "tokenizer.json"
@@ -73,4 +73,4 @@ def test_a_text_below_one_window_is_refused(folder):
 
 @given(st.lists(st.integers(), min_size=1, max_size=5), st.integers(0, 20))
 def test_cycling_repeats(ids, length):
-    assert cycled(ids, length) == (ids * 20)[:length]
+    assert repeat_to_length(ids, length) == (ids * 20)[:length]

@@ -9,7 +9,7 @@ from codecarbon.external import hardware
 from codecarbon.external.ram import RAM
 from support import toy_bench
 
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from edgeopt.measure.probes.energy import Energy, instrument
 
 
@@ -68,7 +68,7 @@ def test_power_is_measured_where_every_part_is():
 
 def test_names_and_kinds_never_contradict_each_other_on_this_machine(tmp_path):
     part = {"_target_": "edgeopt.measure.probes.energy.Energy", "seconds": 0.6}
-    figures = toy_bench.measured(tmp_path, StubRuntime(token_s=0.001), toy_bench.bench(probes={"energy": part}))
+    figures = toy_bench.measured(tmp_path, FakeRuntime(token_s=0.001), toy_bench.bench(probes={"energy": part}))
     assert {"power_w"} < {metric.rsplit("/", 1)[1] for metric in figures}
     for figure in figures.values():
         assert f"/{figure.kind}/" in figure.metric
@@ -78,6 +78,6 @@ def test_names_and_kinds_never_contradict_each_other_on_this_machine(tmp_path):
 
 
 def test_a_meter_reports_to_its_caller_alone() -> None:
-    code = "from edgeopt.machine.energy_meter import Meter; print(Meter().joules() >= 0)"
+    code = "from edgeopt.machine.codecarbon_meter import EnergyMeter; print(EnergyMeter().joules() >= 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

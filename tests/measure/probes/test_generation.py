@@ -14,8 +14,8 @@ from support import toy_bench
 from edgeopt.core.judge import judge
 from edgeopt.core.target import Limit
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.measure.harness.fake_runtime import StubRuntime
-from edgeopt.measure.probes.generation import Continuations, loops, repetition
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
+from edgeopt.measure.probes.generation import Generation, loops, repetition
 
 tokens = st.lists(st.integers(0, 5), max_size=80)
 
@@ -24,14 +24,14 @@ tokens = st.lists(st.integers(0, 5), max_size=80)
 def baseline(tmp_path_factory):
     """The folder of a measured baseline and its figures."""
     folder = tmp_path_factory.mktemp("baseline")
-    return folder, toy_bench.measured(folder, StubRuntime(), toy_bench.bench("continuations"))
+    return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench("continuations"))
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, baseline):
     folder, references = tmp_path_factory.mktemp("compressed"), {"baseline": baseline[0] / "measured" / "scratch"}
     bench = toy_bench.bench("continuations")
-    return folder, toy_bench.measured(folder, StubRuntime(noise=0.5), bench, references=references)
+    return folder, toy_bench.measured(folder, FakeRuntime(noise=0.5), bench, references=references)
 
 
 def samples(folder):
@@ -68,7 +68,7 @@ def test_exact_match_is_the_share_of_equal_continuations(compressed):
 
 def test_an_engine_compared_with_itself_says_the_same(baseline, tmp_path):
     references = {"baseline": baseline[0] / "measured" / "scratch"}
-    figures = toy_bench.measured(tmp_path, StubRuntime(), toy_bench.bench("continuations"), references=references)
+    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("continuations"), references=references)
     assert figures["quality/exact_match"].low == 1
 
 
@@ -86,10 +86,10 @@ def test_without_a_baseline_nothing_relative_is_reported(baseline):
 def test_a_baseline_without_continuations_leaves_its_limits_broken_and_nothing_else(tmp_path):
     (tmp_path / "old").mkdir()
     figures = toy_bench.measured(
-        tmp_path, StubRuntime(), toy_bench.bench("continuations"), references={"baseline": tmp_path / "old"}
+        tmp_path, FakeRuntime(), toy_bench.bench("continuations"), references={"baseline": tmp_path / "old"}
     )
     assert set(figures) == {"quality/repetition", "quality/degenerate_share"}
-    limit = Limit.parse("quality/exact_match", "0.9 x baseline", Continuations.METRICS)
+    limit = Limit.parse("quality/exact_match", "0.9 x baseline", Generation.METRICS)
     (verdict,) = judge(figures.values(), [limit], {})
     assert not verdict.satisfied
     assert verdict.reason == "it was not measured"
@@ -99,7 +99,7 @@ def test_a_baseline_that_continued_other_prompts_is_refused(baseline, tmp_path):
     with pytest.raises(MeasureError, match="continued other prompts"):
         toy_bench.measured(
             tmp_path,
-            StubRuntime(),
+            FakeRuntime(),
             toy_bench.bench("continuations"),
             evaluation=toy_bench.text(seed=9),
             references={"baseline": baseline[0] / "measured" / "scratch"},
@@ -109,7 +109,7 @@ def test_a_baseline_that_continued_other_prompts_is_refused(baseline, tmp_path):
 def test_where_the_context_is_too_short_for_a_loop_none_is_denied(tmp_path):
     target = replace(toy_bench.TARGET, context_length=72)
     figures = toy_bench.measured(
-        tmp_path, StubRuntime(), toy_bench.bench("continuations", prompt_lengths=(64,)), target=target
+        tmp_path, FakeRuntime(), toy_bench.bench("continuations", prompt_lengths=(64,)), target=target
     )
     assert set(figures) == {"quality/repetition"}
     assert "up to 8 tokens" in figures["quality/repetition"].method
@@ -118,7 +118,7 @@ def test_where_the_context_is_too_short_for_a_loop_none_is_denied(tmp_path):
 @pytest.mark.parametrize("values", [{"prompts": 0}, {"tokens": 15}, {"processes": 0}])
 def test_too_few_of_anything_are_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
-        Continuations(**values)
+        Generation(**values)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from support import toy_bench
 
 from edgeopt.errors import MeasureError
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from edgeopt.measure.probes.lm_eval_model import Scorer
 
 TABLE = 3 * np.random.default_rng(4).standard_normal((64, 64))
@@ -44,7 +44,7 @@ class Summing:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the toy tokenizer, which puts nothing before a text."""
-    return toy_bench.build(tmp_path_factory.mktemp("engine"), StubRuntime()).directory
+    return toy_bench.build(tmp_path_factory.mktemp("engine"), FakeRuntime()).directory
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from support import toy_bench
 from edgeopt.core.judge import judge
 from edgeopt.core.target import Limit
 from edgeopt.errors import MeasureError
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from edgeopt.measure.probes.quality import Quality, of_perplexity, regressed
 
 QUALITY = ("quality", "parity")
@@ -21,14 +21,14 @@ QUALITY = ("quality", "parity")
 def baseline(tmp_path_factory):
     """The folder of a measured baseline and its figures."""
     folder = tmp_path_factory.mktemp("baseline")
-    return folder, toy_bench.measured(folder, StubRuntime(), toy_bench.bench(*QUALITY))
+    return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench(*QUALITY))
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, baseline):
     folder, scratch = tmp_path_factory.mktemp("compressed"), baseline[0] / "measured" / "scratch"
     references = {"baseline": scratch, "checkpoint": scratch}
-    return folder, toy_bench.measured(folder, StubRuntime(noise=0.5), toy_bench.bench(*QUALITY), references=references)
+    return folder, toy_bench.measured(folder, FakeRuntime(noise=0.5), toy_bench.bench(*QUALITY), references=references)
 
 
 def samples(folder, probe="quality"):
@@ -37,9 +37,9 @@ def samples(folder, probe="quality"):
 
 
 def windows(folder):
-    from edgeopt.measure.harness.workload import prepare
+    from edgeopt.measure.harness.workload import build_workload
 
-    return prepare(
+    return build_workload(
         toy_bench.text(), folder / "engine", context_length=128, prompt_lengths=(16,), window_tokens=512, max_windows=8
     ).documents
 
@@ -90,7 +90,7 @@ def test_regressed_windows_are_those_whose_mean_loss_grew_by_more_than_the_margi
         probes={"quality": {"_target_": "edgeopt.measure.probes.quality.Quality", "margin_nats": margin}}
     )
     references = {"baseline": baseline[0] / "measured" / "scratch"}
-    share = toy_bench.measured(tmp_path, StubRuntime(noise=0.5), bench, references=references)[
+    share = toy_bench.measured(tmp_path, FakeRuntime(noise=0.5), bench, references=references)[
         "quality/regressed_share"
     ]
     assert share.value == pytest.approx(grown.mean())
@@ -132,7 +132,7 @@ def test_the_paired_interval_is_narrower_than_that_of_the_perplexity(compressed)
 def test_an_engine_compared_with_itself_lost_nothing(baseline, tmp_path):
     scratch = baseline[0] / "measured" / "scratch"
     figures = toy_bench.measured(
-        tmp_path, StubRuntime(), toy_bench.bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
+        tmp_path, FakeRuntime(), toy_bench.bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
     )
     assert figures["quality/perplexity_ratio"].value == figures["quality/perplexity_ratio"].high == 1
     assert figures["quality/kl_p99"].high < 1e-5
@@ -166,7 +166,7 @@ def test_a_baseline_of_another_text_is_refused(baseline, tmp_path):
     with pytest.raises(MeasureError, match="other windows of text"):
         toy_bench.measured(
             tmp_path,
-            StubRuntime(),
+            FakeRuntime(),
             toy_bench.bench("quality"),
             evaluation=toy_bench.text(seed=9),
             references={"baseline": baseline[0] / "measured" / "scratch"},

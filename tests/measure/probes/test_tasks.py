@@ -13,10 +13,10 @@ from support import toy_bench
 
 from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.measure.harness.fake_runtime import StubRuntime
+from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from edgeopt.measure.probes import tasks
 from edgeopt.measure.probes.tasks import Tasks
-from edgeopt.measure.stats.confidence_intervals import of_means
+from edgeopt.measure.stats.confidence_intervals import bootstrap_group_means
 
 needs_lm_eval = pytest.mark.skipif(not toy_bench.LM_EVAL, reason="lm-eval (the extra `tasks`) is not installed")
 NAMES = ("choose_next", "say_next")
@@ -25,7 +25,7 @@ DOCUMENTS = [json.loads(line) for line in (toy_bench.TASKS / "next.jsonl").read_
 
 def measured(folder, **values):
     probe = Tasks(**{"path": str(toy_bench.TASKS), "names": NAMES, **values})
-    return toy_bench.measured(folder, StubRuntime(), toy_bench.bench(probes={"tasks": probe}))["tasks/accuracy"]
+    return toy_bench.measured(folder, FakeRuntime(), toy_bench.bench(probes={"tasks": probe}))["tasks/accuracy"]
 
 
 def expected(folder, documents):
@@ -104,6 +104,6 @@ def test_wrong_values_are_refused_by_their_place(values):
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=30), min_size=1, max_size=4))
 def test_groups_count_equally_whatever_their_sizes(groups):
-    value, low, high = of_means(groups)
+    value, low, high = bootstrap_group_means(groups)
     assert value == pytest.approx(np.mean([np.mean(group) for group in groups]))
     assert low <= value <= high

@@ -9,7 +9,7 @@ import pytest
 
 from edgeopt.core.result import Measurement
 from edgeopt.errors import MeasureError
-from edgeopt.measure.stats.aggregate import Run, conclude, judged
+from edgeopt.measure.stats.aggregate import Run, judge_run, summarize_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +59,11 @@ def run(
     slowed: float = 0.0,
 ) -> Run:
     reported = report(share, halves, lap_ms, slowed)
-    return judged("laps", reported, timed, foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5)
+    return judge_run("laps", reported, timed, foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5)
 
 
 def concluded(probe: Stopwatch, runs: Sequence[Run], tolerated: float = 0.0) -> list[Measurement]:
-    return conclude("watch", probe, runs, foreign_cpu_share=tolerated)
+    return summarize_runs("watch", probe, runs, foreign_cpu_share=tolerated)
 
 
 def test_a_quiet_run_is_not_disturbed():

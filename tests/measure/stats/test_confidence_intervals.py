@@ -7,19 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.measure.stats.confidence_intervals import expected_shortfall, median, of_clusters, of_processes, of_ratio
+from edgeopt.measure.stats.confidence_intervals import (
+    bootstrap_clusters,
+    bootstrap_processes,
+    bootstrap_ratio,
+    expected_shortfall,
+    median,
+)
 
 finite = st.floats(-1e6, 1e6)
 
 
 def test_one_sample_has_no_width():
-    assert of_processes([[3.5]], median) == (3.5, 3.5, 3.5)
+    assert bootstrap_processes([[3.5]], median) == (3.5, 3.5, 3.5)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(finite, min_size=3, max_size=3), min_size=1, max_size=6))
 def test_the_interval_holds_the_value_and_what_each_process_alone_would_have_given(runs):
-    value, low, high = of_processes(runs, median)
+    value, low, high = bootstrap_processes(runs, median)
     assert value == np.median(np.concatenate([np.asarray(r) for r in runs]))
     assert low <= value <= high
     assert all(low <= np.median(run) <= high for run in runs)
@@ -27,7 +33,7 @@ def test_the_interval_holds_the_value_and_what_each_process_alone_would_have_giv
 
 def test_the_same_samples_give_the_same_interval():
     runs = np.random.default_rng(5).normal(size=(5, 40)).tolist()
-    assert of_processes(runs, median) == of_processes(runs, median)
+    assert bootstrap_processes(runs, median) == bootstrap_processes(runs, median)
 
 
 @pytest.mark.parametrize("processes", [3, 5])
@@ -36,32 +42,32 @@ def test_few_processes_cover_the_true_median_nineteen_times_of_twenty(processes)
     hits, rounds = 0, 200
     for _ in range(rounds):
         runs = generator.normal(size=(processes, 1)) + 0.5 * generator.normal(size=(processes, 20))
-        _, low, high = of_processes(runs.tolist(), median)
+        _, low, high = bootstrap_processes(runs.tolist(), median)
         hits += low <= 0 <= high
     assert hits / rounds >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / rounds), "three standard errors of this simulation"
 
 
 def test_the_interval_of_a_mean_agrees_with_the_normal_approximation():
     samples = np.random.default_rng(3).normal(10, 2, size=900)
-    value, low, high = of_ratio(samples.tolist(), [1] * 900)
+    value, low, high = bootstrap_ratio(samples.tolist(), [1] * 900)
     margin = 1.96 * samples.std(ddof=1) / math.sqrt(900)
     assert value == pytest.approx(samples.mean())
     assert (high - low) / 2 == pytest.approx(margin, rel=0.1)
 
 
 def test_ratio_weighs_windows_by_their_tokens():
-    value, _, _ = of_ratio([10.0, 1.0], [5, 1])
+    value, _, _ = bootstrap_ratio([10.0, 1.0], [5, 1])
     assert value == pytest.approx(11 / 6)
 
 
 def test_windows_that_do_not_differ_leave_no_doubt():
-    assert of_ratio([0.0] * 8, [100] * 8) == (0.0, 0.0, 0.0)
+    assert bootstrap_ratio([0.0] * 8, [100] * 8) == (0.0, 0.0, 0.0)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(finite, min_size=1, max_size=5), min_size=1, max_size=6))
 def test_clusters_are_pooled_whatever_their_sizes(clusters):
-    value, low, high = of_clusters(clusters, lambda samples: np.percentile(samples, 99))
+    value, low, high = bootstrap_clusters(clusters, lambda samples: np.percentile(samples, 99))
     assert value == np.percentile(np.concatenate([np.asarray(c) for c in clusters]), 99)
     assert low <= value <= high
 
@@ -69,18 +75,18 @@ def test_clusters_are_pooled_whatever_their_sizes(clusters):
 def test_clusters_that_agree_within_themselves_widen_the_interval():
     alone = [[float(i)] for i in range(50) for _ in range(4)]
     clustered = [[float(i)] * 4 for i in range(50)]
-    _, low, high = of_clusters(alone, np.mean)
-    _, wide_low, wide_high = of_clusters(clustered, np.mean)
+    _, low, high = bootstrap_clusters(alone, np.mean)
+    _, wide_low, wide_high = bootstrap_clusters(clustered, np.mean)
     assert wide_high - wide_low > 1.5 * (high - low)
 
 
 def test_three_samples_get_students_interval():
-    _, low, high = of_processes([[9.0], [10.0], [11.0]], median)
+    _, low, high = bootstrap_processes([[9.0], [10.0], [11.0]], median)
     assert (low, high) == (pytest.approx(10 - 4.303 / math.sqrt(3)), pytest.approx(10 + 4.303 / math.sqrt(3)))
 
 
 def test_what_cannot_be_negative_has_no_negative_bound():
-    assert of_processes([[0.0], [1.0]], median)[1] == 0
+    assert bootstrap_processes([[0.0], [1.0]], median)[1] == 0
 
 
 @given(st.lists(finite, min_size=1, max_size=60), st.sampled_from([50.0, 90.0, 99.0]))
