@@ -86,11 +86,11 @@ def _engine(model: Any, source: str | None, folder: Path) -> Engine:
             "an ONNX model says nothing of its tokenizer: name a folder in Hugging Face layout by "
             'evaluator_config={"source": FOLDER}'
         )
-    from edgeopt.runtimes.onnx.import_external import adopt
+    from edgeopt.runtimes.onnx.import_external import import_graph
 
     root = Path(mlflow.artifacts.download_artifacts(model.metadata.get_model_info().model_uri))
     try:
-        return adopt(root / flavors["onnx"]["data"], Path(source), folder)
+        return import_graph(root / flavors["onnx"]["data"], Path(source), folder)
     except InputError as error:
         raise _refused(str(error)) from error
 

@@ -99,7 +99,7 @@ def _streamed(engine: Path, opened: dict[str, Any]) -> tuple[float, dict[tuple[i
     disk = []
     for _ in range(ROUNDS):
         drop_cached(engine)
-        disk.append(read_past_cache(engine / graph.WEIGHTS))
+        disk.append(read_past_cache(engine / graph.WEIGHTS_FILE))
         for (budget, ahead), runs in told.items():
             values = {"resident": f"{budget} MiB", "read_ahead": ahead, **opened}
             runs.append(_capped(engine, values, prompt=16))
@@ -109,9 +109,9 @@ def _streamed(engine: Path, opened: dict[str, Any]) -> tuple[float, dict[tuple[i
 def _allowed(
     sizes: Sequence[int], budget_mib: int, bytes_per_s: float, told: dict[tuple[int, bool], list[dict[str, Any]]]
 ) -> list[object]:
-    from edgeopt.runtimes.onnx.kv_cache_offload import fitting
+    from edgeopt.runtimes.onnx.kv_cache_offload import select_resident
 
-    stay = fitting(sizes, budget_mib * 2**20)
+    stay = select_resident(sizes, budget_mib * 2**20)
     streamed = sum(size for number, size in enumerate(sizes) if number not in stay)
     allowed_s = streamed / bytes_per_s
     ahead_s, demand_s = (statistics.median(run["token_s"] for run in told[budget_mib, way]) for way in (True, False))

@@ -53,7 +53,7 @@ def test_an_engine_computes_and_generates_the_same_however_its_weights_are_store
 
 def test_the_file_has_the_weights_of_the_kernels_beside_those_that_were_given(pair) -> None:
     _, saved, plain = pair
-    one, other = ((engine.directory / graph.WEIGHTS).stat().st_size for engine in (saved, plain))
+    one, other = ((engine.directory / graph.WEIGHTS_FILE).stat().st_size for engine in (saved, plain))
     assert 1.5 * other < one < 4 * other
 
 
@@ -105,7 +105,7 @@ def matrices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, SIDE]) for name in ("x0", f"x{COUNT}")]
     model = helper.make_model(helper.make_graph(nodes, "products", ends[:1], ends[1:], weights), ir_version=10)
     model.opset_import[0].version = 20
-    onnx.save(model, folder / graph.NAME, save_as_external_data=True, location=graph.WEIGHTS)
+    onnx.save(model, folder / graph.GRAPH_FILE, save_as_external_data=True, location=graph.WEIGHTS_FILE)
     return folder
 
 
@@ -137,7 +137,7 @@ for name in ("rss_bytes", "huge_bytes"):
 
 def opened(folder: Path, *joined: str) -> tuple[list[float], list[float]]:
     """MiB that a process has of a graph, and of it in huge pages: opened, settled, perhaps joined, and when it ran."""
-    command = [sys.executable, "-c", OPENED, str(folder / graph.NAME), *joined]
+    command = [sys.executable, "-c", OPENED, str(folder / graph.GRAPH_FILE), *joined]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     resident, huge = (list(map(float, line.split())) for line in told)
     return resident, huge
@@ -148,7 +148,7 @@ def test_what_was_read_to_open_an_engine_is_given_back_and_only_packed_weights_c
 ) -> None:
     for file in matrices.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    prepacked_weights.save(tmp_path / graph.NAME)
+    prepacked_weights.save(tmp_path / graph.GRAPH_FILE)
     weights_mib = COUNT * 4 * SIDE**2 / MIB
     (_, settled, _, ran), _ = opened(tmp_path)
     assert settled < 0.3 * weights_mib  # all of it is mapped from the file
@@ -205,10 +205,10 @@ def test_what_a_model_is_compared_with_is_not_packed_on_disk() -> None:
 
 
 def test_a_graph_that_cannot_be_packed_says_so(tmp_path: Path) -> None:
-    (tmp_path / graph.NAME).write_bytes(b"no graph")
+    (tmp_path / graph.GRAPH_FILE).write_bytes(b"no graph")
     with pytest.raises(BuildError, match=r"cannot pack the weights of model\.onnx"):
-        prepacked_weights.save(tmp_path / graph.NAME)
-    assert [file.name for file in tmp_path.iterdir()] == [graph.NAME]
+        prepacked_weights.save(tmp_path / graph.GRAPH_FILE)
+    assert [file.name for file in tmp_path.iterdir()] == [graph.GRAPH_FILE]
 
 
 HELD = """
@@ -229,7 +229,7 @@ print(int(status["RssFile"].split()[0]) / 2**10, int(status["VmLck"].split()[0])
 
 def held(folder: Path, how: str) -> tuple[float, float]:
     """MiB of files that a process has in memory, and that it has locked there, once a graph is open."""
-    command = [sys.executable, "-c", HELD, str(folder / graph.NAME), how]
+    command = [sys.executable, "-c", HELD, str(folder / graph.GRAPH_FILE), how]
     resident, locked = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return float(resident), float(locked)
 

@@ -36,52 +36,52 @@ BATCH, TOKENS, CAPACITY, RECENT, ROWS, RANK, PAST, POSITION = 2, 3, 11, 6, 5, 7,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
+class ExportOptions:
     """What a consumer of the graph asks for.
 
     Attributes:
         opset: version of the ONNX standard.
-        keys_values: the type in which they are kept, of graph.BUFFERS.
-        halved: units whose products are computed in fp16; where there is any, all that lies between units is fp16 too.
+        keys_values: the type in which they are kept, of graph.CACHE_SUFFIXES.
+        fp16_units: units that multiply in fp16. If there are any, the operators between units compute in fp16 too.
         signed_inputs: inputs in 8 bits are taken by ranges around zero, as far as the calibrated ones reach.
     """
 
     opset: int
     keys_values: str = "fp32"
-    halved: frozenset[str] = frozenset()
+    fp16_units: frozenset[str] = frozenset()
     signed_inputs: bool = False
 
 
-def build(checkpoint: Checkpoint, directory: Path, *, dialect: Dialect, progress: Progress) -> None:
+def build(checkpoint: Checkpoint, directory: Path, *, options: ExportOptions, progress: Progress) -> None:
     """Write the graph, its weights in one file beside it, adapters and the tokenizer. Raises BuildError."""
     import onnx_ir
 
-    progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {dialect.opset}")
+    progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {options.opset}")
     network = modeling.load(checkpoint)
     touched = _touched(checkpoint)
-    units = modeling.units(network) if checkpoint.spec.schemes or dialect.halved else {}
+    units = modeling.units(network) if checkpoint.spec.schemes or options.fp16_units else {}
     on_grid = {unit: units[unit] for unit in units if unit in checkpoint.spec.schemes}
     try:
         network.set_attn_implementation("eager" if _is_capped(network) else ATTENTION)
-        if dialect.halved:
-            _halve(network, {module for unit in units.keys() - dialect.halved for module in units[unit]})
+        if options.fp16_units:
+            _halve(network, {module for unit in units.keys() - options.fp16_units for module in units[unit]})
         with _quiet():
-            program = _exported(_Traced(network, touched, dialect.keys_values), checkpoint.spec, dialect)
+            program = _exported(_Traced(network, touched, options.keys_values), checkpoint.spec, options)
             names = {module: f"network.{module}.weight" for unit in on_grid.values() for module in unit}
-            qdq.hide(program.model, names.values())
+            qdq.hide_weights(program.model, names.values())
             program.optimize()
             model = program.model
-            qdq.GridNodes(model, checkpoint, names, halved=dialect.halved, signed_inputs=dialect.signed_inputs).install(
-                on_grid
-            )
+            qdq.QdqNodes(
+                model, checkpoint, names, fp16_units=options.fp16_units, signed_inputs=options.signed_inputs
+            ).install(on_grid)
     except Exception as error:  # whatever an exporter of another project raises is a failed build
         raise BuildError(f"torch could not export {checkpoint.spec.architecture} to ONNX: {error}") from error
-    opset_lowering.lower(model, dialect.opset)
-    if checkpoint.spec.weight_dtype == "fp16" and not dialect.halved:
+    opset_lowering.lower(model, options.opset)
+    if checkpoint.spec.weight_dtype == "fp16" and not options.fp16_units:
         _store_in_fp16(model)
     _make_optional(model, [name for module in touched for name in adapters.names(module)])
     _forget_origin(model)
-    onnx_ir.save(model, directory / graph.NAME, external_data=graph.WEIGHTS)
+    onnx_ir.save(model, directory / graph.GRAPH_FILE, external_data=graph.WEIGHTS_FILE)
     modeling.carry(checkpoint.directory, directory)
     for file in (Path("config.json"), *map(adapters.path_of, checkpoint.spec.adapters)):
         link_file(checkpoint.directory / file, directory / file)
@@ -136,12 +136,12 @@ class _Traced(nn.Module):
         return [factor for rows, columns in sides for factor in (torch.zeros(RANK, columns), torch.zeros(rows, RANK))]
 
 
-def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
+def _exported(traced: _Traced, spec: ModelSpec, options: ExportOptions) -> Any:
     """The graph as it was traced."""
     dynamic = torch.export.Dim.DYNAMIC
     past = [
         examples(
-            "fp16" if dialect.halved else dialect.keys_values,
+            "fp16" if options.fp16_units else options.keys_values,
             batch=BATCH,
             heads=layer.kv_heads,
             capacity=CAPACITY,
@@ -155,14 +155,15 @@ def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
     tokens, rows = torch.zeros(BATCH, TOKENS, dtype=torch.int64), torch.arange(ROWS) % TOKENS
     given = (tokens, torch.tensor(PAST), torch.tensor(POSITION), rows)
     past_names, present_names = (
-        graph.caches(len(spec.layers), prefix, dialect.keys_values) for prefix in (graph.PAST, graph.PRESENT)
+        graph.cache_names(len(spec.layers), prefix, options.keys_values)
+        for prefix in (graph.PAST_PREFIX, graph.PRESENT_PREFIX)
     )
     names = [name for module in traced.touched for name in adapters.names(module)]
     program = torch.onnx.export(
         traced,
         (*given, past, factors),
         dynamo=True,
-        opset_version=max(dialect.opset, opset_lowering.OLDEST),
+        opset_version=max(options.opset, opset_lowering.OLDEST),
         dynamic_shapes=(
             {0: dynamic, 1: dynamic},
             {},
@@ -171,7 +172,7 @@ def _exported(traced: _Traced, spec: ModelSpec, dialect: Dialect) -> Any:
             [[{0: dynamic, 2: dynamic} for _ in buffers] for buffers in past],
             [{index % 2: dynamic} for index in range(len(factors))],
         ),
-        input_names=[graph.TOKENS, graph.PAST_LENGTH, graph.POSITION, graph.ROWS, *past_names, *names],
+        input_names=[graph.INPUT_IDS, graph.PAST_LENGTH, graph.POSITION, graph.ROWS, *past_names, *names],
         output_names=[graph.LOGITS, *present_names],
         verbose=False,
         optimize=False,

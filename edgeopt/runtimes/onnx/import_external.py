@@ -12,7 +12,7 @@ from edgeopt.runtimes.onnx import graph
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
 
-def adopt(path: Path, source: Path, directory: Path) -> Engine:
+def import_graph(path: Path, source: Path, directory: Path) -> Engine:
     """The decoder at `path` as an engine in the empty `directory`.
 
     `source` is a folder in Hugging Face layout whose `config.json` and tokenizer belong to it. The graph reads
@@ -28,10 +28,12 @@ def adopt(path: Path, source: Path, directory: Path) -> Engine:
     except Exception as error:  # protobuf's errors share no class with onnx's
         raise InputError(f"it is no ONNX graph ({error})", location=str(path)) from error
     inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
-    unknown = sorted(name for name in inputs - graph.KNOWN if not name.startswith("past"))
-    if graph.TOKENS not in inputs or unknown:
+    unknown = sorted(name for name in inputs - graph.KNOWN_INPUTS if not name.startswith("past"))
+    if graph.INPUT_IDS not in inputs or unknown:
         raise InputError(
-            f"nothing is known of the graph's input {unknown[0]!r}" if unknown else f"the graph has no {graph.TOKENS}",
+            f"nothing is known of the graph's input {unknown[0]!r}"
+            if unknown
+            else f"the graph has no {graph.INPUT_IDS}",
             location=str(path),
             hint="Export a decoder-only language model, as transformers names its inputs",
         )
@@ -43,7 +45,7 @@ def adopt(path: Path, source: Path, directory: Path) -> Engine:
             raise InputError(f"its weights lie in {location!r}, which is not beside it", location=str(path))
         if not (directory / location).exists():
             link_file(file, directory / location)
-    link_file(path, directory / graph.NAME)
+    link_file(path, directory / graph.GRAPH_FILE)
     modeling.carry(source, directory)
     link_file(source / "config.json", directory / "config.json")
     made_by = {"runtime": to_config(PortableOnnx()), "source": str(path)}

@@ -107,7 +107,7 @@ class Slots:
             {
                 value.name: ((1, value.shape[1], self._slots(value.name), value.shape[3]), _TYPES[value.type])
                 for value in session.get_inputs()
-                if value.name.startswith(graph.PAST)
+                if value.name.startswith(graph.PAST_PREFIX)
             }
         )
         self._buffers = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in self._arrays.items()}
@@ -134,14 +134,14 @@ class Slots:
         return found
 
     def _slots(self, name: str) -> int:
-        return self._room.recent if name.endswith(graph.RECENT) else self._room.slots
+        return self._room.recent if name.endswith(graph.RECENT_SUFFIX) else self._room.slots
 
     def _forget(self) -> None:
         assert self._room.window is not None  # else there is a slot for each token
         kept = slice(SINKS, SINKS + self._room.window)
         end = self._position - self._forgotten
         for name, array in self._arrays.items():
-            if not name.endswith(graph.RECENT):
+            if not name.endswith(graph.RECENT_SUFFIX):
                 array[:, :, kept] = array[:, :, end - self._room.window : end]
         self._forgotten += end - kept.stop
 
@@ -161,7 +161,7 @@ class _Bound:
     ) -> None:
         self._session, self._binding, self._passed = session, session.io_binding(), passed
         self._inputs = {
-            graph.TOKENS: OrtValue.ortvalue_from_numpy(np.zeros((1, tokens), np.int64), device),
+            graph.INPUT_IDS: OrtValue.ortvalue_from_numpy(np.zeros((1, tokens), np.int64), device),
             graph.PAST_LENGTH: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64), device),
             graph.POSITION: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64), device),
             graph.ROWS: OrtValue.ortvalue_from_numpy(np.zeros(rows, np.int64), device),
@@ -169,7 +169,7 @@ class _Bound:
         for name, value in {**self._inputs, **factors, **buffers}.items():
             self._binding.bind_ortvalue_input(name, value)
         for name, value in buffers.items():
-            self._binding.bind_ortvalue_output(name.replace(graph.PAST, graph.PRESENT), value)
+            self._binding.bind_ortvalue_output(name.replace(graph.PAST_PREFIX, graph.PRESENT_PREFIX), value)
         found = {value.name: value.shape[-1] for value in session.get_outputs() if value.name == graph.LOGITS}
         self._outputs = {
             name: OrtValue.ortvalue_from_numpy(np.empty((1, rows, vocabulary), np.float32), device)
@@ -249,7 +249,7 @@ def _given(session: Any, tokens: Sequence[int], start: int) -> dict[str, np.ndar
     """What a foreign graph asks for beside keys and values, of tokens that stand at `start` and behind."""
     end = start + len(tokens)
     known = {
-        graph.TOKENS: np.array([list(tokens)]),
+        graph.INPUT_IDS: np.array([list(tokens)]),
         "attention_mask": np.ones((1, end)),
         "position_ids": np.arange(start, end)[None],
         "cache_position": np.arange(start, end),

@@ -77,7 +77,7 @@ def kept(form: str, buffers: Sequence[Tensor]) -> Kept:
 
 
 def examples(form: str, *, batch: int, heads: int, capacity: int, recent: int, head_size: int) -> list[Tensor]:
-    """Buffers of keys or values of one layer, in the order of graph.BUFFERS."""
+    """Buffers of keys or values of one layer, in the order of graph.CACHE_SUFFIXES."""
     shape = batch, heads, capacity
     if form not in BITS:
         return [torch.zeros(*shape, head_size, dtype=torch.float16 if form == "fp16" else torch.float32)]

@@ -25,7 +25,7 @@ Allocate = Callable[[Shapes], Mapping[str, np.ndarray]]
 """Buffers full of zeros."""
 
 
-def fitting(sizes: Sequence[int], budget_bytes: int) -> set[int]:
+def select_resident(sizes: Sequence[int], budget_bytes: int) -> set[int]:
     """Places of the first sizes that fit the budget together."""
     found: set[int] = set()
     for index, size in enumerate(sizes):
@@ -54,10 +54,10 @@ class Spill:
 
     def allocate(self, shapes: Shapes) -> dict[str, np.ndarray]:
         """Raises BuildError where the file system has no room for a file of their size."""
-        recent = {name for name in shapes if name.endswith(graph.RECENT)}
+        recent = {name for name in shapes if name.endswith(graph.RECENT_SUFFIX)}
         budget_bytes = self._budget_bytes - sum(_bytes(*shapes[name]) for name in recent)
         owned = [[name for name in names if name in shapes.keys() - recent] for names in self._read]
-        stay = fitting([sum(_bytes(*shapes[name]) for name in names) for names in owned], budget_bytes)
+        stay = select_resident([sum(_bytes(*shapes[name]) for name in names) for names in owned], budget_bytes)
         kept = recent.union(*(owned[index] for index in stay))
         found = in_memory({name: form for name, form in shapes.items() if name in kept})
         for name in shapes.keys() - kept:

@@ -25,12 +25,12 @@ _SIGNED: Mapping[int, Any] = {4: ml_dtypes.int4, 8: np.int8}
 _UNSIGNED: Mapping[int, Any] = {4: ml_dtypes.uint4, 8: np.uint8}
 
 
-def reach(scale: float, zero_point: int) -> float:
+def max_magnitude(scale: float, zero_point: int) -> float:
     """The largest magnitude that unsigned 8 bits hold."""
     return scale * max(zero_point, 255 - zero_point)
 
 
-def hide(model: ir.Model, names: Iterable[str]) -> None:
+def hide_weights(model: ir.Model, names: Iterable[str]) -> None:
     """Make weights that are to be replaced inputs of the graph meanwhile, so that no optimizer computes with them."""
     for name in names:
         weight = model.graph.initializers.pop(name, None)
@@ -39,12 +39,12 @@ def hide(model: ir.Model, names: Iterable[str]) -> None:
             model.graph.inputs.append(weight)
 
 
-class GridNodes:
-    """Puts what is on a grid into an exported graph, in place of the weights that `hide` made inputs.
+class QdqNodes:
+    """Puts what is on a grid into an exported graph, in place of the weights that `hide_weights` made inputs.
 
     Args:
         names: what the graph calls the weight of each module.
-        halved: units whose products are computed in fp16.
+        fp16_units: units whose products are computed in fp16.
         signed_inputs: inputs in 8 bits are taken by ranges around zero, as far as the calibrated ones reach.
     """
 
@@ -54,11 +54,11 @@ class GridNodes:
         checkpoint: Checkpoint,
         names: Mapping[str, str],
         *,
-        halved: Collection[str] = (),
+        fp16_units: Collection[str] = (),
         signed_inputs: bool = False,
     ) -> None:
         self._graph, self._spec, self._names = model.graph, checkpoint.spec, names
-        self._halved, self._signed_inputs = halved, signed_inputs
+        self._halved, self._signed_inputs = fp16_units, signed_inputs
         self._rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
         self._ranges = modeling.input_ranges(checkpoint)
         self._inputs: dict[tuple[str, str], list[ir.Value]] = {}
@@ -129,7 +129,7 @@ class GridNodes:
             scale, zero_point = self._ranges[unit]
             middle = np.array(zero_point, np.uint8)
             if self._signed_inputs:
-                scale, middle = reach(scale, zero_point) / 127, np.array(0, np.int8)
+                scale, middle = max_magnitude(scale, zero_point) / 127, np.array(0, np.int8)
             factors = [
                 self._store(f"{unit}.input.scale", np.array(scale, self._float(unit))),
                 self._store(f"{unit}.input.zero_point", middle),

@@ -36,7 +36,7 @@ Values = Mapping[str, np.ndarray]
 """By their names, what shards elsewhere computed."""
 
 
-class SpreadSession(PastSession):
+class RaySession(PastSession):
     """An engine whose shards lie in processes one behind another.
 
     One that ends takes the sequences that it was reading with it; what is asked next starts all of them anew.
@@ -120,7 +120,7 @@ class SpreadSession(PastSession):
 class _Sequence:
     """What was read of one sequence, in all processes."""
 
-    def __init__(self, session: SpreadSession, stages: Sequence[Any], name: str) -> None:
+    def __init__(self, session: RaySession, stages: Sequence[Any], name: str) -> None:
         self._session, self._stages, self._name = session, tuple(stages), name
         weakref.finalize(self, _forget, self._stages, name).atexit = False
 

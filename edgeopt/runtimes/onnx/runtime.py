@@ -189,17 +189,17 @@ class PortableOnnx(SessionOptions):
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.onnx import export, graph, shards
 
-        dialect = export.Dialect(opset=self.opset, keys_values=self.keys_values)
-        export.build(checkpoint, directory, dialect=dialect, progress=progress)
+        options = export.ExportOptions(opset=self.opset, keys_values=self.keys_values)
+        export.build(checkpoint, directory, options=options, progress=progress)
         if self.packed_on_disk:
-            prepacked_weights.save(directory / graph.NAME)
+            prepacked_weights.save(directory / graph.GRAPH_FILE)
         if self.shards > 1:
-            shards.cut(directory, self.shards)
+            shards.split(directory, self.shards)
 
     def lint(self, engine: Engine) -> list[str]:
         from edgeopt.runtimes.onnx import graph
 
-        found = [] if self.packed_on_disk else graph.findings(engine.directory / graph.NAME)
+        found = [] if self.packed_on_disk else graph.nonstandard_operators(engine.directory / graph.GRAPH_FILE)
         unfused = self.graph_optimization in ("none", "basic")
         if unfused and any(grid.inputs != "dynamic" for grid in engine.spec.schemes.values()):
             found.append(f"graph_optimization={self.graph_optimization} widens rounded weights for each token")
@@ -208,9 +208,9 @@ class PortableOnnx(SessionOptions):
     def open(self, engine: Engine, *, threads: int) -> Session:
         engine.require_format(self.format)
         if self.processes > 1:
-            from edgeopt.runtimes.onnx.ray_session import SpreadSession
+            from edgeopt.runtimes.onnx.ray_session import RaySession
 
-            return SpreadSession(self, engine, threads)
+            return RaySession(self, engine, threads)
         from edgeopt.runtimes.onnx.session import PortableSession
 
         return PortableSession(self, engine, threads)

@@ -49,14 +49,14 @@ class PortableSession(PastSession):
                 weight_streaming.chain(engine.directory, runtime, threads)
                 if runtime.parted
                 else onnxruntime.InferenceSession(
-                    engine.directory / graph.NAME, options(runtime, threads), providers=providers
+                    engine.directory / graph.GRAPH_FILE, options(runtime, threads), providers=providers
                 )
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", location=str(engine.directory)) from error
         if not runtime.parted:
-            settle(engine.directory / graph.WEIGHTS, runtime)
-            hold(pieces(engine.directory / graph.WEIGHTS), runtime.mapped_weights)
+            settle(engine.directory / graph.WEIGHTS_FILE, runtime)
+            hold(pieces(engine.directory / graph.WEIGHTS_FILE), runtime.mapped_weights)
         self.computed_by = tuple(self._session.get_providers())
         self._device = "cpu" if self.computed_by[0] == CPU else "cuda"
         if self.computed_by[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:

@@ -49,7 +49,7 @@ def read(directory: Path) -> list[Shard]:
     ]
 
 
-def cut(directory: Path, count: int) -> None:
+def split(directory: Path, count: int) -> None:
     """Write `count` shards beside the graph in `directory`, of about equally many bytes of weights.
 
     Nodes keep their order, and cuts lie where the fewest values cross, which is between layers or their halves. They
@@ -57,7 +57,7 @@ def cut(directory: Path, count: int) -> None:
     """
     import onnx
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(directory / graph.NAME, load_external_data=False))
+    model = onnx.shape_inference.infer_shapes(onnx.load(directory / graph.GRAPH_FILE, load_external_data=False))
     crossing = _crossing(model.graph)
     bounds = _bounds(model.graph, crossing, count)
     listed = {}

@@ -18,7 +18,7 @@ import onnxruntime
 
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.onnx import graph, shards
-from edgeopt.runtimes.onnx.kv_cache_offload import Allocate, Spill, fitting, in_memory
+from edgeopt.runtimes.onnx.kv_cache_offload import Allocate, Spill, in_memory, select_resident
 from edgeopt.runtimes.onnx.session_options import options
 from edgeopt.runtimes.onnx.shards import Shard
 from edgeopt.runtimes.onnxruntime_common.mapped_memory import give_back, hold, mappings, settle
@@ -89,8 +89,8 @@ def chain(directory: Path, runtime: PortableOnnx, threads: int, part: range | No
     told = options(runtime, threads, in_turn=True)
     opened = [onnxruntime.InferenceSession(one.graph, told, providers=["CPUExecutionProvider"]) for one in found]
     sizes, budget_bytes = [shard.size_bytes for shard in found], runtime.resident_bytes
-    streamed = set(range(len(found))) - fitting(sizes, sum(sizes) if budget_bytes is None else budget_bytes)
-    file = directory / graph.WEIGHTS
+    streamed = set(range(len(found))) - select_resident(sizes, sum(sizes) if budget_bytes is None else budget_bytes)
+    file = directory / graph.WEIGHTS_FILE
     settle(file, runtime)
     weights = Weights(file, found, streamed, ahead=runtime.read_ahead, stay=runtime.mapped_weights)
     return Chain(opened, weights, runtime.kv_resident_bytes)

@@ -13,7 +13,7 @@ from edgeopt.core.artifact import sha256_of
 from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.errors import BuildError, InputError
 from edgeopt.runtimes.decoding.chunked_prefill import at_once
-from edgeopt.runtimes.onnx.graph import NAME, PAST, ROWS, TOKENS, caches
+from edgeopt.runtimes.onnx.graph import GRAPH_FILE, INPUT_IDS, PAST_PREFIX, ROWS, cache_names
 from edgeopt.runtimes.tensorrt import graph
 from edgeopt.runtimes.tensorrt.library import STRONGLY_TYPED_ONLY
 
@@ -57,7 +57,7 @@ class Plan:
     @property
     def trtexec(self) -> str:
         """The line that builds the same engine with NVIDIA's own program."""
-        words = ["trtexec", f"--onnx={NAME}", f"--saveEngine={ENGINE}"]
+        words = ["trtexec", f"--onnx={GRAPH_FILE}", f"--saveEngine={ENGINE}"]
         if self.runtime.oldest < STRONGLY_TYPED_ONLY:
             words.append("--stronglyTyped")
         for number, ranges in enumerate(self.profiles.values()):
@@ -89,7 +89,7 @@ class Plan:
 
     def write(self, directory: Path) -> None:
         document = {
-            "graph": NAME,
+            "graph": GRAPH_FILE,
             "graph_sha256": self.graph_sha256,
             "profiles": self.profiles,
             "input_ranges": self.input_ranges,
@@ -105,18 +105,18 @@ def draw(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress: P
 
     spec = checkpoint.spec
     halved = spec.matrices.keys() - runtime.units_in_fp32(spec)
-    dialect = export.Dialect(opset=graph.opset(runtime.oldest), halved=frozenset(halved), signed_inputs=True)
-    export.build(checkpoint, directory, dialect=dialect, progress=progress)
+    options = export.ExportOptions(opset=graph.opset(runtime.oldest), fp16_units=frozenset(halved), signed_inputs=True)
+    export.build(checkpoint, directory, options=options, progress=progress)
     prompt_tokens = at_once(directory, spec, runtime.prompt_tokens)
     plan = Plan(
         runtime=runtime,
-        graph=directory / NAME,
-        graph_sha256=sha256_of(directory / NAME),
+        graph=directory / GRAPH_FILE,
+        graph_sha256=sha256_of(directory / GRAPH_FILE),
         profiles={
             PREFILL: _ranges(spec, min(prompt_tokens, spec.context_length)),
             DECODE: _ranges(spec, 1),
         },
-        input_ranges={unit: qdq.reach(*found) for unit, found in modeling.input_ranges(checkpoint).items()},
+        input_ranges={unit: qdq.max_magnitude(*found) for unit, found in modeling.input_ranges(checkpoint).items()},
     )
     progress("checking the plan for TensorRT")
     plan.check()
@@ -135,7 +135,7 @@ def read(directory: Path) -> Plan:
         }
         return Plan(
             runtime=instantiate(document["runtime"], str(path)),
-            graph=directory / NAME,
+            graph=directory / GRAPH_FILE,
             graph_sha256=document["graph_sha256"],
             profiles=profiles,
             input_ranges=document["input_ranges"],
@@ -153,11 +153,11 @@ def _ranges(spec: ModelSpec, most_tokens: int) -> Ranges:
     kept = [(layer.kv_heads, spec.head_size) for layer in spec.layers for _ in ("key", "value")]
     whole = spec.context_length
     return {
-        TOKENS: ((1, 1), (1, min(USUAL_TOKENS, most_tokens)), (1, most_tokens)),
+        INPUT_IDS: ((1, 1), (1, min(USUAL_TOKENS, most_tokens)), (1, most_tokens)),
         ROWS: ((1,), (1,), (most_tokens,)),
         **{
             name: ((1, heads, 1, size), (1, heads, whole, size), (1, heads, whole, size))
-            for name, (heads, size) in zip(caches(len(spec.layers), PAST), kept, strict=True)
+            for name, (heads, size) in zip(cache_names(len(spec.layers), PAST_PREFIX), kept, strict=True)
         },
     }
 

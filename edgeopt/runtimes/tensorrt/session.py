@@ -17,7 +17,7 @@ from edgeopt.checkpoints import adapters
 from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError, MeasureError
 from edgeopt.runtimes.decoding.incremental_session import PastSession
-from edgeopt.runtimes.onnx.graph import LOGITS, PAST, PAST_LENGTH, POSITION, PRESENT, ROWS, TOKENS
+from edgeopt.runtimes.onnx.graph import INPUT_IDS, LOGITS, PAST_LENGTH, PAST_PREFIX, POSITION, PRESENT_PREFIX, ROWS
 from edgeopt.runtimes.tensorrt import library
 from edgeopt.runtimes.tensorrt import plan as plans
 
@@ -43,7 +43,7 @@ class TensorRtSession(PastSession):
         self.computed_by = (gpu.identity.name,)
         self._ends, self._guessed = end_tokens(directory), runtime.prompt_lookup
         profiles = plans.read(directory).profiles
-        self._at_once = profiles[plans.PREFILL][TOKENS][2][1]
+        self._at_once = profiles[plans.PREFILL][INPUT_IDS][2][1]
         self._told: list[str] = []
         self._engine = self._loaded(directory / plans.ENGINE, runtime)
         self._contexts = {name: self._context(number) for number, name in enumerate(profiles)}
@@ -90,12 +90,12 @@ class _Tensors:
 
     def keys_and_values(self) -> dict[str, torch.Tensor]:
         """By the names of the inputs, (1, heads, capacity, head size)."""
-        shapes = {name: self._engine.get_tensor_shape(name) for name in self._names if name.startswith(PAST)}
+        shapes = {name: self._engine.get_tensor_shape(name) for name in self._names if name.startswith(PAST_PREFIX)}
         return {name: self._new(name, (1, shape[1], self._capacity, shape[3])) for name, shape in shapes.items()}
 
     def given(self, tokens: int, rows: int) -> dict[str, torch.Tensor]:
         """What a call is told beside keys and values."""
-        shapes: dict[str, tuple[int, ...]] = {TOKENS: (1, tokens), PAST_LENGTH: (), POSITION: (), ROWS: (rows,)}
+        shapes: dict[str, tuple[int, ...]] = {INPUT_IDS: (1, tokens), PAST_LENGTH: (), POSITION: (), ROWS: (rows,)}
         return {name: self._new(name, shape) for name, shape in shapes.items() if name in self._names}
 
     def logits(self, rows: int) -> torch.Tensor:
@@ -130,7 +130,7 @@ class _Sequence:
 
     def _call(self, tokens: int, rows: int, turn: int) -> _Call:
         inputs = self._tensors.given(tokens, rows) | self._kept[turn]
-        after = {name.replace(PAST, PRESENT): buffer for name, buffer in self._kept[1 - turn].items()}
+        after = {name.replace(PAST_PREFIX, PRESENT_PREFIX): buffer for name, buffer in self._kept[1 - turn].items()}
         outputs = after | {LOGITS: self._tensors.logits(rows)}
         self._gpu.wait()
         decoding = tokens == rows == 1
@@ -155,7 +155,7 @@ class _Call:
         self._again: Callable[[], None] | None = None
 
     def run(self, tokens: Sequence[int], length: int, rows: Sequence[int]) -> np.ndarray:
-        given = {TOKENS: [list(tokens)], PAST_LENGTH: length, POSITION: length, ROWS: list(rows)}
+        given = {INPUT_IDS: [list(tokens)], PAST_LENGTH: length, POSITION: length, ROWS: list(rows)}
         for name, content in given.items():
             if name in self._inputs:
                 self._inputs[name].copy_(torch.tensor(content, dtype=self._inputs[name].dtype))

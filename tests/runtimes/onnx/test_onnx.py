@@ -21,7 +21,7 @@ from edgeopt.errors import BuildError, ConfigError, InputError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.genai.runtime import Genai
 from edgeopt.runtimes.onnx import graph
-from edgeopt.runtimes.onnx.import_external import adopt
+from edgeopt.runtimes.onnx.import_external import import_graph
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from runtimes.test_families import FAMILIES, PROMPT, random_checkpoint
 
@@ -106,7 +106,7 @@ def plain(llama: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine
 @pytest.mark.parametrize("opset", [20, 18, 17])
 def test_older_opsets_compute_the_same_and_say_so(opset: int, llama: Checkpoint, tmp_path: Path) -> None:
     engine = build(llama, tmp_path / "engine", opset=opset)
-    imports = onnx.load(engine.directory / graph.NAME, load_external_data=False).opset_import
+    imports = onnx.load(engine.directory / graph.GRAPH_FILE, load_external_data=False).opset_import
     assert {one.domain: one.version for one in imports}[""] == opset
     assert relative_error(in_torch(llama), PortableOnnx().open(engine, threads=1).logits(PROMPT)) < 1e-4
 
@@ -139,11 +139,11 @@ def test_layers_of_different_widths_and_heads_compute_as_in_torch(llama: Checkpo
 def test_a_batch_is_computed_as_its_sequences(llama: Checkpoint, plain: Engine) -> None:
     import onnxruntime
 
-    opened = onnxruntime.InferenceSession(plain.directory / graph.NAME, providers=["CPUExecutionProvider"])
+    opened = onnxruntime.InferenceSession(plain.directory / graph.GRAPH_FILE, providers=["CPUExecutionProvider"])
     sequences = [PROMPT[:9], PROMPT[20:29]]
     empty = np.zeros((2, 2, 16, 16), np.float32)
-    past = {value.name: empty for value in opened.get_inputs() if value.name.startswith(graph.PAST)}
-    given = {graph.TOKENS: np.array(sequences), graph.PAST_LENGTH: np.array(0), graph.ROWS: np.arange(9)}
+    past = {value.name: empty for value in opened.get_inputs() if value.name.startswith(graph.PAST_PREFIX)}
+    given = {graph.INPUT_IDS: np.array(sequences), graph.PAST_LENGTH: np.array(0), graph.ROWS: np.arange(9)}
     given[graph.POSITION] = np.array(0)
     logits = opened.run([graph.LOGITS], {**given, **past})[0]
     for tokens, found in zip(sequences, logits, strict=True):
@@ -167,7 +167,7 @@ def test_a_provider_that_is_not_here_is_an_error_unless_the_cpu_may_take_its_pla
 
 def test_a_damaged_graph_is_refused_by_name(plain: Engine, tmp_path: Path) -> None:
     shutil.copytree(plain.directory, tmp_path / "engine")
-    path = tmp_path / "engine" / graph.NAME
+    path = tmp_path / "engine" / graph.GRAPH_FILE
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BuildError, match="the engine cannot be opened"):
         PortableOnnx().open(replace(plain, directory=tmp_path / "engine"), threads=1)
@@ -211,8 +211,8 @@ def exported(network: Any, path: Path, *, growing: bool) -> None:
             (tokens, torch.ones(1, 9, dtype=torch.int64), torch.arange(4, 9)[None], past),
             path,
             dynamic_shapes=({1: dynamic}, {1: dynamic}, {1: dynamic}, [{2: dynamic} for _ in past]),
-            input_names=["input_ids", "attention_mask", "position_ids", *graph.caches(layers, graph.PAST)],
-            output_names=["logits", *graph.caches(layers, graph.PRESENT)],
+            input_names=["input_ids", "attention_mask", "position_ids", *graph.cache_names(layers, graph.PAST_PREFIX)],
+            output_names=["logits", *graph.cache_names(layers, graph.PRESENT_PREFIX)],
             **options,
         )
     else:
@@ -228,7 +228,7 @@ class TestForeignGraphs:
         (tmp_path / "foreign").mkdir()
         (tmp_path / "engine").mkdir()
         exported(modeling.load(llama), tmp_path / "foreign" / "decoder.onnx", growing=growing)
-        engine = adopt(tmp_path / "foreign" / "decoder.onnx", llama.directory, tmp_path / "engine")
+        engine = import_graph(tmp_path / "foreign" / "decoder.onnx", llama.directory, tmp_path / "engine")
         engine.verify()
         session, own = (PortableOnnx().open(opened, threads=1) for opened in (engine, plain))
         assert relative_error(in_torch(llama), session.logits(PROMPT)) < 1e-4
@@ -238,7 +238,7 @@ class TestForeignGraphs:
     def refused(self, path: Path, source: Path, folder: Path) -> str:
         folder.mkdir()
         with pytest.raises(InputError) as caught:
-            adopt(path, source, folder)
+            import_graph(path, source, folder)
         return str(caught.value)
 
     def test_what_is_no_graph_or_no_decoder_is_refused_by_name(self, llama: Checkpoint, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ class TestForeignGraphs:
         (tmp_path / "foreign").mkdir()
         path = tmp_path / "foreign" / "decoder.onnx"
         shutil.copytree(plain.directory, tmp_path / "own")
-        model = onnx.load(plain.directory / graph.NAME, load_external_data=False)
+        model = onnx.load(plain.directory / graph.GRAPH_FILE, load_external_data=False)
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location":

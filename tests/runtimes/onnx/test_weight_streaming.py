@@ -21,7 +21,7 @@ from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.target import Device, Target
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.runtimes.onnx import graph, shards
-from edgeopt.runtimes.onnx.kv_cache_offload import Spill, fitting
+from edgeopt.runtimes.onnx.kv_cache_offload import Spill, select_resident
 from edgeopt.runtimes.onnx.predict import streamed_bytes
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from edgeopt.runtimes.onnx.shards import Shard
@@ -53,14 +53,14 @@ def test_shards_compute_and_generate_what_the_whole_does(engine: Engine, budget:
 def test_cuts_between_a_cache_and_what_reads_it_change_nothing(engine: Engine, tmp_path: Path) -> None:
     shutil.copytree(engine.directory, tmp_path / "finely", ignore=shutil.ignore_patterns("shard*"))
     finely = replace(engine, directory=tmp_path / "finely")
-    model = onnx.load(finely.directory / graph.NAME, load_external_data=False)
+    model = onnx.load(finely.directory / graph.GRAPH_FILE, load_external_data=False)
     places = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
-    cuts = [places[value.name] + 1 for value in model.graph.output if value.name.startswith(graph.PRESENT)]
+    cuts = [places[value.name] + 1 for value in model.graph.output if value.name.startswith(graph.PRESENT_PREFIX)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "_bounds", lambda *_: sorted(set(cuts)))
-        shards.cut(finely.directory, 99)
+        shards.split(finely.directory, 99)
     assert any(
-        value.name.startswith(graph.PRESENT)
+        value.name.startswith(graph.PRESENT_PREFIX)
         for shard in shards.read(finely.directory)
         for value in onnx.load(shard.graph).graph.input
     )
@@ -78,7 +78,7 @@ def test_shards_share_one_file_of_weights_and_hold_about_equally_many_bytes(engi
     sizes = [shard.size_bytes for shard in found]
     assert max(sizes) < 2 * min(sizes)
     whole = {index for shard in found for index in shard.weights}
-    assert max(offset + length for offset, length in whole) <= (engine.directory / graph.WEIGHTS).stat().st_size
+    assert max(offset + length for offset, length in whole) <= (engine.directory / graph.WEIGHTS_FILE).stat().st_size
     for shard in found:
         onnx.checker.check_model(shard.graph)
         assert shard.graph.stat().st_size < 200_000
@@ -96,16 +96,16 @@ def test_one_matrix_cannot_be_cut(tmp_path: Path) -> None:
     weights = helper.make_tensor("w", TensorProto.FLOAT, [64, 64], np.ones(64 * 64, np.float32).tobytes(), raw=True)
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy"]
     made = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weights])
-    onnx.save(helper.make_model(made), tmp_path / graph.NAME)
+    onnx.save(helper.make_model(made), tmp_path / graph.GRAPH_FILE)
     with pytest.raises(BuildError, match="no place to cut it at"):
-        shards.cut(tmp_path, 2)
+        shards.split(tmp_path, 2)
 
 
 @pytest.mark.parametrize(
     ("budget", "stay"), [(0, set()), (5, {0}), (9, {0, 1}), (8, {0, 2}), (100, {0, 1, 2})], ids=str
 )
 def test_the_first_shards_that_fit_together_stay(budget: int, stay: set[int]) -> None:
-    assert fitting([5, 4, 3], budget) == stay
+    assert select_resident([5, 4, 3], budget) == stay
 
 
 def test_the_last_tokens_that_stand_beside_codes_stay_in_memory() -> None:
