@@ -1,4 +1,4 @@
-"""Gradual pruning stops where quality ends, judged by text that it never learnt from."""
+"""Test gradual pruning: its rounds, its quality limit and its held-out text."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.losses import perplexity
 from edgeopt.compress.pruning.prune_depth import PruneDepth
-from edgeopt.compress.pruning.prune_gradually import JUDGING, PruneGradually
+from edgeopt.compress.pruning.prune_gradually import HELD_OUT_INTERVAL, PruneGradually
 from edgeopt.compress.pruning.prune_heads import PruneHeads
 from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.quantize import Quantize
@@ -36,8 +36,8 @@ def calibration() -> Text:
     return BundledText(split="calibration").load()
 
 
-def halving(**values) -> PruneGradually:
-    """Half the width in two rounds, and hardly any training between."""
+def prune_half(**values) -> PruneGradually:
+    """Return a step that removes half of the width in two rounds with minimal training."""
     prune = PruneWidth(ratio=0.5, distribution="uniform", windows=2, window_tokens=64)
     retrain = Distill(tokens=64, batch_tokens=64, window_tokens=64, learning_rate=1e-6)
     return PruneGradually(**{"prune": prune, "retrain": retrain, "round_ratio": 0.25, **values})
@@ -47,43 +47,43 @@ def report(directory) -> list[dict]:
     return json.loads((directory / "artifacts" / "prune_gradually.json").read_text())
 
 
-def test_it_stops_with_the_last_model_within_the_limit(reference, calibration, tmp_path):
-    spec = halving(max_perplexity_ratio=1.4).apply(reference, tmp_path, workshop(reference, calibration))
+def test_result_is_last_round_within_limit(reference, calibration, tmp_path):
+    spec = prune_half(max_perplexity_ratio=1.4).apply(reference, tmp_path, workshop(reference, calibration))
     assert {layer.intermediate_size for layer in spec.layers} == {576}
     assert [entry["kept"] for entry in report(tmp_path)] == [True, False]
-    kept, refused = (entry["perplexity_ratio"] for entry in report(tmp_path))
-    assert kept <= 1.4 < refused
-    assert Quantize().plan(spec).schemes, "a later step takes the model as it became"
+    accepted, rejected = (entry["perplexity_ratio"] for entry in report(tmp_path))
+    assert accepted <= 1.4 < rejected
+    assert Quantize().plan(spec).schemes, "a later step accepts the resulting sizes"
 
 
-def test_without_a_limit_it_reaches_the_plan(reference, calibration, tmp_path):
-    step = halving(max_perplexity_ratio=None)
+def test_unlimited_pruning_reaches_planned_size(reference, calibration, tmp_path):
+    step = prune_half(max_perplexity_ratio=None)
     assert step.apply(reference, tmp_path, workshop(reference, calibration)) == step.plan(reference.spec)
     assert [entry["kept"] for entry in report(tmp_path)] == [True, True]
 
 
-def test_a_first_round_beyond_the_limit_is_a_failure_with_its_figure(reference, calibration, tmp_path):
+def test_first_round_above_limit_raises_step_error(reference, calibration, tmp_path):
     with pytest.raises(
-        StepError, match=r"max_perplexity_ratio: the first round of 2 leaves 1\.\d+ times.*above 1\.001"
+        StepError, match=r"max_perplexity_ratio: The first of 2 rounds raised perplexity to 1\.\d+ times.*limit 1\.001"
     ):
-        halving(max_perplexity_ratio=1.001).apply(reference, tmp_path, workshop(reference, calibration))
+        prune_half(max_perplexity_ratio=1.001).apply(reference, tmp_path, workshop(reference, calibration))
 
 
-def test_text_that_judges_is_not_learnt_from(reference, calibration, tmp_path):
-    """Other documents in the judges' places give the same model."""
-    strange = [f"{number} " * 300 for number in range(len(calibration.documents))]
-    mixed = [strange[n] if (n + 1) % JUDGING == 0 else document for n, document in enumerate(calibration.documents)]
-    once, made = halving(round_ratio=0.5, max_perplexity_ratio=None), []
-    for name, text in (("first", calibration), ("second", replace(calibration, documents=tuple(mixed)))):
+def test_held_out_text_does_not_affect_model(reference, calibration, tmp_path):
+    """Replacing the held-out documents gives the same model."""
+    replacements = [f"{number} " * 300 for number in range(len(calibration.documents))]
+    changed = [replacements[n] if (n + 1) % HELD_OUT_INTERVAL == 0 else document for n, document in enumerate(calibration.documents)]
+    step, weights = prune_half(round_ratio=0.5, max_perplexity_ratio=None), []
+    for name, text in (("first", calibration), ("second", replace(calibration, documents=tuple(changed)))):
         (tmp_path / name).mkdir()
-        once.apply(reference, tmp_path / name, workshop(reference, text))
-        made.append((tmp_path / name / "model.safetensors").read_bytes())
-    assert made[0] == made[1]
+        step.apply(reference, tmp_path / name, workshop(reference, text))
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
-def test_one_document_cannot_both_teach_and_judge(reference, tmp_path):
-    with pytest.raises(StepError, match="several documents"):
-        halving().apply(reference, tmp_path, workshop(reference))
+def test_single_calibration_document_is_rejected(reference, tmp_path):
+    with pytest.raises(StepError, match="must have at least 2 documents"):
+        prune_half().apply(reference, tmp_path, workshop(reference))
 
 
 @pytest.mark.parametrize(
@@ -94,20 +94,20 @@ def test_one_document_cannot_both_teach_and_judge(reference, tmp_path):
         (PruneDepth(layers=3), [(768, 4, 3), (768, 4, 2), (768, 4, 1)]),
     ],
 )
-def test_rounds_lead_to_the_plan_by_nearly_equal_steps(prune, expected):
+def test_rounds_reach_plan_in_equal_steps(prune, expected):
     spec = specs.llama(hidden=256, intermediate=768, heads=8, kv_heads=4, head_size=32, layers=4)
-    rounds = prune.rounds(spec, 0.2)
+    rounds = prune.plan_rounds(spec, 0.2)
     assert rounds[-1] == prune.plan(spec)
     sizes = [(r.layers[0].intermediate_size, r.layers[0].kv_heads, len(r.layers)) for r in rounds]
     assert sizes == expected
 
 
-def test_perplexity_is_the_exponential_of_the_mean_loss_of_a_token(reference):
+def test_perplexity_is_exponential_of_mean_loss(reference):
     network, windows = modeling.load(reference), [[5, 6, 7, 8, 9, 10], [3, 4, 5]]
     total = 0.0
     for window in windows:
-        chances = network(torch.tensor([window])).logits[0].double().log_softmax(-1)
-        total -= sum(float(chances[n, window[n + 1]]) for n in range(len(window) - 1))
+        log_probabilities = network(torch.tensor([window])).logits[0].double().log_softmax(-1)
+        total -= sum(float(log_probabilities[n, window[n + 1]]) for n in range(len(window) - 1))
     assert perplexity(network, windows) == pytest.approx(math.exp(total / 7), rel=1e-5)
 
 
@@ -121,14 +121,14 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_a_token(reference):
         ({"retrain": PruneWidth()}, "retrain"),
     ],
 )
-def test_values_outside_their_range_are_refused(values, location):
-    with pytest.raises(ConfigError) as caught:
-        halving(**values)
-    assert caught.value.location == location
+def test_invalid_values_are_rejected(values, location):
+    with pytest.raises(ConfigError) as error:
+        prune_half(**values)
+    assert error.value.location == location
 
 
-def test_what_does_not_fit_the_sizes_is_told_by_its_place(reference):
-    with pytest.raises(ConfigError, match=r"^prune\.ratio: .*leaves"):
-        halving(prune=PruneWidth(ratio=0.02)).plan(reference.spec)
+def test_plan_errors_name_nested_field(reference):
+    with pytest.raises(ConfigError, match=r"^prune\.ratio: .*must remove some but not all"):
+        prune_half(prune=PruneWidth(ratio=0.02)).plan(reference.spec)
     with pytest.raises(ConfigError, match=r"^retrain\.rank: "):
-        halving(prune=PruneWidth(ratio=0.95, multiple=8), retrain=Lora(rank=64)).plan(reference.spec)
+        prune_half(prune=PruneWidth(ratio=0.95, multiple=8), retrain=Lora(rank=64)).plan(reference.spec)

@@ -1,4 +1,4 @@
-"""Sparsity has its pattern exactly, and takes the weights that its paper's formula says."""
+"""Test sparsity patterns and the choice of weights against the formulas of the papers."""
 
 import json
 
@@ -13,7 +13,7 @@ from support.workshops import workshop
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.optimal_brain import inverse_hessian_cholesky
-from edgeopt.compress.pruning.sparsify import Sparsify, least, sparsegpt
+from edgeopt.compress.pruning.sparsify import Sparsify, pruning_mask, sparsegpt
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
 
@@ -26,7 +26,7 @@ def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
 
 
 def second_moment(columns: int, seed: int = 0) -> torch.Tensor:
-    """Mean of x xᵀ of inputs whose channels depend on one another."""
+    """Return the mean of x xᵀ of random inputs with correlated channels, shape (columns, columns)."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(512, columns, generator=generator, dtype=torch.float64)
     x = x @ (torch.randn(columns, columns, generator=generator, dtype=torch.float64) + 3 * torch.eye(columns))
@@ -38,7 +38,7 @@ def matrix(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_of_every_four_weights_are_zero(method, checkpoint, tmp_path):
+def test_two_of_four_weights_are_zero(method, checkpoint, tmp_path):
     step = Sparsify(pattern="2:4", method=method, windows=4, window_tokens=64)
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint))
     assert spec.sparsity == "2:4"
@@ -51,65 +51,65 @@ def test_two_of_every_four_weights_are_zero(method, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ratio", [0.25, 0.75])
-def test_the_ratio_of_weights_is_zero(method, ratio, checkpoint, tmp_path):
+def test_unstructured_ratio_of_weights_is_zero(method, ratio, checkpoint, tmp_path):
     step = Sparsify(pattern="unstructured", method=method, ratio=ratio, windows=4, window_tokens=64)
     spec = step.apply(checkpoint, tmp_path, workshop(checkpoint))
     zeros = json.loads((tmp_path / "artifacts" / "sparsify.json").read_text())["zeros"]
     assert set(zeros.values()) == {ratio}
-    assert spec.parameters == checkpoint.spec.parameters, "zeros are stored like all weights"
+    assert spec.parameters == checkpoint.spec.parameters, "zeros are stored like other weights"
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["2:4", "unstructured"]))
-def test_no_score_that_is_kept_is_below_one_that_is_not(seed, pattern):
+def test_pruning_mask_selects_lowest_scores(seed, pattern):
     scores = torch.rand(6, 16, generator=torch.Generator().manual_seed(seed))
-    taken = least(scores, pattern, 0.5)
-    groups = zip(*(t.reshape(-1, 4 if pattern == "2:4" else 16) for t in (scores, taken)), strict=True)
-    for row, cut in groups:
-        assert cut.sum() == len(row) // 2
-        assert row[cut].max() <= row[~cut].min()
+    mask = pruning_mask(scores, pattern, 0.5)
+    groups = zip(*(t.reshape(-1, 4 if pattern == "2:4" else 16) for t in (scores, mask)), strict=True)
+    for group, masked in groups:
+        assert masked.sum() == len(group) // 2
+        assert group[masked].max() <= group[~masked].min()
 
 
-def surgeon(weight: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """2:4 by optimal brain surgery, with the inverse of what is left of the Hessian taken anew for each column."""
-    work, columns = weight.copy(), weight.shape[1]
+def optimal_brain_surgeon(weight: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """Return 2:4 sparse weights; the inverse of the remaining Hessian is computed separately for every column."""
+    result, columns = weight.copy(), weight.shape[1]
     inverses = [np.linalg.inv(hessian[c:, c:]) for c in range(columns)]
     for first in range(0, columns, 4):
-        costs = [work[:, c] ** 2 / inverses[c][0, 0] for c in range(first, first + 4)]
-        cut = np.argsort(np.array(costs), axis=0)[:2]
+        losses = [result[:, c] ** 2 / inverses[c][0, 0] for c in range(first, first + 4)]
+        pruned = np.argsort(np.array(losses), axis=0)[:2]
         for c in range(first, first + 4):
-            for row in np.nonzero((cut == c - first).any(axis=0))[0]:
-                work[row, c:] -= work[row, c] / inverses[c][0, 0] * inverses[c][0]
-                work[row, c] = 0.0
-    return work
+            for row in np.nonzero((pruned == c - first).any(axis=0))[0]:
+                result[row, c:] -= result[row, c] / inverses[c][0, 0] * inverses[c][0]
+                result[row, c] = 0.0
+    return result
 
 
-def test_sparsegpt_is_optimal_brain_surgery_a_column_at_a_time():
+def test_sparsegpt_matches_optimal_brain_surgeon():
     weight, hessian = matrix(5, 16), second_moment(16)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(16)
-    found = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), "2:4", 0.5)
+    sparse = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), "2:4", 0.5)
     torch.testing.assert_close(
-        found.double(), torch.from_numpy(surgeon(weight.double().numpy(), damped.numpy())), rtol=1e-3, atol=1e-4
+        sparse.double(), torch.from_numpy(optimal_brain_surgeon(weight.double().numpy(), damped.numpy())), rtol=1e-3, atol=1e-4
     )
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
-def test_sparsegpt_changes_the_output_less_than_cutting_small_weights(pattern):
+def test_sparsegpt_error_is_below_magnitude_pruning(pattern):
     weight, hessian = matrix(32, 192), second_moment(192)
 
-    def lost(found: torch.Tensor) -> float:
-        change = (found - weight).double()
+    def output_error(sparse: torch.Tensor) -> float:
+        change = (sparse - weight).double()
         return float(((change @ hessian) * change).sum())
 
-    made = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), pattern, 0.5)
-    plain = weight.masked_fill(least(weight.abs(), pattern, 0.5), 0.0)
-    assert (made == 0).float().mean() == (plain == 0).float().mean() == 0.5
-    assert lost(made) < 0.8 * lost(plain)
+    compensated = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), pattern, 0.5)
+    magnitude = weight.masked_fill(pruning_mask(weight.abs(), pattern, 0.5), 0.0)
+    assert (compensated == 0).float().mean() == (magnitude == 0).float().mean() == 0.5
+    assert output_error(compensated) < 0.8 * output_error(magnitude)
 
 
-def test_values_outside_their_range_are_refused():
-    with pytest.raises(ConfigError, match="ratio: 2:4 makes one half"):
+def test_invalid_values_are_rejected():
+    with pytest.raises(ConfigError, match="ratio: `ratio` must be 0.5 for the pattern 2:4, got 0.3"):
         Sparsify(ratio=0.3)
     with pytest.raises(ConfigError, match=r"ratio: .*outside its range"):
         Sparsify(pattern="unstructured", ratio=1.0)
-    with pytest.raises(ConfigError, match="pattern: the matrix side 126 is no multiple of 4"):
+    with pytest.raises(ConfigError, match="pattern: .*column count is a multiple of 4, got 126"):
         Sparsify().plan(specs.llama(intermediate=126))

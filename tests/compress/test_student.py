@@ -1,4 +1,4 @@
-"""A student is its teacher without the channels that were left out, in every matrix, table and norm."""
+"""Test that a student consists of the selected layers and channels of its teacher."""
 
 import json
 
@@ -12,7 +12,7 @@ from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.compress.activations import norm_sum_of_squares
 from edgeopt.compress.pruning.block_influence import BlockInfluence
 from edgeopt.compress.pruning.sparsify import Sparsify
-from edgeopt.compress.pruning.student import Student, evenly, keep_hidden
+from edgeopt.compress.pruning.student import Student, evenly_spaced_indices, keep_hidden_channels
 from edgeopt.compress.recovery.distill import Distill
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
@@ -30,33 +30,33 @@ def network(checkpoint):
     return modeling.load(checkpoint)
 
 
-def made(checkpoint: Checkpoint, directory, **values) -> Checkpoint:
+def make_student(checkpoint: Checkpoint, directory, **values) -> Checkpoint:
     spec = Student(**{"windows": 4, "window_tokens": 64, **values}).apply(checkpoint, directory, workshop(checkpoint))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
 @pytest.mark.parametrize(
-    ("count", "wanted", "expected"),
+    ("length", "count", "expected"),
     [(4, 4, [0, 1, 2, 3]), (4, 2, [0, 3]), (30, 4, [0, 10, 19, 29]), (5, 1, [4]), (1, 1, [0])],
 )
-def test_layers_are_taken_evenly_with_the_first_and_the_last(count, wanted, expected):
-    assert evenly(count, wanted) == expected
+def test_evenly_spaced_indices_include_both_ends(length, count, expected):
+    assert evenly_spaced_indices(length, count) == expected
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_removing_silent_hidden_channels_changes_no_logit(tied, network):
-    """A norm divides by the mean square, of which silent channels are a part: that alone is made up for."""
+def test_pruning_zero_hidden_channels_preserves_logits(tied, network):
+    """Norms divide by the mean square over all channels, so their weights are rescaled by the change of its count."""
     if not tied:
         modeling.untie(network)
         network.get_output_embeddings().weight[:, :40] += 0.1
-    network.get_input_embeddings().weight *= 50  # far above the norms' epsilon, which the cut scales too
-    silent, kept = torch.arange(0, 64, 4), torch.tensor([n for n in range(64) if n % 4])
-    network.get_input_embeddings().weight[:, silent] = 0.0
+    network.get_input_embeddings().weight *= 50  # far above the epsilon of the norms, which pruning rescales too
+    zeroed, kept = torch.arange(0, 64, 4), torch.tensor([n for n in range(64) if n % 4])
+    network.get_input_embeddings().weight[:, zeroed] = 0.0
     for layer in modeling.layers(network):
-        layer.self_attn.o_proj.weight[silent] = 0.0
-        layer.mlp.down_proj.weight[silent] = 0.0
+        layer.self_attn.o_proj.weight[zeroed] = 0.0
+        layer.mlp.down_proj.weight[zeroed] = 0.0
     before = network(torch.tensor(WINDOWS)).logits
-    keep_hidden(network, kept)
+    keep_hidden_channels(network, kept)
     for norm in modeling.norms(network):
         norm.weight *= (64 / 48) ** 0.5
     after = network(torch.tensor(WINDOWS)).logits
@@ -64,20 +64,20 @@ def test_removing_silent_hidden_channels_changes_no_logit(tied, network):
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
 
 
-def test_the_energy_of_a_channel_is_that_behind_all_norms(network):
-    seen = []
+def test_norm_sum_of_squares_covers_all_norms(network):
+    outputs = []
     handles = [
-        norm.register_forward_hook(lambda _, __, output: seen.append(output)) for norm in modeling.norms(network)
+        norm.register_forward_hook(lambda _, __, output: outputs.append(output)) for norm in modeling.norms(network)
     ]
-    found = norm_sum_of_squares(network, WINDOWS)
+    energy = norm_sum_of_squares(network, WINDOWS)
     for handle in handles:
         handle.remove()
-    assert len(seen) == len(WINDOWS) * 5, "two norms in each of two layers, and the last"
-    torch.testing.assert_close(found, sum(x.double().square().sum(dim=(0, 1)) for x in seen))
+    assert len(outputs) == len(WINDOWS) * 5, "two norms in each of two layers, and the final norm"
+    torch.testing.assert_close(energy, sum(x.double().square().sum(dim=(0, 1)) for x in outputs))
 
 
-def test_what_is_kept_are_rows_and_columns_of_the_teacher(checkpoint, network, tmp_path):
-    after = made(checkpoint, tmp_path, layers=1, hidden_size=48)
+def test_student_weights_are_teacher_rows_and_columns(checkpoint, network, tmp_path):
+    after = make_student(checkpoint, tmp_path, layers=1, hidden_size=48)
     report = json.loads((tmp_path / "artifacts" / "student.json").read_text())
     hidden, student = report["kept_hidden_channels"], modeling.load(after)
     assert report["kept_layers"] == [1]
@@ -90,40 +90,40 @@ def test_what_is_kept_are_rows_and_columns_of_the_teacher(checkpoint, network, t
     assert torch.equal(student.get_input_embeddings().weight, network.get_input_embeddings().weight[:, hidden])
 
 
-def test_the_checkpoint_tells_its_new_sizes(checkpoint, tmp_path):
-    after = made(checkpoint, tmp_path, layers=1, hidden_size=48, intermediate_size=96, kv_heads=1)
+def test_student_checkpoint_records_new_sizes(checkpoint, tmp_path):
+    after = make_student(checkpoint, tmp_path, layers=1, hidden_size=48, intermediate_size=96, kv_heads=1)
     assert after.spec == specs.llama(hidden=48, intermediate=96, heads=2, kv_heads=1, layers=1)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["hidden_size"], config["head_dim"], config["num_attention_heads"]) == (48, 16, 2)
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
-        ({}, r"hidden_size: the student is as large as its teacher"),
-        ({"layers": 3}, r"layers: 3 is more than the teacher's 2"),
-        ({"hidden_size": 50}, r"hidden_size: 50 is no multiple of the 4 query heads.*Give 48"),
-        ({"intermediate_size": 256}, r"intermediate_size: 256 is more"),
-        ({"kv_heads": 4}, r"kv_heads: 4 is more"),
+        ({}, r"hidden_size: The student must be smaller than its teacher"),
+        ({"layers": 3}, r"layers: `layers` must be at most the teacher's 2, got 3"),
+        ({"hidden_size": 50}, r"hidden_size: .*must be a multiple of the 4 query heads, got 50.*Use 48"),
+        ({"intermediate_size": 256}, r"intermediate_size: .*at most the teacher's 128, got 256"),
+        ({"kv_heads": 4}, r"kv_heads: .*at most the teacher's 2, got 4"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(values, told):
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_sizes_are_rejected(values, message):
+    with pytest.raises(ConfigError, match=message):
         Student(**values).plan(specs.llama())
 
 
-def test_values_outside_their_range_are_refused():
+def test_invalid_values_are_rejected():
     with pytest.raises(ConfigError, match="layers: 0 is outside its range"):
         Student(layers=0)
-    with pytest.raises(ConfigError, match="BlockInfluence scores layer"):
+    with pytest.raises(ConfigError, match="got BlockInfluence, which scores layer"):
         Student(importance=BlockInfluence())
     with pytest.raises(ConfigError, match="cannot follow sparsify"):
         Student(layers=1).plan(Sparsify().plan(specs.llama()))
 
 
-def test_hidden_states_of_another_size_are_not_compared(checkpoint, tmp_path):
+def test_hidden_loss_requires_equal_hidden_size(checkpoint, tmp_path):
     (tmp_path / "student").mkdir(), (tmp_path / "out").mkdir()
-    student = made(checkpoint, tmp_path / "student", hidden_size=48)
+    student = make_student(checkpoint, tmp_path / "student", hidden_size=48)
     step = Distill(tokens=64, batch_tokens=64, window_tokens=64, hidden_weight=0.5)
-    with pytest.raises(ConfigError, match=r"hidden_weight: the teacher has 64 hidden channels and the model 48"):
+    with pytest.raises(ConfigError, match=r"hidden_weight: .*64 channels in the teacher and 48 in the model"):
         step.apply(student, tmp_path / "out", workshop(checkpoint))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from edgeopt.checkpoints import adapters, modeling
 from edgeopt.checkpoints.adapters import LowRank
-from edgeopt.compress.recovery.lora import TARGETS, modules
+from edgeopt.compress.recovery.lora import PROJECTION_NAMES, target_modules
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.model_spec import Adapter
 
 
-def beside(checkpoint: Checkpoint, directory: Path, adapter: str, targets: Sequence[str] = TARGETS) -> Checkpoint:
+def beside(checkpoint: Checkpoint, directory: Path, adapter: str, targets: Sequence[str] = PROJECTION_NAMES) -> Checkpoint:
     """The checkpoint with one more adapter, named after its rank (`r4`), of random updates that are not small."""
     import torch
 
@@ -22,7 +22,7 @@ def beside(checkpoint: Checkpoint, directory: Path, adapter: str, targets: Seque
     network, rank = modeling.load(checkpoint), int(adapter[1:])
     draw = torch.Generator().manual_seed(rank)
     updates = {}
-    for name in modules(network, targets):
+    for name in target_modules(network, targets):
         rows, columns = network.get_submodule(name).weight.shape
         down, up = (torch.randn(shape, generator=draw) for shape in ((rank, columns), (rows, rank)))
         updates[name] = LowRank(down=0.3 * down / columns**0.5, up=up / rank**0.5)

@@ -1,1 +1,1 @@
-"""Pruning: parts or single weights leave the network, one file a technique."""
+"""Remove parts of a network or set single weights to zero, one technique per file."""

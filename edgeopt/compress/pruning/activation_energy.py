@@ -1,4 +1,4 @@
-"""Importance by activations: the energy that a channel adds to the residual stream."""
+"""Score channels by the energy that they add to the residual stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.checkpoints.modeling import layers
 from edgeopt.compress.activations import input_sum_of_squares
-from edgeopt.compress.pruning.importance import Structure, output
+from edgeopt.compress.pruning.importance import Structure, output_projection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,16 +21,16 @@ class ActivationEnergy:
 
     STRUCTURES: ClassVar[tuple[Structure, ...]] = ("mlp", "attention")
 
-    def scores(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
-        energies = input_sum_of_squares(network, windows, lambda layer: output(layer, structure))
+    def score(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
+        energies = input_sum_of_squares(network, windows, lambda layer: output_projection(layer, structure))
         return [
-            output_energy(energy, output(layer, structure).weight)
+            output_energy(energy, output_projection(layer, structure).weight)
             for energy, layer in zip(energies, layers(network), strict=True)
         ]
 
 
 def output_energy(energy: Tensor, weight: Tensor) -> Tensor:
-    """Energy that each channel adds to the output: Σ x_c² ||W[:, c]||², float64, shape (channels,).
+    """Return the energy that each channel adds to the output: Σ x_c² ||W[:, c]||², float64, shape (channels,).
 
     Args:
         energy: sum over tokens of the squared input, shape (channels,).

@@ -1,4 +1,4 @@
-"""Importance of whole layers: how far they turn the residual stream."""
+"""Score decoder layers by the change of direction that they cause in the residual stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BlockInfluence:
 
     STRUCTURES: ClassVar[tuple[Structure, ...]] = ("layer",)
 
-    def scores(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
+    def score(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
         import torch
 
         return [torch.tensor(value, dtype=torch.float64) for value in block_influence(network, windows)]

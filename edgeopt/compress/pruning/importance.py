@@ -1,4 +1,4 @@
-"""What scores for pruning share: the port, and where the structures that can be cut add to the network."""
+"""Define the protocol of importance scores and the structures that they rank."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Structure = Literal["mlp", "attention", "layer"]
-"""What is cut: channels of an MLP, channels of the attention's output, or whole layers."""
-OUTPUTS = {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj"}
-"""The matrix of a decoder layer whose input channels are those of a structure, and add to the residual stream."""
+"""Structure that is pruned: MLP channels, channels of the attention output, or whole decoder layers."""
+OUTPUT_PROJECTIONS = {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj"}
+"""Linear module by which each structure writes to the residual stream. Its input channels are pruned."""
 
 
 class Importance(Protocol):
-    """How much is lost without a part of a network."""
+    """Score of the structures of a network; the lowest scores are pruned first."""
 
     STRUCTURES: ClassVar[tuple[Structure, ...]]
-    """The structures that it has a meaning for."""
+    """Structures that this score supports."""
 
-    def scores(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
-        """Scores on windows of calibration text, the least important lowest: one float64 tensor a layer.
+    def score(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
+        """Return one float64 tensor of scores per layer, computed on windows of calibration text.
 
-        Its shape is (channels,), or () for whole layers. Scores of channels may be added up over a group of them.
-        The network is left as it was.
+        The shape is (channels,), or () for whole layers. The score of a group of channels is the sum of its
+        channels' scores. The network is unchanged afterwards.
         """
         ...
 
 
-def output(layer: Any, structure: Structure) -> Any:
-    """The linear module by which `structure` of a decoder layer adds to the residual stream."""
-    return layer.get_submodule(OUTPUTS[structure])
+def output_projection(layer: Any, structure: Structure) -> Any:
+    """Return the linear module by which `structure` of a decoder layer writes to the residual stream."""
+    return layer.get_submodule(OUTPUT_PROJECTIONS[structure])
 
 
-def require_scores(importance: Importance, structure: Structure) -> None:
-    """ConfigError where `importance` says nothing about `structure`."""
+def require_structure(importance: Importance, structure: Structure) -> None:
+    """Raise ConfigError if `importance` does not support `structure`."""
     if structure not in importance.STRUCTURES:
         raise ConfigError(
-            f"{type(importance).__name__} scores {' and '.join(importance.STRUCTURES)}, and no {structure}",
+            f"`importance` must score the structure '{structure}', "
+            f"got {type(importance).__name__}, which scores {' and '.join(importance.STRUCTURES)}",
             location="importance",
-            hint="Choose block_influence or taylor" if structure == "layer" else "Choose activation, taylor or wanda",
+            hint="Use block_influence or taylor" if structure == "layer" else "Use activation, taylor or wanda",
         )

@@ -1,4 +1,4 @@
-"""Structured pruning of whole decoder layers."""
+"""Prune whole decoder layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.pruning.block_influence import BlockInfluence
-from edgeopt.compress.pruning.importance import Importance, require_scores
+from edgeopt.compress.pruning.importance import Importance, require_structure
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneDepth:
-    """Remove the `layers` decoder layers that matter least.
+    """Remove the `layers` least important decoder layers.
 
-    They are removed one at a time, and those that are left are scored again after each.
+    Layers are removed one at a time. The remaining layers are scored again after each removal.
+
+    Attributes:
+        layers: number of layers to remove.
+        importance: score of a layer; it must support whole layers.
+        windows, window_tokens: number and length of the calibration windows that are scored.
     """
 
     layers: int = 1
@@ -35,38 +40,40 @@ class PruneDepth:
     def __post_init__(self) -> None:
         for name in ("layers", "windows", "window_tokens"):
             require_positive(getattr(self, name), name)
-        require_scores(self.importance, "layer")
+        require_structure(self.importance, "layer")
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_depth")
         if self.layers >= len(spec.layers):
             raise ConfigError(
-                f"{self.layers} of {len(spec.layers)} layers cannot be removed",
+                f"`layers` must be less than the model's {len(spec.layers)} layers, got {self.layers}",
                 location="layers",
-                hint=f"Give at most {len(spec.layers) - 1}",
+                hint=f"Use at most {len(spec.layers) - 1}",
             )
         return spec.with_layers(spec.layers[: -self.layers])
 
-    def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:
-        each = max(1, round(share * len(spec.layers)))
-        early = range(each, self.layers, each)
-        return [*(replace(self, layers=removed).plan(spec) for removed in early), self.plan(spec)]
+    def plan_rounds(self, spec: ModelSpec, round_ratio: float) -> list[ModelSpec]:
+        layers_per_round = max(1, round(round_ratio * len(spec.layers)))
+        intermediate = range(layers_per_round, self.layers, layers_per_round)
+        return [*(replace(self, layers=removed).plan(spec) for removed in intermediate), self.plan(spec)]
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
-        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, context)
+        return self.prune_to(checkpoint, self.plan(checkpoint.spec), directory, context)
 
-    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, context: CompressionContext) -> ModelSpec:
+    def prune_to(
+        self, checkpoint: Checkpoint, pruned_spec: ModelSpec, directory: Path, context: CompressionContext
+    ) -> ModelSpec:
         network = modeling.load(checkpoint)
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
-        kept = list(range(len(checkpoint.spec.layers)))
-        while len(kept) > len(goal.layers):
-            context.progress(f"scoring {len(kept)} layers, of which {len(goal.layers)} will stay")
-            scores = [float(score) for score in self.importance.scores(network, windows, "layer")]
+        kept_layers = list(range(len(checkpoint.spec.layers)))
+        while len(kept_layers) > len(pruned_spec.layers):
+            context.progress(f"scoring {len(kept_layers)} layers, pruning to {len(pruned_spec.layers)}")
+            scores = [float(score) for score in self.importance.score(network, windows, "layer")]
             weakest = scores.index(min(scores))
-            del kept[weakest]
-            modeling.keep_layers(network, [n for n in range(len(scores)) if n != weakest])
-        spec = checkpoint.spec.with_layers(tuple(checkpoint.spec.layers[n] for n in kept))
+            del kept_layers[weakest]
+            modeling.keep_layers(network, [index for index in range(len(scores)) if index != weakest])
+        spec = checkpoint.spec.with_layers(tuple(checkpoint.spec.layers[index] for index in kept_layers))
         modeling.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
-        (directory / "artifacts" / "prune_depth.json").write_text(json.dumps({"kept_layers": kept}) + "\n")
+        (directory / "artifacts" / "prune_depth.json").write_text(json.dumps({"kept_layers": kept_layers}) + "\n")
         return spec

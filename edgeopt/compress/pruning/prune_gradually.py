@@ -1,4 +1,4 @@
-"""Pruning a little at a time, with retraining between, for as long as quality holds."""
+"""Prune in rounds with retraining after each, while quality stays within a limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from edgeopt.checkpoints import importing, modeling
 from edgeopt.compress.activations import calibration_windows
@@ -25,61 +25,72 @@ if TYPE_CHECKING:
     from edgeopt.core.model_spec import ModelSpec
     from edgeopt.core.protocols import CompressionContext
 
-JUDGING = 8
-"""One in so many calibration documents is kept from pruning and retraining, and judges them."""
-WINDOWS, WINDOW_TOKENS = 32, 256
-"""How much of them is read."""
+HELD_OUT_INTERVAL = 8
+"""Every eighth calibration document is held out from pruning and retraining, to measure quality after each round."""
+HELD_OUT_WINDOWS, HELD_OUT_WINDOW_TOKENS = 32, 256
+"""Number and length of the windows of held-out text that perplexity is measured on."""
 
 
-class Pruning(Step, Protocol):
-    """A step that makes a model smaller, and can do so in parts."""
+@runtime_checkable
+class IterativePruning(Step, Protocol):
+    """A pruning step that can reach its result in several rounds."""
 
-    def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:
-        """Models on the way to `plan(spec)`, which is the last, each by about `share` of `spec` smaller."""
+    def plan_rounds(self, spec: ModelSpec, round_ratio: float) -> list[ModelSpec]:
+        """Return the planned model after each round; the last one equals `plan(spec)`.
+
+        Each round removes about `round_ratio` of `spec`.
+        """
         ...
 
-    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, context: CompressionContext) -> ModelSpec:
-        """As `apply`, but down to the sizes of `goal`, which another distribution over layers may reach in sum."""
+    def prune_to(
+        self, checkpoint: Checkpoint, pruned_spec: ModelSpec, directory: Path, context: CompressionContext
+    ) -> ModelSpec:
+        """Prune like `apply`, but to the total size of `pruned_spec`; return the true spec.
+
+        The distribution of sizes over layers may differ from that of `pruned_spec`.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneGradually:
-    """Prune in rounds with retraining after each (arXiv 1906.10771), down to a limit of quality.
+    """Prune in rounds with retraining after each (arXiv 1906.10771), up to a limit of quality loss.
 
-    Quality is the perplexity on calibration documents that neither pruning nor training sees, as a multiple of the
-    uncompressed model's. The first round that exceeds the limit ends the work, and the model before it is the result:
-    it is then larger than planned.
+    Quality is the perplexity on held-out calibration documents, relative to the uncompressed model. Neither pruning
+    nor training sees these documents. The first round that exceeds the limit is discarded and ends the step. The
+    result is the model of the round before it, which is larger than planned.
 
     Attributes:
-        prune: what is removed in all.
-        retrain: what follows each round, with its budget of tokens for one round.
-        round_ratio: share of the original that is removed in one round, 0.1 to 0.2 as a rule.
-        max_perplexity_ratio: the limit of quality; left open, every round is made.
+        prune: the pruning step that defines the final size.
+        retrain: the training step after each round; its token budget applies to one round.
+        round_ratio: share of the original model that one round removes, usually 0.1 to 0.2.
+        max_perplexity_ratio: limit of perplexity relative to the uncompressed model; null runs every round.
     """
 
-    prune: Pruning = field(default_factory=PruneWidth)
+    prune: IterativePruning = field(default_factory=PruneWidth)
     retrain: Step = field(default_factory=lambda: Distill(tokens=60_000, learning_rate=2.5e-4))
     round_ratio: float = 0.15
     max_perplexity_ratio: float | None = 1.1
 
     def __post_init__(self) -> None:
         require_ratio(self.round_ratio, "round_ratio")
-        if not hasattr(self.prune, "rounds"):
+        if not isinstance(self.prune, IterativePruning):
             raise ConfigError(
-                f"{type(self.prune).__name__} does not prune in rounds",
+                f"`prune` must be a pruning step that supports rounds, got {type(self.prune).__name__}",
                 location="prune",
-                hint="Give prune_width, prune_heads or prune_depth",
+                hint="Use prune_width, prune_heads or prune_depth",
             )
         if not isinstance(self.retrain, Training):
             raise ConfigError(
-                f"{type(self.retrain).__name__} is no training", location="retrain", hint="Give distill or lora"
+                f"`retrain` must be a training step, got {type(self.retrain).__name__}",
+                location="retrain",
+                hint="Use distill or lora",
             )
         if self.max_perplexity_ratio is not None and not self.max_perplexity_ratio > 1.0:
             raise ConfigError(
-                f"{self.max_perplexity_ratio} is outside its range",
+                f"`max_perplexity_ratio` must be greater than 1, got {self.max_perplexity_ratio}",
                 location="max_perplexity_ratio",
-                hint="Give more than 1, such as 1.1, or null",
+                hint="Use a value such as 1.1, or null for no limit",
             )
 
     @property
@@ -89,50 +100,54 @@ class PruneGradually:
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_gradually")
         require_dense(spec, "prune_gradually")
-        goal = self._rounds(spec)[-1]
+        pruned_spec = self._plan_rounds(spec)[-1]
         try:
-            return self.retrain.plan(goal)
+            return self.retrain.plan(pruned_spec)
         except ConfigError as error:
             raise error.at("retrain") from error
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
-        taught, judging = _split(context.calibration)
-        windows = calibration_windows(checkpoint, judging, count=WINDOWS, length=WINDOW_TOKENS)
-        whole = perplexity(modeling.load(context.original), windows)
-        rounds, good, report = self._rounds(checkpoint.spec), checkpoint, []
-        for number, goal in enumerate(rounds, start=1):
-            context.progress(f"round {number} of {len(rounds)}")
-            made = self._round(good, goal, replace(context, calibration=taught))
-            ratio = perplexity(modeling.load(made), windows) / whole
-            kept = self.max_perplexity_ratio is None or ratio <= self.max_perplexity_ratio
-            report.append({"parameters": made.spec.parameters, "perplexity_ratio": ratio, "kept": kept})
-            if not kept:
-                break
-            good = made
-        if good is checkpoint:
-            raise StepError(
-                f"the first round of {len(rounds)} leaves {report[0]['perplexity_ratio']:.3f} times the uncompressed "
-                f"model's perplexity, above {self.max_perplexity_ratio:g}",
-                location="max_perplexity_ratio",
-                hint="Give a smaller round_ratio, more retrain.tokens or a higher limit",
+        training_text, held_out_text = _hold_out(context.calibration)
+        windows = calibration_windows(
+            checkpoint, held_out_text, count=HELD_OUT_WINDOWS, length=HELD_OUT_WINDOW_TOKENS
+        )
+        original_perplexity = perplexity(modeling.load(context.original), windows)
+        rounds, accepted, report = self._plan_rounds(checkpoint.spec), checkpoint, []
+        for number, pruned_spec in enumerate(rounds, start=1):
+            context.progress(f"pruning round {number} of {len(rounds)}")
+            candidate = self._run_round(accepted, pruned_spec, replace(context, calibration=training_text))
+            ratio = perplexity(modeling.load(candidate), windows) / original_perplexity
+            within_limit = self.max_perplexity_ratio is None or ratio <= self.max_perplexity_ratio
+            report.append(
+                {"parameters": candidate.spec.parameters, "perplexity_ratio": ratio, "kept": within_limit}
             )
-        modeling.link(good, directory)
+            if not within_limit:
+                break
+            accepted = candidate
+        if accepted is checkpoint:
+            raise StepError(
+                f"The first of {len(rounds)} rounds raised perplexity to {report[0]['perplexity_ratio']:.3f} times that "
+                f"of the uncompressed model (limit {self.max_perplexity_ratio:g})",
+                location="max_perplexity_ratio",
+                hint="Use a smaller round_ratio, more retrain.tokens or a higher limit",
+            )
+        modeling.link(accepted, directory)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_gradually.json").write_text(json.dumps(report, indent=1) + "\n")
-        return good.spec
+        return accepted.spec
 
-    def _rounds(self, spec: ModelSpec) -> list[ModelSpec]:
+    def _plan_rounds(self, spec: ModelSpec) -> list[ModelSpec]:
         try:
-            return self.prune.rounds(spec, self.round_ratio)
+            return self.prune.plan_rounds(spec, self.round_ratio)
         except ConfigError as error:
             raise error.at("prune") from error
 
-    def _round(self, checkpoint: Checkpoint, goal: ModelSpec, context: CompressionContext) -> Checkpoint:
-        """`checkpoint` cut to the size of `goal` and retrained, from the cache where that was done before."""
+    def _run_round(self, checkpoint: Checkpoint, pruned_spec: ModelSpec, context: CompressionContext) -> Checkpoint:
+        """Prune `checkpoint` to the size of `pruned_spec` and retrain it, or load the round from the cache."""
 
         def produce(directory: Path) -> None:
             with tempfile.TemporaryDirectory(prefix="edgeopt-pruned-") as folder:
-                spec = self.prune.cut(checkpoint, goal, Path(folder), context)
+                spec = self.prune.prune_to(checkpoint, pruned_spec, Path(folder), context)
                 pruned = Checkpoint.seal(Path(folder), format=Checkpoint.FORMAT, spec=spec, made_by={})
                 spec = self.retrain.apply(pruned, directory, context)
             Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={})
@@ -142,20 +157,21 @@ class PruneGradually:
             context.original.digest,
             context.calibration.digest,
             to_config(self.prune),
-            goal.to_json(),
+            pruned_spec.to_json(),
             importing.identity(self.retrain),
         ]
         return Checkpoint.read(context.cache.stage("pruning_round", inputs, produce))
 
 
-def _split(text: Text) -> tuple[Text, Text]:
-    """Calibration text to prune and train with, and text to judge by."""
+def _hold_out(text: Text) -> tuple[Text, Text]:
+    """Split calibration text into documents to prune and train with, and held-out documents to measure quality on."""
     if len(text.documents) < 2:
         raise StepError(
-            "the calibration text is one document, and none is left to judge rounds by",
+            "The calibration text must have at least 2 documents to hold one out for measuring quality, got 1",
             location="calibration",
-            hint="Give text of several documents, such as a .jsonl file",
+            hint="Use text of several documents, such as a .jsonl file",
         )
-    every = min(JUDGING, len(text.documents))
-    taught = tuple(document for number, document in enumerate(text.documents, start=1) if number % every)
-    return Text(name=text.name, documents=taught), Text(name=text.name, documents=text.documents[every - 1 :: every])
+    interval = min(HELD_OUT_INTERVAL, len(text.documents))
+    training = tuple(document for number, document in enumerate(text.documents, start=1) if number % interval)
+    held_out = text.documents[interval - 1 :: interval]
+    return Text(name=text.name, documents=training), Text(name=text.name, documents=held_out)

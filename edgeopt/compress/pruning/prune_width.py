@@ -1,4 +1,4 @@
-"""Structured pruning of MLP channels by their importance."""
+"""Prune the least important MLP channels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy
-from edgeopt.compress.pruning.importance import Importance, require_scores
-from edgeopt.compress.pruning.widths import SHARES, global_widths, least_divergent_widths, sensitivities
+from edgeopt.compress.pruning.importance import Importance, require_structure
+from edgeopt.compress.pruning.width_allocation import (
+    PRUNED_SHARES,
+    allocate_widths_by_sensitivity,
+    allocate_widths_globally,
+    measure_sensitivities,
+)
 from edgeopt.core.config_objects import to_config
 from edgeopt.errors import ConfigError
 
@@ -29,15 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneWidth:
-    """Remove the `ratio` of MLP channels that matter least.
+    """Remove the share `ratio` of MLP channels with the least importance.
 
     Attributes:
-        distribution: `sensitivity` measures what the predictions lose when each layer alone is cut, once a model,
-            and finds the widths that lose least in sum; `global` ranks the channels of all layers together, which
-            asks for scores in one unit (Taylor's); `uniform` cuts every layer alike. All leave as many channels.
-        multiple: widths are rounded to the nearest multiple: kernels like 32, and blocks of quantization must fit.
-        importance: what is taken for unimportant.
-        windows, window_tokens: how much calibration text is read; an eighth of it for sensitivities.
+        ratio: share of the MLP channels to remove, between 0 and 1.
+        distribution: `sensitivity` measures the KL divergence of the predictions when each layer alone is pruned,
+            once per model, and chooses the widths with the least total divergence; `global` ranks the channels of
+            all layers together, which needs scores in one unit (Taylor's); `uniform` prunes every layer by the same
+            share. All three keep the same total number of channels.
+        multiple: widths are rounded to the nearest multiple. Kernels are fast at multiples of 32, and quantization
+            blocks must divide the width.
+        importance: score of the MLP channels.
+        windows, window_tokens: number and length of the calibration windows that are scored. Sensitivities use one
+            eighth of the windows.
     """
 
     ratio: float = 0.2
@@ -51,61 +60,68 @@ class PruneWidth:
         require_ratio(self.ratio, "ratio")
         for name in ("multiple", "windows", "window_tokens"):
             require_positive(getattr(self, name), name)
-        require_scores(self.importance, "mlp")
+        require_structure(self.importance, "mlp")
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "prune_width")
         require_dense(spec, "prune_width")
         return spec.with_layers(
-            tuple(replace(layer, intermediate_size=self._width(layer.intermediate_size)) for layer in spec.layers)
+            tuple(
+                replace(layer, intermediate_size=self._pruned_width(layer.intermediate_size)) for layer in spec.layers
+            )
         )
 
-    def rounds(self, spec: ModelSpec, share: float) -> list[ModelSpec]:
-        count = math.ceil(self.ratio / share - 1e-9)
-        early = [replace(self, ratio=self.ratio * number / count).plan(spec) for number in range(1, count)]
-        return [*early, self.plan(spec)]
+    def plan_rounds(self, spec: ModelSpec, round_ratio: float) -> list[ModelSpec]:
+        count = math.ceil(self.ratio / round_ratio - 1e-9)
+        intermediate = [replace(self, ratio=self.ratio * number / count).plan(spec) for number in range(1, count)]
+        return [*intermediate, self.plan(spec)]
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
-        return self.cut(checkpoint, self.plan(checkpoint.spec), directory, context)
+        return self.prune_to(checkpoint, self.plan(checkpoint.spec), directory, context)
 
-    def cut(self, checkpoint: Checkpoint, goal: ModelSpec, directory: Path, context: CompressionContext) -> ModelSpec:
+    def prune_to(
+        self, checkpoint: Checkpoint, pruned_spec: ModelSpec, directory: Path, context: CompressionContext
+    ) -> ModelSpec:
         network = modeling.load(checkpoint)
         modeling.require_separate_projections(network, "prune_width")
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         context.progress(f"scoring channels on {len(windows)} windows of calibration text")
-        scores = self.importance.scores(network, windows, "mlp")
-        widths = self._widths(network, checkpoint, goal, scores, windows, context)
-        for layer, score, width in zip(modeling.layers(network), scores, widths, strict=True):
-            modeling.keep_channels(layer.mlp, most_important(score, width))
+        scores = self.importance.score(network, windows, "mlp")
+        widths = self._allocate_widths(network, checkpoint, pruned_spec, scores, windows, context)
+        for layer, channel_scores, width in zip(modeling.layers(network), scores, widths, strict=True):
+            modeling.keep_channels(layer.mlp, top_indices(channel_scores, width))
         spec = modeling.spec_of(network, checkpoint.spec)
         modeling.save(network, directory, checkpoint, spec)
         report = {
             "kept_channels": widths,
-            "kept_importance": [_kept_share(s, w) for s, w in zip(scores, widths, strict=True)],
+            "kept_importance": [
+                _kept_importance(channel_scores, width) for channel_scores, width in zip(scores, widths, strict=True)
+            ],
         }
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_width.json").write_text(json.dumps(report, indent=1) + "\n")
         return spec
 
-    def _widths(
+    def _allocate_widths(
         self,
         network: PreTrainedModel,
         checkpoint: Checkpoint,
-        goal: ModelSpec,
+        pruned_spec: ModelSpec,
         scores: Sequence[Tensor],
         windows: Sequence[Sequence[int]],
         context: CompressionContext,
     ) -> list[int]:
-        uniform = [layer.intermediate_size for layer in goal.layers]
+        """Distribute the total width of `pruned_spec` over the layers as `distribution` says."""
+        uniform = [layer.intermediate_size for layer in pruned_spec.layers]
         if self.distribution == "uniform":
             return uniform
         if self.distribution == "global":
-            return global_widths(scores, sum(uniform), self.multiple)
+            return allocate_widths_globally(scores, sum(uniform), self.multiple)
 
-        def measure(directory: Path) -> None:
-            few = windows[: max(1, len(windows) // 8)]
-            found = sensitivities(network, scores, few, context.progress)
-            (directory / "nats.json").write_text(json.dumps(found) + "\n")
+        def produce(directory: Path) -> None:
+            subset = windows[: max(1, len(windows) // 8)]
+            divergences = measure_sensitivities(network, scores, subset, context.progress)
+            (directory / "nats.json").write_text(json.dumps(divergences) + "\n")
 
         inputs = [
             checkpoint.digest,
@@ -113,26 +129,29 @@ class PruneWidth:
             to_config(self.importance),
             self.windows,
             self.window_tokens,
-            SHARES,
+            PRUNED_SHARES,
         ]
-        losses = json.loads((context.cache.stage("width_sensitivity", inputs, measure) / "nats.json").read_text())
-        return least_divergent_widths(losses, [len(score) for score in scores], sum(uniform), self.multiple)
+        divergences = json.loads((context.cache.stage("width_sensitivity", inputs, produce) / "nats.json").read_text())
+        sizes = [len(channel_scores) for channel_scores in scores]
+        return allocate_widths_by_sensitivity(divergences, sizes, sum(uniform), self.multiple)
 
-    def _width(self, intermediate_size: int) -> int:
+    def _pruned_width(self, intermediate_size: int) -> int:
         width = round(intermediate_size * (1.0 - self.ratio) / self.multiple) * self.multiple
         if not 0 < width < intermediate_size:
             raise ConfigError(
-                f"{self.ratio} of {intermediate_size} channels in multiples of {self.multiple} leaves {width}",
+                f"`ratio` must remove some but not all of {intermediate_size} channels in multiples of "
+                f"{self.multiple}, got {self.ratio}, which keeps {width}",
                 location="ratio",
-                hint="Give another ratio or a smaller multiple",
+                hint="Use another ratio or a smaller multiple",
             )
         return width
 
 
-def most_important(scores: Tensor, count: int) -> Tensor:
-    """Numbers of the `count` highest scores, ascending; int64, shape (count,)."""
+def top_indices(scores: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` highest scores in ascending order, int64, shape (count,)."""
     return scores.topk(count).indices.sort().values
 
 
-def _kept_share(score: Tensor, width: int) -> float:
-    return float(score.topk(width).values.sum() / score.sum())
+def _kept_importance(channel_scores: Tensor, width: int) -> float:
+    """Return the share of the total score that the `width` best channels hold."""
+    return float(channel_scores.topk(width).values.sum() / channel_scores.sum())

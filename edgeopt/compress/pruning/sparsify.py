@@ -1,4 +1,4 @@
-"""Sparsity: single weights become zero where they matter least."""
+"""Set the least important weights to zero."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.layerwise_forward import InputStatistic, LayerwiseForward
-from edgeopt.compress.optimal_brain import LAZY_BATCH_COLUMNS, inverse_hessian_cholesky, replace_columns_in_order
+from edgeopt.compress.layerwise_forward import LayerwiseForward, InputStatistic
+from edgeopt.compress.optimal_brain import LAZY_BATCH_COLUMNS, replace_columns_in_order, inverse_hessian_cholesky
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.wanda import weight_importance
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
@@ -25,26 +25,27 @@ if TYPE_CHECKING:
 
 Pattern = Literal["unstructured", "2:4"]
 Method = Literal["magnitude", "wanda", "sparsegpt"]
-STATISTICS: Mapping[Method, InputStatistic] = {"magnitude": "none", "wanda": "second_moment", "sparsegpt": "hessian"}
-"""What a method wants to know of a matrix's input."""
+INPUT_STATISTICS: Mapping[Method, InputStatistic] = {"magnitude": "none", "wanda": "second_moment", "sparsegpt": "hessian"}
+"""Statistic of a matrix's input that each method needs."""
 DAMPING = 0.01
-"""As in GPTQ: share of the Hessian's mean diagonal that is added to it."""
+"""Share of the Hessian's mean diagonal that is added to its diagonal, as in GPTQ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sparsify:
-    """Put single weights of the layers' matrices to zero, one layer after another.
+    """Set weights of the layers' matrices to zero, one layer at a time.
 
-    Nothing becomes smaller or faster by it on the CPU runtimes here: zeros are stored and multiplied like all
-    weights. TensorRT alone gains, from `2:4` on GPUs with sparse tensor cores, and from no other pattern.
+    On CPU runtimes this makes the model neither smaller nor faster, because zeros are stored and multiplied like
+    other weights. Only TensorRT benefits, with `2:4` on GPUs with sparse tensor cores.
 
     Attributes:
-        pattern: `2:4` has two zeros in every four weights along the input side, `unstructured` has them anywhere in
-            a row (sparsegpt: anywhere in a block of 128 columns).
-        method: `magnitude` takes the smallest weights, `wanda` those of the least |W| ||x|| (arXiv 2306.11695),
-            `sparsegpt` those whose loss the others best make up for, which they then do (arXiv 2301.00774).
-        ratio: share of zeros; one half for 2:4.
-        windows, window_tokens: how much calibration text is read, which `magnitude` does without.
+        pattern: `2:4` sets two of every four weights along the input dimension to zero; `unstructured` chooses
+            weights anywhere in a row (sparsegpt: anywhere in a block of 128 columns).
+        method: `magnitude` removes the smallest weights; `wanda` those with the least |W| ||x|| (arXiv 2306.11695);
+            `sparsegpt` those with the least loss after the other weights compensate (arXiv 2301.00774), and applies
+            this compensation.
+        ratio: share of zeros; must be 0.5 for 2:4.
+        windows, window_tokens: number and length of the calibration windows; `magnitude` uses none.
     """
 
     pattern: Pattern = "2:4"
@@ -59,57 +60,66 @@ class Sparsify:
             require_positive(getattr(self, name), name)
         if self.pattern == "2:4" and self.ratio != 0.5:
             raise ConfigError(
-                f"2:4 makes one half of the weights zero, and not {self.ratio}",
+                f"`ratio` must be 0.5 for the pattern 2:4, got {self.ratio}",
                 location="ratio",
-                hint="Give 0.5, or pattern=unstructured",
+                hint="Use 0.5, or pattern=unstructured",
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "sparsify")
         require_dense(spec, "a second sparsify")
-        sides = {columns for name, (_, columns) in spec.matrices.items() if name not in (LM_HEAD, EMBEDDING)}
-        uneven = [side for side in sorted(sides) if side % 4]
-        if self.pattern == "2:4" and uneven:
-            raise ConfigError(
-                f"the matrix side {uneven[0]} is no multiple of 4", location="pattern", hint="Choose unstructured"
-            )
+        if self.pattern == "2:4":
+            columns = {columns for name, (_, columns) in spec.matrices.items() if name not in (LM_HEAD, EMBEDDING)}
+            indivisible = [size for size in sorted(columns) if size % 4]
+            if indivisible:
+                raise ConfigError(
+                    f"`pattern` 2:4 requires matrices whose column count is a multiple of 4, got {indivisible[0]}",
+                    location="pattern",
+                    hint="Use pattern=unstructured",
+                )
         return replace(spec, sparsity=self.pattern)
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         spec, network = self.plan(checkpoint.spec), modeling.load(checkpoint)
-        kind, stream = STATISTICS[self.method], None
-        if kind != "none":
+        statistic_kind, forward = INPUT_STATISTICS[self.method], None
+        if statistic_kind != "none":
             windows = calibration_windows(
                 checkpoint, context.calibration, count=self.windows, length=self.window_tokens
             )
-            stream = LayerwiseForward.start(network, windows)
+            forward = LayerwiseForward.start(network, windows)
         modules, zeros = modeling.units(network), {}
-        for number, layer in enumerate(modeling.layers(network)):
-            context.progress(f"sparsifying layer {number + 1} of {len(spec.layers)}")
+        for index, layer in enumerate(modeling.layers(network)):
+            context.progress(f"sparsifying layer {index + 1} of {len(spec.layers)}")
             for unit in UNITS:
-                names = modules[f"layers.{number}.{unit}"]
-                first = network.get_submodule(names[0])
-                statistic = stream.input_statistic(layer, number, first, kind) if stream is not None else None
+                names = modules[f"layers.{index}.{unit}"]
+                first = network.get_submodule(names[0])  # all modules of a unit have the same input
+                statistic = forward.input_statistic(layer, index, first, statistic_kind) if forward is not None else None
                 for name in names:
                     module: Any = network.get_submodule(name)
-                    module.weight.data = self._sparse(module.weight.detach(), statistic)
+                    module.weight.data = self._sparsify_matrix(module.weight.detach(), statistic)
                     zeros[name] = float((module.weight == 0).float().mean())
-            if stream is not None:
-                stream.advance(layer, number)
+            if forward is not None:
+                forward.advance(layer, index)
         modeling.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "sparsify.json").write_text(json.dumps({"zeros": zeros}, indent=1) + "\n")
         return spec
 
-    def _sparse(self, weight: Tensor, statistic: Tensor | None) -> Tensor:
+    def _sparsify_matrix(self, weight: Tensor, statistic: Tensor | None) -> Tensor:
         if statistic is not None and statistic.ndim == 2:
             return sparsegpt(weight, inverse_hessian_cholesky(statistic, DAMPING), self.pattern, self.ratio)
         scores = weight.abs() if statistic is None else weight_importance(weight, statistic)
-        return weight.masked_fill(least(scores, self.pattern, self.ratio), 0.0)
+        return weight.masked_fill(pruning_mask(scores, self.pattern, self.ratio), 0.0)
 
 
-def least(scores: Tensor, pattern: Pattern, ratio: float) -> Tensor:
-    """Where the least scores of each row, or of each four in a row, lie: bool in the shape (rows, columns)."""
+def pruning_mask(scores: Tensor, pattern: Pattern, ratio: float) -> Tensor:
+    """Return a bool mask of the lowest scores in each row (unstructured) or in each group of four (2:4).
+
+    Args:
+        scores: shape (rows, columns), which is also the shape of the mask.
+        pattern: `2:4` or `unstructured`.
+        ratio: share of the scores that the mask selects.
+    """
     import torch
 
     groups = scores.reshape(-1, 4 if pattern == "2:4" else scores.shape[-1])
@@ -118,22 +128,26 @@ def least(scores: Tensor, pattern: Pattern, ratio: float) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, factor: Tensor, pattern: Pattern, ratio: float) -> Tensor:
-    """`weight`, (rows, columns), with zeros that the columns after them make up for.
+    """Return `weight` with zeros whose error the later columns compensate (SparseGPT, arXiv 2301.00774).
 
-    A weight's score is its loss when these columns have made up for it, w_c² / U_cc², with U the `factor` of the
-    inverse Hessian that edgeopt.compress.optimal_brain.inverse_hessian_cholesky gives.
+    The score of a weight is its loss after compensation, w_c² / U_cc².
+
+    Args:
+        weight: shape (rows, columns).
+        factor: Cholesky factor U of the inverse Hessian from `optimal_brain.inverse_hessian_cholesky`.
+        pattern: `2:4` or `unstructured`.
+        ratio: share of zeros.
     """
     import torch
 
-    costs = factor.diagonal().square()
-    removed = torch.zeros_like(weight, dtype=torch.bool)
+    squared_diagonal = factor.diagonal().square()
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    block = 4 if pattern == "2:4" else LAZY_BATCH_COLUMNS
 
-    width = 4 if pattern == "2:4" else LAZY_BATCH_COLUMNS
+    def prune_column(column: int, remaining: Tensor) -> Tensor:
+        if column % block == 0:
+            scores = remaining[:, :block].square() / squared_diagonal[column : column + block]
+            mask[:, column : column + block] = pruning_mask(scores.reshape(1, -1), pattern, ratio).reshape(scores.shape)
+        return remaining[:, 0].masked_fill(mask[:, column], 0.0)
 
-    def choose(number: int, ahead: Tensor) -> Tensor:
-        if number % width == 0:
-            scores = ahead[:, :width].square() / costs[number : number + width]
-            removed[:, number : number + width] = least(scores.reshape(1, -1), pattern, ratio).reshape(scores.shape)
-        return ahead[:, 0].masked_fill(removed[:, number], 0.0)
-
-    return replace_columns_in_order(weight, factor, choose)
+    return replace_columns_in_order(weight, factor, prune_column)

@@ -1,4 +1,4 @@
-"""A smaller dense model cut from a larger one, as the start of a distillation."""
+"""Cut a smaller dense model from a larger one, as the starting point of distillation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows, norm_sum_of_squares
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive
 from edgeopt.compress.pruning.activation_energy import ActivationEnergy
-from edgeopt.compress.pruning.importance import Importance, require_scores
-from edgeopt.compress.pruning.prune_heads import keep_groups
-from edgeopt.compress.pruning.prune_width import most_important
+from edgeopt.compress.pruning.importance import Importance, require_structure
+from edgeopt.compress.pruning.prune_heads import keep_key_value_groups
+from edgeopt.compress.pruning.prune_width import top_indices
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,18 +25,25 @@ if TYPE_CHECKING:
     from edgeopt.core.protocols import CompressionContext
 
 SIZES = ("layers", "hidden_size", "intermediate_size", "kv_heads")
+"""Fields of Student that set a size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Student:
-    """Cut a student of given sizes from the model, its teacher (Minitron, arXiv 2407.14679); a distill step follows.
+    """Cut a student of given sizes from the model, its teacher (Minitron, arXiv 2407.14679).
 
-    Layers are taken evenly, the first and the last among them; hidden channels by the energy of all norms' outputs;
-    MLP channels and key-value groups by `importance`. Head size and query heads a group stay as they are. Each size
-    that is left open is the teacher's.
+    A distill step should follow. Layers are selected at equal distances, including the first and the last. Hidden
+    channels are ranked by the energy of the outputs of all norms. MLP channels and key-value groups are ranked by
+    `importance`. The head size and the number of query heads per group do not change. A size of null keeps the
+    teacher's.
 
     Attributes:
-        hidden_size: a multiple of the student's query heads, which transformers asks for.
+        layers: number of decoder layers.
+        hidden_size: channels of the residual stream; transformers requires a multiple of the student's query heads.
+        intermediate_size: MLP channels of each layer.
+        kv_heads: key-value heads of each layer.
+        importance: score of MLP and attention channels.
+        windows, window_tokens: number and length of the calibration windows that are scored.
     """
 
     layers: int | None = None
@@ -49,65 +56,69 @@ class Student:
 
     def __post_init__(self) -> None:
         for name in (*SIZES, "windows", "window_tokens"):
-            if (value := getattr(self, name)) is not None:
-                require_positive(value, name)
-        require_scores(self.importance, "mlp")
-        require_scores(self.importance, "attention")
+            if (size := getattr(self, name)) is not None:
+                require_positive(size, name)
+        require_structure(self.importance, "mlp")
+        require_structure(self.importance, "attention")
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "student")
         require_dense(spec, "student")
-        present = {
+        teacher_sizes = {
             "layers": len(spec.layers),
             "hidden_size": spec.hidden_size,
             "intermediate_size": min(layer.intermediate_size for layer in spec.layers),
             "kv_heads": min(layer.kv_heads for layer in spec.layers),
         }
-        for name, most in present.items():
-            if (value := getattr(self, name)) is not None and value > most:
+        for name, teacher_size in teacher_sizes.items():
+            if (size := getattr(self, name)) is not None and size > teacher_size:
                 raise ConfigError(
-                    f"{value} is more than the teacher's {most}", location=name, hint=f"Give at most {most}"
+                    f"`{name}` must be at most the teacher's {teacher_size}, got {size}",
+                    location=name,
+                    hint=f"Use at most {teacher_size}, or null to keep the teacher's size",
                 )
-        kept = evenly(len(spec.layers), self.layers or len(spec.layers))
-        after = replace(
+        kept_layers = evenly_spaced_indices(len(spec.layers), self.layers or len(spec.layers))
+        student_spec = replace(
             spec,
             hidden_size=self.hidden_size or spec.hidden_size,
-            layers=tuple(self._narrowed(spec.layers[number]) for number in kept),
+            layers=tuple(self._shrink_layer(spec.layers[index]) for index in kept_layers),
         )
-        if after == spec:
+        if student_spec == spec:
             raise ConfigError(
-                "the student is as large as its teacher", location="hidden_size", hint=f"Give one of {', '.join(SIZES)}"
-            )
-        heads = after.layers[0].heads
-        if self.hidden_size is not None and after.hidden_size % heads:
-            raise ConfigError(
-                f"{after.hidden_size} is no multiple of the {heads} query heads",
+                "The student must be smaller than its teacher, got the same sizes",
                 location="hidden_size",
-                hint=f"Give {max(1, after.hidden_size // heads) * heads}",
+                hint=f"Set at least one of {', '.join(SIZES)}",
             )
-        return after
+        heads = student_spec.layers[0].heads
+        if self.hidden_size is not None and student_spec.hidden_size % heads:
+            raise ConfigError(
+                f"`hidden_size` must be a multiple of the {heads} query heads, got {student_spec.hidden_size}",
+                location="hidden_size",
+                hint=f"Use {max(1, student_spec.hidden_size // heads) * heads}",
+            )
+        return student_spec
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         network, spec = modeling.load(checkpoint), self.plan(checkpoint.spec)
         modeling.require_separate_projections(network, "student")
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         context.progress(f"scoring channels on {len(windows)} windows of calibration text")
-        channels = self.importance.scores(network, windows, "mlp")
-        heads = self.importance.scores(network, windows, "attention")
-        hidden = most_important(norm_sum_of_squares(network, windows), spec.hidden_size)
-        kept = evenly(len(checkpoint.spec.layers), len(spec.layers))
-        modeling.keep_layers(network, kept)
-        for layer, sizes, number in zip(modeling.layers(network), spec.layers, kept, strict=True):
-            modeling.keep_channels(layer.mlp, most_important(channels[number], sizes.intermediate_size))
-            keep_groups(layer.self_attn, heads[number], sizes.kv_heads, spec.head_size)
-        keep_hidden(network, hidden)
+        mlp_scores = self.importance.score(network, windows, "mlp")
+        attention_scores = self.importance.score(network, windows, "attention")
+        hidden_channels = top_indices(norm_sum_of_squares(network, windows), spec.hidden_size)
+        kept_layers = evenly_spaced_indices(len(checkpoint.spec.layers), len(spec.layers))
+        modeling.keep_layers(network, kept_layers)
+        for layer, sizes, index in zip(modeling.layers(network), spec.layers, kept_layers, strict=True):
+            modeling.keep_channels(layer.mlp, top_indices(mlp_scores[index], sizes.intermediate_size))
+            keep_key_value_groups(layer.self_attn, attention_scores[index], sizes.kv_heads, spec.head_size)
+        keep_hidden_channels(network, hidden_channels)
         modeling.save(network, directory, checkpoint, spec)
-        report = {"kept_layers": kept, "kept_hidden_channels": hidden.tolist()}
+        report = {"kept_layers": kept_layers, "kept_hidden_channels": hidden_channels.tolist()}
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "student.json").write_text(json.dumps(report) + "\n")
         return spec
 
-    def _narrowed(self, layer: LayerSpec) -> LayerSpec:
+    def _shrink_layer(self, layer: LayerSpec) -> LayerSpec:
         kv_heads = self.kv_heads or layer.kv_heads
         return replace(
             layer,
@@ -117,29 +128,37 @@ class Student:
         )
 
 
-def evenly(count: int, wanted: int) -> list[int]:
-    """`wanted` of the numbers below `count` at equal distances, the first and the last among them; of one the last."""
-    return [count - 1] if wanted == 1 else [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
+def evenly_spaced_indices(length: int, count: int) -> list[int]:
+    """Return `count` evenly spaced indices into a sequence of `length`, including the first and the last.
+
+    A count of 1 returns the last index.
+    """
+    return [length - 1] if count == 1 else [round(n * (length - 1) / (count - 1)) for n in range(count)]
 
 
-def keep_hidden(network: PreTrainedModel, index: Tensor) -> None:
-    """Keep the channels of the residual stream in `index` in all that writes to it or reads from it."""
+def keep_hidden_channels(network: PreTrainedModel, channels: Tensor) -> None:
+    """Keep these channels of the residual stream in every module that reads or writes it, in place.
+
+    Args:
+        network: a decoder with separate projections.
+        channels: indices of the hidden channels to keep, int64, shape (kept,).
+    """
     from torch import nn
 
     embedding: Any = network.get_input_embeddings()
-    head: Any = network.get_output_embeddings()
-    tied = head.weight is embedding.weight
-    embedding.weight = nn.Parameter(embedding.weight[:, index].clone(), requires_grad=False)
-    embedding.embedding_dim = len(index)
-    modeling.keep_columns(head, index)
+    lm_head: Any = network.get_output_embeddings()
+    tied = lm_head.weight is embedding.weight
+    embedding.weight = nn.Parameter(embedding.weight[:, channels].clone(), requires_grad=False)
+    embedding.embedding_dim = len(channels)
+    modeling.keep_columns(lm_head, channels)
     if tied:
-        head.weight = embedding.weight
+        lm_head.weight = embedding.weight
     for layer in modeling.layers(network):
         attention, mlp = layer.self_attn, layer.mlp
-        for reading in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
-            modeling.keep_columns(reading, index)
-        for writing in (attention.o_proj, mlp.down_proj):
-            modeling.keep_rows(writing, index)
+        for input_projection in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+            modeling.keep_columns(input_projection, channels)
+        for output_projection in (attention.o_proj, mlp.down_proj):
+            modeling.keep_rows(output_projection, channels)
     for norm in modeling.norms(network):
-        norm.weight = nn.Parameter(norm.weight[index].clone(), requires_grad=False)
-    network.config.hidden_size = len(index)
+        norm.weight = nn.Parameter(norm.weight[channels].clone(), requires_grad=False)
+    network.config.hidden_size = len(channels)

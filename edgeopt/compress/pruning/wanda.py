@@ -1,4 +1,4 @@
-"""Importance of single weights by their size and that of what they are multiplied with."""
+"""Score weights by the product of their magnitude and the norm of their input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.checkpoints.modeling import layers
 from edgeopt.compress.activations import input_sum_of_squares
-from edgeopt.compress.pruning.importance import Structure, output
+from edgeopt.compress.pruning.importance import Structure, output_projection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanda:
-    """|W| ||x|| (Wanda, arXiv 2306.11695), added up over the outgoing weights of a channel."""
+    """|W| ||x|| (Wanda, arXiv 2306.11695), summed over the outgoing weights of a channel."""
 
     STRUCTURES: ClassVar[tuple[Structure, ...]] = ("mlp", "attention")
 
-    def scores(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
-        energies = input_sum_of_squares(network, windows, lambda layer: output(layer, structure))
+    def score(self, network: PreTrainedModel, windows: Sequence[Sequence[int]], structure: Structure) -> list[Tensor]:
+        energies = input_sum_of_squares(network, windows, lambda layer: output_projection(layer, structure))
         return [
-            weight_importance(output(layer, structure).weight, energy).sum(dim=0)
+            weight_importance(output_projection(layer, structure).weight, energy).sum(dim=0)
             for energy, layer in zip(energies, layers(network), strict=True)
         ]
 
 
 def weight_importance(weight: Tensor, energy: Tensor) -> Tensor:
-    """|W_rc| ||x_c|| of each weight, float64, (rows, columns); `energy` is the sum of x² over tokens, (columns,)."""
+    """Return |W_rc| ||x_c|| of each weight, float64, shape (rows, columns).
+
+    Args:
+        weight: shape (rows, columns).
+        energy: sum of x² over tokens, or their mean, shape (columns,).
+    """
     return weight.detach().double().abs() * energy.sqrt()

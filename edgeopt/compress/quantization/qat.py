@@ -13,8 +13,8 @@ from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_no_adapters, require_no_kv_cache
 from edgeopt.compress.quantization.rounding import stored
-from edgeopt.compress.recovery.teacher_logits import TaughtTraining
-from edgeopt.compress.recovery.training import device
+from edgeopt.compress.recovery.teacher_logits import DistillationTraining
+from edgeopt.compress.recovery.training import training_device
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec
 from edgeopt.errors import ConfigError
@@ -34,7 +34,7 @@ SCALE_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Qat(TaughtTraining):
+class Qat(DistillationTraining):
     """Fine-tune a quantized model on its own grid, towards the uncompressed model's predictions.
 
     The forward pass computes with the rounded weights that the engine will hold; gradients pass the rounding
@@ -69,7 +69,7 @@ class Qat(TaughtTraining):
         network = modeling.load(checkpoint)
         rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
         trained = parametrize(network, modeling.load(context.floating), rounded, spec)
-        network.to(device())
+        network.to(training_device())
         inputs = [
             "qat",
             checkpoint.digest,

@@ -1,1 +1,1 @@
-"""Recovery: training that wins back what compression lost, one file a technique."""
+"""Train a compressed model to recover quality, one technique per file."""

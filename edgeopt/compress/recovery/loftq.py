@@ -1,7 +1,7 @@
-"""The low-rank update that makes up for rounding best, from which an adapter on a rounded base starts.
+"""Compute the low-rank update that best compensates quantization error (LoftQ, arXiv 2310.08659).
 
-LoftQ (arXiv 2310.08659) alternates between rounding W - up · down and refitting up · down to what was lost. Here the
-rounded base is given, as several adapters share it, so this is one such fit.
+LoftQ alternates between quantizing W - up · down and fitting up · down to the residual. Several adapters share one
+quantized base here, so the base is fixed and a single fit suffices.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def nearest(residual: Tensor, rank: int) -> LowRank:
-    """The update of `rank` nearest to `residual` (rows, columns) in squared error: its largest singular values
-    (Eckart-Young), the root of each in either factor."""
+def truncated_svd(residual: Tensor, rank: int) -> LowRank:
+    """Return the update of `rank` that is nearest to `residual` in squared error (Eckart-Young).
+
+    It consists of the largest singular values; each factor holds their square roots.
+
+    Args:
+        residual: shape (rows, columns).
+        rank: upper bound of the rank of the update.
+    """
     import torch
 
     left, values, right = torch.linalg.svd(residual, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Low-rank adaptation, merged into the weights or kept beside them as one of several adapters."""
+"""Train low-rank adapters, and merge them into the weights or keep them separate."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgeopt.checkpoints.adapters import LowRank
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_float, require_no_kv_cache
 from edgeopt.compress.recovery import loftq
-from edgeopt.compress.recovery.teacher_logits import TaughtTraining
-from edgeopt.compress.recovery.training import device
+from edgeopt.compress.recovery.teacher_logits import DistillationTraining
+from edgeopt.compress.recovery.training import training_device
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, PROJECTIONS, Adapter, ModelSpec
 from edgeopt.errors import ConfigError
@@ -26,24 +26,30 @@ if TYPE_CHECKING:
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.protocols import CompressionContext
 
-TARGETS = tuple(name for unit in PROJECTIONS.values() for name in unit)
+PROJECTION_NAMES = tuple(name for unit in PROJECTIONS.values() for name in unit)
+"""Projections of a decoder layer that can be adapted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lora(TaughtTraining):
-    """Train low-rank updates of the projections on calibration text (LoRA, arXiv 2106.09685), by peft.
+class Lora(DistillationTraining):
+    """Train low-rank updates of the projections on calibration text (LoRA, arXiv 2106.09685), with peft.
 
-    They learn from the uncompressed model, whose predictions say more of a short text than the text itself; with
-    `truth_weight=1` from the text alone, as an adapter to a use of its own does.
+    By default the updates learn from the predictions of the uncompressed model, which carry more information about
+    a short text than the text itself. With `truth_weight=1` they learn from the text only, which suits an adapter
+    for another task.
 
     Attributes:
-        rank: 2 to 64, and no larger than the smallest adapted matrix.
-        alpha: the update is scaled by alpha / rank, or by alpha / √rank with `rank_stabilized` (rsLoRA,
-            arXiv 2312.03732), which keeps high ranks from learning slowly.
-        decomposed: train magnitude and direction of each row apart (DoRA, arXiv 2402.09353).
-        merge: add the update to the weights. Otherwise they stay as they are, rounded ones too (QLoRA, arXiv
-            2305.14314), and each request may choose the adapter by its `name`; it costs time with every token.
-        initialization: the usual one, an update of zero, or `loftq`, where it makes up for rounding.
+        rank: 2 to 64, at most the smallest side of an adapted matrix.
+        alpha: numerator of the update's scale, which is alpha / rank.
+        rank_stabilized: scale by alpha / √rank instead, so that high ranks do not learn slowly (rsLoRA,
+            arXiv 2312.03732).
+        decomposed: train the magnitude and the direction of each row separately (DoRA, arXiv 2402.09353).
+        targets: projections to adapt.
+        merge: add the update to the weights. If false, the weights stay unchanged, also quantized ones (QLoRA, arXiv
+            2305.14314), and each request can select the adapter by `name`, at a cost in time per token.
+        name: name of an adapter that is not merged.
+        initialization: `default` starts from an update of zero; `loftq` starts from the update that compensates
+            quantization error.
     """
 
     truth_weight: float = 0.3
@@ -51,49 +57,62 @@ class Lora(TaughtTraining):
     alpha: float = 16.0
     rank_stabilized: bool = False
     decomposed: bool = False
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = PROJECTION_NAMES
     merge: bool = True
     name: str = "default"
     initialization: Literal["default", "loftq"] = "default"
 
     def __post_init__(self) -> None:
-        TaughtTraining.__post_init__(self)
+        DistillationTraining.__post_init__(self)
         if not 2 <= self.rank <= 64:
-            raise ConfigError(f"{self.rank} is outside its range", location="rank", hint="Give a rank from 2 to 64")
+            raise ConfigError(f"`rank` must be from 2 to 64, got {self.rank}", location="rank", hint="Use 8 or 16")
         if self.alpha <= 0:
-            raise ConfigError(f"{self.alpha} is outside its range", location="alpha", hint="Give more than 0")
-        unknown = [t for t in self.targets if t not in TARGETS]
+            raise ConfigError(
+                f"`alpha` must be greater than 0, got {self.alpha}",
+                location="alpha",
+                hint="Use a value such as twice the rank",
+            )
+        unknown = [name for name in self.targets if name not in PROJECTION_NAMES]
         if unknown or not self.targets:
             raise ConfigError(
-                f"{unknown or 'no'} projections", location="targets", hint=f"Choose from {', '.join(TARGETS)}"
+                f"`targets` must be a non-empty list of projections, got {', '.join(unknown) or 'none'}",
+                location="targets",
+                hint=f"Use one or more of {', '.join(PROJECTION_NAMES)}",
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name):
             raise ConfigError(
-                f"{self.name!r} is no name of an adapter", location="name", hint="Give letters, digits, _ and - alone"
+                f"`name` must be letters, digits, _ and -, starting with a letter or digit, got {self.name!r}",
+                location="name",
+                hint="Use a name such as 'default'",
             )
         if self.decomposed and not self.merge:
             raise ConfigError(
-                "DoRA scales every row of the sum, which no low-rank update beside the weights can do",
+                "`decomposed` must be false when the adapter is not merged: DoRA rescales the sum of weight and update, "
+                "which a separate low-rank update cannot express",
                 location="decomposed",
-                hint="Set decomposed=false, or merge=true",
+                hint="Set decomposed=false or merge=true",
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         if self.merge:
-            require_float(spec, "lora", fallback="keep the adapter apart with merge=false")
-            require_dense(spec, "lora", hint="Put lora before sparsify, or keep the adapter apart with merge=false")
+            require_float(spec, "lora", fallback="keep the adapter separate with merge=false")
+            require_dense(spec, "lora", hint="Put lora before sparsify, or keep the adapter separate with merge=false")
         require_no_kv_cache(spec, "lora")
-        if any(grid.inputs == "static" for grid in spec.schemes.values()):
+        if any(scheme.inputs == "static" for scheme in spec.schemes.values()):
             raise ConfigError(
-                "lora cannot follow ranges of inputs from calibration text, which were taken without the adapter",
+                "lora cannot follow quantization with static input ranges, which were calibrated without the adapter",
                 location="order",
-                hint="Round inputs with ranges=dynamic",
+                hint="Use ranges=dynamic for activations",
             )
         if self.name in spec.adapters:
-            raise ConfigError(f"there is an adapter {self.name!r} already", location="name", hint="Give another name")
+            raise ConfigError(
+                f"`name` must be unique among the adapters, got {self.name!r} twice",
+                location="name",
+                hint="Use another name",
+            )
         if self.initialization == "loftq" and not any(name not in (LM_HEAD, EMBEDDING) for name in spec.schemes):
             raise ConfigError(
-                "loftq makes up for rounding, and the layers are not rounded",
+                "`initialization` must be default when the layers are not quantized, got loftq",
                 location="initialization",
                 hint="Put a quantize step before lora, or set initialization=default",
             )
@@ -102,9 +121,9 @@ class Lora(TaughtTraining):
         )
         if self.rank > smallest:
             raise ConfigError(
-                f"rank {self.rank} exceeds the smallest matrix side {smallest}",
+                f"`rank` must be at most the smallest matrix side {smallest}, got {self.rank}",
                 location="rank",
-                hint=f"Give at most {smallest}",
+                hint=f"Use at most {smallest}",
             )
         if self.merge:
             return spec
@@ -120,46 +139,54 @@ class Lora(TaughtTraining):
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
-            target_modules=modules(network, self.targets),
+            target_modules=target_modules(network, self.targets),
             lora_dropout=0.0,
             use_rslora=self.rank_stabilized,
             use_dora=self.decomposed,
             task_type="CAUSAL_LM",
         )
-        adapted: Any = get_peft_model(network.to(device()), config)
+        adapted: Any = get_peft_model(network.to(training_device()), config)
         if self.initialization == "loftq":
-            context.progress("fitting updates to what rounding lost")
-            make_up(adapted.get_base_model(), modeling.load(context.floating))
+            context.progress("initializing the adapter from quantization error")
+            initialize_loftq(adapted.get_base_model(), modeling.load(context.floating))
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(context.original, windows, context)
-        known = (checkpoint, context.original, context.floating, context.calibration)
-        with context.cache.draft(["lora", *(part.digest for part in known), to_config(self)]) as draft:
+        sources = (checkpoint, context.original, context.floating, context.calibration)
+        with context.cache.draft(["lora", *(source.digest for source in sources), to_config(self)]) as draft:
             losses = self.fit(adapted, loss, len(windows), context.progress, draft)
         artifacts = directory / "artifacts"
-        keep(adapted, artifacts / "adapter")
+        save_peft_adapter(adapted, artifacts / "adapter")
         (artifacts / "lora_loss.json").write_text(json.dumps(losses) + "\n")
         if self.merge:
             modeling.save(adapted.merge_and_unload().cpu(), directory, checkpoint, checkpoint.spec)
         else:
             modeling.link(checkpoint, directory)
-            adapters.write(updates(adapted.get_base_model().cpu()), directory, self.name)
+            adapters.write(extract_updates(adapted.get_base_model().cpu()), directory, self.name)
         return self.plan(checkpoint.spec)
 
 
-def modules(network: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Names of the modules that hold the projections `targets`, in whole where a family stacks several in one."""
-    found = []
-    for unit, names in modeling.units(network).items():
+def target_modules(network: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """Return the names of the modules that contain the projections `targets`.
+
+    Some model families stack several projections in one module; such a module is included as a whole.
+    """
+    selected = []
+    for unit, module_names in modeling.units(network).items():
         projections = PROJECTIONS.get(unit.rpartition(".")[2], ())
-        if len(names) == len(projections):
-            found += [name for name, projection in zip(names, projections, strict=True) if projection in targets]
+        if len(module_names) == len(projections):
+            selected += [
+                name for name, projection in zip(module_names, projections, strict=True) if projection in targets
+            ]
         elif any(projection in targets for projection in projections):
-            found += names
-    return found
+            selected += module_names
+    return selected
 
 
-def keep(adapted: Any, folder: Path) -> None:
-    """What was trained in peft's own form, whose list of modules comes in another order every time."""
+def save_peft_adapter(adapted: Any, folder: Path) -> None:
+    """Write the trained adapter in peft's format, with deterministic bytes.
+
+    peft keeps its target modules in a set, whose order differs between processes, so they are sorted here.
+    """
     adapted.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
@@ -167,32 +194,37 @@ def keep(adapted: Any, folder: Path) -> None:
     path.write_text(json.dumps({**config, "target_modules": sorted(config["target_modules"])}, indent=1) + "\n")
 
 
-def updates(network: PreTrainedModel) -> dict[str, LowRank]:
-    """What peft trained in `network`, by the names of the modules."""
+def extract_updates(network: PreTrainedModel) -> dict[str, LowRank]:
+    """Return the low-rank updates that peft trained in `network`, by module name."""
     return {
         name: LowRank(
             down=layer.lora_A["default"].weight.detach(),
             up=layer.scaling["default"] * layer.lora_B["default"].weight.detach(),
         )
-        for name, layer in _adapted(network)
+        for name, layer in _lora_layers(network)
     }
 
 
-def make_up(network: PreTrainedModel, floating: PreTrainedModel) -> None:
-    """Start peft's updates in `network` at what its rounded weights lack of those in `floating`, as far as ranks go."""
+def initialize_loftq(network: PreTrainedModel, floating: PreTrainedModel) -> None:
+    """Initialize peft's updates in `network` to the quantization error, as far as their ranks allow.
+
+    Args:
+        network: peft's base model with quantized weights.
+        floating: the same network with the weights before quantization.
+    """
     import torch
 
-    for name, layer in _adapted(network):
+    for name, layer in _lora_layers(network):
         weight = layer.get_base_layer().weight
         residual = floating.get_submodule(name).weight.to(weight.device) - weight
-        if residual.any():  # a factor of zeros on both sides would never learn
-            start = loftq.nearest(residual, layer.r["default"])
+        if residual.any():  # if both factors were zero, both gradients would be zero and the layer would never learn
+            update = loftq.truncated_svd(residual, layer.r["default"])
             with torch.no_grad():
-                layer.lora_A["default"].weight.copy_(start.down)
-                layer.lora_B["default"].weight.copy_(start.up / layer.scaling["default"])
+                layer.lora_A["default"].weight.copy_(update.down)
+                layer.lora_B["default"].weight.copy_(update.up / layer.scaling["default"])
 
 
-def _adapted(network: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+def _lora_layers(network: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer))

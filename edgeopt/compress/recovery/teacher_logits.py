@@ -1,4 +1,4 @@
-"""What a teacher predicts, kept for every trial that learns from it, and the losses that learn from it."""
+"""Compute and cache the predictions of a teacher, and the distillation losses that use them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.checkpoints import modeling, safetensors_io
-from edgeopt.compress.losses import LossFunction, next_token_cross_entropy, next_token_loss, pad_batch
+from edgeopt.compress.losses import LossFunction, next_token_loss, pad_batch, next_token_cross_entropy
 from edgeopt.compress.preconditions import require_positive
-from edgeopt.compress.recovery.training import Training, device
+from edgeopt.compress.recovery.training import Training, training_device
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaughtTraining(Training):
+class DistillationTraining(Training):
     """Training towards a teacher's predictions on calibration text.
 
     Attributes:
-        remains: see ports.Sparing.
-        temperature: softens both predictions.
-        truth_weight: share of the loss that is the text's own next token.
-        top_k: how many of the teacher's most probable tokens are kept at each position.
+        remaining_error: see `core.protocols.ErrorReducing`.
+        temperature: divides the logits of teacher and student before the softmax.
+        truth_weight: weight of the next-token loss on the text itself, from 0 (teacher only) to 1 (text only).
+        top_k: number of the teacher's most probable tokens that are stored per position.
     """
 
     remaining_error: ClassVar[float] = 0.7
@@ -41,19 +41,27 @@ class TaughtTraining(Training):
         require_positive(self.top_k, "top_k")
         if self.temperature <= 0:
             raise ConfigError(
-                f"{self.temperature} is outside its range", location="temperature", hint="Give more than 0"
+                f"`temperature` must be greater than 0, got {self.temperature}",
+                location="temperature",
+                hint="Use a value such as 1 or 2",
             )
         if not 0.0 <= self.truth_weight <= 1.0:
             raise ConfigError(
-                f"{self.truth_weight} is outside its range", location="truth_weight", hint="Give a share from 0 to 1"
+                f"`truth_weight` must be between 0 and 1, got {self.truth_weight}",
+                location="truth_weight",
+                hint="Use 0 to learn from the teacher only, or 1 to learn from the text only",
             )
 
     def loss(self, teacher: Checkpoint, windows: Sequence[Sequence[int]], context: CompressionContext) -> LossFunction:
-        """The distillation loss on `windows`; that of language modelling where the text says everything."""
+        """Return the distillation loss on `windows`, or the language-modeling loss if `truth_weight` is 1."""
         if self.truth_weight == 1.0:
             return next_token_loss(windows)
-        taught = lessons(teacher, windows, top_k=self.top_k, temperature=self.temperature, context=context)
-        return distillation_loss(windows, taught, temperature=self.temperature, truth_weight=self.truth_weight)
+        teacher_logits = compute_teacher_logits(
+            teacher, windows, top_k=self.top_k, temperature=self.temperature, context=context
+        )
+        return distillation_loss(
+            windows, teacher_logits, temperature=self.temperature, truth_weight=self.truth_weight
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,22 +69,22 @@ class TeacherLogits:
     """The teacher's most probable next tokens at every position of every window.
 
     Attributes:
-        starts: where each window's positions begin.
+        window_starts: index of the first position of each window.
         tokens: int32, shape (positions, k).
-        log_probabilities: fp16 at the temperature they were made with, shape (positions, k).
+        log_probabilities: fp16, shape (positions, k); the temperature is applied.
     """
 
-    starts: tuple[int, ...]
+    window_starts: tuple[int, ...]
     tokens: Tensor
     log_probabilities: Tensor
 
-    def of(self, window: int, length: int) -> tuple[Tensor, Tensor]:
-        """Tokens (int64) and log-probabilities (float32) at the positions of one window."""
-        rows = slice(self.starts[window], self.starts[window] + length)
+    def window(self, index: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return tokens (int64) and log-probabilities (float32) of one window, shape (length, k) each."""
+        rows = slice(self.window_starts[index], self.window_starts[index] + length)
         return self.tokens[rows].long(), self.log_probabilities[rows].float()
 
 
-def lessons(
+def compute_teacher_logits(
     teacher: Checkpoint,
     windows: Sequence[Sequence[int]],
     *,
@@ -84,35 +92,38 @@ def lessons(
     temperature: float,
     context: CompressionContext,
 ) -> TeacherLogits:
-    """The teacher's predictions on `windows`, from the cache where they were made before."""
+    """Return the teacher's predictions on `windows`, computed once and then read from the cache."""
     import torch
 
     def produce(directory: Path) -> None:
-        network = modeling.load(teacher).to(device())
-        tokens, values = [], []
+        network = modeling.load(teacher).to(training_device())
+        tokens, log_probabilities = [], []
         with torch.inference_mode():
-            for number, window in enumerate(windows):
-                if number % 16 == 0:
-                    context.progress(f"asking the teacher: window {number + 1} of {len(windows)}")
-                logits = network(torch.tensor([list(window)], device=device()), use_cache=False).logits[0].float()
+            for index, window in enumerate(windows):
+                if index % 16 == 0:
+                    context.progress(f"computing teacher logits: window {index + 1} of {len(windows)}")
+                ids = torch.tensor([list(window)], device=training_device())
+                logits = network(ids, use_cache=False).logits[0].float()
                 best = (logits / temperature).log_softmax(dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
                 tokens.append(best.indices.int().cpu())
-                values.append(best.values.half().cpu())
-        found = {"tokens": torch.cat(tokens), "log_probabilities": torch.cat(values)}
-        safetensors_io.write(found, directory / "lessons.safetensors")
+                log_probabilities.append(best.values.half().cpu())
+        computed = {"tokens": torch.cat(tokens), "log_probabilities": torch.cat(log_probabilities)}
+        safetensors_io.write(computed, directory / "lessons.safetensors")
 
     inputs = [teacher.digest, [list(window) for window in windows], top_k, temperature]
-    found = safetensors_io.read_folder(context.cache.stage("teacher", inputs, produce))
-    starts = tuple(sum(map(len, windows[:n])) for n in range(len(windows)))
-    return TeacherLogits(starts=starts, tokens=found["tokens"], log_probabilities=found["log_probabilities"])
+    stored = safetensors_io.read_folder(context.cache.stage("teacher", inputs, produce))
+    window_starts = tuple(sum(map(len, windows[:n])) for n in range(len(windows)))
+    return TeacherLogits(
+        window_starts=window_starts, tokens=stored["tokens"], log_probabilities=stored["log_probabilities"]
+    )
 
 
 def distillation_loss(
-    windows: Sequence[Sequence[int]], taught: TeacherLogits, *, temperature: float, truth_weight: float
+    windows: Sequence[Sequence[int]], teacher_logits: TeacherLogits, *, temperature: float, truth_weight: float
 ) -> LossFunction:
-    """(1 - w) T² KL(teacher ‖ student) at temperature T + w times the loss of language modelling.
+    """Return (1 - w) T² KL(teacher ‖ student) at temperature T plus w times the language-modeling loss.
 
-    Hinton et al., arXiv 1503.02531; the square keeps gradients alike over temperatures.
+    See Hinton et al., arXiv 1503.02531. The factor T² keeps the size of gradients independent of the temperature.
     """
     import torch
 
@@ -121,30 +132,29 @@ def distillation_loss(
         logits = network(input_ids=ids, use_cache=False).logits
         divergences = []
         for row, n in enumerate(batch):
-            tokens, expected = taught.of(n, len(windows[n]))
-            found = (logits[row, : len(tokens)].float() / temperature).log_softmax(dim=-1)
-            divergences.append(divergence(expected.to(found.device), found.gather(1, tokens.to(found.device))))
-        learned = temperature**2 * torch.cat(divergences).mean()
-        return (
-            learned
-            if truth_weight == 0
-            else (1 - truth_weight) * learned + truth_weight * next_token_cross_entropy(logits, labels)
-        )
+            tokens, teacher = teacher_logits.window(n, len(windows[n]))
+            student = (logits[row, : len(tokens)].float() / temperature).log_softmax(dim=-1)
+            listed = student.gather(1, tokens.to(student.device))
+            divergences.append(top_k_divergence(teacher.to(student.device), listed))
+        distilled = temperature**2 * torch.cat(divergences).mean()
+        if truth_weight == 0:
+            return distilled
+        return (1 - truth_weight) * distilled + truth_weight * next_token_cross_entropy(logits, labels)
 
     return loss
 
 
-def divergence(expected: Tensor, found: Tensor) -> Tensor:
-    """KL over the teacher's best tokens and one more for all the others, in nats, shape (positions,).
+def top_k_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(teacher ‖ student) in nats, shape (positions,), where all unlisted tokens count as one token.
 
     Args:
-        expected, found: log-probabilities of the same tokens by teacher and student, shape (positions, k).
+        teacher, student: log-probabilities of the teacher's k most probable tokens, shape (positions, k).
     """
-    rest, own = remainder(expected), remainder(found)
-    listed = (expected.exp() * (expected - found)).sum(dim=-1)
-    return listed + rest * (rest.log() - own.log())
+    teacher_rest, student_rest = unlisted_probability(teacher), unlisted_probability(student)
+    listed = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    return listed + teacher_rest * (teacher_rest.log() - student_rest.log())
 
 
-def remainder(log_probabilities: Tensor) -> Tensor:
-    """Probability of all tokens that are not listed, kept off zero."""
+def unlisted_probability(log_probabilities: Tensor) -> Tensor:
+    """Return the total probability of all unlisted tokens, at least 1e-6 so that its logarithm is finite."""
     return (1.0 - log_probabilities.exp().sum(dim=-1)).clamp(min=1e-6)
