@@ -15,7 +15,7 @@ from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.qat import Qat
 from edgeopt.compress.quantization.quantize import Quantize
-from edgeopt.compress.recovery.distill import Distill, teacher_layer, add_hidden_state_loss
+from edgeopt.compress.recovery.distill import Distill, add_hidden_state_loss, teacher_layer
 from edgeopt.compress.recovery.teacher_logits import compute_teacher_logits, distillation_loss, top_k_divergence
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.corpus import Text
@@ -66,7 +66,9 @@ def test_unlisted_tokens_count_as_one():
         return torch.cat([listed, 1 - listed.sum(-1, keepdim=True)], dim=-1)
 
     expected = (merged(p) * (merged(p) / merged(q)).log()).sum(-1)
-    torch.testing.assert_close(top_k_divergence(p.gather(1, listed_tokens), q.gather(1, listed_tokens)), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        top_k_divergence(p.gather(1, listed_tokens), q.gather(1, listed_tokens)), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -75,7 +77,9 @@ def test_distillation_loss_matches_formula(temperature, checkpoint, tmp_path):
         apply_step(PruneWidth(ratio=0.5, windows=2, window_tokens=32), checkpoint, tmp_path / "student", checkpoint)
     )
     windows = [[5, 6, 7, 8, 9], [3, 4, 5]]
-    teacher_logits = compute_teacher_logits(checkpoint, windows, top_k=300, temperature=temperature, context=workshop(checkpoint))
+    teacher_logits = compute_teacher_logits(
+        checkpoint, windows, top_k=300, temperature=temperature, context=workshop(checkpoint)
+    )
     kl, count = 0.0, 0
     for window in windows:
         with torch.no_grad():
@@ -125,7 +129,7 @@ def test_teacher_is_a_source_of_step(tiny_model):
 
 def test_teacher_with_other_vocabulary_is_rejected(checkpoint, tiny_model, tmp_path):
     student = replace(checkpoint, spec=replace(checkpoint.spec, vocabulary_size=999))
-    with pytest.raises(ConfigError, match="vocabulary size of the model .999 tokens., got 300 tokens"):
+    with pytest.raises(ConfigError, match=r"vocabulary size of the model .999 tokens., got 300 tokens"):
         Distill(teacher=LocalFolder(path=str(tiny_model)))._load_teacher(student, workshop(checkpoint))
 
 
@@ -166,7 +170,9 @@ class TestQuantizationAwareTraining:
         matrices = quantized_matrix.rounded(safetensors_io.read_folder(rounded.directory))
         name = "model.layers.0.mlp.down_proj"
         parametrization = parametrize(network, modeling.load(checkpoint), matrices, rounded.spec)[name]
-        assert torch.equal(parametrization.rounded().codes, matrices[name].codes), "training starts from the stored codes"
+        assert torch.equal(parametrization.rounded().codes, matrices[name].codes), (
+            "training starts from the stored codes"
+        )
         with torch.no_grad():
             parametrization.codes += torch.randn(parametrization.codes.shape) * 0.7
             parametrization.change += torch.randn(parametrization.change.shape)

@@ -85,12 +85,12 @@ def quantized(checkpoint, calibration, tmp_path_factory) -> Checkpoint:
     return apply_step(step, checkpoint, calibration, tmp_path_factory.mktemp("quantized") / "int2")
 
 
-def test_separate_adapter_keeps_quantized_weights(
-    checkpoint, quantized, calibration, tmp_path
-):
+def test_separate_adapter_keeps_quantized_weights(checkpoint, quantized, calibration, tmp_path):
     step = Lora(rank=8, merge=False, tokens=7680, learning_rate=0.02, batch_tokens=256, window_tokens=64)
     after = apply_step(step, quantized, calibration, tmp_path / "after", floating=checkpoint)
-    assert (after.directory / "model.safetensors").read_bytes() == (quantized.directory / "model.safetensors").read_bytes()
+    assert (after.directory / "model.safetensors").read_bytes() == (
+        quantized.directory / "model.safetensors"
+    ).read_bytes()
     windows = calibration_windows(checkpoint, calibration, count=8, length=64)
     network, updates = modeling.load(after), adapters.read(after.directory, "default")
     assert loss(network, updates, windows) < loss(network, {}, windows) - 0.3

@@ -72,7 +72,10 @@ def test_first_round_above_limit_raises_step_error(reference, calibration, tmp_p
 def test_held_out_text_does_not_affect_model(reference, calibration, tmp_path):
     """Replacing the held-out documents gives the same model."""
     replacements = [f"{number} " * 300 for number in range(len(calibration.documents))]
-    changed = [replacements[n] if (n + 1) % HELD_OUT_INTERVAL == 0 else document for n, document in enumerate(calibration.documents)]
+    changed = [
+        replacements[n] if (n + 1) % HELD_OUT_INTERVAL == 0 else document
+        for n, document in enumerate(calibration.documents)
+    ]
     step, weights = prune_half(round_ratio=0.5, max_perplexity_ratio=None), []
     for name, text in (("first", calibration), ("second", replace(calibration, documents=tuple(changed)))):
         (tmp_path / name).mkdir()

@@ -121,9 +121,15 @@ def test_zero_channel_has_lowest_score(importance, structure, network):
 
 
 def test_unsupported_structure_is_rejected():
-    with pytest.raises(ConfigError, match=r"^importance: .*score the structure 'layer', got Wanda, which scores mlp and attention.*block_influence"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^importance: .*score the structure 'layer', got Wanda, which scores mlp and attention.*block_influence",
+    ):
         PruneDepth(importance=Wanda())
-    with pytest.raises(ConfigError, match=r"^importance: .*score the structure 'mlp', got BlockInfluence, which scores layer.*activation, taylor"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^importance: .*score the structure 'mlp', got BlockInfluence, which scores layer.*activation, taylor",
+    ):
         PruneWidth(importance=BlockInfluence())
     with pytest.raises(ConfigError, match="score the structure 'attention', got BlockInfluence"):
         PruneHeads(importance=BlockInfluence())
@@ -189,13 +195,17 @@ def test_layer_sensitivity_is_divergence_after_pruning(network):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
     with torch.no_grad():
         before = network(torch.tensor(WINDOWS)).logits.double().log_softmax(-1)
-        modeling.keep_channels(modeling.layers(network)[1].mlp, top_indices(scores[1], 128 - round(PRUNED_SHARES[2] * 128)))
+        modeling.keep_channels(
+            modeling.layers(network)[1].mlp, top_indices(scores[1], 128 - round(PRUNED_SHARES[2] * 128))
+        )
         after = network(torch.tensor(WINDOWS)).logits.double().log_softmax(-1)
     expected = (before.exp() * (before - after)).sum(-1).mean()
     assert sensitivities[1][2] == pytest.approx(float(expected), rel=1e-3)
 
 
-curves = st.lists(st.lists(st.floats(0, 5), min_size=len(PRUNED_SHARES), max_size=len(PRUNED_SHARES)), min_size=1, max_size=3)
+curves = st.lists(
+    st.lists(st.floats(0, 5), min_size=len(PRUNED_SHARES), max_size=len(PRUNED_SHARES)), min_size=1, max_size=3
+)
 
 
 @given(losses=curves, data=st.data())

@@ -88,7 +88,10 @@ def test_sparsegpt_matches_optimal_brain_surgeon():
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(16)
     sparse = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), "2:4", 0.5)
     torch.testing.assert_close(
-        sparse.double(), torch.from_numpy(optimal_brain_surgeon(weight.double().numpy(), damped.numpy())), rtol=1e-3, atol=1e-4
+        sparse.double(),
+        torch.from_numpy(optimal_brain_surgeon(weight.double().numpy(), damped.numpy())),
+        rtol=1e-3,
+        atol=1e-4,
     )
 
 
@@ -107,9 +110,9 @@ def test_sparsegpt_error_is_below_magnitude_pruning(pattern):
 
 
 def test_invalid_values_are_rejected():
-    with pytest.raises(ConfigError, match="ratio: `ratio` must be 0.5 for the pattern 2:4, got 0.3"):
+    with pytest.raises(ConfigError, match=r"ratio: `ratio` must be 0\.5 for the pattern 2:4, got 0\.3"):
         Sparsify(ratio=0.3)
     with pytest.raises(ConfigError, match=r"ratio: .*outside its range"):
         Sparsify(pattern="unstructured", ratio=1.0)
-    with pytest.raises(ConfigError, match="pattern: .*column count is a multiple of 4, got 126"):
+    with pytest.raises(ConfigError, match=r"pattern: .*column count is a multiple of 4, got 126"):
         Sparsify().plan(specs.llama(intermediate=126))

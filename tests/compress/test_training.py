@@ -61,7 +61,9 @@ def test_single_window_is_not_held_out():
 
 
 def test_training_lowers_the_loss(network):
-    losses = short_training(tokens=1400, learning_rate=0.01).fit(network, next_token_loss(WINDOWS), len(WINDOWS), lambda _: None)
+    losses = short_training(tokens=1400, learning_rate=0.01).fit(
+        network, next_token_loss(WINDOWS), len(WINDOWS), lambda _: None
+    )
     assert losses["held_out"][-1] < losses["train"][0]
 
 
@@ -107,7 +109,9 @@ def test_resumed_training_gives_same_weights(network, tiny_model, tmp_path):
 
 def test_nan_loss_stops_training(network):
     with pytest.raises(StepError, match=r"in 1 steps.*smaller learning rate"):
-        short_training().fit(network, lambda *_: torch.tensor(math.nan, requires_grad=True), len(WINDOWS), lambda _: None)
+        short_training().fit(
+            network, lambda *_: torch.tensor(math.nan, requires_grad=True), len(WINDOWS), lambda _: None
+        )
 
 
 @pytest.mark.parametrize("losses", [[3.0, 7.0], [3.0, math.nan], [3.0, math.inf], [math.nan]])
@@ -131,7 +135,7 @@ def test_falling_or_noisy_loss_is_not_divergence():
     ],
 )
 def test_invalid_values_are_rejected(values, location):
-    with pytest.raises(ConfigError, match="outside its range") as error:
+    with pytest.raises(ConfigError, match=r"must be|outside its range") as error:
         Training(**values)
     assert error.value.location == location
 

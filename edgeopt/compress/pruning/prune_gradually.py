@@ -108,9 +108,7 @@ class PruneGradually:
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         training_text, held_out_text = _hold_out(context.calibration)
-        windows = calibration_windows(
-            checkpoint, held_out_text, count=HELD_OUT_WINDOWS, length=HELD_OUT_WINDOW_TOKENS
-        )
+        windows = calibration_windows(checkpoint, held_out_text, count=HELD_OUT_WINDOWS, length=HELD_OUT_WINDOW_TOKENS)
         original_perplexity = perplexity(modeling.load(context.original), windows)
         rounds, accepted, report = self._plan_rounds(checkpoint.spec), checkpoint, []
         for number, pruned_spec in enumerate(rounds, start=1):
@@ -118,16 +116,14 @@ class PruneGradually:
             candidate = self._run_round(accepted, pruned_spec, replace(context, calibration=training_text))
             ratio = perplexity(modeling.load(candidate), windows) / original_perplexity
             within_limit = self.max_perplexity_ratio is None or ratio <= self.max_perplexity_ratio
-            report.append(
-                {"parameters": candidate.spec.parameters, "perplexity_ratio": ratio, "kept": within_limit}
-            )
+            report.append({"parameters": candidate.spec.parameters, "perplexity_ratio": ratio, "kept": within_limit})
             if not within_limit:
                 break
             accepted = candidate
         if accepted is checkpoint:
             raise StepError(
-                f"The first of {len(rounds)} rounds raised perplexity to {report[0]['perplexity_ratio']:.3f} times that "
-                f"of the uncompressed model (limit {self.max_perplexity_ratio:g})",
+                f"The first of {len(rounds)} rounds raised perplexity to {report[0]['perplexity_ratio']:.3f} times "
+                f"that of the uncompressed model (limit {self.max_perplexity_ratio:g})",
                 location="max_perplexity_ratio",
                 hint="Use a smaller round_ratio, more retrain.tokens or a higher limit",
             )

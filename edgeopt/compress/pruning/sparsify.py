@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
-from edgeopt.compress.layerwise_forward import LayerwiseForward, InputStatistic
-from edgeopt.compress.optimal_brain import LAZY_BATCH_COLUMNS, replace_columns_in_order, inverse_hessian_cholesky
+from edgeopt.compress.layerwise_forward import InputStatistic, LayerwiseForward
+from edgeopt.compress.optimal_brain import LAZY_BATCH_COLUMNS, inverse_hessian_cholesky, replace_columns_in_order
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.wanda import weight_importance
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 Pattern = Literal["unstructured", "2:4"]
 Method = Literal["magnitude", "wanda", "sparsegpt"]
-INPUT_STATISTICS: Mapping[Method, InputStatistic] = {"magnitude": "none", "wanda": "second_moment", "sparsegpt": "hessian"}
+INPUT_STATISTICS: Mapping[Method, InputStatistic] = {
+    "magnitude": "none",
+    "wanda": "second_moment",
+    "sparsegpt": "hessian",
+}
 """Statistic of a matrix's input that each method needs."""
 DAMPING = 0.01
 """Share of the Hessian's mean diagonal that is added to its diagonal, as in GPTQ."""
@@ -93,7 +97,9 @@ class Sparsify:
             for unit in UNITS:
                 names = modules[f"layers.{index}.{unit}"]
                 first = network.get_submodule(names[0])  # all modules of a unit have the same input
-                statistic = forward.input_statistic(layer, index, first, statistic_kind) if forward is not None else None
+                statistic = (
+                    forward.input_statistic(layer, index, first, statistic_kind) if forward is not None else None
+                )
                 for name in names:
                     module: Any = network.get_submodule(name)
                     module.weight.data = self._sparsify_matrix(module.weight.detach(), statistic)

@@ -103,7 +103,9 @@ class Distill(DistillationTraining):
         return teacher
 
 
-def add_hidden_state_loss(loss: LossFunction, teacher: nn.Module, windows: Sequence[Sequence[int]], weight: float) -> LossFunction:
+def add_hidden_state_loss(
+    loss: LossFunction, teacher: nn.Module, windows: Sequence[Sequence[int]], weight: float
+) -> LossFunction:
     """Return `loss` plus `weight` times the mean error of the hidden states of the student's layers.
 
     The error of a layer is its squared difference to the mapped layer of `teacher`, divided by the sum of that

@@ -87,8 +87,8 @@ class Lora(DistillationTraining):
             )
         if self.decomposed and not self.merge:
             raise ConfigError(
-                "`decomposed` must be false when the adapter is not merged: DoRA rescales the sum of weight and update, "
-                "which a separate low-rank update cannot express",
+                "`decomposed` must be false when the adapter is not merged: DoRA rescales the sum of weight and "
+                "update, which a separate low-rank update cannot express",
                 location="decomposed",
                 hint="Set decomposed=false or merge=true",
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.checkpoints import modeling, safetensors_io
-from edgeopt.compress.losses import LossFunction, next_token_loss, pad_batch, next_token_cross_entropy
+from edgeopt.compress.losses import LossFunction, next_token_cross_entropy, next_token_loss, pad_batch
 from edgeopt.compress.preconditions import require_positive
 from edgeopt.compress.recovery.training import Training, training_device
 from edgeopt.errors import ConfigError
@@ -59,9 +59,7 @@ class DistillationTraining(Training):
         teacher_logits = compute_teacher_logits(
             teacher, windows, top_k=self.top_k, temperature=self.temperature, context=context
         )
-        return distillation_loss(
-            windows, teacher_logits, temperature=self.temperature, truth_weight=self.truth_weight
-        )
+        return distillation_loss(windows, teacher_logits, temperature=self.temperature, truth_weight=self.truth_weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

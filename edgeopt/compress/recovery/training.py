@@ -260,8 +260,7 @@ class _TrainingState:
             self.best[n] = tensors.pop(f"{n}.best").to(parameter.device)
             optimizer_state = {key.partition(".")[2]: tensors[key] for key in tensors if key.startswith(f"{n}.")}
             self.optimizer.state[parameter] = {
-                key: value if value.ndim == 0 else value.to(parameter.device)
-                for key, value in optimizer_state.items()
+                key: value if value.ndim == 0 else value.to(parameter.device) for key, value in optimizer_state.items()
             }
 
     def _raise_diverged(self) -> None:
