@@ -1,7 +1,7 @@
-"""A TensorRT that computes on the CPU by ONNX Runtime, with those names of the real one that edgeopt uses.
+"""Imitate the part of TensorRT's Python API that edgeopt uses, computing on the CPU with ONNX Runtime.
 
-It holds engines to what the real one holds them to: shapes within the profile of a context, addresses for all inputs
-and outputs, and nothing written over that is still to be read.
+The fake enforces the rules of the real library: shapes must lie within the context's profile, all inputs and outputs
+need addresses, and no output may share memory with an input.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import onnx
 import onnxruntime
 
 __version__ = "11.4.0.106"
-built: list[dict[str, Any]] = []
-"""What each engine was built with."""
+build_log: list[dict[str, Any]] = []
+"""Settings of every engine that was built, oldest first."""
+TOO_SMALL_WORKSPACE_BYTES = 2**20
+"""A workspace limit at which the build fails."""
 
 
 class NetworkDefinitionCreationFlag(IntEnum):
@@ -54,7 +56,7 @@ class DataType(IntEnum):
     INT32 = 3
 
 
-_TYPES = {
+_DTYPES = {
     "tensor(float)": (DataType.FLOAT, np.float32),
     "tensor(float16)": (DataType.HALF, np.float16),
     "tensor(int64)": (DataType.INT64, np.int64),
@@ -73,19 +75,20 @@ class IStreamReaderV2:
 
 
 class ITimingCache:
-    def __init__(self, known: bytes) -> None:
-        self._known = known
+    def __init__(self, content: bytes) -> None:
+        self._content = content
 
     def serialize(self) -> bytes:
-        return self._known + b"."
+        """Return the content with one more byte, so that a test can count the builds that used this cache."""
+        return self._content + b"."
 
 
 class IOptimizationProfile:
     def __init__(self) -> None:
-        self._ranges: dict[str, list[list[int]]] = {}
+        self._shape_ranges: dict[str, list[list[int]]] = {}
 
-    def set_shape(self, name: str, least: Any, usual: Any, most: Any) -> None:
-        self._ranges[name] = [list(least), list(usual), list(most)]
+    def set_shape(self, name: str, min: Any, opt: Any, max: Any) -> None:
+        self._shape_ranges[name] = [list(min), list(opt), list(max)]
 
 
 class IBuilderConfig:
@@ -94,21 +97,21 @@ class IBuilderConfig:
 
     def __init__(self) -> None:
         self._flags: list[str] = []
-        self._pools: dict[str, int] = {}
+        self._pool_limits: dict[str, int] = {}
         self._profiles: list[dict[str, list[list[int]]]] = []
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self._flags.append(flag.name)
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
-        self._pools[pool.name] = size
+        self._pool_limits[pool.name] = size
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-        self._profiles.append(profile._ranges)
+        self._profiles.append(profile._shape_ranges)
         return len(self._profiles) - 1
 
-    def create_timing_cache(self, known: bytes) -> ITimingCache:
-        return ITimingCache(known)
+    def create_timing_cache(self, content: bytes) -> ITimingCache:
+        return ITimingCache(content)
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
         self._cache = cache
@@ -144,8 +147,8 @@ class OnnxParser:
     def num_errors(self) -> int:
         return len(self._errors)
 
-    def get_error(self, number: int) -> ParserError:
-        return self._errors[number]
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
 
 
 class Builder:
@@ -162,45 +165,46 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
-        if config._pools.get("WORKSPACE") == 2**20:
-            self._logger.log(ILogger.ERROR, "no kernel runs in so little workspace")
+        """Return the settings as JSON, in place of a serialized engine."""
+        if config._pool_limits.get("WORKSPACE") == TOO_SMALL_WORKSPACE_BYTES:
+            self._logger.log(ILogger.ERROR, "no kernel fits the workspace limit")
             return None
-        made = {
+        settings = {
             "graph": network._path,
             "profiles": config._profiles,
             "flags": config._flags,
-            "pools": config._pools,
+            "pool_limits": config._pool_limits,
             "hardware": config.hardware_compatibility_level.name,
             "level": config.builder_optimization_level,
         }
-        built.append(made)
-        return json.dumps(made).encode()
+        build_log.append(settings)
+        return json.dumps(settings).encode()
 
 
 class ICudaEngine:
     streamable_weights_size = 2**30
     weight_streaming_budget_v2 = 0
 
-    def __init__(self, made: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         options = onnxruntime.SessionOptions()
-        # its optimizer of casts crashes on graphs that mix fp16 and fp32 (1.32)
+        # ONNX Runtime 1.32 crashes when it optimizes the casts of graphs that mix fp16 and fp32
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(made["graph"], options, providers=["CPUExecutionProvider"])
-        self._profiles = made["profiles"]
+        self._session = onnxruntime.InferenceSession(settings["graph"], options, providers=["CPUExecutionProvider"])
+        self._profiles = settings["profiles"]
         self._values = {value.name: value for value in (*self._session.get_inputs(), *self._session.get_outputs())}
 
     @property
     def num_io_tensors(self) -> int:
         return len(self._values)
 
-    def get_tensor_name(self, number: int) -> str:
-        return list(self._values)[number]
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._values)[index]
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return _TYPES[self._values[name].type][0]
+        return _DTYPES[self._values[name].type][0]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(side if isinstance(side, int) else -1 for side in self._values[name].shape)
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self._values[name].shape)
 
     def is_shape_inference_io(self, name: str) -> bool:
         return False
@@ -215,8 +219,8 @@ class IExecutionContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
-    def set_optimization_profile_async(self, number: int, stream: int) -> bool:
-        self._ranges = self._engine._profiles[number]
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._shape_ranges = self._engine._profiles[index]
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -228,19 +232,19 @@ class IExecutionContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        for name, (least, _, most) in self._ranges.items():
-            sides = zip(least, self._shapes[name], most, strict=True)
-            if not all(low <= side <= high for low, side, high in sides):
+        for name, (min_shape, _, max_shape) in self._shape_ranges.items():
+            dims = zip(min_shape, self._shapes[name], max_shape, strict=True)
+            if not all(low <= dim <= high for low, dim, high in dims):
                 return False
         inputs = {value.name: value for value in self._engine._session.get_inputs()}
         outputs = [value.name for value in self._engine._session.get_outputs()]
         assert not {self._addresses[n] for n in inputs} & {self._addresses[n] for n in outputs}
-        given = {
-            name: _at(self._addresses[name], self._shapes[name], _TYPES[value.type][1]).copy()
+        feeds = {
+            name: _array_at(self._addresses[name], self._shapes[name], _DTYPES[value.type][1]).copy()
             for name, value in inputs.items()
         }
-        for name, found in zip(outputs, self._engine._session.run(outputs, given), strict=True):
-            _at(self._addresses[name], found.shape, found.dtype)[...] = found
+        for name, array in zip(outputs, self._engine._session.run(outputs, feeds), strict=True):
+            _array_at(self._addresses[name], array.shape, array.dtype)[...] = array
         return True
 
 
@@ -252,15 +256,14 @@ class Runtime:
 
     def deserialize_cuda_engine(self, reader: Any) -> ICudaEngine | None:
         reader.seek(0, SeekPosition.SET)
-        whole = b"".join(iter(lambda: reader.read(100, 0), b""))
-        made = json.loads(whole)
-        if not Path(made["graph"]).is_file():
-            self._logger.log(ILogger.ERROR, "the engine is of another machine")
+        settings = json.loads(b"".join(iter(lambda: reader.read(100, 0), b"")))
+        if not Path(settings["graph"]).is_file():
+            self._logger.log(ILogger.ERROR, "the engine belongs to another machine")
             return None
-        return ICudaEngine(made)
+        return ICudaEngine(settings)
 
 
-def _at(address: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
-    held = (ctypes.c_uint8 * size).from_address(address)
-    return np.frombuffer(held, kind).reshape(shape)
+def _array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    buffer = (ctypes.c_uint8 * size).from_address(address)
+    return np.frombuffer(buffer, dtype).reshape(shape)

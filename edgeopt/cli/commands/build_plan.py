@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
     from edgeopt.config import assemble
-    from edgeopt.runtimes.tensorrt import build_from_plan
+    from edgeopt.runtimes.tensorrt.build_from_plan import build_from_plan
 
     assemble.quiet()
     out = args.out or args.plan.resolve().with_name(f"{args.plan.resolve().name}-engine")
@@ -28,7 +28,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         raise InputError("the folder is not empty", location=str(out), hint="Give another --out")
     plan, _ = assemble.open_engine(args.plan)
     with display.progress("building") as progress:
-        engine = build_from_plan.finish(plan, out, progress)
+        engine = build_from_plan(plan, out, progress)
     return Outcome(document=engine.to_config())
 
 

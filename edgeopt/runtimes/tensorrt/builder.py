@@ -1,4 +1,4 @@
-"""An engine from its plan, by TensorRT on the GPU that is to run it."""
+"""Build a serialized TensorRT engine from a plan, on the GPU that runs it."""
 
 from __future__ import annotations
 
@@ -9,43 +9,48 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.tensorrt import library
-from edgeopt.runtimes.tensorrt.identity import BuiltBy
-from edgeopt.runtimes.tensorrt.plan import ENGINE
+from edgeopt.runtimes.tensorrt.engine_identity import EngineIdentity
+from edgeopt.runtimes.tensorrt.plan import ENGINE_FILE
 
 if TYPE_CHECKING:
     from edgeopt.core.protocols import Progress
     from edgeopt.runtimes.tensorrt.gpu import Gpu
-    from edgeopt.runtimes.tensorrt.library import Trt
+    from edgeopt.runtimes.tensorrt.library import TensorRtModule
     from edgeopt.runtimes.tensorrt.plan import Plan
 
 
-def build(plan: Plan, directory: Path, *, trt: Trt, gpu: Gpu, progress: Progress) -> None:
-    """Write the serialized engine of `plan` and its identity into `directory`. Raises BuildError."""
-    told: list[str] = []
-    builder = trt.Builder(library.logger(trt, told))
+def build(plan: Plan, directory: Path, *, trt: TensorRtModule, gpu: Gpu, progress: Progress) -> None:
+    """Write the serialized engine of `plan` and its identity into `directory`.
+
+    Raises:
+        BuildError: if TensorRT rejects the graph or cannot build the engine.
+    """
+    log_messages: list[str] = []
+    builder = trt.Builder(library.make_logger(trt, log_messages))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, plan, told)
-    config = _config(trt, builder, plan)
-    times = _times(str(trt.__version__), gpu.identity.name)
-    cache = config.create_timing_cache(times.read_bytes() if times.is_file() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    progress(f"TensorRT {trt.__version__} builds for {gpu.identity.name}, which takes minutes")
+    _parse_graph(trt, network, plan, log_messages)
+    config = _builder_config(trt, builder, plan)
+    timing_cache_path = _timing_cache_path(str(trt.__version__), gpu.identity.name)
+    timing_cache = config.create_timing_cache(timing_cache_path.read_bytes() if timing_cache_path.is_file() else b"")
+    config.set_timing_cache(timing_cache, ignore_mismatch=False)
+    progress(f"building with TensorRT {trt.__version__} for {gpu.identity.name}; this takes minutes")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise BuildError(f"TensorRT could not build the engine: {_last(told)}", location=str(plan.graph))
-    (directory / ENGINE).write_bytes(serialized)
-    _keep(times, config.get_timing_cache())
-    BuiltBy.of(plan, directory, tensorrt=str(trt.__version__), gpu=gpu.identity).write(directory)
+        reason = log_messages[-1] if log_messages else "TensorRT reported no reason"
+        raise BuildError(f"TensorRT failed to build the engine: {reason}", location=str(plan.graph))
+    (directory / ENGINE_FILE).write_bytes(serialized)
+    _save_timing_cache(timing_cache_path, config.get_timing_cache())
+    EngineIdentity.of_build(plan, directory, tensorrt=str(trt.__version__), gpu=gpu.identity).write(directory)
 
 
-def _parse(trt: Trt, network: Any, plan: Plan, told: list[str]) -> None:
-    parser = trt.OnnxParser(network, library.logger(trt, told))
+def _parse_graph(trt: TensorRtModule, network: Any, plan: Plan, log_messages: list[str]) -> None:
+    parser = trt.OnnxParser(network, library.make_logger(trt, log_messages))
     if not parser.parse_from_file(str(plan.graph)):
-        found = [str(parser.get_error(number).desc()) for number in range(parser.num_errors)]
-        raise BuildError(f"TensorRT does not take the graph: {'; '.join(found)}", location=str(plan.graph))
+        errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        raise BuildError(f"TensorRT rejected the graph: {'; '.join(errors)}", location=str(plan.graph))
 
 
-def _config(trt: Trt, builder: Any, plan: Plan) -> Any:
+def _builder_config(trt: TensorRtModule, builder: Any, plan: Plan) -> Any:
     config, runtime = builder.create_builder_config(), plan.runtime
     config.builder_optimization_level = runtime.optimization_level
     if runtime.workspace_mib:
@@ -55,31 +60,27 @@ def _config(trt: Trt, builder: Any, plan: Plan) -> Any:
         trt.BuilderFlag.VERSION_COMPATIBLE: runtime.version_compatible,
         trt.BuilderFlag.WEIGHT_STREAMING: bool(runtime.weights_mib),
     }
-    for flag in (flag for flag, wanted in flags.items() if wanted):
+    for flag in (flag for flag, enabled in flags.items() if enabled):
         config.set_flag(flag)
     if runtime.hardware != "this":
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, runtime.hardware.upper())
-    for ranges in plan.profiles.values():
+    for shape_ranges in plan.profiles.values():
         profile = builder.create_optimization_profile()
-        for name, (least, usual, most) in ranges.items():
-            profile.set_shape(name, least, usual, most)
+        for name, (min_shape, opt_shape, max_shape) in shape_ranges.items():
+            profile.set_shape(name, min_shape, opt_shape, max_shape)
         config.add_optimization_profile(profile)
     return config
 
 
-def _times(version: str, gpu: str) -> Path:
-    """Where times of kernels are kept, which make the next engine for the same GPU be built sooner."""
+def _timing_cache_path(tensorrt_version: str, gpu_name: str) -> Path:
+    """Return the file with kernel timings, which speed up the next build for the same GPU and TensorRT version."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeopt" / "tensorrt"
-    return folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-{version}.times"
+    return folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu_name)}-{tensorrt_version}.times"
 
 
-def _keep(path: Path, cache: Any) -> None:
-    """Whole at any moment, as another process may read it."""
+def _save_timing_cache(path: Path, timing_cache: Any) -> None:
+    """Replace the file in one step, because another process may read it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(f".{os.getpid()}")
-    new.write_bytes(cache.serialize())
-    new.replace(path)
-
-
-def _last(told: list[str]) -> str:
-    return told[-1] if told else "it does not say why"
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(timing_cache.serialize())
+    draft.replace(path)

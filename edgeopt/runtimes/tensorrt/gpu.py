@@ -1,4 +1,4 @@
-"""The GPU that engines run on, by torch: its identity, its memory, and graphs of its work."""
+"""Access the GPU through PyTorch: its identity, a CUDA stream and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What decides whether an engine runs on a GPU.
+class GpuIdentity:
+    """Properties of a GPU that decide which engines it can run.
 
     Attributes:
-        compute_capability: as NVIDIA writes it, such as 9.0.
-        cuda: version of the toolkit that the process computes with.
+        compute_capability: NVIDIA's number for the GPU architecture, such as `9.0`.
+        cuda: version of the CUDA toolkit in use.
     """
 
     name: str
@@ -29,61 +29,64 @@ class Identity:
 
 
 class Gpu(Protocol):
-    """Where buffers lie and work is queued."""
+    """A device that holds buffers and executes kernels on one CUDA stream."""
 
-    identity: Identity
-    location: torch.device
+    identity: GpuIdentity
+    device: torch.device
     stream: int
-    """The handle of the CUDA stream on which all work is queued."""
+    """Handle of the CUDA stream that receives all kernels."""
 
-    def wait(self) -> None:
-        """Until all that was queued or copied is done."""
+    def synchronize(self) -> None:
+        """Wait until all queued kernels and copies are complete."""
         ...
 
-    def captured(self, queue: Callable[[], None]) -> Callable[[], None]:
-        """What queues the same kernels again at once; `queue` must have run before."""
+    def capture_graph(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """Record the kernels that `launch` queues and return a function that replays them in a single launch.
+
+        Call `launch` once before the capture: TensorRT updates its state at the first launch with new shapes.
+        """
         ...
 
 
 @cache
-def first() -> Identity | None:
-    """The GPU that a process computes on where it is told nothing else; None where there is none."""
+def detect() -> GpuIdentity | None:
+    """Return the identity of the first CUDA device, or None if there is none."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability(0)
-    return Identity(
+    return GpuIdentity(
         name=torch.cuda.get_device_name(0), compute_capability=f"{major}.{minor}", cuda=str(torch.version.cuda)
     )
 
 
-class Cuda:
-    """The first GPU, with a stream of its own."""
+class CudaGpu:
+    """The first CUDA device, with its own stream."""
 
     def __init__(self) -> None:
         import torch
 
         from edgeopt.errors import BuildError
 
-        found = first()
-        if found is None:
-            raise BuildError("there is no NVIDIA GPU here", hint="Open the engine on its device")
-        self.identity, self.location = found, torch.device("cuda")
+        identity = detect()
+        if identity is None:
+            raise BuildError("this machine has no NVIDIA GPU", hint="Open or build the engine on its target device")
+        self.identity, self.device = identity, torch.device("cuda")
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.stream: int = self._stream.cuda_stream
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         import torch
 
         torch.cuda.synchronize()
 
-    def captured(self, queue: Callable[[], None]) -> Callable[[], None]:
+    def capture_graph(self, launch: Callable[[], None]) -> Callable[[], None]:
         import torch
 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            queue()
+            launch()
 
         def replay() -> None:
             with torch.cuda.stream(self._stream):

@@ -1,4 +1,4 @@
-"""TensorRT's Python interface, where it is installed."""
+"""Load TensorRT's Python module and collect its log messages."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from edgeopt.errors import BuildError
 STRONGLY_TYPED_ONLY = (11, 0)
 """First TensorRT version that supports only strongly typed networks."""
 
-Trt = Any
-"""The module `tensorrt`: its classes are not known to type checkers, and tests check each name that is used of it."""
+TensorRtModule = Any
+"""The module `tensorrt`. It has no type stubs; a test checks every name that edgeopt uses against its bindings."""
 
 
 @cache
-def version() -> str:
-    """Of the library that is here; empty where there is none that can be loaded."""
+def installed_version() -> str:
+    """Return the version of TensorRT, or an empty string if it cannot be loaded."""
     try:
         return str(load().__version__)
     except BuildError:
         return ""
 
 
-def load() -> Trt:
-    """BuildError where it is not installed, or cannot be loaded without what it needs itself."""
+def load() -> TensorRtModule:
+    """Import the module `tensorrt`. Raise BuildError if it or one of its shared libraries is missing."""
     try:
         return import_module("tensorrt")
     except ImportError as error:
-        raise BuildError(f"TensorRT cannot be loaded ({error})", hint="pip install 'edgeopt[tensorrt]'") from error
+        raise BuildError(
+            f"TensorRT cannot be imported ({error})", hint="Install it with `pip install 'edgeopt[tensorrt]'`"
+        ) from error
 
 
-def logger(trt: Trt, told: list[str]) -> Any:
-    """A logger of the library that keeps errors and warnings in `told`."""
+def make_logger(trt: TensorRtModule, messages: list[str]) -> Any:
+    """Return a TensorRT logger that appends errors and warnings to `messages`."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -41,6 +43,6 @@ def logger(trt: Trt, told: list[str]) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                told.append(message)
+                messages.append(message)
 
     return Logger()

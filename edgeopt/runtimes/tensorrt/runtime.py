@@ -1,4 +1,4 @@
-"""TensorRT: engines that one NVIDIA GPU runs, built on it; elsewhere the plan of one."""
+"""Build TensorRT engines on the NVIDIA GPU that runs them, or a build plan on other machines."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ if TYPE_CHECKING:
     from edgeopt.core.result import Measurement
     from edgeopt.core.target import Target
 
-VERSIONS = ((10, 3), (12, 0))
-"""The first that is known, and the first that is not."""
+FIRST_VERSION, FIRST_UNSUPPORTED_VERSION = (10, 3), (12, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRt:
-    """GPU engines of TensorRT from the portable graph, whose types and grids alone decide on precision.
+    """TensorRT engines for one GPU, built from the portable ONNX graph as strongly typed networks.
 
     Attributes:
-        version: the oldest TensorRT that is to build the engine: 11.0, or 10.3 for JetPack 6.
-        numbers: what is computed in, and what keys and values are kept in, where no grid says otherwise.
-        in_fp32: units that are computed in fp32 all the same, such as `layers.0.down`, `layers.*.o` or `lm_head`.
-        prompt_tokens: tokens of a prompt that are computed at once, at most.
-        workspace_mib: GPU memory for intermediate results, at most; 0 leaves it to TensorRT.
-        weights_mib: weights that stay on the GPU, the others being streamed; 0 keeps all there.
-        refit: the engine takes new weights without being built again.
-        version_compatible: later versions of TensorRT load the engine, too.
-        hardware: the GPUs that load it: of this name, of the same compute capability, or all since Ampere.
-        optimization_level: from 0, built soonest, to 5, tried longest.
-        cuda_graphs: a token's kernels are launched at once.
+        version: oldest TensorRT version that must be able to build the engine: `11.0`, or `10.3` for JetPack 6.
+        numbers: data type of the computation and of the KV cache, except where a quantization scheme sets another.
+        in_fp32: patterns of units that compute in fp32 in any case, such as `layers.0.down`, `layers.*.o` or `lm_head`.
+        prompt_tokens: largest number of prompt tokens that one call computes.
+        workspace_mib: limit of GPU memory for intermediate results; 0 sets no limit.
+        weights_mib: weights that stay in GPU memory, the rest is streamed from host memory; 0 keeps all on the GPU.
+        refit: the engine accepts new weights without a rebuild.
+        version_compatible: later TensorRT versions of the same major version can load the engine.
+        hardware: GPUs that can load the engine: the same model, the same compute capability, or Ampere and newer.
+        optimization_level: TensorRT's builder optimization level, from 0 (fastest build) to 5 (longest search).
+        cuda_graphs: launch the kernels of one decoding step as one CUDA graph.
         prompt_lookup: as in edgeopt.runtimes.onnxruntime_common.session_options.Knobs.
     """
 
@@ -62,39 +61,50 @@ class TensorRt:
     prompt_lookup: int = 0
 
     def __post_init__(self) -> None:
-        if not self.version.replace(".", "", 1).isdigit() or not VERSIONS[0] <= self.oldest < VERSIONS[1]:
+        is_number = self.version.replace(".", "", 1).isdigit()
+        if not is_number or not FIRST_VERSION <= self.min_version < FIRST_UNSUPPORTED_VERSION:
             raise ConfigError(
-                f"{self.version!r} is no version that is known", location="version", hint="Give 10.3 to 11.x"
+                f"`version` must be a TensorRT version from 10.3 to 11.x, got {self.version!r}",
+                location="version",
+                hint="Use 11.0, or 10.3 for JetPack 6",
             )
         if not 0 <= self.optimization_level <= 5:
             raise ConfigError(
-                f"{self.optimization_level} is no level", location="optimization_level", hint="Give 0 to 5"
+                f"`optimization_level` must be between 0 and 5, got {self.optimization_level}",
+                location="optimization_level",
+                hint="Use 3, TensorRT's default",
             )
         for name in ("workspace_mib", "weights_mib"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{getattr(self, name)} is too few", location=name, hint="Give 0 or more")
+                raise ConfigError(
+                    f"`{name}` must not be negative, got {getattr(self, name)}",
+                    location=name,
+                    hint="Use 0 to set no limit",
+                )
         chunked_prefill.check(self.prompt_tokens)
         lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
 
     @property
-    def oldest(self) -> tuple[int, int]:
-        """The version as two numbers."""
+    def min_version(self) -> tuple[int, int]:
+        """Return `version` as a pair of major and minor version."""
         major, _, minor = self.version.partition(".")
         return int(major), int(minor or 0)
 
     def device(self) -> str:
-        """The GPU and the TensorRT that engines are built by here; empty where one of them is missing."""
+        """Return the GPU and TensorRT version that build engines here, or an empty string if one is missing."""
         from edgeopt.runtimes.tensorrt import gpu, library
 
-        return f"{gpu.first()}, TensorRT {library.version()}" if gpu.first() and library.version() else ""
+        identity = gpu.detect()
+        version = library.installed_version() if identity else ""
+        return f"{identity}, TensorRT {version}" if version else ""
 
-    def units_in_fp32(self, spec: ModelSpec) -> frozenset[str]:
-        """The units that are computed in fp32; a tied table is one."""
+    def fp32_units(self, spec: ModelSpec) -> frozenset[str]:
+        """Return the names of the units that compute in fp32. Tied embeddings count as one unit."""
         if self.numbers == "fp32":
             return frozenset(spec.matrices)
-        found = {unit for unit in spec.matrices for pattern in self.in_fp32 if fnmatchcase(unit, pattern)}
+        units = {unit for unit in spec.matrices for pattern in self.in_fp32 if fnmatchcase(unit, pattern)}
         tables = {"lm_head", EMBEDDING}
-        return frozenset(found | tables if spec.tied_embeddings and found & tables else found)
+        return frozenset(units | tables if spec.tied_embeddings and units & tables else units)
 
     @property
     def baseline(self) -> Self:
@@ -105,74 +115,82 @@ class TensorRt:
         for pattern in self.in_fp32:
             if not any(fnmatchcase(unit, pattern) for unit in spec.matrices):
                 raise ConfigError(
-                    f"no unit is called {pattern!r}", location="runtime.in_fp32", hint="Give lm_head or layers.0.down"
+                    f"`in_fp32` must match units of the model, got {pattern!r}",
+                    location="runtime.in_fp32",
+                    hint="Use names such as lm_head or layers.0.down",
                 )
         if spec.kv_cache is not None:
             raise ConfigError(
-                "TensorRT keeps no keys and values on a grid here", location="runtime", hint="Drop the step"
+                "this runtime does not support a quantized KV cache",
+                location="runtime",
+                hint="Remove the kv_cache step",
             )
         if spec.adapters:
             raise ConfigError(
-                "TensorRT engines take no adapters at run time",
+                "TensorRT engines do not support adapters at run time",
                 location="runtime",
-                hint="Merge them: step.lora.merge=true",
+                hint="Merge them into the weights with step.lora.merge=true",
             )
         faults: dict[str, str] = {}
-        for name, grid in spec.schemes.items():
-            faults.setdefault(_fault(name, grid), name)  # one unit stands for all that lack the same
+        for name, scheme in spec.schemes.items():
+            faults.setdefault(_scheme_fault(name, scheme), name)  # report the first unit of each fault
         faults.pop("", None)
         if faults:
             raise ConfigError(
-                "; ".join(f"{name} is {fault}" for fault, name in faults.items()),
+                "; ".join(f"{name} {fault}" for fault, name in faults.items()),
                 location="runtime",
-                hint=". ".join(_MENDS[fault] for fault in faults),
+                hint=". ".join(_HINTS[fault] for fault in faults),
             )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
-        from edgeopt.runtimes.tensorrt import builder, gpu, library, plan
+        from edgeopt.runtimes.tensorrt import builder, gpu, library
+        from edgeopt.runtimes.tensorrt import plan as plans
 
-        made = plan.draw(self, checkpoint, directory, progress)
+        plan = plans.create(self, checkpoint, directory, progress)
         if self.device():
-            builder.build(made, directory, trt=library.load(), gpu=gpu.Cuda(), progress=progress)
+            builder.build(plan, directory, trt=library.load(), gpu=gpu.CudaGpu(), progress=progress)
         else:
-            progress("TensorRT or its GPU is not here: this is a plan, from which edgeopt build-plan makes an engine")
+            progress(
+                "this machine has no NVIDIA GPU or no TensorRT: wrote a build plan instead of an engine. "
+                "Build the engine on the device with `edgeopt build-plan DIR`"
+            )
 
     def lint(self, engine: Engine) -> list[str]:
         return []
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         from edgeopt.runtimes.tensorrt import gpu, library
-        from edgeopt.runtimes.tensorrt.identity import BuiltBy
+        from edgeopt.runtimes.tensorrt.engine_identity import EngineIdentity
         from edgeopt.runtimes.tensorrt.session import TensorRtSession
 
         engine.require_format(self.format)
-        built_by = BuiltBy.read(engine.directory)
-        return TensorRtSession(engine, self, built_by, trt=library.load(), gpu=gpu.Cuda())
+        identity = EngineIdentity.read(engine.directory)
+        return TensorRtSession(engine, self, identity, trt=library.load(), gpu=gpu.CudaGpu())
 
 
-_UNSIGNED, _BY_CALL, _BITS, _TABLE = (
-    "on a grid that is not symmetric",
-    "multiplied with inputs whose range each call finds",
-    "on a grid of neither 4 bits in blocks nor 8 bits with inputs in 8 bits",
-    "a table on a grid",
+_ASYMMETRIC, _DYNAMIC_INPUTS, _UNSUPPORTED_BITS, _QUANTIZED_EMBEDDING = (
+    "has an asymmetric quantization scheme",
+    "has 8-bit inputs with dynamic ranges",
+    "has a scheme other than 4-bit weights or 8-bit weights with 8-bit inputs",
+    "is a quantized embedding table",
 )
-_MENDS = {
-    _UNSIGNED: "TensorRT's grids have their zero in the middle: give symmetric=true",
-    _BY_CALL: "TensorRT wants ranges of calibration text: give ranges=min_max or another",
-    _BITS: "Give int4, or the step int8_activations",
-    _TABLE: "TensorRT looks up rows in float alone: give embedding=float",
+_HINTS = {
+    _ASYMMETRIC: "TensorRT supports symmetric quantization only: set symmetric=true",
+    _DYNAMIC_INPUTS: "TensorRT needs ranges from calibration text: set ranges=min_max or another calibrated choice",
+    _UNSUPPORTED_BITS: "Use int4, or the step int8_activations",
+    _QUANTIZED_EMBEDDING: "TensorRT looks up embedding rows in float only: set embedding=float",
 }
 
 
-def _fault(name: str, grid: QuantizationScheme) -> str:
-    """What TensorRT does not take; empty where it takes the grid."""
+def _scheme_fault(name: str, scheme: QuantizationScheme) -> str:
+    """Return the reason why TensorRT does not support the scheme of unit `name`, or an empty string if it does."""
     if name == EMBEDDING:
-        return _TABLE
-    if grid.inputs == "dynamic":
-        return _BY_CALL
-    if (grid.bits, grid.inputs) not in ((4, "float"), (8, "static")):
-        return _BITS
-    return "" if grid.symmetric else _UNSIGNED
+        return _QUANTIZED_EMBEDDING
+    if scheme.inputs == "dynamic":
+        return _DYNAMIC_INPUTS
+    if (scheme.bits, scheme.inputs) not in ((4, "float"), (8, "static")):
+        return _UNSUPPORTED_BITS
+    return "" if scheme.symmetric else _ASYMMETRIC

@@ -1,7 +1,7 @@
-"""TensorRT engines on their GPU; sequences run one after another, each with keys and values of its own.
+"""Run TensorRT engines on their GPU, one sequence at a time, each with its own KV cache.
 
-Keys and values lie twice, since an engine may write what it gives back before it has read all that it was given: each
-call reads the one and writes the other.
+Each sequence holds two copies of its KV cache. A TensorRT engine may write outputs before it has read all inputs, so
+each call reads one copy and writes the other.
 """
 
 from __future__ import annotations
@@ -25,121 +25,132 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeopt.core.artifact import Engine
+    from edgeopt.runtimes.tensorrt.engine_identity import EngineIdentity
     from edgeopt.runtimes.tensorrt.gpu import Gpu
-    from edgeopt.runtimes.tensorrt.identity import BuiltBy
-    from edgeopt.runtimes.tensorrt.library import Trt
+    from edgeopt.runtimes.tensorrt.library import TensorRtModule
     from edgeopt.runtimes.tensorrt.runtime import TensorRt
 
-TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64, "INT32": torch.int32}
+DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64, "INT32": torch.int32}
+"""PyTorch data types by the names of TensorRT's."""
 
 
 class TensorRtSession(PastSession):
-    """One engine on its GPU with a context for each optimization profile."""
+    """An engine on its GPU, with one execution context for each optimization profile."""
 
-    def __init__(self, engine: Engine, runtime: TensorRt, built_by: BuiltBy, *, trt: Trt, gpu: Gpu) -> None:
+    def __init__(
+        self, engine: Engine, runtime: TensorRt, identity: EngineIdentity, *, trt: TensorRtModule, gpu: Gpu
+    ) -> None:
         directory = engine.directory
-        built_by.require(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
-        self._spec, self._gpu, self._trt, self._graphs = engine.spec, gpu, trt, runtime.cuda_graphs
+        identity.require_loadable(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
+        self._spec, self._gpu, self._trt, self._cuda_graphs = engine.spec, gpu, trt, runtime.cuda_graphs
         self.computed_by = (gpu.identity.name,)
         self._ends, self._guessed = end_tokens(directory), runtime.prompt_lookup
         profiles = plans.read(directory).profiles
-        self._at_once = profiles[plans.PREFILL][INPUT_IDS][2][1]
-        self._told: list[str] = []
-        self._engine = self._loaded(directory / plans.ENGINE, runtime)
-        self._contexts = {name: self._context(number) for number, name in enumerate(profiles)}
+        _, _, max_tokens_shape = profiles[plans.PREFILL][INPUT_IDS]
+        self._at_once = max_tokens_shape[1]
+        self._log_messages: list[str] = []
+        self._engine = self._load_engine(directory / plans.ENGINE_FILE, runtime)
+        self._contexts = {name: self._create_context(index) for index, name in enumerate(profiles)}
 
     def close(self) -> None:
         self._contexts, self._engine = {}, None
 
-    def _loaded(self, path: Path, runtime: TensorRt) -> Any:
-        """The engine, read from its mapped file by TensorRT itself."""
-        loader = self._trt.Runtime(library.logger(self._trt, self._told))
+    def _load_engine(self, path: Path, runtime: TensorRt) -> Any:
+        """Deserialize the engine; TensorRT reads it from the memory-mapped file without a copy in Python."""
+        loader = self._trt.Runtime(library.make_logger(self._trt, self._log_messages))
         if runtime.version_compatible:
             loader.engine_host_code_allowed = True
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            engine = loader.deserialize_cuda_engine(_reader(self._trt, mapped))
+            engine = loader.deserialize_cuda_engine(_stream_reader(self._trt, mapped))
         if engine is None:
-            raise BuildError(f"TensorRT cannot load the engine: {'; '.join(self._told)}", location=str(path))
+            raise BuildError(f"TensorRT failed to load the engine: {'; '.join(self._log_messages)}", location=str(path))
         if runtime.weights_mib:
             engine.weight_streaming_budget_v2 = min(runtime.weights_mib * 2**20, engine.streamable_weights_size)
         return engine
 
-    def _context(self, profile: int) -> Any:
+    def _create_context(self, profile_index: int) -> Any:
         context = self._engine.create_execution_context()
-        if context is None or not context.set_optimization_profile_async(profile, self._gpu.stream):
-            raise BuildError(f"TensorRT makes no context of the engine: {'; '.join(self._told)}")
+        if context is None or not context.set_optimization_profile_async(profile_index, self._gpu.stream):
+            raise BuildError(f"TensorRT failed to create an execution context: {'; '.join(self._log_messages)}")
         return context
 
     def _sequence(self, capacity: int, adapter: str | None) -> _Sequence:
         adapters.require(adapter, self._spec)
-        return _Sequence(_Tensors(self._engine, self._gpu, capacity), self._contexts, self._gpu, graphs=self._graphs)
+        allocator = _BufferAllocator(self._engine, self._gpu, capacity)
+        return _Sequence(allocator, self._contexts, self._gpu, cuda_graphs=self._cuda_graphs)
 
 
-class _Tensors:
-    """Buffers for the inputs and outputs of an engine, for one sequence of at most `capacity` tokens."""
+class _BufferAllocator:
+    """Allocate the input and output buffers of an engine, for one sequence of up to `capacity` tokens."""
 
     def __init__(self, engine: Any, gpu: Gpu, capacity: int) -> None:
         self._engine, self._gpu, self._capacity = engine, gpu, capacity
-        self._names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-        self._on_host = {name for name in self._names if engine.is_shape_inference_io(name)}
+        self._names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self._host_names = {name for name in self._names if engine.is_shape_inference_io(name)}
 
     @property
-    def are_on_gpu(self) -> bool:
-        """Whether nothing that a call is given decides on shapes, which the host would have to know."""
-        return not self._on_host
+    def has_only_gpu_buffers(self) -> bool:
+        """Return whether no input decides on shapes. Such inputs are read by the host and prevent CUDA graphs."""
+        return not self._host_names
 
-    def keys_and_values(self) -> dict[str, torch.Tensor]:
-        """By the names of the inputs, (1, heads, capacity, head size)."""
+    def kv_cache(self) -> dict[str, torch.Tensor]:
+        """Return keys and values by input name, each of shape (1, heads, capacity, head size)."""
         shapes = {name: self._engine.get_tensor_shape(name) for name in self._names if name.startswith(PAST_PREFIX)}
-        return {name: self._new(name, (1, shape[1], self._capacity, shape[3])) for name, shape in shapes.items()}
+        return {name: self._zeros(name, (1, shape[1], self._capacity, shape[3])) for name, shape in shapes.items()}
 
-    def given(self, tokens: int, rows: int) -> dict[str, torch.Tensor]:
-        """What a call is told beside keys and values."""
+    def token_inputs(self, tokens: int, rows: int) -> dict[str, torch.Tensor]:
+        """Return the inputs other than the KV cache, for `tokens` new tokens with logits at `rows` of them."""
         shapes: dict[str, tuple[int, ...]] = {INPUT_IDS: (1, tokens), PAST_LENGTH: (), POSITION: (), ROWS: (rows,)}
-        return {name: self._new(name, shape) for name, shape in shapes.items() if name in self._names}
+        return {name: self._zeros(name, shape) for name, shape in shapes.items() if name in self._names}
 
     def logits(self, rows: int) -> torch.Tensor:
-        return self._new(LOGITS, (1, rows, self._engine.get_tensor_shape(LOGITS)[2]))
+        """Return the output buffer of the logits, shape (1, rows, vocabulary)."""
+        return self._zeros(LOGITS, (1, rows, self._engine.get_tensor_shape(LOGITS)[2]))
 
-    def _new(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        kind = TYPES[self._engine.get_tensor_dtype(name).name]
-        return torch.zeros(shape, dtype=kind, device="cpu" if name in self._on_host else self._gpu.location)
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        dtype = DTYPES[self._engine.get_tensor_dtype(name).name]
+        return torch.zeros(shape, dtype=dtype, device="cpu" if name in self._host_names else self._gpu.device)
 
 
 class _Sequence:
-    """Keys and values of one sequence, and the buffers of each kind of call."""
+    """The KV cache of one sequence, and the calls with their buffers, one for each shape of inputs."""
 
-    def __init__(self, tensors: _Tensors, contexts: Mapping[str, Any], gpu: Gpu, *, graphs: bool) -> None:
-        self._tensors, self._contexts, self._gpu = tensors, contexts, gpu
-        self._graphs = graphs and tensors.are_on_gpu
-        self._kept = [tensors.keys_and_values() for _ in range(2)]
-        self._length, self._turn = 0, 0
+    def __init__(
+        self, allocator: _BufferAllocator, contexts: Mapping[str, Any], gpu: Gpu, *, cuda_graphs: bool
+    ) -> None:
+        self._allocator, self._contexts, self._gpu = allocator, contexts, gpu
+        self._cuda_graphs = cuda_graphs and allocator.has_only_gpu_buffers
+        self._kv_caches = [allocator.kv_cache() for _ in range(2)]
+        self._length, self._current = 0, 0
         self._calls: dict[tuple[int, int, int], _Call] = {}
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        key = len(tokens), len(rows), self._turn
+        key = len(tokens), len(rows), self._current
         if key not in self._calls:
-            self._calls[key] = self._call(*key)
+            self._calls[key] = self._create_call(*key)
         logits = self._calls[key].run(tokens, self._length, rows)
         self._length += len(tokens)
-        self._turn = 1 - self._turn
+        self._current = 1 - self._current
         return logits
 
     def back(self, count: int) -> None:
         self._length -= count
 
-    def _call(self, tokens: int, rows: int, turn: int) -> _Call:
-        inputs = self._tensors.given(tokens, rows) | self._kept[turn]
-        after = {name.replace(PAST_PREFIX, PRESENT_PREFIX): buffer for name, buffer in self._kept[1 - turn].items()}
-        outputs = after | {LOGITS: self._tensors.logits(rows)}
-        self._gpu.wait()
-        decoding = tokens == rows == 1
-        context = self._contexts[plans.DECODE if decoding else plans.PREFILL]
-        return _Call(context, self._gpu, inputs, outputs, graphs=decoding and self._graphs)
+    def _create_call(self, tokens: int, rows: int, current: int) -> _Call:
+        """Create a call that reads the KV cache at index `current` and writes the other."""
+        inputs = self._allocator.token_inputs(tokens, rows) | self._kv_caches[current]
+        present = {
+            name.replace(PAST_PREFIX, PRESENT_PREFIX): buffer for name, buffer in self._kv_caches[1 - current].items()
+        }
+        outputs = present | {LOGITS: self._allocator.logits(rows)}
+        self._gpu.synchronize()
+        is_decode = tokens == rows == 1
+        context = self._contexts[plans.DECODE if is_decode else plans.PREFILL]
+        return _Call(context, self._gpu, inputs, outputs, cuda_graph=is_decode and self._cuda_graphs)
 
 
 class _Call:
-    """One shape of a call with all its buffers, queued a second time as a graph of its kernels."""
+    """One execution with fixed shapes and buffers. The second run captures a CUDA graph, later runs replay it."""
 
     def __init__(
         self,
@@ -148,36 +159,38 @@ class _Call:
         inputs: Mapping[str, torch.Tensor],
         outputs: Mapping[str, torch.Tensor],
         *,
-        graphs: bool,
+        cuda_graph: bool,
     ) -> None:
-        self._context, self._gpu, self._inputs, self._outputs, self._graphs = context, gpu, inputs, outputs, graphs
-        self._runs = 0
-        self._again: Callable[[], None] | None = None
+        self._context, self._gpu, self._inputs, self._outputs = context, gpu, inputs, outputs
+        self._cuda_graph = cuda_graph
+        self._run_count = 0
+        self._replay: Callable[[], None] | None = None
 
     def run(self, tokens: Sequence[int], length: int, rows: Sequence[int]) -> np.ndarray:
-        given = {INPUT_IDS: [list(tokens)], PAST_LENGTH: length, POSITION: length, ROWS: list(rows)}
-        for name, content in given.items():
+        """Compute `tokens` after a cache of `length` tokens. Return float32 logits of shape (rows, vocabulary)."""
+        values = {INPUT_IDS: [list(tokens)], PAST_LENGTH: length, POSITION: length, ROWS: list(rows)}
+        for name, value in values.items():
             if name in self._inputs:
-                self._inputs[name].copy_(torch.tensor(content, dtype=self._inputs[name].dtype))
-        if self._again is None and self._graphs and self._runs == 1:
-            self._again = self._gpu.captured(self._queue)
-        (self._again or self._queue)()
-        self._runs += 1
-        self._gpu.wait()
-        found: np.ndarray = self._outputs[LOGITS][0].float().cpu().numpy()
-        return found
+                self._inputs[name].copy_(torch.tensor(value, dtype=self._inputs[name].dtype))
+        if self._replay is None and self._cuda_graph and self._run_count == 1:
+            self._replay = self._gpu.capture_graph(self._launch)
+        (self._replay or self._launch)()
+        self._run_count += 1
+        self._gpu.synchronize()
+        logits: np.ndarray = self._outputs[LOGITS][0].float().cpu().numpy()
+        return logits
 
-    def _queue(self) -> None:
+    def _launch(self) -> None:
         for name, buffer in self._inputs.items():
             self._context.set_input_shape(name, tuple(buffer.shape))
         for name, buffer in (*self._inputs.items(), *self._outputs.items()):
             self._context.set_tensor_address(name, buffer.data_ptr())
         if not self._context.execute_async_v3(self._gpu.stream):
-            raise MeasureError("TensorRT could not run the engine")
+            raise MeasureError("TensorRT failed to execute the engine")
 
 
-def _reader(trt: Trt, mapped: mmap.mmap) -> Any:
-    """What TensorRT reads a mapped file by; versions before 10.7 read from its beginning to its end."""
+def _stream_reader(trt: TensorRtModule, mapped: mmap.mmap) -> Any:
+    """Return a TensorRT stream reader of the mapped file. TensorRT before 10.7 only reads sequentially."""
     if not hasattr(trt, "IStreamReaderV2"):
 
         class Reader(trt.IStreamReader):  # type: ignore[misc]
@@ -197,8 +210,8 @@ def _reader(trt: Trt, mapped: mmap.mmap) -> Any:
             return mapped.read(num_bytes)
 
         def seek(self, offset: int, where: Any) -> bool:
-            starts = {trt.SeekPosition.SET: 0, trt.SeekPosition.CUR: mapped.tell(), trt.SeekPosition.END: len(mapped)}
-            mapped.seek(starts[where] + offset)
+            origins = {trt.SeekPosition.SET: 0, trt.SeekPosition.CUR: mapped.tell(), trt.SeekPosition.END: len(mapped)}
+            mapped.seek(origins[where] + offset)
             return True
 
     return ReaderV2()
