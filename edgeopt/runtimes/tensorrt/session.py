@@ -139,9 +139,8 @@ class _Sequence:
     def _create_call(self, tokens: int, rows: int, current: int) -> _Call:
         """Create a call that reads the KV cache at index `current` and writes the other."""
         inputs = self._allocator.token_inputs(tokens, rows) | self._kv_caches[current]
-        present = {
-            name.replace(PAST_PREFIX, PRESENT_PREFIX): buffer for name, buffer in self._kv_caches[1 - current].items()
-        }
+        written = self._kv_caches[1 - current]
+        present = {name.replace(PAST_PREFIX, PRESENT_PREFIX): buffer for name, buffer in written.items()}
         outputs = present | {LOGITS: self._allocator.logits(rows)}
         self._gpu.synchronize()
         is_decode = tokens == rows == 1
