@@ -11,6 +11,6 @@ The kernel drops the locks of a process that dies, so nothing has to be cleaned 
 are locked stay for ever, since somebody may wait on them; they hold a number at most.
 """
 
-from edgeopt.cache.stages import Stage, Store, code_digest
+from edgeopt.cache.stage_cache import Stage, StageCache, code_digest
 
-__all__ = ["Stage", "Store", "code_digest"]
+__all__ = ["Stage", "StageCache", "code_digest"]

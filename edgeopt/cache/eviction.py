@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.cache.uses import alone, lock_file
+from edgeopt.cache.entry_locks import alone, lock_file
 from edgeopt.errors import StoreError
 
 NO_KINDS = ("locks", "uses")
@@ -34,7 +34,7 @@ class Entry:
     """
 
     folder: Path
-    used_ns: int
+    last_used_ns: int
     blocks: Mapping[Inode, int]
 
     @property
@@ -54,13 +54,13 @@ class Eviction:
     evicted: tuple[Entry, ...]
     in_use: tuple[Entry, ...]
     freed_bytes: int
-    left_bytes: int
+    remaining_bytes: int
 
 
-def entries(root: Path) -> list[Entry]:
+def list_entries(root: Path) -> list[Entry]:
     """Everything in the cache `root`, the least recently used first; what vanishes meanwhile is left out."""
     folders = [f for kind in _subfolders(root) if kind.name not in NO_KINDS for f in _subfolders(kind)]
-    return sorted((e for f in folders if (e := _entry(root, f)) is not None), key=lambda e: e.used_ns)
+    return sorted((e for f in folders if (e := _entry(root, f)) is not None), key=lambda e: e.last_used_ns)
 
 
 def bytes_on_disk(found: Iterable[Entry]) -> int:
@@ -80,7 +80,7 @@ def evict(root: Path, to_bytes: int) -> Eviction:
     in_use: list[Entry] = []
     with lock_file(root / "locks" / "eviction") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        found = entries(root)
+        found = list_entries(root)
         before = left = bytes_on_disk(found)
         links = Counter(inode for entry in found for inode in entry.blocks)
         for entry in sorted(found, key=lambda e: e.kind != SCRATCH):
@@ -94,7 +94,7 @@ def evict(root: Path, to_bytes: int) -> Eviction:
             evicted.append(entry)
             links.subtract(entry.blocks.keys())
             left -= sum(size for inode, size in entry.blocks.items() if not links[inode])
-    return Eviction(evicted=tuple(evicted), in_use=tuple(in_use), freed_bytes=before - left, left_bytes=left)
+    return Eviction(evicted=tuple(evicted), in_use=tuple(in_use), freed_bytes=before - left, remaining_bytes=left)
 
 
 def remove(root: Path, folder: Path) -> None:
@@ -121,10 +121,10 @@ def _evicted(root: Path, entry: Entry) -> None:
 def _entry(root: Path, folder: Path) -> Entry | None:
     try:
         mark = root / "uses" / folder.name
-        used_ns = (mark if mark.is_file() else folder).stat().st_mtime_ns
+        last_used_ns = (mark if mark.is_file() else folder).stat().st_mtime_ns
     except FileNotFoundError:
         return None
-    return Entry(folder=folder, used_ns=used_ns, blocks=dict(_blocks(folder)))
+    return Entry(folder=folder, last_used_ns=last_used_ns, blocks=dict(_blocks(folder)))
 
 
 def _blocks(path: Path) -> Iterator[tuple[Inode, int]]:

@@ -45,9 +45,9 @@ def _libraries() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    from edgeopt.machine.inventory import inventory
+    from edgeopt.machine.inventory import detect_device
 
-    device = inventory(rates=False)
+    device = detect_device(measure_rates=False)
     yield Check(
         what="processor",
         good=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.checkpoints import importing, tokenizer
 from edgeopt.config import parse as configs
 from edgeopt.config.compose import Composer, Config
@@ -27,8 +27,8 @@ from edgeopt.core.target import Device, Target
 from edgeopt.errors import ConfigError, EdgeoptError, InputError
 from edgeopt.machine import device_lease, process_identity
 from edgeopt.machine.codecarbon_meter import EnergyMeter
-from edgeopt.machine.postgres_lease import SharedLease
-from edgeopt.machine.utilization import SystemUse
+from edgeopt.machine.postgres_lease import PostgresLease
+from edgeopt.machine.utilization import UtilizationMonitor
 from edgeopt.measure.harness import samples
 from edgeopt.measure.harness.bench import Bench, measure
 from edgeopt.measure.quality_prediction import QualityPredictor, restrict_to_quality
@@ -125,9 +125,9 @@ def known_metrics(config_dir: Path | None) -> Mapping[str, str]:
 
 @cache
 def this_machine() -> Device:
-    from edgeopt.machine.inventory import inventory
+    from edgeopt.machine.inventory import detect_device
 
-    return inventory(rates=False)
+    return detect_device(measure_rates=False)
 
 
 @cache
@@ -164,8 +164,8 @@ def job(config: Config, config_dir: Path | None) -> Job:
         steps=tuple((name, instantiate(step, f"step.{name}")) for name, step in recipe.steps),
         runtime=configs.part(config, "runtime"),
         reference=Torch(),
-        measure=bound,
-        foresight=None if short is None else QualityPredictor(measure=replace(bound, bench=short)),
+        bench=bound,
+        quality_predictor=None if short is None else QualityPredictor(bench=replace(bound, bench=short)),
         lease=_lease(store_url(config)),
         target=bound.target,
         device=bound.device,
@@ -179,7 +179,7 @@ def _lease(store: str) -> Lease:
     """Workers that share a database share the lease on the device by it, wherever they run."""
     if not store.startswith("postgresql"):
         return device_lease
-    return SharedLease(url=store, device=process_identity.kernel())
+    return PostgresLease(url=store, device=process_identity.boot_id())
 
 
 def checked(config: Config, config_dir: Path | None) -> Job:
@@ -192,8 +192,8 @@ def checked(config: Config, config_dir: Path | None) -> Job:
     return made
 
 
-def store(config: Config) -> Store:
-    return Store(cache_folder(Path(config["state"])), limit_bytes=configs.cache_limit(config))
+def store(config: Config) -> StageCache:
+    return StageCache(cache_folder(Path(config["state"])), limit_bytes=configs.cache_limit(config))
 
 
 def cache_folder(state: Path) -> Path:
@@ -278,7 +278,7 @@ def evaluate_trial(
     except EdgeoptError as error:
         failure = Failure(stage="config", kind=type(error).__name__, message=str(error))
         return replace(blank(request, params), failure=failure)
-    _held.enter_context(kept.holding(progress))
+    _held.enter_context(kept.protect(progress))
     meter.joules()  # from here on
     result = observed(lambda: evaluate(made, kept, progress, build_only=build_only))
     return replace(result, energy_j=meter.joules(), energy_method=meter.method)
@@ -286,7 +286,7 @@ def evaluate_trial(
 
 def observed(evaluation: Callable[[], TrialResult]) -> TrialResult:
     """The result of an evaluation with how busy the machine was meanwhile."""
-    with SystemUse() as use:
+    with UtilizationMonitor() as use:
         result = evaluation()
     return replace(result, system=tuple(use.readings))
 

@@ -48,11 +48,11 @@ class TextSource(Protocol):
 class Cache(Protocol):
     """Keeps what is expensive to find out and serves more than one step or trial."""
 
-    def stage(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
+    def get_or_create(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
         """The folder that `produce` fills, made once for equal `inputs` (plain JSON data that determine it)."""
         ...
 
-    def draft(self, inputs: object) -> AbstractContextManager[Path]:
+    def resumable_folder(self, inputs: object) -> AbstractContextManager[Path]:
         """A folder for the state of long work, which is there again after a kill and goes when the work is done."""
         ...
 
@@ -272,11 +272,11 @@ class Lease(Protocol):
     files on one of them.
     """
 
-    def hold(self, progress: Progress) -> AbstractContextManager[None]:
+    def exclusive(self, progress: Progress) -> AbstractContextManager[None]:
         """Have the device alone inside the block, after those who measure or work have ended."""
         ...
 
-    def work(self, progress: Progress) -> AbstractContextManager[None]:
+    def shared(self, progress: Progress) -> AbstractContextManager[None]:
         """Nobody measures inside the block; it begins after those who measure, or wait to, have ended."""
         ...
 

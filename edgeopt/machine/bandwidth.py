@@ -22,7 +22,7 @@ _SIDE = 1024
 _REPEATS = 5
 
 
-def read_gb_per_s() -> float:
+def measure_read_gb_per_s() -> float:
     """1e9 bytes per second at which all cores together take the maximum of a buffer, each over its own share.
 
     A maximum of integers is vectorised, leaves Python's lock alone and never starts threads of its own.
@@ -35,7 +35,7 @@ def read_gb_per_s() -> float:
         return _BUFFER_BYTES / _seconds(lambda: list(pool.map(np.max, shares))) / 1e9
 
 
-def storage_gb_per_s(folder: Path) -> float:
+def measure_storage_gb_per_s(folder: Path) -> float:
     """1e9 bytes per second of the storage below `folder`, of a file that is read in order and past the page cache.
 
     0 where it has no such storage (tmpfs) or no room for 256 MiB.
@@ -47,12 +47,12 @@ def storage_gb_per_s(folder: Path) -> float:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-            return read_past_cache(Path(file.name)) / 1e9
+            return measure_direct_read_bytes_per_s(Path(file.name)) / 1e9
     except OSError:
         return 0.0
 
 
-def read_past_cache(path: Path) -> float:
+def measure_direct_read_bytes_per_s(path: Path) -> float:
     """Bytes per second at which storage gives a file. Raises OSError where the file system knows no such reading."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
@@ -66,12 +66,12 @@ def read_past_cache(path: Path) -> float:
         os.close(file)
 
 
-def fp32_gflops() -> float:
+def measure_fp32_gflops() -> float:
     """1e9 floating-point operations per second of ONNX Runtime's MatMul, 1024 x 1024 x 1024."""
     return _matrix_rate("MatMul", "float32")
 
 
-def int8_gops() -> float:
+def measure_int8_gops() -> float:
     """1e9 integer operations per second of ONNX Runtime's MatMulInteger, uint8 by int8."""
     return _matrix_rate("MatMulInteger", "int8")
 

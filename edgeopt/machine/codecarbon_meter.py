@@ -19,7 +19,7 @@ class EnergyMeter:
     """
 
     def __init__(self) -> None:
-        self._tracker = silent_tracker(tracking_mode="process", allow_multiple_runs=True)
+        self._tracker = create_quiet_tracker(tracking_mode="process", allow_multiple_runs=True)
         self._task = 0
         self._tracker.start_task("0")
 
@@ -33,11 +33,11 @@ class EnergyMeter:
     @property
     def method(self) -> str:
         """Each component with "measured" or "estimated"."""
-        components = [instrument(hardware) for hardware in self._tracker._hardware]
+        components = [describe_instrument(hardware) for hardware in self._tracker._hardware]
         return ", ".join(f"{name} {kind}" for name, kind, _ in components) + ", by codecarbon for this process"
 
 
-def silent_tracker(**settings: Any) -> OfflineEmissionsTracker:
+def create_quiet_tracker(**settings: Any) -> OfflineEmissionsTracker:
     """Create a codecarbon tracker that writes no files and logs errors only."""
     from codecarbon import OfflineEmissionsTracker
     from codecarbon.external.logger import set_logger_level
@@ -47,7 +47,7 @@ def silent_tracker(**settings: Any) -> OfflineEmissionsTracker:
     return OfflineEmissionsTracker(country_iso_code="USA", output_methods=[], log_level="error", **settings)
 
 
-def instrument(hardware: Any) -> tuple[str, Kind, str]:
+def describe_instrument(hardware: Any) -> tuple[str, Kind, str]:
     """Return (component, kind, method) of a codecarbon hardware object.
 
     A hardware object that is not known to read a counter counts as estimated.

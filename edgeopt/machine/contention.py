@@ -29,7 +29,7 @@ TOLERANCE = 1.15
 """Times the shortest that the bit of work took: what takes longer than that is slowed down."""
 STRETCH_S = 0.05
 """The work between two looks at the pace."""
-AT_ONCE_S = 20e-6
+BURST_GAP_S = 20e-6
 """Between two tokens, less than an engine takes for one: both were computed together."""
 PATIENCE = 5
 """How often work is done in all, at most, until there is a try that nobody slowed down."""
@@ -53,18 +53,18 @@ class ContentionProbe:
         self.best_s = min(self.best_s, taken)
         return taken
 
-    def is_usual(self, pace_s: float) -> bool:
+    def is_undisturbed(self, pace_s: float) -> bool:
         """Whether nobody slowed down the core at a moment, as far as is known now."""
-        return is_usual(pace_s, self.best_s)
+        return is_undisturbed(pace_s, self.best_s)
 
-    def tried(self, work: Callable[[], T]) -> T:
+    def retry(self, work: Callable[[], T]) -> T:
         """What `work` gives in the first try that nobody slowed down, or in that at the best pace."""
         tries = []
         for _ in range(PATIENCE):
             before = self.now()
             found = work()
             tries.append((max(before, self.now()), found))
-            if self.is_usual(tries[-1][0]):
+            if self.is_undisturbed(tries[-1][0]):
                 break
         return min(tries, key=lambda one: one[0])[1]
 
@@ -75,16 +75,16 @@ def is_virtual(root: Path = ROOT) -> bool:
     return path.is_file() and " hypervisor" in path.read_text()
 
 
-def is_usual(pace_s: float, best_s: float) -> bool:
+def is_undisturbed(pace_s: float, best_s: float) -> bool:
     return pace_s <= TOLERANCE * best_s
 
 
-def usual(values: Iterable[float], paces_s: Iterable[float], best_s: float) -> list[float]:
+def select_undisturbed(values: Iterable[float], paces_s: Iterable[float], best_s: float) -> list[float]:
     """Those of the values that were found at a usual pace."""
-    return [value for value, pace_s in zip(values, paces_s, strict=True) if is_usual(pace_s, best_s)]
+    return [value for value, pace_s in zip(values, paces_s, strict=True) if is_undisturbed(pace_s, best_s)]
 
 
-def decodes(
+def time_decode_rounds(
     session: Session, prompt: Sequence[int], count: int, pace: ContentionProbe, *, rounds: int, most_s: float
 ) -> list[tuple[list[float], list[float]]]:
     """Times of tokens and the pace meanwhile, of `rounds` decodes or more: until as many tokens were at a usual pace.
@@ -94,13 +94,13 @@ def decodes(
     found: list[tuple[list[float], list[float]]] = []
     end = time.monotonic() + most_s
     while len(found) < rounds or (
-        sum(len(usual(*one, pace.best_s)) for one in found) < rounds * count and time.monotonic() < end
+        sum(len(select_undisturbed(*one, pace.best_s)) for one in found) < rounds * count and time.monotonic() < end
     ):
-        found.append(token_times(session, prompt, count, pace))
+        found.append(time_tokens(session, prompt, count, pace))
     return found
 
 
-def token_times(
+def time_tokens(
     session: Session, prompt: Sequence[int], count: int, pace: ContentionProbe
 ) -> tuple[list[float], list[float]]:
     """Seconds of each of `count` tokens after the first, and the pace of the cores meanwhile.
@@ -125,12 +125,12 @@ def token_times(
         paces += [slower] * (len(moments) - 1)
     if len(times) != count:
         raise MeasureError(f"the engine generated {made + len(times)} of {count + 1} tokens")
-    return shared(times), paces
+    return spread_bursts(times), paces
 
 
-def shared(times: Sequence[float]) -> list[float]:
+def spread_bursts(times: Sequence[float]) -> list[float]:
     """The times between tokens, with those that came at once sharing what the first of them took."""
-    starts = [index for index, seconds in enumerate(times) if index == 0 or seconds >= AT_ONCE_S]
+    starts = [index for index, seconds in enumerate(times) if index == 0 or seconds >= BURST_GAP_S]
     parts = [times[start:end] for start, end in pairwise([*starts, len(times)])]
     return [sum(part) / len(part) for part in parts for _ in part]
 

@@ -41,7 +41,7 @@ _own = _Own()
 
 
 @contextmanager
-def hold(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
+def exclusive(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
     """Have the device alone while the block runs; waits for measurements and work of this user's other processes.
 
     Inside `work` of the same thread that work lets others measure first and goes on after the block; inside
@@ -72,7 +72,7 @@ def hold(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
 
 
 @contextmanager
-def work(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
+def shared(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
     """Keep the device from being measured while the block runs, beside others who work; waits while it is measured.
 
     Inside `work` or `hold` of the same thread this one adds nothing. Raises MeasureError where a lock file cannot be

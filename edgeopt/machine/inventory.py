@@ -9,8 +9,8 @@ from pathlib import Path
 
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.target import Device, Target
-from edgeopt.machine import bandwidth as measured
-from edgeopt.machine.procfs import ROOT, memory_cap, text
+from edgeopt.machine import bandwidth
+from edgeopt.machine.procfs import ROOT, read_memory_cap, read_text
 
 # instruction sets that decide which matrix kernels a runtime takes
 _ISA = (
@@ -45,7 +45,7 @@ _ACCELERATOR_NODES = {
 }
 
 
-def inventory(*, rates: bool, root: Path = ROOT) -> Device:
+def detect_device(*, measure_rates: bool, root: Path = ROOT) -> Device:
     """This machine; with `rates` its read bandwidths and matrix rates are measured, which takes some seconds."""
     return Device(
         name=platform.node() or "this machine",
@@ -58,10 +58,10 @@ def inventory(*, rates: bool, root: Path = ROOT) -> Device:
         accelerators=accelerators(root),
         power_sensors=power_sensors(root),
         thermal_sensors=thermal_sensors(root),
-        read_gb_per_s=round(measured.read_gb_per_s(), 1) if rates else 0.0,
-        storage_gb_per_s=round(measured.storage_gb_per_s(Path.cwd()), 3) if rates else 0.0,
-        fp32_gflops=round(measured.fp32_gflops(), 1) if rates else 0.0,
-        int8_gops=round(measured.int8_gops(), 1) if rates else 0.0,
+        read_gb_per_s=round(bandwidth.measure_read_gb_per_s(), 1) if measure_rates else 0.0,
+        storage_gb_per_s=round(bandwidth.measure_storage_gb_per_s(Path.cwd()), 3) if measure_rates else 0.0,
+        fp32_gflops=round(bandwidth.measure_fp32_gflops(), 1) if measure_rates else 0.0,
+        int8_gops=round(bandwidth.measure_int8_gops(), 1) if measure_rates else 0.0,
     )
 
 
@@ -93,7 +93,7 @@ def instruction_sets(root: Path = ROOT) -> tuple[str, ...]:
 def ram_bytes(root: Path = ROOT) -> int:
     """Memory of the machine, or of the container where that is less."""
     machine = _meminfo(root)["MemTotal"]
-    return min(machine, memory_cap(root) or machine)
+    return min(machine, read_memory_cap(root) or machine)
 
 
 def accelerators(root: Path = ROOT) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def thermal_sensors(root: Path = ROOT) -> tuple[str, ...]:
 
 
 def _sensor(path: Path, label: str) -> str:
-    return f"{path.parent.name} {text(path.parent / label)}".strip()
+    return f"{path.parent.name} {read_text(path.parent / label)}".strip()
 
 
 def _cpuinfo(root: Path) -> dict[str, str]:

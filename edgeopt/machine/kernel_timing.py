@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core.kernel_times import SIDES, WORKING_SETS, kind, weight_bytes
 from edgeopt.core.protocols import Progress
-from edgeopt.machine.contention import ContentionProbe, usual
+from edgeopt.machine.contention import ContentionProbe, select_undisturbed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ HEADROOM = 8
 """A chain is held some times over while its session is made: as model, as tensors and packed."""
 
 
-def matrix_times(
+def time_matrix_kernels(
     schemes: Iterable[QuantizationScheme | None],
     *,
     threads: int,
@@ -121,7 +121,7 @@ def _run_s(graph: bytes, side: int, threads: int, pace: ContentionProbe) -> floa
             times.append(time.perf_counter() - start)
         taken += times
         paces += [max(before, pace.now())] * len(times)
-        counted = usual(taken, paces, pace.best_s)
+        counted = select_undisturbed(taken, paces, pace.best_s)
         if len(counted) >= LEAST_RUNS and sum(counted) >= TIMED_S:
             return median(counted)
         if time.perf_counter() - began_s > PATIENCE * (TIMED_S + LEAST_RUNS * min(taken)):

@@ -25,12 +25,12 @@ _WITHOUT_SWAP = {"memory.swap.max": "0", "memory.swappiness": "0"}
 _ENTER = ("/bin/sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh")
 
 
-class UnenforcedError(Exception):
+class CapUnavailableError(Exception):
     """Why nothing can be capped on this system by this user."""
 
 
 @contextmanager
-def enforced(cap_bytes: int, root: Path = ROOT) -> Iterator[list[str]]:
+def enforce_cap(cap_bytes: int, root: Path = ROOT) -> Iterator[list[str]]:
     """Put before a command, what is given holds it and all that it starts to `cap_bytes` inside the block.
 
     Raises UnenforcedError where this user may neither make a control group nor ask systemd for one.
@@ -43,7 +43,7 @@ def enforced(cap_bytes: int, root: Path = ROOT) -> Iterator[list[str]]:
         yield command
 
 
-def drop_cached(folder: Path) -> None:
+def drop_page_cache(folder: Path) -> None:
     """Have the kernel forget the contents of files, so that whoever reads them next is charged for them.
 
     What another process has mapped stays.
@@ -82,7 +82,7 @@ def _scope(cap_bytes: int, *, fallback: str) -> list[str]:
     """A transient scope of systemd: of the system for root, else of the user's own manager."""
     systemd_run = shutil.which("systemd-run")
     if systemd_run is None:
-        raise UnenforcedError(f"{fallback}, and there is no systemd-run")
+        raise CapUnavailableError(f"{fallback}, and there is no systemd-run")
     whose = [] if os.geteuid() == 0 else ["--user"]
     caps = ["-p", f"MemoryMax={cap_bytes}", "-p", "MemorySwapMax=0"]
     command = [systemd_run, *whose, "--scope", "--quiet", "--collect", *caps, "--"]
@@ -90,7 +90,7 @@ def _scope(cap_bytes: int, *, fallback: str) -> list[str]:
         subprocess.run([*command, "true"], check=True, capture_output=True, text=True, timeout=_TRY_S)
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[0]
-        raise UnenforcedError(f"{fallback}, and systemd-run refuses ({said})") from error
+        raise CapUnavailableError(f"{fallback}, and systemd-run refuses ({said})") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnenforcedError(f"{fallback}, and systemd-run fails ({first_line(error)})") from error
+        raise CapUnavailableError(f"{fallback}, and systemd-run fails ({first_line(error)})") from error
     return command

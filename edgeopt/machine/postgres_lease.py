@@ -39,19 +39,19 @@ _own = _Own()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedLease:
+class PostgresLease:
     """The lease on `device`, a name that all who reach it agree on, by the database `url`."""
 
     url: str
     device: str
 
     @contextmanager
-    def hold(self, progress: Progress) -> Iterator[None]:
+    def exclusive(self, progress: Progress) -> Iterator[None]:
         """Have the device alone inside the block. Raises MeasureError where the database does not answer."""
         if _own.alone:
             yield
             return
-        with self._lent(progress), self._locked(progress, alone=True), device_lease.hold(progress):
+        with self._lent(progress), self._locked(progress, alone=True), device_lease.exclusive(progress):
             _own.alone = True
             try:
                 yield
@@ -59,12 +59,12 @@ class SharedLease:
                 _own.alone = False
 
     @contextmanager
-    def work(self, progress: Progress) -> Iterator[None]:
+    def shared(self, progress: Progress) -> Iterator[None]:
         """Nobody measures inside the block. Raises MeasureError where the database does not answer."""
         if _own.alone or _own.shared is not None:
             yield
             return
-        with self._locked(progress, alone=False) as connection, device_lease.work(progress):
+        with self._locked(progress, alone=False) as connection, device_lease.shared(progress):
             _own.shared = connection
             try:
                 yield

@@ -7,14 +7,14 @@ from pathlib import Path
 _PROC = Path("/proc")
 
 
-def kernel() -> str:
+def boot_id() -> str:
     """The running kernel: containers beside one another share its devices."""
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def host() -> str:
+def host_id() -> str:
     """The running kernel and the namespace of its process numbers."""
-    return f"{kernel()} {(_PROC / 'self/ns/pid').stat().st_ino}"
+    return f"{boot_id()} {(_PROC / 'self/ns/pid').stat().st_ino}"
 
 
 def identity(number: int) -> str:
@@ -26,6 +26,6 @@ def identity(number: int) -> str:
     return "" if fields[0] == "Z" else f"{number}:{fields[19]}"
 
 
-def lives(process: str) -> bool:
+def is_alive(process: str) -> bool:
     """Whether a process of this host, named by its `identity`, is still at work."""
     return identity(int(process.partition(":")[0])) == process

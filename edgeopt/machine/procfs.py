@@ -23,7 +23,7 @@ _UNCAPPED = 2**60  # version 1 says "no cap" by the largest number of pages
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def memory(root: Path = ROOT) -> dict[str, float]:
+def read_memory(root: Path = ROOT) -> dict[str, float]:
     """Bytes of this process: `rss`, `peak_rss`, and of the resident pages `private`, `shared`, `pss` and `huge`.
 
     The peak is VmHWM: `getrusage` would report the parent's peak where that was larger, because
@@ -50,7 +50,7 @@ def _kilobytes(path: Path) -> dict[str, float]:
 def control_groups(controller: str, root: Path = ROOT) -> list[Path]:
     """Folders of the groups that hold this process to what `controller` says, its own first, of version 1 or 2."""
     mount = root / "sys/fs/cgroup"
-    for line in text(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             mount = mount / controller
@@ -61,31 +61,31 @@ def control_groups(controller: str, root: Path = ROOT) -> list[Path]:
     return [mount] if mount.is_dir() else []
 
 
-def memory_cap(root: Path = ROOT) -> int | None:
+def read_memory_cap(root: Path = ROOT) -> int | None:
     """Bytes that the kernel lets the control groups of this process hold; None where none of them is capped."""
     files = (folder / name for folder in control_groups("memory", root) for name in CAP_FILES)
-    caps = [int(found) for found in map(text, files) if found.isdigit() and int(found) < _UNCAPPED]
+    caps = [int(found) for found in map(read_text, files) if found.isdigit() and int(found) < _UNCAPPED]
     return min(caps, default=None)
 
 
-def text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """What a file of the kernel says; empty where there is none."""
     return path.read_text(errors="replace").strip() if path.is_file() else ""
 
 
-def faults() -> tuple[int, int]:
+def count_page_faults() -> tuple[int, int]:
     """Pages that this process had mapped in since it started: from memory (minor), and read from storage (major)."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_minflt, usage.ru_majflt
 
 
-def own_cpu_s() -> float:
+def read_own_cpu_s() -> float:
     """CPU seconds that this process, all its threads and its finished children have used."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def busy_s(root: Path = ROOT) -> dict[int, float]:
+def read_busy_s(root: Path = ROOT) -> dict[int, float]:
     """Seconds since boot in which each core was not idle; time stolen by the hypervisor counts as busy.
 
     Guest time is left out because Linux already counts it as user time.
@@ -109,10 +109,10 @@ class CpuClock:
 
     @classmethod
     def now(cls) -> CpuClock:
-        return cls(time_s=time.monotonic(), own_s=own_cpu_s(), busy_s=busy_s())
+        return cls(time_s=time.monotonic(), own_s=read_own_cpu_s(), busy_s=read_busy_s())
 
 
-def foreign_share(start: CpuClock, end: CpuClock, cores: Iterable[int]) -> float:
+def foreign_cpu_share(start: CpuClock, end: CpuClock, cores: Iterable[int]) -> float:
     """Share of CPU capacity between two moments that other processes used, from 0 to 1.
 
     The larger of two shares counts: of all cores (they share memory and clock rate) and of `cores`,
@@ -131,7 +131,7 @@ def _foreign(start: CpuClock, end: CpuClock, cores: set[int]) -> float:
     return min(1.0, max(0.0, others_s / capacity_s))
 
 
-def device_state(root: Path = ROOT) -> dict[str, float]:
+def read_device_state(root: Path = ROOT) -> dict[str, float]:
     """`temperature_c` (hottest zone) and `frequency_mhz` (mean of the cores), each only where offered."""
     state = {}
     degrees = _numbers((root / "sys/class/thermal").glob("thermal_zone*/temp"))
@@ -168,7 +168,7 @@ def pinned_cores(threads: int, root: Path = ROOT) -> list[int]:
 
 
 @contextmanager
-def pinned(threads: int) -> Iterator[None]:
+def pin_threads(threads: int) -> Iterator[None]:
     """Keep what this thread does inside the block, and the threads that it starts, on `threads` of its cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, pinned_cores(threads))
@@ -178,7 +178,7 @@ def pinned(threads: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def die_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent, of process id `parent`, dies."""
     import ctypes
 

@@ -13,7 +13,7 @@ EVERY_S = 5.0
 _MB = 1e6
 
 
-class SystemUse:
+class UtilizationMonitor:
     """Readings of the whole machine for as long as the block lasts: every few seconds, and at its end.
 
     Attributes:
@@ -28,7 +28,7 @@ class SystemUse:
         self._thread = threading.Thread(target=self._run, name="system use", daemon=True)
         self._received, self._sent = _traffic_mb()
 
-    def __enter__(self) -> SystemUse:
+    def __enter__(self) -> UtilizationMonitor:
         psutil.cpu_percent()  # the first call begins to count
         self._thread.start()
         return self

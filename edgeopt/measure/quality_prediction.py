@@ -33,10 +33,10 @@ ENGINE_SHARE, ENGINE_NATS = 0.005, 0.002
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityPredictor:
-    """Predictions from what `measure` observes: the bench that `shortened` gave, bound to its text and target."""
+    """Predictions from what `bench` observes: the bench that `shortened` gave, bound to its text and target."""
 
     metrics: ClassVar[tuple[str, ...]] = (PERPLEXITY, RATIO, KL)
-    measure: Any
+    bench: Any
 
     def covers(self, spec: ModelSpec) -> bool:
         """Whether an engine of such a model rounds nothing of importance but the weights."""

@@ -19,7 +19,7 @@ class Context(RunContextProvider):  # type: ignore[misc]
         return bool(trial_context.known())
 
     def tags(self) -> dict[str, str]:
-        from edgeopt.machine.inventory import inventory
+        from edgeopt.machine.inventory import detect_device
         from edgeopt.tracking.mlflow_fields import surroundings
 
-        return surroundings() | trial_context.known() | {tags.DEVICE: inventory(rates=False).name}
+        return surroundings() | trial_context.known() | {tags.DEVICE: detect_device(measure_rates=False).name}

@@ -80,7 +80,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
             "endpoint": f"{url}/v1",
             "log": str(log),
             "process": process_identity.identity(started.pid),
-            "host": process_identity.host(),
+            "host": process_identity.host_id(),
         }
         draft = folder / f".{name}.json"
         draft.write_text(json.dumps(document))
@@ -109,7 +109,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
             return
         number, end = int(known["process"].partition(":")[0]), time.monotonic() + STOP_S
         os.kill(number, signal.SIGTERM)
-        while process_identity.lives(known["process"]):
+        while process_identity.is_alive(known["process"]):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(number, os.WNOHANG)  # where this process started it
             if time.monotonic() > end:
@@ -151,7 +151,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
             document: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        if document["host"] == process_identity.host() and process_identity.lives(document["process"]):
+        if document["host"] == process_identity.host_id() and process_identity.is_alive(document["process"]):
             return document
         path.unlink(missing_ok=True)
         return None

@@ -11,7 +11,7 @@ from edgeopt.core.result import Measurement, Verdict
 from edgeopt.core.target import Limit
 
 
-def refusal(
+def early_stop_verdicts(
     figures: Sequence[Measurement], limits: Sequence[Limit], baseline: Mapping[str, float]
 ) -> tuple[Verdict, ...]:
     """Verdicts of all limits where one of them is broken even if all is as good as intervals allow; else none.

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.checkpoints import importing
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.config_objects import to_config
@@ -26,7 +26,7 @@ from edgeopt.core.protocols import FILES, DeviceBound, ModelSource, Progress, Ru
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.result import PREDICTION, Failure, Measurement, TrialResult
 from edgeopt.errors import BuildError, ConfigError, EdgeoptError
-from edgeopt.pipeline.early_stop import refusal
+from edgeopt.pipeline.early_stop import early_stop_verdicts
 from edgeopt.pipeline.job import Job
 from edgeopt.pipeline.stages import Work
 
@@ -34,7 +34,7 @@ PARITY_TOLERANCE = 1e-3
 """Largest logit error of an unquantized engine against torch, relative to the largest logit."""
 
 
-def evaluate(job: Job, store: Store, progress: Progress, *, build_only: bool = False) -> TrialResult:
+def evaluate(job: Job, store: StageCache, progress: Progress, *, build_only: bool = False) -> TrialResult:
     """Climb the line for one recipe. A failure is part of the result, with its stage and cause.
 
     With `build_only` nothing is measured, neither the engine nor the baseline, and only what arithmetic refuses is
@@ -42,17 +42,17 @@ def evaluate(job: Job, store: Store, progress: Progress, *, build_only: bool = F
 
     What the result names lies in the store, which may evict it after this unless the caller is holding it.
     """
-    with store.holding(progress):
+    with store.protect(progress):
         return _evaluate(job, store, progress, build_only=build_only)
 
 
-def _evaluate(job: Job, store: Store, progress: Progress, *, build_only: bool) -> TrialResult:
+def _evaluate(job: Job, store: StageCache, progress: Progress, *, build_only: bool) -> TrialResult:
     work = Work(store, progress, job.lease)
     climb = _Climb(job, work)
     try:
         try:
             for rung in climb.rungs(build_only=build_only):
-                if job.stop_early and (broken := refusal(climb.figures, job.limits, climb.baseline)):
+                if job.stop_early and (broken := early_stop_verdicts(climb.figures, job.limits, climb.baseline)):
                     climb.result = replace(climb.result, verdicts=broken, refused=rung)
                     break
         finally:
@@ -80,7 +80,7 @@ class _Climb:
             target=job.target.name,
             device=to_config(job.device),
             emulated=job.target.is_emulated_by(job.device),
-            texts={"calibration": job.calibration.to_config(), "evaluation": job.measure.evaluation.to_config()},
+            texts={"calibration": job.calibration.to_config(), "evaluation": job.bench.evaluation.to_config()},
         )
 
     @property
@@ -100,7 +100,7 @@ class _Climb:
             carried = importing.carried_bytes(original.directory)
             self._foresee(job.runtime.predict(planned.spec, job.target, carried_bytes=carried))
         yield PREDICTION
-        if build_only or is_absent(job.runtime):
+        if build_only or is_device_missing(job.runtime):
             engine = self._build(self._compress(original))
             if not build_only:
                 raise BuildError(
@@ -113,13 +113,17 @@ class _Climb:
             self.baseline, base_folders = work.baseline(job, original)
         yield PREDICTION
         checkpoint = self._compress(original)
-        if job.foresight is not None and checkpoint.digest != original.digest and self._is_foreseeable(checkpoint.spec):
+        if (
+            job.quality_predictor is not None
+            and checkpoint.digest != original.digest
+            and self._is_foreseeable(checkpoint.spec)
+        ):
             with work.at("divergence"):
-                observed = work.observe(job, job.foresight.measure, checkpoint, original)
-                self._foresee(job.foresight.predict(observed, self.baseline))
+                observed = work.observe(job, job.quality_predictor.bench, checkpoint, original)
+                self._foresee(job.quality_predictor.predict(observed, self.baseline))
             yield "divergence"
         engine = self._build(checkpoint)
-        groups = tuple(job.measure.groups)
+        groups = tuple(job.bench.groups)
         for group in groups:
             with work.at(f"measure/{group}"):
                 self._measure(engine, checkpoint, group, base_folders)
@@ -130,7 +134,7 @@ class _Climb:
     def keep_samples(self) -> None:
         """Keep what the processes reported that measured the engine so far."""
         if self._folders:
-            self.work.gather(self.job.measure, self._folders)
+            self.work.gather(self.job.bench, self._folders)
 
     def _compress(self, original: Checkpoint) -> Checkpoint:
         checkpoint = floating = original
@@ -153,9 +157,13 @@ class _Climb:
 
     def _is_foreseeable(self, spec: ModelSpec) -> bool:
         """Whether a limit is set on what could be predicted of such a model."""
-        foresight = self.job.foresight
+        quality_predictor = self.job.quality_predictor
         asked = {limit.metric for limit in self.job.limits}
-        return foresight is not None and not asked.isdisjoint(foresight.metrics) and foresight.covers(spec)
+        return (
+            quality_predictor is not None
+            and not asked.isdisjoint(quality_predictor.metrics)
+            and quality_predictor.covers(spec)
+        )
 
     def _foresee(self, predictions: Sequence[Measurement]) -> None:
         self.result = replace(self.result, predictions=(*self.result.predictions, *predictions))
@@ -169,16 +177,16 @@ class _Climb:
         require_parity(found, checkpoint.spec)
 
 
-def check(job: Job, store: Store) -> ModelSpec:
+def check(job: Job, store: StageCache) -> ModelSpec:
     """The spec that the recipe leads to; raises what is wrong with model, order or values before any work."""
-    with store.holding():
+    with store.protect():
         original = Work(store, lambda _: None).fetch(job.source)
     return plan(job.steps, job.runtime, original.spec).spec
 
 
-def engine_of(source: ModelSource, runtime: Runtime, store: Store, progress: Progress) -> Engine:
+def build_engine(source: ModelSource, runtime: Runtime, store: StageCache, progress: Progress) -> Engine:
     """The engine of a model as it is, which the caller's `store.holding` keeps."""
-    with store.holding(progress):
+    with store.protect(progress):
         work = Work(store, progress)
         model = work.fetch(source)
         return work.build(runtime, model, Recipe(model=to_config(source), steps=(), runtime=to_config(runtime)))
@@ -236,7 +244,7 @@ def _fitting(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tup
     return runtime, ()
 
 
-def is_absent(runtime: Runtime) -> bool:
+def is_device_missing(runtime: Runtime) -> bool:
     """Whether the runtime's engines are built on a device that is not here."""
     return isinstance(runtime, DeviceBound) and not runtime.device()
 

@@ -16,7 +16,7 @@ from edgeopt.core.result import Measurement
 from edgeopt.core.target import Device, Limit, Target
 
 
-class Measure(Protocol):
+class EngineBench(Protocol):
     """How engines are measured: a bench bound to a device, a target and an evaluation text."""
 
     @property
@@ -28,7 +28,7 @@ class Measure(Protocol):
         ...
 
     @property
-    def uncapped(self) -> Measure:
+    def uncapped(self) -> EngineBench:
         """The same without the target's memory cap, for a model that need not fit the target."""
         ...
 
@@ -67,7 +67,7 @@ class QualityPredictor(Protocol):
         ...
 
     @property
-    def measure(self) -> Measure:
+    def bench(self) -> EngineBench:
         """How a checkpoint is looked at: in this process, against a reference that was looked at alike."""
         ...
 
@@ -86,7 +86,7 @@ class Job:
 
     Attributes:
         reference: the runtime whose logits every engine is compared with.
-        foresight: None where it could predict nothing that is measured.
+        quality_predictor: None where it could predict nothing that is measured.
         lease: taken while this process measures, or works on all cores.
         device: the machine that measures; the target may name another, whose limits are then emulated.
         limits: kept or broken by the result; those that refer to the baseline make it be measured too.
@@ -98,8 +98,8 @@ class Job:
     steps: tuple[tuple[str, Step], ...]
     runtime: Runtime
     reference: Runtime
-    measure: Measure
-    foresight: QualityPredictor | None
+    bench: EngineBench
+    quality_predictor: QualityPredictor | None
     lease: Lease
     target: Target
     device: Device

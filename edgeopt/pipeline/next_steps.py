@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec
 
 
-def lever(spec: ModelSpec) -> str:
+def suggest_next_step(spec: ModelSpec) -> str:
     """What to try next when an engine does not fit: quantize, then prune, then distil."""
     layers = [grid for name, grid in spec.schemes.items() if name not in (LM_HEAD, EMBEDDING)]
     if not layers:

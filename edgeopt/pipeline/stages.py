@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.checkpoints import importing
 from edgeopt.core.artifact import Checkpoint, Engine, link_tree
 from edgeopt.core.config_objects import to_config
@@ -18,7 +18,7 @@ from edgeopt.core.library_versions import versions
 from edgeopt.core.protocols import FILES, CompressionContext, DeviceBound, Lease, ModelSource, Progress, Runtime, Step
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.result import Measurement
-from edgeopt.pipeline.job import Job, Measure
+from edgeopt.pipeline.job import EngineBench, Job
 
 PARITY = "parity"
 """The probe that compares an engine with its own checkpoint in torch, where a bench has one of this name."""
@@ -37,7 +37,7 @@ class Work:
         kept: files and folders to keep, by name.
     """
 
-    def __init__(self, store: Store, progress: Progress, lease: Lease | None = None) -> None:
+    def __init__(self, store: StageCache, progress: Progress, lease: Lease | None = None) -> None:
         """`lease` is None where nothing is done that loads the machine."""
         self.store, self.progress, self.lease = store, progress, lease
         self.now = ""
@@ -64,7 +64,7 @@ class Work:
         if path.exists():
             self.kept[name] = str(path)
 
-    def stage(
+    def get_or_create(
         self,
         kind: str,
         inputs: object,
@@ -81,18 +81,18 @@ class Work:
             finally:
                 self._making -= 1
 
-        stage = self.store.find(kind, inputs, make, valid)
+        stage = self.store.get_or_create_stage(kind, inputs, make, valid)
         if stage.found and stage.cost_s > 0 and stage.folder not in self._seen:
             self.saved_s[name] = self.saved_s.get(name, 0.0) + stage.cost_s
         self._seen.add(stage.folder)
         return stage.folder
 
-    def draft(self, inputs: object) -> AbstractContextManager[Path]:
-        return self.store.draft(inputs)
+    def resumable_folder(self, inputs: object) -> AbstractContextManager[Path]:
+        return self.store.resumable_folder(inputs)
 
     def fetch(self, source: ModelSource) -> Checkpoint:
         folder = source.locate()
-        made = self.stage(
+        made = self.get_or_create(
             "model", importing.fingerprint(folder), lambda d: _discard(importing.import_checkpoint(folder, d))
         )
         return Checkpoint.read(made)
@@ -112,7 +112,7 @@ class Work:
                 Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by=made_by)
 
         inputs = [checkpoint.digest, importing.identity(step), original.digest, floating.digest, calibration.digest]
-        return Checkpoint.read(self.stage("checkpoint", inputs, produce))
+        return Checkpoint.read(self.get_or_create("checkpoint", inputs, produce))
 
     def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:
         description = to_config(runtime)
@@ -124,7 +124,7 @@ class Work:
                 runtime.build(checkpoint, directory, self.progress)
 
         def seal(directory: Path) -> None:
-            link_tree(self.stage("files", [*inputs, decisive], produce), directory)
+            link_tree(self.get_or_create("files", [*inputs, decisive], produce), directory)
             made_by = {
                 "runtime": description,
                 "recipe": {"text": str(recipe), "digest": recipe.digest},
@@ -133,15 +133,15 @@ class Work:
             }
             Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by=made_by)
 
-        return Engine.read(self.stage("engine", [*inputs, description], seal))
+        return Engine.read(self.get_or_create("engine", [*inputs, description], seal))
 
     def baseline(self, job: Job, original: Checkpoint) -> tuple[dict[str, float], dict[str, Path]]:
         """The uncompressed model's figures, and its folder of each group of probes, measured once and kept."""
-        job = replace(job, measure=job.measure.uncapped, runtime=job.runtime.baseline)
+        job = replace(job, bench=job.bench.uncapped, runtime=job.runtime.baseline)
         engine = self.build(job.runtime, original, job.recipe.uncompressed(to_config(job.runtime)))
         figures: dict[str, float] = {}
         folders: dict[str, Path] = {}
-        for group in job.measure.groups:
+        for group in job.bench.groups:
             found, folders[group] = self.measure(job, engine, original, group, {})
             figures |= {m.metric: m.value for m in found}
         return figures, folders
@@ -151,13 +151,15 @@ class Work:
     ) -> tuple[tuple[Measurement, ...], Path]:
         """The figures of one group of probes and their folder; `baseline` has the baseline's folders by group."""
         references = {"baseline": baseline[group] / "scratch"} if baseline else {}
-        if PARITY in job.measure.groups[group]:
+        if PARITY in job.bench.groups[group]:
             torch = self._in_torch(job, checkpoint)
-            _, folder = self._measured(job.measure, torch, job.reference, group, {}, only=PARITY)
+            _, folder = self._measured(job.bench, torch, job.reference, group, {}, only=PARITY)
             references["checkpoint"] = folder / "scratch"
-        return self._measured(job.measure, engine, job.runtime, group, references)
+        return self._measured(job.bench, engine, job.runtime, group, references)
 
-    def observe(self, job: Job, measure: Measure, checkpoint: Checkpoint, original: Checkpoint) -> list[Measurement]:
+    def observe(
+        self, job: Job, measure: EngineBench, checkpoint: Checkpoint, original: Checkpoint
+    ) -> list[Measurement]:
         """What `measure` finds of the checkpoint in torch, against the original in torch, which is looked at once."""
         figures: list[Measurement] = []
         engine, reference = self._in_torch(job, checkpoint), self._in_torch(job, original)
@@ -167,9 +169,9 @@ class Work:
             figures += self._measured(measure, engine, job.reference, group, references, fresh=False)[0]
         return figures
 
-    def gather(self, measure: Measure, folders: list[Path]) -> None:
+    def gather(self, measure: EngineBench, folders: list[Path]) -> None:
         """Keep the samples, tables and logs of an engine's measurements."""
-        folder = self.stage("samples", list(map(str, folders)), lambda d: measure.gather(folders, d))
+        folder = self.get_or_create("samples", list(map(str, folders)), lambda d: measure.gather(folders, d))
         for name in ("samples.json", "tables", "logs"):
             self.keep(name, folder / name)
 
@@ -180,7 +182,7 @@ class Work:
 
     def _measured(
         self,
-        measure: Measure,
+        measure: EngineBench,
         engine: Engine,
         runtime: Runtime,
         group: str,
@@ -205,14 +207,16 @@ class Work:
             fresh,
             {name: str(path) for name, path in references.items()},
         ]
-        folder = self.stage("measurement", inputs, produce, valid=lambda d: not any(m.noisy for m in _figures(d)))
+        folder = self.get_or_create(
+            "measurement", inputs, produce, valid=lambda d: not any(m.noisy for m in _figures(d))
+        )
         return _figures(folder), folder
 
     def _working(self) -> AbstractContextManager[None]:
-        return self._taking(nullcontext() if self.lease is None else self.lease.work(self.progress))
+        return self._taking(nullcontext() if self.lease is None else self.lease.shared(self.progress))
 
     def _measuring(self) -> AbstractContextManager[None]:
-        return self._taking(nullcontext() if self.lease is None else self.lease.hold(self.progress))
+        return self._taking(nullcontext() if self.lease is None else self.lease.exclusive(self.progress))
 
     @contextmanager
     def _taking(self, taken: AbstractContextManager[None]) -> Iterator[None]:
@@ -224,6 +228,10 @@ class Work:
 
 def _figures(folder: Path) -> tuple[Measurement, ...]:
     return tuple(Measurement(**m) for m in json.loads((folder / "measurements.json").read_text()))
+
+
+def _is_quiet(folder: Path) -> bool:
+    return not any(m.noisy for m in _figures(folder))
 
 
 def _discard(_: object) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from edgeopt.core.result import PREDICTION, TrialResult
 from edgeopt.core.target import Limit
-from edgeopt.pipeline.early_stop import refusal
+from edgeopt.pipeline.early_stop import early_stop_verdicts
 from edgeopt.search.space.parameter import Params
 
 
@@ -33,7 +33,7 @@ class Prediction:
         if self.result.failure is not None:
             return self.result
         known = [replace(x, absolute=bounds[x.metric]) if x.metric in bounds else x for x in limits]
-        verdicts = refusal(self.result.predictions, known, {})
+        verdicts = early_stop_verdicts(self.result.predictions, known, {})
         return replace(self.result, verdicts=verdicts, refused=PREDICTION) if verdicts else None
 
     @property

@@ -19,9 +19,9 @@ from edgeopt.core.model_spec import LayerSpec, ModelSpec, QuantizationScheme
 from edgeopt.core.protocols import Progress
 from edgeopt.core.target import Device
 from edgeopt.machine import device_lease
-from edgeopt.machine.contention import ContentionProbe, decodes, usual
-from edgeopt.machine.kernel_timing import matrix_times
-from edgeopt.machine.procfs import pinned
+from edgeopt.machine.contention import ContentionProbe, select_undisturbed, time_decode_rounds
+from edgeopt.machine.kernel_timing import time_matrix_kernels
+from edgeopt.machine.procfs import pin_threads
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.runtimes.genai.runtime import Genai
 
@@ -42,9 +42,9 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
     `threads` compute; 0 takes one for each core.
     """
     threads = threads or device.cores
-    with device_lease.hold(progress), pinned(threads):
+    with device_lease.exclusive(progress), pin_threads(threads):
         pace = ContentionProbe()
-        matrix = matrix_times(
+        matrix = time_matrix_kernels(
             (None, *IN_BLOCKS, *OF_INTEGERS),
             threads=threads,
             ram_bytes=device.ram_bytes,
@@ -122,9 +122,9 @@ def _decode_s(spec: ModelSpec, threads: int, pace: ContentionProbe) -> float:
     with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
         session = Genai().open(_engine(spec, Path(folder)), threads=threads)
         prompt = list(range(PROMPT_TOKENS))
-        found = decodes(session, prompt, NEW_TOKENS, pace, rounds=ROUNDS, most_s=MOST_S)
+        found = time_decode_rounds(session, prompt, NEW_TOKENS, pace, rounds=ROUNDS, most_s=MOST_S)
         session.close()
-    counted = [usual(*one, pace.best_s) for one in found]
+    counted = [select_undisturbed(*one, pace.best_s) for one in found]
     return median(map(median, filter(None, counted)) if any(counted) else [median(times) for times, _ in found])
 
 

@@ -16,7 +16,7 @@ OPENED = """
 import json, statistics, sys, time
 from pathlib import Path
 from edgeopt.artifact import Engine
-from edgeopt.measure.process import memory
+from edgeopt.machine.procfs import read_memory
 from edgeopt.runtimes.portable import PortableOnnx, session
 
 runtime, engine = PortableOnnx(**json.loads(sys.argv[2])), Engine.read(Path(sys.argv[1]))
@@ -25,7 +25,7 @@ opened = runtime.open(engine, threads=2)
 found = {"opened in ms": 1e3 * (time.perf_counter() - begun)}
 moments = [time.perf_counter() for _ in opened.generate(list(range(5, 21)), 9, stop_at_end=False)]
 found["ms a token"] = 1e3 * statistics.median(b - a for a, b in zip(moments, moments[1:]))
-found |= {f"{name}, MB": memory()[f"{name}_bytes"] / 1e6 for name in ("private", "pss", "rss")}
+found |= {f"{name}, MB": read_memory()[f"{name}_bytes"] / 1e6 for name in ("private", "pss", "rss")}
 print(json.dumps(found), flush=True)
 sys.stdin.read()
 """

@@ -75,7 +75,7 @@ def guesses(folder: Path) -> None:
 def _tokens_a_reading(engine: Path, windows: Sequence[Sequence[int]], guessed: int) -> float:
     """Of a model that goes on where its text was cut."""
     from edgeopt.core.artifact import Engine
-    from edgeopt.machine.contention import AT_ONCE_S
+    from edgeopt.machine.contention import BURST_GAP_S
     from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
     session = PortableOnnx(prompt_lookup=guessed).open(Engine.read(engine), threads=2)
@@ -83,5 +83,5 @@ def _tokens_a_reading(engine: Path, windows: Sequence[Sequence[int]], guessed: i
     for window in windows:
         moments = [time.perf_counter() for _ in session.generate(window[:PROMPT], GOES_ON, stop_at_end=False)]
         made += len(moments)
-        readings += 1 + sum(after - before >= AT_ONCE_S for before, after in pairwise(moments))
+        readings += 1 + sum(after - before >= BURST_GAP_S for before, after in pairwise(moments))
     return made / readings

@@ -57,7 +57,7 @@ list(session.generate(list(range(5, 21)), int(sys.argv[3]), stop_at_end=False))
 
 def runtimes(folder: Path) -> None:
     """The 246 M shape in 4 bits with two threads; ratios are to llama.cpp's Q4_K_M."""
-    from edgeopt.machine.inventory import inventory
+    from edgeopt.machine.inventory import detect_device
 
     model = folder / "llama246m"
     make_random_llama(model)
@@ -70,7 +70,7 @@ def runtimes(folder: Path) -> None:
         recipes = recipes | {"llamacpp, blocks of 32": ["runtime=llamacpp", SYMMETRIC]}
     for name, recipe in recipes.items():
         engines[name] = engine_of(folder, cli(folder, "run", *chosen, *recipe))
-    gb_per_s = statistics.median(inventory(rates=True).read_gb_per_s for _ in range(3))
+    gb_per_s = statistics.median(detect_device(measure_rates=True).read_gb_per_s for _ in range(3))
     wanted = ["measure.prompt_lengths=[16,512]", "target.context_length=640", "target.threads=2"]
     measured = in_turn(folder, engines, target=wanted)
     first = next(iter(measured.values()))

@@ -43,7 +43,7 @@ GENERATE = """
 import json, statistics, sys, time
 from pathlib import Path
 from edgeopt.artifact import Engine
-from edgeopt.measure import process
+from edgeopt.machine import procfs
 from edgeopt.runtimes.portable import PortableOnnx
 
 session = PortableOnnx(**json.loads(sys.argv[2])).open(Engine.read(Path(sys.argv[1])), threads=2)
@@ -51,8 +51,8 @@ count, prompt = int(sys.argv[3]), [5 + place % 30_000 for place in range(int(sys
 begin = time.monotonic()
 timed = [(token, time.monotonic()) for token in session.generate(prompt, count, stop_at_end=False)]
 taken = [after - before for (_, before), (_, after) in zip(timed, timed[1:])]
-told = {"first_s": timed[0][1] - begin, "token_s": statistics.median(taken), "cap_bytes": process.memory_cap()}
-told |= {"tokens": [token for token, _ in timed], **process.memory()}
+told = {"first_s": timed[0][1] - begin, "token_s": statistics.median(taken), "cap_bytes": procfs.read_memory_cap()}
+told |= {"tokens": [token for token, _ in timed], **procfs.read_memory()}
 print(json.dumps(told))
 """
 
@@ -89,8 +89,8 @@ def streaming(folder: Path) -> None:
 
 def _streamed(engine: Path, opened: dict[str, Any]) -> tuple[float, dict[tuple[int, bool], list[dict[str, Any]]]]:
     """What the disk gives, bytes/s, and what processes tell by budget and whether shards are read ahead."""
-    from edgeopt.machine.bandwidth import read_past_cache
-    from edgeopt.machine.memory_cap import drop_cached
+    from edgeopt.machine.bandwidth import measure_direct_read_bytes_per_s
+    from edgeopt.machine.memory_cap import drop_page_cache
     from edgeopt.runtimes.onnx import graph
 
     told: dict[tuple[int, bool], list[dict[str, Any]]] = {
@@ -98,8 +98,8 @@ def _streamed(engine: Path, opened: dict[str, Any]) -> tuple[float, dict[tuple[i
     }
     disk = []
     for _ in range(ROUNDS):
-        drop_cached(engine)
-        disk.append(read_past_cache(engine / graph.WEIGHTS_FILE))
+        drop_page_cache(engine)
+        disk.append(measure_direct_read_bytes_per_s(engine / graph.WEIGHTS_FILE))
         for (budget, ahead), runs in told.items():
             values = {"resident": f"{budget} MiB", "read_ahead": ahead, **opened}
             runs.append(_capped(engine, values, prompt=16))
@@ -139,10 +139,10 @@ def _prompts(engine: Path, opened: dict[str, Any]) -> list[list[object]]:
 
 def _capped(engine: Path, values: dict[str, Any], *, prompt: int) -> dict[str, Any]:
     """What a process under the cap tells, of whose files nothing is in memory before."""
-    from edgeopt.machine.memory_cap import drop_cached, enforced
+    from edgeopt.machine.memory_cap import drop_page_cache, enforce_cap
 
-    drop_cached(engine)
-    with enforced(CAP_MIB * 2**20) as capped:
+    drop_page_cache(engine)
+    with enforce_cap(CAP_MIB * 2**20) as capped:
         told = generated(engine, {"shards": SHARDS, **values}, prompt=prompt, capped=capped)
     assert told["cap_bytes"] == CAP_MIB * 2**20
     return told

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support import samples
 
-from edgeopt.cache import Store
-from edgeopt.cache.eviction import bytes_on_disk, entries, evict
+from edgeopt.cache import StageCache
+from edgeopt.cache.eviction import bytes_on_disk, evict, list_entries
 from edgeopt.cli.commands import engines
 from edgeopt.cli.main import main
 from edgeopt.config import assemble, compose
@@ -30,11 +30,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def store(work: Path) -> Store:
+def store(work: Path) -> StageCache:
     """A cache with two engines and a measurement, in the order of their use."""
-    made = Store(work / ".edgeopt" / "cache")
+    made = StageCache(work / ".edgeopt" / "cache")
     for kind, name in (("engine", 1), ("measurement", 1), ("engine", 2)):
-        made.stage(kind, name, lambda folder: (folder / "out").write_bytes(b"x" * SIZE) and None)
+        made.get_or_create(kind, name, lambda folder: (folder / "out").write_bytes(b"x" * SIZE) and None)
     return made
 
 
@@ -53,11 +53,11 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Document]:
     return run
 
 
-def test_it_shows_what_lies_there_by_kind_and_the_limit(store: Store, command: Callable[..., Document]) -> None:
+def test_it_shows_what_lies_there_by_kind_and_the_limit(store: StageCache, command: Callable[..., Document]) -> None:
     document = command()
     assert document["limit_bytes"] == 20 * 2**30
     assert document["entries"] == 3
-    assert document["bytes"] == bytes_on_disk(entries(store.root)) > 3 * SIZE
+    assert document["bytes"] == bytes_on_disk(list_entries(store.root)) > 3 * SIZE
     assert {kind["kind"]: kind["entries"] for kind in document["kinds"]} == {"engine": 2, "measurement": 1}
     assert sum(kind["bytes"] for kind in document["kinds"]) == document["bytes"]
     oldest = datetime.fromisoformat(document["kinds"][0]["oldest_use"])
@@ -66,17 +66,19 @@ def test_it_shows_what_lies_there_by_kind_and_the_limit(store: Store, command: C
     assert command("show", "--state", ".edgeopt")["entries"] == 3, "showing changes nothing"
 
 
-def test_prune_frees_the_least_recently_used_down_to_a_size(store: Store, command: Callable[..., Document]) -> None:
-    before = bytes_on_disk(entries(store.root))
+def test_prune_frees_the_least_recently_used_down_to_a_size(
+    store: StageCache, command: Callable[..., Document]
+) -> None:
+    before = bytes_on_disk(list_entries(store.root))
     document = command("prune", "--to", "250 kB")
     assert document["pruned"]["entries"] == 1
     assert document["pruned"]["freed_bytes"] == before - document["bytes"] > SIZE
-    assert document["bytes"] == bytes_on_disk(entries(store.root)) <= 250_000
-    assert [entry.kind for entry in entries(store.root)] == ["measurement", "engine"]
+    assert document["bytes"] == bytes_on_disk(list_entries(store.root)) <= 250_000
+    assert [entry.kind for entry in list_entries(store.root)] == ["measurement", "engine"]
 
 
 def test_prune_alone_keeps_the_limit_of_the_config(
-    store: Store, work: Path, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
+    store: StageCache, work: Path, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("prune")["pruned"]["entries"] == 0
     (work / "own").mkdir()
@@ -91,10 +93,10 @@ def test_prune_alone_keeps_the_limit_of_the_config(
 
 
 def test_prune_all_keeps_what_is_in_use_and_says_so(
-    store: Store, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
+    store: StageCache, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with store.holding():
-        store.stage("engine", 1, lambda _: pytest.fail("it is there"))
+    with store.protect():
+        store.get_or_create("engine", 1, lambda _: pytest.fail("it is there"))
         document = command("prune", "--all")
         assert (document["pruned"]["entries"], document["pruned"]["in_use"], document["entries"]) == (2, 1, 1)
         assert document["pruned"]["in_use_bytes"] == document["bytes"] > SIZE
@@ -105,7 +107,7 @@ def test_prune_all_keeps_what_is_in_use_and_says_so(
     assert command("prune", "--all")["entries"] == 0
 
 
-def test_people_get_a_table(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_people_get_a_table(store: StageCache, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache"]) == 0
     out = capsys.readouterr().out
     assert "cache .edgeopt/cache" in out
@@ -127,13 +129,13 @@ def test_people_get_a_table(store: Store, capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_bad_arguments_are_refused_and_free_nothing(
-    store: Store, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], work: Path
+    store: StageCache, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], work: Path
 ) -> None:
     assert main(["cache", *arguments]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"edgeopt: {told}")
-    assert len(entries(store.root)) == 3
+    assert len(list_entries(store.root)) == 3
     assert not (work / "elsewhere").exists()
 
 
@@ -143,8 +145,8 @@ def test_bad_arguments_are_refused_and_free_nothing(
 def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(_: object, store: Store, __: object, **___: object) -> TrialResult:
-        store.stage("engine", len(made), toy)
+    def evaluate(_: object, store: StageCache, __: object, **___: object) -> TrialResult:
+        store.get_or_create("engine", len(made), toy)
         return made.append(samples.result()) or made[-1]  # type: ignore[func-returns-value]
 
     made: list[TrialResult] = []
@@ -154,13 +156,13 @@ def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
     for number in range(2):
         assemble.evaluate_trial(assemble.Request(), {}, lambda _: None)
         assert len(evict(root, 0).evicted) == min(number, 1), "the trial before"
-        assert len(entries(root)) == 1
+        assert len(list_entries(root)) == 1
     assemble._held.close()
     assert len(evict(root, 0).evicted) == 1
 
 
-def test_an_engine_of_the_cache_that_a_command_opened_stays_until_it_is_done(store: Store) -> None:
-    folder = store.stage("engine", "toy", toy)
+def test_an_engine_of_the_cache_that_a_command_opened_stays_until_it_is_done(store: StageCache) -> None:
+    folder = store.get_or_create("engine", "toy", toy)
     with engines.opened(str(folder)) as (engine, _):
         evict(store.root, 0)
         assert Engine.read(folder).digest == engine.digest
@@ -170,9 +172,9 @@ def test_an_engine_of_the_cache_that_a_command_opened_stays_until_it_is_done(sto
 
 @pytest.mark.parametrize("command", [("generate",), ("bench", "--engine")])
 def test_an_engine_that_was_evicted_is_told_with_what_makes_it_again(
-    store: Store, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    store: StageCache, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = store.stage("engine", 1, lambda _: pytest.fail("it is there"))
+    folder = store.get_or_create("engine", 1, lambda _: pytest.fail("it is there"))
     evict(store.root, 0)
     assert main([*command, str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

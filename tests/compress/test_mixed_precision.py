@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.workshops import workshop
 
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
@@ -140,7 +140,7 @@ def test_choices_that_were_weighed_before_a_kill_are_not_weighed_again(checkpoin
         if line.startswith("weighing the choices of layer 2") and len(said) < 10:
             raise KeyboardInterrupt
 
-    context = replace(workshop(checkpoint, TEXT), cache=Store(tmp_path), progress=tell)
+    context = replace(workshop(checkpoint, TEXT), cache=StageCache(tmp_path), progress=tell)
 
     def attempt():
         return weigh(modeling.load(checkpoint), checkpoint, choices, Rtn(), windows, context, seed=0)

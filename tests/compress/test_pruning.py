@@ -237,10 +237,10 @@ def test_sensitivities_are_cached_across_ratios(checkpoint, calibration, tmp_pat
         def __init__(self) -> None:
             self.stages = {}
 
-        def stage(self, kind, inputs, produce):
+        def get_or_create(self, kind, inputs, produce):
             key = canonical([kind, inputs])
             if key not in self.stages:
-                self.stages[key] = super().stage(kind, inputs, produce)
+                self.stages[key] = super().get_or_create(kind, inputs, produce)
             return self.stages[key]
 
     context = replace(workshop(checkpoint, calibration), cache=MemoryCache())

@@ -1,4 +1,4 @@
-"""What every lease on a device promises."""
+"""Check that every device lease excludes measurements and lets shared work overlap."""
 
 from __future__ import annotations
 
@@ -13,74 +13,79 @@ import pytest
 
 from edgeopt.core.protocols import Lease, Progress
 from edgeopt.machine import device_lease
-from edgeopt.machine.postgres_lease import SharedLease
+from edgeopt.machine.postgres_lease import PostgresLease
 
-Taking = Callable[[Progress], AbstractContextManager[None]]
-GRACE_S = 0.6
-"""How long one who must wait is given to show that it does not."""
+Acquire = Callable[[Progress], AbstractContextManager[None]]
+BLOCKED_S = 0.6
+"""A thread that has not acquired the device after this time counts as blocked."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
-    """The lease by files, in a folder of the test's own."""
+class FileLease:
+    """The lease of edgeopt.machine.device_lease on lock files in a folder of the test."""
 
     folder: Path
 
-    def hold(self, progress: Progress) -> AbstractContextManager[None]:
-        return device_lease.hold(progress, self.folder)
+    def exclusive(self, progress: Progress) -> AbstractContextManager[None]:
+        return device_lease.exclusive(progress, self.folder)
 
-    def work(self, progress: Progress) -> AbstractContextManager[None]:
-        return device_lease.work(progress, self.folder)
+    def shared(self, progress: Progress) -> AbstractContextManager[None]:
+        return device_lease.shared(progress, self.folder)
 
 
 @pytest.fixture(params=["files", "database"])
-def device(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lease:
+def lease(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lease:
     if request.param == "files":
-        return Files(folder=tmp_path)
-    for take in ("hold", "work"):  # the files inside lie in the test's own folder too
-        monkeypatch.setattr(device_lease, take, partial(getattr(device_lease, take), folder=tmp_path))
-    return SharedLease(url=request.getfixturevalue("postgresql").database(), device="d")
+        return FileLease(folder=tmp_path)
+    for mode in ("exclusive", "shared"):  # PostgresLease also takes the file lease: keep its files in the test's folder
+        monkeypatch.setattr(device_lease, mode, partial(getattr(device_lease, mode), folder=tmp_path))
+    return PostgresLease(url=request.getfixturevalue("postgresql").database(), device="d")
 
 
-class Another:
-    """Someone else who takes the device for a moment."""
+class OtherThread:
+    """A thread that acquires the device and releases it at once."""
 
-    def __init__(self, take: Taking) -> None:
-        self.had = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(take,))
+    def __init__(self, acquire: Acquire) -> None:
+        self.acquired = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(acquire,))
         self._thread.start()
 
-    def _run(self, take: Taking) -> None:
-        with take(lambda line: None):
-            self.had.set()
+    def _run(self, acquire: Acquire) -> None:
+        with acquire(lambda line: None):
+            self.acquired.set()
 
-    def ends(self) -> bool:
-        """Whether they had the device in the end."""
+    def finishes(self) -> bool:
+        """Return True if the thread acquired the device within 20 s."""
         self._thread.join(20)
-        return self.had.is_set()
+        return self.acquired.is_set()
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs", "beside"),
-    [("work", "work", True), ("work", "hold", False), ("hold", "work", False), ("hold", "hold", False)],
+    ("own_mode", "other_mode", "overlap"),
+    [
+        ("shared", "shared", True),
+        ("shared", "exclusive", False),
+        ("exclusive", "shared", False),
+        ("exclusive", "exclusive", False),
+    ],
 )
-def test_only_those_who_work_have_the_device_together(device: Lease, mine: str, theirs: str, beside: bool) -> None:
-    with getattr(device, mine)(lambda line: None):
-        other = Another(getattr(device, theirs))
-        assert other.had.wait(10 if beside else GRACE_S) == beside
-    assert other.ends()
+def test_only_shared_holders_overlap(lease: Lease, own_mode: str, other_mode: str, overlap: bool) -> None:
+    with getattr(lease, own_mode)(lambda line: None):
+        other = OtherThread(getattr(lease, other_mode))
+        assert other.acquired.wait(10 if overlap else BLOCKED_S) == overlap
+    assert other.finishes()
 
 
-@pytest.mark.parametrize("outer", ["work", "hold"])
-@pytest.mark.parametrize("inner", ["work", "hold"])
-def test_nobody_waits_for_what_the_same_thread_has(device: Lease, outer: str, inner: str) -> None:
-    said: list[str] = []
-    with getattr(device, outer)(said.append), getattr(device, inner)(said.append):
-        assert said == []
+@pytest.mark.parametrize("outer", ["shared", "exclusive"])
+@pytest.mark.parametrize("inner", ["shared", "exclusive"])
+def test_nested_lease_never_waits_for_own_thread(lease: Lease, outer: str, inner: str) -> None:
+    lines: list[str] = []
+    with getattr(lease, outer)(lines.append), getattr(lease, inner)(lines.append):
+        assert lines == []
 
 
-@pytest.mark.parametrize("take", ["work", "hold"])
-def test_what_fails_inside_leaves_the_device_free(device: Lease, take: str) -> None:
-    with pytest.raises(ZeroDivisionError), getattr(device, take)(lambda line: None):
+@pytest.mark.parametrize("mode", ["shared", "exclusive"])
+def test_error_inside_block_releases_device(lease: Lease, mode: str) -> None:
+    with pytest.raises(ZeroDivisionError), getattr(lease, mode)(lambda line: None):
         1 / 0  # noqa: B018
-    assert Another(device.hold).ends()
+    assert OtherThread(lease.exclusive).finishes()

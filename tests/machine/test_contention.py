@@ -9,7 +9,7 @@ import pytest
 
 from edgeopt.errors import MeasureError
 from edgeopt.machine import contention as paces
-from edgeopt.machine.contention import ContentionProbe, decodes, token_times, usual
+from edgeopt.machine.contention import ContentionProbe, select_undisturbed, time_decode_rounds, time_tokens
 from edgeopt.measure.probes import latency
 from edgeopt.measure.probes.latency import Latency
 from edgeopt.measure.stats.aggregate import judge_run, summarize_runs
@@ -47,7 +47,7 @@ def test_on_a_machine_of_its_own_every_moment_counts(tmp_path: Path, monkeypatch
     at(monkeypatch, 1.0, 2.0)
     pace = ContentionProbe(machine(tmp_path, "avx2"))
     assert [pace.now(), pace.now()] == [0.0, 0.0]
-    assert usual([1.0, 2.0], [0.0, 0.0], pace.best_s) == [1.0, 2.0]
+    assert select_undisturbed([1.0, 2.0], [0.0, 0.0], pace.best_s) == [1.0, 2.0]
 
 
 def test_what_a_neighbour_slowed_down_does_not_count(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_what_a_neighbour_slowed_down_does_not_count(virtual: Path, monkeypatch:
     pace = ContentionProbe(virtual)
     seen = [pace.now() for _ in range(3)]
     assert pace.best_s == 1.0
-    assert usual(["slow", "best", "near"], seen, pace.best_s) == ["best", "near"]
+    assert select_undisturbed(["slow", "best", "near"], seen, pace.best_s) == ["best", "near"]
 
 
 def test_the_slowest_core_decides(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,31 +71,31 @@ def test_the_slowest_core_decides(virtual: Path, monkeypatch: pytest.MonkeyPatch
 def test_work_is_tried_again_until_nobody_slows_it_down(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.0, 1.6, 1.6, 1.0, 1.0, 1.0)
     tries = iter("abc")
-    assert ContentionProbe(virtual).tried(lambda: next(tries)) == "c"
+    assert ContentionProbe(virtual).retry(lambda: next(tries)) == "c"
 
 
 def test_where_somebody_always_does_the_best_try_counts(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.0, 1.9, 1.8, 1.7, 1.6, 1.3, 1.2, 1.2, 1.6, 1.9)
     tries = iter(range(paces.PATIENCE))
-    assert ContentionProbe(virtual).tried(lambda: next(tries)) == 3
+    assert ContentionProbe(virtual).retry(lambda: next(tries)) == 3
 
 
 def test_decoding_goes_on_until_enough_tokens_count(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, *(1.0, 1.6) * 3, 1.0)
     pace = ContentionProbe(virtual)
-    found = decodes(Counting(99), [1], 4, pace, rounds=2, most_s=10.0)
+    found = time_decode_rounds(Counting(99), [1], 4, pace, rounds=2, most_s=10.0)
     assert len(found) == 5, "three that were slowed down, and two"
-    assert sum(len(usual(*one, pace.best_s)) for one in found) == 8
+    assert sum(len(select_undisturbed(*one, pace.best_s)) for one in found) == 8
 
 
 def test_decoding_ends_where_no_moment_is_undisturbed(virtual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 1.0, 1.6)
-    assert len(decodes(Counting(99), [1], 4, ContentionProbe(virtual), rounds=2, most_s=0.0)) == 2
+    assert len(time_decode_rounds(Counting(99), [1], 4, ContentionProbe(virtual), rounds=2, most_s=0.0)) == 2
 
 
 def test_an_engine_that_stops_early_is_an_error(virtual: Path) -> None:
     with pytest.raises(MeasureError, match="generated 3 of 5 tokens"):
-        token_times(Counting(3), [1], 4, ContentionProbe(virtual))
+        time_tokens(Counting(3), [1], 4, ContentionProbe(virtual))
 
 
 def samples(*rounds: tuple[float, float]) -> dict[str, object]:

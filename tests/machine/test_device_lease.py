@@ -16,14 +16,14 @@ from edgeopt.machine import device_lease
 
 HOLDER = """
 import sys, pathlib
-from edgeopt.measure import lease
-with lease.hold(lambda line: None, pathlib.Path(sys.argv[1])):
+from edgeopt.machine import device_lease
+with device_lease.exclusive(lambda line: None, pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-WORKER = HOLDER.replace("lease.hold", "lease.work")
+WORKER = HOLDER.replace("device_lease.exclusive", "device_lease.shared")
 
 
 def start(code: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -59,7 +59,7 @@ def worker(tmp_path):
 
 def wait_for(
     folder: Path,
-    take: Callable[..., AbstractContextManager[None]] = device_lease.hold,
+    take: Callable[..., AbstractContextManager[None]] = device_lease.exclusive,
     done: Callable[[], None] = lambda: None,
 ) -> tuple[threading.Thread, threading.Event, list[str]]:
     """A thread that takes the lease, the event that it did, and what it said while it waited."""
@@ -94,10 +94,10 @@ def test_a_holder_that_is_killed_leaves_the_device_free(holder, tmp_path):
 
 
 def test_a_failed_measurement_leaves_the_device_free(tmp_path):
-    with pytest.raises(ZeroDivisionError), device_lease.hold(lambda line: None, tmp_path):
+    with pytest.raises(ZeroDivisionError), device_lease.exclusive(lambda line: None, tmp_path):
         1 / 0  # noqa: B018
     said: list[str] = []
-    with device_lease.hold(said.append, tmp_path):
+    with device_lease.exclusive(said.append, tmp_path):
         assert said == []
 
 
@@ -105,7 +105,7 @@ def test_a_lock_that_points_elsewhere_is_refused(tmp_path):
     folder = tmp_path / f"edgeopt-{os.getuid()}"
     folder.mkdir()
     (folder / "device.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(MeasureError, match="lease"), device_lease.hold(lambda line: None, tmp_path):
+    with pytest.raises(MeasureError, match="lease"), device_lease.exclusive(lambda line: None, tmp_path):
         pass
     assert not (tmp_path / "precious").exists()
 
@@ -113,7 +113,7 @@ def test_a_lock_that_points_elsewhere_is_refused(tmp_path):
 def test_any_number_works_at_once(worker, tmp_path):
     other = start(WORKER, tmp_path)
     said: list[str] = []
-    with device_lease.work(said.append, tmp_path):
+    with device_lease.shared(said.append, tmp_path):
         assert said == []
     ended(other)
 
@@ -132,7 +132,7 @@ def test_a_measurement_waits_for_work_and_says_so(worker, tmp_path, ends):
 
 
 def test_work_waits_while_a_measurement_runs_and_says_for_whom(holder, tmp_path):
-    thread, held, said = wait_for(tmp_path, device_lease.work)
+    thread, held, said = wait_for(tmp_path, device_lease.shared)
     assert not held.is_set()
     assert f"process {holder.pid} measures" in said[0]
     holder.stdin.close()
@@ -142,7 +142,7 @@ def test_work_waits_while_a_measurement_runs_and_says_for_whom(holder, tmp_path)
 
 def test_new_work_waits_behind_a_measurement_that_waits_for_old_work(worker, tmp_path):
     measuring, measured, _ = wait_for(tmp_path)
-    working, worked, _ = wait_for(tmp_path, device_lease.work)
+    working, worked, _ = wait_for(tmp_path, device_lease.shared)
     assert not measured.is_set()
     assert not worked.is_set()
     worker.stdin.close()
@@ -154,11 +154,11 @@ def test_new_work_waits_behind_a_measurement_that_waits_for_old_work(worker, tmp
 
 def test_no_process_waits_for_itself(tmp_path):
     said: list[str] = []
-    with device_lease.work(said.append, tmp_path), device_lease.work(said.append, tmp_path):
+    with device_lease.shared(said.append, tmp_path), device_lease.shared(said.append, tmp_path):
         with (
-            device_lease.hold(said.append, tmp_path),
-            device_lease.hold(said.append, tmp_path),
-            device_lease.work(said.append, tmp_path),
+            device_lease.exclusive(said.append, tmp_path),
+            device_lease.exclusive(said.append, tmp_path),
+            device_lease.shared(said.append, tmp_path),
         ):
             pass
         thread, held, _ = wait_for(tmp_path)
@@ -169,9 +169,9 @@ def test_no_process_waits_for_itself(tmp_path):
 
 
 def test_work_inside_work_starts_though_a_measurement_waits(tmp_path):
-    with device_lease.work(lambda line: None, tmp_path):
+    with device_lease.shared(lambda line: None, tmp_path):
         thread, held, _ = wait_for(tmp_path)
-        with device_lease.work(lambda line: None, tmp_path):
+        with device_lease.shared(lambda line: None, tmp_path):
             assert not held.is_set()
     thread.join(10)
     assert held.is_set()
@@ -179,9 +179,9 @@ def test_work_inside_work_starts_though_a_measurement_waits(tmp_path):
 
 def test_a_measurement_inside_work_lets_another_that_waits_go_first(tmp_path):
     order: list[str] = []
-    with device_lease.work(lambda line: None, tmp_path):
+    with device_lease.shared(lambda line: None, tmp_path):
         thread, _, _ = wait_for(tmp_path, done=lambda: order.append("other"))
-        with device_lease.hold(lambda line: None, tmp_path):
+        with device_lease.exclusive(lambda line: None, tmp_path):
             order.append("own")
     thread.join(10)
     assert order == ["other", "own"]

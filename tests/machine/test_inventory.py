@@ -10,8 +10,8 @@ from edgeopt.core.config_objects import instantiate
 from edgeopt.core.kernel_times import Kernels
 from edgeopt.core.target import Target
 from edgeopt.machine import inventory as of
-from edgeopt.machine.bandwidth import storage_gb_per_s
-from edgeopt.machine.inventory import inventory, target_yaml
+from edgeopt.machine.bandwidth import measure_storage_gb_per_s
+from edgeopt.machine.inventory import detect_device, target_yaml
 
 
 def write(root: Path, path: str, content: str = "") -> None:
@@ -34,7 +34,7 @@ def board(tmp_path):
 
 
 def test_a_board_is_described_by_what_its_kernel_shows(board):
-    device = inventory(rates=False, root=board)
+    device = detect_device(measure_rates=False, root=board)
     assert device.cpu == "Raspberry Pi 5 Model B Rev 1.0"
     assert device.isa == ("asimd", "asimddp")
     assert (device.ram_bytes, device.swap_bytes) == (4 * 2**30, 100 * 2**20)
@@ -58,7 +58,7 @@ def test_a_processor_with_a_name_goes_by_it(board):
 
 
 def test_the_target_file_gives_the_device_back():
-    device = replace(inventory(rates=False), accelerators=("NPU × 2",))
+    device = replace(detect_device(measure_rates=False), accelerators=("NPU × 2",))
     times = ((1.0, 2.0, 3.0, 4.0),) * 5 + ((1.0, 2.5, 5.0, 6.5),)
     kernels = Kernels(threads=2, matrix={"int4/32": times}, layer=(7.0, 8.0, 6.0), token=(9.0, 1.0))
     text = target_yaml(Target(name="here", device=device, threads=2, context_length=256, kernels=kernels))
@@ -70,11 +70,11 @@ def test_the_target_file_gives_the_device_back():
 
 
 def test_storage_that_cannot_be_read_past_the_cache_has_no_rate(tmp_path):
-    assert storage_gb_per_s(tmp_path / "absent") == 0
+    assert measure_storage_gb_per_s(tmp_path / "absent") == 0
 
 
 def test_rates_of_this_machine_are_measured():
-    device = inventory(rates=True)
+    device = detect_device(measure_rates=True)
     assert device.read_gb_per_s > 0
     assert device.storage_gb_per_s > 0
     assert device.fp32_gflops > 0

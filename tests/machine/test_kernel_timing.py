@@ -18,7 +18,7 @@ GRIDS = [
 
 
 def test_every_kind_is_timed_and_larger_matrices_take_longer():
-    found = kernel_timing.matrix_times(
+    found = kernel_timing.time_matrix_kernels(
         GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, pace=ContentionProbe(), progress=lambda _: None
     )
     assert list(found) == [kind(grid) for grid in GRIDS]
@@ -30,7 +30,7 @@ def test_every_kind_is_timed_and_larger_matrices_take_longer():
 
 
 def test_a_machine_too_small_for_long_chains_is_bound_by_its_bandwidth():
-    (rows,) = kernel_timing.matrix_times(
+    (rows,) = kernel_timing.time_matrix_kernels(
         [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, pace=ContentionProbe(), progress=lambda _: None
     ).values()
     assert rows[-1] == pytest.approx([4 * side**2 for side in SIDES]), "4 bytes at 1e6 bytes a second, in microseconds"

@@ -14,7 +14,7 @@ from support import toy_bench
 from edgeopt.core.target import Target
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.machine import memory_cap, procfs
-from edgeopt.machine.memory_cap import UnenforcedError, drop_cached, enforced
+from edgeopt.machine.memory_cap import CapUnavailableError, drop_page_cache, enforce_cap
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
 
 MIB = 2**20
@@ -34,9 +34,9 @@ def write(path, content):
 def capped():
     """What stands before a command for it to have 64 MiB."""
     try:
-        with enforced(64 * MIB) as before:
+        with enforce_cap(64 * MIB) as before:
             yield before
-    except UnenforcedError as why:
+    except CapUnavailableError as why:
         pytest.skip(str(why))
 
 
@@ -57,17 +57,17 @@ def test_the_least_cap_of_all_groups_around_a_process_is_its_own(tmp_path, group
     write(tmp_path / "proc/self/cgroup", groups)
     for name, content in files.items():
         write(tmp_path / "sys/fs/cgroup" / name, content)
-    assert procfs.memory_cap(tmp_path) == found
+    assert procfs.read_memory_cap(tmp_path) == found
 
 
 def test_a_process_under_a_cap_sees_it(capped):
-    code = "from edgeopt.measure import process; print(process.memory_cap())"
+    code = "from edgeopt.machine import procfs; print(procfs.read_memory_cap())"
     assert int(subprocess.check_output([*capped, sys.executable, "-c", code])) == 64 * MIB
 
 
 def test_files_larger_than_the_cap_are_read_under_it_and_memory_is_not_had(capped, tmp_path):
     (tmp_path / "weights").write_bytes(os.urandom(MIB) * 96)
-    drop_cached(tmp_path)
+    drop_page_cache(tmp_path)
     subprocess.run([*capped, sys.executable, "-c", READ_TWICE, str(tmp_path / "weights")], check=True)
     hungry = subprocess.run([*capped, sys.executable, "-c", f"b'1' * {96 * MIB}"], check=False)
     assert hungry.returncode == -9
@@ -75,10 +75,10 @@ def test_files_larger_than_the_cap_are_read_under_it_and_memory_is_not_had(cappe
 
 def test_no_group_stays_behind():
     try:
-        with enforced(64 * MIB) as before:
+        with enforce_cap(64 * MIB) as before:
             group = Path(before[-1]).parent
             assert group.is_dir()
-    except UnenforcedError as why:
+    except CapUnavailableError as why:
         pytest.skip(str(why))
     assert before[-1] == "--" or not group.exists(), "a scope of systemd goes by itself"
 
@@ -93,7 +93,7 @@ def test_where_no_group_can_be_made_systemd_is_asked_for_a_scope_without_swap(tm
     systemd_run(
         tmp_path, monkeypatch, f'echo "$@" >> {tmp_path}/asked; while [ "$1" != -- ]; do shift; done; shift; "$@"'
     )
-    with enforced(64 * MIB, tmp_path) as before:
+    with enforce_cap(64 * MIB, tmp_path) as before:
         assert subprocess.check_output([*before, "echo", "measured"], text=True) == "measured\n"
     asked = (tmp_path / "asked").read_text().splitlines()
     assert all("--scope" in line and f"-p MemoryMax={64 * MIB} -p MemorySwapMax=0 --" in line for line in asked)
@@ -102,11 +102,13 @@ def test_where_no_group_can_be_made_systemd_is_asked_for_a_scope_without_swap(tm
 
 def test_where_nobody_caps_both_reasons_are_told(tmp_path, monkeypatch):
     systemd_run(tmp_path, monkeypatch, "echo Interactive authentication required. >&2; exit 1")
-    with pytest.raises(UnenforcedError, match=r"no memory controller .* refuses .Interactive authentication required"):
-        enforced(64 * MIB, tmp_path).__enter__()
+    with pytest.raises(
+        CapUnavailableError, match=r"no memory controller .* refuses .Interactive authentication required"
+    ):
+        enforce_cap(64 * MIB, tmp_path).__enter__()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UnenforcedError, match="there is no systemd-run"):
-        enforced(64 * MIB, tmp_path).__enter__()
+    with pytest.raises(CapUnavailableError, match="there is no systemd-run"):
+        enforce_cap(64 * MIB, tmp_path).__enter__()
 
 
 def test_generation_is_measured_under_the_cap_of_the_target(capped, tmp_path):
@@ -125,9 +127,9 @@ def test_an_engine_that_outgrows_the_cap_is_killed_and_the_error_names_the_cap(c
 
 def test_a_cap_that_nobody_enforces_is_no_figure_and_every_figure_of_memory_says_so(tmp_path, monkeypatch):
     def refused(cap_bytes):
-        raise UnenforcedError("no root here")
+        raise CapUnavailableError("no root here")
 
-    monkeypatch.setattr(memory_cap, "enforced", refused)
+    monkeypatch.setattr(memory_cap, "enforce_cap", refused)
     target = replace(toy_bench.TARGET, memory_cap="16 MiB")
     figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory"), target=target)
     assert "memory/cap_mib" not in figures or figures["memory/cap_mib"].value > 16

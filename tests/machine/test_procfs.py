@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.machine import procfs
-from edgeopt.machine.procfs import CpuClock, foreign_share
+from edgeopt.machine.procfs import CpuClock, foreign_cpu_share
 
 TICK = procfs.TICK_S
 
@@ -24,8 +24,8 @@ def write(root: Path, path: str, content: str) -> None:
 def test_memory_counts_the_pages_of_its_process():
     """Asked of a fresh process, in which nothing else gives memory back meanwhile."""
     code = (
-        "import json; from edgeopt.measure import process; before = process.memory(); "
-        f"ballast = b'1' * {64 * 2**20}; print(json.dumps([before, process.memory()]))"
+        "import json; from edgeopt.machine import procfs; before = procfs.read_memory(); "
+        f"ballast = b'1' * {64 * 2**20}; print(json.dumps([before, procfs.read_memory()]))"
     )
     before, after = json.loads(subprocess.check_output([sys.executable, "-c", code]))
     for figure in ("rss_bytes", "private_bytes", "pss_bytes"):
@@ -36,7 +36,7 @@ def test_memory_counts_the_pages_of_its_process():
 def test_busy_time_is_all_but_idle_waiting_and_guests(tmp_path):
     # user nice system idle iowait irq softirq steal guest guest_nice
     write(tmp_path, "proc/stat", "cpu 9 9 9 9 9 9 9 9 9 9\ncpu1 1 2 3 1000 1000 4 5 6 1000 1000\nintr 5\n")
-    assert procfs.busy_s(tmp_path) == {1: pytest.approx(21 * TICK)}
+    assert procfs.read_busy_s(tmp_path) == {1: pytest.approx(21 * TICK)}
 
 
 def clock(time_s: float, own_s: float, *busy: float) -> CpuClock:
@@ -44,26 +44,26 @@ def clock(time_s: float, own_s: float, *busy: float) -> CpuClock:
 
 
 def test_what_this_process_used_is_not_foreign():
-    assert foreign_share(clock(0, 0, 5, 5), clock(10, 12, 12, 10), cores=[0, 1]) == 0
+    assert foreign_cpu_share(clock(0, 0, 5, 5), clock(10, 12, 12, 10), cores=[0, 1]) == 0
 
 
 def test_what_others_used_is_a_share_of_all_cores():
-    share = foreign_share(clock(0, 0, 0, 0), clock(10, 10, 10, 5), cores=[0, 1])
+    share = foreign_cpu_share(clock(0, 0, 0, 0), clock(10, 10, 10, 5), cores=[0, 1])
     assert share == pytest.approx((5 - 2 * TICK) / 20)
 
 
 def test_a_neighbour_on_the_own_core_counts_in_full_on_a_large_machine():
     start, end = clock(0, 0, *[0] * 64), clock(10, 5, 10, *[0] * 63)
-    assert foreign_share(start, end, cores=[0]) == pytest.approx((5 - TICK) / 10)
+    assert foreign_cpu_share(start, end, cores=[0]) == pytest.approx((5 - TICK) / 10)
 
 
 @given(st.floats(0, 100), st.floats(0, 100), st.floats(0, 100), st.floats(0, 100))
 def test_a_share_lies_between_none_and_all(elapsed, own, one, two):
-    assert 0 <= foreign_share(clock(0, 0, 0, 0), clock(elapsed, own, one, two), cores=[1]) <= 1
+    assert 0 <= foreign_cpu_share(clock(0, 0, 0, 0), clock(elapsed, own, one, two), cores=[1]) <= 1
 
 
 def test_a_machine_without_sensors_offers_no_state(tmp_path):
-    assert procfs.device_state(tmp_path) == {}
+    assert procfs.read_device_state(tmp_path) == {}
 
 
 def test_state_is_the_hottest_zone_and_the_mean_frequency(tmp_path):
@@ -72,7 +72,7 @@ def test_state_is_the_hottest_zone_and_the_mean_frequency(tmp_path):
     write(tmp_path, "sys/class/thermal/thermal_zone2/temp", "asleep\n")
     for core, khz in enumerate((1_500_000, 2_500_000)):
         write(tmp_path, f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq", f"{khz}\n")
-    assert procfs.device_state(tmp_path) == {"temperature_c": 67.5, "frequency_mhz": 2000}
+    assert procfs.read_device_state(tmp_path) == {"temperature_c": 67.5, "frequency_mhz": 2000}
 
 
 def test_threads_go_to_different_physical_cores_first(tmp_path, monkeypatch):

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import time
 
-from edgeopt.machine.utilization import SystemUse
+from edgeopt.machine.utilization import UtilizationMonitor
 
 
 def test_the_machine_is_read_while_something_is_done_and_at_its_end() -> None:
     began = time.time()
-    with SystemUse(every_s=0.02) as use:
+    with UtilizationMonitor(every_s=0.02) as use:
         time.sleep(0.15)
     assert len(use.readings) >= 3
     times = [reading["at_s"] for reading in use.readings]
@@ -21,7 +21,7 @@ def test_the_machine_is_read_while_something_is_done_and_at_its_end() -> None:
 
 
 def test_a_failure_inside_ends_the_readings_too() -> None:
-    use = SystemUse(every_s=0.01)
+    use = UtilizationMonitor(every_s=0.01)
     try:
         with use:
             raise ValueError

@@ -15,7 +15,7 @@ from edgeopt.measure import quality_prediction
 from edgeopt.measure.probes.quality import Quality
 from edgeopt.measure.quality_prediction import KL, PERPLEXITY, RATIO, QualityPredictor, restrict_to_quality
 
-FORESIGHT = QualityPredictor(measure=None)
+FORESIGHT = QualityPredictor(bench=None)
 ENDS = st.tuples(*[st.floats(0.0, 1e4)] * 3).map(sorted)
 
 

@@ -40,7 +40,7 @@ def test_an_engine_is_deployed_asked_and_ended(client: Any, tmp_path: Path) -> N
     with pytest.raises(MlflowException, match="'toy' is there already"):
         client.create_deployment("toy", folder)
     client.delete_deployment("toy")
-    assert not process_identity.lives(made["process"])
+    assert not process_identity.is_alive(made["process"])
     assert client.list_deployments() == []
     client.delete_deployment("toy")
     with pytest.raises(MlflowException, match="no deployment 'toy' is running here, but none"):

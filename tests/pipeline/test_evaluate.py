@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.corpus import Text
@@ -62,7 +62,7 @@ class Copy:
         if self.fails:
             raise StepError("it cannot be")
         modeling.link(checkpoint, directory)
-        shared = context.cache.stage("found_out", "once", lambda d: (d / "fact").write_text("42") and None)
+        shared = context.cache.get_or_create("found_out", "once", lambda d: (d / "fact").write_text("42") and None)
         shutil.copytree(shared, directory / "artifacts")
         (directory / "name").write_text(self.name)
         return checkpoint.spec
@@ -167,7 +167,7 @@ class Bench:
 
 @dataclass(kw_only=True)
 class Seer:
-    measure: Bench
+    bench: Bench
     covered: bool = True
     metrics: tuple[str, ...] = (RATIO,)
 
@@ -185,10 +185,10 @@ class Lease:
 
     log: list[str]
 
-    def hold(self, progress: Progress) -> AbstractContextManager[None]:
+    def exclusive(self, progress: Progress) -> AbstractContextManager[None]:
         return self._taken("hold")
 
-    def work(self, progress: Progress) -> AbstractContextManager[None]:
+    def shared(self, progress: Progress) -> AbstractContextManager[None]:
         return self._taken("work")
 
     @contextmanager
@@ -218,15 +218,15 @@ def make(tiny_model: Path, log: list[str], monkeypatch: pytest.MonkeyPatch) -> M
         bench.log = log
         source = Folder(path=str(tiny_model))
         named = tuple((f"step{n}", step) for n, step in enumerate(steps))
-        seer = Seer(measure=Bench(groups={"quality": ("quality",)}, log=log), covered=values.pop("covered", True))
+        seer = Seer(bench=Bench(groups={"quality": ("quality",)}, log=log), covered=values.pop("covered", True))
         defaults = {
             "recipe": Recipe(model={}, steps=(), runtime={}),
             "source": source,
             "steps": named,
             "runtime": Copier(),
             "reference": Copier(kind="torch"),
-            "measure": bench,
-            "foresight": seer,
+            "bench": bench,
+            "quality_predictor": seer,
             "lease": Lease(log=log),
             "target": Target(name="toy"),
             "device": Device(name="toy", cpu="c", cores=1, ram_bytes=2**30),
@@ -239,7 +239,7 @@ def make(tiny_model: Path, log: list[str], monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def climbed(job: Job, folder: Path) -> TrialResult:
-    result = evaluate(job, Store(folder / "cache"), lambda line: None)
+    result = evaluate(job, StageCache(folder / "cache"), lambda line: None)
     read = TrialResult.from_json(json.loads(json.dumps(result.to_json())))
     assert replace(read, recipe=result.recipe) == result
     return result
@@ -380,7 +380,7 @@ def test_a_bench_that_does_not_stop_early_measures_everything(make: Make, tmp_pa
     [
         {"limits": (Limit(metric=SIZE, unit=UNIT, absolute=20.0),)},
         {"covered": False},
-        {"foresight": None},
+        {"quality_predictor": None},
         {"steps": ()},
     ],
     ids=["no limit on it", "no such model", "nobody foresees", "nothing compressed"],

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from edgeopt.bench.quality_prediction import QualityPredictor
 
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.config import assemble
 from edgeopt.config.assemble import Request
-from edgeopt.measure.quality_prediction import QualityPredictor
 from edgeopt.pipeline.evaluate import evaluate
 
 BENCH = (
@@ -23,13 +23,13 @@ BENCH = (
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("cache"))
+def store(tmp_path_factory: pytest.TempPathFactory) -> StageCache:
+    return StageCache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4", "prune_int4"])
 def test_the_prediction_of_a_checkpoint_holds_what_is_measured_of_its_engine(
-    recipe: str, tiny_model: Path, store: Store
+    recipe: str, tiny_model: Path, store: StageCache
 ) -> None:
     chosen = ("model=local", f"model.path={tiny_model}", f"recipe={recipe}")
     job = assemble.job(Request(overrides=(*BENCH, *chosen)).compose(), None)

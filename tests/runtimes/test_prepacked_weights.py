@@ -113,25 +113,25 @@ OPENED = """
 import sys
 from pathlib import Path
 import numpy as np, onnxruntime
-from edgeopt.measure.process import memory
+from edgeopt.machine.procfs import read_memory
 from edgeopt.runtimes.knobs import Knobs
 from edgeopt.runtimes.residency import join_pages, settle
 
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
-before = memory()
+before = read_memory()
 graph = Path(sys.argv[1])
 session = onnxruntime.InferenceSession(graph, options)
 data = graph.with_name(graph.name + ".data")
-opened = memory()
+opened = read_memory()
 settle(data, Knobs(packed_on_disk=True))
-settled = memory()
+settled = read_memory()
 if len(sys.argv) > 2:
     join_pages().join()
-after = memory()
+after = read_memory()
 session.run(None, {"x0": np.ones((1, session.get_inputs()[0].shape[1]), np.float32)})
 for name in ("rss_bytes", "huge_bytes"):
-    print(*((one[name] - before[name]) / 2**20 for one in (opened, settled, after, memory())))
+    print(*((one[name] - before[name]) / 2**20 for one in (opened, settled, after, read_memory())))
 """
 
 

@@ -14,7 +14,7 @@ from support.workshops import built
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.target import Target
 from edgeopt.errors import ConfigError
-from edgeopt.machine.contention import AT_ONCE_S, shared
+from edgeopt.machine.contention import BURST_GAP_S, spread_bursts
 from edgeopt.runtimes.decoding import greedy, prompt_lookup
 from edgeopt.runtimes.decoding.prompt_lookup import Text
 from edgeopt.runtimes.genai.runtime import Genai
@@ -147,14 +147,14 @@ def test_the_time_of_a_token_is_not_predicted_with_guesses(checkpoint: Checkpoin
     assert {m.metric for m in told} == {"size/engine_mib", "memory/peak_rss_mib"}
 
 
-@given(st.lists(st.sampled_from([1e-6, AT_ONCE_S / 2, AT_ONCE_S, 1e-3, 5e-3]), max_size=30))
+@given(st.lists(st.sampled_from([1e-6, BURST_GAP_S / 2, BURST_GAP_S, 1e-3, 5e-3]), max_size=30))
 def test_tokens_that_come_at_once_share_the_time_until_they_came(times: list[float]) -> None:
-    found = shared(times)
+    found = spread_bursts(times)
     assert len(found) == len(times)
     assert sum(found) == pytest.approx(sum(times))
-    if all(seconds >= AT_ONCE_S for seconds in times):
+    if all(seconds >= BURST_GAP_S for seconds in times):
         assert found == times
 
 
 def test_three_tokens_of_one_reading_took_a_third_each() -> None:
-    assert shared([3e-3, 1e-6, 1e-6, 1e-3]) == pytest.approx([1e-3 + 2e-6 / 3] * 3 + [1e-3])
+    assert spread_bursts([3e-3, 1e-6, 1e-6, 1e-3]) == pytest.approx([1e-3 + 2e-6 / 3] * 3 + [1e-3])

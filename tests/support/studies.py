@@ -107,7 +107,7 @@ def dead_member(worker: str = "dead") -> Member:
     """A worker of this host whose process has ended."""
     from edgeopt.search.workers.heartbeat import myself
 
-    return replace(myself("all"), worker=worker, host=process_identity.host(), process="4194304:1")
+    return replace(myself("all"), worker=worker, host=process_identity.host_id(), process="4194304:1")
 
 
 def finished_row(number: int, params: Params, summary: Summary) -> Row:

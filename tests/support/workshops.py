@@ -19,13 +19,13 @@ from edgeopt.core.target import Target
 class NoCache:
     """Makes every stage anew."""
 
-    def stage(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
+    def get_or_create(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
         directory = Path(tempfile.mkdtemp(prefix=f"edgeopt-{kind}-"))
         produce(directory)
         return directory
 
     @contextmanager
-    def draft(self, inputs: object) -> Iterator[Path]:
+    def resumable_folder(self, inputs: object) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
 

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
-    from edgeopt.cache.eviction import bytes_on_disk, entries, evict
+    from edgeopt.cache.eviction import bytes_on_disk, evict, list_entries
     from edgeopt.config import assemble
     from edgeopt.config import parse as configs
     from edgeopt.config.compose import compose
@@ -50,7 +50,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         if to_bytes is None:
             raise ConfigError("cache.limit is null", location="--to", hint="Give --to SIZE or --all")
         pruned = evict(root, to_bytes)
-    found = entries(root)
+    found = list_entries(root)
     kinds = sorted({entry.kind for entry in found})
     document = {
         "cache": str(root),
@@ -66,7 +66,7 @@ def execute(args: argparse.Namespace) -> Outcome:
 def _kind(kind: str, found: list[Entry]) -> Document:
     from edgeopt.cache.eviction import bytes_on_disk
 
-    oldest = datetime.fromtimestamp(min(entry.used_ns for entry in found) / 1e9, UTC)
+    oldest = datetime.fromtimestamp(min(entry.last_used_ns for entry in found) / 1e9, UTC)
     return {
         "kind": kind,
         "entries": len(found),

@@ -25,7 +25,7 @@ def argument(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def opened(given: str | None) -> Iterator[tuple[Engine, Runtime]]:
     """A verified engine and its runtime, not evicted meanwhile: a folder or models:/NAME@ALIAS, or the bundled one."""
-    from edgeopt.cache.uses import using
+    from edgeopt.cache.entry_locks import protect_paths
     from edgeopt.config import assemble
 
     if given is None:
@@ -33,7 +33,7 @@ def opened(given: str | None) -> Iterator[tuple[Engine, Runtime]]:
             yield assemble.open_engine(folder)
     else:
         folder = _folder(given)
-        with using([folder]):
+        with protect_paths([folder]):
             yield assemble.open_engine(folder)
 
 
@@ -53,9 +53,9 @@ def _bundled() -> Iterator[Path]:
     from edgeopt.config import assemble
     from edgeopt.config.compose import compose
     from edgeopt.models.reference import ReferenceModel
-    from edgeopt.pipeline.evaluate import engine_of
+    from edgeopt.pipeline.evaluate import build_engine
     from edgeopt.runtimes.torch_eager import Torch
 
     store = assemble.store(compose())
-    with store.holding():
-        yield engine_of(ReferenceModel(), Torch(), store, lambda _: None).directory
+    with store.protect():
+        yield build_engine(ReferenceModel(), Torch(), store, lambda _: None).directory

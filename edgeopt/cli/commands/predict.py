@@ -22,9 +22,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.checkpoints import importing
     from edgeopt.config import assemble
     from edgeopt.core.protocols import SupportsBreakdown
-    from edgeopt.pipeline.early_stop import refusal
+    from edgeopt.pipeline.early_stop import early_stop_verdicts
     from edgeopt.pipeline.evaluate import plan
-    from edgeopt.pipeline.next_steps import lever
+    from edgeopt.pipeline.next_steps import suggest_next_step
 
     request = shared.request(args)
     job = assemble.job(request.compose(), request.config_dir)
@@ -46,12 +46,12 @@ def execute(args: argparse.Namespace) -> Outcome:
             "limit": str(limit),
             "unit": limit.unit,
             "predicted": figures[limit.metric].value,
-            "fits": not refusal(predictions, [limit], {}),
+            "fits": not early_stop_verdicts(predictions, [limit], {}),
         }
         for limit in job.limits
         if limit.metric in figures and limit.absolute is not None
     ]
-    next_lever = lever(planned.spec)
+    next_lever = suggest_next_step(planned.spec)
     document = {
         "recipe": str(job.recipe),
         "target": job.target.name,

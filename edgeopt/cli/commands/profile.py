@@ -24,13 +24,13 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
     from edgeopt.config import assemble
     from edgeopt.core.target import Target
-    from edgeopt.machine.inventory import inventory, target_yaml
+    from edgeopt.machine.inventory import detect_device, target_yaml
     from edgeopt.studies import kernel_profile
 
     assemble.quiet()
     name = args.name or platform.node().split(".")[0] or "this_machine"
     with display.progress("measuring this machine") as progress:
-        device = inventory(rates=True)
+        device = detect_device(measure_rates=True)
         if not 0 <= args.threads <= device.cores:
             raise ConfigError(
                 f"{args.threads} threads cannot run on {device.cores} cores", location="--threads", hint="Give fewer"

@@ -29,7 +29,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     # whatever it keeps or breaks, it was built then
     config = {**logged.config, "state": str(args.state), "store": None, "limits": {}}
     store = assemble.store(config)
-    with store.holding(), display.progress("rebuilding") as progress:
+    with store.protect(), display.progress("rebuilding") as progress:
         result = evaluate(assemble.job(config, args.config_dir), store, progress, build_only=True)
     if result.engine is None:
         failure = result.failure

@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     number = max(recorder.runs(STUDY), default=-1) + 1
     recorder.begin(STUDY, number, {}, config)
     store = assemble.store(config)
-    with store.holding():
+    with store.protect():
         try:
             with display.progress(str(made.recipe)) as progress:
                 result = assemble.observed(lambda: evaluate(made, store, progress))

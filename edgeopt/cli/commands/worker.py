@@ -22,12 +22,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
     from edgeopt.config import assemble
-    from edgeopt.machine.procfs import die_with
+    from edgeopt.machine.procfs import exit_with_parent
     from edgeopt.studies.open_study import OpenStudy
     from edgeopt.studies.work import start_evaluator, work
 
     if args.parent is not None:
-        die_with(args.parent)
+        exit_with_parent(args.parent)
     assemble.quiet()
     opened = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     search = opened.study.search

@@ -156,7 +156,7 @@ class PruneGradually:
             pruned_spec.to_json(),
             importing.identity(self.retrain),
         ]
-        return Checkpoint.read(context.cache.stage("pruning_round", inputs, produce))
+        return Checkpoint.read(context.cache.get_or_create("pruning_round", inputs, produce))
 
 
 def _hold_out(text: Text) -> tuple[Text, Text]:

@@ -131,7 +131,8 @@ class PruneWidth:
             self.window_tokens,
             PRUNED_SHARES,
         ]
-        divergences = json.loads((context.cache.stage("width_sensitivity", inputs, produce) / "nats.json").read_text())
+        folder = context.cache.get_or_create("width_sensitivity", inputs, produce)
+        divergences = json.loads((folder / "nats.json").read_text())
         sizes = [len(channel_scores) for channel_scores in scores]
         return allocate_widths_by_sensitivity(divergences, sizes, sum(uniform), self.multiple)
 

@@ -78,7 +78,7 @@ class Qat(DistillationTraining):
             context.calibration.digest,
             to_config(self),
         ]
-        with context.cache.draft(inputs) as draft:
+        with context.cache.resumable_folder(inputs) as draft:
             losses = self.fit(network, loss, len(windows), context.progress, draft)
         network.cpu()
         after = rounded | {name: matrix.rounded() for name, matrix in trained.items()}

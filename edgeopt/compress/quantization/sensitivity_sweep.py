@@ -59,10 +59,10 @@ def weigh(
         safetensors_io.write(found, directory / "curvature.safetensors")
 
     def measure(directory: Path) -> None:
-        means = safetensors_io.read_folder(context.cache.stage("curvature", measured, measure_curvature))
+        means = safetensors_io.read_folder(context.cache.get_or_create("curvature", measured, measure_curvature))
         scale = _Scale(network, choices, rounding, means)
         table: dict[str, list[float]] = {}
-        with context.cache.draft(["sensitivity", inputs]) as draft:
+        with context.cache.resumable_folder(["sensitivity", inputs]) as draft:
             stream = LayerwiseForward.start(network, windows)
             for number, layer in enumerate(modeling.layers(network)):
                 kept = draft / f"layer-{number}.json"
@@ -75,7 +75,7 @@ def weigh(
         table |= scale.tables(lm_head_input_statistic(network, windows, "hessian"))
         _write(directory / "divergence.json", table)
 
-    folder = context.cache.stage("sensitivity", inputs, measure)
+    folder = context.cache.get_or_create("sensitivity", inputs, measure)
     rows = json.loads((folder / "divergence.json").read_text())
     return {item: dict(zip(schemes, rows[item], strict=True)) for item, schemes in choices.items()}
 

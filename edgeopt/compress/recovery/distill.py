@@ -70,7 +70,7 @@ class Distill(DistillationTraining):
             teacher_network = modeling.load(teacher).to(training_device())
             loss = add_hidden_state_loss(loss, teacher_network, windows, self.hidden_weight)
         inputs = ["distill", checkpoint.digest, teacher.digest, context.calibration.digest, to_config(self)]
-        with context.cache.draft(inputs) as draft:
+        with context.cache.resumable_folder(inputs) as draft:
             losses = self.fit(network, loss, len(windows), context.progress, draft)
         modeling.save(network.cpu(), directory, checkpoint, checkpoint.spec)
         (directory / "artifacts").mkdir()

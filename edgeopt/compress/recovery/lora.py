@@ -152,7 +152,7 @@ class Lora(DistillationTraining):
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(context.original, windows, context)
         sources = (checkpoint, context.original, context.floating, context.calibration)
-        with context.cache.draft(["lora", *(source.digest for source in sources), to_config(self)]) as draft:
+        with context.cache.resumable_folder(["lora", *(source.digest for source in sources), to_config(self)]) as draft:
             losses = self.fit(adapted, loss, len(windows), context.progress, draft)
         artifacts = directory / "artifacts"
         save_peft_adapter(adapted, artifacts / "adapter")

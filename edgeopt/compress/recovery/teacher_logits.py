@@ -109,7 +109,7 @@ def compute_teacher_logits(
         safetensors_io.write(computed, directory / "lessons.safetensors")
 
     inputs = [teacher.digest, [list(window) for window in windows], top_k, temperature]
-    stored = safetensors_io.read_folder(context.cache.stage("teacher", inputs, produce))
+    stored = safetensors_io.read_folder(context.cache.get_or_create("teacher", inputs, produce))
     window_starts = tuple(sum(map(len, windows[:n])) for n in range(len(windows)))
     return TeacherLogits(
         window_starts=window_starts, tokens=stored["tokens"], log_probabilities=stored["log_probabilities"]

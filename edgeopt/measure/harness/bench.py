@@ -140,7 +140,7 @@ def measure(
     workload = Workload(context_length=context_length, prompts={}, documents=[], left_out=())
     held: AbstractContextManager[None] = nullcontext()
     if groups.keys() - {FILES}:
-        held = device_lease.hold(progress) if isolated else device_lease.work(progress)
+        held = device_lease.exclusive(progress) if isolated else device_lease.shared(progress)
         workload = build_workload(
             evaluation,
             engine.directory,

@@ -106,7 +106,7 @@ class StartupMarks:
 
     def set(self, name: str) -> None:
         start = time.monotonic()
-        self.taken[name] = {"time_s": start - self.own_s, **procfs.memory()}
+        self.taken[name] = {"time_s": start - self.own_s, **procfs.read_memory()}
         self.own_s += time.monotonic() - start
 
 
@@ -165,14 +165,14 @@ def _section(started: CpuClock, cores: list[int]) -> dict[str, float]:
     ended = CpuClock.now()
     return {
         "elapsed_s": ended.time_s - started.time_s,
-        "foreign_cpu_share": procfs.foreign_share(started, ended, cores),
-        **procfs.device_state(),
+        "foreign_cpu_share": procfs.foreign_cpu_share(started, ended, cores),
+        **procfs.read_device_state(),
     }
 
 
 def main(job_path: str, spawned_s: str) -> None:
     job = Job(**json.loads(Path(job_path).read_text()))
-    procfs.die_with(job.parent)
+    procfs.exit_with_parent(job.parent)
     os.sched_setaffinity(0, job.cores)
     report = run(job, float(spawned_s))
     Path(job.report).write_text(json.dumps(report, allow_nan=False))

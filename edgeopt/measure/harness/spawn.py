@@ -36,12 +36,12 @@ def spawn(job: Job, log: Path, timeout_s: float, progress: Progress) -> dict[str
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgeopt.measure.harness.child_process", str(job_path)]
     with log.open("wb") as output, ExitStack() as held:
         try:
-            before = held.enter_context(memory_cap.enforced(job.memory_cap_bytes)) if job.memory_cap_bytes else []
-        except memory_cap.UnenforcedError as why:
+            before = held.enter_context(memory_cap.enforce_cap(job.memory_cap_bytes)) if job.memory_cap_bytes else []
+        except memory_cap.CapUnavailableError as why:
             before = []
             progress(f"the memory cap of {_shown(job)} is not enforced: {why}")
         if before:
-            memory_cap.drop_cached(Path(job.engine))
+            memory_cap.drop_page_cache(Path(job.engine))
         child = subprocess.Popen(
             [*before, *command, repr(time.monotonic())],
             stdin=subprocess.DEVNULL,

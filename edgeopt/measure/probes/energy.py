@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from edgeopt.core.protocols import Samples, Session, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.machine.codecarbon_meter import J_PER_KWH, Kind, instrument, silent_tracker
+from edgeopt.machine.codecarbon_meter import J_PER_KWH, Kind, create_quiet_tracker, describe_instrument
 from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, median
 
 _PARTS = ("cpu", "gpu", "ram")
@@ -54,7 +54,7 @@ class Energy:
             )
 
     def collect(self, subject: Subject) -> Samples:
-        tracker = silent_tracker()
+        tracker = create_quiet_tracker()
         prompt = subject.prompts[min(subject.prompts)]
         new_tokens = min(self.tokens, subject.context_length - len(prompt))
         rounds: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ class Energy:
             rounds.append({"tokens": decoded, "decode_s": elapsed_s, "tracked_s": data.duration, "energy_j": energy_j})
         return {
             # codecarbon tells only here what it reads; its public results name no instrument
-            "instruments": [list(instrument(hardware)) for hardware in tracker._hardware],
+            "instruments": [list(describe_instrument(hardware)) for hardware in tracker._hardware],
             "rounds": rounds,
             "halves": [rounds[i]["decode_s"] / rounds[i]["tokens"] for i in (0, -1)],
         }

@@ -15,7 +15,7 @@ from typing import ClassVar
 from edgeopt.core.protocols import GENERATION, Samples, Session, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.machine.contention import ContentionProbe, decodes, usual
+from edgeopt.machine.contention import ContentionProbe, select_undisturbed, time_decode_rounds
 from edgeopt.measure.harness.workload import PROMPT_LENGTHS
 from edgeopt.measure.stats.aggregate import HALVES, SLOWED
 from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, percentile
@@ -70,14 +70,14 @@ class Latency:
         pace = ContentionProbe()
 
         def ttft(prompt: list[int]) -> float:
-            return pace.tried(lambda: _first_token_s(subject.session, prompt))
+            return pace.retry(lambda: _first_token_s(subject.session, prompt))
 
         ttft_s = {
             str(length): [ttft(prompt) for _ in range(self.ttft_repeats)] for length, prompt in subject.prompts.items()
         }
         count = min(self.decode_tokens, room)
-        rounds = decodes(subject.session, shortest, count, pace, rounds=_ROUNDS, most_s=_MOST_S)
-        own = [usual(*one, pace.best_s) for one in rounds]
+        rounds = time_decode_rounds(subject.session, shortest, count, pace, rounds=_ROUNDS, most_s=_MOST_S)
+        own = [select_undisturbed(*one, pace.best_s) for one in rounds]
         counted = [tokens or times for tokens, (times, _) in zip(own, rounds, strict=True)]
         burst_tokens = min(self.burst_tokens, room)
         return {
@@ -87,7 +87,7 @@ class Latency:
             "decode_prompt_tokens": len(shortest),
             "decode_s": [times for times, _ in rounds],
             "decode_pace_s": [paces for _, paces in rounds],
-            "burst_s": pace.tried(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
+            "burst_s": pace.retry(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
             SLOWED: max(0.0, 1 - sum(map(len, own)) / (_ROUNDS * count)),
             HALVES: [median(decode) for decode in counted[-_ROUNDS:] if sum(decode) >= _COMPARABLE_S],
         }
@@ -165,7 +165,11 @@ class _Tokens:
         least = min(len(times) for run in runs for times in run["decode_s"])
         every = [[1e3 * s for times in run["decode_s"] for s in times] for run in runs]
         counted = [
-            [1e3 * s for pair in zip(run["decode_s"], run["decode_pace_s"], strict=True) for s in usual(*pair, best_s)]
+            [
+                1e3 * s
+                for pair in zip(run["decode_s"], run["decode_pace_s"], strict=True)
+                for s in select_undisturbed(*pair, best_s)
+            ]
             for run in runs
         ]
         left_out = 1 - sum(map(len, counted)) / sum(map(len, every))

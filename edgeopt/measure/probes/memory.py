@@ -62,10 +62,10 @@ class Memory:
         prompt = repeat_to_length(longest, subject.context_length - self.decode_tokens)
         answer = subject.session.generate(prompt, self.decode_tokens, stop_at_end=False)
         next(answer)  # the prompt's
-        before = procfs.faults()
+        before = procfs.count_page_faults()
         decoded = sum(1 for _ in answer)
-        minor, major = procfs.faults()
-        loaded, served = subject.marks["loaded"], procfs.memory()
+        minor, major = procfs.count_page_faults()
+        loaded, served = subject.marks["loaded"], procfs.read_memory()
         return {
             "served_tokens": len(prompt) + 1 + decoded,
             "decoded_tokens": decoded,
@@ -80,7 +80,7 @@ class Memory:
             "shared_bytes": loaded["shared_bytes"],
             "pss_bytes": loaded["pss_bytes"],
             "wanted_cap_bytes": subject.memory_cap_bytes,
-            "cap_bytes": procfs.memory_cap(),
+            "cap_bytes": procfs.read_memory_cap(),
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
@@ -90,12 +90,12 @@ class Memory:
         return [self._over_processes(metric, runs) for metric in self.METRICS if capped or metric != _CAP]
 
     def _over_processes(self, metric: str, runs: Sequence[Samples]) -> Measurement:
-        key, instrument = _FIGURES[metric]
+        key, describe_instrument = _FIGURES[metric]
         greatest, mib = metric in _GREATEST, self.METRICS[metric] == "MiB"
         figures = [[run[key] / (2**20 if mib else 1)] for run in runs]
         value, low, high = bootstrap_processes(figures, maximum if greatest else median)
         resolution = _RESOLUTION_MIB if mib and metric != _CAP else 0.0
-        how = instrument.format(served=runs[0]["served_tokens"], decoded=runs[0]["decoded_tokens"])
+        how = describe_instrument.format(served=runs[0]["served_tokens"], decoded=runs[0]["decoded_tokens"])
         return Measurement(
             metric=metric,
             unit=self.METRICS[metric],

@@ -58,7 +58,7 @@ class Desk:
         """Nobody else changes the model inside the block, and the ledger says how it went."""
         self.settle()
         holder = {
-            "host": process_identity.host(),
+            "host": process_identity.host_id(),
             "machine": platform.node(),
             "process": process_identity.identity(os.getpid()),
         }
@@ -181,8 +181,8 @@ class Desk:
         self.note("ended", f"the process of {begun.actor} died", action=begun.facts["action"], outcome=outcome)
 
     def _lives(self, holder: Mapping[str, str]) -> bool:
-        if holder["host"] == process_identity.host():
-            return process_identity.lives(holder["process"])
+        if holder["host"] == process_identity.host_id():
+            return process_identity.is_alive(holder["process"])
         self.progress(f"watching for signs of life from {holder['machine']}")
         first, end = self._ledger.last_beat(), time.monotonic() + SILENCE_S
         while time.monotonic() < end:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import edgeopt
-from edgeopt.cache.stages import code_digest
+from edgeopt.cache.stage_cache import code_digest
 from edgeopt.errors import StoreError
 from edgeopt.machine import process_identity
 from edgeopt.search.storage.trial_store import Ledger, Member
@@ -23,7 +23,7 @@ def myself(role: str) -> Member:
     """This process as a worker, under a name of its own."""
     return Member(
         worker=f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
-        host=process_identity.host(),
+        host=process_identity.host_id(),
         process=process_identity.identity(os.getpid()),
         role=role,
         code=f"{edgeopt.__version__}+{code_digest()[:12]}",
@@ -42,13 +42,13 @@ class LivenessMonitor:
         self._seen: dict[str, tuple[int, float]] = {}
 
     def dead(self, members: Iterable[Member]) -> list[Member]:
-        found, now, here = [], self._clock(), process_identity.host()
+        found, now, here = [], self._clock(), process_identity.host_id()
         for member in members:
             beat, since = self._seen.get(member.worker, (-1, now))
             if beat != member.beat:
                 beat, since = member.beat, now
             self._seen[member.worker] = beat, since
-            gone = member.host == here and not process_identity.lives(member.process)
+            gone = member.host == here and not process_identity.is_alive(member.process)
             if gone or now - since > self._lease_s:
                 found.append(member)
         return found

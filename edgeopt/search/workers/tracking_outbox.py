@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from edgeopt.cache.uses import using
+from edgeopt.cache.entry_locks import protect_paths
 from edgeopt.core.result import TrialResult
 from edgeopt.errors import TrackingError, UnreachableError
 from edgeopt.search.status import progress
@@ -155,7 +155,7 @@ class Delivery:
     def _taken(self, row: Row) -> _Parcel | None:
         """A result that is to be sent; None where its files were evicted."""
         result, files = self._study.result(row.number), ExitStack()
-        if files.enter_context(using(result.paths)):
+        if files.enter_context(protect_paths(result.paths)):
             self._parcels[row.number] = _Parcel(result=result, files=files)
             return self._parcels[row.number]
         files.close()

@@ -10,7 +10,7 @@ from codecarbon.external.ram import RAM
 from support import toy_bench
 
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
-from edgeopt.measure.probes.energy import Energy, instrument
+from edgeopt.measure.probes.energy import Energy, describe_instrument
 
 
 def made(kind, **fields):
@@ -33,7 +33,7 @@ def made(kind, **fields):
     ],
 )
 def test_only_what_reads_a_counter_is_called_measured(thing, part, kind):
-    found = instrument(thing)
+    found = describe_instrument(thing)
     assert found[:2] == (part, kind)
     assert found[2]
 

@@ -38,7 +38,7 @@ def kinds(desk: Desk) -> list[str]:
 def begin(known: desks.Desk, **holder: str) -> Entry:
     """An operation that was begun and left by another process."""
     known.settle()
-    here = {"host": process_identity.host(), "machine": "here", "process": "4194304:1"}
+    here = {"host": process_identity.host_id(), "machine": "here", "process": "4194304:1"}
     known.note("begun", action="promotion", holder=here | holder)
     assert known.history.open is not None
     return known.history.open

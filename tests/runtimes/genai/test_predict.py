@@ -8,7 +8,7 @@ from support import specs
 
 from edgeopt.compress.pruning.sparsify import Sparsify
 from edgeopt.core.model_spec import Adapter, LayerSpec, ModelSpec, QuantizationScheme
-from edgeopt.pipeline.next_steps import lever
+from edgeopt.pipeline.next_steps import suggest_next_step
 from edgeopt.runtimes.genai.predict import estimate
 
 SPEC = specs.llama(tied=False)
@@ -127,7 +127,7 @@ def test_the_parts_add_up() -> None:
     ],
 )
 def test_there_is_always_a_next_lever(spec: ModelSpec, told: str) -> None:
-    assert told in lever(spec)
+    assert told in suggest_next_step(spec)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])

@@ -176,11 +176,11 @@ def test_a_heart_without_a_store_stops_without_a_word(
 
 
 def test_hosts_are_told_apart_by_kernel_and_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here = process_identity.host()
-    assert process_identity.host() == here
+    here = process_identity.host_id()
+    assert process_identity.host_id() == here
     (tmp_path / "sys/kernel/random").mkdir(parents=True)
     (tmp_path / "sys/kernel/random/boot_id").write_text("another boot\n")
     (tmp_path / "self/ns").mkdir(parents=True)
     (tmp_path / "self/ns/pid").write_text("")
     monkeypatch.setattr(process_identity, "_PROC", tmp_path)
-    assert process_identity.host() != here
+    assert process_identity.host_id() != here

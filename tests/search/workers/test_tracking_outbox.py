@@ -12,7 +12,7 @@ import pytest
 from support import samples
 from support.studies import FAILED, Log, dead_member, finish, study, sweep
 
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.core.result import TrialResult
 from edgeopt.errors import TrackingError, UnreachableError
 from edgeopt.search.status import status
@@ -170,8 +170,8 @@ def test_patience_begins_when_the_server_was_lost(tmp_path: Path) -> None:
         delivery.require(600.0)
 
 
-def kept(store: Store) -> tuple[Path, TrialResult]:
-    folder = store.find("engine", "one", lambda d: (d / "weights").write_text("w") and None).folder  # type: ignore[func-returns-value]
+def kept(store: StageCache) -> tuple[Path, TrialResult]:
+    folder = store.get_or_create_stage("engine", "one", lambda d: (d / "weights").write_text("w") and None).folder  # type: ignore[func-returns-value]
     described = {"directory": str(folder), "digest": "d", "size_bytes": 1}
     return folder, replace(samples.result(), engine=described)
 
@@ -179,7 +179,7 @@ def kept(store: Store) -> tuple[Path, TrialResult]:
 def test_what_waits_to_be_sent_is_not_evicted(tmp_path: Path) -> None:
     from edgeopt.cache.eviction import evict
 
-    store = Store(tmp_path / "cache", limit_bytes=10**9)
+    store = StageCache(tmp_path / "cache", limit_bytes=10**9)
     folder, result = kept(store)
     opened = study(tmp_path)
     finish(opened, result)

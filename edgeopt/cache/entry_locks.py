@@ -63,7 +63,7 @@ def read_cost(root: Path, key: str) -> float:
 
 
 @contextmanager
-def using(paths: Iterable[Path]) -> Iterator[bool]:
+def protect_paths(paths: Iterable[Path]) -> Iterator[bool]:
     """Keep the entries that hold `paths` while the block runs; whether all paths are there.
 
     Paths outside a cache are left alone. Nothing is written, so that a read-only cache can be used.

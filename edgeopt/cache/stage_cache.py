@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
+from edgeopt.cache.entry_locks import alone, lock_file, note, read_cost, share, unwritable, write_cost
 from edgeopt.cache.eviction import evict, remove
-from edgeopt.cache.uses import alone, lock_file, note, read_cost, share, unwritable, write_cost
 from edgeopt.core.config_objects import digest
 from edgeopt.core.library_versions import versions
 from edgeopt.core.protocols import Progress
@@ -40,7 +40,7 @@ class Stage:
     cost_s: float
 
 
-class Store:
+class StageCache:
     """Stages under one folder, each in a folder named after its key.
 
     After each stage that is made, the least recently used entries go until `limit_bytes` are left on disk;
@@ -62,7 +62,7 @@ class Store:
             raise unwritable(root, error) from error
 
     @contextmanager
-    def holding(self, tell: Progress | None = None) -> Iterator[None]:
+    def protect(self, tell: Progress | None = None) -> Iterator[None]:
         """Keep every stage that this store returns inside the block until the outermost such block ends.
 
         `tell` hears once of a limit that cannot be kept, because too much is in use.
@@ -88,7 +88,7 @@ class Store:
         finally:
             self.waited_s += time.monotonic() - started
 
-    def stage(
+    def get_or_create(
         self,
         kind: str,
         inputs: object,
@@ -96,9 +96,9 @@ class Store:
         valid: Callable[[Path], bool] = lambda _: True,
     ) -> Path:
         """The folder of `find`."""
-        return self.find(kind, inputs, produce, valid).folder
+        return self.get_or_create_stage(kind, inputs, produce, valid).folder
 
-    def find(
+    def get_or_create_stage(
         self,
         kind: str,
         inputs: object,
@@ -116,7 +116,7 @@ class Store:
         """
         key = digest([kind, inputs, versions(), code_digest()])[:32]
         final = self.root / kind / key
-        with self.holding(), contextlib.ExitStack() as opened:
+        with self.protect(), contextlib.ExitStack() as opened:
             assert self._held is not None
             if key in self._held:
                 return Stage(folder=final, found=True, cost_s=read_cost(self.root, key))
@@ -137,7 +137,7 @@ class Store:
             return Stage(folder=final, found=not made, cost_s=read_cost(self.root, key))
 
     @contextmanager
-    def draft(self, inputs: object) -> Iterator[Path]:
+    def resumable_folder(self, inputs: object) -> Iterator[Path]:
         """A folder for unfinished work on `inputs`: kept when the work fails or is killed, removed when it is done."""
         key = digest([inputs, versions(), code_digest()])[:32]
         folder = self.root / "drafts" / key
@@ -184,7 +184,7 @@ class Store:
     def _keep_limit(self) -> None:
         if self.limit_bytes is None:
             return
-        left = evict(self.root, self.limit_bytes).left_bytes
+        left = evict(self.root, self.limit_bytes).remaining_bytes
         if left > self.limit_bytes and self._tell is not None:
             self._tell(
                 f"the cache holds {left / 2**30:.3g} GiB, above its limit of {self.limit_bytes / 2**30:.3g} GiB: "

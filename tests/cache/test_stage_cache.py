@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeopt
-from edgeopt.cache import Store
+from edgeopt.cache import StageCache
 from edgeopt.errors import StepError, StoreError
 
 FORK = multiprocessing.get_context("fork")
@@ -37,15 +37,15 @@ class Writer:
         (folder / "out").write_text(self.text)
 
 
-def stages(store: Store, kind: str = "k") -> list[Path]:
+def stages(store: StageCache, kind: str = "k") -> list[Path]:
     folder = store.root / kind
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def test_equal_inputs_are_produced_once(tmp_path: Path) -> None:
     writer = write("a")
-    first = Store(tmp_path).stage("k", {"x": [1, 2.5, None], "y": "é"}, writer)
-    second = Store(tmp_path).stage("k", {"y": "é", "x": [1, 2.5, None]}, writer)
+    first = StageCache(tmp_path).get_or_create("k", {"x": [1, 2.5, None], "y": "é"}, writer)
+    second = StageCache(tmp_path).get_or_create("k", {"y": "é", "x": [1, 2.5, None]}, writer)
     assert first == second
     assert (first / "out").read_text() == "a"
     assert writer.calls == 1
@@ -60,34 +60,34 @@ def test_equal_inputs_are_produced_once(tmp_path: Path) -> None:
 def test_other_inputs_and_kinds_are_other_stages(
     tmp_path_factory: pytest.TempPathFactory, inputs: list[tuple[str, list[int]]]
 ) -> None:
-    store = Store(tmp_path_factory.mktemp("store"))
-    folders = {store.stage(kind, data, write(repr(data))) for kind, data in inputs}
+    store = StageCache(tmp_path_factory.mktemp("store"))
+    folders = {store.get_or_create(kind, data, write(repr(data))) for kind, data in inputs}
     assert len(folders) == len(inputs)
 
 
 def test_a_failure_is_not_kept_and_the_next_try_works(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = StageCache(tmp_path)
 
     def fails(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise StepError("out of luck")
 
     with pytest.raises(StepError, match="out of luck"):
-        store.stage("k", 1, fails)
+        store.get_or_create("k", 1, fails)
     assert not stages(store)
     assert not list((store.root / "scratch").iterdir()), "what a failed producer left is cleared away"
-    assert (store.stage("k", 1, write("whole")) / "out").read_text() == "whole"
+    assert (store.get_or_create("k", 1, write("whole")) / "out").read_text() == "whole"
 
 
 def test_an_interrupted_producer_leaves_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = StageCache(tmp_path)
 
     def interrupted(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.stage("k", 1, interrupted)
+        store.get_or_create("k", 1, interrupted)
     assert not stages(store)
 
 
@@ -97,13 +97,13 @@ def killed(folder: Path) -> None:
 
 
 def test_a_killed_producer_leaves_no_stage_and_no_lock(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    process = FORK.Process(target=store.stage, args=("k", 1, killed))
+    store = StageCache(tmp_path)
+    process = FORK.Process(target=store.get_or_create, args=("k", 1, killed))
     process.start()
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
     assert not stages(store)
-    folder = Store(tmp_path).stage("k", 1, write("whole"))
+    folder = StageCache(tmp_path).get_or_create("k", 1, write("whole"))
     assert [p.name for p in folder.iterdir()] == ["out"]
     assert (folder / "out").read_text() == "whole"
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -117,8 +117,8 @@ def slow(folder: Path) -> None:
 
 
 def test_two_processes_that_race_produce_once(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    racers = [FORK.Process(target=store.stage, args=("k", "same", slow)) for _ in range(3)]
+    store = StageCache(tmp_path)
+    racers = [FORK.Process(target=store.get_or_create, args=("k", "same", slow)) for _ in range(3)]
     for racer in racers:
         racer.start()
     for racer in racers:
@@ -129,31 +129,31 @@ def test_two_processes_that_race_produce_once(tmp_path: Path) -> None:
 
 
 def test_other_stages_do_not_wait_for_one_another(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = StageCache(tmp_path)
 
     def nested(folder: Path) -> None:
-        inner = store.stage("k", "inner", write("inner"))
+        inner = store.get_or_create("k", "inner", write("inner"))
         (folder / "out").write_text((inner / "out").read_text())
 
-    assert (store.stage("k", "outer", nested) / "out").read_text() == "inner"
+    assert (store.get_or_create("k", "outer", nested) / "out").read_text() == "inner"
 
 
 def test_an_invalid_stage_is_made_anew_and_a_valid_one_is_kept(tmp_path: Path) -> None:
-    store, again = Store(tmp_path), write("good")
-    store.stage("k", 1, write("bad"))
+    store, again = StageCache(tmp_path), write("good")
+    store.get_or_create("k", 1, write("bad"))
 
     def valid(folder: Path) -> bool:
         return (folder / "out").read_text() == "good"
 
-    assert (store.stage("k", 1, again, valid) / "out").read_text() == "good"
-    store.stage("k", 1, again, valid)
+    assert (store.get_or_create("k", 1, again, valid) / "out").read_text() == "good"
+    store.get_or_create("k", 1, again, valid)
     assert again.calls == 1
 
 
 def test_a_stage_that_stays_invalid_is_returned_as_it_came_out(tmp_path: Path) -> None:
-    store, noisy = Store(tmp_path), write("noisy")
+    store, noisy = StageCache(tmp_path), write("noisy")
     for calls in (1, 2):
-        assert (store.stage("k", 1, noisy, lambda _: False) / "out").read_text() == "noisy"
+        assert (store.get_or_create("k", 1, noisy, lambda _: False) / "out").read_text() == "noisy"
         assert noisy.calls == calls
 
 
@@ -161,7 +161,7 @@ def test_a_stage_that_stays_invalid_is_returned_as_it_came_out(tmp_path: Path) -
 def test_a_root_that_is_no_folder_is_a_store_error(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written") as caught:
-        Store(tmp_path / below)
+        StageCache(tmp_path / below)
     assert caught.value.location == str(tmp_path / below)
     assert "state" in caught.value.hint
 
@@ -170,33 +170,33 @@ def test_a_root_that_is_no_folder_is_a_store_error(tmp_path: Path, below: str) -
 def test_a_root_without_write_permission_is_a_store_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="cannot be written"):
-        Store(tmp_path / "state")
+        StageCache(tmp_path / "state")
 
 
 def test_a_root_on_a_read_only_file_system_is_a_store_error() -> None:
     if not Path("/sys/kernel").is_dir():
         pytest.skip("no file system here is read-only for everybody")
     with pytest.raises(StoreError, match="cannot be written"):
-        Store(Path("/sys/kernel/edgeopt"))
+        StageCache(Path("/sys/kernel/edgeopt"))
 
 
 def test_a_root_that_went_away_is_a_store_error(tmp_path: Path) -> None:
-    store = Store(tmp_path / "state")
+    store = StageCache(tmp_path / "state")
     (tmp_path / "state" / "scratch").rmdir()
     (tmp_path / "state").rmdir()
     (tmp_path / "state").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
-        store.stage("k", 1, write("a"))
+        store.get_or_create("k", 1, write("a"))
 
 
 def test_a_draft_is_there_again_after_a_failure_and_gone_when_the_work_is_done(tmp_path):
-    store = Store(tmp_path)
-    with contextlib.suppress(RuntimeError), store.draft(["training", 1]) as folder:
+    store = StageCache(tmp_path)
+    with contextlib.suppress(RuntimeError), store.resumable_folder(["training", 1]) as folder:
         (folder / "state").write_text("half")
         raise RuntimeError("killed")
-    with store.draft(["training", 1]) as again:
+    with store.resumable_folder(["training", 1]) as again:
         assert (again / "state").read_text() == "half"
-        with store.draft(["training", 2]) as other:
+        with store.resumable_folder(["training", 2]) as other:
             assert not list(other.iterdir())
     assert not again.exists()
 
@@ -229,38 +229,38 @@ def test_a_stage_remembers_beside_itself_what_it_cost_whoever_asks(tmp_path: Pat
         time.sleep(0.2)
         (folder / "out").write_text("slow")
 
-    made = Store(tmp_path).find("k", 1, slow)
+    made = StageCache(tmp_path).get_or_create_stage("k", 1, slow)
     assert not made.found
     assert 0.2 <= made.cost_s < 2
     assert [path.name for path in made.folder.iterdir()] == ["out"], "what it cost is no part of the stage"
-    found = Store(tmp_path).find("k", 1, slow)
+    found = StageCache(tmp_path).get_or_create_stage("k", 1, slow)
     assert (found.found, found.folder) == (True, made.folder)
     assert found.cost_s == pytest.approx(made.cost_s)
-    store = Store(tmp_path)
-    with store.holding():
-        assert [store.find("k", 1, slow) for _ in range(2)] == [found, found]
+    store = StageCache(tmp_path)
+    with store.protect():
+        assert [store.get_or_create_stage("k", 1, slow) for _ in range(2)] == [found, found]
 
 
 def test_waiting_is_no_part_of_what_a_stage_costs(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = StageCache(tmp_path)
 
     def waits(folder: Path) -> None:
         with store.waiting():
             time.sleep(0.3)
 
-    assert store.find("k", 1, waits).cost_s < 0.2
+    assert store.get_or_create_stage("k", 1, waits).cost_s < 0.2
     assert store.waited_s >= 0.3
 
 
 @pytest.mark.parametrize("mark", ["", "\0\0\0"], ids=["none", "spoiled"])
 def test_a_stage_of_a_cache_that_remembers_no_cost_costs_nothing(tmp_path: Path, mark: str) -> None:
-    made = Store(tmp_path).find("k", 1, write("old"))
+    made = StageCache(tmp_path).get_or_create_stage("k", 1, write("old"))
     (tmp_path / "uses" / made.folder.name).write_text(mark)
-    assert Store(tmp_path).find("k", 1, write("old")).cost_s == 0.0
+    assert StageCache(tmp_path).get_or_create_stage("k", 1, write("old")).cost_s == 0.0
 
 
 def test_an_invalid_stage_that_is_made_anew_costs_what_it_cost_last(tmp_path: Path) -> None:
-    Store(tmp_path).stage("k", 1, lambda _: time.sleep(0.3))
-    anew = Store(tmp_path).find("k", 1, write("new"), lambda _: False)
+    StageCache(tmp_path).get_or_create("k", 1, lambda _: time.sleep(0.3))
+    anew = StageCache(tmp_path).get_or_create_stage("k", 1, write("new"), lambda _: False)
     assert not anew.found
     assert anew.cost_s < 0.2
