@@ -98,8 +98,14 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "limit that is no quantity": (["limits.memory.peak_rss_mib=lots"], ["'lots' is not a quantity", "GiB"]),
     "limit below zero": (["limits.memory.peak_rss_mib=-3 MiB"], ["'-3 MiB' can never be kept"]),
     "limits that are no mapping": (["limits=3"], ["limits: 3 is no mapping"]),
-    "ratio above 1": (["recipe=prune", "step.prune.ratio=1.5"], ["step.prune.ratio: 1.5 is outside its range"]),
-    "ratio of 0": (["recipe=heads_int4", "step.prune.ratio=0.0"], ["step.prune.ratio: 0.0 is outside its range"]),
+    "ratio above 1": (
+        ["recipe=prune", "step.prune.ratio=1.5"],
+        ["step.prune.ratio: ", "must be between 0 and 1, got 1.5"],
+    ),
+    "ratio of 0": (
+        ["recipe=heads_int4", "step.prune.ratio=0.0"],
+        ["step.prune.ratio: ", "must be between 0 and 1, got 0.0"],
+    ),
     "ratio that is text": (["recipe=prune", "step.prune.ratio=abc"], ["step.prune.ratio: 'abc'", "float"]),
     "rank above 64": (["recipe=prune_lora", "step.lora.rank=99"], ["step.lora.rank: 99", "2 to 64"]),
     "rank below 2": (["recipe=prune_lora", "step.lora.rank=1"], ["step.lora.rank: 1", "2 to 64"]),

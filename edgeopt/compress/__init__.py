@@ -1,1 +1,1 @@
-"""Compression techniques: one file a technique, beside the tensor mathematics that they share."""
+"""Compression techniques, one file each, and the tensor mathematics that they share."""

@@ -1,4 +1,4 @@
-"""What calibration text does inside a network: statistics gathered by forward hooks."""
+"""Collect activation statistics of a network on calibration text with forward hooks."""
 
 from __future__ import annotations
 
@@ -19,90 +19,97 @@ if TYPE_CHECKING:
 
 
 def calibration_windows(checkpoint: Checkpoint, text: Text, *, count: int, length: int) -> list[list[int]]:
-    """The first `count` windows of calibration text, capped at the model's context."""
+    """Return the first `count` windows of token ids, each at most `length` tokens and the model's context long."""
     return tokenizer.windows(
         text, checkpoint.directory, length=min(length, checkpoint.spec.context_length), limit=count
     )
 
 
 def input_sum_of_squares(
-    network: PreTrainedModel, windows: Sequence[Sequence[int]], pick: Callable[[Any], Any]
+    network: PreTrainedModel, windows: Sequence[Sequence[int]], select: Callable[[Any], Any]
 ) -> list[Tensor]:
-    """For each layer the sum over tokens of x², per input channel of the linear map that `pick` names.
+    """Return Σ x² over tokens for each input channel of one linear module per decoder layer.
 
-    Returns one float64 tensor of shape (in_features,) a layer; its square root is the activation norm
-    of Wanda (arXiv 2306.11695).
+    Its square root is the activation norm ||x|| of Wanda (arXiv 2306.11695).
+
+    Args:
+        select: returns the linear module of a decoder layer.
+
+    Returns:
+        One float64 tensor of shape (in_features,) per layer.
     """
-    picked = {str(number): pick(layer) for number, layer in enumerate(layers(network))}
-    return list(_energies(network, windows, picked).values())
+    modules = {str(index): select(layer) for index, layer in enumerate(layers(network))}
+    return list(_sums_of_squares(network, windows, modules).values())
 
 
 def unit_second_moments(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Mean of x² over tokens, per input channel of each unit but the embedding, float64, shape (columns,)."""
-    first = {unit: network.get_submodule(names[0]) for unit, names in units(network).items() if unit != EMBEDDING}
-    count = sum(map(len, windows))
-    return {unit: energy / count for unit, energy in _energies(network, windows, first).items()}
+    """Return E[x²] per input channel of every unit except the embedding, float64, shape (columns,)."""
+    modules = {unit: network.get_submodule(names[0]) for unit, names in units(network).items() if unit != EMBEDDING}
+    tokens = sum(map(len, windows))
+    return {unit: total / tokens for unit, total in _sums_of_squares(network, windows, modules).items()}
 
 
-def _energies(
-    network: PreTrainedModel, windows: Sequence[Sequence[int]], linear: Mapping[str, Any]
+def _sums_of_squares(
+    network: PreTrainedModel, windows: Sequence[Sequence[int]], modules: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The sum over tokens of x², per input channel of each of these linear maps, float64, shape (in_features,)."""
+    """Return Σ x² over tokens per input channel of each linear module, float64, shape (in_features,)."""
     import torch
 
-    energies = {name: torch.zeros(module.in_features, dtype=torch.float64) for name, module in linear.items()}
+    sums = {name: torch.zeros(module.in_features, dtype=torch.float64) for name, module in modules.items()}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            energies[name] += inputs[0].detach().double().square().sum(dim=(0, 1))
+    def accumulate(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sums[name] += inputs[0].detach().double().square().sum(dim=(0, 1))
 
-        return add
+        return hook
 
-    with _removed([module.register_forward_pre_hook(watch(name)) for name, module in linear.items()]):
-        run(network, windows)
-    return energies
+    with _removing([module.register_forward_pre_hook(accumulate(name)) for name, module in modules.items()]):
+        run_forward(network, windows)
+    return sums
 
 
 def norm_sum_of_squares(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> Tensor:
-    """For each hidden channel the sum over tokens and norms of x² after the norm, float64, shape (hidden,)."""
+    """Return Σ x² over all tokens and norm outputs for each hidden channel, float64, shape (hidden,)."""
     import torch
 
-    energy = torch.zeros(network.get_input_embeddings().weight.shape[1], dtype=torch.float64)
+    total = torch.zeros(network.get_input_embeddings().weight.shape[1], dtype=torch.float64)
 
-    def add(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        energy.add_(output.detach().double().square().sum(dim=(0, 1)))
+    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        total.add_(output.detach().double().square().sum(dim=(0, 1)))
 
-    with _removed([norm.register_forward_hook(add) for norm in norms(network)]):
-        run(network, windows)
-    return energy
+    with _removing([norm.register_forward_hook(hook) for norm in norms(network)]):
+        run_forward(network, windows)
+    return total
 
 
 def block_influence(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[float]:
-    """1 - mean cosine similarity of a layer's input and output (ShortGPT, arXiv 2403.03853), one a layer."""
+    """Return the Block Influence of every decoder layer (ShortGPT, arXiv 2403.03853).
+
+    It is 1 - E[cos(x_in, x_out)], with the cosine similarity of a token's hidden states before and after the layer.
+    """
     import torch
     from torch.nn.functional import cosine_similarity
 
     sums = [0.0] * len(layers(network))
-    count = 0
 
-    def watch(number: int) -> Callable[..., None]:
-        def add(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object) -> None:
+    def accumulate(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             assert isinstance(after, torch.Tensor)
-            sums[number] += cosine_similarity(before.double(), after.double(), dim=-1).sum().item()
+            sums[index] += cosine_similarity(before.double(), after.double(), dim=-1).sum().item()
 
-        return add
+        return hook
 
-    handles = [layer.register_forward_hook(watch(n), with_kwargs=True) for n, layer in enumerate(layers(network))]
-    with _removed(handles):
-        run(network, windows)
-    count = sum(map(len, windows))
-    return [1.0 - total / count for total in sums]
+    handles = [layer.register_forward_hook(accumulate(n), with_kwargs=True) for n, layer in enumerate(layers(network))]
+    with _removing(handles):
+        run_forward(network, windows)
+    tokens = sum(map(len, windows))
+    return [1.0 - total / tokens for total in sums]
 
 
-def run(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> None:
-    """Forward passes for their side effects on hooks."""
+def run_forward(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> None:
+    """Run one forward pass per window; registered hooks collect the results."""
     import torch
 
     with torch.inference_mode():
@@ -111,7 +118,8 @@ def run(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> None:
 
 
 @contextmanager
-def _removed(handles: Sequence[Any]) -> Iterator[None]:
+def _removing(handles: Sequence[Any]) -> Iterator[None]:
+    """Remove the hooks at the end of the block."""
     try:
         yield
     finally:

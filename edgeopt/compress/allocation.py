@@ -1,4 +1,4 @@
-"""Which grid each matrix gets under budgets: the multiple-choice knapsack, solved exactly."""
+"""Allocate one option to each item under budgets by solving a multiple-choice knapsack problem exactly."""
 
 from __future__ import annotations
 
@@ -16,46 +16,55 @@ def allocate(
     losses: Mapping[str, Mapping[Choice, float]],
     budgets: Sequence[int],
 ) -> dict[str, Choice]:
-    """One choice for each item, so that each of the `costs` adds up to its budget at most and the losses to the least.
+    """Return the choice for each item that minimizes the total loss while every total cost fits its budget.
 
-    Solved by HiGHS (scipy.optimize.milp). Raises StepError where no choices keep all budgets.
+    HiGHS solves the integer program exactly (scipy.optimize.milp).
+
+    Args:
+        costs: one table per budget; `costs[k][item][choice]` counts towards `budgets[k]`.
+        losses: `losses[item][choice]`.
+        budgets: upper bound of each total cost.
+
+    Raises:
+        StepError: no combination of choices fits all budgets.
     """
     import numpy as np
     from scipy.optimize import LinearConstraint, milp
 
     pairs = [(item, choice) for item, options in losses.items() for choice in options]
-    limits = [_limit(cost, pairs, budget) for cost, budget in zip(costs, budgets, strict=True)]
-    worst = max(losses[item][choice] for item, choice in pairs) or 1.0
-    belongs = np.array([[item == other for other, _ in pairs] for item in losses], dtype=float)
-    solved = milp(
-        c=np.array([losses[item][choice] / worst for item, choice in pairs]),
+    limits = [_excess_costs(cost, pairs, budget) for cost, budget in zip(costs, budgets, strict=True)]
+    largest_loss = max(losses[item][choice] for item, choice in pairs) or 1.0
+    membership = np.array([[item == other for other, _ in pairs] for item in losses], dtype=float)
+    solution = milp(
+        c=np.array([losses[item][choice] / largest_loss for item, choice in pairs]),
         integrality=np.ones(len(pairs)),
         bounds=(0, 1),
         constraints=[
-            LinearConstraint(belongs, 1, 1),
-            *(LinearConstraint(np.array([extra], dtype=float), -np.inf, room) for extra, room in limits),
+            LinearConstraint(membership, 1, 1),
+            *(LinearConstraint(np.array([excess], dtype=float), -np.inf, slack) for excess, slack in limits),
         ],
         options={"mip_rel_gap": 0.0},
     )
-    if solved.x is None:
-        raise StepError(f"the allocation was not solved ({solved.message})")
-    return {item: choice for (item, choice), taken in zip(pairs, solved.x, strict=True) if taken > 0.5}
+    if solution.x is None:
+        raise StepError(f"the solver found no allocation within the budgets ({solution.message})")
+    return {item: choice for (item, choice), selected in zip(pairs, solution.x, strict=True) if selected > 0.5}
 
 
-def _limit(
+def _excess_costs(
     cost: Mapping[str, Mapping[Choice, int]], pairs: Sequence[tuple[str, Choice]], budget: int
 ) -> tuple[list[int], int]:
-    """What each pair costs more than its item's cheapest choice, and the room for that.
+    """Return each pair's cost above its item's cheapest choice, and the budget that remains for these excesses.
 
-    Both in the largest unit that divides them: small whole numbers keep the solver's tolerance out of the budget.
+    Both are divided by their greatest common divisor: with small integers the solver's tolerance cannot exceed the
+    budget. Raises StepError if the cheapest choices exceed the budget.
     """
-    least = {item: min(options.values()) for item, options in cost.items()}
-    room = budget - sum(least.values())
-    if room < 0:
+    cheapest = {item: min(options.values()) for item, options in cost.items()}
+    slack = budget - sum(cheapest.values())
+    if slack < 0:
         raise StepError(
-            f"the cheapest choices take {sum(least.values())}, more than the budget of {budget}",
-            hint="Give a larger budget, or offer fewer bits or larger blocks",
+            f"the budget is {budget}, but the cheapest choices need {sum(cheapest.values())}",
+            hint="Raise the budget, or offer fewer bits or larger blocks",
         )
-    extra = [cost[item][choice] - least[item] for item, choice in pairs]
-    unit = math.gcd(*extra) or 1
-    return [more // unit for more in extra], room // unit
+    excess = [cost[item][choice] - cheapest[item] for item, choice in pairs]
+    divisor = math.gcd(*excess) or 1
+    return [value // divisor for value in excess], slack // divisor

@@ -1,4 +1,7 @@
-"""The optimal brain surgeon a column at a time: what GPTQ (arXiv 2210.17323) and SparseGPT (2301.00774) share."""
+"""Replace a matrix column by column with the Optimal Brain Surgeon update.
+
+GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774) share this update and differ in the replacement values.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAZY_BATCH_COLUMNS = 128
-"""Columns whose corrections are gathered before they are applied to the rest of the matrix."""
+"""Columns whose updates are collected before they reach the rest of the matrix (GPTQ, "lazy batch updates")."""
 
 
 def inverse_hessian_cholesky(hessian: Tensor, damping: float) -> Tensor:
-    """Upper Cholesky factor U of the damped inverse Hessian, H⁻¹ = Uᵀ U, float32 (columns, columns).
+    """Return the upper Cholesky factor U of the damped inverse Hessian, H⁻¹ = Uᵀ U.
 
-    Channels that are always zero get the mean diagonal in place of their own.
+    A channel that is zero for all tokens gets the mean diagonal instead of its own zero.
+
+    Args:
+        hessian: E[x xᵀ], float64, shape (columns, columns).
+        damping: share of the mean diagonal that is added to the diagonal.
+
+    Returns:
+        float32, shape (columns, columns).
     """
     import torch
 
@@ -29,26 +39,33 @@ def inverse_hessian_cholesky(hessian: Tensor, damping: float) -> Tensor:
     return factor
 
 
-def replace_columns_in_order(weight: Tensor, factor: Tensor, replaced: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """`weight`, (rows, columns), with one column after another replaced, and those after it making up for the error.
+def replace_columns(weight: Tensor, factor: Tensor, replacement: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Replace every column of `weight` in order; later columns compensate for the error of each replacement.
+
+    After column q is replaced by ŵ_q, every later column j becomes w_j - (w_q - ŵ_q) / U_qq · U_qj
+    (GPTQ, Algorithm 1).
 
     Args:
-        factor: as `inverse_factor` gives it, in the order of the columns.
-        replaced: is called with a column's number and the columns from it to the end of its block of `LAZY`, as
-            corrected so far; returns what stands in the column's place, shape (rows,).
+        weight: float32, shape (rows, columns).
+        factor: U from `inverse_hessian_cholesky`, in the same column order.
+        replacement: called with a column index and the updated columns from that index to the end of its batch of
+            `LAZY_BATCH_COLUMNS`, shape (rows, remaining); returns the new column, shape (rows,).
+
+    Returns:
+        The replaced matrix, shape (rows, columns).
     """
     import torch
 
-    work, found = weight.clone(), torch.empty_like(weight)
-    columns = work.shape[1]
+    updated, replaced = weight.clone(), torch.empty_like(weight)
+    columns = updated.shape[1]
     for start in range(0, columns, LAZY_BATCH_COLUMNS):
         end = min(start + LAZY_BATCH_COLUMNS, columns)
-        lost = torch.empty(work.shape[0], end - start)
-        part = work[:, start:end]
-        inner = factor[start:end, start:end]
+        errors = torch.empty(updated.shape[0], end - start)
+        batch = updated[:, start:end]
+        batch_factor = factor[start:end, start:end]
         for i in range(end - start):
-            found[:, start + i] = replaced(start + i, part[:, i:])
-            lost[:, i] = (part[:, i] - found[:, start + i]) / inner[i, i]
-            part[:, i + 1 :] -= lost[:, i, None] * inner[i, i + 1 :]
-        work[:, end:] -= lost @ factor[start:end, end:]
-    return found
+            replaced[:, start + i] = replacement(start + i, batch[:, i:])
+            errors[:, i] = (batch[:, i] - replaced[:, start + i]) / batch_factor[i, i]
+            batch[:, i + 1 :] -= errors[:, i, None] * batch_factor[i, i + 1 :]
+        updated[:, end:] -= errors @ factor[start:end, end:]
+    return replaced

@@ -1,4 +1,4 @@
-"""Conditions that several steps put on what came before them."""
+"""Check the preconditions that several compression steps share."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from edgeopt.core.model_spec import LLAMA_BITS, ModelSpec
 from edgeopt.errors import ConfigError
 
 
-def require_float(spec: ModelSpec, step: str, fallback: str = "") -> None:
-    """ConfigError where the weights are rounded already: a later change would undo the rounding.
+def require_float(spec: ModelSpec, step: str, alternative: str = "") -> None:
+    """Raise ConfigError if the weights are already quantized, because `step` would overwrite the quantized values.
 
-    `otherwise` is one more way to mend it.
+    The KV cache must not be calibrated and no separate adapter may exist either. `alternative` is an additional
+    action for the hint.
     """
     if spec.schemes or spec.weight_dtype in LLAMA_BITS:
         raise ConfigError(
-            f"{step} cannot follow quantize: it would change weights that are already rounded",
+            f"{step} cannot follow quantize: it would change weights that are already quantized",
             location="order",
-            hint=f"Put {step} before quantize{fallback and f', or {fallback}'}",
+            hint=f"Put {step} before quantize{alternative and f', or {alternative}'}",
         )
     require_no_kv_cache(spec, step)
     require_no_adapters(spec, step)
 
 
 def require_no_kv_cache(spec: ModelSpec, step: str) -> None:
-    """ConfigError where keys and values were calibrated already: changed weights would change their ranges."""
+    """Raise ConfigError if the KV cache is already calibrated, because changed weights invalidate its ranges."""
     if spec.kv_cache is not None:
         raise ConfigError(
-            f"{step} cannot follow kv_cache: it would change keys and values after their ranges were taken",
+            f"{step} cannot follow kv_cache: it would change keys and values whose ranges are already calibrated",
             location="order",
             hint=f"Put {step} before kv_cache",
         )
 
 
 def require_no_adapters(spec: ModelSpec, step: str) -> None:
-    """ConfigError where adapters stand beside the weights: they fit the weights that they were trained on."""
+    """Raise ConfigError if the model has separate adapters, because they fit only the weights they were trained on."""
     if spec.adapters:
         raise ConfigError(
             f"{step} cannot follow lora with merge=false: it would change the weights that the adapter was trained on",
@@ -42,7 +43,7 @@ def require_no_adapters(spec: ModelSpec, step: str) -> None:
 
 
 def require_dense(spec: ModelSpec, step: str, *, hint: str = "") -> None:
-    """ConfigError where weights were made zero on purpose, and `step` would not leave them so."""
+    """Raise ConfigError if the model is sparse, because `step` would overwrite its zeros."""
     if spec.sparsity != "dense":
         raise ConfigError(
             f"{step} cannot follow sparsify: it would undo the {spec.sparsity} zeros",
@@ -51,13 +52,17 @@ def require_dense(spec: ModelSpec, step: str, *, hint: str = "") -> None:
         )
 
 
-def require_ratio(value: float, location: str) -> None:
+def require_ratio(value: float, field: str) -> None:
+    """Raise ConfigError unless 0 < value < 1."""
     if not 0.0 < value < 1.0:
         raise ConfigError(
-            f"{value!r} is outside its range", location=location, hint="Give a share between 0 and 1, both excluded"
+            f"`{field}` must be between 0 and 1, got {value!r}",
+            location=field,
+            hint="Choose a share such as 0.25; 0 and 1 are excluded",
         )
 
 
-def require_positive(value: int, location: str) -> None:
+def require_positive(value: int, field: str) -> None:
+    """Raise ConfigError unless value ≥ 1."""
     if value < 1:
-        raise ConfigError(f"{value!r} is outside its range", location=location, hint="Give 1 or more")
+        raise ConfigError(f"`{field}` must be at least 1, got {value!r}", location=field, hint="Choose 1 or more")

@@ -70,7 +70,7 @@ def test_no_choice_within_the_budget_loses_less(table, slack):
 
 
 def test_a_budget_below_the_cheapest_choices_is_refused():
-    with pytest.raises(StepError, match="cheapest choices take 3, more than the budget of 2"):
+    with pytest.raises(StepError, match="budget is 2, but the cheapest choices need 3"):
         allocate([{"a": {0: 3, 1: 5}}], {"a": {0: 1.0, 1: 0.0}}, [2])
 
 

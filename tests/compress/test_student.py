@@ -113,7 +113,7 @@ def test_invalid_sizes_are_rejected(values, message):
 
 
 def test_invalid_values_are_rejected():
-    with pytest.raises(ConfigError, match="layers: 0 is outside its range"):
+    with pytest.raises(ConfigError, match="layers: `layers` must be at least 1, got 0"):
         Student(layers=0)
     with pytest.raises(ConfigError, match="got BlockInfluence, which scores layer"):
         Student(importance=BlockInfluence())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.layerwise_forward import InputStatistic, LayerwiseForward
-from edgeopt.compress.optimal_brain import LAZY_BATCH_COLUMNS, inverse_hessian_cholesky, replace_columns_in_order
+from edgeopt.compress.optimal_brain import LAZY_BATCH_COLUMNS, inverse_hessian_cholesky, replace_columns
 from edgeopt.compress.preconditions import require_dense, require_float, require_positive, require_ratio
 from edgeopt.compress.pruning.wanda import weight_importance
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, ModelSpec
@@ -156,4 +156,4 @@ def sparsegpt(weight: Tensor, factor: Tensor, pattern: Pattern, ratio: float) ->
             mask[:, column : column + block] = pruning_mask(scores.reshape(1, -1), pattern, ratio).reshape(scores.shape)
         return remaining[:, 0].masked_fill(mask[:, column], 0.0)
 
-    return replace_columns_in_order(weight, factor, prune_column)
+    return replace_columns(weight, factor, prune_column)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.compress.layerwise_forward import InputStatistic
-from edgeopt.compress.optimal_brain import inverse_hessian_cholesky, replace_columns_in_order
+from edgeopt.compress.optimal_brain import inverse_hessian_cholesky, replace_columns
 from edgeopt.compress.quantization import rounding
 from edgeopt.compress.quantization.k_quant import fit_scales
 from edgeopt.errors import ConfigError
@@ -89,5 +89,5 @@ def compensated(weight: Tensor, factor: Tensor, scales: Tensor, zero_points: Ten
         codes[:, number] = ((ahead[:, 0] / scale).round() + zero).clamp(0, 2**bits - 1)
         return (codes[:, number] - zero) * scale
 
-    replace_columns_in_order(weight, factor, nearest)
+    replace_columns(weight, factor, nearest)
     return codes

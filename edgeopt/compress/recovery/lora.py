@@ -95,7 +95,7 @@ class Lora(DistillationTraining):
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         if self.merge:
-            require_float(spec, "lora", fallback="keep the adapter separate with merge=false")
+            require_float(spec, "lora", alternative="keep the adapter separate with merge=false")
             require_dense(spec, "lora", hint="Put lora before sparsify, or keep the adapter separate with merge=false")
         require_no_kv_cache(spec, "lora")
         if any(scheme.inputs == "static" for scheme in spec.schemes.values()):
