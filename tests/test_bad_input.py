@@ -313,9 +313,9 @@ def test_a_bad_model_is_refused(case: str, refused: Refused, work: Path, tiny_mo
     assert not [p for p in work.glob(".edgeopt/cache/*/*") if p.parent.name in ("model", "engine", "scratch")]
 
 
-def test_a_rank_above_the_matrix_is_refused(refused: Refused, tiny_model: Path) -> None:
+def test_rank_above_smallest_matrix_side_is_rejected(refused: Refused, tiny_model: Path) -> None:
     line = refused("run", "recipe=prune_lora", "model=local", f"model.path={tiny_model}", "step.lora.rank=64")
-    assert line == "step.lora.rank: rank 64 exceeds the smallest matrix side 32. Give at most 32"
+    assert line == "step.lora.rank: `rank` must be at most the smallest matrix side 32, got 64. Use at most 32"
 
 
 def test_a_model_that_no_runtime_takes_is_refused_with_the_reason_of_each(
