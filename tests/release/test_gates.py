@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import samples
 
+from edgeopt.core import config_objects
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError
@@ -217,3 +221,31 @@ def test_what_is_as_it_should_be_passes(case: str) -> None:
 def test_a_gate_that_asks_for_nothing_is_no_gate(wrong: Callable[[], Gate]) -> None:
     with pytest.raises(ConfigError):
         wrong()
+
+
+def readme_gates() -> list[Gate]:
+    """Load the gates of the example policy in registry/README.md."""
+    text = (Path(__file__).parents[2] / "registry" / "README.md").read_text()
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "gates:" in block)
+    return [config_objects.instantiate(entry) for entry in yaml.safe_load(example)["gates"]]
+
+
+def test_readme_gates_load() -> None:
+    assert [type(gate) for gate in readme_gates()] == [RequiredMetrics, Within, NotWorse, LintClean, Remeasured]
+
+
+@pytest.mark.parametrize(("parity_error", "passed"), [(0.0009, True), (0.0011, False)])
+def test_limit_gate_accepts_bare_number(parity_error: float, passed: bool) -> None:
+    [gate] = [gate for gate in readme_gates() if isinstance(gate, Within)]
+    assert gate.limits["quality/parity_error"] == 0.001
+    candidate = member(trial(figure("quality/parity_error", parity_error), figure(RSS, 500.0, unit="MiB")))
+    assert gate.check(candidate).passed == passed
+
+
+def test_limit_gate_requires_unit_for_bytes() -> None:
+    gate = config_objects.instantiate(
+        {"_target_": "edgeopt.release.gates.limits.Within", "limits": {RSS: 512}}, location="gates[0]"
+    )
+    verdict = gate.check(member(trial(figure(RSS, 500.0, unit="MiB"))))
+    assert not verdict.passed
+    assert "has no unit" in verdict.evidence

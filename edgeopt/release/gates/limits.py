@@ -37,30 +37,35 @@ class Within:
     """Every figure lies with its whole interval within a limit of the policy.
 
     Attributes:
-        limits: metric → `3 GiB`, `at least 0.6`, …, as in a target; nothing relative to a baseline.
+        limits: metric → limit, such as `3 GiB`, `at least 0.6` or `0.001`, with the syntax of a target's limits.
+            A limit relative to the baseline is not allowed.
     """
 
-    limits: Mapping[str, str]
+    limits: Mapping[str, str | float]
 
     def __post_init__(self) -> None:
         if not self.limits:
             raise ConfigError("no limit is named", location="limits", hint="Name one, or leave the gate out")
-        for metric, text in self.limits.items():
-            if "baseline" in text:
-                raise ConfigError(f"{text!r} refers to a baseline", location=f"limits.{metric}", hint="Give a quantity")
+        for metric, value in self.limits.items():
+            if "baseline" in str(value):
+                raise ConfigError(
+                    f"The limit must not be relative to a baseline, got {value!r}",
+                    location=f"limits.{metric}",
+                    hint="Use a quantity such as '512 MiB' or 0.001",
+                )
 
     def check(self, candidate: Candidate) -> GateVerdict:
-        faults = [fault for metric, text in self.limits.items() if (fault := _fault(candidate, metric, text))]
+        faults = [fault for metric, value in self.limits.items() if (fault := _fault(candidate, metric, value))]
         evidence = "; ".join(faults) or f"{len(self.limits)} limits of the policy kept"
         return GateVerdict(gate="within", passed=not faults, evidence=evidence)
 
 
-def _fault(candidate: Candidate, metric: str, text: str) -> str:
+def _fault(candidate: Candidate, metric: str, value: str | float) -> str:
     figure = candidate.trial.measurement(metric)
     if figure is None:
         return f"{metric} was not measured"
     try:
-        limit = Limit.parse(metric, text, {metric: figure.unit})
+        limit = Limit.parse(metric, value, {metric: figure.unit})
     except ConfigError as error:
         return str(error)
     assert limit.absolute is not None
