@@ -190,7 +190,7 @@ def test_rank_above_smallest_matrix_side_is_rejected(checkpoint):
 
 class TestStepOrder:
     def test_merging_into_quantized_weights_is_rejected(self, checkpoint):
-        with pytest.raises(ConfigError, match=r"already rounded.*merge=false"):
+        with pytest.raises(ConfigError, match=r"already quantized.*merge=false"):
             Lora().plan(Quantize().plan(checkpoint.spec))
 
     def test_separate_adapter_follows_quantize_before_kv_cache(self, checkpoint):
