@@ -1,7 +1,8 @@
-"""A checkpoint as one GGUF file.
+"""Export a checkpoint as a GGUF file.
 
-Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; blocks of Q4_0, Q4_1 and Q8_0 as in
-ggml-common.h. Their values are edgeopt's own, (code - zero_point) * scale, of which Q4_1 rounds zero_point * scale.
+Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The block layouts of Q4_0, Q4_1 and Q8_0 are
+as in ggml-common.h. Quantized values stay exactly those of edgeopt, (code - zero_point) * scale, except that Q4_1
+rounds zero_point * scale to fp16.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgeopt.core.artifact import link_file
 from edgeopt.core.model_spec import EMBEDDING, LLAMA_BITS, LM_HEAD
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.llamacpp import vocabulary
-from edgeopt.runtimes.llamacpp.families import FAMILIES, OTHERWISE
+from edgeopt.runtimes.llamacpp.families import FAMILIES, OTHER_RUNTIME_HINT
 from edgeopt.runtimes.llamacpp.layout import MODEL_FILE, adapter_path
 
 if TYPE_CHECKING:
@@ -30,32 +31,41 @@ if TYPE_CHECKING:
     from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
     from edgeopt.core.protocols import Progress
 
-FREQUENCIES, LONG_ROPE = "rope_freqs.weight", ("rope_factors_long.weight", "rope_factors_short.weight")
-"""By what rotary frequencies are divided: at every length, and beyond and within the length of the first training."""
+ROPE_FACTORS = "rope_freqs.weight"
+"""Tensor with the divisors of the rotary frequencies."""
+LONGROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors with LongRoPE's divisors for prompts beyond and within the original context length."""
+
+Tensor = tuple[np.ndarray, gguf.GGMLQuantizationType]
+"""Values of a float tensor, or the bytes of quantized blocks with shape (rows, bytes), and their type."""
 
 
 def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> None:
-    """Write weights, sizes, tokenizer and adapters as GGUF, and the tokenizer itself beside them. Raises BuildError."""
+    """Write weights, metadata, tokenizer and adapters as GGUF files, and link the tokenizer's own files.
+
+    Raises:
+        BuildError: if llama.cpp does not support the model.
+    """
     spec = checkpoint.spec
     progress(f"writing {spec.architecture} as GGUF")
     network = modeling.load(checkpoint)
     config = network.config.get_text_config().to_dict()
-    _require_full_attention(config, spec)
-    names = _Names(network, spec)
-    in_float, path = directory / "float.gguf", directory / MODEL_FILE
-    writer = gguf.GGUFWriter(in_float, names.architecture)
-    _describe(writer, spec, config)
-    FAMILIES[spec.architecture].tell(writer, config, spec)
+    _require_supported_attention(config, spec)
+    names = _TensorNames(network, spec)
+    float_path, path = directory / "float.gguf", directory / MODEL_FILE
+    writer = gguf.GGUFWriter(float_path, names.architecture)
+    _write_sizes(writer, spec, config)
+    FAMILIES[spec.architecture].write_metadata(writer, config, spec)
     vocabulary.write(writer, checkpoint.directory, spec.vocabulary_size)
-    _write(writer, _tensors(network, checkpoint, names) | _rotary_factors(network, spec))
+    _write_tensors(writer, _weight_tensors(network, checkpoint, names) | _rope_factors(network, spec))
     if spec.weight_dtype in LLAMA_BITS:
         from edgeopt.runtimes.llamacpp import quantized_types
 
-        progress(f"rounding to {spec.weight_dtype}")
-        quantized_types.rounded(in_float, path, spec.weight_dtype, _importance(network, checkpoint, names))
-        in_float.unlink()
+        progress(f"quantizing to {spec.weight_dtype}")
+        quantized_types.quantize(float_path, path, spec.weight_dtype, _importance(network, checkpoint, names))
+        float_path.unlink()
     else:
-        in_float.rename(path)
+        float_path.rename(path)
     for name in spec.adapters:
         (directory / adapters.FOLDER).mkdir(exist_ok=True)
         _write_adapter(adapters.read(checkpoint.directory, name), directory / adapter_path(name), names)
@@ -63,51 +73,53 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
     link_file(checkpoint.directory / "config.json", directory / "config.json")
 
 
-class _Names:
-    """What llama.cpp calls the tensors of a network, and in which order it has their rows."""
+class _TensorNames:
+    """llama.cpp's names of a network's tensors, and the row order of its query and key projections."""
 
     def __init__(self, network: PreTrainedModel, spec: ModelSpec) -> None:
         family = FAMILIES[spec.architecture]
-        self.architecture = family.varied if spec.varied else family.name
-        number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
-        self._map = gguf.get_tensor_name_map(number, len(spec.layers))
-        self._turned = _turned(network, spec) if family.paired else {}
+        self.architecture = family.varied_name if spec.varied else family.name
+        architecture_id = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
+        self._name_map = gguf.get_tensor_name_map(architecture_id, len(spec.layers))
+        self._row_orders = _interleaved_rows(network, spec) if family.interleaved_rope else {}
 
-    def of(self, module: str) -> str:
-        """Of a module, without the name of a part; BuildError where llama.cpp has none."""
-        name: str | None = self._map.get_name(module)
+    def name(self, module: str) -> str:
+        """Return llama.cpp's name of a module, without `.weight`. Raise BuildError if it has none."""
+        name: str | None = self._name_map.get_name(module)
         if name is None:
-            raise BuildError(f"llama.cpp has no name for {module!r}", hint="Use another runtime")
+            raise BuildError(f"llama.cpp has no name for the module {module!r}", hint=OTHER_RUNTIME_HINT)
         return name
 
-    def rows(self, module: str) -> np.ndarray | slice:
-        return self._turned.get(module, slice(None))
+    def row_order(self, module: str) -> np.ndarray | slice:
+        """Return the index that brings the rows of a module into llama.cpp's order."""
+        return self._row_orders.get(module, slice(None))
 
 
-def _require_full_attention(config: Mapping[str, Any], spec: ModelSpec) -> None:
-    """BuildError where attention is windowed, which llama.cpp does not compute in these families."""
+def _require_supported_attention(config: Mapping[str, Any], spec: ModelSpec) -> None:
+    """Raise BuildError if the model uses sliding windows in a family where llama.cpp ignores them."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    if window and window < spec.context_length and not FAMILIES[spec.architecture].windowed:
+    if window and window < spec.context_length and not FAMILIES[spec.architecture].sliding_window:
         raise BuildError(
-            f"llama.cpp does not compute the sliding window of {window} tokens of {spec.architecture}", hint=OTHERWISE
+            f"llama.cpp does not support the sliding window of {window} tokens in {spec.architecture}",
+            hint=OTHER_RUNTIME_HINT,
         )
 
 
-def _describe(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, Any]) -> None:
-    """The sizes: one of each, or one a layer where they differ."""
-    rope = _rope(config)
+def _write_sizes(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, Any]) -> None:
+    """Write the model's sizes: one value each, or one value per layer if layers differ."""
+    rope = _rope_parameters(config)
 
-    def size(name: str) -> int | list[int]:
-        sizes = [getattr(layer, name) for layer in spec.layers]
-        return sizes if spec.varied else sizes[0]
+    def layer_size(name: str) -> int | list[int]:
+        values = [getattr(layer, name) for layer in spec.layers]
+        return values if spec.varied else values[0]
 
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.context_length)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_vocab_size(spec.vocabulary_size)
-    writer.add_feed_forward_length(size("intermediate_size"))
-    writer.add_head_count(size("heads"))
-    writer.add_head_count_kv(size("kv_heads"))
+    writer.add_feed_forward_length(layer_size("intermediate_size"))
+    writer.add_head_count(layer_size("heads"))
+    writer.add_head_count_kv(layer_size("kv_heads"))
     writer.add_key_length(spec.head_size)
     writer.add_value_length(spec.head_size)
     writer.add_rope_dimension_count(int(spec.head_size * rope.get("partial_rotary_factor", 1.0)))
@@ -116,128 +128,130 @@ def _describe(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, Any
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How positions are told, in layers with full attention where those with windows have another way."""
+def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the RoPE parameters of full-attention layers; sliding-window layers may have others."""
     rope = config["rope_parameters"]
     full: Mapping[str, Any] = rope.get("full_attention", rope)
     return full
 
 
-Tensors = dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
-"""By llama.cpp's names: the values, or the bytes of the blocks of each row, and their type."""
-
-
-def _write(writer: gguf.GGUFWriter, tensors: Tensors) -> None:
-    for name, (array, kind) in tensors.items():
-        writer.add_tensor(name, array, raw_dtype=kind)
+def _write_tensors(writer: gguf.GGUFWriter, tensors: Mapping[str, Tensor]) -> None:
+    for name, (array, tensor_type) in tensors.items():
+        writer.add_tensor(name, array, raw_dtype=tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) -> Tensors:
+def _weight_tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _TensorNames) -> dict[str, Tensor]:
+    """Return all weights by llama.cpp's names, in its row order. Tied embeddings are stored once."""
     spec, units = checkpoint.spec, modeling.units(network)
-    rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
-    forms = {module: form for unit, form in spec.schemes.items() for module in units[unit]}
-    found: Tensors = {}
+    quantized = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
+    schemes = {module: scheme for unit, scheme in spec.schemes.items() for module in units[unit]}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in network.state_dict().items():
-        module, _, part = key.rpartition(".")
+        module, _, parameter = key.rpartition(".")
         if spec.tied_embeddings and module in units[LM_HEAD]:
             continue
-        name, rows = f"{names.of(module)}.{part}", names.rows(module)
-        if part == "weight" and module in rounded:
-            found[name] = _packed(rounded[module], forms[module], rows)
+        name, rows = f"{names.name(module)}.{parameter}", names.row_order(module)
+        if parameter == "weight" and module in quantized:
+            tensors[name] = _quantized_tensor(quantized[module], schemes[module], rows)
         else:
             values = tensor.float().numpy()[rows]
             if module.endswith("norm"):
                 values = values + FAMILIES[spec.architecture].norm_offset
-            found[name] = _plain(values, halved=spec.weight_dtype == "fp16")
-    return found
+            tensors[name] = _float_tensor(values, fp16=spec.weight_dtype == "fp16")
+    return tensors
 
 
-def _importance(network: PreTrainedModel, checkpoint: Checkpoint, names: _Names) -> dict[str, np.ndarray]:
-    """What calibration text puts into the channels that each tensor multiplies; empty where none was read."""
+def _importance(network: PreTrainedModel, checkpoint: Checkpoint, names: _TensorNames) -> dict[str, np.ndarray]:
+    """Return E[x²] of each tensor's input channels; empty if the recipe collected none on calibration text."""
     path = checkpoint.directory / modeling.IMPORTANCE
     if not path.is_file():
         return {}
-    energies, modules = safetensors_io.read_arrays(path), modeling.units(network)
+    second_moments, modules = safetensors_io.read_arrays(path), modeling.units(network)
     if checkpoint.spec.tied_embeddings:
         modules[LM_HEAD] = modules[EMBEDDING]
-    return {f"{names.of(module)}.weight": energies[unit] for unit in energies for module in modules[unit]}
+    return {f"{names.name(module)}.weight": second_moments[unit] for unit in second_moments for module in modules[unit]}
 
 
-def _plain(array: np.ndarray, *, halved: bool = False) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    """Matrices in fp16 where they are to be halved; all that is added to or multiplies channels stays in fp32."""
-    if halved and array.ndim == 2:
+def _float_tensor(array: np.ndarray, *, fp16: bool = False) -> Tensor:
+    """Return a float tensor. With `fp16`, matrices are halved; norms and biases stay in fp32."""
+    if fp16 and array.ndim == 2:
         return array.astype(np.float16), gguf.GGMLQuantizationType.F16
     return np.ascontiguousarray(array), gguf.GGMLQuantizationType.F32
 
 
-def _write_adapter(updates: Mapping[str, LowRank], path: Path, names: _Names) -> None:
-    """An adapter as a file of its own; without an alpha its update is scaled by nothing more."""
+def _write_adapter(updates: Mapping[str, LowRank], path: Path, names: _TensorNames) -> None:
+    """Write an adapter as its own GGUF file. An alpha of 0 tells llama.cpp not to scale the update."""
     writer = gguf.GGUFWriter(path, names.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
-    found: Tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, update in updates.items():
-        name = f"{names.of(module)}.weight"
-        found[f"{name}.lora_a"] = _plain(update.down.numpy())
-        found[f"{name}.lora_b"] = _plain(update.up.numpy()[names.rows(module)])
-    _write(writer, found)
+        name = f"{names.name(module)}.weight"
+        tensors[f"{name}.lora_a"] = _float_tensor(update.down.numpy())
+        tensors[f"{name}.lora_b"] = _float_tensor(update.up.numpy()[names.row_order(module)])
+    _write_tensors(writer, tensors)
 
 
-def _turned(network: PreTrainedModel, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """The rows of each query and key projection in the order in which a head's channels stand by pairs."""
-    units, found = modeling.units(network), {}
-    for number, layer in enumerate(spec.layers):
-        query, key, _ = units[f"layers.{number}.qkv"]
+def _interleaved_rows(network: PreTrainedModel, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """Return the row order of query and key projections that interleaves the two halves of each head.
+
+    transformers rotates channel i with channel i + head_size / 2, llama.cpp rotates adjacent channels.
+    """
+    units, row_orders = modeling.units(network), {}
+    for index, layer in enumerate(spec.layers):
+        query, key, _ = units[f"layers.{index}.qkv"]
         for module, heads in ((query, layer.heads), (key, layer.kv_heads)):
             rows = np.arange(heads * spec.head_size).reshape(heads, 2, spec.head_size // 2)
-            found[module] = rows.swapaxes(1, 2).reshape(-1)
-    return found
+            row_orders[module] = rows.swapaxes(1, 2).reshape(-1)
+    return row_orders
 
 
-def _rotary_factors(network: PreTrainedModel, spec: ModelSpec) -> Tensors:
-    """By what the rotary frequencies are divided where they are not the plain ones (Llama 3, Phi-3)."""
-    rope = _rope(network.config.to_dict())
+def _rope_factors(network: PreTrainedModel, spec: ModelSpec) -> dict[str, Tensor]:
+    """Return the divisors of the rotary frequencies (Llama 3, Phi-3); empty for unscaled RoPE."""
+    rope = _rope_parameters(network.config.to_dict())
     if rope["rope_type"] == "longrope":
-        both = (rope["long_factor"], rope["short_factor"])
-        return {name: _plain(np.array(factors, np.float32)) for name, factors in zip(LONG_ROPE, both, strict=True)}
+        factors_by_name = zip(LONGROPE_FACTORS, (rope["long_factor"], rope["short_factor"]), strict=True)
+        return {name: _float_tensor(np.array(factors, np.float32)) for name, factors in factors_by_name}
     rotary: Any = network.get_decoder().rotary_emb
-    turned = next(found for name, found in rotary.named_buffers() if name in ("inv_freq", "full_attention_inv_freq"))
-    plain = rope["rope_theta"] ** -(np.arange(len(turned)) / len(turned))
-    factors = (plain / turned.double().numpy()).astype(np.float32)
+    frequency_buffers = ("inv_freq", "full_attention_inv_freq")
+    scaled = next(buffer for name, buffer in rotary.named_buffers() if name in frequency_buffers)
+    unscaled = rope["rope_theta"] ** -(np.arange(len(scaled)) / len(scaled))
+    factors = (unscaled / scaled.double().numpy()).astype(np.float32)
     if np.allclose(factors, 1, rtol=1e-5):
         return {}
     if FAMILIES[spec.architecture].name != "llama" or rotary.attention_scaling != 1.0:
-        raise BuildError(f"llama.cpp does not compute the rotary scaling of {spec.architecture}", hint=OTHERWISE)
-    return {FREQUENCIES: _plain(factors)}
+        raise BuildError(f"llama.cpp does not support the RoPE scaling of {spec.architecture}", hint=OTHER_RUNTIME_HINT)
+    return {ROPE_FACTORS: _float_tensor(factors)}
 
 
-def _packed(
-    matrix: QuantizedMatrix, form: QuantizationScheme, rows: np.ndarray | slice
-) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    """The blocks of each row: scale, minimum where there is one, and codes; uint8, shape (rows, bytes)."""
-    kinds = gguf.GGMLQuantizationType
+def _quantized_tensor(matrix: QuantizedMatrix, scheme: QuantizationScheme, rows: np.ndarray | slice) -> Tensor:
+    """Pack a matrix into blocks of Q8_0, Q4_0 or Q4_1: fp16 scale, fp16 minimum (Q4_1 only), codes.
+
+    The result has shape (rows, bytes) and type uint8.
+    """
+    types = gguf.GGMLQuantizationType
     scales = matrix.scales.numpy()[rows]
     codes = matrix.codes.numpy()[rows].reshape(*scales.shape, -1)
-    parts = [_bytes(scales.astype(np.float16))]
-    if form.bits == 8:
-        kind = kinds.Q8_0
+    parts = [_as_bytes(scales.astype(np.float16))]
+    if scheme.bits == 8:
+        tensor_type = types.Q8_0
         parts.append((codes.astype(np.int16) - 128).astype(np.int8).view(np.uint8))
     else:
-        kind = kinds.Q4_0 if form.symmetric else kinds.Q4_1
-        if not form.symmetric:
-            middle = matrix.zero_points.numpy()[rows].astype(np.float32)
-            parts.append(_bytes((-middle * scales).astype(np.float16)))
+        tensor_type = types.Q4_0 if scheme.symmetric else types.Q4_1
+        if not scheme.symmetric:
+            zero_points = matrix.zero_points.numpy()[rows].astype(np.float32)
+            parts.append(_as_bytes((-zero_points * scales).astype(np.float16)))
         half = codes.shape[-1] // 2
         parts.append(codes[..., :half] | codes[..., half:] << np.uint8(4))
-    return np.concatenate(parts, axis=-1).reshape(len(scales), -1), kind
+    return np.concatenate(parts, axis=-1).reshape(len(scales), -1), tensor_type
 
 
-def _bytes(halves: np.ndarray) -> np.ndarray:
-    """Numbers in fp16 as two bytes each, along a new last axis."""
-    found: np.ndarray = np.ascontiguousarray(halves)[..., None].view(np.uint8)
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    """View fp16 values as two bytes each, along a new last axis."""
+    found: np.ndarray = np.ascontiguousarray(values)[..., None].view(np.uint8)
     return found

@@ -1,4 +1,4 @@
-"""llama.cpp's library, which tells each tensor that it reads."""
+"""Silence the log output of llama.cpp, which prints a line for every tensor that it loads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import llama_cpp
 
 
 def _ignore(level: int, text: bytes, data: Any) -> None:
-    """Nothing is told."""
+    """Discard a log message."""
 
 
-_SILENT = llama_cpp.llama_log_callback(_ignore)
+_IGNORE_CALLBACK = llama_cpp.llama_log_callback(_ignore)  # llama.cpp keeps only a pointer: it must stay alive
 
 
 def silence() -> None:
-    llama_cpp.llama_log_set(_SILENT, None)
+    """Discard all further log messages of this process."""
+    llama_cpp.llama_log_set(_IGNORE_CALLBACK, None)

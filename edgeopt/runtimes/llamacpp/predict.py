@@ -1,4 +1,4 @@
-"""Bytes of a GGUF engine, by arithmetic alone. Blocks of Q4_0, Q4_1 and Q8_0 are as in ggml-common.h."""
+"""Predict the size of a GGUF engine by arithmetic. Block layouts of Q4_0, Q4_1 and Q8_0 are as in ggml-common.h."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from edgeopt.core.result import Measurement
 from edgeopt.runtimes import sizes
 
 TOKEN_BYTES, TENSOR_BYTES = 44, 80
-"""What a token takes in the header with its merge, and a tensor with its name, shape and alignment."""
-MIXTURE = 0.25
-"""By how much of its size a model differs from what a mixture of types is said to take: more of it lies in tables."""
+"""Header bytes of one token with its merge, and of one tensor with its name, shape and alignment."""
+MIXED_TYPES_ERROR = 0.25
+"""Relative error of a size under mixed types: LLAMA_BITS hold for 7B models, smaller ones have larger tables."""
 
 
 def size(spec: ModelSpec, *, carried_bytes: int) -> Measurement:
-    """Of all files, where the header's share depends on the tokenizer."""
-    weights = sizes.weight_bytes(spec) + sizes.table_bytes(spec) + _minima_bytes(spec)
+    """Return the predicted size of all engine files in MiB. The size of the header depends on the tokenizer."""
+    weight_bytes = sizes.weight_bytes(spec) + sizes.table_bytes(spec) + _block_minimum_bytes(spec)
     return sizes.size_of(
         spec,
-        weights,
-        unsure_bytes=MIXTURE * weights if spec.weight_dtype in LLAMA_BITS else 0.0,
+        weight_bytes,
+        unsure_bytes=MIXED_TYPES_ERROR * weight_bytes if spec.weight_dtype in LLAMA_BITS else 0.0,
         names_bytes=TOKEN_BYTES * spec.vocabulary_size + TENSOR_BYTES * len(spec.matrices),
         times=2,
         carried_bytes=carried_bytes,
     )
 
 
-def _minima_bytes(spec: ModelSpec) -> int:
-    """What Q4_1 takes beyond edgeopt's grid: a minimum in fp16 for each block in place of a zero-point in 4 bits."""
-    stored = {name: grid for name, grid in spec.schemes.items() if not (spec.tied_embeddings and name == LM_HEAD)}
-    shapes = {name: spec.matrices[name] for name, grid in stored.items() if not grid.symmetric}
+def _block_minimum_bytes(spec: ModelSpec) -> int:
+    """Return the extra bytes of Q4_1: each block stores an fp16 minimum where edgeopt stores a 4-bit zero-point."""
+    stored = {name: scheme for name, scheme in spec.schemes.items() if not (spec.tied_embeddings and name == LM_HEAD)}
+    shapes = {name: spec.matrices[name] for name, scheme in stored.items() if not scheme.symmetric}
     return sum(rows * -(-columns // stored[name].block_size) for name, (rows, columns) in shapes.items()) * 3 // 2

@@ -1,4 +1,4 @@
-"""A GGUF file in float as one in llama.cpp's own types, rounded by llama.cpp."""
+"""Quantize a float GGUF file to llama.cpp's own types, with llama.cpp's quantizer."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from edgeopt.errors import BuildError
 from edgeopt.runtimes.llamacpp import library
 
 
-def rounded(source: Path, path: Path, file_type: str, importance: Mapping[str, np.ndarray]) -> None:
-    """Write `source` as `path` in a file type such as Q4_K_M. Raises BuildError.
+def quantize(source: Path, path: Path, file_type: str, importance: Mapping[str, np.ndarray]) -> None:
+    """Quantize the GGUF file `source` to `file_type`, such as Q4_K_M, and write it to `path`.
 
     Args:
-        importance: mean x² of each input channel, float32, by the name of the tensor that multiplies them; empty where
-            all weigh the same.
+        importance: E[x²] of each input channel, float32, by tensor name; empty to weigh all channels equally.
+
+    Raises:
+        BuildError: if llama.cpp fails.
     """
     library.silence()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type}")
     if importance:
-        params.imatrix = _matrix(importance)
+        params.imatrix = _importance_matrix(importance)
     if llama_cpp.llama_model_quantize(bytes(source), bytes(path), ctypes.byref(params)) != 0:
-        raise BuildError(f"llama.cpp could not round the model to {file_type}", hint="Use another type, or int4")
+        raise BuildError(
+            f"llama.cpp failed to quantize the model to {file_type}", hint="Use another file type or the step int4"
+        )
 
 
-def _matrix(importance: Mapping[str, np.ndarray]) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:
-    """Entries that end with an empty one. They point into the arrays, which have to outlive them."""
+def _importance_matrix(importance: Mapping[str, np.ndarray]) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:
+    """Return entries terminated by an empty one. They point into the arrays, which must outlive them."""
     entries: ctypes.Array[llama_cpp.llama_model_imatrix_data] = (
         llama_cpp.llama_model_imatrix_data * (len(importance) + 1)
     )()
-    for entry, (name, energy) in zip(entries, importance.items(), strict=False):
-        entry.name, entry.size = name.encode(), energy.size
-        entry.data = energy.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    for entry, (name, second_moments) in zip(entries, importance.items(), strict=False):
+        entry.name, entry.size = name.encode(), second_moments.size
+        entry.data = second_moments.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     return entries

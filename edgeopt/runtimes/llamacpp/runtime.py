@@ -1,4 +1,4 @@
-"""llama.cpp: GGUF engines, which most people would pick for a CPU."""
+"""Build GGUF engines and run them on the CPU with llama.cpp."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from edgeopt.core.target import Target
 
 BLOCK_SIZE = 32
-"""Of the types that hold edgeopt's whole numbers as they are: Q4_0, Q4_1 and Q8_0."""
+"""Block size of Q4_0, Q4_1 and Q8_0, the GGUF types that store edgeopt's quantized values exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCpp:
-    """CPU engines of llama.cpp: weights in fp32, fp16, types of its own, or on grids of 4 and 8 bits in blocks of 32.
+    """llama.cpp on the CPU: fp32, fp16, llama.cpp's own types, or edgeopt's 4- and 8-bit schemes in blocks of 32.
 
     Attributes:
-        keys_values: the type in which a session keeps keys and values.
-        prompt_tokens: tokens of a prompt that are computed at once; more take memory for activations and are faster.
-        mapped: weights are read from the file as they are needed, and shared by processes; else they are copied.
-        prompt_lookup: as in edgeopt.runtimes.onnxruntime_common.session_options.Knobs.
-        repacked: weights are copied into the layout that the processor multiplies fastest, where there is one.
+        keys_values: data type of the KV cache.
+        prompt_tokens: number of prompt tokens computed at once. More are faster and need more memory.
+        mapped: map the weights from the file, shared between processes; otherwise copy them into memory.
+        prompt_lookup: number of tokens drafted at once from earlier text; 0 disables it. The output stays the same.
+        repacked: copy the weights into the layout that this CPU multiplies fastest, if llama.cpp has one.
     """
 
     format: ClassVar[str] = "llamacpp-1"
@@ -55,57 +55,60 @@ class LlamaCpp:
 
     @property
     def baseline(self) -> Self:
-        whole = self.keys_values if self.keys_values in ("fp32", "fp16") else "fp16"
-        return replace(self, keys_values=whole, prompt_lookup=0)
+        lossless = self.keys_values if self.keys_values in ("fp32", "fp16") else "fp16"
+        return replace(self, keys_values=lossless, prompt_lookup=0)
 
     def check(self, spec: ModelSpec) -> None:
         if not all(map(find_spec, ("gguf", "llama_cpp"))):
             raise ConfigError(
-                "llama-cpp-python is not installed", location="runtime", hint="pip install 'edgeopt[llamacpp]'"
+                "llama-cpp-python is not installed",
+                location="runtime",
+                hint="Install it with `pip install 'edgeopt[llamacpp]'`",
             )
         if spec.architecture not in FAMILIES:
             raise ConfigError(
-                f"GGUF engines of {spec.architecture} are not known",
+                f"runtime=llamacpp does not support {spec.architecture}",
                 location="runtime",
-                hint=f"Use runtime=genai or onnx, or one of: {', '.join(FAMILIES)}",
+                hint=f"Use runtime=genai or runtime=onnx, or a model of {', '.join(FAMILIES)}",
             )
         if spec.kv_cache is not None:
             raise ConfigError(
-                "llama.cpp finds the scales of keys and values by itself, and takes none from calibration text",
+                "llama.cpp computes the scales of a quantized KV cache at run time and cannot use calibrated scales",
                 location="runtime",
-                hint="Give runtime.keys_values=int8 in place of the step",
+                hint="Remove the kv_cache step and set runtime.keys_values=int8",
             )
-        if spec.varied and not FAMILIES[spec.architecture].varied:
+        if spec.varied and not FAMILIES[spec.architecture].varied_name:
             raise ConfigError(
-                f"llama.cpp takes the sizes of the first layer for all of {spec.architecture}, and this model's differ",
+                f"all layers must have the same sizes: llama.cpp uses those of the first layer for {spec.architecture}",
                 location="runtime",
-                hint="Use runtime=onnx, or prune the same share of every layer: step.prune.distribution=uniform",
+                hint="Use runtime=onnx, or prune every layer by the same ratio with step.prune.distribution=uniform",
             )
         if self.keys_values in ("int8", "int4") and spec.head_size % BLOCK_SIZE:
             raise ConfigError(
-                f"heads of {spec.head_size} channels have no whole blocks of {BLOCK_SIZE}",
+                f"the head size must be a multiple of {BLOCK_SIZE} for `keys_values` = {self.keys_values}, "
+                f"got {spec.head_size}",
                 location="runtime.keys_values",
-                hint="Give fp16",
+                hint="Use fp16",
             )
-        for name, grid in spec.schemes.items():
-            if not _is_known(grid):
+        for name, scheme in spec.schemes.items():
+            if not _is_supported(scheme):
                 raise ConfigError(
-                    f"{name} is on a grid of {grid.bits} bits in blocks of {grid.block_size}, and llama.cpp's own have "
-                    f"{BLOCK_SIZE}, of 4 bits or of 8 symmetric ones, with inputs in float",
+                    f"{name} must have 4 bits or symmetric 8 bits in blocks of {BLOCK_SIZE}, with float inputs; "
+                    f"got {scheme.bits} bits in blocks of {scheme.block_size}",
                     location="runtime",
-                    hint=f"Give step.quantize.block_size={BLOCK_SIZE}, and 8 bits symmetric=true",
+                    hint=f"Set step.quantize.block_size={BLOCK_SIZE}, and symmetric=true for 8 bits",
                 )
             if spec.matrices[name][1] % BLOCK_SIZE:
                 raise ConfigError(
-                    f"{name} has {spec.matrices[name][1]} columns, which {BLOCK_SIZE} does not divide",
+                    f"{name} must have a multiple of {BLOCK_SIZE} columns, got {spec.matrices[name][1]}",
                     location="runtime",
                     hint=f"Keep it in float, or prune in multiples of {BLOCK_SIZE}",
                 )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        from edgeopt.runtimes.llamacpp import predict as estimate
+        from edgeopt.runtimes.llamacpp import predict
 
-        return (estimate.size(spec, carried_bytes=carried_bytes),)
+        return (predict.size(spec, carried_bytes=carried_bytes),)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.llamacpp import export
@@ -115,7 +118,10 @@ class LlamaCpp:
     def lint(self, engine: Engine) -> list[str]:
         spec = engine.spec
         if spec.schemes and EMBEDDING not in spec.schemes and spec.tied_embeddings:
-            return ["the table is in float, and is read whole for every token: put lm_head and embedding on a grid"]
+            return [
+                "the tied embedding table is in float and is read completely for every token: "
+                "quantize lm_head and embedding"
+            ]
         return []
 
     def open(self, engine: Engine, *, threads: int) -> Session:
@@ -125,6 +131,6 @@ class LlamaCpp:
         return LlamaCppSession(self, engine, threads)
 
 
-def _is_known(grid: QuantizationScheme) -> bool:
-    in_blocks = grid.inputs == "float" and grid.block_size == BLOCK_SIZE
-    return in_blocks and (grid.bits == 4 or (grid.bits == 8 and grid.symmetric))
+def _is_supported(scheme: QuantizationScheme) -> bool:
+    has_blocks = scheme.inputs == "float" and scheme.block_size == BLOCK_SIZE
+    return has_blocks and (scheme.bits == 4 or (scheme.bits == 8 and scheme.symmetric))

@@ -1,4 +1,4 @@
-"""A GGUF engine in memory, by llama.cpp's own interface."""
+"""Run GGUF engines through llama.cpp's C interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.core.artifact import Engine
     from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 
-TYPES = {
+KV_CACHE_TYPES = {
     "fp32": llama_cpp.GGML_TYPE_F32,
     "fp16": llama_cpp.GGML_TYPE_F16,
     "int8": llama_cpp.GGML_TYPE_Q8_0,
@@ -30,7 +30,7 @@ TYPES = {
 
 
 class LlamaCppSession(PastSession):
-    """One model in memory; sequences run one after another, each in a context of its own."""
+    """A loaded model. Sequences run one after another, each in its own llama.cpp context."""
 
     computed_by = ("CPU",)
 
@@ -46,7 +46,9 @@ class LlamaCppSession(PastSession):
         params.use_extra_bufts = runtime.repacked
         self._model = llama_cpp.llama_model_load_from_file(bytes(engine.directory / MODEL_FILE), params)
         if self._model is None:
-            raise BuildError("llama.cpp cannot open the engine", location=str(engine.directory), hint="Build it again")
+            raise BuildError(
+                "llama.cpp failed to load the engine", location=str(engine.directory), hint="Build the engine again"
+            )
 
     def close(self) -> None:
         if self._model is not None:
@@ -57,40 +59,44 @@ class LlamaCppSession(PastSession):
         adapters.require(adapter, self._spec)
         context = _Context(self._model, self._runtime, length, self._threads, self._spec.vocabulary_size)
         if adapter is not None:
-            context.activate(self._adapter(adapter))
+            context.activate(self._load_adapter(adapter))
         return context
 
-    def _adapter(self, name: str) -> Any:
-        """An adapter, which stays loaded as long as the model does and is freed with it."""
+    def _load_adapter(self, name: str) -> Any:
+        """Return an adapter, loaded at its first use. llama.cpp frees it together with the model."""
         if name not in self._adapters:
             path = self._directory / adapter_path(name)
             self._adapters[name] = llama_cpp.llama_adapter_lora_init(self._model, bytes(path))
             if self._adapters[name] is None:
-                raise BuildError("llama.cpp cannot open the adapter", location=str(path), hint="Build it again")
+                raise BuildError(
+                    "llama.cpp failed to load the adapter", location=str(path), hint="Build the engine again"
+                )
         return self._adapters[name]
 
 
 class _Context:
-    """Keys and values of one sequence, which are freed with this object."""
+    """The KV cache of one sequence. llama.cpp's memory is freed when this object is collected."""
 
     def __init__(self, model: Any, runtime: LlamaCpp, capacity: int, threads: int, vocabulary_size: int) -> None:
         self._length, self._vocabulary_size = 0, vocabulary_size
-        at_once = min(runtime.prompt_tokens, capacity)
+        batch_size = min(runtime.prompt_tokens, capacity)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = capacity
-        params.n_batch = params.n_ubatch = at_once
+        params.n_batch = params.n_ubatch = batch_size
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = TYPES[runtime.keys_values]
-        if runtime.keys_values == "fp32":  # its fused attention computes in halves
+        params.type_k = params.type_v = KV_CACHE_TYPES[runtime.keys_values]
+        if runtime.keys_values == "fp32":  # llama.cpp's flash attention computes in fp16
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(model, params)
         if self._context is None:
-            raise MeasureError(f"llama.cpp makes no context of {capacity} tokens", hint="Give a shorter prompt")
-        self._batch = llama_cpp.llama_batch_init(at_once, 0, 1)
+            raise MeasureError(
+                f"llama.cpp failed to create a context of {capacity} tokens", hint="Use a shorter prompt"
+            )
+        self._batch = llama_cpp.llama_batch_init(batch_size, 0, 1)
         weakref.finalize(self, _free, self._context, self._batch)
 
     def activate(self, adapter: Any) -> None:
-        """Compute with an adapter from now on."""
+        """Apply `adapter` to all further computations of this context."""
         llama_cpp.llama_set_adapters_lora(
             self._context, (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)
         )
@@ -106,12 +112,12 @@ class _Context:
             batch.logits[index] = index in rows
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
-            raise MeasureError(f"llama.cpp could not read {len(tokens)} tokens (status {status})")
+            raise MeasureError(f"llama.cpp failed to compute {len(tokens)} tokens (status {status})")
         self._length += len(tokens)
         address = llama_cpp.llama_get_logits(self._context)
         shape = len(rows), self._vocabulary_size
-        found: np.ndarray = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape).copy()
-        return found
+        logits: np.ndarray = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape).copy()
+        return logits
 
     def back(self, count: int) -> None:
         self._length -= count

@@ -40,7 +40,7 @@ class TensorRt:
         hardware: GPUs that can load the engine: the same model, the same compute capability, or Ampere and newer.
         optimization_level: TensorRT's builder optimization level, from 0 (fastest build) to 5 (longest search).
         cuda_graphs: launch the kernels of one decoding step as one CUDA graph.
-        prompt_lookup: as in edgeopt.runtimes.onnxruntime_common.session_options.Knobs.
+        prompt_lookup: number of tokens drafted at once from earlier text; 0 disables it. The output stays the same.
     """
 
     format: ClassVar[str] = "tensorrt-1"

@@ -1,0 +1,26 @@
+"""Provide small checkpoints of families that llama.cpp supports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.core.artifact import Checkpoint
+from runtimes.onnx.test_onnx import EVERY, taken_in
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return taken_in("llama", tiny_model, tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def gemma(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """Return Gemma models that scale scores by the head size, as all but the largest of each family do."""
+    checkpoints = {}
+    for family in ("gemma2", "gemma3"):
+        kind, values = EVERY[family]
+        scaled = {**values, "query_pre_attn_scalar": 16}
+        checkpoints[family] = taken_in((kind, scaled), tiny_model, tmp_path_factory.mktemp(family))
+    return checkpoints
