@@ -1,1 +1,1 @@
-"""Probes, the isolated child process that they run in, and the exclusive lease on the device."""
+"""Measure engines: probes, the isolated process in which they run, and the statistics of their samples."""

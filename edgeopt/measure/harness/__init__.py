@@ -1,1 +1,1 @@
-"""Run probes in isolated processes."""
+"""Run probes in isolated processes and keep their raw samples."""

@@ -1,4 +1,4 @@
-"""A session as its users see it who all choose the same adapter."""
+"""Wrap a session so that every request uses one adapter by default."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSession:
-    """The session with `adapter` in every request that names no other."""
+    """A session that adds `adapter` to every request without an adapter."""
 
     session: Session
     adapter: str
 
     @property
     def computed_by(self) -> Sequence[str]:
+        """Return the providers, backends or GPUs of the wrapped session."""
         return self.session.computed_by
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
-        chosen = adapter or self.adapter
-        return self.session.generate(tokens, max_new_tokens, stop_at_end=stop_at_end, adapter=chosen)
+        """Decode greedily with `adapter`, or with the default adapter."""
+        selected = adapter or self.adapter
+        return self.session.generate(tokens, max_new_tokens, stop_at_end=stop_at_end, adapter=selected)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        """Return next-token logits of shape (tokens, vocabulary) with `adapter`, or with the default adapter."""
         return self.session.logits(tokens, adapter=adapter or self.adapter)
 
     def close(self) -> None:
+        """Close the wrapped session."""
         self.session.close()

@@ -1,4 +1,4 @@
-"""What the uncompressed model predicted, kept in its scratch folder for the engines compared with it."""
+"""Write the predictions of the uncompressed model, and read them to compare other engines with it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FP16_LOWEST = -65504.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """Predictions of one engine over evaluation windows.
+    """Predictions of the uncompressed engine on the evaluation windows.
 
     Attributes:
         nll: negative log-likelihood of each window, in nats.
         top1: the most probable token at each of the first predicted positions.
-        array: log-probabilities at these positions, float16, shape (positions, vocabulary). Unlike
-            logits, probable ones lie near zero, where float16 is fine.
+        array: log-probabilities at these positions, float16, shape (positions, vocabulary). Log-probabilities of
+            probable tokens are near zero, where float16 is precise; logits are not.
     """
 
     nll: list[float]
@@ -34,12 +34,13 @@ class Baseline:
     array: np.ndarray
 
     def log_probabilities(self, start: int, count: int) -> np.ndarray:
-        """Normalised, at most `count` positions from `start` on."""
+        """Return normalized log-probabilities, float32, of at most `count` positions from `start`."""
         import numpy as np
 
         return log_softmax(np.asarray(self.array[start : start + count], dtype=np.float32))
 
     def write(self, folder: Path, windows: list[list[int]]) -> None:
+        """Write the predictions and a digest of the windows to `folder`."""
         import numpy as np
 
         np.save(folder / _ARRAY, self.array)
@@ -48,9 +49,9 @@ class Baseline:
 
     @classmethod
     def read(cls, folder: Path, windows: list[list[int]]) -> Self | None:
-        """The baseline in `folder`; None where its quality was not measured.
+        """Read the baseline in `folder`; return None if its quality was not measured.
 
-        Raises MeasureError where it was measured on other windows.
+        Raises MeasureError if it was measured on other windows.
         """
         import numpy as np
 
@@ -59,15 +60,15 @@ class Baseline:
         document = json.loads((folder / _DOCUMENT).read_text())
         if document["windows"] != digest(windows):
             raise MeasureError(
-                "the baseline was measured on other windows of text",
+                "the baseline must be measured on the same windows, got other windows",
                 location=str(folder),
-                hint="Measure the baseline again with this text, window_tokens and max_windows",
+                hint="Measure the baseline again with the same text, window_tokens and max_windows",
             )
         return cls(nll=document["nll"], top1=document["top1"], array=np.load(folder / _ARRAY, mmap_mode="r"))
 
 
-def narrow(log_probability: np.ndarray) -> np.ndarray:
-    """float16, with what lies below its range at its lowest finite value."""
+def to_float16(log_probabilities: np.ndarray) -> np.ndarray:
+    """Convert to float16 and clip smaller values to its lowest finite value, -65504."""
     import numpy as np
 
-    return np.asarray(np.maximum(log_probability, _FP16_LOWEST), dtype=np.float16)
+    return np.asarray(np.maximum(log_probabilities, _FP16_LOWEST), dtype=np.float16)

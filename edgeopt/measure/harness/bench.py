@@ -1,4 +1,7 @@
-"""Measure an engine: every probe in fresh processes, under the lease, repeated where something disturbed it."""
+"""Measure an engine with every probe, in fresh processes and with exclusive use of the device.
+
+Disturbed timed runs are repeated.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,24 @@ from edgeopt.measure.stats.aggregate import Run, judge_run, summarize_runs, undi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """Which probes run, on what workload, and when a measurement counts as disturbed.
+    """Probes, workload, and the limits above which a timed run counts as disturbed.
 
     Attributes:
-        probes: by name; None switches one off.
-        prompt_lengths: tokens of the prompts whose time to first token is measured.
-        window_tokens, max_windows: evaluation windows, spread evenly over the whole text.
-        foreign_cpu_share: CPU capacity that other processes may use while figures are timed; timed
-            intervals are widened by as much.
-        halves_tolerance: how far the two halves of a timed run may differ, relative to the faster.
-        slowed_share: how much of a timed run others on the same physical cores may slow down, where it shows.
-        retries: fresh processes added at most to those of a group, in place of disturbed ones.
-        timeout_s: for each process.
-        adapter: with which engines that have adapters are measured; None: their base.
-        stop_early: whether an evaluation ends at the first group of probes after which a limit is surely broken.
+        probes: probe or probe config by name; None disables one.
+        prompt_lengths: prompt lengths in tokens for which the time to first token is measured.
+        window_tokens: tokens per evaluation window.
+        max_windows: largest number of evaluation windows, spread evenly over the text.
+        foreign_cpu_share: share of the CPU capacity that other processes may use during a timed run; timed intervals
+            are widened by the same share.
+        halves_tolerance: largest difference between the two halves of a timed run, relative to the faster half.
+        slowed_share: largest share of a timed run that contention for the physical cores may slow down; detected on
+            virtual machines only.
+        retries: largest number of additional processes per group that replace disturbed ones.
+        timeout_s: time limit of each process in seconds.
+        adapter: adapter selected for engines with adapters; None measures the base model.
+        stop_early: end an evaluation after the first group of probes that proves a limit broken.
+
+    Raises ConfigError if two probes share a metric or a value is out of range.
     """
 
     probes: Mapping[str, Any]
@@ -58,33 +65,41 @@ class Bench:
     stop_early: bool = True
 
     def __post_init__(self) -> None:
-        parts = {name: _part(name, given) for name, given in self.probes.items() if given is not None}
-        object.__setattr__(self, "probes", parts)
-        announced = [metric for probe in parts.values() for metric in probe.METRICS]
-        twice = sorted({metric for metric in announced if announced.count(metric) > 1})
-        if twice:
-            raise ConfigError(f"two probes measure {twice[0]}", location="probes", hint="Switch one of them off")
+        probes = {name: _instantiate_probe(name, probe) for name, probe in self.probes.items() if probe is not None}
+        object.__setattr__(self, "probes", probes)
+        metrics = [metric for probe in probes.values() for metric in probe.METRICS]
+        duplicates = sorted({metric for metric in metrics if metrics.count(metric) > 1})
+        if duplicates:
+            raise ConfigError(
+                f"each metric must belong to one probe, got two probes for {duplicates[0]}",
+                location="probes",
+                hint="Disable one of them",
+            )
         if not self.prompt_lengths or not set(self.prompt_lengths) <= set(PROMPT_LENGTHS):
             raise ConfigError(
-                f"{list(self.prompt_lengths)} names no prompt length, or one without a metric",
+                f"`prompt_lengths` must list supported lengths, got {list(self.prompt_lengths)}",
                 location="prompt_lengths",
-                hint=f"Choose among: {', '.join(map(str, PROMPT_LENGTHS))}",
+                hint=f"Choose from {', '.join(map(str, PROMPT_LENGTHS))}",
             )
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"{getattr(self, name)!r} is too little", location=name, hint=f"Give {least} or more")
+        for name, minimum in _MINIMUMS.items():
+            if not getattr(self, name) >= minimum:
+                raise ConfigError(
+                    f"`{name}` must be at least {minimum}, got {getattr(self, name)!r}",
+                    location=name,
+                    hint=f"Use {minimum} or more",
+                )
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Every metric that the active probes may report, with its unit."""
+        """Return the unit of every metric that the active probes can report."""
         return {metric: unit for probe in self.probes.values() for metric, unit in probe.METRICS.items()}
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Names of the active probes by group, in the order in which they are measured.
+        """Return the names of the active probes by group, in the order of measurement.
 
-        Files come first, which cost nothing, and what is timed alone comes last. Inside a group timed probes collect
-        last, so that what they do is not in the others' memory.
+        The group of file probes comes first because it needs no process. Groups with only timed probes come last.
+        Within a group, timed probes collect last, so that their allocations do not affect memory figures.
         """
         groups: dict[str, tuple[str, ...]] = {}
         for name, probe in sorted(self.probes.items(), key=lambda item: (item[1].GROUP != FILES, item[1].TIMED)):
@@ -92,11 +107,11 @@ class Bench:
         return groups
 
     def select_probes(self, names: Sequence[str]) -> Bench:
-        """The bench with those of its probes that `names` has."""
+        """Return a copy of the bench with only the named probes."""
         return replace(self, probes={name: probe for name, probe in self.probes.items() if name in names})
 
 
-_LEAST = {
+_MINIMUMS = {
     "window_tokens": 16,
     "max_windows": 1,
     "foreign_cpu_share": 0,
@@ -107,12 +122,16 @@ _LEAST = {
 }
 
 
-def _part(name: str, given: Any) -> Any:
+def _instantiate_probe(name: str, probe: Any) -> Any:
     location = f"measure.probes.{name}"
-    part = instantiate(given, location) if isinstance(given, Mapping) else given
-    if not hasattr(part, "METRICS"):
-        raise ConfigError(f"{type(part).__name__} is no probe", location=location, hint="Name a class with METRICS")
-    return part
+    instance = instantiate(probe, location) if isinstance(probe, Mapping) else probe
+    if not hasattr(instance, "METRICS"):
+        raise ConfigError(
+            f"`_target_` must be a probe, got {type(instance).__name__}",
+            location=location,
+            hint="Name a class that declares METRICS",
+        )
+    return instance
 
 
 def measure(
@@ -127,20 +146,22 @@ def measure(
     *,
     isolated: bool = True,
 ) -> tuple[Measurement, ...]:
-    """What every probe of `bench` finds out about `engine`, pinned to the target's threads.
+    """Measure `engine` with every probe of `bench`, pinned to as many cores as the target has threads.
 
-    Probes collect in fresh processes; without `fresh` in this one, where a reference is to be kept and nothing timed.
+    Each probe collects in fresh processes. With `isolated=False` it collects in the current process, which is enough
+    for references whose figures are not timed.
 
-    In `directory` stay `samples.json` with the raw samples of every process, `logs/`, and `scratch/`,
-    which may serve as a reference (`baseline`, `checkpoint`) when other engines are measured.
-    Raises MeasureError where a process fails, InputError where the evaluation text is too short.
+    The files in `directory` remain: `samples.json` with the raw samples of every process, `logs/`, and `scratch/`,
+    which can be passed as a reference (`baseline` or `checkpoint`) to later measurements.
+
+    Raises MeasureError if a process fails or the disk is full, InputError if the evaluation text is too short.
     """
     groups = bench.groups
     context_length = min(target.context_length, engine.spec.context_length)
-    workload = Workload(context_length=context_length, prompts={}, documents=[], left_out=())
-    held: AbstractContextManager[None] = nullcontext()
+    workload = Workload(context_length=context_length, prompts={}, documents=[], skipped_prompt_lengths=())
+    lease: AbstractContextManager[None] = nullcontext()
     if groups.keys() - {FILES}:
-        held = device_lease.exclusive(progress) if isolated else device_lease.shared(progress)
+        lease = device_lease.exclusive(progress) if isolated else device_lease.shared(progress)
         workload = build_workload(
             evaluation,
             engine.directory,
@@ -164,13 +185,13 @@ def measure(
                 context_length=workload.context_length,
                 prompts={str(length): ids for length, ids in workload.prompts.items()},
                 documents=str(documents),
-                references={name: str(_existing(name, folder)) for name, folder in references.items()},
+                references={name: str(_check_reference(name, folder)) for name, folder in references.items()},
                 scratch=str((directory / "scratch").absolute()),
                 report=str(Path(work) / "report.json"),
                 adapter=bench.adapter,
                 memory_cap_bytes=target.memory_cap_bytes,
             )
-            with held:
+            with lease:
                 runs = [
                     run
                     for group, names in groups.items()
@@ -184,13 +205,15 @@ def measure(
             "cores": job.cores,
             "context_length": workload.context_length,
             "windows": len(workload.documents),
-            "prompt_lengths_left_out": workload.left_out,
+            "prompt_lengths_left_out": workload.skipped_prompt_lengths,
             "runs": [asdict(run) for run in runs],
         }
         samples.write(record, directory)
     except OSError as error:
         raise MeasureError(
-            f"the measurement cannot be kept ({error})", location=str(directory), hint="Free or unlock the disk"
+            f"cannot write the measurement ({error})",
+            location=str(directory),
+            hint="Free disk space or change the permissions",
         ) from error
     return tuple(
         figure
@@ -200,15 +223,17 @@ def measure(
 
 
 def _cores(runtime: Runtime, target: Target) -> list[int]:
-    """Where measured processes are kept: on the processors that the runtime chooses, or the first of those allowed."""
+    """Return the cores for the measured processes: those the runtime selects, else the first allowed ones."""
     cores = procfs.pinned_cores(target.threads)
-    chosen = runtime.processors(len(cores)) if isinstance(runtime, SupportsAffinity) else ()
-    return list(chosen) or cores
+    selected = runtime.processors(len(cores)) if isinstance(runtime, SupportsAffinity) else ()
+    return list(selected) or cores
 
 
-def _existing(name: str, folder: Path) -> Path:
+def _check_reference(name: str, folder: Path) -> Path:
     if not folder.is_dir():
-        raise MeasureError(f"the reference {name!r} is absent", location=str(folder), hint="Measure it first")
+        raise MeasureError(
+            f"the folder of the reference {name!r} does not exist", location=str(folder), hint="Measure it first"
+        )
     return folder.absolute()
 
 
@@ -222,7 +247,7 @@ def _run_group(
     *,
     isolated: bool,
 ) -> list[Run]:
-    """As many fresh processes as the probes ask for, and others where timed ones were disturbed."""
+    """Run as many processes as the probes request, and repeat disturbed ones up to `bench.retries` times."""
     if group == FILES:
         report = child_process.collect_from_files(
             replace(job, probes={name: to_config(probe) for name, probe in probes.items()})
@@ -231,22 +256,23 @@ def _run_group(
     timed = {name: probe for name, probe in probes.items() if probe.TIMED}
     runs: list[Run] = []
 
-    def run(asked: Mapping[str, Probe], what: str) -> None:
-        progress(f"measuring {', '.join(asked)}: {what}")
-        doing = replace(
+    def run_process(selected: Mapping[str, Probe], description: str) -> None:
+        progress(f"measuring {', '.join(selected)}: {description}")
+        process_job = replace(
             job,
-            probes={name: to_config(probe) for name, probe in asked.items()},
+            probes={name: to_config(probe) for name, probe in selected.items()},
             memory_cap_bytes=job.memory_cap_bytes if group == GENERATION else 0,
         )
         log = directory / samples.LOGS / f"{group}-{len(runs)}.log"
-        report = (
-            spawn(doing, log, bench.timeout_s, progress) if isolated else child_process.run(doing, time.monotonic())
-        )
+        if isolated:
+            report = spawn(process_job, log, bench.timeout_s, progress)
+        else:
+            report = child_process.run(process_job, time.monotonic())
         runs.append(
             judge_run(
                 group,
                 report,
-                timed.keys() & asked.keys(),
+                timed.keys() & selected.keys(),
                 foreign_cpu_share=bench.foreign_cpu_share,
                 halves_tolerance=bench.halves_tolerance,
                 slowed_share=bench.slowed_share,
@@ -255,10 +281,11 @@ def _run_group(
 
     count = max(probe.processes for probe in probes.values())
     for number in range(count):
-        run({n: p for n, p in probes.items() if p.processes > number}, f"process {number + 1} of {count}")
+        selected = {name: probe for name, probe in probes.items() if probe.processes > number}
+        run_process(selected, f"process {number + 1} of {count}")
     for retry in range(bench.retries):
         if all(len(undisturbed_runs(runs, name)) >= probe.processes for name, probe in timed.items()):
             break
-        reason = next(r.disturbance for r in reversed(runs) if r.disturbance)
-        run(timed, f"repeated because {reason} ({retry + 1} of {bench.retries})")
+        reason = next(run.disturbance for run in reversed(runs) if run.disturbance)
+        run_process(timed, f"retry {retry + 1} of {bench.retries} because {reason}")
     return runs

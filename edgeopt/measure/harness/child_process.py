@@ -1,8 +1,8 @@
-"""The measured process: `python -m edgeopt.measure.harness.child_process JOB.json SPAWN_TIME`.
+"""Run one measurement job: `python -m edgeopt.measure.harness.child_process JOB.json SPAWN_TIME`.
 
-It opens one engine, lets each probe collect its samples and writes them to the job's report. It
-imports the standard library and edgeopt's plain data types alone, so that its own start and memory
-stay small beside those of the runtime. Whatever fails ends it with a traceback, which the parent reads.
+The process opens one engine, lets each probe collect its samples, and writes the report of the job. It imports only
+the standard library and edgeopt's plain data types, so that its start-up time and memory stay small compared with the
+runtime's. An error ends it with a traceback, which the parent reads from the log.
 """
 
 from __future__ import annotations
@@ -32,15 +32,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What one measured process does, in plain data.
+    """Work of one measured process, as plain data.
 
     Attributes:
-        parent: process id of the process that spawned it and whose death ends it.
-        runtime, probes: parts as edgeopt.core.config_objects.describe gives them; probes collect in their order.
-        documents: a JSON file of token id windows, read by the probes that need them.
-        prompts: token ids by the length of the prompt.
-        adapter: chosen in every request that names no other; an engine without adapters has none to choose.
-        memory_cap_bytes: what the kernel is to hold the process to; 0: nothing.
+        parent: process id of the parent; the measured process ends when the parent dies.
+        runtime: config of the runtime, from `to_config`.
+        probes: probe configs by name; the probes collect in this order.
+        engine: folder of the engine.
+        cores: CPU cores to which the process is pinned.
+        context_length: largest number of tokens of a sequence, prompt and generated tokens together.
+        prompts: token ids by prompt length.
+        documents: JSON file with the evaluation windows, read only by probes that need them.
+        references: scratch folders of earlier measurements by name.
+        scratch: folder for files that later measurements use as a reference.
+        report: JSON file to write.
+        adapter: default adapter of every request; ignored for an engine without adapters.
+        memory_cap_bytes: memory cap that the kernel enforces on the process; 0 for no cap.
     """
 
     parent: int
@@ -60,7 +67,7 @@ class Job:
 
 @dataclass(kw_only=True)
 class EngineSubject:
-    """The Subject of probes."""
+    """An open engine with its workload; implements the `Subject` protocol of probes."""
 
     job: Job
     engine: Engine
@@ -69,99 +76,120 @@ class EngineSubject:
 
     @property
     def threads(self) -> int:
+        """Return the number of threads, one per pinned core."""
         return len(self.job.cores)
 
     @property
     def context_length(self) -> int:
+        """Return the largest number of tokens of a sequence."""
         return self.job.context_length
 
     @property
     def memory_cap_bytes(self) -> int:
+        """Return the requested memory cap; 0 for no cap."""
         return self.job.memory_cap_bytes
 
     @cached_property
     def prompts(self) -> Mapping[int, list[int]]:
+        """Return the token ids of each prompt by its length."""
         return {int(length): ids for length, ids in self.job.prompts.items()}
 
     @cached_property
     def documents(self) -> list[list[int]]:
+        """Read the evaluation windows of token ids."""
         windows: list[list[int]] = json.loads(Path(self.job.documents).read_text())
         return windows
 
     @property
     def references(self) -> Mapping[str, Path]:
+        """Return the scratch folders of earlier measurements by name."""
         return {name: Path(folder) for name, folder in self.job.references.items()}
 
     @property
     def scratch(self) -> Path:
+        """Return the folder whose files outlive the process."""
         return Path(self.job.scratch)
 
 
 @dataclass(slots=True, kw_only=True)
 class StartupMarks:
-    """Moments of the start-up; a mark's time leaves out what setting earlier marks took."""
+    """Time and memory at points of the start-up.
 
-    taken: dict[str, dict[str, float]] = field(default_factory=dict)
-    own_s: float = 0.0
+    Attributes:
+        marks: `time_s` and memory figures by name of the point.
+        overhead_s: seconds spent on recording, which later times exclude.
+    """
 
-    def set(self, name: str) -> None:
+    marks: dict[str, dict[str, float]] = field(default_factory=dict)
+    overhead_s: float = 0.0
+
+    def record(self, name: str) -> None:
+        """Record the current time and memory as the point `name`."""
         start = time.monotonic()
-        self.taken[name] = {"time_s": start - self.own_s, **procfs.read_memory()}
-        self.own_s += time.monotonic() - start
+        self.marks[name] = {"time_s": start - self.overhead_s, **procfs.read_memory()}
+        self.overhead_s += time.monotonic() - start
 
 
 class UnopenedSession:
-    """The session of an engine of which the files alone are looked at."""
+    """Session for probes of the group `files`: every access raises MeasureError."""
 
     def __getattr__(self, name: str) -> Any:
-        raise MeasureError(f"a probe that looks at files asked for {name}", hint="Give it another GROUP than files")
+        """Raise MeasureError: there is no session."""
+        raise MeasureError(
+            f"a probe of the group 'files' must not use the session, got a call of {name}",
+            hint="Change the GROUP of the probe",
+        )
 
 
 def collect_from_files(job: Job) -> dict[str, Any]:
-    """Let the probes collect from the engine's files, without a session; the report as plain data."""
+    """Let the probes collect from the engine's files without opening it; return the report."""
     session: Any = UnopenedSession()
     subject = EngineSubject(job=job, engine=Engine.read(Path(job.engine)), session=session, marks={})
-    samples = {name: _probe(name, described).collect(subject) for name, described in job.probes.items()}
+    samples = {name: _instantiate_probe(name, config).collect(subject) for name, config in job.probes.items()}
     return {"marks": {}, "sections": {}, "samples": samples}
 
 
 def run(job: Job, spawned_s: float) -> dict[str, Any]:
-    """Open the engine, let the probes collect; the report as plain data."""
-    marks = StartupMarks(taken={"spawned": {"time_s": spawned_s}})
+    """Open the engine, let the probes collect, and return the report as plain data.
+
+    `spawned_s` is the monotonic time at which the parent started the process. The report has the marks of the start-up,
+    elapsed time and foreign load by section, and the samples by probe.
+    """
+    startup = StartupMarks(marks={"spawned": {"time_s": spawned_s}})
     started = CpuClock.now()
-    marks.set("bare")
+    startup.record("bare")
     runtime_class = resolve(job.runtime["_target_"], "runtime")
     for library in runtime_class.LIBRARIES:
         import_module(library)
     runtime = instantiate(job.runtime, "runtime")
     engine = Engine.read(Path(job.engine))
-    marks.set("imported")
+    startup.record("imported")
     session = runtime.open(engine, threads=len(job.cores))
-    marks.set("loaded")
+    startup.record("loaded")
     if job.adapter and engine.spec.adapters:
         session = AdapterSession(session=session, adapter=job.adapter)
-    subject = EngineSubject(job=job, engine=engine, session=session, marks=marks.taken)
+    subject = EngineSubject(job=job, engine=engine, session=session, marks=startup.marks)
     for _ in session.generate(subject.prompts[min(subject.prompts)], 1, stop_at_end=False):
         pass
-    marks.set("first_token")
+    startup.record("first_token")
     sections = {"start": _section(started, job.cores)}
     samples = {}
-    for name, described in job.probes.items():
-        probe = _probe(name, described)
+    for name, config in job.probes.items():
+        probe = _instantiate_probe(name, config)
         started = CpuClock.now()
         samples[name] = probe.collect(subject)
         sections[name] = _section(started, job.cores)
     session.close()
     computed_by = list(session.computed_by)
-    return {"computed_by": computed_by, "marks": marks.taken, "sections": sections, "samples": samples}
+    return {"computed_by": computed_by, "marks": startup.marks, "sections": sections, "samples": samples}
 
 
-def _probe(name: str, described: Mapping[str, Any]) -> Any:
-    return instantiate(described, f"measure.probes.{name}")
+def _instantiate_probe(name: str, config: Mapping[str, Any]) -> Any:
+    return instantiate(config, f"measure.probes.{name}")
 
 
 def _section(started: CpuClock, cores: list[int]) -> dict[str, float]:
-    """How long a stretch of work took, whom it shared the machine with and how hot that was."""
+    """Return elapsed time, foreign CPU share and device state since `started`."""
     ended = CpuClock.now()
     return {
         "elapsed_s": ended.time_s - started.time_s,
@@ -171,6 +199,7 @@ def _section(started: CpuClock, cores: list[int]) -> dict[str, float]:
 
 
 def main(job_path: str, spawned_s: str) -> None:
+    """Run the job in `job_path`, pinned to its cores, and write its report."""
     job = Job(**json.loads(Path(job_path).read_text()))
     procfs.exit_with_parent(job.parent)
     os.sched_setaffinity(0, job.cores)

@@ -1,6 +1,6 @@
-"""A deterministic toy runtime that ships beside the real measurement, for tests of it and of its callers.
+"""Provide a deterministic runtime for tests of the measurement and of its callers.
 
-Its engine is a bigram model: one fixed table of logits, in which row t follows token t.
+Its engine is a bigram model: a fixed table whose row t has the logits of the token after t.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeRuntime:
-    """Builds and opens tables, with knobs for what a test needs to see.
+    """Builds and opens bigram tables with adjustable error, speed, memory use and failures.
 
     Attributes:
-        noise: standard deviation of the error that "compression" adds to each logit of the table.
-        token_s: seconds that each generated token takes beyond the table's look-up.
-        allocate_mib: memory that an open session holds.
-        crash: what happens instead of the first generated token.
+        noise: standard deviation of the error added to each logit of the table, as compression would.
+        token_s: additional seconds per generated token.
+        allocate_mib: memory that an open session allocates.
+        crash: failure in place of the first generated token.
     """
 
     format: ClassVar[str] = "stub/1"
@@ -50,13 +50,18 @@ class FakeRuntime:
     crash: Literal["", "error", "segfault", "out_of_memory", "hang"] = ""
 
     def check(self, spec: ModelSpec) -> None:
+        """Raise ConfigError if the table would be too large."""
         if spec.vocabulary_size > 2**14:
-            raise ConfigError(f"a table of {spec.vocabulary_size}² logits is too large", location="runtime")
+            raise ConfigError(
+                f"the vocabulary must have at most {2**14} tokens, got {spec.vocabulary_size}", location="runtime"
+            )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+        """Return no predictions."""
         return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        """Write the table and the tokenizer files to `directory`."""
         import numpy as np
 
         progress("writing the table")
@@ -69,9 +74,11 @@ class FakeRuntime:
                 shutil.copyfile(checkpoint.directory / name, directory / name)
 
     def lint(self, engine: Engine) -> list[str]:
+        """Return no findings."""
         return []
 
     def open(self, engine: Engine, *, threads: int) -> FakeSession:
+        """Load the table. Raises BuildError if the engine has another format."""
         import numpy as np
 
         engine.require_format(self.format)
@@ -81,6 +88,13 @@ class FakeRuntime:
 
 @dataclass(slots=True, kw_only=True)
 class FakeSession:
+    """An open bigram table.
+
+    Attributes:
+        table: logits, shape (vocabulary, vocabulary).
+        ballast: memory held for `allocate_mib`.
+    """
+
     runtime: FakeRuntime
     spec: ModelSpec
     table: np.ndarray
@@ -90,6 +104,7 @@ class FakeSession:
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
+        """Yield the most probable successor of each token; the end-of-sequence token does not end the iteration."""
         require(adapter, self.spec)
         last = tokens[-1]
         for _ in range(max_new_tokens):
@@ -102,7 +117,7 @@ class FakeSession:
     def _crash(self) -> None:
         match self.runtime.crash:
             case "error":
-                raise BuildError("the stub was told to fail")
+                raise BuildError("crash=error: the fake runtime fails on request")
             case "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "out_of_memory":
@@ -111,8 +126,10 @@ class FakeSession:
                 time.sleep(3600)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
+        """Return the rows of `tokens`, shape (tokens, vocabulary)."""
         require(adapter, self.spec)
         return self.table[list(tokens)]
 
     def close(self) -> None:
+        """Release the allocated memory."""
         self.ballast = b""

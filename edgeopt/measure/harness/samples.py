@@ -1,4 +1,4 @@
-"""What single processes reported, kept as files beside the figures: `samples.json`, `tables/` and `logs/`."""
+"""Write the raw samples of a measurement: `samples.json`, `tables/` and `logs/`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.measure.harness.tables import tables
+from edgeopt.measure.harness.tables import build_tables
 
 SAMPLES, TABLES, LOGS = "samples.json", "tables", "logs"
 
 
 def write(record: Mapping[str, Any], directory: Path) -> None:
-    """Keep `record`: the engine, the workload and, in `runs`, what each process reported."""
+    """Write `record` to `samples.json`: engine, workload and, in `runs`, the report of each process."""
     (directory / SAMPLES).write_text(json.dumps(record))
 
 
 def merge(folders: Sequence[Path], directory: Path) -> None:
-    """Write one record, its tables and one folder of logs from the measurements in `folders`, all of one engine.
+    """Merge the measurements in `folders`, all of the same engine, into one record, its tables and its logs.
 
-    Where their workloads differ, that of the last one stands in the record.
+    If the workloads differ, the record has the workload of the last folder.
     """
     records = [json.loads((folder / SAMPLES).read_text()) for folder in folders]
-    together = {key: value for record in records for key, value in record.items()}
+    merged = {key: value for record in records for key, value in record.items()}
     runs = [run for record in records for run in record["runs"]]
-    write({**together, "runs": runs}, directory)
+    write({**merged, "runs": runs}, directory)
     (directory / TABLES).mkdir()
-    for name, table in tables(runs).items():
+    for name, table in build_tables(runs).items():
         (directory / TABLES / f"{name}.json").write_text(json.dumps(table))
     for folder in folders:
-        shutil.copytree(folder / LOGS, directory / LOGS, dirs_exist_ok=True)  # names begin with the group
+        shutil.copytree(folder / LOGS, directory / LOGS, dirs_exist_ok=True)  # file names start with the group

@@ -1,6 +1,6 @@
-"""What single processes reported, as tables that people read: one row a figure, a document or a text.
+"""Convert the samples of measured processes into tables with one row per figure, document or generated text.
 
-A table is `{"columns": [...], "data": [[...], ...]}`, which MLflow and pandas (`orient="split"`) show as one.
+A table is `{"columns": [...], "data": [[...], ...]}`, the format of MLflow and of pandas with `orient="split"`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from typing import Any
 Table = dict[str, list[Any]]
 
 
-def tables(runs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
-    """Those of `samples`, `worst_documents` and `generations` that have rows; `runs` as in `samples.json`."""
+def build_tables(runs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """Return the tables `samples`, `worst_documents` and `generations`, without empty ones.
+
+    `runs` has the format of `runs` in `samples.json`.
+    """
     reports = [(number, run["disturbance"], run["report"]["samples"]) for number, run in enumerate(runs)]
-    every = [samples for _, _, by_probe in reports for samples in by_probe.values()]
-    found = {
+    all_samples = [samples for _, _, by_probe in reports for samples in by_probe.values()]
+    tables = {
         "samples": _table(
             ["probe", "process", "disturbance", "figure", "number", "value"],
             [
@@ -25,29 +28,32 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
                 for row in _figures(samples)
             ],
         ),
-        "worst_documents": _records(samples.get("worst", ()) for samples in every),
-        "generations": _records(samples.get("texts", ()) for samples in every),
+        "worst_documents": _records(samples.get("worst", ()) for samples in all_samples),
+        "generations": _records(samples.get("texts", ()) for samples in all_samples),
     }
-    return {name: table for name, table in found.items() if table["data"]}
+    return {name: table for name, table in tables.items() if table["data"]}
 
 
 def _figures(value: Any, name: str = "") -> Iterator[list[Any]]:
-    """[name, place in its list, figure] of a probe's samples: numbers, and those in lists that are no counts or ids."""
+    """Yield [name, index, figure] for each number in a probe's samples.
+
+    Integers in lists are skipped: they are counts or token ids.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _figures(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
-        for number, item in enumerate(value):
+        for index, item in enumerate(value):
             if isinstance(item, float):
-                yield [name, number, item]
+                yield [name, index, item]
             elif isinstance(item, list):
-                yield from _figures(item, f"{name}.{number}")
+                yield from _figures(item, f"{name}.{index}")
     elif isinstance(value, (int, float)):
         yield [name, 0, value]
 
 
 def _records(lists: Iterator[Sequence[Mapping[str, Any]]]) -> Table:
-    """Mappings with the same keys as rows."""
+    """Return a table with one row per mapping; all mappings have the same keys."""
     rows = [record for records in lists for record in records]
     return _table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
 

@@ -1,4 +1,4 @@
-"""What an engine is given to do while it is measured: prompts of fixed lengths and windows of text."""
+"""Build the workload of a measurement: prompts of fixed lengths and evaluation windows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from edgeopt.core.corpus import Text
 
 PROMPT_LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""The prompt lengths that have a metric of their own; a workload names some of them."""
+"""Supported prompt lengths in tokens; each has its own metric for the time to first token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Token ids: `prompts` by their length and `documents`, each from an empty past.
+    """Token ids that an engine processes while it is measured.
 
-    `left_out` holds the prompt lengths that do not fit the context with one token to generate.
+    Attributes:
+        prompts: prompts by length in tokens.
+        documents: evaluation windows; each is evaluated with an empty KV cache.
+        skipped_prompt_lengths: prompt lengths that do not fit the context with one generated token.
     """
 
     context_length: int
     prompts: dict[int, list[int]]
     documents: list[list[int]]
-    left_out: tuple[int, ...]
+    skipped_prompt_lengths: tuple[int, ...]
 
 
 def build_workload(
@@ -39,53 +42,55 @@ def build_workload(
     window_tokens: int,
     max_windows: int,
 ) -> Workload:
-    """The workload for the tokenizer in `directory`; the same text and tokenizer give the same workload.
+    """Build the workload for the tokenizer in `directory`; the same text and tokenizer give the same workload.
 
-    Raises InputError where the text holds not one window of 16 tokens, ConfigError where no prompt fits.
+    Raises InputError if the text is shorter than one window of 16 tokens, ConfigError if no prompt fits the context.
     """
     fitting = [length for length in sorted(prompt_lengths) if length < context_length]
     if not fitting:
         raise ConfigError(
-            f"a context of {context_length} tokens holds none of the prompts {list(prompt_lengths)}",
+            f"at least one of `prompt_lengths` must be shorter than the context of {context_length} tokens, "
+            f"got {list(prompt_lengths)}",
             location="measure.prompt_lengths",
-            hint="Name a shorter one",
+            hint="Add a shorter length",
         )
-    asked = _Asked(
+    request = _WindowRequest(
         text=evaluation,
-        tokenizer=_digest(directory),
+        tokenizer_digest=_tokenizer_digest(directory),
         length=min(window_tokens, context_length),
         directory=directory,
     )
-    everything, begin = _tokenized(asked)
-    stream = [token for window in everything for token in window[len(begin) :]]
+    windows, prefix = _tokenize(request)
+    stream = [token for window in windows for token in window[len(prefix) :]]
     return Workload(
         context_length=context_length,
-        prompts={length: repeat_to_length(begin + stream, length) for length in fitting},
-        documents=_spread(everything, max_windows),
-        left_out=tuple(sorted(set(prompt_lengths) - set(fitting))),
+        prompts={length: repeat_to_length(prefix + stream, length) for length in fitting},
+        documents=_select_evenly(windows, max_windows),
+        skipped_prompt_lengths=tuple(sorted(set(prompt_lengths) - set(fitting))),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """A text in windows of at most `length` tokens, by a tokenizer that is the same wherever its files lie."""
+class _WindowRequest:
+    """Cache key of `_tokenize`: equal for the same tokenizer files in different folders."""
 
     text: Text
-    tokenizer: str
+    tokenizer_digest: str
     length: int
     directory: Path = field(compare=False)
 
 
 @lru_cache(maxsize=1)
-def _tokenized(asked: _Asked) -> tuple[list[list[int]], list[int]]:
-    """The windows and what each begins with; kept, since one evaluation asks for each group of probes."""
+def _tokenize(request: _WindowRequest) -> tuple[list[list[int]], list[int]]:
+    """Return the windows and their common prefix; cached because one evaluation measures several groups of probes."""
     from edgeopt.checkpoints import tokenizer as tokens
 
-    return tokens.windows(asked.text, asked.directory, length=asked.length), tokens.prefix(asked.directory)
+    windows = tokens.windows(request.text, request.directory, length=request.length)
+    return windows, tokens.prefix(request.directory)
 
 
-def _digest(directory: Path) -> str:
-    from hashlib import sha256  # its library takes 5 MiB, which the measured process does without
+def _tokenizer_digest(directory: Path) -> str:
+    from hashlib import sha256  # imported here: it needs 5 MiB, and the measured process imports this module
 
     from edgeopt.checkpoints import tokenizer as tokens
 
@@ -97,12 +102,12 @@ def _digest(directory: Path) -> str:
 
 
 def repeat_to_length(ids: Sequence[int], length: int) -> list[int]:
-    """The first `length` ids of an endless repetition of `ids`."""
+    """Repeat `ids` until the result has `length` ids."""
     return [ids[i % len(ids)] for i in range(length)]
 
 
-def _spread(windows: list[list[int]], count: int) -> list[list[int]]:
-    """`count` windows evenly over all of them, so that the first long document is not all that counts."""
+def _select_evenly(windows: list[list[int]], count: int) -> list[list[int]]:
+    """Select `count` evenly spaced windows, so that a long first document does not dominate."""
     if len(windows) <= count:
         return windows
     return [windows[i * len(windows) // count] for i in range(count)]

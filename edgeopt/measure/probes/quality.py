@@ -11,7 +11,7 @@ from edgeopt.checkpoints import tokenizer as tokens
 from edgeopt.core.protocols import Samples, Subject
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
-from edgeopt.measure.harness.baseline import Baseline, narrow
+from edgeopt.measure.harness.baseline import Baseline, to_float16
 from edgeopt.measure.stats.confidence_intervals import (
     bootstrap_clusters,
     bootstrap_ratio,
@@ -79,7 +79,7 @@ class Quality:
             head = predicted[: self.kl_tokens - len(top1)]
             best = [int(token) for token in head.argmax(axis=-1)]
             if folder is None:
-                kept.append(narrow(head))
+                kept.append(to_float16(head))
             elif baseline is not None:
                 reference = baseline.log_probabilities(len(top1), len(head))
                 kl.append(kl_divergence(reference, head[: len(reference)]).tolist())

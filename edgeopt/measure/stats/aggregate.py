@@ -1,4 +1,4 @@
-"""From what single processes reported to figures: which runs count, and what disturbance does to a figure."""
+"""Turn the reports of measured processes into figures and mark disturbed runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from edgeopt.core.result import Measurement
 from edgeopt.errors import MeasureError
 
 HALVES = "halves"
-"""Key under which a timed probe's samples may give two figures of the same work, done one after the other."""
+"""Optional key of a timed probe's samples: two figures of the same work, done one after the other."""
 SLOWED = "slowed"
-"""Key under which they may give the share of it that others on the same physical cores slowed down."""
+"""Optional key of a timed probe's samples: share of the work that contention for the physical cores slowed down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What one process reported; `disturbance` says what spoiled its timed figures, if anything did."""
+    """Report of one measured process.
+
+    Attributes:
+        disturbance: the reasons why the timed figures are unreliable; empty for an undisturbed run.
+        foreign_cpu_share: share of the CPU capacity that other processes used during the timed sections.
+    """
 
     group: str
     disturbance: str
@@ -27,6 +32,7 @@ class Run:
 
     @property
     def samples(self) -> Mapping[str, Samples]:
+        """Return the samples by name of the probe."""
         samples: Mapping[str, Samples] = self.report["samples"]
         return samples
 
@@ -34,73 +40,84 @@ class Run:
 def judge_run(
     group: str,
     report: Mapping[str, Any],
-    timed: Iterable[str],
+    timed_probes: Iterable[str],
     *,
     foreign_cpu_share: float,
     halves_tolerance: float,
     slowed_share: float,
 ) -> Run:
-    """The run of a report, disturbed where other processes took more than `foreign_cpu_share` of the
-    cores while the probes `timed` collected, where two halves of their work differ by more than
-    `halves_tolerance` of the smaller, or where neighbours slowed down more than `slowed_share` of it."""
-    names = list(timed)
+    """Build the run of a report and list the reasons why its timed figures are disturbed.
+
+    A run is disturbed in three cases: other processes used more than `foreign_cpu_share` of the cores while
+    `timed_probes` collected, the two halves of a probe's work differ by more than `halves_tolerance` of the smaller,
+    or contention slowed down more than `slowed_share` of the work.
+    """
+    names = list(timed_probes)
     sections = [report["sections"][name] for name in ("start", *names)]
-    whole_s = sum(section["elapsed_s"] for section in sections)
-    share = sum(section["foreign_cpu_share"] * section["elapsed_s"] for section in sections) / whole_s
+    total_s = sum(section["elapsed_s"] for section in sections)
+    foreign_share = sum(section["foreign_cpu_share"] * section["elapsed_s"] for section in sections) / total_s
     reasons = []
-    if names and share > foreign_cpu_share:
-        reasons.append(f"other processes took {share:.0%} of the cores")
+    if names and foreign_share > foreign_cpu_share:
+        reasons.append(f"other processes used {foreign_share:.0%} of the cores")
     for name in names:
         halves = report["samples"][name].get(HALVES, ())
         if len(halves) == 2 and max(halves) > (1 + halves_tolerance) * min(halves):
             reasons.append(f"the halves of {name} differ by {max(halves) / min(halves) - 1:.0%}")
         slowed = report["samples"][name].get(SLOWED, 0.0)
         if slowed > slowed_share:
-            reasons.append(f"others on the same physical cores slowed down {slowed:.0%} of {name}")
-    return Run(group=group, disturbance=" and ".join(reasons), foreign_cpu_share=share, report=report)
+            reasons.append(f"contention for the physical cores slowed down {slowed:.0%} of {name}")
+    return Run(group=group, disturbance=" and ".join(reasons), foreign_cpu_share=foreign_share, report=report)
 
 
-def undisturbed_runs(runs: Sequence[Run], name: str) -> list[Run]:
-    return [run for run in runs if name in run.samples and not run.disturbance]
+def undisturbed_runs(runs: Sequence[Run], probe_name: str) -> list[Run]:
+    """Return the undisturbed runs in which the probe collected."""
+    return [run for run in runs if probe_name in run.samples and not run.disturbance]
 
 
-def summarize_runs(name: str, probe: Probe, runs: Sequence[Run], *, foreign_cpu_share: float) -> list[Measurement]:
-    """The figures of one probe from the runs that it collected in.
+def summarize_runs(
+    probe_name: str, probe: Probe, runs: Sequence[Run], *, foreign_cpu_share: float
+) -> list[Measurement]:
+    """Compute the figures of one probe from the runs in which it collected.
 
-    A timed probe takes undisturbed runs, and its intervals grow by the share of foreign load that
-    passes as undisturbed. Where such runs are too few, the least disturbed others join them, its
-    figures are noisy, and each interval grows to hold what any single run would have given.
+    A timed probe uses undisturbed runs. Its intervals grow by `foreign_cpu_share`, the foreign load that an
+    undisturbed run may contain. If there are too few undisturbed runs, the least disturbed ones complete them, the
+    figures are marked noisy, and each interval grows to contain the figure of every single run.
+
+    Raises MeasureError if the probe reports a metric or unit that its METRICS do not declare.
     """
-    own = [run for run in runs if name in run.samples]
+    collected = [run for run in runs if probe_name in run.samples]
     if not probe.TIMED:
-        return _summarized(name, probe, own[: probe.processes])
-    ranked = sorted(own, key=lambda run: (bool(run.disturbance), run.foreign_cpu_share))
-    figures = [_tolerant(f, foreign_cpu_share) for f in _summarized(name, probe, ranked[: probe.processes])]
-    if len(undisturbed_runs(own, name)) >= probe.processes:
+        return _summarize(probe_name, probe, collected[: probe.processes])
+    ranked = sorted(collected, key=lambda run: (bool(run.disturbance), run.foreign_cpu_share))
+    figures = [
+        _add_tolerance(figure, foreign_cpu_share) for figure in _summarize(probe_name, probe, ranked[: probe.processes])
+    ]
+    if len(undisturbed_runs(collected, probe_name)) >= probe.processes:
         return figures
-    singles = [figure for run in own for figure in _summarized(name, probe, [run])]
-    return [_widened(figure, [s for s in singles if s.metric == figure.metric]) for figure in figures]
+    by_run = [figure for run in collected for figure in _summarize(probe_name, probe, [run])]
+    return [_mark_noisy(figure, [f for f in by_run if f.metric == figure.metric]) for figure in figures]
 
 
-def _summarized(name: str, probe: Probe, runs: Sequence[Run]) -> list[Measurement]:
-    figures = probe.summarize([run.samples[name] for run in runs])
+def _summarize(probe_name: str, probe: Probe, runs: Sequence[Run]) -> list[Measurement]:
+    figures = probe.summarize([run.samples[probe_name] for run in runs])
     for figure in figures:
         if probe.METRICS.get(figure.metric) != figure.unit:
             raise MeasureError(
-                f"probe {name!r} reported {figure.metric!r} in {figure.unit!r}, which its METRICS do not announce",
+                f"probe {probe_name!r} must declare every metric in METRICS, got {figure.metric!r} in {figure.unit!r}",
                 hint="Add the metric and its unit to METRICS",
             )
     return figures
 
 
-def _tolerant(figure: Measurement, share: float) -> Measurement:
-    """Two sessions differ by load below the threshold, which the spread within one cannot show."""
-    method = f"{figure.method}; ± {share:.0%} for load that passes as undisturbed"
+def _add_tolerance(figure: Measurement, share: float) -> Measurement:
+    """Widen the interval by a share of its ends: load below the threshold varies between sessions, not within one."""
+    method = f"{figure.method}; ± {share:.0%} for tolerated load of other processes"
     return replace(figure, low=max(0.0, figure.low * (1 - share)), high=figure.high * (1 + share), method=method)
 
 
-def _widened(figure: Measurement, singles: Sequence[Measurement]) -> Measurement:
-    low = min(figure.low, *(single.low for single in singles))
-    high = max(figure.high, *(single.high for single in singles))
-    method = f"{figure.method}; disturbed, so the interval holds every run"
+def _mark_noisy(figure: Measurement, by_run: Sequence[Measurement]) -> Measurement:
+    """Mark a figure as noisy and extend its interval to those of all single runs."""
+    low = min(figure.low, *(single.low for single in by_run))
+    high = max(figure.high, *(single.high for single in by_run))
+    method = f"{figure.method}; disturbed, so the interval covers every run"
     return replace(figure, low=low, high=high, method=method, noisy=True)

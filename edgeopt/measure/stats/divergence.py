@@ -1,4 +1,4 @@
-"""Comparing next-token distributions: log-probabilities, Kullback-Leibler divergence, agreement."""
+"""Compare next-token distributions: log-softmax, Kullback-Leibler divergence, top-1 agreement, relative error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ if TYPE_CHECKING:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """log softmax over the last axis, float32 with sums in float64.
+    """Return log softmax over the last axis as float32; the sum of exponentials is accumulated in float64.
 
-    Raises MeasureError where a logit is not finite.
+    Raises MeasureError if a logit is not finite.
     """
     import numpy as np
 
     if not np.isfinite(logits).all():
         raise MeasureError(
-            "the engine returned logits that are not finite", hint="Compress less, or store fewer tensors in fp16"
+            "the engine's logits must be finite, got NaN or infinity",
+            hint="Compress less, or store fewer tensors in fp16",
         )
     shifted = np.asarray(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64))
@@ -27,7 +28,10 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """KL(reference ‖ other) in nats at each position, from log-probabilities of shape (positions, vocabulary)."""
+    """Return KL(reference ‖ other) = sum p_ref (log p_ref - log p_other) in nats, shape (positions,).
+
+    Both arguments are log-probabilities of shape (positions, vocabulary). Rounding below zero is clipped to 0.
+    """
     import numpy as np
 
     products = np.exp(reference)
@@ -36,14 +40,14 @@ def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def top1_agreement(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Whether both give the same most probable token, at each position."""
+    """Return for each position whether both distributions have the same argmax."""
     import numpy as np
 
     return np.asarray(reference.argmax(axis=-1) == other.argmax(axis=-1))
 
 
 def relative_error(reference: np.ndarray, other: np.ndarray) -> float:
-    """max |reference - other| / max |reference|."""
+    """Return max |reference - other| / max |reference|."""
     import numpy as np
 
     return float(np.abs(reference - other).max() / np.abs(reference).max())
