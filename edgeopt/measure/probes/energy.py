@@ -1,8 +1,8 @@
-"""Energy of sustained decoding, by codecarbon: processor, accelerator and memory apart.
+"""Measure the energy of sustained decoding with codecarbon, separately for CPU, GPU and RAM.
 
-Where the system offers a counter (RAPL, NVML, the PMIC of a Raspberry Pi) a figure is measured;
-elsewhere codecarbon models the device (load and an assumed TDP, watts for each memory module) and the
-figure is estimated. The two never share a name.
+A figure is measured if the system has a counter (RAPL, NVML, the PMIC of a Raspberry Pi). Otherwise codecarbon models
+the device from its load, an assumed TDP and watts per memory module, and the figure is estimated. Measured and
+estimated figures have different metric names.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.machine.codecarbon_meter import J_PER_KWH, Kind, create_quiet_tracker, describe_instrument
 from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, median
 
-_PARTS = ("cpu", "gpu", "ram")
-_SHORTEST_S = 0.125  # of a round: codecarbon reads 0 J off one that lasts 50 ms
+_COMPONENTS = ("cpu", "gpu", "ram")
+_MIN_ROUND_S = 0.125  # codecarbon reads 0 J for a round of 50 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
-    """`seconds` of decoding in `rounds` equal parts, each tracked on its own.
+    """Energy per decoded token and power of decoding.
 
     Attributes:
-        tokens: generated after the shortest prompt before the next sequence begins.
+        seconds: total duration of decoding.
+        rounds: number of rounds of equal duration; each is tracked separately.
+        tokens: tokens generated per sequence after the shortest prompt.
+
+    Raises ConfigError for a value below its minimum.
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {
-        **{f"energy/{kind}/{part}_j_per_token": "J" for kind in ("measured", "estimated") for part in _PARTS},
+        **{f"energy/{kind}/{component}_j_per_token": "J" for kind in ("measured", "estimated") for component in _COMPONENTS},
         "energy/measured/power_w": "W",
         "energy/estimated/power_w": "W",
     }
@@ -45,15 +49,22 @@ class Energy:
     def __post_init__(self) -> None:
         for name in ("processes", "rounds", "tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} measures nothing", location=name, hint="Give 1 or more")
-        if not self.seconds >= _SHORTEST_S * self.rounds:
+                raise ConfigError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
+                )
+        minimum_s = _MIN_ROUND_S * self.rounds
+        if not self.seconds >= minimum_s:
             raise ConfigError(
-                f"{self.seconds:g} s are too short for {self.rounds} rounds",
+                f"`seconds` must be at least {minimum_s:g} for {self.rounds} rounds, got {self.seconds:g}",
                 location="seconds",
-                hint=f"Give {_SHORTEST_S * self.rounds:g} or more",
+                hint=f"Use {minimum_s:g} or more",
             )
 
     def collect(self, subject: Subject) -> Samples:
+        """Decode in rounds; return tokens, seconds and joules of each, and the instruments.
+
+        Raises MeasureError if codecarbon returns no data or the engine generates no token.
+        """
         tracker = create_quiet_tracker()
         prompt = subject.prompts[min(subject.prompts)]
         new_tokens = min(self.tokens, subject.context_length - len(prompt))
@@ -63,35 +74,42 @@ class Energy:
             decoded, elapsed_s = _decode_for(subject.session, prompt, new_tokens, self.seconds / self.rounds)
             data = tracker.stop_task(str(number))
             if data is None:
-                raise MeasureError("codecarbon gave no figures", hint="Read its messages in the log of this process")
-            energy_j = {part: getattr(data, f"{part}_energy") * J_PER_KWH for part in _PARTS}
+                raise MeasureError(
+                    "codecarbon must report the energy of every round, got none",
+                    hint="Read its messages in the log of this process",
+                )
+            energy_j = {name: getattr(data, f"{name}_energy") * J_PER_KWH for name in _COMPONENTS}
             rounds.append({"tokens": decoded, "decode_s": elapsed_s, "tracked_s": data.duration, "energy_j": energy_j})
         return {
-            # codecarbon tells only here what it reads; its public results name no instrument
+            # codecarbon's public results do not name the instrument, so its private list is read
             "instruments": [list(describe_instrument(hardware)) for hardware in tracker._hardware],
             "rounds": rounds,
             "halves": [rounds[i]["decode_s"] / rounds[i]["tokens"] for i in (0, -1)],
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
-        rounds = [each for run in runs for each in run["rounds"]]
+        """Return joules per token of each component and the total power, as medians over rounds.
+
+        Joules per token are watts times decoding seconds per token, because the tracked time exceeds the decoding time.
+        """
+        rounds = [sample for run in runs for sample in run["rounds"]]
         instruments = runs[0]["instruments"]
-        watts = {part: [r["energy_j"][part] / r["tracked_s"] for r in rounds] for part, _, _ in instruments}
-        over = f"median of {len(rounds)} rounds"
+        watts = {name: [r["energy_j"][name] / r["tracked_s"] for r in rounds] for name, _, _ in instruments}
+        statistic = f"median of {len(rounds)} rounds"
         figures = [
             self._figure(
                 kind,
-                f"{part}_j_per_token",
-                [w * r["decode_s"] / r["tokens"] for w, r in zip(watts[part], rounds, strict=True)],
-                f"{method}; {over}",
+                f"{name}_j_per_token",
+                [w * r["decode_s"] / r["tokens"] for w, r in zip(watts[name], rounds, strict=True)],
+                f"{method}; {statistic}",
             )
-            for part, kind, method in instruments
+            for name, kind, method in instruments
         ]
-        total = [sum(parts) for parts in zip(*watts.values(), strict=True)]
-        # one modelled part makes the whole an estimate
-        whole: Kind = "measured" if all(kind == "measured" for _, kind, _ in instruments) else "estimated"
-        how = " + ".join(f"{part} ({kind})" for part, kind, _ in instruments)
-        return [*figures, self._figure(whole, "power_w", total, f"{how}; {over}")]
+        total_watts = [sum(components) for components in zip(*watts.values(), strict=True)]
+        # one estimated component makes the total an estimate
+        total_kind: Kind = "measured" if all(kind == "measured" for _, kind, _ in instruments) else "estimated"
+        components = " + ".join(f"{name} ({kind})" for name, kind, _ in instruments)
+        return [*figures, self._figure(total_kind, "power_w", total_watts, f"{components}; {statistic}")]
 
     def _figure(self, kind: Kind, name: str, figures: list[float], method: str) -> Measurement:
         metric = f"energy/{kind}/{name}"
@@ -103,7 +121,7 @@ class Energy:
 
 
 def _decode_for(session: Session, prompt: list[int], new_tokens: int, seconds: float) -> tuple[int, float]:
-    """(tokens, seconds) of decoding sequence after sequence for at least `seconds`."""
+    """Decode one sequence after another for at least `seconds`; return (tokens, elapsed seconds)."""
     decoded = 0
     start = time.perf_counter()
     while True:
@@ -114,4 +132,4 @@ def _decode_for(session: Session, prompt: list[int], new_tokens: int, seconds: f
             if elapsed_s >= seconds:
                 return decoded, elapsed_s
         if decoded == before:
-            raise MeasureError(f"the engine generated nothing after a prompt of {len(prompt)} tokens")
+            raise MeasureError(f"the engine must generate at least one token, got none after {len(prompt)} prompt tokens")

@@ -1,4 +1,4 @@
-"""What an engine writes when it goes on by itself: whether it loops, and whether it is what the baseline writes."""
+"""Measure greedy generation: exact match with the baseline, repetition, and endless loops."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from edgeopt.measure.stats.confidence_intervals import bootstrap_ratio
 
 _DOCUMENT = "continuations.json"
 _NGRAM = 4
-_SHOWN = 8
-# metric -> what its figure says
-_FIGURES = {
-    "quality/exact_match": "share equal to the baseline's token for token",
-    "quality/degenerate_share": "share that ends in a loop",
+_SAMPLE_TEXTS = 8
+# metric -> start of its method
+_METHODS = {
+    "quality/exact_match": "share of outputs equal to the baseline's, token by token",
+    "quality/degenerate_share": "share of outputs that end in a loop",
     "quality/repetition": f"share of {_NGRAM}-grams that occurred before",
 }
-_LONGEST_CYCLE, _LEAST_ROUNDS, _LEAST_TOKENS = 16, 3, 16
+_MAX_CYCLE, _MIN_CYCLES, _MIN_LOOP_TOKENS = 16, 3, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """Greedy continuations of the first evaluation windows' beginnings, as long as the shortest prompt.
+    """Quality of greedy continuations.
 
-    Measured without a `baseline` reference, the engine becomes one: its continuations stay in the scratch folder.
+    The prompts are the starts of the first evaluation windows and have the length of the shortest prompt. Without a
+    `baseline` reference the continuations are written to the scratch folder, which then serves as the baseline.
 
     Attributes:
-        prompts: continuations at most; there are no more than evaluation windows.
-        tokens: of each continuation, fewer where the context ends or the engine says that it is done.
+        prompts: largest number of continuations; there is at most one per evaluation window.
+        tokens: largest number of tokens per continuation; the context or an end-of-sequence token can end it earlier.
+
+    Raises ConfigError for a value below its minimum.
     """
 
-    METRICS: ClassVar[Mapping[str, str]] = dict.fromkeys(_FIGURES, "")
+    METRICS: ClassVar[Mapping[str, str]] = dict.fromkeys(_METHODS, "")
     GROUP: ClassVar[str] = "quality"
     TIMED: ClassVar[bool] = False
     processes: int = 1
@@ -46,55 +49,65 @@ class Generation:
     tokens: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in {"processes": 1, "prompts": 1, "tokens": _LEAST_TOKENS}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)} is too few", location=name, hint=f"Give {least} or more")
+        for name, minimum in {"processes": 1, "prompts": 1, "tokens": _MIN_LOOP_TOKENS}.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(
+                    f"`{name}` must be at least {minimum}, got {getattr(self, name)}",
+                    location=name,
+                    hint=f"Use {minimum} or more",
+                )
 
     def collect(self, subject: Subject) -> Samples:
-        """The continuations as token ids and, against a baseline that has some, the baseline's; the first as texts."""
+        """Return the continuations as token ids, those of the baseline if it has any, and the first ones as text.
+
+        Raises MeasureError if the baseline continued other prompts.
+        """
         length = min(subject.prompts)
         new_tokens = min(self.tokens, subject.context_length - length)
         prompts = [window[:length] for window in subject.documents[: self.prompts]]
         own = [list(subject.session.generate(prompt, new_tokens)) for prompt in prompts]
-        folder, asked = subject.references.get("baseline"), digest([prompts, new_tokens])
+        folder, request_digest = subject.references.get("baseline"), digest([prompts, new_tokens])
         if folder is None:
-            (subject.scratch / _DOCUMENT).write_text(json.dumps({"asked": asked, "continuations": own}))
-        baseline = _kept(folder, asked) if folder else None
-        texts = _texts(subject, prompts[:_SHOWN], own, baseline)
+            (subject.scratch / _DOCUMENT).write_text(json.dumps({"asked": request_digest, "continuations": own}))
+        baseline = _read_baseline(folder, request_digest) if folder else None
+        texts = _decode_texts(subject, prompts[:_SAMPLE_TEXTS], own, baseline)
         return {"tokens": new_tokens, "continuations": own, "baseline": baseline, "texts": texts}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
-        own, baseline, longest = (runs[0][name] for name in ("continuations", "baseline", "tokens"))
+        """Return the metrics with bootstrap intervals over the continuations."""
+        own, baseline, max_tokens = (runs[0][name] for name in ("continuations", "baseline", "tokens"))
         shares: dict[str, list[float]] = {}
-        if longest >= _LEAST_TOKENS:  # shorter ones could not be seen to loop
-            shares["quality/degenerate_share"] = [loops(tokens) for tokens in own]
+        if max_tokens >= _MIN_LOOP_TOKENS:  # a loop cannot be detected in fewer tokens
+            shares["quality/degenerate_share"] = [ends_in_loop(tokens) for tokens in own]
         if baseline is not None:
             shares["quality/exact_match"] = [a == b for a, b in zip(own, baseline, strict=True)]
-        figures = [self._figure(metric, share, [1] * len(own), longest) for metric, share in shares.items()]
-        repeated = [pair for pair in map(repetition, own) if pair[1]]
-        if repeated:
-            seen, grams = zip(*repeated, strict=True)
-            figures.append(self._figure("quality/repetition", seen, grams, longest))
+        figures = [self._figure(metric, share, [1] * len(own), max_tokens) for metric, share in shares.items()]
+        repetitions = [counts for counts in map(count_repeated_ngrams, own) if counts[1]]
+        if repetitions:
+            repeated, total = zip(*repetitions, strict=True)
+            figures.append(self._figure("quality/repetition", repeated, total, max_tokens))
         return figures
 
-    def _figure(self, metric: str, over: Sequence[float], under: Sequence[int], longest: int) -> Measurement:
-        value, low, high = bootstrap_ratio(over, under)
-        where = f"in {len(over)} greedy continuations of up to {longest} tokens"
+    def _figure(
+        self, metric: str, numerators: Sequence[float], denominators: Sequence[int], max_tokens: int
+    ) -> Measurement:
+        value, low, high = bootstrap_ratio(numerators, denominators)
+        scope = f"{len(numerators)} greedy continuations of up to {max_tokens} tokens"
         return Measurement(
             metric=metric,
             unit=self.METRICS[metric],
             value=value,
             low=low,
             high=high,
-            count=sum(under),
-            method=f"{_FIGURES[metric]}, {where}, bootstrap over them",
+            count=sum(denominators),
+            method=f"{_METHODS[metric]}, {scope}, bootstrap over continuations",
         )
 
 
-def _texts(
+def _decode_texts(
     subject: Subject, prompts: Sequence[list[int]], own: Sequence[list[int]], baseline: Sequence[list[int]] | None
 ) -> list[dict[str, str]]:
-    """Prompts and what followed, for people."""
+    """Return prompts and continuations as text, for the table `generations`."""
     decode = tokenizers.load(subject.engine.directory).decode
     return [
         {"prompt": decode(prompt), "continuation": decode(own[n]), "baseline": decode(baseline[n]) if baseline else ""}
@@ -102,42 +115,45 @@ def _texts(
     ]
 
 
-def _kept(folder: Path, asked: str) -> list[list[int]] | None:
-    """The continuations in a baseline's folder; None where it made none, MeasureError where it made others."""
+def _read_baseline(folder: Path, request_digest: str) -> list[list[int]] | None:
+    """Return the continuations of the baseline in `folder`; None if it has none.
+
+    Raises MeasureError if they belong to other prompts or another length.
+    """
     path = folder / _DOCUMENT
     if not path.is_file():
         return None
     document = json.loads(path.read_text())
-    if document["asked"] != asked:
+    if document["asked"] != request_digest:
         raise MeasureError(
-            "the baseline continued other prompts",
+            "the baseline must continue the same prompts, got other prompts",
             location=str(folder),
-            hint="Measure the baseline again with this text, prompts and tokens",
+            hint="Measure the baseline again with the same text, prompts and tokens",
         )
     continuations: list[list[int]] = document["continuations"]
     return continuations
 
 
-def repetition(tokens: Sequence[int]) -> list[int]:
-    """[4-grams that occurred before, all 4-grams] of a sequence."""
-    grams = list(zip(*(tokens[i:] for i in range(_NGRAM)), strict=False))
-    return [len(grams) - len(set(grams)), len(grams)]
+def count_repeated_ngrams(tokens: Sequence[int]) -> list[int]:
+    """Return [4-grams that occurred before, all 4-grams] of a sequence."""
+    ngrams = list(zip(*(tokens[i:] for i in range(_NGRAM)), strict=False))
+    return [len(ngrams) - len(set(ngrams)), len(ngrams)]
 
 
-def loops(tokens: Sequence[int]) -> bool:
-    """Whether a sequence ends in a loop: a cycle of at most 16 tokens, repeated to the end.
+def ends_in_loop(tokens: Sequence[int]) -> bool:
+    """Return whether a sequence ends in a loop: a cycle of at most 16 tokens, repeated until the end.
 
-    The repeated stretch holds the cycle three times or more (its last round may be cut short by the
-    end) and 16 tokens or more, so that a ruler of dashes within a text is none.
+    The repeated part has at least three cycles, the last of which may be incomplete, and at least 16 tokens. A line of
+    dashes inside a text is therefore not a loop.
     """
     return any(
-        _periodic_end(tokens, cycle) >= max(_LEAST_ROUNDS * cycle, _LEAST_TOKENS)
-        for cycle in range(1, _LONGEST_CYCLE + 1)
+        _periodic_suffix_length(tokens, cycle) >= max(_MIN_CYCLES * cycle, _MIN_LOOP_TOKENS)
+        for cycle in range(1, _MAX_CYCLE + 1)
     )
 
 
-def _periodic_end(tokens: Sequence[int], cycle: int) -> int:
-    """Length of the longest end of `tokens` in which each token equals the one `cycle` places before it."""
+def _periodic_suffix_length(tokens: Sequence[int], cycle: int) -> int:
+    """Return the length of the longest suffix in which each token equals the one `cycle` positions before it."""
     length = min(cycle, len(tokens))
     while length < len(tokens) and tokens[-length - 1] == tokens[-length - 1 + cycle]:
         length += 1

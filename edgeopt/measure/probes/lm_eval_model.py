@@ -1,4 +1,4 @@
-"""An engine as benchmarks ask language models: how likely a text is, and what it says until it stops."""
+"""Score and generate text with an engine, as lm-evaluation-harness requires of a language model."""
 
 from __future__ import annotations
 
@@ -17,82 +17,88 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """A session with its tokenizer; every text begins with the model's prefix, as the evaluation windows do.
+    """A session with its tokenizer.
 
-    What exceeds `context_length` tokens is cut at its beginning.
+    Every text starts with the model's prefix, as evaluation windows do. Texts of more than `context_length` tokens are
+    truncated at the start.
     """
 
     def __init__(self, session: Session, directory: Path, context_length: int) -> None:
         self._session, self._context_length = session, context_length
-        self._tokenizer, self._begin = tokenizer.load(directory), tokenizer.prefix(directory)
-        self._last: tuple[list[int], int, np.ndarray] | None = None
+        self._tokenizer, self._prefix = tokenizer.load(directory), tokenizer.prefix(directory)
+        self._cached: tuple[list[int], int, np.ndarray] | None = None
 
     def log_likelihood(self, context: str, continuation: str) -> tuple[float, bool]:
-        """(log p(continuation | context) in nats, whether greedy decoding would have said it).
+        """Return log p(continuation | context) in nats, and whether greedy decoding produces the continuation.
 
-        Both are tokenized as one text, and spaces at the end of the context belong to the continuation.
+        Both are tokenized as one text. Spaces at the end of the context count as part of the continuation.
         """
-        kept = context.rstrip()
-        start = len(self._ids(kept))
-        return self._score(self._ids(kept + context[len(kept) :] + continuation), start)
+        stripped = context.rstrip()
+        start = len(self._encode(stripped))
+        return self._score(self._encode(context + continuation), start)
 
     def rolling_log_likelihood(self, text: str) -> float:
-        """log p(text) in nats; each token is predicted once, from as many before it as fit."""
-        ids, start, total = self._ids(text), len(self._begin), 0.0
+        """Return log p(text) in nats; each token is predicted once, from as many earlier tokens as fit the context."""
+        ids, start, total = self._encode(text), len(self._prefix), 0.0
         while start < len(ids):
             end = min(start + self._context_length, len(ids))
             total += self._score(ids[:end], start)[0]
             start = end
         return total
 
-    def continuation(self, context: str, until: Sequence[str], max_new_tokens: int) -> str:
-        """What the engine says greedily after `context`, up to the first of the texts `until`."""
-        room = self._context_length - max_new_tokens
-        if room < 1:
+    def generate_until(self, context: str, stops: Sequence[str], max_new_tokens: int) -> str:
+        """Return the greedy continuation of `context`, up to the first occurrence of a text in `stops`.
+
+        Raises MeasureError if the context length leaves no token for the prompt.
+        """
+        prompt_length = self._context_length - max_new_tokens
+        if prompt_length < 1:
             raise MeasureError(
-                f"{max_new_tokens} tokens are to be generated in a context of {self._context_length}",
+                f"the generation of {max_new_tokens} tokens must leave at least one for the prompt, "
+                f"got a context of {self._context_length}",
                 hint="Raise target.context_length, or lower max_gen_toks in the task's generation_kwargs",
             )
-        said: list[int] = []
-        for token in self._session.generate(self._require(self._ids(context)[-room:]), max_new_tokens):
-            said.append(token)
-            text = self._tokenizer.decode(said)
-            stops = [text.index(stop) for stop in until if stop in text]
-            if stops:
-                return text[: min(stops)]
-        return self._tokenizer.decode(said)
+        generated: list[int] = []
+        prompt = self._require_context(self._encode(context)[-prompt_length:])
+        for token in self._session.generate(prompt, max_new_tokens):
+            generated.append(token)
+            text = self._tokenizer.decode(generated)
+            positions = [text.index(stop) for stop in stops if stop in text]
+            if positions:
+                return text[: min(positions)]
+        return self._tokenizer.decode(generated)
 
-    def _ids(self, text: str) -> list[int]:
-        return [*self._begin, *self._tokenizer.encode(text, add_special_tokens=False).ids]
+    def _encode(self, text: str) -> list[int]:
+        return [*self._prefix, *self._tokenizer.encode(text, add_special_tokens=False).ids]
 
     def _score(self, ids: list[int], start: int) -> tuple[float, bool]:
-        """log p(ids[start:] | ids[:start]), and whether each of them is the most probable."""
-        asked = ids[start:]
-        if not asked:
+        """Return log p(ids[start:] | ids[:start]), and whether each of these ids is the most probable."""
+        targets = ids[start:]
+        if not targets:
             return 0.0, True
-        if len(asked) > self._context_length:
+        if len(targets) > self._context_length:
             raise MeasureError(
-                f"{len(asked)} tokens are to be scored in a context of {self._context_length}",
+                f"a scored text must have at most {self._context_length} tokens, got {len(targets)}",
                 hint="Raise target.context_length",
             )
-        self._require(ids[:start])
-        predicted = self._predicted(ids[-self._context_length - 1 : -1], len(asked))
-        chosen = predicted[range(len(asked)), asked]
-        return float(chosen.sum(dtype=float)), bool((predicted.argmax(axis=-1) == asked).all())
+        self._require_context(ids[:start])
+        predicted = self._log_probabilities(ids[-self._context_length - 1 : -1], len(targets))
+        scores = predicted[range(len(targets)), targets]
+        return float(scores.sum(dtype=float)), bool((predicted.argmax(axis=-1) == targets).all())
 
-    def _predicted(self, inputs: list[int], count: int) -> np.ndarray:
-        """log p of the tokens after each of the last `count` inputs.
+    def _log_probabilities(self, inputs: list[int], count: int) -> np.ndarray:
+        """Return the log-probabilities after each of the last `count` inputs, shape (count, vocabulary).
 
-        The last answer is kept: choices of one token each share it.
+        The last result is cached, because single-token choices of one question share it.
         """
-        if self._last is None or self._last[:2] != (inputs, count):
-            self._last = inputs, count, log_softmax(self._session.logits(inputs)[-count:])
-        return self._last[2]
+        if self._cached is None or self._cached[:2] != (inputs, count):
+            self._cached = inputs, count, log_softmax(self._session.logits(inputs)[-count:])
+        return self._cached[2]
 
-    def _require(self, ids: list[int]) -> list[int]:
+    def _require_context(self, ids: list[int]) -> list[int]:
         if not ids:
             raise MeasureError(
-                "nothing comes before the text, and the model has no beginning-of-sequence token",
-                hint="Give the task a doc_to_text that is not empty",
+                "a text without context needs a beginning-of-sequence token, and the model has none",
+                hint="Use a doc_to_text that is not empty",
             )
         return ids

@@ -1,4 +1,7 @@
-"""Task files of lm-evaluation-harness as plain data: found by name, local, and without code unless it is trusted."""
+"""Read task files of lm-evaluation-harness as plain data.
+
+Tasks are found by name, use local data only, and run code only if they are trusted.
+"""
 
 from __future__ import annotations
 
@@ -14,167 +17,178 @@ from edgeopt.errors import ConfigError
 Task = dict[str, Any]
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
-"""Metrics of lm-eval that are 0 or 1 for each document and that it computes itself."""
-_DEFAULT = {"multiple_choice": "acc", "loglikelihood": "acc", "generate_until": "exact_match"}
-_LOCAL = ("json", "csv", "parquet", "arrow", "text")
+"""Metrics of lm-eval that are 0 or 1 for each document and need no other library."""
+_DEFAULT_METRICS = {"multiple_choice": "acc", "loglikelihood": "acc", "generate_until": "exact_match"}
+_LOCAL_FORMATS = ("json", "csv", "parquet", "arrow", "text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Function:
-    """`!function module.name`: Python code beside a task file, which reading does not run."""
+class TaskFunction:
+    """`!function module.name` in a task file: a Python function in the same folder. Reading a task does not run it."""
 
     file: Path
     name: str
 
     def load(self) -> Any:
-        """Run the file; the function of that name in it."""
+        """Run the file and return its function `name`."""
         import runpy
 
         return runpy.run_path(str(self.file))[self.name]
 
 
-def read(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> dict[str, Task]:
-    """The named tasks in the YAML files of `folder`, each with one metric and with absolute paths of its data.
+def read_tasks(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> dict[str, Task]:
+    """Return the named tasks in the YAML files of `folder`, with one metric each and absolute paths of data files.
 
-    Raises ConfigError for a task that is absent, that takes data from elsewhere, that measures no
-    accuracy, or that names a function without being trusted.
+    Raises ConfigError if a task does not exist, uses data from outside the folder, has no accuracy metric, or uses a
+    function without being in `trusted`.
     """
     folder = folder.resolve()
     if not folder.is_dir():
-        raise ConfigError(f"{str(folder)!r} is no folder", location="path", hint="Give the folder of the task files")
+        raise ConfigError(f"`path` must be a folder, got {str(folder)!r}", location="path", hint="Give the folder of the task files")
     found: dict[str, tuple[Path, Task]] = {}
     for path in sorted(path for path in folder.rglob("*.yaml") if path.is_file()):
-        task = _merged(path, folder, ())
+        task = _merge_includes(path, folder, ())
         name = task.get("task")
         if isinstance(name, str) and name in found:
-            raise ConfigError(f"task {name!r} stands in {found[name][0]} too", location=str(path), hint="Rename one")
+            raise ConfigError(
+                f"task names must be unique, got {name!r} in {found[name][0]} too",
+                location=str(path),
+                hint="Rename one of them",
+            )
         if isinstance(name, str):
             found[name] = path, task
     for name in names:
         if name not in found:
-            hint = f"{nearest(name, found)} The folder has: {', '.join(found) or 'no task'}".strip()
-            raise ConfigError(f"there is no task {name!r}", location="names", hint=hint)
-    return {name: _checked(*found[name], folder, trusted) for name in names}
+            hint = f"{nearest(name, found)} The folder contains: {', '.join(found) or 'no task'}".strip()
+            raise ConfigError(f"the folder has no task {name!r}", location="names", hint=hint)
+    return {name: _check(*found[name], folder, trusted) for name in names}
 
 
-def content(folder: Path) -> str:
-    """Digest of the names and contents of all files in `folder`."""
+def folder_digest(folder: Path) -> str:
+    """Return the digest of the relative paths and contents of all files in `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return digest([[str(path.relative_to(folder)), sha256_of(path)] for path in files])
 
 
-def loaded(task: Any) -> Any:
-    """`task` with its functions in place of their names."""
-    if isinstance(task, Function):
+def load_functions(task: Any) -> Any:
+    """Return `task` with every TaskFunction replaced by the function itself."""
+    if isinstance(task, TaskFunction):
         return task.load()
     if isinstance(task, Mapping):
-        return {key: loaded(value) for key, value in task.items()}
-    return [loaded(value) for value in task] if isinstance(task, list) else task
+        return {key: load_functions(value) for key, value in task.items()}
+    return [load_functions(value) for value in task] if isinstance(task, list) else task
 
 
-def _merged(path: Path, folder: Path, above: tuple[Path, ...]) -> Task:
-    """A task file over the files that it includes; {} for YAML that is no mapping."""
-    if path in above or not _lies_in(folder, path):
+def _merge_includes(path: Path, folder: Path, parents: tuple[Path, ...]) -> Task:
+    """Merge a task file over the files it includes; return {} if the YAML is not a mapping."""
+    if path in parents or not _is_file_in(folder, path):
         raise ConfigError(
-            f"it includes {str(path)!r}, which is no other file of the folder",
-            location=str(above[-1]),
-            hint="Include files of the same folder, not in a circle",
+            f"`include` must name another file of the folder, got {str(path)!r}",
+            location=str(parents[-1]),
+            hint="Include files of the same folder, without cycles",
         )
-    task = _parsed(path)
+    task = _parse(path)
     if not isinstance(task, dict):
         return {}
     includes = task.pop("include", [])
     merged: Task = {}
     for name in includes if isinstance(includes, list) else [includes]:
-        merged |= _merged((path.parent / str(name)).resolve(), folder, (*above, path))
+        merged |= _merge_includes((path.parent / str(name)).resolve(), folder, (*parents, path))
     return merged | task
 
 
-def _parsed(path: Path) -> Any:
+def _parse(path: Path) -> Any:
+    """Parse a YAML file; `!function` becomes a TaskFunction."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         pass
 
-    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Function:
+    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> TaskFunction:
         module, _, name = str(loader.construct_scalar(node)).rpartition(".")
-        return Function(file=path.parent / f"{module.replace('.', '/')}.py", name=name)
+        return TaskFunction(file=path.parent / f"{module.replace('.', '/')}.py", name=name)
 
     Loader.add_constructor("!function", function)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506  it is a safe loader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506  Loader extends SafeLoader
     except (OSError, ValueError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
-        raise ConfigError(f"it cannot be read ({told})", location=str(path), hint="Mend the file") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the file must be valid YAML: {reason}", location=str(path), hint="Fix the file") from error
 
 
-def _checked(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task:
+def _check(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task:
+    """Return the task with its metric and absolute data paths; raise ConfigError if it is not allowed."""
     name = task["task"]
     for function in _functions(task):
-        if not _lies_in(folder, function.file):
+        if not _is_file_in(folder, function.file):
             raise ConfigError(
-                f"{function.file} is no file of the folder", location=str(path), hint="Put it beside the task"
+                f"a function must be in a file of the folder, got {function.file}",
+                location=str(path),
+                hint="Move the file next to the task",
             )
         if name not in trusted:
             raise ConfigError(
-                f"task {name!r} would run {function.name} of {function.file}",
+                f"task {name!r} must be in `trusted` to run {function.name} of {function.file}",
                 location="trusted",
-                hint=f"Read that file, then allow it: trusted=[{name}]",
+                hint=f"Review the file, then set trusted=[{name}]",
             )
     if "use_prompt" in task:
         raise ConfigError(
-            "prompts of other places are not read", location=f"{path}: use_prompt", hint="Give doc_to_text"
+            "`use_prompt` is not supported: it loads prompts from outside the folder",
+            location=f"{path}: use_prompt",
+            hint="Use doc_to_text",
         )
     kwargs = task.get("dataset_kwargs")
-    if task.get("dataset_path") not in _LOCAL or not isinstance(kwargs, Mapping) or not kwargs.get("data_files"):
+    if task.get("dataset_path") not in _LOCAL_FORMATS or not isinstance(kwargs, Mapping) or not kwargs.get("data_files"):
         raise ConfigError(
-            f"{task.get('dataset_path')!r} is no data of the folder",
+            f"`dataset_path` must be a local format with data_files, got {task.get('dataset_path')!r}",
             location=f"{path}: dataset_path",
-            hint=f"Give one of {', '.join(_LOCAL)}, and the files in dataset_kwargs.data_files",
+            hint=f"Use one of {', '.join(_LOCAL_FORMATS)}, and list the files in dataset_kwargs.data_files",
         )
-    data = _located(kwargs["data_files"], path, folder)
-    return {**task, "dataset_kwargs": {**kwargs, "data_files": data}, "metric_list": [_accuracy(path, task)]}
+    data = _resolve_data_files(kwargs["data_files"], path, folder)
+    return {**task, "dataset_kwargs": {**kwargs, "data_files": data}, "metric_list": [_accuracy_metric(path, task)]}
 
 
-def _functions(task: Any) -> Iterator[Function]:
-    if isinstance(task, Function):
+def _functions(task: Any) -> Iterator[TaskFunction]:
+    """Yield all functions in a task."""
+    if isinstance(task, TaskFunction):
         yield task
     elif isinstance(task, (Mapping, list)):
         for value in task.values() if isinstance(task, Mapping) else task:
             yield from _functions(value)
 
 
-def _located(files: Any, path: Path, folder: Path) -> Any:
-    """Data files as absolute paths, in the shape that they are given in: one, a list, or those of each split."""
+def _resolve_data_files(files: Any, path: Path, folder: Path) -> Any:
+    """Return data files as absolute paths in the same structure: a path, a list, or a mapping of splits."""
     if isinstance(files, Mapping):
-        return {split: _located(value, path, folder) for split, value in files.items()}
+        return {split: _resolve_data_files(value, path, folder) for split, value in files.items()}
     if isinstance(files, list):
-        return [_located(value, path, folder) for value in files]
+        return [_resolve_data_files(value, path, folder) for value in files]
     located = (path.parent / str(files)).resolve()
-    if not _lies_in(folder, located):
+    if not _is_file_in(folder, located):
         raise ConfigError(
-            f"{str(files)!r} is no file of the folder",
+            f"`data_files` must name files of the folder, got {str(files)!r}",
             location=f"{path}: dataset_kwargs.data_files",
-            hint="Put the data beside the task, and give its path from there",
+            hint="Move the data next to the task, and give the relative path",
         )
     return str(located)
 
 
-def _lies_in(folder: Path, path: Path) -> bool:
+def _is_file_in(folder: Path, path: Path) -> bool:
     return path.is_file() and path.resolve().is_relative_to(folder)
 
 
-def _accuracy(path: Path, task: Task) -> dict[str, Any]:
-    """The first metric that is an accuracy, as an entry of metric_list."""
-    listed = task.get("metric_list")
-    if listed is None:
-        listed = [{"metric": _DEFAULT.get(str(task.get("output_type", "generate_until")))}]
-    for entry in listed if isinstance(listed, list) else []:
+def _accuracy_metric(path: Path, task: Task) -> dict[str, Any]:
+    """Return the first accuracy metric of the task as an entry of metric_list."""
+    metrics = task.get("metric_list")
+    if metrics is None:
+        metrics = [{"metric": _DEFAULT_METRICS.get(str(task.get("output_type", "generate_until")))}]
+    for entry in metrics if isinstance(metrics, list) else []:
         if isinstance(entry, Mapping) and entry.get("metric") in ACCURACIES:
             options = {key: value for key, value in entry.items() if key != "hf_evaluate"}
             return {**options, "aggregation": "mean", "higher_is_better": True}
     raise ConfigError(
-        f"none of its metrics is an accuracy: {listed}",
+        f"`metric_list` must contain an accuracy, got {metrics}",
         location=f"{path}: metric_list",
-        hint=f"List one of: {', '.join(ACCURACIES)}",
+        hint=f"Add one of: {', '.join(ACCURACIES)}",
     )

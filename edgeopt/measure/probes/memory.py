@@ -1,4 +1,4 @@
-"""Memory of a process that serves the engine, up to the context length of the target."""
+"""Measure the memory of a process that serves the engine at the full context length of the target."""
 
 from __future__ import annotations
 
@@ -14,31 +14,38 @@ from edgeopt.machine import procfs
 from edgeopt.measure.harness.workload import repeat_to_length
 from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, maximum, median
 
-# Linux counts the peak in batches of 64 pages, and where libraries come to lie moves as many
+# Linux updates the peak in batches of 64 pages; the load addresses of libraries vary the figures by as much
 _RESOLUTION_MIB = 0.25
 _PEAK, _CAP = "memory/peak_rss_mib", "memory/cap_mib"
-_GREATEST = (_PEAK, _CAP)
-# metric -> its sample, the instrument
+_MAXIMUMS = (_PEAK, _CAP)
+"""Metrics aggregated by the maximum over processes; the others use the median."""
+# metric -> (key of its sample, instrument)
 _FIGURES = {
-    _PEAK: ("peak_rss_bytes", "VmHWM after {served} tokens of prompt and decode"),
-    "memory/steady_rss_mib": ("steady_rss_bytes", "Rss of smaps_rollup after load, before the first token"),
-    "memory/private_mib": ("private_bytes", "private pages of smaps_rollup after load"),
-    "memory/shared_mib": ("shared_bytes", "shared pages of smaps_rollup after load"),
-    "memory/pss_mib": ("pss_bytes", "Pss of smaps_rollup after load"),
-    "memory/huge_pages_mib": ("huge_bytes", "AnonHugePages of smaps_rollup after {served} tokens of prompt and decode"),
-    "memory/bare_rss_mib": ("bare_rss_bytes", "Rss of smaps_rollup before the runtime was imported"),
-    "memory/major_faults": ("major_faults", "ru_majflt after {served} tokens of prompt and decode"),
-    "memory/minor_faults_per_token": ("minor_faults_per_token", "ru_minflt while {decoded} tokens were decoded"),
-    "memory/major_faults_per_token": ("major_faults_per_token", "ru_majflt while {decoded} tokens were decoded"),
-    _CAP: ("cap_bytes", "least limit of the control groups of the process, which the kernel enforces"),
+    _PEAK: ("peak_rss_bytes", "VmHWM after {served} prompt and generated tokens"),
+    "memory/steady_rss_mib": ("steady_rss_bytes", "Rss in smaps_rollup after loading, before the first token"),
+    "memory/private_mib": ("private_bytes", "private pages in smaps_rollup after loading"),
+    "memory/shared_mib": ("shared_bytes", "shared pages in smaps_rollup after loading"),
+    "memory/pss_mib": ("pss_bytes", "Pss in smaps_rollup after loading"),
+    "memory/huge_pages_mib": ("huge_bytes", "AnonHugePages in smaps_rollup after {served} prompt and generated tokens"),
+    "memory/bare_rss_mib": ("bare_rss_bytes", "Rss in smaps_rollup before importing the runtime"),
+    "memory/major_faults": ("major_faults", "ru_majflt after {served} prompt and generated tokens"),
+    "memory/minor_faults_per_token": ("minor_faults_per_token", "ru_minflt while decoding {decoded} tokens"),
+    "memory/major_faults_per_token": ("major_faults_per_token", "ru_majflt while decoding {decoded} tokens"),
+    _CAP: ("cap_bytes", "lowest limit of the control groups of the process"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """`decode_tokens` are generated after a prompt that fills the rest of the target's context.
+    """Memory and page faults while generating after a prompt that fills the context.
 
-    A long prompt is the worst case: activations grow with the tokens that are processed at once.
+    A long prompt is the worst case, because activations grow with the number of tokens processed at once.
+
+    Attributes:
+        processes: number of fresh processes.
+        decode_tokens: tokens generated at the end of the context, 2 to 32.
+
+    Raises ConfigError if a value is out of range.
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {m: "MiB" if m.endswith("_mib") else "count" for m in _FIGURES}
@@ -50,20 +57,26 @@ class Memory:
     def __post_init__(self) -> None:
         if self.processes < 1:
             raise ConfigError(
-                f"{self.processes} processes measure nothing", location="processes", hint="Give 1 or more"
+                f"`processes` must be at least 1, got {self.processes}", location="processes", hint="Use 1 or more"
             )
         if not 2 <= self.decode_tokens <= 32:
-            raise ConfigError(f"{self.decode_tokens} is not in 2 … 32", location="decode_tokens")
+            raise ConfigError(
+                f"`decode_tokens` must be between 2 and 32, got {self.decode_tokens}", location="decode_tokens"
+            )
 
     def collect(self, subject: Subject) -> Samples:
+        """Fill the context and return memory in bytes and page faults.
+
+        Returns nothing for a distributed session, whose memory is mostly in other processes.
+        """
         if isinstance(subject.session, DistributedSession):
             return {}
         longest = subject.prompts[max(subject.prompts)]
         prompt = repeat_to_length(longest, subject.context_length - self.decode_tokens)
-        answer = subject.session.generate(prompt, self.decode_tokens, stop_at_end=False)
-        next(answer)  # the prompt's
+        generated = subject.session.generate(prompt, self.decode_tokens, stop_at_end=False)
+        next(generated)  # the first token includes the processing of the prompt
         before = procfs.count_page_faults()
-        decoded = sum(1 for _ in answer)
+        decoded = sum(1 for _ in generated)
         minor, major = procfs.count_page_faults()
         loaded, served = subject.marks["loaded"], procfs.read_memory()
         return {
@@ -84,18 +97,22 @@ class Memory:
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        """Return the maximum of the peak and the median of the other figures over the processes.
+
+        `memory/cap_mib` is reported only if every process has a limit.
+        """
         if not all(runs):
             return []
         capped = all(run["cap_bytes"] is not None for run in runs)
-        return [self._over_processes(metric, runs) for metric in self.METRICS if capped or metric != _CAP]
+        return [self._figure(metric, runs) for metric in self.METRICS if capped or metric != _CAP]
 
-    def _over_processes(self, metric: str, runs: Sequence[Samples]) -> Measurement:
-        key, describe_instrument = _FIGURES[metric]
-        greatest, mib = metric in _GREATEST, self.METRICS[metric] == "MiB"
+    def _figure(self, metric: str, runs: Sequence[Samples]) -> Measurement:
+        key, instrument = _FIGURES[metric]
+        use_maximum, mib = metric in _MAXIMUMS, self.METRICS[metric] == "MiB"
         figures = [[run[key] / (2**20 if mib else 1)] for run in runs]
-        value, low, high = bootstrap_processes(figures, maximum if greatest else median)
+        value, low, high = bootstrap_processes(figures, maximum if use_maximum else median)
         resolution = _RESOLUTION_MIB if mib and metric != _CAP else 0.0
-        how = describe_instrument.format(served=runs[0]["served_tokens"], decoded=runs[0]["decoded_tokens"])
+        source = instrument.format(served=runs[0]["served_tokens"], decoded=runs[0]["decoded_tokens"])
         return Measurement(
             metric=metric,
             unit=self.METRICS[metric],
@@ -103,17 +120,16 @@ class Memory:
             low=max(0.0, low - resolution),
             high=high + resolution,
             count=len(runs),
-            method=f"{how}; {'maximum' if greatest else 'median'} of {len(runs)} fresh processes{_condition(runs)}",
+            method=f"{source}; {'maximum' if use_maximum else 'median'} of {len(runs)} fresh processes"
+            f"{_describe_cap(runs)}",
         )
 
 
-def _condition(runs: Sequence[Samples]) -> str:
-    """Under which cap the processes ran, where one was wanted."""
-    wanted = max(run["wanted_cap_bytes"] for run in runs)
-    if not wanted:
+def _describe_cap(runs: Sequence[Samples]) -> str:
+    """Describe the requested memory cap and whether the kernel enforced it; empty without a cap."""
+    requested = max(run["wanted_cap_bytes"] for run in runs)
+    if not requested:
         return ""
-    shown = units.show(wanted / 2**20, "MiB")
-    enforced = all(run["cap_bytes"] is not None and run["cap_bytes"] <= wanted for run in runs)
-    return (
-        f"; under a cap of {shown} that the kernel enforced" if enforced else f"; the cap of {shown} was not enforced"
-    )
+    cap = units.show(requested / 2**20, "MiB")
+    enforced = all(run["cap_bytes"] is not None and run["cap_bytes"] <= requested for run in runs)
+    return f"; memory cap of {cap} enforced by the kernel" if enforced else f"; memory cap of {cap} not enforced"

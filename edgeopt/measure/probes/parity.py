@@ -1,4 +1,4 @@
-"""Whether an engine computes what its own float checkpoint computes in torch."""
+"""Compare the logits of an engine with those of its float checkpoint in PyTorch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ _LOGITS, _WINDOWS = "parity.npy", "parity.sha256"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Logits of the first `window_tokens` of the first `windows` evaluation windows, also with each adapter.
+    """Agreement of the logits of an engine with PyTorch, for the base model and each adapter.
 
-    Measured without a `checkpoint` reference, the engine becomes one: its logits stay in the scratch folder.
+    Without a `checkpoint` reference the logits are written to the scratch folder, which then serves as the reference.
+
+    Attributes:
+        windows: number of evaluation windows, from the first.
+        window_tokens: tokens used of each window, from its start.
+
+    Raises ConfigError for a value below 1.
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {
@@ -36,9 +42,15 @@ class Parity:
     def __post_init__(self) -> None:
         for name in ("processes", "windows", "window_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} measures nothing", location=name, hint="Give 1 or more")
+                raise ConfigError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
+                )
 
     def collect(self, subject: Subject) -> Samples:
+        """Return the differences from the reference; nothing if there is no reference.
+
+        Raises MeasureError if the reference was measured on other tokens.
+        """
         import numpy as np
 
         windows = [window[: self.window_tokens] for window in subject.documents[: self.windows]]
@@ -55,24 +67,27 @@ class Parity:
         reference = np.load(folder / _LOGITS)
         if (folder / _WINDOWS).read_text() != digest(windows) or reference.shape != own.shape:
             raise MeasureError(
-                "the checkpoint reference was measured on other tokens", location=str(folder), hint="Measure it again"
+                "the checkpoint reference must be measured on the same tokens, got other tokens",
+                location=str(folder),
+                hint="Measure it again",
             )
-        wanted, got = log_softmax(reference), log_softmax(own)
+        expected, actual = log_softmax(reference), log_softmax(own)
         return {
             "positions": len(own),
             "error": relative_error(reference, own),
-            "kl": float(kl_divergence(wanted, got).mean()),
-            "top1": float(top1_agreement(wanted, got).mean()),
+            "kl": float(kl_divergence(expected, actual).mean()),
+            "top1": float(top1_agreement(expected, actual).mean()),
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        """Return the differences as exact figures; none without a reference."""
         run = runs[0]
         if not run:
             return []
         return [
-            self._exact("quality/parity_error", run["error"], run, "max |difference| / max |logit| against torch fp32"),
-            self._exact("quality/parity_kl", run["kl"], run, "mean KL(torch fp32 ‖ engine)"),
-            self._exact("quality/parity_top1", run["top1"], run, "share of equal argmax with torch fp32"),
+            self._exact("quality/parity_error", run["error"], run, "max |difference| / max |logit| against PyTorch fp32"),
+            self._exact("quality/parity_kl", run["kl"], run, "mean KL(PyTorch fp32 ‖ engine)"),
+            self._exact("quality/parity_top1", run["top1"], run, "share of positions with the argmax of PyTorch fp32"),
         ]
 
     def _exact(self, metric: str, value: float, run: Samples, method: str) -> Measurement:
@@ -83,5 +98,5 @@ class Parity:
             low=value,
             high=value,
             count=run["positions"],
-            method=f"{method} at {run['positions']} held-out positions",
+            method=f"{method}, {run['positions']} held-out positions",
         )

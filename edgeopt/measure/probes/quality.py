@@ -1,4 +1,4 @@
-"""How well an engine still predicts held-out text, alone and against the uncompressed baseline."""
+"""Measure how well an engine predicts held-out text: perplexity, and divergence from the uncompressed baseline."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ from edgeopt.measure.stats.divergence import kl_divergence, log_softmax
 if TYPE_CHECKING:
     import numpy as np
 
-_WORST = 10
-_HOPELESS_NATS = 100.0
+_WORST_WINDOWS = 10
+_MAX_NATS_PER_TOKEN = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """Perplexity over the evaluation windows, divergence from the baseline, and the tails of both.
 
-    Measured without a `baseline` reference, the engine becomes one: its log-probabilities at the
-    first `kl_tokens` predicted positions stay in the scratch folder (2 bytes for each of the
-    vocabulary, so 2048 positions of 150 000 tokens take 600 MB).
+    Without a `baseline` reference the log-probabilities at the first `kl_tokens` predicted positions are written to the
+    scratch folder, which then serves as the baseline. They take 2 bytes per position and vocabulary entry: 600 MB for
+    2048 positions of 150 000 tokens.
 
     Attributes:
-        margin_nats: by how much the mean loss of a window's tokens may grow before it counts as regressed.
+        kl_tokens: number of positions whose distribution is compared with the baseline's.
+        margin_nats: largest increase of a window's mean loss per token; a window above it counts as regressed.
+
+    Raises ConfigError for a value below its minimum.
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {
@@ -57,12 +60,21 @@ class Quality:
     def __post_init__(self) -> None:
         for name in ("processes", "kl_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} is too few", location=name, hint="Give 1 or more")
+                raise ConfigError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
+                )
         if not 0 <= self.margin_nats < math.inf:
-            raise ConfigError(f"{self.margin_nats} is no margin", location="margin_nats", hint="Give 0 or more")
+            raise ConfigError(
+                f"`margin_nats` must be finite and at least 0, got {self.margin_nats}",
+                location="margin_nats",
+                hint="Use 0 or more",
+            )
 
     def collect(self, subject: Subject) -> Samples:
-        """Per window: NLL in nats, tokens predicted and, against a baseline, KL of each position and equal argmaxes."""
+        """Return the NLL in nats and the predicted tokens of each window.
+
+        With a baseline it also returns the KL divergence of each position and the number of equal argmaxes.
+        """
         import numpy as np
 
         windows = subject.documents
@@ -70,8 +82,8 @@ class Quality:
         baseline = Baseline.read(folder, windows) if folder else None
         nll: list[float] = []
         kl: list[list[float]] = []
-        same: list[int] = []
-        kept: list[np.ndarray] = []
+        equal_counts: list[int] = []
+        stored: list[np.ndarray] = []
         top1: list[int] = []
         for window in windows:
             predicted = log_softmax(subject.session.logits(window)[:-1])
@@ -79,61 +91,66 @@ class Quality:
             head = predicted[: self.kl_tokens - len(top1)]
             best = [int(token) for token in head.argmax(axis=-1)]
             if folder is None:
-                kept.append(to_float16(head))
+                stored.append(to_float16(head))
             elif baseline is not None:
                 reference = baseline.log_probabilities(len(top1), len(head))
                 kl.append(kl_divergence(reference, head[: len(reference)]).tolist())
-                same.append(sum(a == b for a, b in zip(best, baseline.top1[len(top1) :], strict=False)))
+                equal_counts.append(sum(a == b for a, b in zip(best, baseline.top1[len(top1) :], strict=False)))
             top1 += best
         if folder is None:
-            Baseline(nll=nll, top1=top1, array=np.concatenate(kept)).write(subject.scratch, windows)
+            Baseline(nll=nll, top1=top1, array=np.concatenate(stored)).write(subject.scratch, windows)
         return {
             "nll": nll,
             "predicted_tokens": [len(window) - 1 for window in windows],
             "baseline_nll": baseline.nll if baseline else None,
             "kl": [window for window in kl if window],
-            "top1_equal": [count for count, window in zip(same, kl, strict=True) if window],
-            "worst": worst(subject, nll, baseline.nll if baseline else None),
+            "top1_equal": [count for count, window in zip(equal_counts, kl, strict=True) if window],
+            "worst": worst_windows(subject, nll, baseline.nll if baseline else None),
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        """Return the perplexity and, with a baseline, the metrics relative to it.
+
+        Raises MeasureError if the loss is too high for a perplexity.
+        """
         run = runs[0]
         counts = run["predicted_tokens"]
-        how = f"exp(mean NLL), bootstrap over {len(counts)} windows"
-        perplexity = self._figure("quality/perplexity", of_perplexity(run["nll"], counts), counts, how)
-        return [perplexity, *(self._against_baseline(run) if run["baseline_nll"] else [])]
+        method = f"exp(mean NLL), bootstrap over {len(counts)} windows"
+        perplexity = self._figure("quality/perplexity", perplexity_interval(run["nll"], counts), counts, method)
+        return [perplexity, *(self._relative_figures(run) if run["baseline_nll"] else [])]
 
-    def _against_baseline(self, run: Samples) -> list[Measurement]:
+    def _relative_figures(self, run: Samples) -> list[Measurement]:
         counts = run["predicted_tokens"]
-        rise = [own - base for own, base in zip(run["nll"], run["baseline_nll"], strict=True)]
+        nll_increase = [own - base for own, base in zip(run["nll"], run["baseline_nll"], strict=True)]
         sizes = [len(window) for window in run["kl"]]
-        mean_kl, same = (
-            bootstrap_ratio([sum(window) for window in run["kl"]], sizes),
-            bootstrap_ratio(run["top1_equal"], sizes),
-        )
-        p99_kl, worst_kl = (bootstrap_clusters(run["kl"], tail) for tail in (percentile(99), expected_shortfall(90)))
-        grown = regressed(rise, counts, self.margin_nats)
-        over = f"bootstrap over {len(sizes)} windows"
+        kl_mean = bootstrap_ratio([sum(window) for window in run["kl"]], sizes)
+        top1 = bootstrap_ratio(run["top1_equal"], sizes)
+        kl_p99, kl_worst = (bootstrap_clusters(run["kl"], tail) for tail in (percentile(99), expected_shortfall(90)))
+        regressed = regressed_windows(nll_increase, counts, self.margin_nats)
+        bootstrap = f"bootstrap over {len(sizes)} windows"
         return [
             self._figure(
                 "quality/perplexity_ratio",
-                of_perplexity(rise, counts),
+                perplexity_interval(nll_increase, counts),
                 counts,
-                f"to the baseline, paired bootstrap over {len(counts)} windows",
+                f"ratio to the baseline, paired bootstrap over {len(counts)} windows",
             ),
-            self._figure("quality/kl_mean", mean_kl, sizes, f"mean KL(baseline ‖ engine), {over}"),
-            self._figure("quality/kl_p99", p99_kl, sizes, f"p99 KL(baseline ‖ engine), {over}"),
+            self._figure("quality/kl_mean", kl_mean, sizes, f"mean KL(baseline ‖ engine), {bootstrap}"),
+            self._figure("quality/kl_p99", kl_p99, sizes, f"p99 KL(baseline ‖ engine), {bootstrap}"),
             self._figure(
-                "quality/kl_worst_decile", worst_kl, sizes, f"mean KL(baseline ‖ engine) of the worst tenth, {over}"
+                "quality/kl_worst_decile",
+                kl_worst,
+                sizes,
+                f"mean KL(baseline ‖ engine) of the 10 % of positions with the largest KL, {bootstrap}",
             ),
             self._figure(
                 "quality/regressed_share",
-                bootstrap_ratio(grown, [1] * len(grown)),
-                [1] * len(grown),
-                f"share of {len(grown)} windows that lost more than {self.margin_nats:g} nats a token, "
-                "bootstrap over them",
+                bootstrap_ratio(regressed, [1] * len(regressed)),
+                [1] * len(regressed),
+                f"share of {len(regressed)} windows whose loss rose by more than {self.margin_nats:g} nats per token, "
+                "bootstrap over windows",
             ),
-            self._figure("quality/top1_agreement", same, sizes, f"equal argmax with the baseline, {over}"),
+            self._figure("quality/top1_agreement", top1, sizes, f"share of positions with the baseline's argmax, {bootstrap}"),
         ]
 
     def _figure(
@@ -144,21 +161,30 @@ class Quality:
         return Measurement(metric=metric, unit=unit, value=value, low=low, high=high, count=sum(counts), method=method)
 
 
-def of_perplexity(nll: Sequence[float], counts: Sequence[int]) -> tuple[float, float, float]:
-    """(value, low, high) of exp(total NLL / total tokens); MeasureError where no perplexity could express it."""
+def perplexity_interval(nll: Sequence[float], counts: Sequence[int]) -> tuple[float, float, float]:
+    """Return (value, low, high) of exp(sum of NLL / sum of tokens).
+
+    Raises MeasureError if the mean NLL exceeds 100 nats per token.
+    """
     value, low, high = bootstrap_ratio(nll, counts)
-    if high > _HOPELESS_NATS:
-        raise MeasureError(f"{value:.0f} nats a token: the engine does not model the text", hint="Compress less")
+    if high > _MAX_NATS_PER_TOKEN:
+        raise MeasureError(
+            f"the loss must be at most {_MAX_NATS_PER_TOKEN:g} nats per token, got {value:.0f}: "
+            "the engine does not model the text",
+            hint="Compress less",
+        )
     return math.exp(value), math.exp(low), math.exp(high)
 
 
-def regressed(rise: Sequence[float], counts: Sequence[int], margin_nats: float) -> list[bool]:
-    """Whether each window's NLL rose by more than `margin_nats` for each of its predicted tokens."""
-    return [more > margin_nats * count for more, count in zip(rise, counts, strict=True)]
+def regressed_windows(nll_increase: Sequence[float], counts: Sequence[int], margin_nats: float) -> list[bool]:
+    """Return for each window whether its NLL increased by more than `margin_nats` per predicted token."""
+    return [increase > margin_nats * count for increase, count in zip(nll_increase, counts, strict=True)]
 
 
-def worst(subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None) -> list[dict[str, Any]]:
-    """The windows with the highest NLL a token, the worst first, as text."""
+def worst_windows(
+    subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None
+) -> list[dict[str, Any]]:
+    """Return the windows with the highest NLL per token as text, the worst first."""
     tokenizer = tokens.load(subject.engine.directory)
     lengths = [len(window) - 1 for window in subject.documents]
     order = sorted(range(len(nll)), key=lambda i: nll[i] / lengths[i], reverse=True)
@@ -169,5 +195,5 @@ def worst(subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] 
             "baseline_nll_per_token": baseline_nll[i] / lengths[i] if baseline_nll else None,
             "text": tokenizer.decode(subject.documents[i]),
         }
-        for i in order[:_WORST]
+        for i in order[:_WORST_WINDOWS]
     ]

@@ -1,4 +1,4 @@
-"""Bytes to deploy and parameters, from the engine's manifest."""
+"""Read the deployed size and the parameter count from the manifest of an engine."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from edgeopt.core.result import Measurement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
+    """Size of the files of an engine and number of parameters."""
+
     METRICS: ClassVar[Mapping[str, str]] = {"size/engine_mib": "MiB", "size/parameters": "count"}
     GROUP: ClassVar[str] = FILES
     TIMED: ClassVar[bool] = False
     processes: int = 1
 
     def collect(self, subject: Subject) -> Samples:
+        """Return bytes and parameters from the manifest."""
         return {"engine_bytes": subject.engine.size_bytes, "parameters": subject.engine.spec.parameters}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        """Return both figures; they are exact."""
         (run,) = {(run["engine_bytes"], run["parameters"]) for run in runs}
         return [
             self._exact("size/engine_mib", run[0] / 2**20, "sum of the engine's files without the manifest"),
-            self._exact("size/parameters", float(run[1]), "weights of matrices and norms in the engine's spec"),
+            self._exact("size/parameters", float(run[1]), "parameters of matrices and norms in the engine's model spec"),
         ]
 
     def _exact(self, metric: str, value: float, method: str) -> Measurement:

@@ -1,4 +1,4 @@
-"""How many tasks an engine still solves, by lm-evaluation-harness, for tasks that are given as local files."""
+"""Measure task accuracy with lm-evaluation-harness on tasks defined in local files."""
 
 from __future__ import annotations
 
@@ -19,22 +19,26 @@ from edgeopt.measure.probes import lm_eval_tasks
 from edgeopt.measure.probes.lm_eval_model import Scorer
 from edgeopt.measure.stats.confidence_intervals import bootstrap_group_means
 
-_MAX_NEW_TOKENS = 256  # where a task gives no max_gen_toks, as in lm-eval's own models
+_DEFAULT_MAX_NEW_TOKENS = 256  # the default of lm-eval's own models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tasks:
-    """Accuracy over the named tasks of a folder; needs the extra `tasks`.
+    """Mean accuracy of the named tasks in a folder; needs the extra `tasks`.
 
-    A task's accuracy is the mean of its first metric among acc, acc_norm and exact_match. Tasks count
-    equally, however many documents they have. Nothing is fetched: data files lie in the folder, and
+    The accuracy of a task is the mean of its first metric among acc, acc_norm and exact_match. All tasks have equal
+    weight, independent of their number of documents. Nothing is downloaded: the data files are in the folder, and
     templates run in a sandbox.
 
     Attributes:
-        path: the folder of the tasks' YAML and data files.
-        documents: of each task, from its beginning; 0 takes all.
-        trusted: tasks whose `!function` may run.
-        digest: of the folder and the library, filled in: other files or another version are measured anew.
+        path: folder with the YAML and data files of the tasks.
+        names: tasks to evaluate.
+        documents: number of documents per task, from the first; 0 uses all.
+        trusted: tasks that may run their `!function` code.
+        digest: digest of the folder and the lm-eval version, computed at construction. It invalidates cached
+            measurements when either changes.
+
+    Raises ConfigError if a value or a task file is invalid, lm-eval is missing, or the folder differs from `digest`.
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {"tasks/accuracy": ""}
@@ -49,38 +53,49 @@ class Tasks:
 
     def __post_init__(self) -> None:
         if self.processes < 1:
-            raise ConfigError(f"{self.processes} measures nothing", location="processes", hint="Give 1 or more")
+            raise ConfigError(
+                f"`processes` must be at least 1, got {self.processes}", location="processes", hint="Use 1 or more"
+            )
         if self.documents < 0:
             raise ConfigError(
-                f"{self.documents} documents cannot be taken", location="documents", hint="Give 0 or more"
+                f"`documents` must be at least 0, got {self.documents}", location="documents", hint="Use 0 for all"
             )
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ConfigError(f"{list(self.names)} are no tasks", location="names", hint="Name each task once")
+            raise ConfigError(
+                f"`names` must list different tasks, got {list(self.names)}",
+                location="names",
+                hint="Name each task once",
+            )
         if find_spec("lm_eval") is None:
-            raise ConfigError("task accuracy needs the lm-eval package", hint="pip install 'edgeopt[tasks]'")
-        self._files()
-        found = digest([lm_eval_tasks.content(self._folder), metadata.version("lm-eval")])
-        if self.digest not in ("", found):
-            raise ConfigError("the folder has changed since", location="path", hint="Start again")
-        object.__setattr__(self, "digest", found)
+            raise ConfigError("task accuracy needs the lm-eval package", hint="Install it: pip install 'edgeopt[tasks]'")
+        self._read_tasks()
+        current_digest = digest([lm_eval_tasks.folder_digest(self._folder), metadata.version("lm-eval")])
+        if self.digest not in ("", current_digest):
+            raise ConfigError(
+                "the task files or the lm-eval version must match `digest`, but they changed",
+                location="path",
+                hint="Restart the study",
+            )
+        object.__setattr__(self, "digest", current_digest)
 
     @property
     def _folder(self) -> Path:
         return Path(self.path).expanduser().resolve()
 
-    def _files(self) -> dict[str, lm_eval_tasks.Task]:
-        return lm_eval_tasks.read(self._folder, self.names, self.trusted)
+    def _read_tasks(self) -> dict[str, lm_eval_tasks.Task]:
+        return lm_eval_tasks.read_tasks(self._folder, self.names, self.trusted)
 
     def collect(self, subject: Subject) -> Samples:
-        """Of each task the metric and, by document, its scores."""
+        """Return the metric of each task and its score on each document."""
         scorer = Scorer(subject.session, subject.engine.directory, subject.context_length)
-        return {name: _scores(name, task, scorer, self.documents) for name, task in self._files().items()}
+        return {name: _evaluate_task(name, task, scorer, self.documents) for name, task in self._read_tasks().items()}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        """Return the mean accuracy of the tasks; the bootstrap resamples the documents of each task."""
         tasks = runs[0]
         scores = [task["scores"] for task in tasks.values()]
         value, low, high = bootstrap_group_means(scores)
-        each = ", ".join(
+        by_task = ", ".join(
             f"{name} {task['metric']} {bootstrap_group_means([task['scores']])[0]:.3g}" for name, task in tasks.items()
         )
         return [
@@ -91,37 +106,38 @@ class Tasks:
                 low=low,
                 high=high,
                 count=sum(map(len, scores)),
-                method=f"mean of {each}; lm-eval, bootstrap over the documents of each task",
+                method=f"mean of {by_task}; lm-eval, bootstrap over the documents of each task",
             )
         ]
 
 
-def _scores(name: str, task: lm_eval_tasks.Task, scorer: Scorer, documents: int) -> dict[str, Any]:
-    """What lm-eval says of each document of one task."""
-    os.environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1"))  # read by its libraries' import
+def _evaluate_task(name: str, task: lm_eval_tasks.Task, scorer: Scorer, documents: int) -> dict[str, Any]:
+    """Return the metric of a task and lm-eval's score on each document."""
+    # the libraries read these variables when they are imported
+    os.environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1"))
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate
 
     _sandbox_templates()
     metric = task["metric_list"][0]["metric"]
     with TemporaryDirectory(prefix="edgeopt-tasks-") as cache:
-        config = lm_eval_tasks.loaded(task)
+        config = lm_eval_tasks.load_functions(task)
         config["dataset_kwargs"]["cache_dir"] = cache
-        for key in ("tag", "group", "task_list"):  # they sort tasks, and are no part of one
+        for key in ("tag", "group", "task_list"):  # these keys group tasks and do not belong to a single task
             config.pop(key, None)
-        found = evaluate(
+        results = evaluate(
             lm=_language_model(scorer),
             task_dict={name: ConfigurableTask(config=config)},
             limit=documents or None,
             bootstrap_iters=0,
         )
-    samples = found["samples"][name]
+    samples = results["samples"][name]
     scores = [float(sample[metric]) for sample in samples if sample["filter"] == samples[0]["filter"]]
     return {"metric": metric, "scores": scores}
 
 
 def _sandbox_templates() -> None:
-    """Have lm-eval render the templates of task files in Jinja's sandbox: its own environment runs any code in them."""
+    """Replace lm-eval's Jinja environment by a sandbox, because templates of task files could run any code in it."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
 
@@ -131,9 +147,10 @@ def _sandbox_templates() -> None:
 
 
 def _language_model(scorer: Scorer) -> Any:
+    """Return the scorer as an lm-eval language model."""
     from lm_eval.api.model import LM
 
-    class Engine(LM):  # type: ignore[misc]  # the library is optional, and has no types where it is absent
+    class Engine(LM):  # type: ignore[misc]  # lm-eval is optional; if absent, it has no types
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
             return [scorer.log_likelihood(*request.args) for request in requests]
 
@@ -141,14 +158,16 @@ def _language_model(scorer: Scorer) -> Any:
             return [scorer.rolling_log_likelihood(*request.args) for request in requests]
 
         def generate_until(self, requests: list[Any]) -> list[str]:
-            return [_generated(scorer, *request.args) for request in requests]
+            return [_generate_until(scorer, *request.args) for request in requests]
 
     return Engine()
 
 
-def _generated(scorer: Scorer, context: str, options: Mapping[str, Any]) -> str:
+def _generate_until(scorer: Scorer, context: str, options: Mapping[str, Any]) -> str:
     if options.get("do_sample"):
-        raise MeasureError("the task samples at random", hint="Set do_sample: false in its generation_kwargs")
+        raise MeasureError(
+            "a task must decode greedily, got do_sample: true", hint="Set do_sample: false in its generation_kwargs"
+        )
     until = options.get("until") or []
     stops = [until] if isinstance(until, str) else until
-    return scorer.continuation(context, stops, int(options.get("max_gen_toks", _MAX_NEW_TOKENS)))
+    return scorer.generate_until(context, stops, int(options.get("max_gen_toks", _DEFAULT_MAX_NEW_TOKENS)))
