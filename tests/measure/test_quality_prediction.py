@@ -1,4 +1,4 @@
-"""Predictions of an engine's quality hold what it is later measured to be, and promise no more than torch can know."""
+"""Test that predicted quality intervals contain the later measurement and claim no more than PyTorch can know."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from edgeopt.core.model_spec import KvCacheScheme, QuantizationScheme
 from edgeopt.core.result import Measurement
 from edgeopt.measure import quality_prediction
 from edgeopt.measure.probes.quality import Quality
-from edgeopt.measure.quality_prediction import KL, PERPLEXITY, RATIO, QualityPredictor, restrict_to_quality
+from edgeopt.measure.quality_prediction import KL_MEAN, PERPLEXITY, PERPLEXITY_RATIO, QualityPredictor, restrict_to_quality
 
-FORESIGHT = QualityPredictor(bench=None)
-ENDS = st.tuples(*[st.floats(0.0, 1e4)] * 3).map(sorted)
+PREDICTOR = QualityPredictor(bench=None)
+INTERVALS = st.tuples(*[st.floats(0.0, 1e4)] * 3).map(sorted)
 
 
 def observed(metric: str, low: float, value: float, high: float) -> Measurement:
     unit = Quality.METRICS[metric]
-    return Measurement(metric=metric, unit=unit, value=value, low=low, high=high, count=4088, method="in torch")
+    return Measurement(metric=metric, unit=unit, value=value, low=low, high=high, count=4088, method="in PyTorch")
 
 
-@given(ratio=ENDS, kl=ENDS, original=st.floats(1.0, 1e4))
-def test_every_prediction_is_wider_than_what_was_observed_and_named_as_the_measurement(ratio, kl, original):
-    seen = [observed(RATIO, *ratio), observed(KL, *kl)]
-    found = {m.metric: m for m in FORESIGHT.predict(seen, {PERPLEXITY: original})}
-    assert set(found) == set(FORESIGHT.metrics)
-    for given_, metric, scale in ((ratio, RATIO, 1.0), (kl, KL, 1.0), (ratio, PERPLEXITY, original)):
-        figure = found[metric]
+@given(ratio=INTERVALS, kl=INTERVALS, baseline=st.floats(1.0, 1e4))
+def test_predicted_intervals_contain_the_observed_ones(ratio, kl, baseline):
+    figures = [observed(PERPLEXITY_RATIO, *ratio), observed(KL_MEAN, *kl)]
+    predicted = {m.metric: m for m in PREDICTOR.predict(figures, {PERPLEXITY: baseline})}
+    assert set(predicted) == set(PREDICTOR.metrics)
+    for interval, metric, scale in ((ratio, PERPLEXITY_RATIO, 1.0), (kl, KL_MEAN, 1.0), (ratio, PERPLEXITY, baseline)):
+        figure = predicted[metric]
         assert figure.kind == "predicted"
         assert figure.unit == Quality.METRICS[metric]
-        assert figure.value == scale * given_[1]
-        assert 0 <= figure.low <= scale * given_[0]
-        assert figure.high >= scale * given_[2]
+        assert figure.value == scale * interval[1]
+        assert 0 <= figure.low <= scale * interval[0]
+        assert figure.high >= scale * interval[2]
 
 
-def test_perplexity_is_not_predicted_while_that_of_the_original_engine_is_unknown():
-    seen = [observed(RATIO, 1.0, 1.1, 1.2), observed(KL, 0.1, 0.2, 0.3)]
-    assert {m.metric for m in FORESIGHT.predict(seen, {})} == {RATIO, KL}
+def test_perplexity_prediction_needs_the_baseline_perplexity():
+    figures = [observed(PERPLEXITY_RATIO, 1.0, 1.1, 1.2), observed(KL_MEAN, 0.1, 0.2, 0.3)]
+    assert {m.metric for m in PREDICTOR.predict(figures, {})} == {PERPLEXITY_RATIO, KL_MEAN}
 
 
-def test_metrics_are_those_that_quality_measures():
-    assert set(FORESIGHT.metrics) <= set(Quality.METRICS)
+def test_predicted_metrics_are_quality_metrics():
+    assert set(PREDICTOR.metrics) <= set(Quality.METRICS)
 
 
 WEIGHTS = QuantizationScheme(bits=4, block_size=32, symmetric=False)
@@ -62,17 +62,17 @@ WEIGHTS = QuantizationScheme(bits=4, block_size=32, symmetric=False)
         ({"kv_cache": KvCacheScheme(bits=8, per_channel=True)}, False),
     ],
 )
-def test_what_an_engine_rounds_beside_its_weights_is_not_foreseen(changes, covered):
-    assert FORESIGHT.covers(replace(specs.llama(), **changes)) == covered
+def test_predictor_covers_weight_rounding_only(changes, covered):
+    assert PREDICTOR.covers(replace(specs.llama(), **changes)) == covered
 
 
-def test_few_windows_of_the_probe_of_quality_alone_are_looked_at():
-    probes = {"how_well": Quality(kl_tokens=100), "size": toy_bench.bench("size").probes["size"]}
+def test_prediction_bench_has_only_quality_and_few_windows():
+    probes = {"renamed": Quality(kl_tokens=100), "size": toy_bench.bench("size").probes["size"]}
     bench = toy_bench.bench(probes=probes, max_windows=24)
-    short = restrict_to_quality(bench)
-    assert short is not None
-    assert (list(short.probes), short.max_windows) == (["how_well"], quality_prediction.WINDOWS)
-    assert short.probes["how_well"] == probes["how_well"]
+    restricted = restrict_to_quality(bench)
+    assert restricted is not None
+    assert (list(restricted.probes), restricted.max_windows) == (["renamed"], quality_prediction.MAX_WINDOWS)
+    assert restricted.probes["renamed"] == probes["renamed"]
     fewer = restrict_to_quality(replace(bench, max_windows=3))
     assert fewer is not None
     assert fewer.max_windows == 3

@@ -58,64 +58,64 @@ def run(
     lap_ms: float = 1.0,
     slowed: float = 0.0,
 ) -> Run:
-    reported = report(share, halves, lap_ms, slowed)
-    return judge_run("laps", reported, timed, foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5)
+    judged_report = report(share, halves, lap_ms, slowed)
+    return judge_run("laps", judged_report, timed, foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5)
 
 
-def concluded(probe: Stopwatch, runs: Sequence[Run], tolerated: float = 0.0) -> list[Measurement]:
-    return summarize_runs("watch", probe, runs, foreign_cpu_share=tolerated)
+def summarize(probe: Stopwatch, runs: Sequence[Run], tolerance: float = 0.0) -> list[Measurement]:
+    return summarize_runs("watch", probe, runs, foreign_cpu_share=tolerance)
 
 
-def test_a_quiet_run_is_not_disturbed():
+def test_run_within_tolerances_is_undisturbed():
     assert run(0.05, (1.0, 1.25)).disturbance == ""
 
 
-def test_foreign_load_above_the_share_disturbs():
-    assert "other processes took 6%" in run(0.06).disturbance
+def test_foreign_load_above_limit_disturbs():
+    assert "other processes used 6%" in run(0.06).disturbance
 
 
-def test_halves_that_disagree_disturb_whichever_is_slower():
+def test_unequal_halves_disturb_in_either_order():
     assert "halves of watch differ by 30%" in run(0, (1.3, 1.0)).disturbance
     assert "halves of watch differ by 30%" in run(0, (1.0, 1.3)).disturbance
 
 
-def test_work_too_short_to_compare_has_no_halves():
+def test_missing_halves_do_not_disturb():
     assert run(0, ()).disturbance == run(0, (5.0,)).disturbance == ""
 
 
-def test_neighbours_that_slow_down_more_than_the_share_disturb():
+def test_contention_above_limit_disturbs():
     assert run(0, slowed=0.5).disturbance == ""
-    assert "others on the same physical cores slowed down 60% of watch" in run(0, slowed=0.6).disturbance
+    assert "contention for the physical cores slowed down 60% of watch" in run(0, slowed=0.6).disturbance
 
 
-def test_load_does_not_disturb_what_is_not_timed():
+def test_load_does_not_disturb_untimed_probes():
     assert run(0.9, timed=()).disturbance == ""
 
 
-def test_figures_come_from_undisturbed_runs_alone():
-    (figure,) = concluded(Stopwatch(), [run(0.5, lap_ms=9), run(0, lap_ms=1), run(0, lap_ms=2)])
+def test_figures_use_undisturbed_runs_only():
+    (figure,) = summarize(Stopwatch(), [run(0.5, lap_ms=9), run(0, lap_ms=1), run(0, lap_ms=2)])
     assert (figure.low, figure.high, figure.noisy) == (1, 2, False)
 
 
-def test_what_stays_disturbed_is_noisy_and_its_interval_holds_every_try():
+def test_disturbed_figure_is_noisy_and_covers_every_run():
     runs = [run(0.5, lap_ms=9), run(0.2, lap_ms=4), run(0, lap_ms=1), run(0.3, lap_ms=0.5)]
-    (figure,) = concluded(Stopwatch(), runs)
+    (figure,) = summarize(Stopwatch(), runs)
     assert figure.noisy
-    assert figure.value == 2.5, "the undisturbed run and the least disturbed one"
+    assert figure.value == 2.5, "median of the undisturbed run and the least disturbed one"
     assert (figure.low, figure.high) == (0.5, 9)
     assert "disturbed" in figure.method
 
 
-def test_load_that_passes_as_undisturbed_enters_the_interval():
-    (figure,) = concluded(Stopwatch(), [run(0, lap_ms=100), run(0, lap_ms=120)], tolerated=0.05)
+def test_tolerance_load_widens_the_interval():
+    (figure,) = summarize(Stopwatch(), [run(0, lap_ms=100), run(0, lap_ms=120)], tolerance=0.05)
     assert (figure.value, figure.low, figure.high) == (110, pytest.approx(95), pytest.approx(126))
 
 
-def test_load_makes_no_untimed_figure_noisy():
-    (figure,) = concluded(Untimed(), [run(0.9, lap_ms=3), run(0.9, lap_ms=5), run(0, lap_ms=9)])
+def test_load_leaves_untimed_figures_unmarked():
+    (figure,) = summarize(Untimed(), [run(0.9, lap_ms=3), run(0.9, lap_ms=5), run(0, lap_ms=9)])
     assert (figure.low, figure.high, figure.noisy) == (3, 5, False)
 
 
-def test_a_figure_that_the_probe_does_not_announce_is_refused():
+def test_undeclared_metric_is_rejected():
     with pytest.raises(MeasureError, match="METRICS"):
-        concluded(Stopwatch(unit="s"), [run(0), run(0)])
+        summarize(Stopwatch(unit="s"), [run(0), run(0)])
