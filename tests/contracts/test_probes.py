@@ -1,4 +1,4 @@
-"""What every probe promises, held against each choice in conf/probe."""
+"""Test the contract of the `Probe` protocol with every config in conf/probe."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from edgeopt.measure.harness.workload import build_workload
 CONF = Path(__file__).parents[2] / "conf" / "probe"
 CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))]
 PROBES = [resolve(config["_target_"]) for config in CONFIGS]
-OPEN = {"Tasks": {"path": str(toy_bench.TASKS), "names": ["choose_next", "say_next"]}}
-"""Values that a config leaves to the user."""
-ABSENT = () if toy_bench.LM_EVAL else ("Tasks",)
+REQUIRED_VALUES = {"Tasks": {"path": str(toy_bench.TASKS), "names": ["choose_next", "say_next"]}}
+"""Fields without a default, by class."""
+UNAVAILABLE = () if toy_bench.LM_EVAL else ("Tasks",)
 UNIT_OF_ENDING = {
     "_mib": "MiB",
     "_ms": "ms",
@@ -42,17 +42,17 @@ UNIT_OF_ENDING = {
 each_probe = pytest.mark.parametrize("probe_class", PROBES, ids=lambda p: p.__name__)
 
 
-def made(probe_class):
-    """A probe with its defaults, and with what has none."""
-    if probe_class.__name__ in ABSENT:
+def create(probe_class):
+    """Create a probe with default values and the required ones; skip if its library is not installed."""
+    if probe_class.__name__ in UNAVAILABLE:
         pytest.skip(f"the library of {probe_class.__name__} is not installed")
     target = f"{probe_class.__module__}.{probe_class.__name__}"
-    return instantiate({"_target_": target, **OPEN.get(probe_class.__name__, {})})
+    return instantiate({"_target_": target, **REQUIRED_VALUES.get(probe_class.__name__, {})})
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """What all probes collect together: first of the engine that becomes the reference, then against it."""
+    """Return the samples of all probes, measured without references and then against them."""
     folder = tmp_path_factory.mktemp("contract")
     engine = toy_bench.build(folder, FakeRuntime())
     workload = build_workload(
@@ -64,14 +64,14 @@ def reports(tmp_path_factory):
         max_windows=6,
     )
     (folder / "documents.json").write_text(json.dumps(workload.documents))
-    found = []
-    against = dict.fromkeys(("baseline", "checkpoint"), str(folder / "first"))
-    for name, references in (("first", {}), ("second", against)):
+    reports = []
+    references_to_first = dict.fromkeys(("baseline", "checkpoint"), str(folder / "first"))
+    for name, references in (("first", {}), ("second", references_to_first)):
         (folder / name).mkdir()
         job = child_process.Job(
             parent=0,
             runtime=to_config(FakeRuntime(token_s=0.0005)),
-            probes={p.__name__: to_config(made(p)) for p in PROBES if p.__name__ not in ABSENT},
+            probes={p.__name__: to_config(create(p)) for p in PROBES if p.__name__ not in UNAVAILABLE},
             engine=str(engine.directory),
             cores=[0],
             context_length=128,
@@ -81,30 +81,30 @@ def reports(tmp_path_factory):
             scratch=str(folder / name),
             report="",
         )
-        found.append(child_process.run(job, time.monotonic())["samples"])
-    return found
+        reports.append(child_process.run(job, time.monotonic())["samples"])
+    return reports
 
 
 @each_probe
-def test_a_probe_is_a_part_that_describes_itself(probe_class):
-    probe = made(probe_class)
+def test_probe_config_round_trips_through_json(probe_class):
+    probe = create(probe_class)
     assert instantiate(json.loads(json.dumps(to_config(probe)))) == probe
 
 
 @each_probe
-def test_a_probe_says_how_it_is_run(probe_class):
+def test_probe_declares_group_timing_and_processes(probe_class):
     assert probe_class.GROUP
     assert isinstance(probe_class.TIMED, bool)
-    assert made(probe_class).processes >= 1
+    assert create(probe_class).processes >= 1
 
 
 @pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == FILES], ids=lambda p: p.__name__)
-def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
+def test_file_probe_opens_no_engine(probe_class, tmp_path):
     engine = toy_bench.build(tmp_path, FakeRuntime(crash="error"))
     job = child_process.Job(
         parent=0,
         runtime=to_config(FakeRuntime()),
-        probes={"own": to_config(made(probe_class))},
+        probes={"own": to_config(create(probe_class))},
         engine=str(engine.directory),
         cores=[0],
         context_length=128,
@@ -114,11 +114,11 @@ def test_a_probe_of_files_opens_no_engine(probe_class, tmp_path):
         scratch="",
         report="",
     )
-    assert made(probe_class).summarize([child_process.collect_from_files(job)["samples"]["own"]])
+    assert create(probe_class).summarize([child_process.collect_from_files(job)["samples"]["own"]])
 
 
 @each_probe
-def test_metrics_are_grouped_and_named_with_their_unit(probe_class):
+def test_metric_names_have_group_and_unit(probe_class):
     for metric, unit in probe_class.METRICS.items():
         assert "/" in metric
         units.dimension_of(unit)
@@ -127,22 +127,22 @@ def test_metrics_are_grouped_and_named_with_their_unit(probe_class):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c["_target_"])
-def test_a_config_sets_the_probe_up_as_it_is_by_default(config):
+def test_config_equals_the_default_values(config):
     probe_class = resolve(config["_target_"])
-    assert made(probe_class) == instantiate({**config, **OPEN.get(probe_class.__name__, {})})
+    assert create(probe_class) == instantiate({**config, **REQUIRED_VALUES.get(probe_class.__name__, {})})
 
 
 @each_probe
 def test_samples_are_plain_json(probe_class, reports):
-    made(probe_class)
+    create(probe_class)
     for report in reports:
         samples = report[probe_class.__name__]
         assert json.loads(json.dumps(samples, allow_nan=False)) == samples
 
 
 @each_probe
-def test_figures_are_announced_finite_and_within_their_interval(probe_class, reports):
-    probe = made(probe_class)
+def test_figures_are_declared_finite_and_in_interval(probe_class, reports):
+    probe = create(probe_class)
     for report in reports:
         for figure in probe.summarize([report[probe_class.__name__]] * probe.processes):
             assert probe.METRICS[figure.metric] == figure.unit
@@ -150,20 +150,20 @@ def test_figures_are_announced_finite_and_within_their_interval(probe_class, rep
             assert figure.low <= figure.value <= figure.high
             assert figure.count >= 1
             assert figure.method
-            assert not figure.noisy, "only the bench knows what disturbed a run"
+            assert not figure.noisy, "only the bench detects disturbances"
 
 
 @each_probe
-def test_every_probe_reports_something_once_references_exist(probe_class, reports):
-    assert made(probe_class).summarize([reports[1][probe_class.__name__]])
+def test_probe_reports_figures_with_references(probe_class, reports):
+    assert create(probe_class).summarize([reports[1][probe_class.__name__]])
 
 
 @pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == "quality"], ids=lambda p: p.__name__)
-def test_every_figure_of_quality_is_reported_once_references_exist(probe_class, reports):
-    figures = made(probe_class).summarize([reports[1][probe_class.__name__]])
+def test_quality_probes_report_all_metrics_with_references(probe_class, reports):
+    figures = create(probe_class).summarize([reports[1][probe_class.__name__]])
     assert {figure.metric for figure in figures} == probe_class.METRICS.keys()
 
 
-def test_no_two_probes_share_a_metric():
-    every = [metric for probe in PROBES for metric in probe.METRICS]
-    assert len(every) == len(set(every))
+def test_probes_share_no_metric():
+    metrics = [metric for probe in PROBES for metric in probe.METRICS]
+    assert len(metrics) == len(set(metrics))

@@ -121,14 +121,14 @@ def decode(*runs: dict[str, object]) -> tuple[float, str]:
 def test_the_figure_is_of_tokens_at_the_best_pace_of_all_processes() -> None:
     value, method = decode(samples((0.2, 1.6), (0.1, 1.0)), samples((0.2, 1.6), (0.2, 1.6)))
     assert value == pytest.approx(100)
-    assert "without 75% that others on the same physical cores slowed down" in method
+    assert "excluding 75% slowed down by contention" in method
 
 
 def test_where_no_process_had_its_cores_for_a_round_all_tokens_count() -> None:
     torn = samples((0.2, 1.6)) | {"decode_pace_s": [[1.0, 1.6, 1.6]]}
     value, method = decode(torn)
     assert value == pytest.approx(200)
-    assert "of which 67% that others" in method
+    assert "including 67% slowed down by contention" in method
 
 
 def test_figures_of_work_that_others_slowed_down_are_noisy_once_the_bench_has_judged_it() -> None:
@@ -148,7 +148,7 @@ def test_figures_of_work_that_others_slowed_down_are_noisy_once_the_bench_has_ju
 def test_without_neighbours_the_method_says_nothing_of_them() -> None:
     value, method = decode(samples((0.1, 0.0), (0.3, 0.0)))
     assert value == pytest.approx(200)
-    assert "others" not in method
+    assert "contention" not in method
 
 
 class Subject:
@@ -167,5 +167,5 @@ def test_the_probe_reports_how_much_of_what_it_wanted_others_slowed_down(
 ) -> None:
     at(monkeypatch, 1.0, most)
     monkeypatch.setattr(paces, "is_virtual", lambda root: True)
-    monkeypatch.setattr(latency, "_MOST_S", 0.0)
+    monkeypatch.setattr(latency, "_MAX_DECODE_S", 0.0)
     assert Latency().collect(Subject())["slowed"] == slowed

@@ -115,7 +115,7 @@ def test_generation_is_measured_under_the_cap_of_the_target(capped, tmp_path):
     target = replace(toy_bench.TARGET, memory_cap="128 MiB")
     figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory", "latency"), target=target)
     assert figures["memory/cap_mib"].value == 128
-    assert "under a cap of 128 MiB that the kernel enforced" in figures["memory/peak_rss_mib"].method
+    assert "memory cap of 128 MiB enforced by the kernel" in figures["memory/peak_rss_mib"].method
     assert figures["latency/decode_p50_ms"].value > 0
 
 
@@ -134,7 +134,7 @@ def test_a_cap_that_nobody_enforces_is_no_figure_and_every_figure_of_memory_says
     figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory"), target=target)
     assert "memory/cap_mib" not in figures or figures["memory/cap_mib"].value > 16
     memory = [figure for metric, figure in figures.items() if metric.startswith("memory/")]
-    assert all("the cap of 16 MiB was not enforced" in figure.method for figure in memory)
+    assert all("memory cap of 16 MiB not enforced" in figure.method for figure in memory)
 
 
 @pytest.mark.parametrize(

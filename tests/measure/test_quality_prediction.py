@@ -13,7 +13,13 @@ from edgeopt.core.model_spec import KvCacheScheme, QuantizationScheme
 from edgeopt.core.result import Measurement
 from edgeopt.measure import quality_prediction
 from edgeopt.measure.probes.quality import Quality
-from edgeopt.measure.quality_prediction import KL_MEAN, PERPLEXITY, PERPLEXITY_RATIO, QualityPredictor, restrict_to_quality
+from edgeopt.measure.quality_prediction import (
+    KL_MEAN,
+    PERPLEXITY,
+    PERPLEXITY_RATIO,
+    QualityPredictor,
+    restrict_to_quality,
+)
 
 PREDICTOR = QualityPredictor(bench=None)
 INTERVALS = st.tuples(*[st.floats(0.0, 1e4)] * 3).map(sorted)

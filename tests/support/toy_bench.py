@@ -1,4 +1,4 @@
-"""A toy language of 64 words with a tokenizer, and stub engines that speak it."""
+"""Build fake engines of a toy language of 64 words and measure them."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ CONF = Path(__file__).parents[2] / "conf"
 WORDS = [f"w{i}" for i in range(63)] + ["<unk>"]
 SPEC = specs.llama(vocabulary=len(WORDS), hidden=16, intermediate=64, heads=1, kv_heads=1, layers=1, context=512)
 TASKS = Path(__file__).parent / "tasks"
-"""Two tasks of lm-eval over twelve documents in these words."""
+"""Folder with two lm-eval tasks over twelve documents of the toy language."""
 LM_EVAL = find_spec("lm_eval") is not None
 TARGET = Target(name="toy", threads=1, context_length=128)
 
 
 def text(seed: int = 0, documents: int = 30, words: int = 150) -> Text:
-    draw = random.Random(seed)
+    """Generate documents of random words."""
+    generator = random.Random(seed)
     return Text(
-        name=f"toy {seed}", documents=tuple(" ".join(draw.choices(WORDS[:-1], k=words)) for _ in range(documents))
+        name=f"toy {seed}", documents=tuple(" ".join(generator.choices(WORDS[:-1], k=words)) for _ in range(documents))
     )
 
 
 def build(folder: Path, runtime: FakeRuntime) -> Engine:
+    """Build an engine of the toy language in `folder`/engine."""
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(checkpoint / "tokenizer.json"))
-    engine = folder / "engine"
-    engine.mkdir()
+    directory = folder / "engine"
+    directory.mkdir()
     sealed = Checkpoint.seal(checkpoint, format="toy", spec=SPEC, made_by={})
-    runtime.build(sealed, engine, lambda line: None)
-    return Engine.seal(engine, format=runtime.format, spec=SPEC, made_by={})
+    runtime.build(sealed, directory, lambda line: None)
+    return Engine.seal(directory, format=runtime.format, spec=SPEC, made_by={})
 
 
 def probe_config(name: str, **values: Any) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def measured(
     references: Mapping[str, Path] | None = None,
     evaluation: Text | None = None,
 ) -> dict[str, Measurement]:
-    """Build the runtime's engine in `folder` and measure it there."""
+    """Build an engine in `folder`, measure it there, and return the figures by metric."""
     figures = measure(
         build(folder, runtime),
         runtime,

@@ -87,7 +87,7 @@ def _failure(exit_code: int, log: Path, job: Job) -> MeasureError:
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         if -exit_code == signal.SIGKILL:
-            hint = f"The kernel kills a process that exceeds the memory: use a smaller model or context. {hint}"
+            hint = f"The kernel kills a process when memory runs out: use a smaller model or context. {hint}"
         cap = f" under a memory cap of {_format_cap(job)}" if job.memory_cap_bytes else ""
         return MeasureError(f"the measured process was killed by {name}{cap}", hint=hint)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]

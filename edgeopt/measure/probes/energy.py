@@ -35,7 +35,11 @@ class Energy:
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {
-        **{f"energy/{kind}/{component}_j_per_token": "J" for kind in ("measured", "estimated") for component in _COMPONENTS},
+        **{
+            f"energy/{kind}/{component}_j_per_token": "J"
+            for kind in ("measured", "estimated")
+            for component in _COMPONENTS
+        },
         "energy/measured/power_w": "W",
         "energy/estimated/power_w": "W",
     }
@@ -132,4 +136,6 @@ def _decode_for(session: Session, prompt: list[int], new_tokens: int, seconds: f
             if elapsed_s >= seconds:
                 return decoded, elapsed_s
         if decoded == before:
-            raise MeasureError(f"the engine must generate at least one token, got none after {len(prompt)} prompt tokens")
+            raise MeasureError(
+                f"the engine must generate at least one token, got none after {len(prompt)} prompt tokens"
+            )

@@ -1,7 +1,7 @@
-"""How long an engine lets its user wait: cold start, first token, every further token, a queue.
+"""Measure latency: cold start, time to first token, time per output token, and a burst of requests.
 
-A fresh process does the same decode twice; where the two rounds disagree, something disturbed it. On a virtual machine
-it decodes until enough tokens were undisturbed; the others do not count (see edgeopt.machine.contention).
+Each fresh process decodes the same tokens twice; if the two rounds differ, something disturbed it. On a virtual machine
+it decodes until enough tokens were free of contention, and ignores the others (see edgeopt.machine.contention).
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from edgeopt.measure.stats.aggregate import HALVES, SLOWED
 from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, percentile
 
 _PERCENTILES = (50, 95, 99)
-_ROUNDS, _MOST_S = 2, 3.0
-# shorter rounds hold a few time slices of the scheduler, so their difference says nothing
-_COMPARABLE_S = 0.05
+_MIN_DECODED_TOKENS = 200
+_ROUNDS, _MAX_DECODE_S = 2, 3.0
+# a shorter round spans only a few time slices of the scheduler, so rounds would differ by chance
+_MIN_COMPARABLE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What one user waits for, in processes that nobody else disturbs.
+    """Latency for a single user, in fresh processes.
 
     Attributes:
-        decode_tokens: tokens after the first in each of two decodes from the shortest prompt.
-        ttft_repeats: how often each prompt is read in a process.
-        burst_requests, burst_tokens: a queue that arrives at once and is served one request after another.
+        processes: number of fresh processes.
+        decode_tokens: tokens decoded after the first token, in each of two rounds after the shortest prompt.
+        ttft_repeats: number of measurements of each prompt length per process.
+        burst_requests: number of requests that arrive at once and are served one after another.
+        burst_tokens: tokens generated per request of the burst.
+
+    Raises ConfigError if a value is below 1 or all processes together decode fewer than 200 tokens.
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {
@@ -53,33 +58,40 @@ class Latency:
     burst_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.processes * self.decode_tokens * _ROUNDS < 200:
+        decoded = self.processes * self.decode_tokens * _ROUNDS
+        if decoded < _MIN_DECODED_TOKENS:
             raise ConfigError(
-                f"{self.processes} processes that decode {self.decode_tokens} tokens twice are fewer than 200 tokens",
+                f"all processes together must decode at least {_MIN_DECODED_TOKENS} tokens, got {decoded}",
                 location="decode_tokens",
-                hint=f"Give {-(-200 // (_ROUNDS * max(1, self.processes)))} or more",
+                hint=f"Use {-(-_MIN_DECODED_TOKENS // (_ROUNDS * max(1, self.processes)))} or more",
             )
         for name in ("processes", "ttft_repeats", "burst_requests", "burst_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} measures nothing", location=name, hint="Give 1 or more")
+                raise ConfigError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
+                )
 
     def collect(self, subject: Subject) -> Samples:
+        """Return the times in seconds of start-up, first tokens, decoded tokens and the burst.
+
+        `decode_pace_s` has the contention probe's time for each decoded token.
+        """
         marks = {name: mark["time_s"] for name, mark in subject.marks.items()}
         shortest = subject.prompts[min(subject.prompts)]
-        room = subject.context_length - len(shortest) - 1
-        pace = ContentionProbe()
+        available_tokens = subject.context_length - len(shortest) - 1
+        contention = ContentionProbe()
 
         def ttft(prompt: list[int]) -> float:
-            return pace.retry(lambda: _first_token_s(subject.session, prompt))
+            return contention.retry(lambda: _first_token_s(subject.session, prompt))
 
         ttft_s = {
             str(length): [ttft(prompt) for _ in range(self.ttft_repeats)] for length, prompt in subject.prompts.items()
         }
-        count = min(self.decode_tokens, room)
-        rounds = time_decode_rounds(subject.session, shortest, count, pace, rounds=_ROUNDS, most_s=_MOST_S)
-        own = [select_undisturbed(*one, pace.best_s) for one in rounds]
-        counted = [tokens or times for tokens, (times, _) in zip(own, rounds, strict=True)]
-        burst_tokens = min(self.burst_tokens, room)
+        count = min(self.decode_tokens, available_tokens)
+        rounds = time_decode_rounds(subject.session, shortest, count, contention, rounds=_ROUNDS, most_s=_MAX_DECODE_S)
+        undisturbed = [select_undisturbed(times, paces, contention.best_s) for times, paces in rounds]
+        compared = [selected or times for selected, (times, _) in zip(undisturbed, rounds, strict=True)]
+        burst_tokens = min(self.burst_tokens, available_tokens)
         return {
             "cold_start_s": marks["first_token"] - marks["spawned"],
             "load_s": marks["loaded"] - marks["imported"],
@@ -87,9 +99,9 @@ class Latency:
             "decode_prompt_tokens": len(shortest),
             "decode_s": [times for times, _ in rounds],
             "decode_pace_s": [paces for _, paces in rounds],
-            "burst_s": pace.retry(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
-            SLOWED: max(0.0, 1 - sum(map(len, own)) / (_ROUNDS * count)),
-            HALVES: [median(decode) for decode in counted[-_ROUNDS:] if sum(decode) >= _COMPARABLE_S],
+            "burst_s": contention.retry(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
+            SLOWED: max(0.0, 1 - sum(map(len, undisturbed)) / (_ROUNDS * count)),
+            HALVES: [median(times) for times in compared[-_ROUNDS:] if sum(times) >= _MIN_COMPARABLE_S],
         }
 
     def _burst_s(self, session: Session, prompt: list[int], new_tokens: int) -> float:
@@ -100,18 +112,23 @@ class Latency:
         return time.perf_counter() - start
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        """Return the metrics as medians over processes and percentiles over decoded tokens."""
         processes = f"{len(runs)} fresh processes"
-        spread = f"median of {processes}"
-        decode = _Tokens.of(runs)
+        statistic = f"median of {processes}"
+        decode = _DecodedTokens.from_runs(runs)
         tokens = f"tokens after a prompt of {runs[0]['decode_prompt_tokens']}, {processes}"
-        if decode.left_out:
-            how = "of which" if decode.slowed else "without"
-            tokens += f", {how} {decode.left_out:.0%} that others on the same physical cores slowed down"
+        if decode.slowed_share:
+            verb = "including" if decode.includes_slowed else "excluding"
+            tokens += f", {verb} {decode.slowed_share:.0%} slowed down by contention"
         rates = [[1e3 * len(token_ms) / sum(token_ms)] for token_ms in decode.times_ms]
-        burst = f"{self.burst_requests} requests of {self.burst_tokens} tokens, last completion; {spread}"
+        burst = f"{self.burst_requests} requests of {self.burst_tokens} tokens, last completion; {statistic}"
         return [
-            self._figure("latency/cold_start_ms", _ms(runs, "cold_start_s"), f"process start to first token; {spread}"),
-            self._figure("latency/load_ms", _ms(runs, "load_s"), f"opening the engine, libraries imported; {spread}"),
+            self._figure(
+                "latency/cold_start_ms", _to_ms(runs, "cold_start_s"), f"process start to first token; {statistic}"
+            ),
+            self._figure(
+                "latency/load_ms", _to_ms(runs, "load_s"), f"opening the engine after importing libraries; {statistic}"
+            ),
             *(
                 self._figure(
                     f"latency/ttft_{length}_ms",
@@ -121,10 +138,10 @@ class Latency:
                 for length in runs[0]["ttft_s"]
             ),
             *(
-                self._figure(f"latency/decode_p{p}_ms", decode.times_ms, f"percentile of {tokens}", percent=p)
+                self._figure(f"latency/decode_p{p}_ms", decode.times_ms, f"p{p} of {tokens}", percent=p)
                 for p in _PERCENTILES
             ),
-            self._figure("latency/burst_ms", _ms(runs, "burst_s"), burst),
+            self._figure("latency/burst_ms", _to_ms(runs, "burst_s"), burst),
             self._figure("throughput/decode_tokens_per_s", rates, f"{tokens}; median"),
         ]
 
@@ -141,47 +158,55 @@ class Latency:
         )
 
 
-def _ms(runs: Sequence[Samples], key: str) -> list[list[float]]:
+def _to_ms(runs: Sequence[Samples], key: str) -> list[list[float]]:
     return [[1e3 * run[key]] for run in runs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tokens:
-    """Milliseconds of the tokens that count, as many of each process.
+class _DecodedTokens:
+    """Times of the decoded tokens that enter the figures.
 
     Attributes:
-        left_out: share of those that others on the same physical cores slowed down.
-        slowed: no process had the cores for itself for a whole round, so that all tokens count.
+        times_ms: milliseconds per token, the same number of tokens for each process.
+        slowed_share: share of all tokens that contention slowed down.
+        includes_slowed: no process had a full round without contention, so that all tokens are included.
     """
 
     times_ms: list[list[float]]
-    left_out: float
-    slowed: bool
+    slowed_share: float
+    includes_slowed: bool
 
     @classmethod
-    def of(cls, runs: Sequence[Samples]) -> _Tokens:
-        """Of those processes that were undisturbed for a round; the fastest moment of all of them tells which were."""
+    def from_runs(cls, runs: Sequence[Samples]) -> _DecodedTokens:
+        """Select the tokens of the processes with a full round without contention, else all tokens.
+
+        The fastest time of the contention probe in all processes is the reference for contention.
+        """
         best_s = min(pace_s for run in runs for paces in run["decode_pace_s"] for pace_s in paces)
-        least = min(len(times) for run in runs for times in run["decode_s"])
-        every = [[1e3 * s for times in run["decode_s"] for s in times] for run in runs]
-        counted = [
+        round_tokens = min(len(times) for run in runs for times in run["decode_s"])
+        all_ms = [[1e3 * s for times in run["decode_s"] for s in times] for run in runs]
+        undisturbed_ms = [
             [
                 1e3 * s
-                for pair in zip(run["decode_s"], run["decode_pace_s"], strict=True)
-                for s in select_undisturbed(*pair, best_s)
+                for times, paces in zip(run["decode_s"], run["decode_pace_s"], strict=True)
+                for s in select_undisturbed(times, paces, best_s)
             ]
             for run in runs
         ]
-        left_out = 1 - sum(map(len, counted)) / sum(map(len, every))
-        enough = [times for times in counted if len(times) >= least]
-        chosen = enough or every
-        count = min(map(len, chosen))
-        return cls(times_ms=[times[:count] for times in chosen], left_out=left_out, slowed=not enough)
+        slowed_share = 1 - sum(map(len, undisturbed_ms)) / sum(map(len, all_ms))
+        full_rounds_ms = [times for times in undisturbed_ms if len(times) >= round_tokens]
+        selected = full_rounds_ms or all_ms
+        count = min(map(len, selected))
+        return cls(
+            times_ms=[times[:count] for times in selected],
+            slowed_share=slowed_share,
+            includes_slowed=not full_rounds_ms,
+        )
 
 
 def _first_token_s(session: Session, prompt: list[int]) -> float:
     start = time.perf_counter()
     tokens = session.generate(prompt, 1, stop_at_end=False)
     if next(tokens, None) is None:
-        raise MeasureError(f"the engine generated nothing after a prompt of {len(prompt)} tokens")
+        raise MeasureError(f"the engine must generate at least one token, got none after {len(prompt)} prompt tokens")
     return time.perf_counter() - start

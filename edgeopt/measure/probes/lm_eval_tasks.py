@@ -44,7 +44,9 @@ def read_tasks(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> di
     """
     folder = folder.resolve()
     if not folder.is_dir():
-        raise ConfigError(f"`path` must be a folder, got {str(folder)!r}", location="path", hint="Give the folder of the task files")
+        raise ConfigError(
+            f"`path` must be a folder, got {str(folder)!r}", location="path", hint="Give the folder of the task files"
+        )
     found: dict[str, tuple[Path, Task]] = {}
     for path in sorted(path for path in folder.rglob("*.yaml") if path.is_file()):
         task = _merge_includes(path, folder, ())
@@ -139,7 +141,11 @@ def _check(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task
             hint="Use doc_to_text",
         )
     kwargs = task.get("dataset_kwargs")
-    if task.get("dataset_path") not in _LOCAL_FORMATS or not isinstance(kwargs, Mapping) or not kwargs.get("data_files"):
+    if (
+        task.get("dataset_path") not in _LOCAL_FORMATS
+        or not isinstance(kwargs, Mapping)
+        or not kwargs.get("data_files")
+    ):
         raise ConfigError(
             f"`dataset_path` must be a local format with data_files, got {task.get('dataset_path')!r}",
             location=f"{path}: dataset_path",

@@ -85,7 +85,9 @@ class Parity:
         if not run:
             return []
         return [
-            self._exact("quality/parity_error", run["error"], run, "max |difference| / max |logit| against PyTorch fp32"),
+            self._exact(
+                "quality/parity_error", run["error"], run, "max |difference| / max |logit| against PyTorch fp32"
+            ),
             self._exact("quality/parity_kl", run["kl"], run, "mean KL(PyTorch fp32 ‖ engine)"),
             self._exact("quality/parity_top1", run["top1"], run, "share of positions with the argmax of PyTorch fp32"),
         ]

@@ -150,7 +150,9 @@ class Quality:
                 f"share of {len(regressed)} windows whose loss rose by more than {self.margin_nats:g} nats per token, "
                 "bootstrap over windows",
             ),
-            self._figure("quality/top1_agreement", top1, sizes, f"share of positions with the baseline's argmax, {bootstrap}"),
+            self._figure(
+                "quality/top1_agreement", top1, sizes, f"share of positions with the baseline's argmax, {bootstrap}"
+            ),
         ]
 
     def _figure(
@@ -181,9 +183,7 @@ def regressed_windows(nll_increase: Sequence[float], counts: Sequence[int], marg
     return [increase > margin_nats * count for increase, count in zip(nll_increase, counts, strict=True)]
 
 
-def worst_windows(
-    subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None
-) -> list[dict[str, Any]]:
+def worst_windows(subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None) -> list[dict[str, Any]]:
     """Return the windows with the highest NLL per token as text, the worst first."""
     tokenizer = tokens.load(subject.engine.directory)
     lengths = [len(window) - 1 for window in subject.documents]

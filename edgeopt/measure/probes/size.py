@@ -28,7 +28,9 @@ class Size:
         (run,) = {(run["engine_bytes"], run["parameters"]) for run in runs}
         return [
             self._exact("size/engine_mib", run[0] / 2**20, "sum of the engine's files without the manifest"),
-            self._exact("size/parameters", float(run[1]), "parameters of matrices and norms in the engine's model spec"),
+            self._exact(
+                "size/parameters", float(run[1]), "parameters of matrices and norms in the engine's model spec"
+            ),
         ]
 
     def _exact(self, metric: str, value: float, method: str) -> Measurement:

@@ -67,7 +67,9 @@ class Tasks:
                 hint="Name each task once",
             )
         if find_spec("lm_eval") is None:
-            raise ConfigError("task accuracy needs the lm-eval package", hint="Install it: pip install 'edgeopt[tasks]'")
+            raise ConfigError(
+                "task accuracy needs the lm-eval package", hint="Install it: pip install 'edgeopt[tasks]'"
+            )
         self._read_tasks()
         current_digest = digest([lm_eval_tasks.folder_digest(self._folder), metadata.version("lm-eval")])
         if self.digest not in ("", current_digest):

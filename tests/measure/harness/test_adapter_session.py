@@ -1,4 +1,4 @@
-"""Which adapter the measured requests choose."""
+"""Test which adapter the measured requests use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from edgeopt.measure.harness.bench import measure
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
 
 
-class Echo:
-    """A session whose only token says which adapter was chosen: none, one or two."""
+class AdapterIndexSession:
+    """A session that generates the index of the adapter: 0 for none, 1 for `one`, 2 for `two`."""
 
     computed_by = ("echo",)
 
@@ -32,24 +32,24 @@ class Echo:
         pass
 
 
-def test_a_request_that_names_none_gets_the_one_that_is_measured():
-    session: Session = AdapterSession(session=Echo(), adapter="one")
+def test_requests_default_to_the_measured_adapter():
+    session: Session = AdapterSession(session=AdapterIndexSession(), adapter="one")
     assert [*session.generate([1], 1), *session.generate([1], 1, adapter="two")] == [1, 2]
     assert [*session.logits([1]), *session.logits([1], adapter="two")] == [1, 2]
 
 
-def figures(folder: Path, engine: Engine) -> None:
+def measure_with_adapter(folder: Path, engine: Engine) -> None:
     bench = toy_bench.bench("parity", adapter="tests")
     measure(engine, FakeRuntime(), bench, toy_bench.TARGET, toy_bench.text(), folder / "measured", {}, lambda _: None)
 
 
-def test_an_engine_without_adapters_is_measured_as_it_is(tmp_path: Path):
-    figures(tmp_path, toy_bench.build(tmp_path, FakeRuntime()))
+def test_engine_without_adapters_is_measured(tmp_path: Path):
+    measure_with_adapter(tmp_path, toy_bench.build(tmp_path, FakeRuntime()))
 
 
-def test_an_adapter_that_the_engine_lacks_is_no_reason_to_measure_its_base(tmp_path: Path):
+def test_unknown_adapter_is_an_error(tmp_path: Path):
     built = toy_bench.build(tmp_path, FakeRuntime())
     spec = replace(built.spec, adapters={"other": Adapter(rank=2, targets=("o_proj",))})
     engine = Engine.seal(built.directory, format=built.format, spec=spec, made_by={})
     with pytest.raises(MeasureError, match="no adapter 'tests'"):
-        figures(tmp_path, engine)
+        measure_with_adapter(tmp_path, engine)

@@ -1,4 +1,4 @@
-"""Measurements of stub engines in real child processes."""
+"""Test measurements of fake engines in real child processes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ HEAVY = {"torch", "numpy", "transformers", "hydra", "mlflow", "onnxruntime", "to
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory):
-    """The folder and the figures of one measurement with the probes of the generation group."""
-    folder = tmp_path_factory.mktemp("usual")
+def measured(tmp_path_factory):
+    """Return the folder and the figures of one measurement with the generation probes."""
+    folder = tmp_path_factory.mktemp("bench")
     return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench("size", "memory", "latency"))
 
 
@@ -39,38 +39,38 @@ def record(folder):
     return json.loads((folder / "measured" / "samples.json").read_text())
 
 
-def test_every_figure_has_a_known_metric_a_unit_and_an_interval_around_it(usual):
+def test_figures_have_declared_metric_unit_and_interval(measured):
     known = toy_bench.bench("size", "memory", "latency").metrics
-    for figure in usual[1].values():
+    for figure in measured[1].values():
         assert figure.unit == known[figure.metric]
         assert figure.low <= figure.value <= figure.high
 
 
-def test_processes_are_as_many_as_each_probe_asks_for(usual):
-    runs = record(usual[0])["runs"]
-    asked = {name: sum(name in run["report"]["samples"] for run in runs) for name in ("size", "memory", "latency")}
-    assert asked == {"size": 1, "memory": 3, "latency": 5}
+def test_each_probe_gets_its_process_count(measured):
+    runs = record(measured[0])["runs"]
+    counts = {name: sum(name in run["report"]["samples"] for run in runs) for name in ("size", "memory", "latency")}
+    assert counts == {"size": 1, "memory": 3, "latency": 5}
 
 
 def group(folder, name):
     return [run for run in record(folder)["runs"] if run["group"] == name]
 
 
-def test_memory_is_taken_before_other_work_leaves_its_own_in_the_process(usual):
-    assert list(group(usual[0], "generation")[0]["report"]["sections"]) == ["start", "memory", "latency"]
+def test_memory_collects_before_latency(measured):
+    assert list(group(measured[0], "generation")[0]["report"]["sections"]) == ["start", "memory", "latency"]
 
 
-def test_at_least_200_tokens_stand_behind_the_decode_percentiles(usual):
-    assert usual[1]["latency/decode_p99_ms"].count >= 200
+def test_decode_percentiles_use_at_least_200_tokens(measured):
+    assert measured[1]["latency/decode_p99_ms"].count >= 200
 
 
-def test_the_size_is_that_of_the_files(usual):
-    files = [f for f in (usual[0] / "engine").iterdir() if f.name != "edgeopt.json"]
-    assert usual[1]["size/engine_mib"].value == sum(f.stat().st_size for f in files) / 2**20
-    assert usual[1]["size/parameters"].value == toy_bench.SPEC.parameters
+def test_size_is_sum_of_files(measured):
+    files = [f for f in (measured[0] / "engine").iterdir() if f.name != "edgeopt.json"]
+    assert measured[1]["size/engine_mib"].value == sum(f.stat().st_size for f in files) / 2**20
+    assert measured[1]["size/parameters"].value == toy_bench.SPEC.parameters
 
 
-def test_files_are_looked_at_without_a_process_and_first_of_all(tmp_path):
+def test_file_probes_run_first_without_process(tmp_path):
     figures = toy_bench.measured(tmp_path, FakeRuntime(crash="hang"), toy_bench.bench("size"))
     assert figures["size/engine_mib"].value > 0
     assert not list((tmp_path / "measured" / "logs").iterdir())
@@ -82,7 +82,7 @@ def test_files_are_looked_at_without_a_process_and_first_of_all(tmp_path):
     ]
 
 
-def test_the_groups_of_the_default_bench_come_in_the_order_of_their_cost():
+def test_default_groups_are_ordered_by_cost():
     composed = configs.compose()
     groups = configs.part(composed, "measure").groups
     assert list(groups) == ["files", "generation", "quality", "energy"]
@@ -90,10 +90,10 @@ def test_the_groups_of_the_default_bench_come_in_the_order_of_their_cost():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nosy:
-    """A probe that says it looks at files, and generates."""
+class SessionUsingProbe:
+    """A probe of the group `files` that generates."""
 
-    METRICS: ClassVar[dict[str, str]] = {"nosy/x": ""}
+    METRICS: ClassVar[dict[str, str]] = {"generating/x": ""}
     GROUP: ClassVar[str] = "files"
     TIMED: ClassVar[bool] = False
     processes: int = 1
@@ -105,61 +105,61 @@ class Nosy:
         return []
 
 
-def test_a_probe_of_files_that_wants_a_session_is_told_to_change_its_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(child_process, "instantiate", lambda described, location: Nosy())
+def test_file_probe_using_session_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(child_process, "instantiate", lambda config, location: SessionUsingProbe())
     with pytest.raises(MeasureError, match="GROUP"):
-        toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench(probes={"nosy": Nosy()}))
+        toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench(probes={"generating": SessionUsingProbe()}))
 
 
-def test_the_record_of_groups_measured_one_by_one_is_that_of_all_together(tmp_path, usual):
+def test_merged_records_equal_a_joint_measurement(tmp_path, measured):
     folders = []
     for name, probes in toy_bench.bench("size", "memory", "latency").groups.items():
         toy_bench.measured(tmp_path / name, FakeRuntime(), toy_bench.bench(*probes))
         folders.append(tmp_path / name / "measured")
     samples.merge(folders, tmp_path)
-    found, whole = json.loads((tmp_path / "samples.json").read_text()), record(usual[0])
-    assert {k: found[k] for k in found if k != "runs"} == {k: whole[k] for k in whole if k != "runs"}
-    assert [(r["group"], list(r["report"]["samples"])) for r in found["runs"]] == [
-        (r["group"], list(r["report"]["samples"])) for r in whole["runs"]
+    merged, joint = json.loads((tmp_path / "samples.json").read_text()), record(measured[0])
+    assert {k: merged[k] for k in merged if k != "runs"} == {k: joint[k] for k in joint if k != "runs"}
+    assert [(r["group"], list(r["report"]["samples"])) for r in merged["runs"]] == [
+        (r["group"], list(r["report"]["samples"])) for r in joint["runs"]
     ]
     assert sorted(log.name for log in (tmp_path / "logs").iterdir()) == sorted(
-        log.name for log in (usual[0] / "measured" / "logs").iterdir()
+        log.name for log in (measured[0] / "measured" / "logs").iterdir()
     )
 
 
-def test_memory_adds_up(usual):
-    figures = usual[1]
+def test_memory_figures_are_consistent(measured):
+    figures = measured[1]
     assert figures["memory/bare_rss_mib"].value < figures["memory/steady_rss_mib"].value
     assert figures["memory/steady_rss_mib"].value <= figures["memory/peak_rss_mib"].value + 1
     split = figures["memory/private_mib"].value + figures["memory/shared_mib"].value
     assert split == pytest.approx(figures["memory/steady_rss_mib"].value, rel=0.02)
 
 
-def test_cold_start_holds_load(usual):
-    assert usual[1]["latency/cold_start_ms"].value > usual[1]["latency/load_ms"].value > 0
+def test_cold_start_includes_load(measured):
+    assert measured[1]["latency/cold_start_ms"].value > measured[1]["latency/load_ms"].value > 0
 
 
-def test_a_log_of_each_process_is_kept(usual):
-    logs = list((usual[0] / "measured" / "logs").iterdir())
+def test_each_process_has_a_log(measured):
+    logs = list((measured[0] / "measured" / "logs").iterdir())
     assert sorted(log.name for log in logs) == [
-        f"generation-{n}.log" for n in range(len(group(usual[0], "generation")))
+        f"generation-{n}.log" for n in range(len(group(measured[0], "generation")))
     ]
 
 
-def test_memory_that_the_engine_takes_shows_in_the_peak(usual, tmp_path):
+def test_allocated_memory_appears_in_figures(measured, tmp_path):
     heavy = toy_bench.measured(tmp_path, FakeRuntime(allocate_mib=96), toy_bench.bench("memory"))
     for metric in ("memory/peak_rss_mib", "memory/steady_rss_mib", "memory/private_mib"):
-        assert heavy[metric].value - usual[1][metric].value >= 95
-    assert abs(heavy["memory/bare_rss_mib"].value - usual[1]["memory/bare_rss_mib"].value) < 8
+        assert heavy[metric].value - measured[1][metric].value >= 95
+    assert abs(heavy["memory/bare_rss_mib"].value - measured[1]["memory/bare_rss_mib"].value) < 8
 
 
-def test_memory_of_the_parent_does_not_show_in_the_child(tmp_path):
+def test_parent_memory_is_not_counted(tmp_path):
     ballast = b"\1" * (256 * 2**20)
     figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory"))
     assert figures["memory/peak_rss_mib"].high < len(ballast) / 2**20
 
 
-def test_time_that_the_engine_takes_shows_in_every_latency(tmp_path):
+def test_engine_time_appears_in_every_latency(tmp_path):
     latency = toy_bench.probe_config(
         "latency", processes=2, decode_tokens=50, ttft_repeats=1, burst_requests=2, burst_tokens=8
     )
@@ -170,30 +170,30 @@ def test_time_that_the_engine_takes_shows_in_every_latency(tmp_path):
     assert figures["throughput/decode_tokens_per_s"].value <= 200
 
 
-def test_prompts_beyond_the_context_are_not_measured(tmp_path):
+def test_prompts_beyond_context_are_skipped(tmp_path):
     target = replace(toy_bench.TARGET, context_length=64)
     figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("latency"), target=target)
     assert {m for m in figures if "ttft" in m} == {"latency/ttft_16_ms"}
     assert record(tmp_path)["prompt_lengths_left_out"] == [64, 256]
 
 
-def test_a_probe_that_is_off_reports_nothing(tmp_path):
+def test_disabled_probe_reports_nothing(tmp_path):
     bench = toy_bench.bench(probes={"size": toy_bench.probe_config("size"), "latency": None})
     assert set(toy_bench.measured(tmp_path, FakeRuntime(), bench)) == {"size/engine_mib", "size/parameters"}
 
 
 @pytest.mark.parametrize(
-    ("crash", "words"),
+    ("crash", "message"),
     [
-        ("error", "the stub was told to fail"),
+        ("error", "the fake runtime fails on request"),
         ("segfault", "killed by SIGSEGV"),
         ("out_of_memory", "killed by SIGKILL.*memory"),
-        ("hang", "longer than 2 s"),
+        ("hang", "must finish within 2 s"),
     ],
 )
-def test_how_the_process_died_is_said(tmp_path, crash, words):
+def test_process_failure_is_explained(tmp_path, crash, message):
     before = psutil.Process().children()
-    with pytest.raises(MeasureError, match=words) as caught:
+    with pytest.raises(MeasureError, match=message) as caught:
         toy_bench.measured(tmp_path, FakeRuntime(crash=crash), toy_bench.bench("memory", timeout_s=2.0))
     assert str(tmp_path / "measured" / "logs") in str(caught.value)
     assert psutil.Process().children() == before
@@ -208,7 +208,7 @@ toy_bench.measured(Path(sys.argv[1]), FakeRuntime(crash="hang"), toy_bench.bench
 """
 
 
-def test_the_measured_process_dies_with_its_parent(tmp_path):
+def test_measured_process_dies_with_its_parent(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], env=environment)
     children = []
@@ -217,7 +217,7 @@ def test_the_measured_process_dies_with_its_parent(tmp_path):
         children = [
             c for c in psutil.Process(parent.pid).children() if "edgeopt.measure.harness.child_process" in c.cmdline()
         ]
-    time.sleep(1)  # let it come to where it hangs
+    time.sleep(1)  # let it reach the point where it hangs
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=10)
@@ -230,7 +230,7 @@ def spin() -> None:
         pass
 
 
-def test_foreign_load_makes_timed_figures_noisy_and_their_intervals_hold_every_try(tmp_path):
+def test_foreign_load_marks_timed_figures_noisy(tmp_path):
     spawned = multiprocessing.get_context("spawn").Process
     spinners = [spawned(target=spin, daemon=True) for _ in range(os.cpu_count() or 1)]
     for spinner in spinners:
@@ -245,7 +245,7 @@ def test_foreign_load_makes_timed_figures_noisy_and_their_intervals_hold_every_t
         for spinner in spinners:
             spinner.kill()
     runs = group(tmp_path, "generation")
-    assert len(runs) == 3, "two, and one more because they were disturbed"
+    assert len(runs) == 3, "two processes, and one retry because they were disturbed"
     assert all("other processes" in run["disturbance"] for run in runs)
     cold_ms = [1e3 * run["report"]["samples"]["latency"]["cold_start_s"] for run in runs]
     cold = figures["latency/cold_start_ms"]
@@ -255,22 +255,22 @@ def test_foreign_load_makes_timed_figures_noisy_and_their_intervals_hold_every_t
     assert not figures["size/engine_mib"].noisy
 
 
-def test_the_child_starts_without_heavy_libraries():
+def test_child_process_imports_no_heavy_library():
     code = "import sys, edgeopt.measure.harness.child_process; print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not HEAVY & set(output.split())
 
 
-def test_a_reference_that_is_absent_is_an_error(tmp_path):
-    with pytest.raises(MeasureError, match="'baseline' is absent"):
+def test_missing_reference_is_an_error(tmp_path):
+    with pytest.raises(MeasureError, match="reference 'baseline' does not exist"):
         toy_bench.measured(
             tmp_path, FakeRuntime(), toy_bench.bench("size"), references={"baseline": tmp_path / "nowhere"}
         )
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
-    (tmp_path / "measured").write_text("a file where the folder should be")
-    with pytest.raises(MeasureError, match="cannot be kept"):
+def test_unwritable_folder_is_an_error(tmp_path):
+    (tmp_path / "measured").write_text("a file in place of the folder")
+    with pytest.raises(MeasureError, match="cannot write the measurement"):
         toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("size"))
 
 
@@ -288,11 +288,11 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
             "measure.probes.latency.decode_tokens",
         ),
         ({"probes": {"memory": toy_bench.probe_config("memory", colour="red")}}, "measure.probes.memory.colour"),
-        ({"probes": {"stub": {"_target_": "edgeopt.measure.harness.fake_runtime.FakeRuntime"}}}, "measure.probes.stub"),
-        ({"probes": {"one": toy_bench.probe_config("size"), "two": toy_bench.probe_config("size")}}, "probes"),
+        ({"probes": {"fake": {"_target_": "edgeopt.measure.harness.fake_runtime.FakeRuntime"}}}, "measure.probes.fake"),
+        ({"probes": {"first": toy_bench.probe_config("size"), "second": toy_bench.probe_config("size")}}, "probes"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_place(values, location):
+def test_invalid_value_is_rejected_with_its_location(values, location):
     with pytest.raises(ConfigError) as caught:
         Bench(**{"probes": {}, **values})
     assert caught.value.location == location

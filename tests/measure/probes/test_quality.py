@@ -1,4 +1,4 @@
-"""Quality and parity, measured on bigram engines whose figures follow from their table."""
+"""Test quality and parity on bigram engines, whose figures follow from their table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgeopt.core.judge import judge
 from edgeopt.core.target import Limit
 from edgeopt.errors import MeasureError
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
-from edgeopt.measure.probes.quality import Quality, of_perplexity, regressed
+from edgeopt.measure.probes.quality import Quality, perplexity_interval, regressed_windows
 
 QUALITY = ("quality", "parity")
 
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory):
-    """The folder of a measured baseline and its figures."""
+    """Return the folder of a measured baseline and its figures."""
     folder = tmp_path_factory.mktemp("baseline")
     return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench(*QUALITY))
 
@@ -45,19 +45,19 @@ def windows(folder):
 
 
 def log_p(folder, ids):
-    """log p of the tokens that follow each token but the last, straight from the table."""
+    """Return log p after each token but the last, computed from the table."""
     rows = np.load(folder / "engine" / "table.npy").astype(np.float64)[ids[:-1]]
     return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
 
 
-def test_perplexity_follows_from_the_probability_of_each_next_token(baseline):
+def test_perplexity_matches_the_table(baseline):
     folder, figures = baseline
     chosen = np.concatenate([log_p(folder, ids)[np.arange(len(ids) - 1), ids[1:]] for ids in windows(folder)])
     assert figures["quality/perplexity"].value == pytest.approx(np.exp(-chosen.mean()), rel=1e-5)
     assert figures["quality/perplexity"].count == chosen.size
 
 
-def test_divergence_follows_from_both_tables(baseline, compressed):
+def test_divergence_matches_both_tables(baseline, compressed):
     pairs = [(log_p(baseline[0], ids), log_p(compressed[0], ids)) for ids in windows(baseline[0])]
     kl = np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs])
     same = np.concatenate([p.argmax(axis=-1) == q.argmax(axis=-1) for p, q in pairs])
@@ -67,7 +67,7 @@ def test_divergence_follows_from_both_tables(baseline, compressed):
     assert figures["quality/top1_agreement"].value == pytest.approx(same.mean())
 
 
-def test_the_worst_decile_is_the_mean_of_the_tenth_of_positions_with_the_largest_divergence(baseline, compressed):
+def test_worst_decile_is_mean_of_largest_tenth(baseline, compressed):
     pairs = [(log_p(baseline[0], ids), log_p(compressed[0], ids)) for ids in windows(baseline[0])]
     kl = np.sort(np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs]))
     worst = compressed[1]["quality/kl_worst_decile"]
@@ -77,15 +77,13 @@ def test_the_worst_decile_is_the_mean_of_the_tenth_of_positions_with_the_largest
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.1, 0.2])
-def test_regressed_windows_are_those_whose_mean_loss_grew_by_more_than_the_margin(
-    baseline, compressed, tmp_path, margin
-):
-    rise = [
+def test_regressed_share_counts_windows_above_margin(baseline, compressed, tmp_path, margin):
+    mean_log_p = [
         np.mean([log_p(folder, ids)[i, token] for i, token in enumerate(ids[1:])])
         for folder in (baseline[0], compressed[0])
         for ids in windows(folder)
     ]
-    grown = np.subtract(*np.split(np.asarray(rise), 2)) > margin
+    above_margin = np.subtract(*np.split(np.asarray(mean_log_p), 2)) > margin
     bench = toy_bench.bench(
         probes={"quality": {"_target_": "edgeopt.measure.probes.quality.Quality", "margin_nats": margin}}
     )
@@ -93,13 +91,13 @@ def test_regressed_windows_are_those_whose_mean_loss_grew_by_more_than_the_margi
     share = toy_bench.measured(tmp_path, FakeRuntime(noise=0.5), bench, references=references)[
         "quality/regressed_share"
     ]
-    assert share.value == pytest.approx(grown.mean())
-    assert share.count == grown.size
-    assert f"more than {margin:g} nats a token" in share.method
+    assert share.value == pytest.approx(above_margin.mean())
+    assert share.count == above_margin.size
+    assert f"more than {margin:g} nats per token" in share.method
 
 
 @pytest.mark.parametrize(
-    ("metric", "given", "kept"),
+    ("metric", "limit", "satisfied"),
     [
         ("quality/regressed_share", "100 %", True),
         ("quality/regressed_share", 0.05, False),
@@ -107,29 +105,29 @@ def test_regressed_windows_are_those_whose_mean_loss_grew_by_more_than_the_margi
         ("quality/kl_worst_decile", 0.01, False),
     ],
 )
-def test_limits_hold_the_tails(compressed, metric, given, kept):
-    (verdict,) = judge(compressed[1].values(), [Limit.parse(metric, given, Quality.METRICS)], {})
-    assert verdict.satisfied is kept
-    assert kept or "above" in verdict.reason
+def test_limits_apply_to_tail_metrics(compressed, metric, limit, satisfied):
+    (verdict,) = judge(compressed[1].values(), [Limit.parse(metric, limit, Quality.METRICS)], {})
+    assert verdict.satisfied is satisfied
+    assert satisfied or "above" in verdict.reason
 
 
-def test_a_window_that_lost_just_the_margin_has_not_regressed():
-    assert regressed([1.0, 1.5, -3.0], [4, 4, 4], 0.25) == [False, True, False]
+def test_window_at_the_margin_has_not_regressed():
+    assert regressed_windows([1.0, 1.5, -3.0], [4, 4, 4], 0.25) == [False, True, False]
 
 
-def test_the_ratio_is_that_of_the_perplexities(baseline, compressed):
+def test_ratio_is_quotient_of_perplexities(baseline, compressed):
     expected = compressed[1]["quality/perplexity"].value / baseline[1]["quality/perplexity"].value
     ratio = compressed[1]["quality/perplexity_ratio"]
     assert ratio.value == pytest.approx(expected, rel=1e-6)
     assert ratio.low < ratio.value < ratio.high
 
 
-def test_the_paired_interval_is_narrower_than_that_of_the_perplexity(compressed):
+def test_paired_interval_is_narrower(compressed):
     ratio, perplexity = compressed[1]["quality/perplexity_ratio"], compressed[1]["quality/perplexity"]
     assert (ratio.high - ratio.low) / ratio.value < (perplexity.high - perplexity.low) / perplexity.value
 
 
-def test_an_engine_compared_with_itself_lost_nothing(baseline, tmp_path):
+def test_engine_equals_itself(baseline, tmp_path):
     scratch = baseline[0] / "measured" / "scratch"
     figures = toy_bench.measured(
         tmp_path, FakeRuntime(), toy_bench.bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
@@ -142,18 +140,18 @@ def test_an_engine_compared_with_itself_lost_nothing(baseline, tmp_path):
     assert figures["quality/parity_top1"].value == 1
 
 
-def test_parity_is_the_largest_difference_over_the_largest_logit(baseline, compressed):
+def test_parity_error_is_relative_to_largest_logit(baseline, compressed):
     ids = np.concatenate([window[:64] for window in windows(baseline[0])[:4]])
-    wanted, got = (np.load(folder / "engine" / "table.npy")[ids] for folder, _ in (baseline, compressed))
-    expected = np.abs(wanted - got).max() / np.abs(wanted).max()
+    expected_logits, logits = (np.load(folder / "engine" / "table.npy")[ids] for folder, _ in (baseline, compressed))
+    expected = np.abs(expected_logits - logits).max() / np.abs(expected_logits).max()
     assert compressed[1]["quality/parity_error"].value == pytest.approx(expected, rel=1e-6)
 
 
-def test_without_references_nothing_relative_is_reported(baseline):
+def test_relative_metrics_need_references(baseline):
     assert set(baseline[1]) == {"quality/perplexity"}
 
 
-def test_the_worst_windows_are_kept_as_text(compressed):
+def test_worst_windows_are_recorded_as_text(compressed):
     worst = samples(compressed[0])["worst"]
     losses = [window["nll_per_token"] for window in worst]
     assert losses == sorted(losses, reverse=True)
@@ -162,8 +160,8 @@ def test_the_worst_windows_are_kept_as_text(compressed):
     assert worst[0]["baseline_nll_per_token"] > 0
 
 
-def test_a_baseline_of_another_text_is_refused(baseline, tmp_path):
-    with pytest.raises(MeasureError, match="other windows of text"):
+def test_baseline_of_other_text_is_rejected(baseline, tmp_path):
+    with pytest.raises(MeasureError, match="got other windows"):
         toy_bench.measured(
             tmp_path,
             FakeRuntime(),
@@ -173,6 +171,6 @@ def test_a_baseline_of_another_text_is_refused(baseline, tmp_path):
         )
 
 
-def test_an_engine_that_models_nothing_is_an_error_and_no_infinite_perplexity():
+def test_extreme_loss_is_an_error():
     with pytest.raises(MeasureError, match="does not model the text"):
-        of_perplexity([1e6, 1e6], [1, 1])
+        perplexity_interval([1e6, 1e6], [1, 1])

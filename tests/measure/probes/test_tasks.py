@@ -1,4 +1,4 @@
-"""Accuracy by lm-eval, on bigram engines whose answers follow from their table."""
+"""Test task accuracy by lm-eval on bigram engines, whose answers follow from their table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def measured(folder, **values):
 
 
 def expected(folder, documents):
-    """(accuracy of choosing, accuracy of saying) straight from the table: only the last word counts."""
+    """Return the accuracies (of choosing, of saying), computed from the table; only the last word matters."""
     table = np.load(folder / "engine" / "table.npy")
     chosen, said = [], []
     for document in documents:
@@ -41,7 +41,7 @@ def expected(folder, documents):
 
 
 @needs_lm_eval
-def test_accuracy_follows_from_the_table_and_tasks_count_equally(tmp_path):
+def test_accuracy_is_the_mean_over_tasks(tmp_path):
     figure = measured(tmp_path)
     choosing, saying = expected(tmp_path, DOCUMENTS)
     assert 0 < choosing < 1
@@ -52,16 +52,16 @@ def test_accuracy_follows_from_the_table_and_tasks_count_equally(tmp_path):
 
 
 @needs_lm_eval
-def test_scores_of_every_document_are_kept(tmp_path):
+def test_scores_of_each_document_are_recorded(tmp_path):
     figure = measured(tmp_path, names=("choose_next",), documents=5)
     (run,) = json.loads((tmp_path / "measured" / "samples.json").read_text())["runs"]
-    kept = run["report"]["samples"]["tasks"]["choose_next"]
-    assert (kept["metric"], len(kept["scores"])) == ("acc", 5)
-    assert np.mean(kept["scores"]) == figure.value == pytest.approx(expected(tmp_path, DOCUMENTS[:5])[0])
+    recorded = run["report"]["samples"]["tasks"]["choose_next"]
+    assert (recorded["metric"], len(recorded["scores"])) == ("acc", 5)
+    assert np.mean(recorded["scores"]) == figure.value == pytest.approx(expected(tmp_path, DOCUMENTS[:5])[0])
 
 
 @needs_lm_eval
-def test_a_template_runs_in_a_sandbox(tmp_path):
+def test_templates_run_in_a_sandbox(tmp_path):
     folder = shutil.copytree(toy_bench.TASKS, tmp_path / "tasks")
     text = "{{ cycler.__init__.__globals__.os.getcwd() }}"
     (folder / "mine.yaml").write_text(f"task: mine\ninclude: say.yaml\ndoc_to_text: '{text}'\n")
@@ -70,40 +70,40 @@ def test_a_template_runs_in_a_sandbox(tmp_path):
 
 
 @needs_lm_eval
-def test_a_task_that_samples_is_refused(tmp_path):
+def test_sampling_task_is_rejected(tmp_path):
     folder = shutil.copytree(toy_bench.TASKS, tmp_path / "tasks")
     sampling = "generation_kwargs: {until: [x], max_gen_toks: 4, do_sample: true}"
     (folder / "mine.yaml").write_text(f"task: mine\ninclude: say.yaml\n{sampling}\n")
-    with pytest.raises(MeasureError, match="samples at random"):
+    with pytest.raises(MeasureError, match="must decode greedily"):
         measured(tmp_path / "work", path=str(folder), names=("mine",))
 
 
 @needs_lm_eval
-def test_other_files_make_another_probe(tmp_path):
+def test_changed_files_change_the_digest(tmp_path):
     folder = shutil.copytree(toy_bench.TASKS, tmp_path / "tasks")
     probe = Tasks(path=str(folder), names=NAMES)
     assert instantiate(to_config(probe)) == probe
     (folder / "more.txt").write_text("more")
     assert Tasks(path=str(folder), names=NAMES).digest != probe.digest
-    with pytest.raises(ConfigError, match="changed since"):
+    with pytest.raises(ConfigError, match="but they changed"):
         instantiate(to_config(probe))
 
 
-def test_without_the_library_one_error_names_the_extra(monkeypatch):
+def test_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setattr(tasks, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"task accuracy needs the lm-eval package.*edgeopt\[tasks\]"):
         Tasks(path=str(toy_bench.TASKS), names=NAMES)
 
 
 @pytest.mark.parametrize("values", [{"processes": 0}, {"documents": -1}, {"names": ()}, {"names": ("a", "a")}])
-def test_wrong_values_are_refused_by_their_place(values):
+def test_invalid_value_is_rejected_with_its_location(values):
     with pytest.raises(ConfigError) as caught:
         Tasks(**{"path": str(toy_bench.TASKS), "names": NAMES, **values})
     assert caught.value.location == next(iter(values))
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=30), min_size=1, max_size=4))
-def test_groups_count_equally_whatever_their_sizes(groups):
+def test_groups_have_equal_weight(groups):
     value, low, high = bootstrap_group_means(groups)
     assert value == pytest.approx(np.mean([np.mean(group) for group in groups]))
     assert low <= value <= high

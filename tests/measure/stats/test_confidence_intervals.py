@@ -44,7 +44,9 @@ def test_interval_covers_true_median_95_percent(processes):
         runs = generator.normal(size=(processes, 1)) + 0.5 * generator.normal(size=(processes, 20))
         _, low, high = bootstrap_processes(runs.tolist(), median)
         hits += low <= 0 <= high
-    assert hits / rounds >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / rounds), "three standard errors of the simulated coverage"
+    assert hits / rounds >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / rounds), (
+        "three standard errors of the simulated coverage"
+    )
 
 
 def test_mean_interval_matches_normal_approximation():
