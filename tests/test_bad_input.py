@@ -142,7 +142,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["+probe@measure.probes.tasks=tasks", "measure.probes.tasks.path=/absent", "measure.probes.tasks.names=[a]"],
         ["measure.probes.tasks", "/absent" if find_spec("lm_eval") else "pip install 'edgeopt[tasks]'"],
     ),
-    "no probe": (["measure.probes.size=3"], ["measure.probes.size: int is no probe"]),
+    "no probe": (["measure.probes.size=3"], ["measure.probes.size: `_target_` must be a probe, got int"]),
     "affinity that lists no processors": (
         ["runtime.affinity=big"],
         ["runtime.affinity: 'big' lists no processors", "0,2 or 4-7"],
