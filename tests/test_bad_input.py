@@ -145,7 +145,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "no probe": (["measure.probes.size=3"], ["measure.probes.size: `_target_` must be a probe, got int"]),
     "affinity that lists no processors": (
         ["runtime.affinity=big"],
-        ["runtime.affinity: 'big' lists no processors", "0,2 or 4-7"],
+        ["runtime.affinity: `affinity` must be a list of processors, got 'big'", "0,2 or 4-7"],
     ),
     "unknown graph optimization": (
         ["runtime.graph_optimization=most"],

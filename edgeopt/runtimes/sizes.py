@@ -1,74 +1,87 @@
-"""Bytes of an engine's weights, and the figures that arithmetic gives before one is built."""
+"""Compute the bytes of an engine's weights from its spec, and build predicted measurements from them."""
 
 from __future__ import annotations
 
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec
 from edgeopt.core.result import Measurement
-from edgeopt.runtimes.onnxruntime_common.prepacked_weights import packed_bytes
+from edgeopt.runtimes.onnxruntime_common.prepacked_weights import prepacked_bytes
 
-SIZE = "size/engine_mib"
-_SHARE, _PAGES_BYTES = 0.05, 8192
-"""By how much packed weights may differ from what the layout says: of their size, and as pages are filled up."""
+SIZE_METRIC = "size/engine_mib"
+_PREPACKED_TOLERANCE = 0.05
+"""Relative error of the computed size of prepacked weights."""
+_PADDING_BYTES = 8192
+"""Bytes that aligning a prepacked matrix to memory pages may add."""
 
 
-def predicted(
+def make_prediction(
     metric: str, unit: str, value: float, *, low: float, high: float, method: str = "by arithmetic"
 ) -> Measurement:
-    """A figure that nothing measured. It lies between `low` and `high`, which limits are judged by."""
+    """Return a predicted measurement. Limits are judged by its bounds `low` and `high`."""
     return Measurement(
         metric=metric, unit=unit, value=value, low=low, high=high, count=0, method=method, kind="predicted"
     )
 
 
-def about(metric: str, unit: str, value: float, *, share: float, method: str = "by arithmetic") -> Measurement:
-    """A figure that may be off by a share of itself."""
-    return predicted(metric, unit, value, low=value * (1 - share), high=value * (1 + share), method=method)
-
-
-def size(value_bytes: float, *, low_bytes: float, high_bytes: float) -> Measurement:
-    """All files of an engine."""
-    return predicted(SIZE, "MiB", value_bytes / 2**20, low=low_bytes / 2**20, high=high_bytes / 2**20)
-
-
-def size_of(
-    spec: ModelSpec, weights_bytes: float, *, unsure_bytes: float, names_bytes: float, times: int, carried_bytes: int
+def make_prediction_within(
+    metric: str, unit: str, value: float, *, tolerance: float, method: str = "by arithmetic"
 ) -> Measurement:
-    """All files of an engine whose weights are known better than what describes them.
+    """Return a predicted measurement with bounds at `value` · (1 ± `tolerance`)."""
+    low, high = value * (1 - tolerance), value * (1 + tolerance)
+    return make_prediction(metric, unit, value, low=low, high=high, method=method)
+
+
+def predict_size(size_bytes: float, *, low_bytes: float, high_bytes: float) -> Measurement:
+    """Return the predicted size of all files of an engine."""
+    return make_prediction(SIZE_METRIC, "MiB", size_bytes / 2**20, low=low_bytes / 2**20, high=high_bytes / 2**20)
+
+
+def predict_size_from_weights(
+    spec: ModelSpec,
+    weights_bytes: float,
+    *,
+    weights_error_bytes: float,
+    metadata_bytes: float,
+    max_metadata_factor: int,
+    carried_bytes: int,
+) -> Measurement:
+    """Return the predicted size of all files of an engine whose metadata is known less precisely than its weights.
 
     Args:
-        unsure_bytes: by which the weights may take more or less.
-        names_bytes: what names, shapes and vocabulary about take. They may take nothing, so that no limit is broken by
-            them alone, or `times` as much.
+        weights_error_bytes: absolute error of `weights_bytes`, in both directions.
+        metadata_bytes: typical size of names, shapes and vocabulary. The lower bound assumes 0, so that metadata alone
+            never breaks a limit.
+        max_metadata_factor: the upper bound assumes this multiple of `metadata_bytes`.
+        carried_bytes: files copied from the model, such as the tokenizer.
     """
     known_bytes = weights_bytes + carried_bytes + adapters_bytes(spec)
-    return size(
-        known_bytes + names_bytes,
-        low_bytes=known_bytes - unsure_bytes,
-        high_bytes=known_bytes + unsure_bytes + times * names_bytes,
+    return predict_size(
+        known_bytes + metadata_bytes,
+        low_bytes=known_bytes - weights_error_bytes,
+        high_bytes=known_bytes + weights_error_bytes + max_metadata_factor * metadata_bytes,
     )
 
 
 def adapters_bytes(spec: ModelSpec) -> int:
-    """Bytes of all adapters that stand beside the weights."""
+    """Return the bytes of all adapters that are not merged into the weights."""
     return sum(map(spec.adapter_bytes, spec.adapters))
 
 
-def weight_bytes(spec: ModelSpec) -> int:
-    """Bytes of all decoder layers and the last norm, in families whose MLPs are gated."""
+def decoder_bytes(spec: ModelSpec) -> int:
+    """Return the bytes of all decoder layers and the final norm, for families with gated MLPs."""
     matrices = sum(spec.size_bytes(name) for name in spec.matrices if name not in (LM_HEAD, EMBEDDING))
     return matrices + 4 * spec.hidden_size * (2 * len(spec.layers) + 1)
 
 
-def table_bytes(spec: ModelSpec) -> int:
-    """Bytes of embedding and lm_head, stored once where they are tied."""
+def embedding_and_lm_head_bytes(spec: ModelSpec) -> int:
+    """Return the bytes of embedding and lm_head. Tied ones count once."""
     return spec.size_bytes(LM_HEAD) + (0 if spec.tied_embeddings else spec.size_bytes(EMBEDDING))
 
 
-def packed_on_disk_bytes(spec: ModelSpec) -> int:
-    """Bytes that all matrices take once more beside themselves in the layout of the kernels."""
-    return sum(packed_bytes(spec, name) for name in spec.matrices if name != EMBEDDING)
+def prepacked_copy_bytes(spec: ModelSpec) -> int:
+    """Return the bytes that a prepacked copy of all matrices adds to the engine."""
+    return sum(prepacked_bytes(spec, name) for name in spec.matrices if name != EMBEDDING)
 
 
-def packed_error_bytes(spec: ModelSpec) -> float:
-    """By how many bytes `packed_on_disk_bytes` may be off."""
-    return _SHARE * packed_on_disk_bytes(spec) + _PAGES_BYTES * len(spec.matrices)
+def prepacked_copy_error_bytes(spec: ModelSpec) -> float:
+    """Return the absolute error of `prepacked_copy_bytes`."""
+    return _PREPACKED_TOLERANCE * prepacked_copy_bytes(spec) + _PADDING_BYTES * len(spec.matrices)

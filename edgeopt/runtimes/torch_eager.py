@@ -1,4 +1,4 @@
-"""PyTorch in eager mode and fp32: the reference that every engine is compared with."""
+"""Run models with PyTorch in eager mode and fp32, the reference for all engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Torch:
-    """Engines are the float checkpoint itself."""
+    """The reference runtime. Its engines are the fp32 checkpoint itself."""
 
     format: ClassVar[str] = "torch-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "transformers")
@@ -39,7 +39,11 @@ class Torch:
 
     def check(self, spec: ModelSpec) -> None:
         if spec != spec.in_fp32:
-            raise ConfigError("the torch runtime computes in fp32 alone", location="runtime", hint="Use runtime=genai")
+            raise ConfigError(
+                "the torch runtime supports only fp32 models, got a quantized one or another weight type",
+                location="runtime",
+                hint="Use runtime=genai",
+            )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
         return ()
@@ -57,7 +61,7 @@ class Torch:
 
 
 class TorchSession:
-    """The network in memory, with a key-value cache while it generates."""
+    """The network in memory. Generation uses a key-value cache."""
 
     computed_by = ("cpu",)
 
@@ -68,7 +72,7 @@ class TorchSession:
         checkpoint = Checkpoint(**{name: getattr(engine, name) for name in Checkpoint.__dataclass_fields__})
         self._network: Any = modeling.load(checkpoint)
         self._spec, self._directory = engine.spec, engine.directory
-        self._ends = end_tokens(engine.directory)
+        self._end_tokens = end_tokens(engine.directory)
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
@@ -77,17 +81,17 @@ class TorchSession:
 
         updates, cache = self._updates(adapter), None
 
-        def read(part: Sequence[int]) -> np.ndarray:
+        def forward(new_tokens: Sequence[int]) -> np.ndarray:
             nonlocal cache
             with torch.inference_mode(), adapters.attached(self._network, updates):
                 output = self._network(
-                    torch.tensor([list(part)]), past_key_values=cache, use_cache=True, logits_to_keep=1
+                    torch.tensor([list(new_tokens)]), past_key_values=cache, use_cache=True, logits_to_keep=1
                 )
             cache = output.past_key_values
-            scores: np.ndarray = output.logits[0, -1].numpy()
-            return scores
+            logits: np.ndarray = output.logits[0, -1].numpy()
+            return logits
 
-        yield from greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
+        yield from greedy.decode(forward, tokens, max_new_tokens, end_tokens=self._end_tokens, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import torch

@@ -57,10 +57,10 @@ def seal(model: Path, directory: Path, made_by: str) -> None:
     from edgeopt.core.artifact import Engine
     from edgeopt.core.config_objects import to_config
     from edgeopt.runtimes.genai import graph_passes
-    from edgeopt.runtimes.genai.runtime import GENERATING, SCORING, Genai
+    from edgeopt.runtimes.genai.runtime import GENERATION_GRAPH, SCORING_GRAPH, Genai
 
     modeling.carry(model, directory)
-    graph_passes.split_scoring(directory / GENERATING, directory / SCORING)
+    graph_passes.split_scoring(directory / GENERATION_GRAPH, directory / SCORING_GRAPH)
     about = {"runtime": to_config(Genai()), "recipe": {"text": made_by}}
     Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=about)
 

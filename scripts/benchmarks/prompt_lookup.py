@@ -26,16 +26,16 @@ from edgeopt import assembly
 engine, runtime = assembly.open_engine(Path(sys.argv[1]))
 session = runtime.open(engine, threads=2)
 past = session._sequence(256, None)
-past.read(list(range(5, 37)), [31])
+past.forward(list(range(5, 37)), [31])
 time.sleep(1)  # until pages are joined
 found = {}
 for count in (1, 2, 3, 4, 5, 9):
     taken = []
     for _ in range(30):
         begun = time.perf_counter()
-        past.read(list(range(50, 50 + count)), range(count))
+        past.forward(list(range(50, 50 + count)), range(count))
         taken.append(time.perf_counter() - begun)
-        past.back(count)
+        past.rollback(count)
     found[count] = 1e3 * statistics.median(taken)
 print(json.dumps(found))
 """

@@ -45,8 +45,8 @@ TOKENS = 64
 PROFILE = """
 import sys
 from pathlib import Path
-from edgeopt.artifact import Engine
-from edgeopt.runtimes.genai import Genai
+from edgeopt.core.artifact import Engine
+from edgeopt.runtimes.genai.runtime import Genai
 
 session = Genai().open(Engine.read(Path(sys.argv[1])), threads=2)
 session.close()
@@ -90,13 +90,13 @@ def _share(engine: Path, decode_ms: float, gb_per_s: float) -> str:
     from edgeopt.core.artifact import Engine
     from edgeopt.core.model_spec import EMBEDDING
     from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
-    from edgeopt.runtimes.onnxruntime_common.prepacked_weights import packed_bytes
+    from edgeopt.runtimes.onnxruntime_common.prepacked_weights import prepacked_bytes
 
     read = Engine.read(engine)
     if read.format == LlamaCpp.format:
         return ""
     spec = read.spec
-    read_bytes = sum(packed_bytes(spec, unit) for unit in spec.matrices if unit != EMBEDDING)
+    read_bytes = sum(prepacked_bytes(spec, unit) for unit in spec.matrices if unit != EMBEDDING)
     return f"{read_bytes / gb_per_s / 1e6 / decode_ms:.2f}"
 
 

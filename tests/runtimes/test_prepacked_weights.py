@@ -124,7 +124,7 @@ graph = Path(sys.argv[1])
 session = onnxruntime.InferenceSession(graph, options)
 data = graph.with_name(graph.name + ".data")
 opened = read_memory()
-settle(data, Knobs(packed_on_disk=True))
+apply_memory_options(data, Knobs(packed_on_disk=True))
 settled = read_memory()
 if len(sys.argv) > 2:
     join_pages().join()
@@ -159,7 +159,7 @@ def test_what_was_read_to_open_an_engine_is_given_back_and_only_packed_weights_c
 
 def joins() -> bool:
     try:
-        mapped_memory.join_pages().join()
+        mapped_memory.collapse_huge_pages().join()
     except BuildError:
         return False
     return True
@@ -174,9 +174,9 @@ def test_copies_of_weights_are_joined_to_huge_pages_and_take_no_more_memory(matr
 
 
 def test_a_kernel_that_cannot_join_pages_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped_memory, "COLLAPSE", 0x7FFF)  # advice that no kernel knows
+    monkeypatch.setattr(mapped_memory, "MADV_COLLAPSE", 0x7FFF)  # advice that no kernel knows
     with pytest.raises(BuildError, match=r"joins no pages.*runtime\.huge_pages|runtime\.huge_pages.*joins no pages"):
-        mapped_memory.join_pages()
+        mapped_memory.collapse_huge_pages()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
@@ -215,13 +215,13 @@ HELD = """
 import sys
 from pathlib import Path
 import onnxruntime
-from edgeopt.runtimes.residency import hold, pieces
+from edgeopt.runtimes.onnxruntime_common.mapped_memory import make_resident, mapped_regions
 
 graph = Path(sys.argv[1])
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.disable_prepacking", "1")
 session = onnxruntime.InferenceSession(graph, options)
-hold(pieces(graph.with_name(graph.name + ".data")), sys.argv[2])
+make_resident(mapped_regions(graph.with_name(graph.name + ".data")), sys.argv[2])
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(int(status["RssFile"].split()[0]) / 2**10, int(status["VmLck"].split()[0]) / 2**10)
 """
@@ -245,7 +245,7 @@ def test_mapped_weights_come_on_demand_or_at_once_and_may_be_locked(matrices: Pa
 def test_weights_that_cannot_be_held_are_named_with_the_mend() -> None:
     for how, hint in {"prefaulted": "Linux 5.14", "locked": "ulimit -l"}.items():
         with pytest.raises(BuildError, match=rf"runtime\.mapped_weights: the weights cannot be {how}.*{hint}"):
-            mapped_memory.hold([(mmap.PAGESIZE, mmap.PAGESIZE)], how)  # nothing is mapped there
+            mapped_memory.make_resident([(mmap.PAGESIZE, mmap.PAGESIZE)], how)  # nothing is mapped there
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())

@@ -16,7 +16,7 @@ from edgeopt.core.target import Target
 from edgeopt.errors import ConfigError
 from edgeopt.machine.contention import BURST_GAP_S, spread_bursts
 from edgeopt.runtimes.decoding import greedy, prompt_lookup
-from edgeopt.runtimes.decoding.prompt_lookup import Text
+from edgeopt.runtimes.decoding.prompt_lookup import NgramIndex
 from edgeopt.runtimes.genai.runtime import Genai
 from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
@@ -36,14 +36,14 @@ class PairModel:
     def __init__(self, table: np.ndarray) -> None:
         self._table, self._tokens, self.readings = table, list[int](), 0
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         before = len(self._tokens)
         self._tokens += tokens
         self.readings += 1
         ends = [before + row + 1 for row in rows]
         return np.array([self._table[tuple(self._tokens[end - 2 : end])] for end in ends])
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         del self._tokens[len(self._tokens) - count :]
 
 
@@ -51,7 +51,7 @@ class PairModel:
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, WORDS - 1), min_size=2, max_size=20),
     st.integers(0, 40),
-    st.integers(1, prompt_lookup.MOST),
+    st.integers(1, prompt_lookup.MAX_DRAFT_TOKENS),
     st.booleans(),
 )
 def test_what_is_generated_is_what_greedy_decoding_generates(
@@ -61,18 +61,20 @@ def test_what_is_generated_is_what_greedy_decoding_generates(
     ends = {WORDS - 1}
     alone, guessing = PairModel(table), PairModel(table)
     expected = greedy.decode(
-        lambda tokens: alone.read(tokens, [len(tokens) - 1])[0], prompt, count, ends=ends, stop_at_end=stop
+        lambda tokens: alone.forward(tokens, [len(tokens) - 1])[0], prompt, count, end_tokens=ends, stop_at_end=stop
     )
-    scores = guessing.read(prompt, [len(prompt) - 1])[0]
-    found = prompt_lookup.decode(guessing, scores, prompt, count, guessed=guessed, ends=ends, stop_at_end=stop)
+    scores = guessing.forward(prompt, [len(prompt) - 1])[0]
+    found = prompt_lookup.decode(
+        guessing, scores, prompt, count, draft_tokens=guessed, end_tokens=ends, stop_at_end=stop
+    )
     assert list(found) == list(expected)
     assert guessing.readings <= max(1, alone.readings)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 8))
 def test_a_guess_is_what_followed_the_same_tokens_when_they_stood_there_last(tokens: list[int], most: int) -> None:
-    found = Text(tokens).guess(most)
-    for count in prompt_lookup.ALIKE:
+    found = NgramIndex(tokens).draft(most)
+    for count in prompt_lookup.NGRAM_SIZES:
         last = tokens[-count:]
         places = [end for end in range(count, len(tokens)) if tokens[end - count : end] == last and len(last) == count]
         if places:
@@ -114,8 +116,10 @@ def test_logits_and_a_second_answer_are_not_touched_by_guesses(pair) -> None:
 
 @pytest.mark.parametrize("runtime", [Genai(), PortableOnnx(), LlamaCpp(), TensorRt()], ids=lambda one: one.format)
 def test_more_guesses_than_a_reading_takes_are_refused(runtime) -> None:
-    for wrong in (-1, prompt_lookup.MOST + 1):
-        with pytest.raises(ConfigError, match=rf"prompt_lookup: {wrong} is not in 0 … {prompt_lookup.MOST}"):
+    for wrong in (-1, prompt_lookup.MAX_DRAFT_TOKENS + 1):
+        with pytest.raises(
+            ConfigError, match=rf"prompt_lookup: {wrong} is not in 0 … {prompt_lookup.MAX_DRAFT_TOKENS}"
+        ):
             replace(runtime, prompt_lookup=wrong)
 
 

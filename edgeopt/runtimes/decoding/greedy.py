@@ -1,4 +1,4 @@
-"""Greedy decoding by the scores of a runtime that leaves the choice of a token to its caller."""
+"""Decode greedily on runtimes that return logits and leave the choice of the token to the caller."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-Read = Callable[[Sequence[int]], "np.ndarray"]
-"""Reads on, and gives the scores after the last of these tokens: float32, shape (vocabulary,), to be written to."""
+Forward = Callable[[Sequence[int]], "np.ndarray"]
+"""Append tokens to the sequence and return the logits of the last one: float32, shape (vocabulary,), writable."""
 
 
 def decode(
-    read: Read, tokens: Sequence[int], max_new_tokens: int, *, ends: Collection[int], stop_at_end: bool
+    forward: Forward, tokens: Sequence[int], max_new_tokens: int, *, end_tokens: Collection[int], stop_at_end: bool
 ) -> Iterator[int]:
-    """The tokens of the highest score after `tokens`, as Session.generate promises them."""
+    """Yield the most likely token after `tokens`, again and again, as `Session.generate` specifies."""
     for _ in range(max_new_tokens):
-        scores = read(tokens)
+        logits = forward(tokens)
         if not stop_at_end:
-            scores[list(ends)] = -float("inf")
-        token = int(scores.argmax())
-        if stop_at_end and token in ends:
+            logits[list(end_tokens)] = -float("inf")
+        token = int(logits.argmax())
+        if stop_at_end and token in end_tokens:
             return
         yield token
         tokens = [token]

@@ -1,4 +1,4 @@
-"""Sessions of runtimes that read tokens on and say the logits where they are wanted."""
+"""Implement generation and scoring for runtimes that extend a sequence token by token."""
 
 from __future__ import annotations
 
@@ -6,61 +6,69 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from edgeopt.runtimes.decoding import greedy, prompt_lookup
-from edgeopt.runtimes.decoding.chunked_prefill import chunks
+from edgeopt.runtimes.decoding import chunked_prefill, greedy, prompt_lookup
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class Past(Protocol):
-    """What was read of one sequence."""
+class SequenceState(Protocol):
+    """The tokens that an engine has read of one sequence, usually as a key-value cache."""
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        """Read on: logits at `rows` of these tokens, float32, shape (rows, vocabulary), to be written to."""
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        """Append `tokens` and return logits: float32, shape (len(rows), vocabulary), writable.
+
+        Args:
+            rows: indices into `tokens` of the positions whose logits are returned.
+        """
         ...
 
-    def back(self, count: int) -> None:
-        """Forget the last `count` tokens."""
+    def rollback(self, count: int) -> None:
+        """Remove the last `count` tokens."""
         ...
 
 
-class PastSession(ABC):
-    """What a Session does by a `Past` for each sequence."""
+class IncrementalSession(ABC):
+    """Base of sessions that compute through one `SequenceState` per sequence."""
 
-    _ends: Collection[int]
-    _at_once: int
-    """Of a prompt, how many tokens are read together."""
-    _guessed: int = 0
-    """How many tokens are guessed at once, by looking them up in the text."""
+    _end_tokens: Collection[int]
+    _chunk_tokens: int
+    """Largest count of prompt tokens computed at once."""
+    _draft_tokens: int = 0
+    """Draft tokens of prompt lookup; 0 disables it."""
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
-        past = self._sequence(len(tokens) + max_new_tokens, adapter)
+        state = self._new_sequence(len(tokens) + max_new_tokens, adapter)
 
-        def read(given: Sequence[int]) -> np.ndarray:
-            last: np.ndarray = [past.read(part, [len(part) - 1])[0] for part in chunks(given, self._at_once)][-1]
-            return last
+        def forward(new_tokens: Sequence[int]) -> np.ndarray:
+            chunks = chunked_prefill.split(new_tokens, self._chunk_tokens)
+            logits: np.ndarray = [state.forward(chunk, [len(chunk) - 1])[0] for chunk in chunks][-1]
+            return logits
 
-        if self._guessed:
+        if self._draft_tokens:
             return prompt_lookup.decode(
-                past,
-                read(tokens),
+                state,
+                forward(tokens),
                 tokens,
                 max_new_tokens,
-                guessed=self._guessed,
-                ends=self._ends,
+                draft_tokens=self._draft_tokens,
+                end_tokens=self._end_tokens,
                 stop_at_end=stop_at_end,
             )
-        return greedy.decode(read, tokens, max_new_tokens, ends=self._ends, stop_at_end=stop_at_end)
+        return greedy.decode(forward, tokens, max_new_tokens, end_tokens=self._end_tokens, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import numpy as np
 
-        past = self._sequence(len(tokens), adapter)
-        return np.concatenate([past.read(part, range(len(part))) for part in chunks(tokens, self._at_once)])
+        state = self._new_sequence(len(tokens), adapter)
+        chunks = chunked_prefill.split(tokens, self._chunk_tokens)
+        return np.concatenate([state.forward(chunk, range(len(chunk))) for chunk in chunks])
 
     @abstractmethod
-    def _sequence(self, length: int, adapter: str | None) -> Past:
-        """An empty one with room for so many tokens; ConfigError for an unknown adapter."""
+    def _new_sequence(self, length: int, adapter: str | None) -> SequenceState:
+        """Return the state of an empty sequence of at most `length` tokens.
+
+        Raises ConfigError for an unknown adapter.
+        """

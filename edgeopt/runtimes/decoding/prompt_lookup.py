@@ -1,8 +1,9 @@
-"""Prompt look-up: what followed the last tokens when they stood in the text before is guessed to follow again.
+"""Draft tokens by prompt lookup: continue the last n-gram as it continued earlier in the text.
 
-Several guesses are read at once, which takes little longer than one token where weights are what is waited for, and as
-many count as the model would have said itself: what is generated is the same. Sources: Saxena, "Prompt lookup
-decoding" (2023); Leviathan et al., "Fast inference from transformers via speculative decoding" (arXiv:2211.17192).
+The model scores all draft tokens in one call, which takes little longer than one token while reading the weights
+dominates. Only drafts that equal the model's own choice are accepted, so the output does not change. Sources: Saxena,
+"Prompt lookup decoding" (2023); Leviathan et al., "Fast inference from transformers via speculative decoding"
+(arXiv:2211.17192).
 """
 
 from __future__ import annotations
@@ -15,77 +16,82 @@ from edgeopt.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.runtimes.decoding.incremental_session import Past
+    from edgeopt.runtimes.decoding.incremental_session import SequenceState
 
-MOST = 16
-"""Tokens that are guessed at once, at most: a prompt's own reading is faster than so many guesses that are wrong."""
-ALIKE = (3, 2)
-"""How many last tokens have to have stood in the text before, the surest first."""
+MAX_DRAFT_TOKENS = 16
+"""Beyond this, verifying rejected drafts costs more time than accepted ones save."""
+NGRAM_SIZES = (3, 2)
+"""Lengths of the n-grams that are looked up. The longest match wins, because it predicts best."""
 
 
-def check(tokens: int, *, at_once: int = MOST + 1) -> None:
-    """ConfigError where so many tokens cannot be guessed by a runtime that reads `at_once` together at most."""
-    most = min(MOST, at_once - 1)
-    if not 0 <= tokens <= most:
-        raise ConfigError(f"{tokens} is not in 0 … {most}", location="prompt_lookup", hint="Give 2, or 0 for none")
+def check(draft_tokens: int, *, chunk_tokens: int = MAX_DRAFT_TOKENS + 1) -> None:
+    """Raise ConfigError if `draft_tokens` and one more token do not fit a call of `chunk_tokens` tokens."""
+    largest = min(MAX_DRAFT_TOKENS, chunk_tokens - 1)
+    if not 0 <= draft_tokens <= largest:
+        raise ConfigError(
+            f"`prompt_lookup` must be between 0 and {largest}, got {draft_tokens}",
+            location="prompt_lookup",
+            hint="Use 2, or 0 to disable it",
+        )
 
 
 def decode(
-    past: Past,
-    scores: np.ndarray,
+    state: SequenceState,
+    logits: np.ndarray,
     tokens: Sequence[int],
     max_new_tokens: int,
     *,
-    guessed: int,
-    ends: Collection[int],
+    draft_tokens: int,
+    end_tokens: Collection[int],
     stop_at_end: bool,
 ) -> Iterator[int]:
-    """As greedy.decode promises, with up to `guessed` tokens read beside each.
+    """Yield the same tokens as `greedy.decode`, verifying up to `draft_tokens` drafts in each call.
 
     Args:
-        past: has read `tokens`.
-        scores: after the last of them, shape (vocabulary,).
+        state: has read `tokens`.
+        logits: of the last of `tokens`, shape (vocabulary,).
     """
-    text, draft, rows = Text(tokens), list[int](), [scores]
+    index, draft, rows = NgramIndex(tokens), list[int](), [logits]
     while max_new_tokens:
-        for index, row in enumerate(rows):
+        for accepted, row in enumerate(rows):
             if not stop_at_end:
-                row[list(ends)] = -float("inf")
+                row[list(end_tokens)] = -float("inf")
             token = int(row.argmax())
-            if stop_at_end and token in ends:
+            if stop_at_end and token in end_tokens:
                 return
             yield token
-            text.append(token)
+            index.append(token)
             max_new_tokens -= 1
-            if index < len(draft) and draft[index] != token:
+            if accepted < len(draft) and draft[accepted] != token:
                 break
         if not max_new_tokens:
             return
-        past.back(len(draft) - index)
-        draft = text.guess(min(guessed, max_new_tokens - 1))
-        read = [token, *draft]
-        rows = list(past.read(read, range(len(read))))
+        state.rollback(len(draft) - accepted)
+        draft = index.draft(min(draft_tokens, max_new_tokens - 1))
+        new_tokens = [token, *draft]
+        rows = list(state.forward(new_tokens, range(len(new_tokens))))
 
 
-class Text:
-    """Tokens, and what followed each few of them when they stood there last."""
+class NgramIndex:
+    """A text and the position after the last earlier occurrence of each of its n-grams."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens: list[int] = []
-        self._following: dict[tuple[int, ...], int] = {}
+        self._next_position: dict[tuple[int, ...], int] = {}
         for token in tokens:
             self.append(token)
 
     def append(self, token: int) -> None:
-        for count in ALIKE:
-            if len(self._tokens) >= count:
-                self._following[tuple(self._tokens[-count:])] = len(self._tokens)
+        """Add a token to the text."""
+        for size in NGRAM_SIZES:
+            if len(self._tokens) >= size:
+                self._next_position[tuple(self._tokens[-size:])] = len(self._tokens)
         self._tokens.append(token)
 
-    def guess(self, most: int) -> list[int]:
-        """What followed the last tokens when they stood in the text before; nothing where they did not."""
-        for count in ALIKE:
-            index = self._following.get(tuple(self._tokens[-count:]))
-            if index is not None:
-                return self._tokens[index : index + most]
+    def draft(self, max_tokens: int) -> list[int]:
+        """Return up to `max_tokens` tokens that followed the last n-gram before; empty if it is new."""
+        for size in NGRAM_SIZES:
+            position = self._next_position.get(tuple(self._tokens[-size:]))
+            if position is not None:
+                return self._tokens[position : position + max_tokens]
         return []

@@ -38,7 +38,7 @@ ARCHITECTURES = (
     "GraniteForCausalLM",
 )
 """Those whose engines compute as torch; the builder's SmolLM3 and OLMo do not."""
-SCORING = "scoring.onnx"
+SCORING_GRAPH = "scoring.onnx"
 QUIET = ("onnxruntime.quantization.matmul_nbits_quantizer", "onnx_ir.serde", "neural_compressor")
 
 
@@ -72,7 +72,7 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
         graph_passes.store_weights_as_half(directory / "model.onnx")
     if runtime.packed_on_disk:
         prepacked_weights.save(directory / "model.onnx")
-    graph_passes.split_scoring(directory / "model.onnx", directory / SCORING)
+    graph_passes.split_scoring(directory / "model.onnx", directory / SCORING_GRAPH)
     if updates:
         adapters.export(updates, directory)
 

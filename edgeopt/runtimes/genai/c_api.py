@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.runtimes.onnxruntime_common.thread_affinity import Computing
+    from edgeopt.runtimes.onnxruntime_common.thread_affinity import ThreadPinning
 
 _ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "OgaCreateConfig": (c_char_p, POINTER(c_void_p)),
@@ -101,11 +101,11 @@ class Generator(_Object):
     """Greedy decoding of one sequence of at most `capacity` tokens, which does not end before `minimum` tokens.
 
     Args:
-        computing: makes what this thread enters while it computes.
+        pin_thread: create the context in which this thread computes.
     """
 
-    def __init__(self, model: Model, *, capacity: int, minimum: int, computing: Computing = nullcontext) -> None:
-        self._computing = computing
+    def __init__(self, model: Model, *, capacity: int, minimum: int, pin_thread: ThreadPinning = nullcontext) -> None:
+        self._pin_thread = pin_thread
         parameters = _Object("GeneratorParams", "OgaCreateGeneratorParams", model.handle)
         for name, value in {"max_length": capacity, "min_length": minimum}.items():
             _call("OgaGeneratorParamsSetSearchNumber", parameters.handle, name.encode(), value)
@@ -117,13 +117,13 @@ class Generator(_Object):
         _call("OgaSetActiveAdapter", self.handle, adapters.handle, name.encode())
 
     def append(self, tokens: Sequence[int]) -> None:
-        with self._computing():
+        with self._pin_thread():
             _call("OgaGenerator_AppendTokens", self.handle, (c_int32 * len(tokens))(*tokens), len(tokens))
 
     def next(self) -> int:
         """The next token, which is then part of the sequence."""
         tokens, count = POINTER(c_int32)(), c_size_t()
-        with self._computing():
+        with self._pin_thread():
             _call("OgaGenerator_GenerateNextToken", self.handle)
         _call("OgaGenerator_GetNextTokens", self.handle, byref(tokens), byref(count))
         return int(tokens[0])

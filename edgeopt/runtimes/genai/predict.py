@@ -84,14 +84,16 @@ class Estimate:
 
 def predictions(found: Estimate, spec: ModelSpec, target: Target) -> tuple[Measurement, ...]:
     """What will be measured of an engine of `spec`, each with the band by which limits are judged."""
-    band = BANDS[sizes.SIZE] * found.disk_bytes + GRAPHS_BAND * found.graphs
+    band = BANDS[sizes.SIZE_METRIC] * found.disk_bytes + GRAPHS_BAND * found.graphs
     if found.packed:
-        band += sizes.packed_error_bytes(spec)
-    size = sizes.size(found.disk_bytes, low_bytes=found.disk_bytes - band, high_bytes=found.disk_bytes + band)
+        band += sizes.prepacked_copy_error_bytes(spec)
+    size = sizes.predict_size(found.disk_bytes, low_bytes=found.disk_bytes - band, high_bytes=found.disk_bytes + band)
     figures = [("memory/peak_rss_mib", "MiB", found.peak_bytes / 2**20)]
     if target.kernels is not None:
         figures.append(("latency/decode_p50_ms", "ms", target.kernels.decode_us(spec) / 1e3))
-    return size, *(sizes.about(metric, unit, value, share=BANDS[metric]) for metric, unit, value in figures)
+    return size, *(
+        sizes.make_prediction_within(metric, unit, value, tolerance=BANDS[metric]) for metric, unit, value in figures
+    )
 
 
 def estimate(
@@ -111,9 +113,9 @@ def estimate(
     adapters = sizes.adapters_bytes(spec)
     activations = 4 * (ARENA * chunk_tokens * (widest + 4 * spec.hidden_size) + spec.vocabulary_size)
     return Estimate(
-        weights=sizes.weight_bytes(spec),
-        tables=sizes.table_bytes(spec),
-        packed=sizes.packed_on_disk_bytes(spec) if packed_on_disk else 0,
+        weights=sizes.decoder_bytes(spec),
+        tables=sizes.embedding_and_lm_head_bytes(spec),
+        packed=sizes.prepacked_copy_bytes(spec) if packed_on_disk else 0,
         adapters=adapters,
         graphs=graph_bytes(spec),
         carried=carried_bytes,

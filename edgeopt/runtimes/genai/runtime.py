@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeopt.errors import BuildError, ConfigError
-from edgeopt.runtimes import floats
-from edgeopt.runtimes.decoding.chunked_prefill import chunks
-from edgeopt.runtimes.decoding.incremental_session import PastSession
+from edgeopt.runtimes.decoding import chunked_prefill
+from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from edgeopt.runtimes.onnxruntime_common import prepacked_weights, thread_affinity
-from edgeopt.runtimes.onnxruntime_common.mapped_memory import hold, pieces, settle
-from edgeopt.runtimes.onnxruntime_common.session_options import LEVELS, SessionOptions
+from edgeopt.runtimes.onnxruntime_common.mapped_memory import apply_memory_options, make_resident, mapped_regions
+from edgeopt.runtimes.onnxruntime_common.session_options import OPTIMIZATION_LEVELS, SessionOptions
+from edgeopt.runtimes.weight_types import reject_llamacpp_types
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgeopt.runtimes.genai.predict import Estimate
 
 HEAD_MULTIPLE = 16
-GENERATING, SCORING = "model.onnx", "scoring.onnx"
+GENERATION_GRAPH, SCORING_GRAPH = "model.onnx", "scoring.onnx"
 UNKNOWN = {
     "packed_on_disk": ("memory/peak_rss_mib",),
     "prompt_lookup": ("latency/decode_p50_ms",),
@@ -51,7 +51,6 @@ class Genai(SessionOptions):
 
     format: ClassVar[str] = "genai-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("onnxruntime_genai",)
-    SESSION_FIELDS: ClassVar[frozenset[str]] = SessionOptions.KNOBS
     fallback: ClassVar[PortableOnnx] = PortableOnnx()
     accuracy_level: int = 4
     gate_up_fused: bool = False
@@ -76,7 +75,7 @@ class Genai(SessionOptions):
     def check(self, spec: ModelSpec) -> None:
         from edgeopt.runtimes.genai.builder import ARCHITECTURES
 
-        floats.require(spec)
+        reject_llamacpp_types(spec)
         if spec.architecture not in ARCHITECTURES:
             raise ConfigError(
                 f"onnxruntime-genai does not build {spec.architecture}",
@@ -148,7 +147,7 @@ class Genai(SessionOptions):
         return GenaiSession(self, engine, threads)
 
 
-class GenaiSession(PastSession):
+class GenaiSession(IncrementalSession):
     """One engine in memory, one of its two graphs at a time; sequences run one after another."""
 
     computed_by = ("CPUExecutionProvider",)
@@ -158,20 +157,20 @@ class GenaiSession(PastSession):
         self._options = {
             "intra_op_num_threads": threads,
             "enable_cpu_mem_arena": runtime.arena,
-            "graph_optimization_level": LEVELS[runtime.graph_optimization],
-            **runtime.entries(threads),
+            "graph_optimization_level": OPTIMIZATION_LEVELS[runtime.graph_optimization],
+            **runtime.config_entries(threads),
         }
-        self._computing = thread_affinity.computing(runtime.processors(threads))
+        self._pin_thread = thread_affinity.pin_calling_thread(runtime.processors(threads))
         described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
-        self._at_once = described["context_length"] if described["type"] == LONG_ROPE else runtime.prompt_tokens
-        self._guessed = runtime.prompt_lookup
+        self._chunk_tokens = described["context_length"] if described["type"] == LONG_ROPE else runtime.prompt_tokens
+        self._draft_tokens = runtime.prompt_lookup
         ends = described["eos_token_id"]
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._end_tokens = frozenset(ends if isinstance(ends, list) else [ends])
         self._graph = ""
         self._model: Model | None = None
         self._adapters: Adapters | None = None
-        self._load(SCORING if runtime.prompt_lookup else GENERATING)
+        self._load(SCORING_GRAPH if runtime.prompt_lookup else GENERATION_GRAPH)
 
     def _load(self, graph: str) -> Model:
         from edgeopt.runtimes.genai.c_api import Model
@@ -183,41 +182,41 @@ class GenaiSession(PastSession):
                 self._model = Model(self._directory, {"model": {"decoder": decoder}})
             except RuntimeError as error:
                 raise BuildError(f"the engine cannot be opened ({error})", location=str(self._directory)) from error
-            data = self._directory / f"{GENERATING}.data"
-            settle(data, self._runtime)
-            hold(pieces(data), self._runtime.mapped_weights)
+            data = self._directory / f"{GENERATION_GRAPH}.data"
+            apply_memory_options(data, self._runtime)
+            make_resident(mapped_regions(data), self._runtime.mapped_weights)
             self._graph = graph
         return self._model
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
-        if self._guessed:
+        if self._draft_tokens:
             yield from super().generate(tokens, max_new_tokens, stop_at_end=stop_at_end, adapter=adapter)
             return
         length = len(tokens) + max_new_tokens
-        generator = self._generator(GENERATING, length, minimum=0 if stop_at_end else length, adapter=adapter)
-        for part in chunks(tokens, self._at_once):
+        generator = self._generator(GENERATION_GRAPH, length, minimum=0 if stop_at_end else length, adapter=adapter)
+        for part in chunked_prefill.split(tokens, self._chunk_tokens):
             generator.append(part)
         for _ in range(max_new_tokens):
             token = generator.next()
-            if stop_at_end and token in self._ends:
+            if stop_at_end and token in self._end_tokens:
                 return
             yield token
 
     def close(self) -> None:
         self._graph, self._model, self._adapters = "", None, None
 
-    def _sequence(self, length: int, adapter: str | None) -> _Sequence:
+    def _new_sequence(self, length: int, adapter: str | None) -> _Sequence:
         """By the graph that computes the logits of every token."""
-        return _Sequence(self._generator(SCORING, length, minimum=0, adapter=adapter))
+        return _Sequence(self._generator(SCORING_GRAPH, length, minimum=0, adapter=adapter))
 
     def _generator(self, graph: str, length: int, *, minimum: int, adapter: str | None) -> Generator:
         from edgeopt.runtimes.genai.c_api import Generator
 
         capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
         model = self._load(graph)
-        generator = Generator(model, capacity=capacity, minimum=minimum, computing=self._computing)
+        generator = Generator(model, capacity=capacity, minimum=minimum, pin_thread=self._pin_thread)
         if adapter is not None:
             self._activate(adapter, model, generator)
         return generator
@@ -240,13 +239,13 @@ class _Sequence:
     def __init__(self, generator: Generator) -> None:
         self._generator, self._length = generator, 0
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         self._generator.append(tokens)
         self._length += len(tokens)
         found: np.ndarray = self._generator.output("logits")[0, list(rows)]
         return found
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         if count:
             self._length -= count
             self._generator.rewind(self._length)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt.core.model_spec import EMBEDDING
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes.decoding import chunked_prefill
-from edgeopt.runtimes.decoding import prompt_lookup as lookup
+from edgeopt.runtimes.decoding import chunked_prefill, prompt_lookup
 from edgeopt.runtimes.llamacpp.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class LlamaCpp:
 
     def __post_init__(self) -> None:
         chunked_prefill.check(self.prompt_tokens)
-        lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
+        prompt_lookup.check(self.prompt_lookup, chunk_tokens=self.prompt_tokens)
 
     @property
     def baseline(self) -> Self:

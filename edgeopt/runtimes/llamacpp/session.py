@@ -13,7 +13,7 @@ import numpy as np
 from edgeopt.checkpoints import adapters
 from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes.decoding.incremental_session import PastSession
+from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
 from edgeopt.runtimes.llamacpp import library
 from edgeopt.runtimes.llamacpp.layout import MODEL_FILE, adapter_path
 
@@ -29,7 +29,7 @@ KV_CACHE_TYPES = {
 }
 
 
-class LlamaCppSession(PastSession):
+class LlamaCppSession(IncrementalSession):
     """A loaded model. Sequences run one after another, each in its own llama.cpp context."""
 
     computed_by = ("CPU",)
@@ -37,8 +37,8 @@ class LlamaCppSession(PastSession):
     def __init__(self, runtime: LlamaCpp, engine: Engine, threads: int) -> None:
         library.silence()
         self._runtime, self._spec, self._threads = runtime, engine.spec, threads
-        self._directory, self._ends = engine.directory, end_tokens(engine.directory)
-        self._at_once, self._guessed = runtime.prompt_tokens, runtime.prompt_lookup
+        self._directory, self._end_tokens = engine.directory, end_tokens(engine.directory)
+        self._chunk_tokens, self._draft_tokens = runtime.prompt_tokens, runtime.prompt_lookup
         self._adapters: dict[str, Any] = {}
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -55,7 +55,7 @@ class LlamaCppSession(PastSession):
             llama_cpp.llama_model_free(self._model)
         self._model, self._adapters = None, {}
 
-    def _sequence(self, length: int, adapter: str | None) -> _Context:
+    def _new_sequence(self, length: int, adapter: str | None) -> _Context:
         adapters.require(adapter, self._spec)
         context = _Context(self._model, self._runtime, length, self._threads, self._spec.vocabulary_size)
         if adapter is not None:
@@ -101,7 +101,7 @@ class _Context:
             self._context, (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)
         )
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         batch = self._batch
         batch.n_tokens = len(tokens)
         for index, token in enumerate(tokens):
@@ -119,7 +119,7 @@ class _Context:
         logits: np.ndarray = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape).copy()
         return logits
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         self._length -= count
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, self._length, -1)
 

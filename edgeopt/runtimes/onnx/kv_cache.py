@@ -16,7 +16,7 @@ from edgeopt.runtimes.onnx.kv_cache_offload import Allocate, in_memory
 
 if TYPE_CHECKING:
     from edgeopt.core.model_spec import ModelSpec
-    from edgeopt.runtimes.decoding.incremental_session import Past
+    from edgeopt.runtimes.decoding.incremental_session import SequenceState
 
 _TYPES: Mapping[str, type] = {
     "tensor(float)": np.float32,
@@ -43,17 +43,17 @@ class Room:
     """
 
     length: int
-    at_once: int
+    chunk_tokens: int
     window: int | None = None
 
     @property
     def slots(self) -> int:
-        return self.length if self.window is None else min(self.length, SINKS + self.window + self.at_once)
+        return self.length if self.window is None else min(self.length, SINKS + self.window + self.chunk_tokens)
 
     @property
     def recent(self) -> int:
         """The tokens of one reading have all to find room."""
-        return min(self.slots, max(self.at_once, min(RECENT, self.window or RECENT)))
+        return min(self.slots, max(self.chunk_tokens, min(RECENT, self.window or RECENT)))
 
 
 def cache_of(
@@ -63,7 +63,7 @@ def cache_of(
     factors: Mapping[str, np.ndarray],
     device: str = "cpu",
     allocate: Allocate = in_memory,
-) -> Past:
+) -> SequenceState:
     """An empty cache of the kind that the graph of `session` asks for.
 
     Buffers are arrays of `allocate`, copied to `device` where that is cuda and not cpu; only graphs that write in place
@@ -113,10 +113,10 @@ class Slots:
         self._buffers = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in self._arrays.items()}
         self._bound: dict[tuple[int, int], _Bound] = {}
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         return self.step(tokens, rows, {})[graph.LOGITS]
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         self._position -= count
 
     def step(
@@ -211,7 +211,7 @@ class Growing:
             if value.name.startswith("past")
         }
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         arrays = _given(self._session, tokens, self._length)
         given = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         logits, *present = self._session.run_with_ort_values(_outputs(self._session), {**given, **self._past})
@@ -219,7 +219,7 @@ class Growing:
         self._length += len(tokens)
         return _wanted(logits.numpy(), rows)
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         if count:
             self._length -= count
             self._past = {
@@ -235,13 +235,13 @@ class Whole:
         self._session = session
         self._tokens: list[int] = []
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         before = len(self._tokens)
         self._tokens += tokens
         (logits,) = self._session.run(_outputs(self._session)[:1], _given(self._session, self._tokens, 0))
         return _wanted(logits, [before + row for row in rows])
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         del self._tokens[len(self._tokens) - count :]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.onnx import graph
-from edgeopt.runtimes.onnxruntime_common.mapped_memory import DO_NOT_NEED, WILL_NEED, advise
+from edgeopt.runtimes.onnxruntime_common.mapped_memory import MADV_DONTNEED, MADV_WILLNEED, madvise
 
 Shapes = Mapping[str, tuple[tuple[int, ...], type]]
 """Shape and type of each buffer by its name."""
@@ -67,17 +67,17 @@ class Spill:
 
     def before(self, number: int, values: Mapping[str, Any]) -> None:
         """Shard `number` is going to compute with ONNX Runtime's `values`: ask for what the next reads of the file."""
-        self._advise((number + 1) % len(self._read), values, WILL_NEED)
+        self._advise((number + 1) % len(self._read), values, MADV_WILLNEED)
 
     def after(self, number: int, values: Mapping[str, Any]) -> None:
         """Shard `number` has computed: give its part of the file back."""
-        self._advise(number, values, DO_NOT_NEED)
+        self._advise(number, values, MADV_DONTNEED)
 
     def _advise(self, number: int, values: Mapping[str, Any], advice: int) -> None:
         for name in self._read[number] & values.keys():
             array = self._mapped.get(values[name].data_ptr())
             if array is not None:
-                advise(array.ctypes.data, array.nbytes, advice)
+                madvise(array.ctypes.data, array.nbytes, advice)
 
 
 def _bytes(shape: tuple[int, ...], kind: type) -> int:

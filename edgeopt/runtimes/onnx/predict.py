@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgeopt.core.model_spec import EMBEDDING, ModelSpec
 from edgeopt.core.result import Measurement
 from edgeopt.runtimes import sizes
-from edgeopt.runtimes.onnxruntime_common.prepacked_weights import packed_bytes
+from edgeopt.runtimes.onnxruntime_common.prepacked_weights import prepacked_bytes
 
 if TYPE_CHECKING:
     from edgeopt.core.target import Device, Target
@@ -34,14 +34,14 @@ def _size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterato
     """Of all files, where the graph depends on what the exporter makes of a family."""
     if spec.architecture.removesuffix("ForCausalLM") not in GATED:
         return
-    weights = sizes.weight_bytes(spec) + sizes.table_bytes(spec)
+    weights = sizes.decoder_bytes(spec) + sizes.embedding_and_lm_head_bytes(spec)
     packed = runtime.packed_on_disk
-    yield sizes.size_of(
+    yield sizes.predict_size_from_weights(
         spec,
-        weights + (sizes.packed_on_disk_bytes(spec) if packed else 0),
-        unsure_bytes=sizes.packed_error_bytes(spec) if packed else 0.0,
-        names_bytes=LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.schemes),
-        times=3,
+        weights + (sizes.prepacked_copy_bytes(spec) if packed else 0),
+        weights_error_bytes=sizes.prepacked_copy_error_bytes(spec) if packed else 0.0,
+        metadata_bytes=LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.schemes),
+        max_metadata_factor=3,
         carried_bytes=carried_bytes,
     )
 
@@ -53,7 +53,7 @@ def _decode(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -> It
     value = streamed_bytes(spec, runtime) / device.storage_gb_per_s / 1e6
     if value:
         method = f"bytes that a token reads from storage, at {device.storage_gb_per_s:g} GB/s"
-        yield sizes.about(DECODE, "ms", value, share=BAND, method=method)
+        yield sizes.make_prediction_within(DECODE, "ms", value, tolerance=BAND, method=method)
 
 
 def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
@@ -65,7 +65,7 @@ def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
     budget_bytes = runtime.resident_bytes
     if budget_bytes is None or runtime.processes > 1 or (spec.schemes and not runtime.packed_on_disk):
         return 0
-    size = packed_bytes if runtime.packed_on_disk else ModelSpec.size_bytes
+    size = prepacked_bytes if runtime.packed_on_disk else ModelSpec.size_bytes
     sizes = [size(spec, name) for name in spec.matrices if name != EMBEDDING]
     shard = sum(sizes) / runtime.shards
     streamed = round(sum(sizes) - budget_bytes // shard * shard)

@@ -23,8 +23,8 @@ import ray
 from edgeopt.checkpoints import adapters
 from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes.decoding.chunked_prefill import at_once
-from edgeopt.runtimes.decoding.incremental_session import PastSession
+from edgeopt.runtimes.decoding.chunked_prefill import resolve_chunk_tokens
+from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
 from edgeopt.runtimes.onnx import graph, shards, weight_streaming
 from edgeopt.runtimes.onnx.kv_cache import Room, Slots
 
@@ -36,7 +36,7 @@ Values = Mapping[str, np.ndarray]
 """By their names, what shards elsewhere computed."""
 
 
-class RaySession(PastSession):
+class RaySession(IncrementalSession):
     """An engine whose shards lie in processes one behind another.
 
     One that ends takes the sequences that it was reading with it; what is asked next starts all of them anew.
@@ -51,9 +51,9 @@ class RaySession(PastSession):
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
-        self._ends = end_tokens(engine.directory)
-        self._at_once = at_once(engine.directory, engine.spec, runtime.prompt_tokens)
-        self._guessed = runtime.prompt_lookup
+        self._end_tokens = end_tokens(engine.directory)
+        self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
+        self._draft_tokens = runtime.prompt_lookup
         count = len(shards.read(engine.directory))
         if count < runtime.processes:
             raise BuildError(
@@ -73,12 +73,12 @@ class RaySession(PastSession):
         if self._owns_cluster and ray.is_initialized():
             ray.shutdown()
 
-    def _sequence(self, length: int, adapter: str | None) -> _Sequence:
+    def _new_sequence(self, length: int, adapter: str | None) -> _Sequence:
         adapters.require(adapter, self._engine.spec)
         factors = adapters.arrays(self._engine.directory, adapter) if adapter else {}
         if not self._stages:
             self._start()
-        name, room = uuid.uuid4().hex, Room(length, self._at_once, self._runtime.kv_window)
+        name, room = uuid.uuid4().hex, Room(length, self._chunk_tokens, self._runtime.kv_window)
         self._told([stage.begin.remote(name, room, factors) for stage in self._stages])
         return _Sequence(self, self._stages, name)
 
@@ -124,16 +124,16 @@ class _Sequence:
         self._session, self._stages, self._name = session, tuple(stages), name
         weakref.finalize(self, _forget, self._stages, name).atexit = False
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         values: Any = {}
         for stage in self._stages:
-            values = stage.read.remote(self._name, list(tokens), list(rows), values)
+            values = stage.forward.remote(self._name, list(tokens), list(rows), values)
         logits: np.ndarray = self._session._told([values])[0][graph.LOGITS]
         return np.array(logits)
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         for stage in self._stages:
-            stage.back.remote(self._name, count)
+            stage.rollback.remote(self._name, count)
 
 
 def _forget(stages: Sequence[Any], name: str) -> None:
@@ -164,13 +164,13 @@ class _Stage:
         passed = sorted({value for names in self._chain.leaving for value in names} & set(self._wanted))
         self._sequences[name] = Slots(self._chain, room, factors, "cpu", self._chain.allocate, passed=passed)
 
-    def read(self, name: str, tokens: Sequence[int], rows: Sequence[int], crossing: Values) -> dict[str, np.ndarray]:
+    def forward(self, name: str, tokens: Sequence[int], rows: Sequence[int], crossing: Values) -> dict[str, np.ndarray]:
         """What these shards and those before them computed that is still needed; the last ones give the logits."""
         on = {value: array for value, array in crossing.items() if value in self._wanted}
         return on | self._sequences[name].step(tokens, rows, crossing)
 
-    def back(self, name: str, count: int) -> None:
-        self._sequences[name].back(count)
+    def rollback(self, name: str, count: int) -> None:
+        self._sequences[name].rollback(count)
 
     def forget(self, name: str) -> None:
         self._sequences.pop(name, None)

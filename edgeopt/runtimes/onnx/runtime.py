@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt.core import units
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import floats
 from edgeopt.runtimes.onnxruntime_common import prepacked_weights
 from edgeopt.runtimes.onnxruntime_common.session_options import SessionOptions
+from edgeopt.runtimes.weight_types import reject_llamacpp_types
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ class PortableOnnx(SessionOptions):
 
     format: ClassVar[str] = "onnx-2"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
-    SESSION_FIELDS: ClassVar[frozenset[str]] = SessionOptions.KNOBS | {
+    SESSION_FIELDS: ClassVar[frozenset[str]] = SessionOptions.SESSION_FIELDS | {
         *("provider", "cpu_fallback", "resident", "kv_resident", "kv_window", "processes", "read_ahead")
     }
     fallback: ClassVar[None] = None
@@ -158,7 +158,7 @@ class PortableOnnx(SessionOptions):
         return whole if self.processes > 1 else replace(whole, shards=1)
 
     def check(self, spec: ModelSpec) -> None:
-        floats.require(spec)
+        reject_llamacpp_types(spec)
         if self.processes > 1 and not find_spec("ray"):
             raise ConfigError("Ray is not installed", location="runtime.processes", hint="pip install 'edgeopt[ray]'")
         if self.packed_on_disk:

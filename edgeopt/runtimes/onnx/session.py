@@ -11,14 +11,14 @@ import onnxruntime
 from edgeopt.checkpoints import adapters
 from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.decoding.chunked_prefill import at_once
-from edgeopt.runtimes.decoding.incremental_session import Past, PastSession
+from edgeopt.runtimes.decoding.chunked_prefill import resolve_chunk_tokens
+from edgeopt.runtimes.decoding.incremental_session import IncrementalSession, SequenceState
 from edgeopt.runtimes.onnx import graph, weight_streaming
 from edgeopt.runtimes.onnx.kv_cache import Room, cache_of
 from edgeopt.runtimes.onnx.kv_cache_offload import in_memory
 from edgeopt.runtimes.onnx.session_options import options
 from edgeopt.runtimes.onnxruntime_common import thread_affinity
-from edgeopt.runtimes.onnxruntime_common.mapped_memory import hold, pieces, settle
+from edgeopt.runtimes.onnxruntime_common.mapped_memory import apply_memory_options, make_resident, mapped_regions
 
 if TYPE_CHECKING:
     from edgeopt.core.artifact import Engine
@@ -33,15 +33,15 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
 """By name: what is tried first, and what takes the operators that it has not."""
 
 
-class PortableSession(PastSession):
+class PortableSession(IncrementalSession):
     """One graph in memory; sequences run one after another, each with a cache of its own."""
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._spec, self._directory = engine.spec, engine.directory
-        self._ends = end_tokens(engine.directory)
-        self._window, self._guessed = runtime.kv_window, runtime.prompt_lookup
-        self._at_once = at_once(engine.directory, engine.spec, runtime.prompt_tokens)
-        self._computing = thread_affinity.computing(runtime.processors(threads))
+        self._end_tokens = end_tokens(engine.directory)
+        self._window, self._draft_tokens = runtime.kv_window, runtime.prompt_lookup
+        self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
+        self._pin_thread = thread_affinity.pin_calling_thread(runtime.processors(threads))
         here = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[runtime.provider] if name in here]
         try:
@@ -55,8 +55,8 @@ class PortableSession(PastSession):
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BuildError(f"the engine cannot be opened ({error})", location=str(engine.directory)) from error
         if not runtime.parted:
-            settle(engine.directory / graph.WEIGHTS_FILE, runtime)
-            hold(pieces(engine.directory / graph.WEIGHTS_FILE), runtime.mapped_weights)
+            apply_memory_options(engine.directory / graph.WEIGHTS_FILE, runtime)
+            make_resident(mapped_regions(engine.directory / graph.WEIGHTS_FILE), runtime.mapped_weights)
         self.computed_by = tuple(self._session.get_providers())
         self._device = "cpu" if self.computed_by[0] == CPU else "cuda"
         if self.computed_by[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:
@@ -71,11 +71,11 @@ class PortableSession(PastSession):
             self._session.close()
         self._session = None
 
-    def _sequence(self, length: int, adapter: str | None) -> Past:
-        room = Room(length, self._at_once, self._window)
+    def _new_sequence(self, length: int, adapter: str | None) -> SequenceState:
+        room = Room(length, self._chunk_tokens, self._window)
         allocate = self._session.allocate if isinstance(self._session, weight_streaming.Chain) else in_memory
         past = cache_of(self._session, self._spec, room, self._factors(adapter), self._device, allocate)
-        return thread_affinity.Kept(past, self._computing)
+        return thread_affinity.PinnedState(past, self._pin_thread)
 
     def _factors(self, adapter: str | None) -> Mapping[str, np.ndarray]:
         """The inputs by which the graph computes with an adapter."""

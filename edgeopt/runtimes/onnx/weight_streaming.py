@@ -21,7 +21,12 @@ from edgeopt.runtimes.onnx import graph, shards
 from edgeopt.runtimes.onnx.kv_cache_offload import Allocate, Spill, in_memory, select_resident
 from edgeopt.runtimes.onnx.session_options import options
 from edgeopt.runtimes.onnx.shards import Shard
-from edgeopt.runtimes.onnxruntime_common.mapped_memory import give_back, hold, mappings, settle
+from edgeopt.runtimes.onnxruntime_common.mapped_memory import (
+    apply_memory_options,
+    file_mappings,
+    make_resident,
+    release_pages,
+)
 from edgeopt.runtimes.onnxruntime_common.session_options import MappedWeights
 
 if TYPE_CHECKING:
@@ -48,10 +53,10 @@ class Weights:
     ) -> None:
         self._file = os.open(file, os.O_RDONLY)
         self._shards, self._streamed, self._ahead = found, sorted(streamed), ahead
-        mapped = mappings(file)
+        mapped = file_mappings(file)
         pieces = {number: _within(mapped, shard.weights) for number, shard in enumerate(found)}
         self._mapped = {number: pieces.pop(number) for number in self._streamed}
-        hold(itertools.chain(*pieces.values()), stay)
+        make_resident(itertools.chain(*pieces.values()), stay)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._asked: Future[None] | None = None
 
@@ -67,7 +72,7 @@ class Weights:
             self._asked.result()
         if number in self._mapped and len(self._streamed) > 1:
             for start, length in self._mapped[number]:
-                give_back(start, length)
+                release_pages(start, length)
             for offset, length in self._shards[number].weights:
                 os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_DONTNEED)
 
@@ -91,7 +96,7 @@ def chain(directory: Path, runtime: PortableOnnx, threads: int, part: range | No
     sizes, budget_bytes = [shard.size_bytes for shard in found], runtime.resident_bytes
     streamed = set(range(len(found))) - select_resident(sizes, sum(sizes) if budget_bytes is None else budget_bytes)
     file = directory / graph.WEIGHTS_FILE
-    settle(file, runtime)
+    apply_memory_options(file, runtime)
     weights = Weights(file, found, streamed, ahead=runtime.read_ahead, stay=runtime.mapped_weights)
     return Chain(opened, weights, runtime.kv_resident_bytes)
 

@@ -1,1 +1,1 @@
-"""Share session options, weight packing and memory mapping between the ONNX Runtime runtimes."""
+"""Share session options, prepacked weights and memory mapping between the runtimes built on ONNX Runtime."""

@@ -1,7 +1,8 @@
-"""Slow paths of ONNX Runtime's CPU kernels that can be read from a graph."""
+"""Find nodes of an ONNX graph that ONNX Runtime's CPU kernels compute slowly."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ ZERO_POINTS, GROUP_INDEX = 3, 4  # inputs of com.microsoft::MatMulNBits
 
 
 def slow_paths(path: Path) -> list[str]:
-    """One sentence for each kind of node in the ONNX file that is known to run many times slower.
+    """Return one sentence for each kind of node in the ONNX file that is known to run many times slower.
 
     Specification: onnxruntime ContribOperators.md, MatMulNBits.
     """
@@ -23,19 +24,17 @@ def slow_paths(path: Path) -> list[str]:
 
     graph = onnx.load(path, load_external_data=False).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    found: dict[str, int] = {}
-    for node in graph.node:
-        for finding in _findings(node, types):
-            found[finding] = found.get(finding, 0) + 1
+    counts = Counter(finding for node in graph.node for finding in _node_findings(node, types))
     if not any(node.op_type == "GroupQueryAttention" for node in graph.node):
-        found["attention is not fused into GroupQueryAttention"] = 1
-    switchable = len(types.keys() & {value.name for value in graph.input}) // 2  # inputs with a default: A and B
-    if switchable:
-        found["matrix with a branch for adapters takes longer with every token, active or not"] = switchable
-    return [f"{count} × {finding}" if count > 1 else finding for finding, count in found.items()]
+        counts["attention is not fused into GroupQueryAttention"] = 1
+    # only the factors A and B of adapters are inputs that have a default
+    adapted = len(types.keys() & {value.name for value in graph.input}) // 2
+    if adapted:
+        counts["matrix with an adapter branch computes more for each token, even without an active adapter"] = adapted
+    return [f"{count} × {finding}" if count > 1 else finding for finding, count in counts.items()]
 
 
-def _findings(node: NodeProto, types: dict[str, int]) -> list[str]:
+def _node_findings(node: NodeProto, types: dict[str, int]) -> list[str]:
     if node.op_type != "MatMulNBits":
         return []
     attributes = {a.name: a.i for a in node.attribute}

@@ -1,4 +1,4 @@
-"""What of a process lies in memory: mapped files, pages that are given back, and pages that are joined to huge ones.
+"""Control which weights of a process are resident: mapped files, released pages and huge pages.
 
 Sources: proc(5), madvise(2), Linux's admin-guide/mm/transhuge.rst.
 """
@@ -14,112 +14,116 @@ from pathlib import Path
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.onnxruntime_common.session_options import MappedWeights, SessionOptions
 
-WILL_NEED, DO_NOT_NEED, POPULATE_READ, COLLAPSE = 3, 4, 22, 25
-"""Advice to the kernel: asm-generic/mman-common.h."""
-HUGE_BYTES = 2 * 2**20
-JOINED_AFTER_S = 0.2
-"""Seconds after an engine was opened: joining pages takes a core, and would have the first token come later."""
-_MENDS = {
-    "prefaulted": "Give on_demand, or use Linux 5.14 or newer",
-    "locked": "Give prefaulted, or let the process lock as much: ulimit -l",
+MADV_WILLNEED, MADV_DONTNEED, MADV_POPULATE_READ, MADV_COLLAPSE = 3, 4, 22, 25
+"""Constants of asm-generic/mman-common.h."""
+HUGE_PAGE_BYTES = 2 * 2**20
+COLLAPSE_DELAY_S = 0.2
+"""Seconds between opening an engine and collapsing pages, which occupies a core and would delay the first token."""
+_HINTS = {
+    "prefaulted": "Use on_demand, or Linux 5.14 or newer",
+    "locked": "Use prefaulted, or raise the limit of locked memory: ulimit -l",
 }
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MAPS = Path("/proc/self/maps")
 
 
-def advise(address: int, length: int, advice: int) -> None:
-    """Raises OSError."""
+def madvise(address: int, length: int, advice: int) -> None:
+    """Call madvise(2). Raises OSError."""
     if _LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice):
         raise OSError(ctypes.get_errno(), f"madvise({advice}) failed")
 
 
-def give_back(address: int, length: int) -> None:
-    """Let go of mapped pages of a file, which stay in it. Raises OSError."""
-    advise(address, length, DO_NOT_NEED)
+def release_pages(address: int, length: int) -> None:
+    """Release mapped pages of a file from memory; the file keeps their content. Raises OSError."""
+    madvise(address, length, MADV_DONTNEED)
 
 
-def mappings(file: Path) -> list[tuple[int, int, int]]:
-    """Start address, offset in the file and length of each mapping of `file` in this process."""
-    name = str(file.resolve())
-    return [(start, offset, length) for start, offset, length, _, mapped in _maps() if mapped == name]
+def file_mappings(file: Path) -> list[tuple[int, int, int]]:
+    """Return start address, offset in the file and length of each mapping of `file` in this process."""
+    path = str(file.resolve())
+    return [(start, offset, length) for start, offset, length, _, mapped in _mappings() if mapped == path]
 
 
-def settle(data: Path, knobs: SessionOptions) -> None:
-    """See to the memory of an engine that was opened just now, whose weights lie in the file `data`.
+def mapped_regions(file: Path) -> list[tuple[int, int]]:
+    """Return start address and length of each mapping of `file` in this process."""
+    return [(start, length) for start, _, length in file_mappings(file)]
 
-    What was read of weights that are packed on disk is given back, and what is needed is read again: those alone that
-    are packed. Raises BuildError as join_pages.
+
+def apply_memory_options(weights: Path, options: SessionOptions) -> None:
+    """Apply `packed_on_disk` and `huge_pages` to an engine that has just been opened from the file `weights`.
+
+    Opening an engine with prepacked weights also reads the original ones. This releases both; only the prepacked ones
+    are read again. Raises BuildError if the kernel does not support `huge_pages`.
     """
-    if knobs.packed_on_disk:
-        for start, length in pieces(data):
-            give_back(start, length)
-    if knobs.huge_pages:
-        join_pages()
+    if options.packed_on_disk:
+        for start, length in mapped_regions(weights):
+            release_pages(start, length)
+    if options.huge_pages:
+        collapse_huge_pages()
 
 
-def hold(mapped: Iterable[tuple[int, int]], how: MappedWeights) -> None:
-    """Have mapped weights, start and length of each piece, in memory as it is asked for. Raises BuildError."""
-    if how == "on_demand":
+def make_resident(regions: Iterable[tuple[int, int]], mode: MappedWeights) -> None:
+    """Prefault or lock mapped weights, given as start address and length of each region.
+
+    Raises BuildError if the kernel refuses.
+    """
+    if mode == "on_demand":
         return
-    for start, length in mapped:
+    for start, length in regions:
         try:
-            if how == "prefaulted":
-                advise(start, length, POPULATE_READ)
+            if mode == "prefaulted":
+                madvise(start, length, MADV_POPULATE_READ)
             elif _LIBC.mlock(ctypes.c_void_p(start), ctypes.c_size_t(length)):
                 raise OSError(ctypes.get_errno(), "mlock failed")
         except OSError as error:
             raise BuildError(
-                f"the weights cannot be {how} ({error})",
+                f"the weights cannot be {mode} ({error})",
                 location="runtime.mapped_weights",
-                hint=_MENDS[how],
+                hint=_HINTS[mode],
             ) from error
 
 
-def pieces(file: Path) -> list[tuple[int, int]]:
-    """Start address and length of each mapping of `file` in this process."""
-    return [(start, length) for start, _, length in mappings(file)]
+def collapse_huge_pages() -> threading.Thread:
+    """Start a thread that collapses the present private memory of this process into huge pages.
 
-
-def join_pages() -> threading.Thread:
-    """Have the kernel join the pages of this process's own memory to huge ones, beside what it does.
-
-    A token reads all weights once, and of pages of 4 KiB each has to be looked up: joined ones save an eighth of the
-    time and take no memory. Only what lies there now is joined. BuildError where the kernel cannot (before Linux 6.1).
+    Each token reads all weights once, and each page of 4 KiB costs an address lookup. Huge pages save an eighth of the
+    time and need no further memory. Raises BuildError if the kernel does not support it (before Linux 6.1).
     """
-    _require_joining()
-    thread = threading.Timer(JOINED_AFTER_S, _join)
+    _require_collapse_support()
+    thread = threading.Timer(COLLAPSE_DELAY_S, _collapse_private_memory)
     thread.name, thread.daemon = "huge-pages", True
     thread.start()
     return thread
 
 
-def _join() -> None:
-    for start, _, length, access, name in _maps():
-        first, end = -(-start // HUGE_BYTES) * HUGE_BYTES, (start + length) // HUGE_BYTES * HUGE_BYTES
-        if first < end and access.startswith("rw-p") and name in ("", "[heap]"):
+def _collapse_private_memory() -> None:
+    for start, _, length, access, path in _mappings():
+        first = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        end = (start + length) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        if first < end and access.startswith("rw-p") and path in ("", "[heap]"):
             try:
-                advise(first, end - first, COLLAPSE)
-            except OSError:  # some of it was freed meanwhile, or no huge page is to be had: those stay as they are
+                madvise(first, end - first, MADV_COLLAPSE)
+            except OSError:  # memory was freed meanwhile or no huge page is free: these pages stay as they are
                 continue
 
 
-def _require_joining() -> None:
-    own = ctypes.create_string_buffer(2 * HUGE_BYTES)
-    ctypes.memset(own, 1, len(own))  # there is nothing to join where nothing was written yet
+def _require_collapse_support() -> None:
+    buffer = ctypes.create_string_buffer(2 * HUGE_PAGE_BYTES)
+    ctypes.memset(buffer, 1, len(buffer))  # pages exist only once they are written
     try:
-        advise(-(-ctypes.addressof(own) // HUGE_BYTES) * HUGE_BYTES, HUGE_BYTES, COLLAPSE)
+        madvise(-(-ctypes.addressof(buffer) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, HUGE_PAGE_BYTES, MADV_COLLAPSE)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # else it has no huge page just now
+        if error.errno == errno.EINVAL:  # other errors mean that no huge page is free at the moment
             raise BuildError(
-                f"this kernel joins no pages to huge ones ({error})",
+                f"this kernel cannot collapse pages into huge pages ({error})",
                 location="runtime.huge_pages",
-                hint="Give false, or use Linux 6.1 or newer",
+                hint="Use false, or Linux 6.1 or newer",
             ) from error
 
 
-def _maps() -> Iterator[tuple[int, int, int, str, str]]:
-    """Of each mapping in this process: start address, offset in its file, length, access, and name of the file."""
+def _mappings() -> Iterator[tuple[int, int, int, str, str]]:
+    """Yield start address, offset in the file, length, access and path of each mapping of this process."""
     for line in _MAPS.read_text().splitlines():
-        addresses, access, offset, _, _, *name = line.split(maxsplit=5)
+        addresses, access, offset, _, _, *path = line.split(maxsplit=5)
         start, end = (int(address, 16) for address in addresses.split("-"))
-        yield start, int(offset, 16), end - start, access, name[0] if name else ""
+        yield start, int(offset, 16), end - start, access, path[0] if path else ""

@@ -1,8 +1,8 @@
-"""Weights saved in the layout of this CPU's kernels, so that processes map one copy of them and open it sooner.
+"""Store weights in the layout of this CPU's kernels, so that processes share one mapped copy and open it faster.
 
-ONNX Runtime packs the weights when it opens a graph, and takes what is saved in place of what is equal to it: on a CPU
-with other kernels an engine computes all the same, from what that process packed. So the weights stay beside as they
-were, and a file takes about twice as much. Specification: onnxruntime_session_options_config_keys.h.
+ONNX Runtime packs the weights when it opens a graph, and uses the stored copy where it equals the result. On a CPU with
+other kernels the engine still works, with weights packed by each process. The file therefore also keeps the original
+weights and takes about twice the space. Specification: onnxruntime_session_options_config_keys.h.
 """
 
 from __future__ import annotations
@@ -14,23 +14,28 @@ from pathlib import Path
 from edgeopt.core.model_spec import ModelSpec
 from edgeopt.errors import BuildError, ConfigError
 
-_OPTIONS: Mapping[str, str] = {
+_CONFIG_ENTRIES: Mapping[str, str] = {
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     "session.save_external_prepacked_constant_initializers": "1",
 }
 
 
 def check(spec: ModelSpec) -> None:
+    """Raise ConfigError if the weights are fp16, which ONNX Runtime packs as fp32."""
     if spec.weight_dtype == "fp16":
         raise ConfigError(
-            "weights that are stored in fp16 are packed in fp32, and would take six times as much storage",
+            "`packed_on_disk` must be false for fp16 weights: their prepacked copy is fp32 and takes six times the "
+            "space",
             location="runtime.packed_on_disk",
-            hint="Give false, or keep the weights in fp32 or on a grid",
+            hint="Use false, or store the weights in fp32 or quantized",
         )
 
 
 def save(graph: Path) -> None:
-    """Replace the graph, and the one file of its data, by what ONNX Runtime computes with. Raises BuildError."""
+    """Replace the graph and its data file by the optimized graph with prepacked weights.
+
+    Raises BuildError if ONNX Runtime cannot open the graph.
+    """
     import onnxruntime
 
     data = graph.with_name(f"{graph.name}.data")
@@ -39,24 +44,24 @@ def save(graph: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(saved)
-        named = {"session.optimized_model_external_initializers_file_name": data.name}
-        for key, value in {**_OPTIONS, **named}.items():
+        data_entry = {"session.optimized_model_external_initializers_file_name": data.name}
+        for key, value in {**_CONFIG_ENTRIES, **data_entry}.items():
             options.add_session_config_entry(key, value)
         try:
             onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors share no class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise BuildError(f"ONNX Runtime cannot pack the weights of {graph.name}: {error}") from error
         for file in (graph, data):
             (saved.parent / file.name).replace(file)
 
 
-def packed_bytes(spec: ModelSpec, name: str) -> int:
-    """Bytes of a unit's matrices in the layout of the kernels: each block has its scale and a sum, in fp32."""
+def prepacked_bytes(spec: ModelSpec, name: str) -> int:
+    """Return the bytes of a unit's prepacked matrices. Each block has a scale and a sum of its weights, both fp32."""
     rows, columns = spec.matrices[name]
-    grid = spec.schemes.get(name)
-    if grid is None:
+    scheme = spec.schemes.get(name)
+    if scheme is None:
         return 4 * rows * columns
-    if grid.inputs != "float":
-        return grid.size_bytes(rows, columns)
-    blocks = -(-columns // grid.block_size)
-    return rows * blocks * (grid.block_size * grid.bits // 8 + 8)
+    if scheme.inputs != "float":
+        return scheme.size_bytes(rows, columns)
+    blocks = -(-columns // scheme.block_size)
+    return rows * blocks * (scheme.block_size * scheme.bits // 8 + 8)

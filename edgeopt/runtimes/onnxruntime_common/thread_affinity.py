@@ -1,9 +1,8 @@
-"""A processor for each thread that computes.
+"""Pin each compute thread of a session to one logical processor.
 
-ONNX Runtime keeps the threads that it starts on the processors that it is told, and leaves the one that calls it, which
-computes as they do, to its caller. That one is kept on its own while it computes and no longer: else what it starts
-would be held there, too, and whatever the process does beside. Sources: sched_setaffinity(2),
-onnxruntime_session_options_config_keys.h.
+ONNX Runtime pins the threads that it starts, but not the calling thread, which computes as well. This module pins the
+calling thread while it computes and restores its affinity afterwards: otherwise later threads and other work of the
+process would inherit it. Sources: sched_setaffinity(2), onnxruntime_session_options_config_keys.h.
 """
 
 from __future__ import annotations
@@ -20,84 +19,94 @@ from edgeopt.errors import BuildError, ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.runtimes.decoding.incremental_session import Past
+    from edgeopt.runtimes.decoding.incremental_session import SequenceState
 
-Computing = Callable[[], AbstractContextManager[None]]
-"""Makes what the calling thread enters while it computes."""
-_PART = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
-_FORM = "Give numbers as taskset takes them, such as 0,2 or 4-7"
-
-
-def parse(listed: str | int) -> tuple[int, ...]:
-    """Numbers of logical processors in their order, given as taskset takes them: `0,2` or `4-7`. Raises ConfigError."""
-    found: list[int] = []
-    for part in str(listed).split(","):
-        match = _PART.fullmatch(part.strip())
-        if match is None:
-            raise ConfigError(f"{listed!r} lists no processors", location="affinity", hint=_FORM)
-        first, last = int(match[1]), int(match[2] or match[1])
-        found += range(first, last + 1)
-        if last < first or len(set(found)) < len(found):
-            raise ConfigError(
-                f"{part.strip()!r} of {listed!r} names none, or one again", location="affinity", hint=_FORM
-            )
-    return tuple(found)
+ThreadPinning = Callable[[], AbstractContextManager[None]]
+"""Create the context manager in which the calling thread computes."""
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+_HINT = "Use numbers and ranges as in taskset, such as 0,2 or 4-7"
 
 
-def choose(processors: Sequence[int], threads: int) -> tuple[int, ...]:
-    """The processor of each of `threads` threads: the first of those, which this process has to be allowed.
+def parse(affinity: str | int) -> tuple[int, ...]:
+    """Return the logical processors of a list in taskset syntax, such as `0,2` or `4-7`, in the order given.
 
-    Raises BuildError.
+    Raises ConfigError if the list is malformed or names a processor twice.
     """
-    chosen, allowed = tuple(processors[:threads]), os.sched_getaffinity(0)
-    if len(chosen) < threads:
+    processors: list[int] = []
+    for part in str(affinity).split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise ConfigError(
+                f"`affinity` must be a list of processors, got {affinity!r}", location="affinity", hint=_HINT
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        processors += range(first, last + 1)
+        if last < first or len(set(processors)) < len(processors):
+            raise ConfigError(
+                f"`affinity` must not contain empty ranges or duplicates, got {part.strip()!r} in {affinity!r}",
+                location="affinity",
+                hint=_HINT,
+            )
+    return tuple(processors)
+
+
+def assign(processors: Sequence[int], threads: int) -> tuple[int, ...]:
+    """Return the processor of each of `threads` threads.
+
+    Raises BuildError if there are too few processors or this process is not allowed to use one of them.
+    """
+    assigned, allowed = tuple(processors[:threads]), os.sched_getaffinity(0)
+    if len(assigned) < threads:
         raise BuildError(
-            f"{_listed(processors)} are too few processors for {threads} threads",
+            f"`affinity` must name a processor for each of {threads} threads, got {_join(processors)}",
             location="runtime.affinity",
-            hint="Give one for each thread, or take fewer threads: target.threads, taskset",
+            hint="Add processors, or reduce target.threads",
         )
-    if foreign := [number for number in chosen if number not in allowed]:
+    if forbidden := [processor for processor in assigned if processor not in allowed]:
         raise BuildError(
-            f"this process may not use processor {_listed(foreign)}",
+            f"this process is not allowed to use processor {_join(forbidden)}",
             location="runtime.affinity",
-            hint=f"Choose of {_listed(sorted(allowed))}, or allow it others: taskset",
+            hint=f"Use some of {_join(sorted(allowed))}, or extend the allowed ones with taskset",
         )
-    return chosen
+    return assigned
 
 
-def entry(chosen: Sequence[int]) -> str:
-    """The threads that ONNX Runtime starts, in its own words: it counts from 1, and the calling thread is none."""
-    return ";".join(str(number + 1) for number in chosen[1:])
+def config_entry(assigned: Sequence[int]) -> str:
+    """Return the value of `session.intra_op_thread_affinities` for all threads but the calling one.
+
+    ONNX Runtime counts processors from 1.
+    """
+    return ";".join(str(processor + 1) for processor in assigned[1:])
 
 
-def computing(chosen: Sequence[int]) -> Computing:
-    """What keeps the calling thread on the first of the processors; where there is none it may move."""
-    return partial(_on, chosen[0]) if chosen else nullcontext
+def pin_calling_thread(assigned: Sequence[int]) -> ThreadPinning:
+    """Return a factory of contexts that pin the calling thread to the first processor, or do nothing without any."""
+    return partial(_pinned, assigned[0]) if assigned else nullcontext
 
 
-class Kept:
-    """A Past that is read on the processor of the calling thread."""
+class PinnedState:
+    """A SequenceState that computes with the calling thread pinned to its processor."""
 
-    def __init__(self, past: Past, computing: Computing) -> None:
-        self._past, self._computing = past, computing
+    def __init__(self, state: SequenceState, pin_thread: ThreadPinning) -> None:
+        self._state, self._pin_thread = state, pin_thread
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        with self._computing():
-            return self._past.read(tokens, rows)
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        with self._pin_thread():
+            return self._state.forward(tokens, rows)
 
-    def back(self, count: int) -> None:
-        self._past.back(count)
+    def rollback(self, count: int) -> None:
+        self._state.rollback(count)
 
 
 @contextmanager
-def _on(processor: int) -> Iterator[None]:
-    before = os.sched_getaffinity(0)
+def _pinned(processor: int) -> Iterator[None]:
+    previous = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {processor})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, previous)
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _join(processors: Sequence[int]) -> str:
+    return ", ".join(map(str, processors))

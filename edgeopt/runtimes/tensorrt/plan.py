@@ -12,7 +12,7 @@ from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import sha256_of
 from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.errors import BuildError, InputError
-from edgeopt.runtimes.decoding.chunked_prefill import at_once
+from edgeopt.runtimes.decoding.chunked_prefill import resolve_chunk_tokens
 from edgeopt.runtimes.onnx.graph import GRAPH_FILE, INPUT_IDS, PAST_PREFIX, ROWS, cache_names
 from edgeopt.runtimes.tensorrt import graph_checks
 from edgeopt.runtimes.tensorrt.library import STRONGLY_TYPED_ONLY
@@ -117,7 +117,7 @@ def create(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress:
     opset = graph_checks.opset_for(runtime.min_version)
     options = export.ExportOptions(opset=opset, fp16_units=frozenset(fp16_units), signed_inputs=True)
     export.build(checkpoint, directory, options=options, progress=progress)
-    prompt_tokens = at_once(directory, spec, runtime.prompt_tokens)
+    prompt_tokens = resolve_chunk_tokens(directory, spec, runtime.prompt_tokens)
     plan = Plan(
         runtime=runtime,
         graph=directory / GRAPH_FILE,

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeopt.core.model_spec import EMBEDDING
 from edgeopt.errors import ConfigError
-from edgeopt.runtimes import floats
-from edgeopt.runtimes.decoding import chunked_prefill
-from edgeopt.runtimes.decoding import prompt_lookup as lookup
+from edgeopt.runtimes.decoding import chunked_prefill, prompt_lookup
+from edgeopt.runtimes.weight_types import reject_llamacpp_types
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +81,7 @@ class TensorRt:
                     hint="Use 0 to set no limit",
                 )
         chunked_prefill.check(self.prompt_tokens)
-        lookup.check(self.prompt_lookup, at_once=self.prompt_tokens)
+        prompt_lookup.check(self.prompt_lookup, chunk_tokens=self.prompt_tokens)
 
     @property
     def min_version(self) -> tuple[int, int]:
@@ -111,7 +110,7 @@ class TensorRt:
         return replace(self, prompt_lookup=0)
 
     def check(self, spec: ModelSpec) -> None:
-        floats.require(spec)
+        reject_llamacpp_types(spec)
         for pattern in self.in_fp32:
             if not any(fnmatchcase(unit, pattern) for unit in spec.matrices):
                 raise ConfigError(

@@ -16,7 +16,7 @@ import torch
 from edgeopt.checkpoints import adapters
 from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError, MeasureError
-from edgeopt.runtimes.decoding.incremental_session import PastSession
+from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
 from edgeopt.runtimes.onnx.graph import INPUT_IDS, LOGITS, PAST_LENGTH, PAST_PREFIX, POSITION, PRESENT_PREFIX, ROWS
 from edgeopt.runtimes.tensorrt import library
 from edgeopt.runtimes.tensorrt import plan as plans
@@ -34,7 +34,7 @@ DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64, "
 """PyTorch data types by the names of TensorRT's."""
 
 
-class TensorRtSession(PastSession):
+class TensorRtSession(IncrementalSession):
     """An engine on its GPU, with one execution context for each optimization profile."""
 
     def __init__(
@@ -44,10 +44,10 @@ class TensorRtSession(PastSession):
         identity.require_loadable(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
         self._spec, self._gpu, self._trt, self._cuda_graphs = engine.spec, gpu, trt, runtime.cuda_graphs
         self.computed_by = (gpu.identity.name,)
-        self._ends, self._guessed = end_tokens(directory), runtime.prompt_lookup
+        self._end_tokens, self._draft_tokens = end_tokens(directory), runtime.prompt_lookup
         profiles = plans.read(directory).profiles
         _, _, max_tokens_shape = profiles[plans.PREFILL][INPUT_IDS]
-        self._at_once = max_tokens_shape[1]
+        self._chunk_tokens = max_tokens_shape[1]
         self._log_messages: list[str] = []
         self._engine = self._load_engine(directory / plans.ENGINE_FILE, runtime)
         self._contexts = {name: self._create_context(index) for index, name in enumerate(profiles)}
@@ -74,7 +74,7 @@ class TensorRtSession(PastSession):
             raise BuildError(f"TensorRT failed to create an execution context: {'; '.join(self._log_messages)}")
         return context
 
-    def _sequence(self, capacity: int, adapter: str | None) -> _Sequence:
+    def _new_sequence(self, capacity: int, adapter: str | None) -> _Sequence:
         adapters.require(adapter, self._spec)
         allocator = _BufferAllocator(self._engine, self._gpu, capacity)
         return _Sequence(allocator, self._contexts, self._gpu, cuda_graphs=self._cuda_graphs)
@@ -124,7 +124,7 @@ class _Sequence:
         self._length, self._current = 0, 0
         self._calls: dict[tuple[int, int, int], _Call] = {}
 
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         key = len(tokens), len(rows), self._current
         if key not in self._calls:
             self._calls[key] = self._create_call(*key)
@@ -133,7 +133,7 @@ class _Sequence:
         self._current = 1 - self._current
         return logits
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         self._length -= count
 
     def _create_call(self, tokens: int, rows: int, current: int) -> _Call:

@@ -24,8 +24,8 @@ PROMPT = [1, 17, 42, 99, 7]
 BUILD = """
 import logging, sys
 from pathlib import Path
-from edgeopt.artifact import Checkpoint
-from edgeopt.runtimes.genai import Genai
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.runtimes.genai.runtime import Genai
 
 Genai().build(Checkpoint.read(Path(sys.argv[1])), Path(sys.argv[2]), lambda _: None)
 assert logging.getLogger().level == logging.WARNING and logging.getLogger().handlers == []

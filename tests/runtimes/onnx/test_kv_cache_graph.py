@@ -138,14 +138,14 @@ def test_tiers_and_windows_go_together(form: str, engines: dict[str, Engine]) ->
 
 @given(
     length=st.integers(1, 10_000),
-    at_once=st.integers(1, 600),
+    chunk_tokens=st.integers(1, 600),
     window=st.none() | st.integers(32, 4096),
 )
-def test_room_is_bounded_by_the_window_and_the_text(length: int, at_once: int, window: int | None) -> None:
-    room = Room(length, min(at_once, length), window)
+def test_room_is_bounded_by_the_window_and_the_text(length: int, chunk_tokens: int, window: int | None) -> None:
+    room = Room(length, min(chunk_tokens, length), window)
     assert room.slots <= length
-    assert min(at_once, length) <= room.recent <= room.slots
-    assert room.slots == length if window is None else room.slots <= SINKS + window + at_once
+    assert min(chunk_tokens, length) <= room.recent <= room.slots
+    assert room.slots == length if window is None else room.slots <= SINKS + window + chunk_tokens
 
 
 class Foreign:
