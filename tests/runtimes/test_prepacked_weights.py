@@ -114,8 +114,8 @@ import sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from edgeopt.machine.procfs import read_memory
-from edgeopt.runtimes.knobs import Knobs
-from edgeopt.runtimes.residency import join_pages, settle
+from edgeopt.runtimes.onnxruntime_common.session_options import SessionOptions
+from edgeopt.runtimes.onnxruntime_common.mapped_memory import apply_memory_options, collapse_huge_pages
 
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
@@ -124,10 +124,10 @@ graph = Path(sys.argv[1])
 session = onnxruntime.InferenceSession(graph, options)
 data = graph.with_name(graph.name + ".data")
 opened = read_memory()
-apply_memory_options(data, Knobs(packed_on_disk=True))
+apply_memory_options(data, SessionOptions(packed_on_disk=True))
 settled = read_memory()
 if len(sys.argv) > 2:
-    join_pages().join()
+    collapse_huge_pages().join()
 after = read_memory()
 session.run(None, {"x0": np.ones((1, session.get_inputs()[0].shape[1]), np.float32)})
 for name in ("rss_bytes", "huge_bytes"):
@@ -175,14 +175,14 @@ def test_copies_of_weights_are_joined_to_huge_pages_and_take_no_more_memory(matr
 
 def test_a_kernel_that_cannot_join_pages_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped_memory, "MADV_COLLAPSE", 0x7FFF)  # advice that no kernel knows
-    with pytest.raises(BuildError, match=r"joins no pages.*runtime\.huge_pages|runtime\.huge_pages.*joins no pages"):
+    with pytest.raises(BuildError, match=r"runtime\.huge_pages: this kernel cannot collapse pages.*Use false"):
         mapped_memory.collapse_huge_pages()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
 @pytest.mark.parametrize("knob", ["packed_on_disk", "huge_pages"])
 def test_a_knob_of_packed_weights_is_refused_where_there_are_none(runtime, knob: str) -> None:
-    with pytest.raises(ConfigError, match=f"{knob}: weights stay as they are.*Give false, or prepacked=true"):
+    with pytest.raises(ConfigError, match=f"`{knob}` needs prepacked weights.*Use false, or prepacked=true"):
         replace(runtime, prepacked=False, **{knob: True})
 
 
@@ -194,7 +194,7 @@ def test_knobs_of_memory_are_refused_where_weights_lie_on_a_gpu(knob) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
 def test_weights_in_fp16_are_not_packed_on_disk_as_fp32(runtime, checkpoint) -> None:
-    with pytest.raises(ConfigError, match=r"runtime\.packed_on_disk: weights that are stored in fp16"):
+    with pytest.raises(ConfigError, match=r"runtime\.packed_on_disk: `packed_on_disk` must be false for fp16 weights"):
         replace(runtime, packed_on_disk=True).check(replace(checkpoint.spec, weight_dtype="fp16"))
 
 
@@ -250,7 +250,7 @@ def test_weights_that_cannot_be_held_are_named_with_the_mend() -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
 def test_copied_weights_are_not_held_as_mapped_ones(runtime) -> None:
-    with pytest.raises(ConfigError, match="mapped_weights: weights are copied from the file"):
+    with pytest.raises(ConfigError, match="`mapped_weights` must be on_demand with prepacked=true"):
         replace(runtime, mapped_weights="locked")
 
 

@@ -117,15 +117,13 @@ def test_logits_and_a_second_answer_are_not_touched_by_guesses(pair) -> None:
 @pytest.mark.parametrize("runtime", [Genai(), PortableOnnx(), LlamaCpp(), TensorRt()], ids=lambda one: one.format)
 def test_more_guesses_than_a_reading_takes_are_refused(runtime) -> None:
     for wrong in (-1, prompt_lookup.MAX_DRAFT_TOKENS + 1):
-        with pytest.raises(
-            ConfigError, match=rf"prompt_lookup: {wrong} is not in 0 … {prompt_lookup.MAX_DRAFT_TOKENS}"
-        ):
+        with pytest.raises(ConfigError, match=rf"`prompt_lookup` must be between 0 and 16, got {wrong}"):
             replace(runtime, prompt_lookup=wrong)
 
 
 @pytest.mark.parametrize("runtime", [Genai(), PortableOnnx(), LlamaCpp(), TensorRt()], ids=lambda one: one.format)
 def test_a_prompt_is_read_by_one_token_at_once_or_more(runtime) -> None:
-    with pytest.raises(ConfigError, match=r"prompt_tokens: 0 is no number of tokens\. Give 32, or up to 512"):
+    with pytest.raises(ConfigError, match=r"`prompt_tokens` must be at least 1, got 0\. Use 32, or up to 512"):
         replace(runtime, prompt_tokens=0)
 
 
@@ -133,7 +131,7 @@ def test_guesses_go_with_no_window_and_no_codes_of_keys_and_values() -> None:
     for lossy in ({"kv_window": 64}, {"keys_values": "int8"}, {"keys_values": "int4"}):
         with pytest.raises(ConfigError, match="prompt_lookup: guesses that were wrong are taken back"):
             PortableOnnx(prompt_lookup=4, **lossy)
-    with pytest.raises(ConfigError, match=r"prompt_lookup: 4 is not in 0 … 3"):
+    with pytest.raises(ConfigError, match=r"`prompt_lookup` must be between 0 and 3, got 4"):
         LlamaCpp(prompt_tokens=4, prompt_lookup=4)
 
 

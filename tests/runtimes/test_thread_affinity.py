@@ -131,13 +131,13 @@ def test_measured_processes_are_kept_on_the_chosen_processors(made: tuple[Genai,
 
 def test_more_threads_than_processors_are_refused(made: tuple[Genai, Engine]) -> None:
     runtime, engine = made
-    with pytest.raises(BuildError, match=rf"runtime\.affinity: {FIRST} are too few processors for 2 threads.*taskset"):
+    with pytest.raises(BuildError, match=rf"runtime\.affinity: .* each of 2 threads, got {FIRST}.*target\.threads"):
         replace(runtime, affinity=FIRST).open(engine, threads=2)
 
 
 def test_a_processor_that_is_not_here_is_refused_with_those_that_are(made: tuple[Genai, Engine]) -> None:
     runtime, engine = made
-    told = rf"runtime\.affinity: this process may not use processor 9998, 9999\. Choose of {FIRST}"
+    told = rf"runtime\.affinity: this process is not allowed to use processor 9998, 9999\. Use some of {FIRST}"
     with pytest.raises(BuildError, match=told):
         replace(runtime, affinity="9998-9999").open(engine, threads=2)
     session = replace(runtime, affinity=f"{FIRST},9999").open(engine, threads=1)  # there is no second thread
@@ -152,7 +152,7 @@ def test_processors_are_listed_as_for_taskset() -> None:
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
 @pytest.mark.parametrize("listed", ["", "0,", "a", "-1", -1, "3-1", "0,0", "0-2,1", "0-99999", "0;1"])
 def test_what_lists_no_processors_is_refused(runtime: Genai, listed: str | int) -> None:
-    with pytest.raises(ConfigError, match=r"affinity: .*Give numbers as taskset takes them, such as 0,2 or 4-7"):
+    with pytest.raises(ConfigError, match=r"affinity: .*Use numbers and ranges as in taskset, such as 0,2 or 4-7"):
         replace(runtime, affinity=listed)
 
 

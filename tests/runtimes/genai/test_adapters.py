@@ -113,7 +113,7 @@ def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Check
     engine = build(adapted.beside(checkpoint, tmp_path / "beside", "r4", targets=("o_proj",)), tmp_path / "engine")
     assert "adapters/r4.onnx_adapter" in {record.path for record in engine.files}
     (finding,) = Genai().lint(engine)
-    assert finding.startswith("2 × matrix with a branch for adapters")
+    assert finding.startswith("2 × matrix with an adapter branch")
     added = path_of(engine.directory, "r4").stat().st_size
     assert 0 <= added - engine.spec.adapter_bytes("r4") < 2000
 
