@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -647,19 +648,10 @@ print(sorted({HEAVY!r} & set(sys.modules)))
 
 
 def test_a_front_fits_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = samples.rows(3)
-    rows[0]["params"] = {"recipe": "int4", "step.quantize.block_size": 32, "rounding": "rtn"}
-    rows[1]["failure"] = "config: order: Add it: order=[prune,quantize]"
-    front.show(
-        {
-            "study": "s",
-            "objectives": samples.OBJECTIVES,
-            "limits": samples.LIMITS,
-            "trials": rows,
-            "front": [0],
-            "champion": None,
-        }
-    )
+    first, second, third = samples.invented_trials(3)
+    params = {"recipe": "int4", "step.quantize.block_size": 32, "rounding": "rtn"}
+    failed = replace(second, state="failed", failure="config: order: Add it: order=[prune,quantize]")
+    front.show(samples.snapshot([replace(first, params=params), failed, third]).to_json())
     out = capsys.readouterr().out
     assert "int4 block_size=32 rounding=rtn" in out
     assert "order=[prune,quantize]" in out, "brackets are no markup"

@@ -92,6 +92,7 @@ class TrialResult:
         artifacts: files and folders worth keeping, by the name they get in the tracking server.
         notes: lint findings and other remarks about the engine.
         predictions: figures from before there was an engine to measure: by arithmetic, or of the checkpoint.
+        baseline: values of the uncompressed model on the same runtime by metric; empty before they were measured.
         refused: the rung at which a limit was found broken before all was measured; empty where none was.
     """
 
@@ -113,6 +114,7 @@ class TrialResult:
     energy_method: str = ""
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     system: tuple[Mapping[str, float], ...] = ()
+    baseline: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def feasible(self) -> bool:

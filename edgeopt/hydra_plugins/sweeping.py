@@ -15,7 +15,8 @@ from edgeopt.core.result import Failure, Measurement, TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.core.trial_context import working_on
 from edgeopt.errors import ConfigError, InfeasibleError
-from edgeopt.search.pareto.front import Objective, as_row
+from edgeopt.search.pareto.front import Objective
+from edgeopt.search.snapshot import snapshot
 from edgeopt.search.space.definition import Search
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.space.space import overrides
@@ -73,13 +74,13 @@ class Sweep:
 
     def front(self) -> dict[str, Any]:
         """The trials and which of them are on the front. InfeasibleError where none keeps every limit."""
-        study = self.study()
-        ranks = study.ranks()
-        trials = [as_row(row, ranks.get(row.number)) for row in study.rows()]
-        front = sorted(number for number, rank in ranks.items() if rank == 1)
-        if not front:
-            raise InfeasibleError("no trial keeps every limit", location=f"study {study.name}", hint="Search longer")
-        return {"study": study.name, "trials": trials, "front": front}
+        found = snapshot(self.study(), {})
+        if not found.front:
+            raise InfeasibleError(
+                "no trial satisfies every limit", location=f"study {found.study}", hint="Search longer"
+            )
+        document = found.to_json()
+        return {key: document[key] for key in ("study", "trials", "front")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

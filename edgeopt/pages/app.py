@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -11,17 +12,21 @@ import jinja2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from edgeopt.core import units
+from edgeopt.core.metric_text import explain, readable
+from edgeopt.core.recipe import label
+from edgeopt.core.study_snapshot import ObjectiveSnapshot, StudySnapshot, TrialSnapshot
+from edgeopt.core.study_summary import recommended, summary
 from edgeopt.errors import EdgeoptError, InputError
 from edgeopt.pages import comparison
 from edgeopt.pages.sources import Source, Study
-from edgeopt.tracking import report
+from edgeopt.tracking import front, report
 from edgeopt.tracking.charts import svg
-from edgeopt.tracking.charts.chart_data import TRIAL_NUMBER, kind_of, prepare, readable
+from edgeopt.tracking.charts.chart_data import TRIAL_NUMBER, kind_of, prepare
 from edgeopt.tracking.recorder import MODE
 
 PREFIX = "/edgeopt"
@@ -39,7 +44,13 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"readable": readable, "show": units.show, "path": lambda text: quote(str(text), safe="")}
+_TEMPLATES.filters |= {
+    "readable": readable,
+    "explain": explain,
+    "label": label,
+    "show": units.show,
+    "path": lambda text: quote(str(text), safe=""),
+}
 
 
 def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
@@ -62,10 +73,14 @@ def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
 
         return answer
 
+    async def csv_file(request: Request) -> Response:
+        return await run_in_threadpool(_csv, request, tracking_uri)
+
     return Starlette(
         routes=[
             Route("/", endpoint("home"), name="home"),
             Route("/studies/{run_id}", endpoint("study"), name="study"),
+            Route("/studies/{run_id}/trials.csv", csv_file, name="csv"),
             Route("/compare", endpoint("compare"), name="compare"),
             Route("/releases/{model}", endpoint("release"), name="release"),
             Mount("/static", StaticFiles(directory=_HERE / "static"), name="static"),
@@ -86,6 +101,21 @@ def _answer(request: Request, tracking_uri: str, ui: str, name: str, show: Show)
     return HTMLResponse(text, status_code=status, headers={"Content-Security-Policy": _POLICY})
 
 
+def _csv(request: Request, tracking_uri: str) -> Response:
+    """Return all trials of a study as a CSV file."""
+    root = request.scope.get("root_path", "").removesuffix(PREFIX)
+    try:
+        study = Source(tracking_uri or _own_address(request, root)).study(request.path_params["run_id"])
+    except EdgeoptError as error:
+        return PlainTextResponse(str(error), status_code=404 if isinstance(error, InputError) else 502)
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "trials.csv"
+        front.write_csv(path, study.snapshot)
+        text = path.read_text(encoding="utf-8")
+    name = f"{quote(study.name, safe='')}-trials.csv"
+    return Response(text, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
 def _own_address(request: Request, root: str) -> str:
     """Where this server listens, by its socket: never what a client says of it."""
     host, port = request.scope["server"]
@@ -98,23 +128,30 @@ def _home(source: Source, _: Request, __: str) -> Mapping[str, Any]:
 
 def _study(source: Source, request: Request, ui: str) -> Mapping[str, Any]:
     study = source.study(request.path_params["run_id"])
-    asked = request.query_params
-    rows, limits = study.document["trials"], study.document["limits"]
-    objectives = _chosen(study, asked.get("x", ""), asked.get("y", ""))
-    view = prepare(study=study.name, rows=rows, objectives=objectives, limits=limits) if objectives else None
+    query = request.query_params
+    snapshot = study.snapshot
+    view = None
+    if snapshot.objectives:
+        view = prepare(snapshot.with_objectives(_ordered(snapshot, query.get("x", ""), query.get("y", ""))))
+    best = recommended(snapshot)
     return {
         "study": study,
+        "snapshot": snapshot,
+        "summary": summary(snapshot),
+        "recommended": None if best is None else best.number,
         "view": view,
         "chart": svg.figure(view, _link_to_run(study, ui)) if view and view.points else "",
-        "choices": [o["metric"] for o in study.document["objectives"]],
-        "limits": report.limit_table(rows, limits),
-        "outcomes": report.outcome_table(rows),
+        "limits": report.limit_table(snapshot),
+        "outcomes": report.outcome_table(snapshot.trials),
         "course": report.growth(study.hypervolumes),
-        "rows": _listed(
-            study, asked.get("sort", ""), falling=asked.get("down") == "on", kept=asked.get("kept") == "on"
+        "trials": _listed(
+            study,
+            query.get("sort", ""),
+            descending=query.get("down") == "on",
+            feasible_only=query.get("feasible") == "on",
         ),
-        "over": sum(map(report.is_over, rows)),
-        "asked": dict(asked),
+        "over": sum(1 for trial in snapshot.trials if trial.is_over),
+        "asked": dict(query),
         "verdict": report.verdict,
         "kind": kind_of,
         "few": comparison.FEWEST,
@@ -122,29 +159,28 @@ def _study(source: Source, request: Request, ui: str) -> Mapping[str, Any]:
     }
 
 
-def _chosen(study: Study, x: str, y: str) -> list[Mapping[str, Any]]:
-    """The objectives with those first that were asked for."""
-    known = list(study.document["objectives"])
-    first = [o for name in (x, y) for o in known if o["metric"] == name]
-    first = list({o["metric"]: o for o in first}.values())
-    return [*first, *(o for o in known if o not in first)]
+def _ordered(snapshot: StudySnapshot, x: str, y: str) -> tuple[ObjectiveSnapshot, ...]:
+    """Return the objectives with the requested x and y axes first."""
+    chosen = [objective for name in (x, y) for objective in snapshot.objectives if objective.metric == name]
+    first = tuple({objective.metric: objective for objective in chosen}.values())
+    return (*first, *(objective for objective in snapshot.objectives if objective not in first))
 
 
-def _link_to_run(study: Study, ui: str) -> Callable[[Mapping[str, Any]], str]:
+def _link_to_run(study: Study, ui: str) -> Callable[[TrialSnapshot], str]:
     page = f"{ui}#/experiments/{study.run.info.experiment_id}/runs/"
-    return lambda row: f"{page}{row['run_id']}{MODE}" if row["run_id"] else ""
+    return lambda trial: f"{page}{trial.run_id}{MODE}" if trial.run_id else ""
 
 
-def _listed(study: Study, by: str, *, falling: bool, kept: bool) -> Sequence[Mapping[str, Any]]:
-    """The trials in the order that was asked for, those without the figure last; by outcome where none was."""
-    rows = [row for row in study.document["trials"] if row["feasible"] or not kept]
-    if by == TRIAL_NUMBER:
-        return sorted(rows, key=lambda row: row["number"], reverse=falling)
-    if by:
-        with_figure = [row for row in rows if row["metrics"].get(by) is not None]
-        ordered = sorted(with_figure, key=lambda row: row["metrics"][by], reverse=falling)
-        return [*ordered, *(row for row in rows if row["metrics"].get(by) is None)]
-    return sorted(rows, key=lambda row: (not report.is_over(row), _ORDER[kind_of(row)], row["number"]))
+def _listed(study: Study, metric: str, *, descending: bool, feasible_only: bool) -> Sequence[TrialSnapshot]:
+    """Return the trials sorted by a metric, those without a value last; sorted by outcome without a metric."""
+    trials = [trial for trial in study.snapshot.trials if trial.feasible or not feasible_only]
+    if metric == TRIAL_NUMBER:
+        return sorted(trials, key=lambda trial: trial.number, reverse=descending)
+    if metric:
+        measured = [trial for trial in trials if trial.metrics.get(metric) is not None]
+        ordered = sorted(measured, key=lambda trial: trial.metrics[metric], reverse=descending)
+        return [*ordered, *(trial for trial in trials if trial.metrics.get(metric) is None)]
+    return sorted(trials, key=lambda trial: (not trial.is_over, _ORDER[kind_of(trial)], trial.number))
 
 
 def _compare(source: Source, request: Request, _: str) -> Mapping[str, Any]:

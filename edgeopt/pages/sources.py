@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.result import TrialResult
+from edgeopt.core.study_snapshot import Champion, StudySnapshot
 from edgeopt.errors import InputError
 from edgeopt.release import overview
 from edgeopt.release.ledger.hash_chain import SUFFIX
@@ -30,16 +31,17 @@ _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A study's run, and all its trials as they were published last.
+    """A study's run with the snapshot that was published last.
 
     Attributes:
-        document: as `edgeopt front --json` gives it.
-        hypervolumes: of the front after each trial, from 0 to 1.
+        hypervolumes: hypervolume of the front after each trial, from 0 to 1.
+        released: names of registered models with a version from this study.
     """
 
     run: Run
-    document: Mapping[str, Any]
+    snapshot: StudySnapshot
     hypervolumes: tuple[float, ...] = ()
+    released: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,12 +82,16 @@ class Source:
             run = client.get_run(run_id)
             if run.data.tags.get(tags.ROLE) != "study":
                 raise InputError(f"run {run_id} is no study", hint="Choose one from the list")
-            known: Mapping[str, Any] = {"objectives": [], "limits": [], "trials": []}
+            name = str(run.data.tags[tags.STUDY])
+            empty: Mapping[str, Any] = {"study": name, "objectives": [], "limits": [], "trials": []}
+            document = StudySnapshot.from_json(_json(client, run_id, front.TRIALS, empty))
             history = client.get_metric_history(run_id, "progress/hypervolume")
+            champions = _champions(client, name)
             return Study(
                 run=run,
-                document=_json(client, run_id, front.TRIALS, known),
+                snapshot=replace(document, champion=next(iter(champions), None)),
                 hypervolumes=tuple(m.value for m in sorted(history, key=lambda m: m.step)),
+                released=tuple(champion.name for champion in champions),
             )
 
     def trial(self, run_id: str) -> Trial:
@@ -123,6 +129,20 @@ class Source:
                 if error.error_code not in _ABSENT:
                     raise
                 raise InputError(f"there is no run {run_id}", hint="Choose one from the list") from error
+
+
+def _champions(client: MlflowClient, study: str) -> list[Champion]:
+    """Return the champions of all registered models whose champion comes from the study."""
+    found = []
+    for model in client.search_registered_models(max_results=1000):
+        number = model.aliases.get("champion")
+        if number is None or model.name.endswith(SUFFIX):
+            continue
+        labels = client.get_model_version(model.name, str(number)).tags
+        if labels.get(tags.STUDY) == study:
+            trial = labels.get(tags.TRIAL, "").rpartition("/")[2]
+            found.append(Champion(name=model.name, version=str(number), trial=int(trial) if trial.isdigit() else None))
+    return found
 
 
 def _json(client: MlflowClient, run_id: str, path: str, absent: Mapping[str, Any]) -> Any:

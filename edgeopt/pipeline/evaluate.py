@@ -111,6 +111,7 @@ class _Climb:
             return
         with work.at("baseline"):
             self.baseline, base_folders = work.baseline(job, original)
+            self.result = replace(self.result, baseline=self.baseline)
         yield PREDICTION
         checkpoint = self._compress(original)
         if (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import mlflow
 from mlflow import MlflowClient
@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.artifact import Engine
 from edgeopt.core.result import Measurement, TrialResult
+from edgeopt.core.study_snapshot import LimitSnapshot, TrialSnapshot
 from edgeopt.errors import EdgeoptError, first_line
 from edgeopt.release.registry import client as registry
 
@@ -49,7 +50,8 @@ class Candidate:
     """A member of the front.
 
     Attributes:
-        row, limits: as `edgeopt front --json` gives them.
+        snapshot: the trial in its study.
+        limits: the limits of the study.
         model_id: the logged model that would be registered; empty where the run keeps none.
         folder: that model, downloaded; None where it could not be, for the reason in `missing`.
         aliases: those that would point at it.
@@ -57,8 +59,8 @@ class Candidate:
         champion: the trial behind the version that is champion now; None where there is none, or it is this one.
     """
 
-    row: Mapping[str, Any]
-    limits: Sequence[Mapping[str, Any]]
+    snapshot: TrialSnapshot
+    limits: tuple[LimitSnapshot, ...]
     trial: Trial
     model_id: str
     folder: Path | None
@@ -110,14 +112,14 @@ def trial_of(client: MlflowClient, run: Run) -> Trial:
 
 
 def candidate(
-    client: MlflowClient, row: Mapping[str, Any], limits: Sequence[Mapping[str, Any]], scratch: Path
+    client: MlflowClient, snapshot: TrialSnapshot, limits: tuple[LimitSnapshot, ...], scratch: Path
 ) -> Candidate:
     """The member with its logged model, which is downloaded into `scratch` unless it lies on this machine."""
-    run_id = row["run_id"] or ""
+    run_id = snapshot.run_id or ""
     if not run_id:
         missing = "the trial has no MLflow run in this store"
         none = Trial(run_id="", run_tags={}, ended_s=0.0, result=None)
-        return Candidate(row=row, limits=limits, trial=none, model_id="", folder=None, missing=missing)
+        return Candidate(snapshot=snapshot, limits=limits, trial=none, model_id="", folder=None, missing=missing)
     run = client.get_run(run_id)
     model_id, folder, missing = run.data.tags.get(tags.KEEPS, ""), None, "its run keeps no engine"
     if model_id:
@@ -129,7 +131,7 @@ def candidate(
         except (MlflowException, OSError) as error:
             missing = f"its artifacts cannot be fetched ({first_line(error)})"
     return Candidate(
-        row=row,
+        snapshot=snapshot,
         limits=limits,
         trial=trial_of(client, run),
         model_id=model_id,

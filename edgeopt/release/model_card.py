@@ -1,9 +1,9 @@
-"""The description of a registered version, from the template registry/model_card.md.j2."""
+"""Render the description of a registered version from the template registry/model_card.md.j2."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core import units
+from edgeopt.core.study_snapshot import LimitSnapshot, ObjectiveSnapshot, TrialSnapshot
 from edgeopt.errors import ConfigError
 from edgeopt.release.candidate import Candidate
 
@@ -20,9 +21,9 @@ _CUT = "\n\n… (cut; the run holds the whole)"
 
 
 def render(
-    template: Path, candidate: Candidate, *, study: str, model: str, objectives: Sequence[Mapping[str, Any]]
+    template: Path, candidate: Candidate, *, study: str, model: str, objectives: Sequence[ObjectiveSnapshot]
 ) -> str:
-    """The card of one candidate. Raises ConfigError where the template is faulty or names an unknown variable."""
+    """Return the model card of a candidate. Raises ConfigError if the template is invalid."""
     environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = lambda text: " ".join(str(text).replace("|", "/").split())
     try:
@@ -30,25 +31,25 @@ def render(
             _variables(candidate, study, model, objectives)
         )
     except (TemplateError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the model card cannot be made ({error})", location=str(template)) from error
+        raise ConfigError(f"the model card template is invalid ({error})", location=str(template)) from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return text if len(text) <= LENGTH else text[: LENGTH - len(_CUT)] + _CUT
 
 
-def _variables(candidate: Candidate, study: str, model: str, objectives: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    row, run = candidate.row, candidate.run_tags
+def _variables(candidate: Candidate, study: str, model: str, objectives: Sequence[ObjectiveSnapshot]) -> dict[str, Any]:
+    trial, run = candidate.snapshot, candidate.run_tags
     versions = {k.removeprefix(tags.VERSION): v for k, v in run.items() if k.startswith(tags.VERSION)}
     return {
         "model": model,
         "study": study,
-        "trial": row["number"],
+        "trial": trial.number,
         "recipe": run.get(tags.RECIPE, ""),
         "target": run.get(tags.TARGET, ""),
         "device": run.get(tags.DEVICE, "") or "this machine",
         "emulated": run.get(tags.EMULATED) == "true",
-        "limits": [_limit(limit, row) for limit in candidate.limits],
-        "objectives": [{"name": o["metric"], "figure": _figure(row, o["metric"], o["unit"])} for o in objectives],
-        "params": row["params"],
+        "limits": [_limit(limit, trial) for limit in candidate.limits],
+        "objectives": [{"name": o.metric, "figure": _value(trial, o.metric, o.unit)} for o in objectives],
+        "params": trial.params,
         "run_id": candidate.run_id,
         "model_id": candidate.model_id,
         "recipe_digest": run.get(tags.RECIPE_DIGEST, ""),
@@ -58,19 +59,19 @@ def _variables(candidate: Candidate, study: str, model: str, objectives: Sequenc
     }
 
 
-def _limit(limit: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
-    excess = row["excess"].get(limit["metric"])
-    allowed = limit["limit"]
-    if limit["bound"] is not None and "baseline" in allowed:
-        allowed = f"{allowed} = {units.show(limit['bound'], limit['unit'])}"
+def _limit(limit: LimitSnapshot, trial: TrialSnapshot) -> dict[str, str]:
+    excess = trial.excess.get(limit.metric)
+    allowed = limit.text
+    if limit.bound is not None and "baseline" in allowed:
+        allowed = f"{allowed} = {units.show(limit.bound, limit.unit)}"
     return {
-        "name": limit["metric"],
+        "name": limit.metric,
         "text": allowed,
-        "measured": _figure(row, limit["metric"], limit["unit"]),
+        "measured": _value(trial, limit.metric, limit.unit),
         "headroom": "–" if excess is None else f"{-excess:.0%}",
     }
 
 
-def _figure(row: Mapping[str, Any], metric: str, unit: str) -> str:
-    value = row["metrics"].get(metric)
+def _value(trial: TrialSnapshot, metric: str, unit: str) -> str:
+    value = trial.metrics.get(metric)
     return "not measured" if value is None else units.show(value, unit)

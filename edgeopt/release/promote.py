@@ -14,6 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.protocols import Progress
 from edgeopt.core.recipe import label
+from edgeopt.core.study_snapshot import StudySnapshot
 from edgeopt.errors import GateError, InfeasibleError
 from edgeopt.release import model_card, signature
 from edgeopt.release.candidate import Candidate, GateVerdict, Remeasure
@@ -67,11 +68,8 @@ class Promotion:
 
 
 def promote(
+    snapshot: StudySnapshot,
     *,
-    study: str,
-    rows: Sequence[Mapping[str, Any]],
-    objectives: Sequence[Mapping[str, Any]],
-    limits: Sequence[Mapping[str, Any]],
     policy: Policy,
     tracking_uri: str | None = None,
     config_dir: Path | None = None,
@@ -82,34 +80,42 @@ def promote(
     dry_run: bool = False,
     progress: Progress = lambda _: None,
 ) -> Promotion:
-    """Register every member of the front once and set the policy's aliases.
+    """Register every trial on the front once and set the aliases of the policy.
 
-    No version is made unless every gate passes for every member, and no alias moves before it has its approvals.
-    Called again, also after a kill, it completes what is missing and changes nothing else.
+    No version is created unless every gate passes for every trial, and no alias moves before its version has its
+    approvals. A second call, also after a kill, completes what is missing and changes nothing else.
 
     Args:
-        rows, objectives, limits: as `edgeopt front --json` gives them.
-        config_dir: the user's folder of configs, whose `registry` may hold a model card of its own.
-        private_key: signs what is registered.
-        secret: signs what is posted to the policy's webhooks.
-        remeasure: measures an engine on this machine, for gates that want that.
-        dry_run: judge, and change nothing; refusals are told and not raised.
+        config_dir: the user's config folder; its `registry` folder may hold a model card.
+        private_key: signs the registered engines.
+        secret: signs the messages to the policy's webhooks.
+        remeasure: measures an engine on this machine, for gates that need it.
+        dry_run: runs the gates and changes nothing; refusals are returned, not raised.
 
-    Raises InfeasibleError where no trial keeps every limit, GateError with every refusal, TrackingError
-    where MLflow refuses.
+    Raises:
+        InfeasibleError: the front is empty.
+        GateError: a gate refused; the message holds every refusal.
+        TrackingError: MLflow refused.
     """
-    front = [row for row in rows if row["feasible"] and row["pareto_rank"] == 1]
-    if not front:
+    if not snapshot.front:
         raise InfeasibleError(
-            f"no trial of study {study!r} keeps every limit, so nothing is promoted",
+            f"no trial of study {snapshot.study!r} satisfies every limit, so nothing is promoted",
             location="limits",
-            hint="`edgeopt front` shows how far each trial is off: search longer, or set wider limits",
+            hint="`edgeopt front` shows how far each trial exceeds its limits: search longer, or set wider limits",
         )
+    study = snapshot.study
     with registry.answering(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
         desk = Desk(client, policy.model, progress)
         case = _Case(desk, policy, study, private_key)
         judged = partial(
-            judge, desk, policy, front, limits, Path(scratch), private_key=private_key, remeasure=remeasure
+            judge,
+            desk,
+            policy,
+            snapshot.front,
+            snapshot.limits,
+            Path(scratch),
+            private_key=private_key,
+            remeasure=remeasure,
         )
         if dry_run:
             return case.plan(judged())
@@ -119,7 +125,9 @@ def promote(
             found = judged()
             case.require(found)
             cards = [
-                model_card.render(template, one.candidate, study=study, model=policy.model, objectives=objectives)
+                model_card.render(
+                    template, one.candidate, study=study, model=policy.model, objectives=snapshot.objectives
+                )
                 for one in found
             ]
             done = case.release(found, cards)
@@ -215,13 +223,13 @@ class _Case:
         )
 
     def _labels(self, seen: Candidate) -> dict[str, str]:
-        chosen = label(seen.row["params"])  # tells versions of one study apart, which the names of steps do not
+        chosen = label(seen.snapshot.params)  # tells versions of one study apart, which the names of steps do not
         return {
             **self.policy.tags,
             **{key: seen.run_tags[key] for key in _INHERITED if key in seen.run_tags},
             **({tags.RECIPE: chosen} if chosen else {}),
             tags.STUDY: self.study,
-            tags.TRIAL: f"{self.study}/{seen.row['number']}",
+            tags.TRIAL: f"{self.study}/{seen.snapshot.number}",
             "edgeopt.policy": self.policy.name,
         }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from edgeopt.core.study_snapshot import LimitSnapshot, TrialSnapshot
 from edgeopt.release import signature
 from edgeopt.release.candidate import Candidate, Gate, GateVerdict, Remeasure, Trial, candidate, trial_of
 from edgeopt.release.gates.engine import EngineIntact
@@ -17,7 +17,6 @@ from edgeopt.release.policy import Policy
 from edgeopt.release.ranking import first
 from edgeopt.release.registry import client as registry
 
-Rows = Sequence[Mapping[str, Any]]
 ALWAYS: tuple[Gate, ...] = (EngineIntact(), LimitsKept())
 """No policy can leave these out."""
 
@@ -32,7 +31,7 @@ class Judged:
     @property
     def number(self) -> int:
         """Of its trial."""
-        return int(self.candidate.row["number"])
+        return self.candidate.snapshot.number
 
     @property
     def refusals(self) -> list[str]:
@@ -47,8 +46,8 @@ class Judged:
 def judge(
     desk: Desk,
     policy: Policy,
-    front: Rows,
-    limits: Rows,
+    front: Sequence[TrialSnapshot],
+    limits: tuple[LimitSnapshot, ...],
     scratch: Path,
     *,
     private_key: Path | None,
@@ -59,12 +58,12 @@ def judge(
     ranked = sorted({criterion.metric for criteria in policy.aliases.values() for criterion in criteria})
     gates = (*ALWAYS, RequiredMetrics(metrics=tuple(ranked), estimated=True), *policy.gates)
     judged = []
-    for row in front:
-        desk.progress(f"checking trial {row['number']}")
-        bare = candidate(desk.client, row, limits, scratch)
+    for trial in front:
+        desk.progress(f"checking trial {trial.number}")
+        bare = candidate(desk.client, trial, limits, scratch)
         seen = replace(
             bare,
-            aliases=tuple(alias for alias, number in wanted.items() if number == row["number"]),
+            aliases=tuple(alias for alias, number in wanted.items() if number == trial.number),
             champion=champion if champion is not None and champion.run_id != bare.run_id else None,
             remeasure=remeasure,
         )
@@ -73,10 +72,10 @@ def judge(
     return judged
 
 
-def _wanted(policy: Policy, front: Rows) -> dict[str, int]:
+def _wanted(policy: Policy, front: Sequence[TrialSnapshot]) -> dict[str, int]:
     """Alias → number of the trial that it would point at; nothing where a metric is missing, which is refused."""
     metrics = {criterion.metric for criteria in policy.aliases.values() for criterion in criteria}
-    if any(row["metrics"].get(metric) is None for row in front for metric in metrics):
+    if any(trial.metrics.get(metric) is None for trial in front for metric in metrics):
         return {}
     return {alias: first(front, criteria) for alias, criteria in policy.aliases.items()}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeopt.config import assemble
 from edgeopt.config import parse as configs
@@ -22,8 +23,9 @@ from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, InfeasibleError, InputError, TrackingError
 from edgeopt.release import policy as policies
 from edgeopt.release.policy import Policy
-from edgeopt.search.pareto.front import Objective, as_row
+from edgeopt.search.pareto.front import Objective
 from edgeopt.search.pareto.param_importance import importance
+from edgeopt.search.snapshot import snapshot
 from edgeopt.search.space.definition import Search
 from edgeopt.search.status import status as study_status
 from edgeopt.search.storage import database, trial_store
@@ -32,9 +34,9 @@ from edgeopt.search.study import Study
 from edgeopt.studies.progress import Reporter, SilentReporter
 from edgeopt.studies.recorder import StudyLog
 
-Document = dict[str, Any]
-
 if TYPE_CHECKING:
+    from edgeopt.core.study_snapshot import Champion, StudySnapshot
+    from edgeopt.release.promote import Promotion
     from edgeopt.tracking.recorder import MlflowRecorder
 
 
@@ -107,7 +109,7 @@ class OpenStudy:
             )
         sweep = known[name]
         uri = sweep["tracking_uri"]
-        own = _snapshot(state, name)
+        own = _config_copy(state, name)
         request = Request(
             name=sweep["name"],
             overrides=(*sweep["overrides"], f"state='{state}'"),
@@ -145,7 +147,7 @@ class OpenStudy:
                 "tracking_uri": without_password(server.absolute(self.recorder.uri)),
             }
         )
-        folder = _snapshot(Path(self.config["state"]), self.name)
+        folder = _config_copy(Path(self.config["state"]), self.name)
         if self.request.config_dir is not None and self.request.config_dir.resolve() != folder.resolve():
             shutil.rmtree(folder, ignore_errors=True)
             for path in sorted(self.request.config_dir.rglob("*.yaml")):
@@ -157,33 +159,23 @@ class OpenStudy:
     def name(self) -> str:
         return self.study.name
 
-    def front(self) -> Document:
-        """The document of `edgeopt front`, without the champion."""
-        rows, ranks = self.study.rows(), self.study.ranks()
-        bounds = {m: h.bound for r in rows if r.summary for m, h in r.summary.verdicts.items() if h.bound is not None}
-        return {
-            "study": self.name,
-            "objectives": [
-                {"metric": o.metric, "unit": self.metrics.get(o.metric, ""), "direction": o.direction}
-                for o in self.study.objectives
-            ],
-            "limits": [
-                {"metric": x.metric, "limit": str(x), "bound": bounds.get(x.metric, x.absolute), "unit": x.unit}
-                for x in self.study.limits
-            ],
-            "trials": [as_row(row, ranks.get(row.number)) for row in rows],
-            "front": sorted(number for number, rank in ranks.items() if rank == 1),
-            "champion": None,
-        }
+    def snapshot(self) -> StudySnapshot:
+        """Return the study as it is now, without the champion."""
+        return snapshot(self.study, self.metrics)
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> Document:
-        """End the study's run with all that is known of its front, whose document this returns.
+    def snapshot_with_champion(self) -> StudySnapshot:
+        """Return the study as it is now, with the champion if one of its trials is the champion."""
+        found = self.snapshot()
+        return found if self.promoted is None else replace(found, champion=self.champion(self.promoted))
 
-        Raises TrackingError where MLflow does not take it, and says how to send it later.
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> StudySnapshot:
+        """End the study's run in MLflow with its front and report, and return the snapshot that was logged.
+
+        Raises TrackingError if MLflow does not accept it; the error says how to send it later.
         """
         from edgeopt.tracking.report import Course
 
-        document, known = self.front(), study_status(self.study)
+        found, known = self.snapshot(), study_status(self.study)
         course = Course(
             hypervolumes=self.study.volumes(),
             importance=self._importance(),
@@ -192,22 +184,15 @@ class OpenStudy:
             saved_s=known["saved_s"],
         )
         try:
-            self.recorder.release(self.name, document["front"])
-            self.recorder.close_study(
-                self.name,
-                rows=document["trials"],
-                objectives=document["objectives"],
-                limits=document["limits"],
-                status=status,
-                course=course,
-            )
+            self.recorder.release(self.name, [trial.number for trial in found.front])
+            self.recorder.close_study(found, status=status, course=course)
         except TrackingError as error:
             raise TrackingError(
-                f"the front and {known['unrecorded']} trials are kept and not in MLflow yet: {error.message}",
+                f"the front and {known['unrecorded']} trials are stored locally and not in MLflow yet: {error.message}",
                 location=error.location,
                 hint=f"Once it answers, send them: edgeopt sync {self.name}",
             ) from error
-        return document
+        return found
 
     def _importance(self) -> dict[str, dict[str, float]]:
         """Objective → parameter → how much it decides, among the trials in which it was measured."""
@@ -231,30 +216,27 @@ class OpenStudy:
 
     def log(self) -> StudyLog:
         """Where its workers record their trials."""
-        return StudyLog(recorder=self.recorder, study=self.name, request=self.request, document=self.front)
+        return StudyLog(recorder=self.recorder, study=self.name, request=self.request, take_snapshot=self.snapshot)
 
     def promote(
         self,
-        document: Document,
+        found: StudySnapshot,
         policy: Policy,
         config_dir: Path | None = None,
         *,
         reason: str = "",
         private_key: Path | None = None,
         dry_run: bool = False,
-    ) -> Document:
-        """Register the front's members; `document` is the front's. InfeasibleError where there is none."""
+    ) -> Promotion:
+        """Register the trials on the front of a snapshot. Raises InfeasibleError if the front is empty."""
         from edgeopt.release import webhook
         from edgeopt.release.promote import promote
 
-        if not document["front"]:
-            raise nothing_feasible(document)
+        if not found.front:
+            raise nothing_feasible(found)
         with self.reporter.step("promoting") as progress:
             promotion = promote(
-                study=self.name,
-                rows=document["trials"],
-                objectives=document["objectives"],
-                limits=document["limits"],
+                found,
                 policy=policy.on(self.config["target"]["name"]),
                 remeasure=partial(self._measured, progress),
                 tracking_uri=self.recorder.uri,
@@ -264,7 +246,7 @@ class OpenStudy:
                 reason=reason,
                 dry_run=dry_run,
                 progress=progress,
-            ).to_json()
+            )
         if not dry_run:
             self.study.ledger.note(promoted=policy.model)
         return promotion
@@ -275,38 +257,34 @@ class OpenStudy:
         probes = [name for name, probe in bound.bench.probes.items() if set(metrics) & set(probe.METRICS)]
         return bound.alone(engine, progress, probes)
 
-    def champion(self, model: str) -> Document | None:
-        """The champion of a registered model where it comes from this study."""
+    def champion(self, model: str) -> Champion | None:
+        """Return the champion of a registered model if it comes from this study."""
         from edgeopt.release.registry import fast_reader
 
         return fast_reader.champion(model, self._uri, study=self.name)
 
 
-def _snapshot(state: Path, study: str) -> Path:
+def _config_copy(state: Path, study: str) -> Path:
     """The user's configs as they were when the study was opened, for all of its workers."""
     return state / "studies" / study
 
 
-def nothing_feasible(document: Document) -> InfeasibleError:
-    """Which limit most trials break, or which objective was not measured, so that a person knows where to look."""
-    feasible = [trial for trial in document["trials"] if trial["feasible"]]
-    if feasible:
-        asked = [objective["metric"] for objective in document["objectives"]]
-        missing = [metric for metric in asked if any(metric not in trial["metrics"] for trial in feasible)]
+def nothing_feasible(found: StudySnapshot) -> InfeasibleError:
+    """Return the error for an empty front; it names the limit that most trials exceed, or the missing objective."""
+    if found.feasible:
+        names = [o.metric for o in found.objectives]
+        missing = [name for name in names if any(name not in trial.metrics for trial in found.feasible)]
         return InfeasibleError(
-            f"{len(feasible)} trials keep every limit, and {', '.join(missing)} was not measured; nothing was promoted",
+            f"{len(found.feasible)} trials satisfy every limit, but {', '.join(missing)} was not measured; "
+            "nothing was promoted",
             location="search.objectives",
-            hint="Switch on a probe that measures it, or leave the objective out",
+            hint="Enable a probe that measures it, or remove the objective",
         )
-    broken: dict[str, int] = {}
-    for trial in document["trials"]:
-        for metric, excess in trial["excess"].items():
-            if excess is None or excess > 0:
-                broken[metric] = broken.get(metric, 0) + 1
-    worst = max(broken, key=lambda m: broken[m], default=None)
-    why = f": {broken[worst]} of {len(document['trials'])} break {worst}" if worst else ""
+    exceeded = Counter(metric for trial in found.trials for metric in (*trial.exceeded, *trial.unmeasured))
+    worst = exceeded.most_common(1)
+    why = f": {worst[0][1]} of {len(found.trials)} do not satisfy {worst[0][0]}" if worst else ""
     return InfeasibleError(
-        f"no trial keeps every limit{why}; nothing was promoted",
-        location=f"study {document['study']}",
+        f"no trial satisfies every limit{why}; nothing was promoted",
+        location=f"study {found.study}",
         hint="Search longer, add smaller recipes, or set wider limits",
     )

@@ -11,10 +11,9 @@ from edgeopt.core.result import TrialResult
 from edgeopt.errors import ConfigError
 from edgeopt.search.storage.trial import Row
 
-Document = dict[str, Any]
-
 if TYPE_CHECKING:
     from edgeopt.config.assemble import Request
+    from edgeopt.core.study_snapshot import StudySnapshot
     from edgeopt.tracking.recorder import MlflowRecorder
 
 
@@ -23,13 +22,13 @@ class StudyLog:
     """The recorder bound to one study.
 
     Attributes:
-        document: gives the front's document as it is now.
+        take_snapshot: returns the study as it is now.
     """
 
     recorder: MlflowRecorder
     study: str
     request: Request
-    document: Callable[[], Document]
+    take_snapshot: Callable[[], StudySnapshot]
     _composed: dict[tuple[int, int], Config] = field(default_factory=dict, init=False)
 
     def begin(self, row: Row) -> str:
@@ -61,8 +60,7 @@ class StudyLog:
         self.recorder.progress(self.study, values, step, at_s)
 
     def publish(self) -> None:
-        now = self.document()
-        self.recorder.publish(self.study, rows=now["trials"], objectives=now["objectives"], limits=now["limits"])
+        self.recorder.publish(self.take_snapshot())
 
     def open_attempts(self) -> set[tuple[int, int]]:
         return set(self.recorder.open_runs(self.study))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from edgeopt.core import units
+from edgeopt.core.metric_text import readable
 from edgeopt.core.result import TrialResult, Verdict, undone
-from edgeopt.tracking.charts.chart_data import readable
+from edgeopt.core.study_snapshot import StudySnapshot
 
 LENGTH = 8000  # of a tag in MLflow
 _ROWS = 40
@@ -40,26 +38,19 @@ def _verdict(verdict: Verdict, unit: str) -> str:
     return f"| {readable(verdict.metric)} {verdict.limit} | {value} | {word} |"
 
 
-def study(
-    name: str,
-    rows: Sequence[Mapping[str, Any]],
-    objectives: Sequence[Mapping[str, Any]],
-    limits: Sequence[Mapping[str, Any]],
-) -> str:
-    """Markdown: what was asked for and which trials are on the front."""
-    feasible = [row for row in rows if row["feasible"]]
-    front = [row for row in feasible if row["pareto_rank"] == 1]
+def study(snapshot: StudySnapshot) -> str:
+    """Return Markdown with the limits of a study and the trials on its front."""
     lines = [
-        f"**Study {name}:** {len(rows)} trials, {len(feasible)} keep every limit, {len(front)} on the front. "
-        "Open the artifact `front/front.html`.",
+        f"**Study {snapshot.study}:** {len(snapshot.trials)} trials, {len(snapshot.feasible)} satisfy every limit, "
+        f"{len(snapshot.front)} are on the front. Open the artifact `front/front.html`.",
         "",
     ]
-    lines += [f"- {readable(limit['metric'])} {limit['limit']}" for limit in limits]
-    heads = ["trial", *(readable(o["metric"]) for o in objectives)]
+    lines += [f"- {readable(limit.metric)} {limit.text}" for limit in snapshot.limits]
+    heads = ["trial", *(readable(o.metric) for o in snapshot.objectives)]
     lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for row in front[:_ROWS]:
-        figures = [_figure(row["metrics"].get(o["metric"]), o["unit"]) for o in objectives]
-        lines.append(f"| {' | '.join([str(row['number']), *figures])} |")
+    for trial in snapshot.front[:_ROWS]:
+        figures = [_figure(trial.metrics.get(o.metric), o.unit) for o in snapshot.objectives]
+        lines.append(f"| {' | '.join([str(trial.number), *figures])} |")
     return "\n".join(lines)[:LENGTH]
 
 

@@ -30,13 +30,13 @@ heads.forEach((head, column) => head.querySelector("button").addEventListener("c
 }));
 
 const words = document.getElementById("words");
-const kept = document.getElementById("kept");
+const feasibleOnly = document.getElementById("feasible");
 const filter = () => {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
   for (const row of body.rows) {
     const text = row.textContent.toLowerCase();
-    row.hidden = (kept.checked && row.className === "infeasible") || !wanted.every((word) => text.includes(word));
+    row.hidden = (feasibleOnly.checked && row.className === "infeasible") || !wanted.every((word) => text.includes(word));
   }
 };
 words.addEventListener("input", filter);
-kept.addEventListener("change", filter);
+feasibleOnly.addEventListener("change", filter);

@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -31,11 +31,11 @@ from edgeopt.errors import ConfigError, TrackingError
 from edgeopt.tracking import cards, engines, files, lookup, mlflow_fields, server
 
 if TYPE_CHECKING:
+    from edgeopt.core.study_snapshot import StudySnapshot
     from edgeopt.tracking.engines import Released
     from edgeopt.tracking.report import Course
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-Rows = Sequence[Mapping[str, Any]]
 MODE = "?workflowType=machine_learning"  # else the UI opens its pages for chats and agents
 
 
@@ -202,13 +202,13 @@ class MlflowRecorder:
             _, parent = _parent(self.uri, self.experiment, study)
             client.log_batch(parent, metrics=[Metric(name, value, at_ms, step) for name, value in values.items()])
 
-    def publish(self, study: str, *, rows: Rows, objectives: Rows, limits: Rows) -> None:
-        """Show all trials as they stand now in the study's run; `close_study` writes the same file in the end."""
+    def publish(self, snapshot: StudySnapshot) -> None:
+        """Write all trials as they are now into the study's run; `close_study` writes the same file at the end."""
         from edgeopt.tracking import front
 
         with server.answering(self.uri) as client:
-            _, parent = _parent(self.uri, self.experiment, study)
-            client.log_text(parent, front.trials(study, rows, objectives, limits), front.TRIALS)
+            _, parent = _parent(self.uri, self.experiment, snapshot.study)
+            client.log_text(parent, front.trials(snapshot), front.TRIALS)
 
     def open_runs(self, study: str) -> dict[tuple[int, int], str]:
         """Trial number and attempt → run id of the runs that are still RUNNING."""
@@ -228,36 +228,26 @@ class MlflowRecorder:
             run = lookup.latest_study(client, self._experiment(client))
             return None if run is None else str(run.data.tags[tags.STUDY])
 
-    def close_study(
-        self,
-        study: str,
-        *,
-        rows: Rows,
-        objectives: Rows,
-        limits: Rows,
-        status: Status,
-        course: Course | None = None,
-    ) -> str:
-        """Log ranks, totals, pictures and tables of the front and end the study's run with `status`.
+    def close_study(self, snapshot: StudySnapshot, *, status: Status, course: Course | None = None) -> str:
+        """Log ranks, totals, charts and tables of the front, and end the study's run with `status`.
 
-        `rows`, `objectives` and `limits` are those of `edgeopt front --json`, `course` is for the report. Called
-        again after more trials it logs what has changed.
+        `course` is for the report. A second call after more trials logs only what has changed. Returns the run id.
         """
         from edgeopt.tracking import front, saved_views
 
         with server.answering(self.uri) as client:
-            parent = self._require_parent(client, study)
-            runs = lookup.by_number(client, parent.info.experiment_id, study)
-            for row in rows:
-                if row["pareto_rank"] is not None and row["number"] in runs:
-                    _log_changed(client, runs[row["number"]], {tags.PARETO_RANK: float(row["pareto_rank"])})
-            _log_changed(client, parent, front.totals(rows, objectives))
+            parent = self._require_parent(client, snapshot.study)
+            runs = lookup.by_number(client, parent.info.experiment_id, snapshot.study)
+            for trial in snapshot.trials:
+                if trial.pareto_rank is not None and trial.number in runs:
+                    _log_changed(client, runs[trial.number], {tags.PARETO_RANK: float(trial.pareto_rank)})
+            _log_changed(client, parent, front.totals(snapshot))
             with tempfile.TemporaryDirectory() as scratch:
-                front.write(Path(scratch), study=study, rows=rows, objectives=objectives, limits=limits, course=course)
+                front.write(Path(scratch), snapshot, course=course)
                 client.log_artifacts(parent.info.run_id, scratch, front.FOLDER)
-            views = saved_views.views(study, rows=rows, objectives=objectives, limits=limits)
+            views = saved_views.views(snapshot)
             saved_views.write(client, parent.info.experiment_id, views, now_ms=int(time.time() * 1000))
-            client.set_tag(parent.info.run_id, "mlflow.note.content", cards.study(study, rows, objectives, limits))
+            client.set_tag(parent.info.run_id, "mlflow.note.content", cards.study(snapshot))
             client.set_terminated(parent.info.run_id, status)
             return str(parent.info.run_id)
 

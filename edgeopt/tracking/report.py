@@ -1,7 +1,7 @@
-"""The report on a study: one page that needs no network and no other file.
+"""Write the report on a study: one HTML page that needs no network and no other file.
 
-The front in any two objectives, the limits and the headroom below them, what was refused and why, what decides, how the
-search went, and every trial in a table that can be sorted and filtered.
+It shows the front in any two objectives, limits with headroom, outcomes, parameter importance, the progress of the
+search, and every trial in a table that can be sorted and filtered.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from edgeopt.core import units
-from edgeopt.tracking.charts.chart_data import FRONT, View, kind_of, prepare, readable
+from edgeopt.core.metric_text import explain, readable
+from edgeopt.core.study_snapshot import ObjectiveSnapshot, StudySnapshot, TrialSnapshot
+from edgeopt.core.study_summary import summary
+from edgeopt.tracking.charts.chart_data import FRONT, View, kind_of, prepare
 from edgeopt.tracking.charts.matplotlib import headline
 from edgeopt.tracking.charts.plotly import figure, short
-
-Rows = Sequence[Mapping[str, Any]]
 
 _PAGE = Path(__file__).with_name("front.html")
 _SCRIPT = Path(__file__).with_name("front.js")
@@ -45,31 +45,32 @@ class Course:
     saved_s: Mapping[str, float] = field(default_factory=dict)
 
 
-def write(path: Path, *, study: str, rows: Rows, objectives: Rows, limits: Rows, course: Course) -> None:
-    """Write the page; rows, objectives and limits are those of `edgeopt front --json`."""
-    views = [prepare(study=study, rows=rows, objectives=pair, limits=limits) for pair in _pairs(objectives)]
+def write(path: Path, snapshot: StudySnapshot, *, course: Course) -> None:
+    """Write the report of a study as one HTML page."""
+    views = [prepare(snapshot.with_objectives(pair)) for pair in _pairs(snapshot.objectives)]
     page = _PAGE.read_text(encoding="utf-8")
     for name, text in {
-        "STUDY": escape(study),
+        "STUDY": escape(snapshot.study),
+        "SUMMARY": escape(summary(snapshot)),
         "HEADLINE": escape(headline(views[0])),
         "CHARTS": _charts(views),
         "HOW": _how(views[0]),
-        "LIMITS": limit_table(rows, limits),
-        "OUTCOMES": outcome_table(rows),
+        "LIMITS": limit_table(snapshot),
+        "OUTCOMES": outcome_table(snapshot.trials),
         "IMPORTANCE": _importance_table(course),
         "COURSE": _course(course),
-        "TRIALS": _trial_table(rows, objectives, limits),
+        "TRIALS": _trial_table(snapshot),
         "SCRIPT": f"<script type='module'>{_SCRIPT.read_text(encoding='utf-8')}</script>",
     }.items():
         page = page.replace(f"<!--{name}-->", text)
     path.write_text(page, encoding="utf-8")
 
 
-def _pairs(objectives: Rows) -> list[list[Mapping[str, Any]]]:
-    """The objectives with each two of them in front, as they are first; the third is the colour."""
+def _pairs(objectives: tuple[ObjectiveSnapshot, ...]) -> list[tuple[ObjectiveSnapshot, ...]]:
+    """Return the objectives in every order that puts another pair first; the third becomes the colour."""
     if len(objectives) < 3:
-        return [list(objectives)]
-    return [[a, b, *(o for o in objectives if o not in (a, b))] for a, b in itertools.combinations(objectives, 2)]
+        return [objectives]
+    return [(a, b, *(o for o in objectives if o not in (a, b))) for a, b in itertools.combinations(objectives, 2)]
 
 
 def _charts(views: Sequence[View]) -> str:
@@ -87,71 +88,55 @@ def _charts(views: Sequence[View]) -> str:
 
 
 def _how(view: View) -> str:
-    shown = {"Across": view.x, "Up": view.y, "Colour": view.colour}
-    parts = ["Each point is one compressed model."]
-    parts += [f"{where}: {escape(', '.join(filter(None, (a.title, a.better))))}." for where, a in shown.items() if a]
+    shown = {"X axis": view.x, "Y axis": view.y, "Colour": view.colour}
+    parts = ["Each point is one compressed model; the lines through it are 95 % confidence intervals."]
+    parts += [f"{name}: {escape(', '.join(filter(None, (a.title, a.better))))}." for name, a in shown.items() if a]
+    if view.baseline is not None:
+        parts.append("The diamond is the original, uncompressed model.")
     if view.x.drawn_bound is not None or view.y.drawn_bound is not None:
         parts.append(
-            "Dashed lines are limits; the shaded side is not allowed, and a limit counts as kept only where the whole "
-            "confidence interval lies within it."
+            "Dashed lines are limits; the shaded side is not allowed. A limit is satisfied only if the whole "
+            "confidence interval is within it."
         )
     parts.append(
-        "A model is <b>on the front</b> where no other that keeps every limit is at least as good in all of these and "
-        "better in one: choose among the numbered points. Hover over a point for its recipe and figures."
+        "A trial is <b>on the front</b> if no other feasible trial is at least as good in every objective and better "
+        "in one. Choose among the numbered points. Hover over a point for its recipe and values."
     )
     return " ".join(parts)
 
 
-def limit_table(rows: Rows, limits: Rows) -> str:
-    """Each limit, how many trials keep it, and the room that the front leaves below it."""
-    if not limits:
+def limit_table(snapshot: StudySnapshot) -> str:
+    """Return each limit with the original model's value, the trials that satisfy it and the headroom of the front."""
+    if not snapshot.limits:
         return "<p>No limits were set.</p>"
     lines = []
-    for limit in limits:
-        known = [(row, row["excess"].get(limit["metric"])) for row in rows]
+    for limit in snapshot.limits:
+        known = [(trial, trial.excess.get(limit.metric)) for trial in snapshot.trials]
         judged = [excess for _, excess in known if excess is not None]
-        front = [-excess for row, excess in known if excess is not None and kind_of(row) == "front"]
-        bound = "not known" if limit["bound"] is None else units.show(limit["bound"], limit["unit"])
+        front = [-excess for trial, excess in known if excess is not None and trial.on_front]
+        bound = "not known" if limit.bound is None else units.show(limit.bound, limit.unit)
         room = f"{min(front):.0%} to {max(front):.0%}" if front else "–"
-        kept = f"{sum(1 for excess in judged if excess <= 0)} of {len(judged)}"
-        lines.append(_line(readable(limit["metric"]), str(limit["limit"]), bound, kept, room))
-    return _table("", ("Figure", "Limit", "In figures", "Kept by", "Headroom on the front"), lines)
+        count = f"{sum(1 for excess in judged if excess <= 0)} of {len(judged)}" if judged else "not measured"
+        base = snapshot.baseline.get(limit.metric)
+        original = "–" if base is None else units.show(base, limit.unit)
+        lines.append(_line(readable(limit.metric), limit.text, bound, original, count, room, titles=(limit.metric,)))
+    heads = ("Metric", "Limit", "Value of the limit", "Original model", "Satisfied by", "Headroom on the front")
+    return _table("", heads, lines)
 
 
-def outcome_table(rows: Rows) -> str:
-    """How many trials ended how, and on which limits."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(_outcome(row), []).append(row)
+def outcome_table(trials: Sequence[TrialSnapshot]) -> str:
+    """Return the count of trials per outcome, with the limits they exceed or the stages at which they failed."""
+    groups: dict[str, list[TrialSnapshot]] = {}
+    for trial in trials:
+        groups.setdefault(trial.outcome_text, []).append(trial)
     lines = []
     for outcome, members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        broken = Counter(readable(m) for row in members for m, e in row["excess"].items() if e is not None and e > 0)
-        why = ", ".join(f"{metric} ({count})" for metric, count in broken.most_common())
-        failed = Counter(str(row["failure"]).partition(":")[0] for row in members if row["failure"])
+        exceeded = Counter(readable(metric) for trial in members for metric in trial.exceeded)
+        why = ", ".join(f"{metric} ({count})" for metric, count in exceeded.most_common())
+        failed = Counter(trial.failure.partition(":")[0] for trial in members if trial.failure)
         why = why or ", ".join(f"at {stage} ({count})" for stage, count in failed.most_common())
         lines.append(_line(outcome, str(len(members)), why or "–"))
-    return _table("", ("Outcome", "Trials", "Beyond the limit of, or failed at"), lines)
-
-
-_NOT_OVER = {"waiting": "waits", "running": "is being evaluated"}
-
-
-def is_over(row: Mapping[str, Any]) -> bool:
-    return row["state"] not in _NOT_OVER
-
-
-def _outcome(row: Mapping[str, Any]) -> str:
-    if not is_over(row):
-        return _NOT_OVER[row["state"]]
-    if row["feasible"]:
-        return "on the front" if row["pareto_rank"] == 1 else "keeps every limit"
-    if row["failure"]:
-        return "failed"
-    if row["state"] == "refused":
-        return "refused by prediction, before any work"
-    if row["refused"]:
-        return f"stopped after {row['refused']}"
-    return "breaks a limit" if any(e is not None and e > 0 for e in row["excess"].values()) else "not proven"
+    return _table("", ("Outcome", "Trials", "Exceeded limits, or failed stages"), lines)
 
 
 def _importance_table(course: Course) -> str:
@@ -202,22 +187,27 @@ def growth(hypervolumes: Sequence[float]) -> str:
     return f"<p>{escape(words)}</p><svg role='img' aria-label='{escape(words)}' {box}>{line}</svg>"
 
 
-def _trial_table(rows: Rows, objectives: Rows, limits: Rows) -> str:
-    heads = ("#", "Outcome", *(readable(o["metric"]) for o in objectives), "Least headroom", "Recipe")
+def _trial_table(snapshot: StudySnapshot) -> str:
+    objectives = snapshot.objectives
+    heads = ("#", "Outcome", *(readable(o.metric) for o in objectives), "Least headroom", "Recipe")
     order = {"front": 0, "feasible": 1, "infeasible": 2}
     lines = []
-    for row in sorted(rows, key=lambda r: (order[kind_of(r)], r["number"])):
-        excesses = [row["excess"].get(limit["metric"]) for limit in limits]
+    if snapshot.baseline:
+        original = (_number(snapshot.baseline.get(o.metric), o.unit) for o in objectives)
+        empty = "<td class='n' data-v=''>–</td>"
+        lines.append(f"<tr class='baseline'>{empty}<td>original model</td>{''.join(original)}{empty}<td></td></tr>")
+    for trial in sorted(snapshot.trials, key=lambda t: (order[kind_of(t)], t.number)):
+        excesses = [trial.excess.get(limit.metric) for limit in snapshot.limits]
         room = None if not excesses or None in excesses else -max(e for e in excesses if e is not None)
-        settings = ", ".join(f"{k}={short(v)}" for k, v in row["params"].items())
+        settings = ", ".join(f"{name}={short(value)}" for name, value in trial.params.items())
         cells = [
-            f"<td class='n'>{row['number']}</td>",
-            f"<td>{escape(verdict(row))}</td>",
-            *(_number(row["metrics"].get(o["metric"]), o["unit"]) for o in objectives),
+            f"<td class='n'>{trial.number}</td>",
+            f"<td>{escape(verdict(trial))}</td>",
+            *(_number(trial.metrics.get(o.metric), o.unit) for o in objectives),
             f"<td class='n' data-v='{'' if room is None else room}'>{'–' if room is None else f'{room:.0%}'}</td>",
             f"<td class='p'>{escape(settings)}</td>",
         ]
-        lines.append(f"<tr class='{kind_of(row)}'>{''.join(cells)}</tr>")
+        lines.append(f"<tr class='{kind_of(trial)}'>{''.join(cells)}</tr>")
     return _table("trials", heads, lines, sortable=True)
 
 
@@ -227,8 +217,11 @@ def _number(value: float | None, unit: str) -> str:
     return f"<td class='n' data-v='{value}'>{escape(units.show(value, unit))}</td>"
 
 
-def _line(*cells: str) -> str:
-    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+def _line(*cells: str, titles: Sequence[str] = ()) -> str:
+    """Return a table row; `titles` are metrics whose explanation becomes the tooltip of the first cells."""
+    tooltips = [f" title='{escape(explain(metric), quote=True)}'" if explain(metric) else "" for metric in titles]
+    tooltips += [""] * (len(cells) - len(tooltips))
+    return f"<tr>{''.join(f'<td{tip}>{escape(cell)}</td>' for cell, tip in zip(cells, tooltips, strict=True))}</tr>"
 
 
 def _table(kind: str, heads: Iterable[str], lines: Sequence[str], *, sortable: bool = False) -> str:
@@ -237,18 +230,17 @@ def _table(kind: str, heads: Iterable[str], lines: Sequence[str], *, sortable: b
     return f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """What became of a trial, in words."""
-    if not is_over(row):
-        return _NOT_OVER[row["state"]]
-    if row["feasible"]:
-        return "on the front" if row["pareto_rank"] == 1 else "keeps every limit"
-    if row["failure"]:
-        return f"failed: {row['failure']}"
-    broken = [f"{readable(k)} {v:+.0%}" for k, v in row["excess"].items() if v is not None and v > 0]
-    missing = [readable(k) for k, v in row["excess"].items() if v is None]
-    if row["state"] == "refused":
-        return f"refused, predicted beyond its limit: {', '.join(broken)}"
-    words = [f"beyond its limit: {', '.join(broken)}"] if broken else []
-    words += [f"not measured: {', '.join(missing)}"] if missing else []
-    return "; ".join(words) or f"not proven to keep its limits ({row['state']})"
+def verdict(trial: TrialSnapshot) -> str:
+    """Return the outcome of a trial with its reason."""
+    words = trial.outcome_text
+    if trial.failure:
+        return f"{words}: {trial.failure}"
+    exceeded = [f"{readable(metric)} {excess:+.0%}" for metric, excess in trial.exceeded.items()]
+    missing = [readable(metric) for metric in trial.unmeasured]
+    if trial.outcome in ("refused", "stopped"):
+        return f"{words}: {', '.join(exceeded)}"
+    if trial.outcome != "infeasible":
+        return words
+    reasons = [f"exceeds {', '.join(exceeded)}"] if exceeded else []
+    reasons += [f"not measured: {', '.join(missing)}"] if missing else []
+    return f"{words}: {'; '.join(reasons) or 'a measurement was disturbed, so a limit is not proven'}"

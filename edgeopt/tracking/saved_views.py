@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
 from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.study_snapshot import StudySnapshot
 
-Rows = Sequence[Mapping[str, Any]]
 Chart = dict[str, Any]
 
 TAG = "mlflow.sharedViewState."
@@ -43,18 +43,22 @@ class SavedView:
     state: Mapping[str, Any]
 
 
-def views(study: str, *, rows: Rows, objectives: Rows, limits: Rows) -> list[SavedView]:
-    """The front, the parameters, the limits and the energy of a study; rows, objectives and limits are the front's."""
-    metrics = sorted({metric for row in rows for metric in row["metrics"]})
-    params = sorted({name for row in rows for name in row["params"]})
-    names = [objective["metric"] for objective in objectives]
-    found = {
+def views(snapshot: StudySnapshot) -> list[SavedView]:
+    """Return the views of the front, the parameters, the limits and the energy of a study."""
+    metrics = sorted({metric for trial in snapshot.trials for metric in trial.metrics})
+    params = sorted({name for trial in snapshot.trials for name in trial.params})
+    names = [objective.metric for objective in snapshot.objectives]
+    charts_of = {
         "front": (True, _front(names)),
         "parameters": (False, [_parallel(params, names)]),
-        "limits": (False, [_bar(f"excess/{x['metric']}") for x in limits]),
+        "limits": (False, [_bar(f"excess/{limit.metric}") for limit in snapshot.limits]),
         "energy": (False, [_bar(metric) for metric in metrics if metric.startswith("energy/")]),
     }
-    return [_view(study, name, feasible=only, charts=charts) for name, (only, charts) in found.items() if charts]
+    return [
+        _view(snapshot.study, name, feasible=only, charts=charts)
+        for name, (only, charts) in charts_of.items()
+        if charts
+    ]
 
 
 def write(client: MlflowClient, experiment: str, found: Sequence[SavedView], now_ms: int) -> None:

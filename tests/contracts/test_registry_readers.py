@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.study_snapshot import Champion
 from edgeopt.errors import TrackingError
 from edgeopt.release.registry import fast_reader
 from edgeopt.release.registry.types import Registered
@@ -83,7 +84,7 @@ def test_a_champion_of_another_study_counts_as_none(uri: str, client: MlflowClie
     assert (
         fast_reader.champion(model, uri)
         == fast_reader.champion(model, uri, study="mine")
-        == {"name": model, "version": "3"}
+        == Champion(name=model, version="3")
     )
     assert fast_reader.champion(model, uri, study="another") is None
     assert fast_reader.champion("absent", uri) is None

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 from support import samples
 from support.mlflow_server import MlflowServer
 
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.release import policy
 from edgeopt.release.promote import Promotion, promote
 from edgeopt.tracking.recorder import MlflowRecorder
@@ -26,7 +26,7 @@ class Shown:
     recorder: MlflowRecorder
     study_run: str
     runs: dict[int, str]
-    rows: list[dict[str, Any]]
+    trials: list[TrialSnapshot]
 
     def get(self, path: str) -> requests.Response:
         return requests.get(f"{self.uri}/edgeopt{path}", timeout=30)
@@ -47,10 +47,7 @@ def released(shown: Shown) -> Promotion:
     """The front of that study, promoted."""
     data = {"model": "small models", "aliases": {"champion": [CRITERION]}}
     return promote(
-        study="night",
-        rows=shown.rows,
-        objectives=samples.OBJECTIVES,
-        limits=samples.LIMITS,
+        samples.snapshot(shown.trials, study="night"),
         policy=policy.parse(data, name="test", location="test"),
         tracking_uri=shown.uri,
         reason="they are <good>",
@@ -66,7 +63,7 @@ def filled(uri: str, folder: Path) -> Shown:
         2: samples.result(samples.engine(folder / "c", seed=3), decode_ms=1.5, ratio=1.01),
     }
     texts = [{"prompt": "def f(", "continuation": "x):", "baseline": "n):"}]
-    runs, rows = {}, []
+    runs, trials = {}, []
     for number, outcome in outcomes.items():
         tables = folder / f"tables-{number}"
         tables.mkdir()
@@ -75,9 +72,9 @@ def filled(uri: str, folder: Path) -> Shown:
         kept = replace(outcome, artifacts={"tables": str(tables)}, recipe={"text": f"recipe <{number}>", "digest": "d"})
         params = {"bits": 4 + number, "name": "<b>bold</b>"}
         runs[number] = recorder.record("night", number, params, {}, kept)
-        rows.append({**samples.row(number, kept, runs[number], {0: 1, 1: 1}.get(number)), "params": params})
+        trials.append(replace(samples.trial(number, kept, runs[number], {0: 1, 1: 1}.get(number)), params=params))
         recorder.progress("night", {"progress/hypervolume": 0.1 * number}, number + 1, 1000.0 + number)
-    waiting = {"state": "waiting", "feasible": False, "metrics": {}, "excess": {}, "run_id": None, "pareto_rank": None}
-    rows.append({**rows[0], **waiting, "number": 3})
-    recorder.publish("night", rows=rows, objectives=samples.OBJECTIVES, limits=samples.LIMITS)
-    return Shown(uri=uri, recorder=recorder, study_run=study_run, runs=runs, rows=rows)
+    nothing = {"metrics": {}, "excess": {}, "run_id": None, "pareto_rank": None}
+    trials.append(replace(trials[0], number=3, state="waiting", feasible=False, **nothing))
+    recorder.publish(samples.snapshot(trials, study="night"))
+    return Shown(uri=uri, recorder=recorder, study_run=study_run, runs=runs, trials=trials)

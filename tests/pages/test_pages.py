@@ -61,11 +61,11 @@ def test_home_lists_studies_and_says_where_nothing_was_released(shown: Shown) ->
 
 def test_a_study_shows_its_front_its_limits_and_every_trial(shown: Shown) -> None:
     text = shown.get(f"/studies/{shown.study_run}").text
-    assert "3 of 4 trials are over, 2 keep every limit, 2 are on the front" in " ".join(text.split())
+    assert "3 of 4 trials are over, 2 satisfy every limit, 2 are on the" in " ".join(text.split())
     assert text.count("<circle") == 3
     assert "limit 1.15" in text
-    assert "beyond its limit: latency: decode p50 +44%" in text
-    assert "<td>waits</td>" in text
+    assert "infeasible: exceeds latency: decode p50 +44%" in text
+    assert "<td>waiting</td>" in text
     assert "0.200 after the last" in text, "the growth of the front"
     for run_id in shown.runs.values():
         assert f"runs/{run_id}" in text
@@ -77,8 +77,13 @@ def test_axes_order_and_filter_are_addresses_that_can_be_shared(shown: Shown) ->
     swapped = shown.get(f"{page}?x=memory/peak_rss_mib&y=latency/decode_p50_ms").text
     assert "latency: decode p50 (ms) against memory: peak RSS (MiB)" in swapped
     order = [
-        re.findall(r'aria-label="mark trial (\d)"', shown.get(f"{page}?{q}").text)
-        for q in ("sort=latency/decode_p50_ms", "sort=latency/decode_p50_ms&down=on", "sort=number&down=on", "kept=on")
+        re.findall(r'aria-label="select trial (\d)"', shown.get(f"{page}?{q}").text)
+        for q in (
+            "sort=latency/decode_p50_ms",
+            "sort=latency/decode_p50_ms&down=on",
+            "sort=number&down=on",
+            "feasible=on",
+        )
     ]
     assert order == [["0", "1", "2"], ["2", "1", "0"], ["2", "1", "0"], ["0", "1"]]
     sorted_page = shown.get(f"{page}?sort=latency/decode_p50_ms").text
@@ -176,7 +181,7 @@ def test_a_live_page_follows_the_study_and_keeps_what_was_marked(shown: Shown, t
     """The browser's own clock runs fast: within its budget the page asks for itself many times."""
     text = browser.dom(f"{shown.uri}/edgeopt/studies/{shown.study_run}", tmp_path, budget_s=10)
     assert text.count("<circle") == 3
-    assert 'aria-label="mark trial 2"' in text
+    assert 'aria-label="select trial 2"' in text
 
 
 @pytest.mark.timeout(180)

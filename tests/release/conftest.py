@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from support import samples
 
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.release import policy
 from edgeopt.release.policy import Policy
 from edgeopt.release.registry import client as registry
@@ -22,19 +24,18 @@ class Desk:
     """A store with a finished study, and what `promote` is called with."""
 
     uri: str
-    rows: list[dict[str, Any]]
+    rows: list[TrialSnapshot]
     policy: Policy
 
     @property
     def client(self) -> MlflowClient:
         return MlflowClient(tracking_uri=self.uri)
 
-    def arguments(self, **changed: Any) -> dict[str, Any]:
+    def arguments(
+        self, *, rows: Sequence[TrialSnapshot] | None = None, study: str = "s", **changed: Any
+    ) -> dict[str, Any]:
         known = {
-            "study": "s",
-            "rows": self.rows,
-            "objectives": samples.OBJECTIVES,
-            "limits": samples.LIMITS,
+            "snapshot": samples.snapshot(self.rows if rows is None else rows, study=study),
             "policy": self.policy,
             "tracking_uri": self.uri,
         }
@@ -44,7 +45,7 @@ class Desk:
         found = self.client.search_model_versions(f"name = '{self.policy.model}'")
         return sorted(found, key=lambda version: int(version.version))
 
-    def expected_error(self, version: Any) -> None:
+    def damage(self, version: Any) -> None:
         """Change a file of a version's engine where it lies in this store."""
         with registry.answering(self.uri):
             folder = registry.fetch(version).directory
@@ -52,7 +53,7 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[TrialSnapshot]]:
     """A store with one study: three members of the front, and one trial that breaks a limit."""
     folder = tmp_path_factory.mktemp("desk")
     recorder = MlflowRecorder(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
@@ -63,23 +64,23 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
         built = samples.engine(folder / f"engine{number}", seed=number)
         outcome = samples.result(built, decode_ms=decode_ms, ratio=ratio, rss_mib=rss_mib)
         run_id = recorder.record("s", number, {"bits": 4}, {}, outcome)
-        rows.append(samples.row(number, outcome, run_id, 1 if outcome.feasible else None))
+        rows.append(samples.trial(number, outcome, run_id, 1 if outcome.feasible else None))
     return recorder.uri, rows
 
 
 @pytest.fixture
-def desk(store: tuple[str, list[dict[str, Any]]], request: pytest.FixtureRequest) -> Desk:
+def desk(store: tuple[str, list[TrialSnapshot]], request: pytest.FixtureRequest) -> Desk:
     """The store, with a registered model name that no other test uses."""
     name = request.node.name.replace("[", "-").replace("]", "")
     return Desk(uri=store[0], rows=store[1], policy=replace(policy.load(), model=name))
 
 
 @pytest.fixture
-def spare(desk: Desk, tmp_path: Path) -> dict[str, Any]:
+def spare(desk: Desk, tmp_path: Path) -> TrialSnapshot:
     """The row of a recorded, feasible trial whose artifacts a test may damage."""
     recorder = MlflowRecorder(tracking_uri=desk.uri)
     study = desk.policy.model
     recorder.open_study(study, {}, {})
     unlike_others = 1000 + sum(map(ord, study))  # equal engines would share their artifacts
     outcome = samples.result(samples.engine(tmp_path / "engine", seed=unlike_others))
-    return samples.row(0, outcome, recorder.record(study, 0, {}, {}, outcome), 1)
+    return samples.trial(0, outcome, recorder.record(study, 0, {}, {}, outcome), 1)

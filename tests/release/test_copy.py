@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.artifact import Engine
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.errors import GateError, InputError
 from edgeopt.release.audit import audit
 from edgeopt.release.copy import copy
@@ -65,10 +66,10 @@ def test_a_version_is_copied_once(desk: Desk, production: dict[str, str]) -> Non
 
 
 def test_a_version_that_was_damaged_is_neither_copied_nor_pulled(
-    desk: Desk, production: dict[str, str], tmp_path: Path, spare: dict[str, object]
+    desk: Desk, production: dict[str, str], tmp_path: Path, spare: TrialSnapshot
 ) -> None:
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
-    desk.expected_error(desk.versions()[0])
+    desk.damage(desk.versions()[0])
     with pytest.raises(GateError, match="bytes: "):
         copy(at(desk, "/1"), **production, tracking_uri=desk.uri)
     with pytest.raises(GateError, match="bytes: "):

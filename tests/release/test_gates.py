@@ -48,8 +48,8 @@ def trial(*figures: Measurement, ended_s: float | None = None, run_id: str = "r"
 
 def member(given: Trial, **more: Any) -> Candidate:
     found = given.result.measurements if given.result is not None else ()
-    row = samples.row(0, samples.result(), given.run_id, 1) | {"metrics": {m.metric: m.value for m in found}}
-    known = {"row": row, "limits": samples.LIMITS, "model_id": "m", "folder": None, "missing": "not fetched"}
+    snapshot = replace(samples.trial(0, samples.result(), given.run_id, 1), metrics={m.metric: m.value for m in found})
+    known = {"snapshot": snapshot, "limits": samples.LIMITS, "model_id": "m", "folder": None, "missing": "not fetched"}
     return Candidate(trial=given, **(known | more))
 
 
@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[Gate, Candidate, str]] = {
     "an emulated device": (STRICT, member(trial(*USUAL, **{tags.EMULATED: "true"})), "another kind of machine"),
     "a limit of the study is broken": (
         LimitsKept(),
-        member(trial(*USUAL), row=samples.row(0, samples.result(decode_ms=5.0), "r", None)),
+        member(trial(*USUAL), snapshot=samples.trial(0, samples.result(decode_ms=5.0), "r", None)),
         f"{DECODE} is 380.8% beyond its limit",
     ),
     "a limit of the policy is broken": (

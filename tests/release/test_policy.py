@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.errors import ConfigError
 from edgeopt.release import policy
 from edgeopt.release.gates.metrics import RequiredMetrics
@@ -101,8 +101,11 @@ def test_an_alias_may_be_named_after_the_target() -> None:
     assert set(loaded.on("sbc_4gib").aliases) == {"champion", "champion-sbc_4gib"}
 
 
-def rows(*figures: tuple[float, float]) -> list[dict[str, Any]]:
-    return [{"number": n, "metrics": {"a": a, "b": b}} for n, (a, b) in enumerate(figures)]
+def rows(*figures: tuple[float, float]) -> list[TrialSnapshot]:
+    return [
+        TrialSnapshot(number=n, state="finished", feasible=True, pareto_rank=1, metrics={"a": a, "b": b})
+        for n, (a, b) in enumerate(figures)
+    ]
 
 
 A, B = (Criterion(metric=m, direction="minimize", weight=w) for m, w in (("a", 1.0), ("b", 3.0)))

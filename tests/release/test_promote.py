@@ -5,7 +5,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
@@ -13,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.artifact import MANIFEST, Engine
+from edgeopt.core.study_snapshot import Champion, TrialSnapshot
 from edgeopt.errors import ConfigError, GateError, InfeasibleError, InputError, TrackingError
 from edgeopt.release.gates.metrics import RequiredMetrics
 from edgeopt.release.promote import promote
@@ -23,8 +23,8 @@ from edgeopt.release.registry import fast_reader
 from .conftest import Desk
 
 
-def model_folder(desk: Desk, row: dict[str, Any]) -> Path:
-    run = desk.client.get_run(row["run_id"])
+def model_folder(desk: Desk, row: TrialSnapshot) -> Path:
+    run = desk.client.get_run(row.run_id)
     model = desk.client.get_logged_model(run.outputs.model_outputs[0].model_id)
     return Path(model.artifact_location)
 
@@ -41,7 +41,7 @@ def test_the_front_is_registered_and_the_best_is_champion(desk: Desk) -> None:
     # 0.4 × quality + 0.3 × latency + 0.3 × memory, each scaled over the front: 0.6, 0.445…, 0.4
     assert done.aliases == {"champion": done.releases[2].version}
     assert done.moved == {"champion": None}
-    assert fast_reader.champion(desk.policy.model, desk.uri) == {"name": desk.policy.model, "version": "3"}
+    assert fast_reader.champion(desk.policy.model, desk.uri) == Champion(name=desk.policy.model, version="3", trial=2)
     json.dumps(done.to_json())
 
 
@@ -51,7 +51,7 @@ def test_the_card_holds_limits_recipe_and_lineage(desk: Desk) -> None:
     assert "**prune_width → quantize**: trial 0 of study s, for sbc_4gib." in card
     assert "| latency/decode_p50_ms | at most 0.8 x baseline = 1.04 ms | 0.9 ms | 13% |" in card
     assert "limits are emulated" in card
-    assert desk.rows[0]["run_id"] in card
+    assert desk.rows[0].run_id in card
     assert desk.versions()[0].tags[tags.ENGINE_DIGEST] in card
     assert "d1ge57" in card
     assert "`bits` = `4`" in card
@@ -87,7 +87,7 @@ def test_nothing_feasible_registers_nothing(desk: Desk) -> None:
 
 
 def test_a_trial_that_breaks_a_limit_is_never_registered(desk: Desk) -> None:
-    promote(**desk.arguments(rows=[*desk.rows[:3], {**desk.rows[3], "pareto_rank": 1}]))
+    promote(**desk.arguments(rows=[*desk.rows[:3], replace(desk.rows[3], pareto_rank=1)]))
     assert len(desk.versions()) == 3
 
 
@@ -121,7 +121,7 @@ DEFECTS = {
 }
 
 
-def test_promotion_needs_no_engine_of_the_cache(desk: Desk, spare: dict[str, Any], tmp_path: Path) -> None:
+def test_promotion_needs_no_engine_of_the_cache(desk: Desk, spare: TrialSnapshot, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "engine")
     done = promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     assert [release.created for release in done.releases] == [True]
@@ -129,7 +129,7 @@ def test_promotion_needs_no_engine_of_the_cache(desk: Desk, spare: dict[str, Any
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_damaged_engine_is_refused(desk: Desk, spare: dict[str, Any], defect: str) -> None:
+def test_a_damaged_engine_is_refused(desk: Desk, spare: TrialSnapshot, defect: str) -> None:
     spoil, message = DEFECTS[defect]
     spoil(model_folder(desk, spare))
     with pytest.raises(GateError, match=message) as caught:
@@ -139,10 +139,13 @@ def test_a_damaged_engine_is_refused(desk: Desk, spare: dict[str, Any], defect: 
 
 
 def test_every_refusal_is_listed_and_one_stops_all(desk: Desk) -> None:
-    rows = [dict(row) for row in desk.rows[:3]]
-    rows[0]["excess"] = rows[0]["excess"] | {"memory/peak_rss_mib": 0.2}
-    rows[1]["metrics"] = {k: v for k, v in rows[1]["metrics"].items() if k != "latency/decode_p50_ms"}
-    rows[2]["run_id"] = None
+    first, second, third = desk.rows[:3]
+    measured = {k: v for k, v in second.metrics.items() if k != "latency/decode_p50_ms"}
+    rows = [
+        replace(first, excess={**first.excess, "memory/peak_rss_mib": 0.2}),
+        replace(second, metrics=measured),
+        replace(third, run_id=None),
+    ]
     with pytest.raises(GateError) as caught:
         promote(**desk.arguments(rows=rows))
     told = str(caught.value)
@@ -163,14 +166,14 @@ def test_an_engine_that_was_not_logged_completely_is_refused(desk: Desk) -> None
     experiment = desk.client.get_experiment_by_name("edgeopt").experiment_id
     run = desk.client.create_run(experiment)
     desk.client.create_logged_model(experiment, name=tags.ENGINE, source_run_id=run.info.run_id)
-    row = {**desk.rows[0], "run_id": run.info.run_id}
+    row = replace(desk.rows[0], run_id=run.info.run_id)
     with pytest.raises(GateError, match="its run keeps no engine"):
         promote(**desk.arguments(rows=[row]))
 
 
 def test_a_run_of_another_store_is_an_error_of_tracking(desk: Desk) -> None:
     with pytest.raises(TrackingError, match="registry refused"):
-        promote(**desk.arguments(rows=[{**desk.rows[0], "run_id": "0" * 32}]))
+        promote(**desk.arguments(rows=[replace(desk.rows[0], run_id="0" * 32)]))
 
 
 def test_a_model_card_of_ones_own_and_a_faulty_one(desk: Desk, tmp_path: Path) -> None:
@@ -233,7 +236,7 @@ def test_what_does_not_exist_is_one_clear_error(desk: Desk, uri: str, message: s
         registry.resolve(uri.format(model=own.model), desk.uri)
 
 
-def test_a_registered_engine_that_was_changed_is_not_opened(desk: Desk, spare: dict[str, Any]) -> None:
+def test_a_registered_engine_that_was_changed_is_not_opened(desk: Desk, spare: TrialSnapshot) -> None:
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     reseal(model_folder(desk, spare))
     with pytest.raises(InputError, match="not the one that was registered"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.errors import GateError, InputError
 from edgeopt.release.approve import approve
 from edgeopt.release.audit import audit
@@ -56,7 +56,7 @@ def test_a_dry_run_tells_every_verdict_and_changes_nothing(desk: Desk) -> None:
 
 
 def test_a_dry_run_tells_refusals_and_does_not_raise_them(desk: Desk) -> None:
-    plan = promote(**desk.arguments(dry_run=True, rows=[{**desk.rows[0], "run_id": None}]))
+    plan = promote(**desk.arguments(dry_run=True, rows=[replace(desk.rows[0], run_id=None)]))
     assert {v.gate for v in plan.releases[0].gates if not v.passed} == {"engine", "metrics"}
 
 
@@ -74,7 +74,7 @@ def test_the_ledger_says_who_did_what_and_why(desk: Desk, monkeypatch: pytest.Mo
 
 def test_a_refusal_is_in_the_ledger_with_its_evidence(desk: Desk) -> None:
     with pytest.raises(GateError):
-        promote(**desk.arguments(rows=[{**desk.rows[0], "run_id": None}]))
+        promote(**desk.arguments(rows=[replace(desk.rows[0], run_id=None)]))
     entries = audit(desk.policy.model, tracking_uri=desk.uri).entries
     assert [e.kind for e in entries] == ["begun", "judged", "ended"]
     assert entries[1].facts["verdicts"]["0"][0] == ["engine", False, "the trial has no MLflow run in this store"]
@@ -127,10 +127,10 @@ def test_a_rollback_goes_back_verified_and_within_seconds(desk: Desk) -> None:
     assert audit(desk.policy.model, tracking_uri=desk.uri).faults == ()
 
 
-def test_a_rollback_to_an_engine_that_was_damaged_is_refused(desk: Desk, spare: dict[str, Any]) -> None:
+def test_a_rollback_to_an_engine_that_was_damaged_is_refused(desk: Desk, spare: TrialSnapshot) -> None:
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     promote(**desk.arguments())
-    desk.expected_error(desk.versions()[0])
+    desk.damage(desk.versions()[0])
     with pytest.raises(InputError, match="the file was changed"):
         rollback(at(desk, "@champion"), "it crashes", tracking_uri=desk.uri)
     assert aliases(desk) == {"champion": "4"}
@@ -173,12 +173,12 @@ def test_a_swapped_signature_is_named(desk: Desk, tmp_path: Path) -> None:
 
 
 def test_verification_names_a_damaged_file_a_moved_alias_and_a_swapped_version(
-    desk: Desk, spare: dict[str, Any]
+    desk: Desk, spare: TrialSnapshot
 ) -> None:
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     found = verify(at(desk, "@champion"), tracking_uri=desk.uri)
     assert [(c.gate, c.passed) for c in found.checks] == [("ledger", True), ("bytes", True), ("signature", True)]
-    desk.expected_error(desk.versions()[0])
+    desk.damage(desk.versions()[0])
     with pytest.raises(GateError, match=r"bytes: .*table\.npy: the file was changed"):
         verify(at(desk, "@champion"), tracking_uri=desk.uri).require()
     promote(**desk.arguments())

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 from support import samples
 
+from edgeopt.core.study_snapshot import ObjectiveSnapshot
 from edgeopt.studies.open_study import nothing_feasible
 
 
-def test_the_limit_that_most_break_is_named() -> None:
-    rows = [samples.row(n, samples.result(decode_ms=9.0), None, None) for n in range(3)]
-    told = str(nothing_feasible({"study": "s", "trials": rows, "objectives": samples.OBJECTIVES}))
-    assert "no trial keeps every limit: 3 of 3 break latency/decode_p50_ms" in told
+def test_error_names_most_exceeded_limit() -> None:
+    trials = [samples.trial(n, samples.result(decode_ms=9.0), None, None) for n in range(3)]
+    message = str(nothing_feasible(samples.snapshot(trials)))
+    assert "no trial satisfies every limit: 3 of 3 do not satisfy latency/decode_p50_ms" in message
 
 
-def test_an_objective_that_nothing_measured_is_named_where_limits_are_kept() -> None:
-    rows = [samples.row(0, samples.result(), None, None)]
-    objectives = [*samples.OBJECTIVES, {"metric": "tasks/accuracy", "unit": "", "direction": "maximize"}]
-    told = str(nothing_feasible({"study": "s", "trials": rows, "objectives": objectives}))
-    assert "1 trials keep every limit, and tasks/accuracy was not measured" in told
-    assert "search.objectives" in told
+def test_error_names_unmeasured_objective() -> None:
+    objectives = (*samples.OBJECTIVES, ObjectiveSnapshot(metric="tasks/accuracy", unit="", direction="maximize"))
+    snapshot = samples.snapshot([samples.trial(0, samples.result(), None, None)], objectives=objectives)
+    message = str(nothing_feasible(snapshot))
+    assert "1 trials satisfy every limit, but tasks/accuracy was not measured" in message
+    assert "search.objectives" in message

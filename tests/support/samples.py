@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,71 +14,86 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from edgeopt.core.artifact import Engine
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.result import Failure, Measurement, TrialResult, Verdict
+from edgeopt.core.study_snapshot import LimitSnapshot, ObjectiveSnapshot, StudySnapshot, TrialSnapshot
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from support import specs
 
-OBJECTIVES = [
-    {"metric": "quality/perplexity_ratio", "unit": "", "direction": "minimize"},
-    {"metric": "latency/decode_p50_ms", "unit": "ms", "direction": "minimize"},
-    {"metric": "memory/peak_rss_mib", "unit": "MiB", "direction": "minimize"},
-]
-LIMITS = [
-    {"metric": "quality/perplexity_ratio", "limit": "at most 1.15", "bound": 1.15, "unit": ""},
-    {"metric": "latency/decode_p50_ms", "limit": "at most 0.8 x baseline", "bound": 1.04, "unit": "ms"},
-    {"metric": "memory/peak_rss_mib", "limit": "at most 90 MiB", "bound": 90.0, "unit": "MiB"},
-]
+OBJECTIVES = (
+    ObjectiveSnapshot(metric="quality/perplexity_ratio", unit="", direction="minimize"),
+    ObjectiveSnapshot(metric="latency/decode_p50_ms", unit="ms", direction="minimize"),
+    ObjectiveSnapshot(metric="memory/peak_rss_mib", unit="MiB", direction="minimize"),
+)
+LIMITS = (
+    LimitSnapshot(metric="quality/perplexity_ratio", text="at most 1.15", bound=1.15, unit=""),
+    LimitSnapshot(metric="latency/decode_p50_ms", text="at most 0.8 x baseline", bound=1.04, unit="ms"),
+    LimitSnapshot(metric="memory/peak_rss_mib", text="at most 90 MiB", bound=90.0, unit="MiB"),
+)
+BASELINE = {"quality/perplexity_ratio": 1.0, "latency/decode_p50_ms": 1.3, "memory/peak_rss_mib": 100.0}
 
 
-def rows(count: int = 28, seed: int = 3) -> list[dict[str, Any]]:
-    """`count` trials, of which the last failed; ranks follow the three objectives."""
+def snapshot(
+    trials: Sequence[TrialSnapshot] | None = None,
+    *,
+    study: str = "s",
+    objectives: Sequence[ObjectiveSnapshot] = OBJECTIVES,
+    limits: Sequence[LimitSnapshot] = LIMITS,
+) -> StudySnapshot:
+    """Return a study with invented trials, or with the given ones."""
+    return StudySnapshot(
+        study=study,
+        objectives=tuple(objectives),
+        limits=tuple(limits),
+        trials=tuple(invented_trials() if trials is None else trials),
+    )
+
+
+def invented_trials(count: int = 28, seed: int = 3) -> list[TrialSnapshot]:
+    """Return `count` trials, the last of which failed; ranks follow the three objectives."""
     draw, found = random.Random(seed), []
     for number in range(count):
         bits, ratio, lora = draw.choice([4, 4, 8, 32]), draw.choice([0.0, 0.1, 0.2, 0.3, 0.4]), draw.random() < 0.6
-        expected_error = {4: 0.075, 8: 0.008, 32: 0.0}[bits] + ratio**2 * (0.6 if lora else 1.4)
+        damage = {4: 0.075, 8: 0.008, 32: 0.0}[bits] + ratio**2 * (0.6 if lora else 1.4)
         figures = {
-            "quality/perplexity_ratio": 1 + expected_error * draw.uniform(0.8, 1.2),
+            "quality/perplexity_ratio": 1 + damage * draw.uniform(0.8, 1.2),
             "latency/decode_p50_ms": ({4: 0.6, 8: 0.8, 32: 1.3}[bits] * (1 - 0.5 * ratio)) * draw.uniform(0.95, 1.1),
             "memory/peak_rss_mib": (60 + {4: 8, 8: 14, 32: 40}[bits] * (1 - 0.4 * ratio)) * draw.uniform(0.98, 1.03),
         }
-        excess = {limit["metric"]: figures[str(limit["metric"])] / float(limit["bound"]) - 1 for limit in LIMITS}
+        excess = {limit.metric: figures[limit.metric] / (limit.bound or 1.0) - 1 for limit in LIMITS}
         found.append(
-            {
-                "number": number,
-                "state": "finished",
-                "feasible": all(e <= 0 for e in excess.values()),
-                "pareto_rank": None,
-                "origin": "sampled",
-                "params": {"step.quantize.bits": bits, "step.prune.ratio": ratio, "lora": lora},
-                "metrics": figures,
-                "predicted": {},
-                "excess": excess,
-                "refused": "",
-                "run_id": None,
-                "failure": None,
-            }
+            TrialSnapshot(
+                number=number,
+                state="finished",
+                feasible=all(e <= 0 for e in excess.values()),
+                pareto_rank=None,
+                params={"step.quantize.bits": bits, "step.prune.ratio": ratio, "lora": lora},
+                metrics=figures,
+                excess=excess,
+            )
         )
-    found[-1] |= {
-        "state": "failed",
-        "feasible": False,
-        "metrics": {},
-        "failure": "build: BuildError: out of memory",
-        "excess": {limit["metric"]: None for limit in LIMITS},
-    }
-    _rank([row for row in found if row["feasible"]])
-    return found
+    found[-1] = replace(
+        found[-1],
+        state="failed",
+        feasible=False,
+        metrics={},
+        failure="build: BuildError: out of memory",
+        excess={limit.metric: None for limit in LIMITS},
+    )
+    return ranked(found)
 
 
-def _rank(rows: list[dict[str, Any]]) -> None:
-    rank, left = 1, rows
+def ranked(trials: Sequence[TrialSnapshot]) -> list[TrialSnapshot]:
+    """Return the trials with the Pareto ranks of the feasible ones."""
+    ranks: dict[int, int] = {}
+    rank, left = 1, [trial for trial in trials if trial.feasible]
     while left:
-        front = [r for r in left if not any(_dominates(other, r) for other in left)]
-        for row in front:
-            row["pareto_rank"] = rank
-        rank, left = rank + 1, [r for r in left if r["pareto_rank"] is None]
+        front = [trial for trial in left if not any(_dominates(other, trial) for other in left)]
+        ranks |= {trial.number: rank for trial in front}
+        rank, left = rank + 1, [trial for trial in left if trial.number not in ranks]
+    return [replace(trial, pareto_rank=ranks.get(trial.number)) for trial in trials]
 
 
-def _dominates(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    pairs = [(a["metrics"][o["metric"]], b["metrics"][o["metric"]]) for o in OBJECTIVES]
+def _dominates(a: TrialSnapshot, b: TrialSnapshot) -> bool:
+    pairs = [(a.metrics[o.metric], b.metrics[o.metric]) for o in OBJECTIVES]
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
 
@@ -113,7 +130,7 @@ def result(
         "memory/peak_rss_mib": rss_mib,
         "size/engine_mib": 1.5,
     }
-    unit = {limit["metric"]: limit["unit"] for limit in LIMITS} | {"size/engine_mib": "MiB"}
+    unit = {limit.metric: limit.unit for limit in LIMITS} | {"size/engine_mib": "MiB"}
     measured = (
         ()
         if failure
@@ -137,33 +154,32 @@ def result(
     )
 
 
-def _verdict(limit: dict[str, Any], figures: dict[str, float]) -> Verdict:
-    metric, value = limit["metric"], figures[limit["metric"]]
-    excess = value / limit["bound"] - 1
+def _verdict(limit: LimitSnapshot, figures: dict[str, float]) -> Verdict:
+    assert limit.bound is not None
+    excess = figures[limit.metric] / limit.bound - 1
     return Verdict(
-        metric=metric,
-        limit=limit["limit"],
-        bound=limit["bound"],
-        value=value,
+        metric=limit.metric,
+        limit=limit.text,
+        bound=limit.bound,
+        value=figures[limit.metric],
         excess=excess,
         satisfied=excess <= 0,
         reason="" if excess <= 0 else "above",
     )
 
 
-def row(number: int, outcome: TrialResult, run_id: str | None, rank: int | None) -> dict[str, Any]:
-    """A trial as `edgeopt front --json` prints it."""
-    return {
-        "number": number,
-        "state": "failed" if outcome.failure else "finished",
-        "feasible": outcome.feasible,
-        "pareto_rank": rank,
-        "origin": "sampled",
-        "params": {"bits": 4},
-        "metrics": outcome.metrics,
-        "predicted": {m.metric: m.value for m in outcome.predictions},
-        "excess": {v.metric: v.excess for v in outcome.verdicts},
-        "refused": outcome.refused,
-        "run_id": run_id,
-        "failure": outcome.failure and f"{outcome.failure.stage}: {outcome.failure.message}",
-    }
+def trial(number: int, outcome: TrialResult, run_id: str | None, rank: int | None) -> TrialSnapshot:
+    """Return the snapshot of a trial with this result."""
+    return TrialSnapshot(
+        number=number,
+        state="failed" if outcome.failure else "finished",
+        feasible=outcome.feasible,
+        pareto_rank=rank,
+        params={"bits": 4},
+        metrics=outcome.metrics,
+        predicted={m.metric: m.value for m in outcome.predictions},
+        excess={v.metric: v.excess for v in outcome.verdicts},
+        rung=outcome.refused,
+        run_id=run_id,
+        failure=f"{outcome.failure.stage}: {outcome.failure.message}" if outcome.failure else None,
+    )

@@ -227,14 +227,13 @@ def test_a_killed_trial_is_run_again_in_a_run_of_its_own(recorder: MlflowRecorde
 def test_a_study_is_resumed_in_its_run_and_closed_truthfully(recorder: MlflowRecorder, study: str) -> None:
     first = recorder.open_study(study, {"a": 1}, {"edgeopt.target": "sbc"})
     run_id = recorder.record(study, 3, PARAMS, CONFIG, samples.result(decode_ms=0.7))
-    rows = [samples.row(3, samples.result(decode_ms=0.7), run_id, 1)]
-    shape = {"objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
-    assert recorder.close_study(study, rows=rows, **shape, status="KILLED") == first
+    snapshot = samples.snapshot([samples.trial(3, samples.result(decode_ms=0.7), run_id, 1)], study=study)
+    assert recorder.close_study(snapshot, status="KILLED") == first
     assert client(recorder).get_run(first).info.status == "KILLED"
     assert recorder.open_study(study, {"a": 2}, {}) == first
     assert client(recorder).get_run(first).info.status == "RUNNING"
-    recorder.close_study(study, rows=rows, **shape, status="FINISHED")
-    recorder.close_study(study, rows=rows, **shape, status="FINISHED")
+    recorder.close_study(snapshot, status="FINISHED")
+    recorder.close_study(snapshot, status="FINISHED")
     parent = client(recorder).get_run(first)
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["trials_feasible"] == 1
@@ -257,9 +256,9 @@ def test_a_run_is_named_by_what_was_searched(recorder: MlflowRecorder, study: st
 
 def test_a_new_rank_replaces_the_old_one(recorder: MlflowRecorder, study: str) -> None:
     run_id = recorder.record(study, 0, PARAMS, CONFIG, samples.result())
-    shape = {"objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
     for rank in (1, 2):
-        recorder.close_study(study, rows=[samples.row(0, samples.result(), run_id, rank)], **shape, status="FINISHED")
+        trials = [samples.trial(0, samples.result(), run_id, rank)]
+        recorder.close_study(samples.snapshot(trials, study=study), status="FINISHED")
     assert client(recorder).get_run(run_id).data.metrics["pareto_rank"] == 2
 
 

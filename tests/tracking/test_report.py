@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ from typing import Any
 import pytest
 from support import browser, samples
 
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking import report
 from edgeopt.tracking.report import Course
 
-ROWS = samples.rows()
+TRIALS = samples.invented_trials()
 COURSE = Course(
     hypervolumes=(0.0, 0.1, 0.1, 0.25),
     importance={"latency/decode_p50_ms": {"bits": 0.8, "ratio": 0.15, "seed": 0.001}},
@@ -23,9 +26,8 @@ COURSE = Course(
 )
 
 
-def page(folder: Path, course: Course = COURSE, **changed: Any) -> str:
-    shape = {"rows": ROWS, "objectives": samples.OBJECTIVES, "limits": samples.LIMITS} | changed
-    report.write(folder / "report.html", study="s", **shape, course=course)
+def page(folder: Path, course: Course = COURSE, trials: Sequence[TrialSnapshot] = TRIALS, **changed: Any) -> str:
+    report.write(folder / "report.html", samples.snapshot(trials, **changed), course=course)
     return (folder / "report.html").read_text()
 
 
@@ -48,43 +50,65 @@ def test_each_two_objectives_have_a_chart_of_which_one_is_shown(tmp_path: Path) 
     assert "<option>" not in page(tmp_path, objectives=samples.OBJECTIVES[:2])
 
 
-def test_limits_say_how_many_keep_them_and_what_room_the_front_leaves(tmp_path: Path) -> None:
-    told = section(page(tmp_path), "Limits")
-    judged = [row["excess"]["memory/peak_rss_mib"] for row in ROWS if row["excess"]["memory/peak_rss_mib"] is not None]
-    front = [-row["excess"]["memory/peak_rss_mib"] for row in ROWS if row["pareto_rank"] == 1]
-    kept = sum(1 for excess in judged if excess <= 0)
-    assert f"at most 90 MiB 90 MiB {kept} of {len(judged)} {min(front):.0%} to {max(front):.0%}" in told
+def test_limit_table_counts_trials_and_headroom(tmp_path: Path) -> None:
+    text = section(page(tmp_path), "Limits")
+    rss = "memory/peak_rss_mib"
+    judged = [excess for trial in TRIALS if (excess := trial.excess[rss]) is not None]
+    front = [-excess for trial in TRIALS if trial.on_front and (excess := trial.excess[rss]) is not None]
+    satisfied = sum(1 for excess in judged if excess <= 0)
+    assert f"at most 90 MiB 90 MiB – {satisfied} of {len(judged)} {min(front):.0%} to {max(front):.0%}" in text
 
 
-def test_outcomes_are_counted_with_what_was_broken(tmp_path: Path) -> None:
-    refused = {**ROWS[0], "state": "refused", "feasible": False, "pareto_rank": None}
-    refused["excess"] = {limit["metric"]: 0.5 for limit in samples.LIMITS}
-    stopped = {**ROWS[1], "refused": "quality", "feasible": False, "pareto_rank": None}
-    stopped["excess"] = {"quality/perplexity_ratio": 0.1}
-    told = section(page(tmp_path, rows=[refused, stopped, ROWS[-1]], course=Course()), "How the trials ended")
-    assert "refused by prediction, before any work 1 quality: perplexity ratio (1), latency" in told
-    assert "stopped after quality 1 quality: perplexity ratio (1)" in told
-    assert "failed 1 at build (1)" in told
+def test_limit_table_shows_original_model(tmp_path: Path) -> None:
+    trials = [replace(trial, baseline=samples.BASELINE) for trial in TRIALS]
+    assert "at most 0.8 x baseline 1.04 ms 1.3 ms" in section(page(tmp_path, trials=trials), "Limits")
+    assert "original model 1 1.3 ms 100 MiB" in section(page(tmp_path, trials=trials), "All trials")
 
 
-def test_what_decides_is_listed_and_what_does_not_is_left_out(tmp_path: Path) -> None:
-    told = section(page(tmp_path), "What decides")
-    assert "bits 80%" in told
-    assert "seed" not in told
-    assert "no parameter decides" in section(page(tmp_path, course=Course()), "What decides")
+def test_unmeasured_limit_is_not_called_satisfied(tmp_path: Path) -> None:
+    trials = [replace(trial, excess=dict.fromkeys(trial.excess)) for trial in TRIALS[:8]]
+    text = section(page(tmp_path, trials=trials), "Limits")
+    assert text.count("not measured") == 3
+    assert "of 8" not in text
 
 
-def test_the_course_tells_time_energy_and_growth(tmp_path: Path) -> None:
-    told = section(page(tmp_path), "How the search went")
-    assert "took 10.0 minutes. They needed 2 Wh. Minutes that were not spent: 1.5 by estimate." in told
-    assert "0.250 after the last" in told
+def test_outcomes_are_counted_with_their_causes(tmp_path: Path) -> None:
+    infeasible = {"feasible": False, "pareto_rank": None}
+    excess = {limit.metric: 0.5 for limit in samples.LIMITS}
+    refused = replace(TRIALS[0], state="refused", rung="prediction", excess=excess, **infeasible)
+    stopped = replace(
+        TRIALS[1], state="stopped", rung="quality", excess={"quality/perplexity_ratio": 0.1}, **infeasible
+    )
+    text = section(page(tmp_path, trials=[refused, stopped, TRIALS[-1]], course=Course()), "Outcomes")
+    assert "refused by prediction 1 quality: perplexity ratio (1), latency" in text
+    assert "stopped early at quality 1 quality: perplexity ratio (1)" in text
+    assert "failed 1 at build (1)" in text
+
+
+def test_important_parameters_are_listed(tmp_path: Path) -> None:
+    text = section(page(tmp_path), "Parameter importance")
+    assert "bits 80%" in text
+    assert "seed" not in text
+    assert "no parameter decides" in section(page(tmp_path, course=Course()), "Parameter importance")
+
+
+def test_progress_shows_time_energy_and_growth(tmp_path: Path) -> None:
+    text = section(page(tmp_path), "Progress of the search")
+    assert "took 10.0 minutes. They needed 2 Wh. Minutes that were not spent: 1.5 by prediction." in text
+    assert "0.250 after the last" in text
     assert "<polyline points='0.0,146.0 240.0," in page(tmp_path)
-    assert "polyline" not in section(page(tmp_path, course=Course()), "How the search went")
+    assert "polyline" not in section(page(tmp_path, course=Course()), "Progress of the search")
 
 
-def test_an_objective_that_no_trial_has_and_no_limits_are_no_trouble(tmp_path: Path) -> None:
-    told = page(tmp_path, rows=ROWS[-1:], limits=[], course=Course())
-    assert "No limits were set." in told
+def test_summary_recommends_a_trial(tmp_path: Path) -> None:
+    trials = [replace(trial, baseline=samples.BASELINE) for trial in TRIALS]
+    text = page(tmp_path, trials=trials)
+    assert re.search(r"<p class=\"summary\">Recommended: trial \d+ \(", text)
+    assert "Compared with the original model it is" in text
+
+
+def test_failed_trials_without_limits_are_shown(tmp_path: Path) -> None:
+    assert "No limits were set." in page(tmp_path, trials=TRIALS[-1:], limits=[], course=Course())
 
 
 USE = """
@@ -95,7 +119,7 @@ const head = (n) => document.querySelector("table.trials").tHead.rows[0].cells[n
 const out = [];
 head(3).querySelector("button").click(); out.push(head(3).getAttribute("aria-sort") + ":" + column(3));
 head(3).querySelector("button").click(); out.push(head(3).getAttribute("aria-sort") + ":" + column(3));
-document.getElementById("kept").click(); out.push(column(1));
+document.getElementById("feasible").click(); out.push(column(1));
 const words = document.getElementById("words"); words.value = "bits=4 FRONT"; words.dispatchEvent(new Event("input"));
 out.push(column(6));
 const pair = document.getElementById("pair"); pair.selectedIndex = 2; pair.dispatchEvent(new Event("change"));
@@ -110,7 +134,7 @@ def test_in_a_browser_trials_are_sorted_and_filtered_and_another_chart_is_chosen
     (tmp_path / "used.html").write_text(page(tmp_path).replace("</body>", USE + "</body>"))
     shown = browser.dom((tmp_path / "used.html").as_uri(), tmp_path, budget_s=20)
     up, down, kept, words, charts = unescape(shown.split("RESULT")[1].split("END")[0]).split("|")
-    figures = sorted(row["metrics"]["latency/decode_p50_ms"] for row in ROWS if row["metrics"])
+    figures = sorted(trial.metrics["latency/decode_p50_ms"] for trial in TRIALS if trial.metrics)
     read = [float(cell.split()[0]) for cell in up.removeprefix("ascending:").split(",") if cell != "–"]
     assert read == pytest.approx(figures, abs=0.01)
     assert up.endswith("–"), "what was not measured is the last"

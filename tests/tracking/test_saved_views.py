@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import browser, samples
 
+from edgeopt.core.study_snapshot import ObjectiveSnapshot, TrialSnapshot
 from edgeopt.tracking import saved_views
 from edgeopt.tracking.recorder import MlflowRecorder
 
-ROWS = samples.rows(8)
+TRIALS = samples.invented_trials(8)
 
 
-def states(rows: list[dict[str, Any]] = ROWS, objectives: Any = samples.OBJECTIVES) -> dict[str, dict[str, Any]]:
-    found = saved_views.views("s", rows=rows, objectives=objectives, limits=samples.LIMITS)
+def states(
+    trials: Sequence[TrialSnapshot] = TRIALS, objectives: Sequence[ObjectiveSnapshot] = samples.OBJECTIVES
+) -> dict[str, dict[str, Any]]:
+    found = saved_views.views(samples.snapshot(trials, objectives=objectives))
     return {view.name.removeprefix("s: "): dict(view.state) for view in found}
 
 
@@ -32,7 +37,7 @@ def test_a_study_has_views_of_its_front_parameters_and_limits() -> None:
         "limits": ["BAR"] * 3,
     }
     coloured = found["front"]["compareRunCharts"][0]
-    assert [coloured[axis]["key"] for axis in ("xaxis", "yaxis", "zaxis")] == [o["metric"] for o in samples.OBJECTIVES]
+    assert [coloured[axis]["key"] for axis in ("xaxis", "yaxis", "zaxis")] == [o.metric for o in samples.OBJECTIVES]
     assert found["parameters"]["compareRunCharts"][0]["selectedParams"] == [
         "lora",
         "step.prune.ratio",
@@ -47,8 +52,8 @@ def test_only_the_front_leaves_out_what_breaks_a_limit() -> None:
 
 
 def test_energy_has_a_view_where_it_was_measured() -> None:
-    metrics = ROWS[0]["metrics"] | {"energy/estimated/power_w": 3.0}
-    assert charts(states([{**ROWS[0], "metrics": metrics}])["energy"]) == ["BAR"]
+    metrics = {**TRIALS[0].metrics, "energy/estimated/power_w": 3.0}
+    assert charts(states([replace(TRIALS[0], metrics=metrics)])["energy"]) == ["BAR"]
 
 
 @pytest.mark.parametrize(("count", "kinds"), [(1, ["BAR"]), (2, ["SCATTER"])])
@@ -58,11 +63,11 @@ def test_fewer_objectives_have_simpler_charts(count: int, kinds: list[str]) -> N
 
 def test_links_are_of_views_that_were_written_and_stay_the_same(recorder: MlflowRecorder, study: str) -> None:
     assert recorder.ui_hint(study).view_urls == {}
-    shape = {"rows": ROWS, "objectives": samples.OBJECTIVES, "limits": samples.LIMITS}
-    recorder.close_study(study, **shape, status="FINISHED")
+    snapshot = samples.snapshot(TRIALS, study=study)
+    recorder.close_study(snapshot, status="FINISHED")
     first = recorder.ui_hint(study).view_urls
     assert list(first) == ["front", "parameters", "limits"]
-    recorder.close_study(study, **shape, status="FINISHED")
+    recorder.close_study(snapshot, status="FINISHED")
     assert recorder.ui_hint(study).view_urls == first
 
 
@@ -71,12 +76,12 @@ def test_a_browser_shows_the_charts_of_a_view(mlflow_server: str, tmp_path: Path
     recorder = MlflowRecorder(tracking_uri=mlflow_server, experiment="views")
     recorder.connect()
     recorder.open_study("demo", {}, {})
-    rows = []
+    trials = []
     for number, figures in enumerate(({"decode_ms": 0.5, "ratio": 1.1}, {"decode_ms": 0.7, "ratio": 1.02})):
         result = samples.result(**figures)
         run_id = recorder.record("demo", number, {"bits": 4 * number}, {}, result)
-        rows.append(samples.row(number, result, run_id, 1))
-    recorder.close_study("demo", rows=rows, objectives=samples.OBJECTIVES, limits=samples.LIMITS, status="FINISHED")
+        trials.append(samples.trial(number, result, run_id, 1))
+    recorder.close_study(samples.snapshot(trials, study="demo"), status="FINISHED")
     urls = recorder.ui_hint("demo").view_urls
     page = seen(urls["front"], tmp_path)
     assert "demo: front" in page

@@ -24,10 +24,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.studies.open_study import OpenStudy
 
     study = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
-    document = study.front()
-    if study.promoted is not None:
-        document["champion"] = study.champion(study.promoted)
-    return Outcome(document=document)
+    return Outcome(document=study.snapshot_with_champion().to_json())
 
 
 def show(document: Document) -> None:

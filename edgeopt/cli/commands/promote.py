@@ -29,8 +29,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     policy = study.policy(args.policy, args.config_dir)
     study.recorder.connect()
     document = study.promote(
-        study.front(), policy, args.config_dir, reason=args.reason, private_key=args.key, dry_run=args.dry_run
-    )
+        study.snapshot(), policy, args.config_dir, reason=args.reason, private_key=args.key, dry_run=args.dry_run
+    ).to_json()
     refused = sum(1 for release in document["releases"] if not all(gate["passed"] for gate in release["gates"]))
     error = GateError(f"{refused} of {len(document['releases'])} would be refused") if refused else None
     return Outcome(document=document, error=error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -78,14 +78,15 @@ def _swept(opened: OpenStudy, work: Callable[[], None]) -> Outcome:
         status = "KILLED"
         raise
     finally:
-        document = opened.close(status)
-    document["mlflow"] = asdict(recorder.ui_hint(opened.name))
-    if not document["front"]:
-        return Outcome(document=document, error=nothing_feasible(document))
-    if policy is not None:
-        document["promotion"] = opened.promote(document, policy, private_key=signature.key_of_environment())
-        document["champion"] = opened.champion(policy.model)
-    return Outcome(document=document)
+        snapshot = opened.close(status)
+    links = asdict(recorder.ui_hint(opened.name))
+    if not snapshot.front:
+        return Outcome(document={**snapshot.to_json(), "mlflow": links}, error=nothing_feasible(snapshot))
+    if policy is None:
+        return Outcome(document={**snapshot.to_json(), "mlflow": links})
+    promotion = opened.promote(snapshot, policy, private_key=signature.key_of_environment())
+    snapshot = replace(snapshot, champion=opened.champion(policy.model))
+    return Outcome(document={**snapshot.to_json(), "mlflow": links, "promotion": promotion.to_json()})
 
 
 def _check(opened: OpenStudy) -> None:

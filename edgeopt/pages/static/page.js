@@ -12,10 +12,10 @@ const refresh = async () => {
     const answer = await fetch(location.href).catch(() => null);  // the server may be away for a while
     if (answer?.ok) {
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-      const kept = chosen();
+      const selected = chosen();
       const focused = main.contains(active) ? place(active) : null;
       main.replaceWith(fresh);
-      for (const box of fresh.querySelectorAll("input[name=run]")) box.checked = kept.has(box.value);
+      for (const box of fresh.querySelectorAll("input[name=run]")) box.checked = selected.has(box.value);
       if (focused) [...fresh.querySelectorAll("a, input, button, summary")].find((e) => place(e) === focused)?.focus();
       listen();
     }

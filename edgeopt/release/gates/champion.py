@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from edgeopt.core.result import Measurement
+from edgeopt.core.study_snapshot import Direction
 from edgeopt.errors import ConfigError
 from edgeopt.release.candidate import Candidate, GateVerdict
-
-Direction = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

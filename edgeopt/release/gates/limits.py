@@ -16,15 +16,15 @@ class LimitsKept:
     """The trial is feasible, and every limit of the study was measured in it and kept."""
 
     def check(self, candidate: Candidate) -> GateVerdict:
-        row, faults = candidate.row, []
-        if not row["feasible"]:
+        trial, faults = candidate.snapshot, []
+        if not trial.feasible:
             faults.append("the trial is not feasible")
         for limit in candidate.limits:
-            metric, excess = limit["metric"], row["excess"].get(limit["metric"])
-            if row["metrics"].get(metric) is None or excess is None:
-                faults.append(f"{metric} was not measured")
+            excess = trial.excess.get(limit.metric)
+            if trial.metrics.get(limit.metric) is None or excess is None:
+                faults.append(f"{limit.metric} was not measured")
             elif excess > 0:
-                faults.append(f"{metric} is {excess:.1%} beyond its limit ({limit['limit']})")
+                faults.append(f"{limit.metric} is {excess:.1%} beyond its limit ({limit.text})")
         return GateVerdict(
             gate="limits",
             passed=not faults,

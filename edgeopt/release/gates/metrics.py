@@ -55,7 +55,7 @@ class RequiredMetrics:
 
     def _fault(self, candidate: Candidate, metric: str) -> str:
         figure = candidate.trial.measurement(metric)
-        if candidate.row["metrics"].get(metric) is None or figure is None:
+        if candidate.snapshot.metrics.get(metric) is None or figure is None:
             estimated = candidate.trial.measurement(metric.replace("/measured/", "/estimated/"))
             return f"{metric} was not measured" + (", only estimated" if estimated is not None else "")
         if figure.kind != "measured" and not (self.estimated and figure.kind == "estimated"):

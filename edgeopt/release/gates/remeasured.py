@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgeopt.core.result import Measurement
+from edgeopt.core.study_snapshot import Direction, LimitSnapshot
 from edgeopt.errors import ConfigError, EdgeoptError
 from edgeopt.release.candidate import Candidate, GateVerdict
-from edgeopt.release.gates.champion import Direction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +58,13 @@ class Remeasured:
         return f"{shown}, it was {then.low:.4g} to {then.high:.4g}" if worse else ""
 
 
-def _beyond(limits: Sequence[Mapping[str, Any]], found: Mapping[str, Measurement]) -> list[str]:
-    """Limits of the study that a new figure surely breaks."""
+def _beyond(limits: Sequence[LimitSnapshot], found: Mapping[str, Measurement]) -> list[str]:
+    """Return one sentence for each limit of the study that the whole interval of a new measurement exceeds."""
     faults = []
     for limit in limits:
-        figure, bound = found.get(limit["metric"]), limit["bound"]
-        if figure is None or bound is None:
+        measured = found.get(limit.metric)
+        if measured is None or limit.bound is None:
             continue
-        least = str(limit["limit"]).startswith("at least")
-        if figure.high < bound if least else figure.low > bound:
-            faults.append(f"{figure.metric} is {figure.value:.4g} now, beyond its limit ({limit['limit']})")
+        if measured.high < limit.bound if limit.is_lower_bound else measured.low > limit.bound:
+            faults.append(f"{limit.metric} is {measured.value:.4g} now, beyond its limit ({limit.text})")
     return faults

@@ -21,17 +21,17 @@ ENTRY = "edgeopt.entry"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One thing that was done.
+    """One entry of the ledger.
 
     Attributes:
-        place: from 1, without gaps.
+        number: position in the chain, from 1, without gaps.
         previous: digest of the entry before; empty for the first.
-        kind: what was done; see edgeopt.release.ledger.history.
-        at: ISO 8601, by the clock of the machine that wrote it. The order is that of `place`.
-        facts: plain JSON data, by the kind.
+        kind: type of the entry, see edgeopt.release.ledger.history.
+        at: ISO 8601 time of the machine that wrote the entry. The order is that of `number`.
+        facts: plain JSON data; the keys depend on `kind`.
     """
 
-    location: int
+    number: int
     previous: str
     kind: str
     actor: str
@@ -41,16 +41,22 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        return digest(asdict(self))
+        """Return the sha256 of the entry, to which the next entry refers."""
+        return digest(self._content())
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "digest": self.digest}
+        """Return the entry with its digest, as the ledger stores it."""
+        return {**self._content(), "digest": self.digest}
+
+    def _content(self) -> dict[str, Any]:
+        fields = asdict(self)
+        return {"place": fields.pop("number"), **fields}  # every stored ledger calls the number "place"
 
     @classmethod
     def from_json(cls, data: Any) -> Entry:
         """Raises ValueError where `data` is no entry, or not the one that its digest names."""
         try:
-            entry = cls(**{name: data[name] for name in cls.__slots__})
+            entry = cls(**{name: data["place" if name == "number" else name] for name in cls.__slots__})
             same = entry.digest == data["digest"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"it is no entry ({error})") from error
@@ -96,7 +102,7 @@ def chain(numbered: Iterable[tuple[int, str]]) -> Reading:
         except ValueError as error:
             faults.append(f"version {number} was changed: {error}")
             continue
-        if entry.previous == head and entry.location == len(entries) + 1:
+        if entry.previous == head and entry.number == len(entries) + 1:
             entries.append(entry)
             head = entry.digest
             known.add(head)

@@ -54,7 +54,7 @@ class Ledger:
         """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = Entry(
-            location=len(seen.entries) + 1,
+            number=len(seen.entries) + 1,
             previous=seen.head,
             kind=kind,
             actor=actor,
@@ -72,7 +72,7 @@ class Ledger:
         if number == seen.last + 1:
             return replace(seen, entries=(*seen.entries, entry), last=number)
         now = self.read()
-        if now.entries[entry.location - 1 : entry.location] != (entry,):
+        if now.entries[entry.number - 1 : entry.number] != (entry,):
             raise GateError(
                 "somebody else changed this model at the same moment, so nothing was done",
                 location=self.model,

@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.study_snapshot import Champion
 from edgeopt.errors import InputError
 from edgeopt.release.registry.types import ABSENT, Registered, Version
 
@@ -50,21 +51,22 @@ def read(names: Sequence[str], tracking_uri: str | None = None) -> list[Register
     return by_client(tracking_uri, names)
 
 
-def champion(name: str, tracking_uri: str | None = None, *, study: str | None = None) -> dict[str, str] | None:
-    """`{"name", "version"}` that the alias champion of the model `name` points at; None where there is none.
+def champion(name: str, tracking_uri: str | None = None, *, study: str | None = None) -> Champion | None:
+    """Return the champion of the registered model `name`; None if the alias does not exist.
 
     With `study`, a champion that comes from another study counts as none.
     """
     [model] = read([name], tracking_uri)
     number = model.aliases.get("champion")
-    of = {version.number: version.tags.get(tags.STUDY) for version in model.versions}
-    if number is None or study not in (None, of.get(number)):
+    labels = {version.number: version.tags for version in model.versions}.get(number or "", {})
+    if number is None or study not in (None, labels.get(tags.STUDY)):
         return None
-    return {"name": name, "version": number}
+    trial = labels.get(tags.TRIAL, "").rpartition("/")[2]
+    return Champion(name=name, version=number, trial=int(trial) if trial.isdigit() else None)
 
 
 def unregistered(name: str) -> InputError:
-    """What a person is told who asks for a model that is not there."""
+    """Return the error for an unregistered model name."""
     return InputError(f"no model {name!r} is registered", location="NAME", hint="Promote a study: `edgeopt promote`")
 
 

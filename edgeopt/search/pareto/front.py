@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from edgeopt.errors import ConfigError
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,22 +69,3 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
         dominated = (others >= first).all(axis=1) & (others > first).any(axis=1)
         pool = pool[~dominated][1:]
     return sorted(front)
-
-
-def as_row(row: Row, rank: int | None) -> dict[str, Any]:
-    """One trial as `edgeopt front --json` prints it."""
-    known = row.summary or Summary()
-    return {
-        "number": row.number,
-        "state": row.state,
-        "feasible": known.feasible,
-        "pareto_rank": rank,
-        "origin": row.origin,
-        "params": dict(row.params),
-        "metrics": dict(known.metrics),
-        "predicted": dict(known.predicted),
-        "excess": {metric: held.excess for metric, held in known.verdicts.items()},
-        "refused": known.refused,
-        "run_id": row.run_id or None,
-        "failure": known.failure,
-    }

@@ -28,6 +28,8 @@ class Summary:
         failure: stage and message of what went wrong; None where nothing did.
         timings_s, saved_s: seconds by stage that were spent, and that the cache saved.
         energy_j: joules that were spent, as far as is known.
+        intervals: 95 % confidence intervals (low, high) of `metrics`, where an interval has width.
+        baseline: values of the uncompressed model on the same runtime, of the metrics that were measured.
     """
 
     feasible: bool = False
@@ -39,6 +41,8 @@ class Summary:
     timings_s: Mapping[str, float] = field(default_factory=dict)
     saved_s: Mapping[str, float] = field(default_factory=dict)
     energy_j: float = 0.0
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    baseline: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, result: TrialResult) -> Summary:
@@ -55,6 +59,8 @@ class Summary:
             timings_s=result.timings_s,
             saved_s=result.saved_s,
             energy_j=result.energy_j,
+            intervals={m.metric: (m.low, m.high) for m in result.measurements if m.low != m.high},
+            baseline={m: v for m, v in result.baseline.items() if m in result.metrics},
         )
 
     @property
@@ -68,4 +74,5 @@ class Summary:
     def from_json(cls, text: str) -> Summary:
         data = json.loads(text)
         verdicts = {metric: Held(**with_current_names(held)) for metric, held in data["verdicts"].items()}
-        return cls(**data | {"verdicts": verdicts, "refused": current_rung(data["refused"])})
+        intervals = {metric: (low, high) for metric, (low, high) in data.get("intervals", {}).items()}
+        return cls(**data | {"verdicts": verdicts, "refused": current_rung(data["refused"]), "intervals": intervals})

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from edgeopt.core import units
+from edgeopt.core.metric_text import readable
+from edgeopt.core.study_snapshot import LimitSnapshot, ObjectiveSnapshot, StudySnapshot, TrialSnapshot
 
 Kind = Literal["front", "feasible", "infeasible"]
 KINDS: dict[Kind, str] = {
     "front": "on the front",
-    "feasible": "keeps every limit, but another is better in all respects",
-    "infeasible": "breaks a limit",
+    "feasible": "feasible, but dominated by another trial",
+    "infeasible": "infeasible: not every limit is satisfied",
 }
+BASELINE_LABEL = "original model"
 # Okabe and Ito's palette, told apart with every kind of colour vision; colour as a scale is cividis
 FRONT, PLAIN, GREY, LIMIT, INK = "#0072B2", "#56B4E9", "#9a9a9a", "#D55E00", "#1f2933"
 COLOURS = "cividis"
 TRIAL_NUMBER = "number"
-_ABBREVIATIONS = {"rss", "kl", "cpu", "gpu", "ram"}
-_UNIT_IN_NAME = re.compile(r"_(ms|mib|tokens_per_s)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,24 +66,38 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    number: int
+    """One trial as it is drawn; `x_interval` and `y_interval` are 95 % confidence intervals, None without width."""
+
     kind: Kind
     x: float
     y: float
     colour: float | None
-    row: Mapping[str, Any]
+    trial: TrialSnapshot
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+
+    @property
+    def number(self) -> int:
+        """Return the number of the trial."""
+        return self.trial.number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """Axes and points; `unplotted` are trials that lack one of the two figures (failed or not measured)."""
+    """Axes and points of one chart.
+
+    Attributes:
+        unplotted: trials that lack one of the two values because they failed or were not measured.
+        baseline: the original, uncompressed model as (x, y); None if one of its two values is not known.
+    """
 
     study: str
     x: Axis
     y: Axis
     colour: Axis | None
     points: tuple[Point, ...]
-    unplotted: tuple[Mapping[str, Any], ...]
+    unplotted: tuple[TrialSnapshot, ...]
+    baseline: tuple[float, float] | None = None
 
     def of(self, kind: Kind) -> list[Point]:
         return [point for point in self.points if point.kind == kind]
@@ -115,70 +129,75 @@ class View:
         return sorted(found, key=lambda p: p.x)
 
 
-def kind_of(row: Mapping[str, Any]) -> Kind:
-    if not row["feasible"]:
+def kind_of(trial: TrialSnapshot) -> Kind:
+    """Return how a trial is drawn."""
+    if not trial.feasible:
         return "infeasible"
-    return "front" if row["pareto_rank"] == 1 else "feasible"
+    return "front" if trial.on_front else "feasible"
 
 
-def readable(metric: str) -> str:
-    """`memory/peak_rss_mib` as `memory: peak RSS`; the unit stands beside the figure."""
-    words = _UNIT_IN_NAME.sub("", metric).replace("/", ": ").replace("_", " ").split(" ")
-    return " ".join(word.upper() if word in _ABBREVIATIONS else word for word in words)
+def prepare(snapshot: StudySnapshot) -> View:
+    """Return the chart of a study: first objective on the x axis, second on the y axis, third as colour.
 
-
-def prepare(
-    *,
-    study: str,
-    rows: Sequence[Mapping[str, Any]],
-    objectives: Sequence[Mapping[str, Any]],
-    limits: Sequence[Mapping[str, Any]],
-) -> View:
-    """The view of a study: the first objective against the second, the third as colour.
-
-    With one objective the trial's number stands on the horizontal axis.
+    With one objective, the x axis is the number of the trial.
     """
-    known = [dict(objective) for objective in objectives]
-    if len(known) == 1:
-        known.insert(0, {"metric": TRIAL_NUMBER, "unit": "", "direction": "minimize"})
-    names = [objective["metric"] for objective in known[:3]]
-    figures = {id(row): [_figure(row, name) for name in names] for row in rows}
-    plotted = [row for row in rows if None not in figures[id(row)][:2]]
-    axes = [_axis(o, [_figure(row, o["metric"]) for row in plotted], limits) for o in known[:3]]
+    objectives = list(snapshot.objectives[:3])
+    if len(objectives) == 1:
+        objectives.insert(0, ObjectiveSnapshot(metric=TRIAL_NUMBER, unit="", direction="minimize"))
+    names = [objective.metric for objective in objectives]
+    values = {trial.number: [_value(trial, name) for name in names] for trial in snapshot.trials}
+    plotted = [trial for trial in snapshot.trials if None not in values[trial.number][:2]]
+    origin = [snapshot.baseline.get(name) for name in names[:2]]
+    baseline = (origin[0], origin[1]) if origin[0] is not None and origin[1] is not None else None
+    axes = []
+    for index, objective in enumerate(objectives):
+        shown = [_value(trial, objective.metric) for trial in plotted]
+        shown += [baseline[index]] if baseline is not None and index < 2 else []
+        axes.append(_axis(objective, shown, snapshot.limit_on(objective.metric)))
     points = []
-    for row in plotted:
-        shown = figures[id(row)]
-        x, y, colour = (*shown, None)[:3]
+    for trial in plotted:
+        x, y, colour = (*values[trial.number], None)[:3]
         assert x is not None
         assert y is not None
-        points.append(Point(number=row["number"], kind=kind_of(row), x=x, y=y, colour=colour, row=row))
+        points.append(
+            Point(
+                kind=kind_of(trial),
+                x=x,
+                y=y,
+                colour=colour,
+                trial=trial,
+                x_interval=trial.intervals.get(names[0]),
+                y_interval=trial.intervals.get(names[1]),
+            )
+        )
     return View(
-        study=study,
+        study=snapshot.study,
         x=axes[0],
         y=axes[1],
         colour=axes[2] if len(axes) > 2 else None,
         points=tuple(points),
-        unplotted=tuple(row for row in rows if None in figures[id(row)][:2]),
+        unplotted=tuple(trial for trial in snapshot.trials if None in values[trial.number][:2]),
+        baseline=baseline,
     )
 
 
-def _figure(row: Mapping[str, Any], metric: str) -> float | None:
-    return float(row["number"]) if metric == TRIAL_NUMBER else row["metrics"].get(metric)
+def _value(trial: TrialSnapshot, metric: str) -> float | None:
+    return float(trial.number) if metric == TRIAL_NUMBER else trial.metrics.get(metric)
 
 
-def _axis(objective: Mapping[str, Any], values: Sequence[float | None], limits: Sequence[Mapping[str, Any]]) -> Axis:
-    found = [value for value in values if value is not None]
-    bound = next((limit["bound"] for limit in limits if limit["metric"] == objective["metric"]), None)
-    low, high = (min(found), max(found)) if found else (0.0, 1.0)
+def _axis(objective: ObjectiveSnapshot, values: Sequence[float | None], limit: LimitSnapshot | None) -> Axis:
+    known = [value for value in values if value is not None]
+    bound = None if limit is None else limit.bound
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
     reach = high - low or abs(high) or 1.0
     distant = bound is not None and not low - 1.5 * reach <= bound <= high + 1.5 * reach
     if bound is not None and not distant:
         low, high = min(low, bound), max(high, bound)
     margin = 0.08 * (high - low or abs(high) or 1.0)
     return Axis(
-        metric=objective["metric"],
-        unit=objective["unit"],
-        direction=objective["direction"],
+        metric=objective.metric,
+        unit=objective.unit,
+        direction=objective.direction,
         bound=bound,
         low=low - margin,
         high=high + margin,

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edgeopt.tracking.charts.chart_data import (
+    BASELINE_LABEL,
     COLOURS,
     FRONT,
     GREY,
@@ -78,7 +79,7 @@ def _title(figure: Figure, view: View) -> None:
 def headline(view: View) -> str:
     """One sentence of totals for people."""
     shown, kept = len(view.points), len(view.of("front")) + len(view.of("feasible"))
-    text = f"{shown} trials measured, {kept} keep every limit, {len(view.of('front'))} of them on the front"
+    text = f"{shown} trials measured, {kept} satisfy every limit, {len(view.of('front'))} of them on the front"
     return f"{text}; {len(view.unplotted)} ended without these figures" if view.unplotted else text
 
 
@@ -90,6 +91,12 @@ def _points(figure: Figure, axes: Any, view: View) -> None:
         scale = {"cmap": COLOURS, "vmin": min(coloured), "vmax": max(coloured)}
     if view.path:
         axes.plot([p.x for p in view.path], [p.y for p in view.path], color=INK, linewidth=1.2, alpha=0.55, zorder=3)
+    for point in view.points:
+        _error_bars(axes, point)
+    if view.baseline is not None:
+        axes.scatter(
+            *view.baseline, label=BASELINE_LABEL, marker="D", s=80, c=LIMIT, edgecolors=INK, linewidths=1, zorder=4
+        )
     last = None
     for kind, size, edge, plain in _MARKS:
         fill: dict[str, Any] = {"c": [p.colour for p in view.of(kind)], **scale} if scale else {"c": plain}
@@ -105,6 +112,14 @@ def _scatter(axes: Any, points: Sequence[Point], **style: Any) -> Any:
     if not points:
         return None
     return axes.scatter([p.x for p in points], [p.y for p in points], **style)
+
+
+def _error_bars(axes: Any, point: Point) -> None:
+    style = {"color": "#7b8794", "linewidth": 0.9, "alpha": 0.7, "zorder": 2}
+    if point.x_interval is not None:
+        axes.plot(point.x_interval, (point.y, point.y), **style)
+    if point.y_interval is not None:
+        axes.plot((point.x, point.x), point.y_interval, **style)
 
 
 def _limits(axes: Any, view: View) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from edgeopt.core.metric_text import readable
 from edgeopt.tracking.charts.chart_data import (
+    BASELINE_LABEL,
     COLOURS,
     FRONT,
     GREY,
@@ -21,7 +23,6 @@ from edgeopt.tracking.charts.chart_data import (
     Point,
     View,
     label_front,
-    readable,
 )
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
@@ -59,6 +60,17 @@ def figure(view: View) -> go.Figure:
             marker=marker,
             hovertemplate="%{customdata}<extra></extra>",
             customdata=[_hover(p) for p in points],
+            error_x=_error_bars([(p.x, p.x_interval) for p in points]),
+            error_y=_error_bars([(p.y, p.y_interval) for p in points]),
+        )
+    if view.baseline is not None:
+        drawing.add_scatter(
+            x=[view.baseline[0]],
+            y=[view.baseline[1]],
+            mode="markers",
+            name=BASELINE_LABEL,
+            marker={"symbol": "diamond", "size": 13, "color": LIMIT, "line": {"width": 1, "color": INK}},
+            hovertemplate=f"<b>{BASELINE_LABEL}</b><br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
         )
     _limits(drawing, view)
     _labels(drawing, view)
@@ -75,6 +87,20 @@ def figure(view: View) -> go.Figure:
         yaxis={**axis, "range": [view.y.low, view.y.high], "title": _axis_title(view.y)},
     )
     return drawing
+
+
+def _error_bars(values: Sequence[tuple[float, tuple[float, float] | None]]) -> dict[str, Any]:
+    """Return 95 % confidence intervals as asymmetric error bars."""
+    ends = [(value, *(interval or (value, value))) for value, interval in values]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, _, high in ends],
+        "arrayminus": [value - low for value, low, _ in ends],
+        "thickness": 1,
+        "width": 3,
+        "color": "#7b8794",
+    }
 
 
 def _axis_title(axis: Axis) -> str:
@@ -139,12 +165,12 @@ def _labels(drawing: go.Figure, view: View) -> None:
 
 
 def _hover(point: Point) -> str:
-    row = point.row
+    trial = point.trial
     lines = [f"<b>Trial {point.number}</b> · {KINDS[point.kind]}"]
-    lines += [f"{escape(str(k))} = {escape(short(v))}" for k, v in row["params"].items()]
+    lines += [f"{escape(str(k))} = {escape(short(v))}" for k, v in trial.params.items()]
     lines.append("")
-    lines += [f"{escape(readable(k))}: {v:.4g}" for k, v in list(row["metrics"].items())[:14]]
-    room = [f"{escape(readable(k))}: {_headroom(v)}" for k, v in row["excess"].items() if v is not None]
+    lines += [f"{escape(readable(k))}: {v:.4g}" for k, v in list(trial.metrics.items())[:14]]
+    room = [f"{escape(readable(k))}: {_headroom(v)}" for k, v in trial.excess.items() if v is not None]
     return "<br>".join([*lines, *(["", "<b>limits</b>", *room] if room else [])])
 
 

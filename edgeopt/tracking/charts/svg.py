@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
-from typing import Any
 
 from edgeopt.core import units
+from edgeopt.core.metric_text import readable
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking.charts.chart_data import (
+    BASELINE_LABEL,
     FRONT,
     GREY,
     INK,
@@ -21,7 +23,6 @@ from edgeopt.tracking.charts.chart_data import (
     Point,
     View,
     label_front,
-    readable,
 )
 
 WIDTH, HEIGHT = 900, 460
@@ -34,8 +35,8 @@ _STYLES: Mapping[Kind, tuple[int, str, str]] = {
 }
 
 
-def figure(view: View, link: Callable[[Mapping[str, Any]], str]) -> str:
-    """An `svg` element; `link` gives the address of a trial's row, or nothing."""
+def figure(view: View, link: Callable[[TrialSnapshot], str]) -> str:
+    """Return an `svg` element; `link` returns the address of a trial's run, or an empty string."""
     across, up = _scale(view.x, _LEFT, WIDTH - _RIGHT), _scale(view.y, HEIGHT - _BOTTOM, _TOP)
     words = f"{view.y.title} against {view.x.title}: {len(view.of('front'))} of {len(view.points)} trials on the front"
     parts = [
@@ -46,9 +47,12 @@ def figure(view: View, link: Callable[[Mapping[str, Any]], str]) -> str:
     if len(view.path) > 1:
         path = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in view.path)
         parts.append(f"<polyline points='{path}' fill='none' stroke='{INK}' stroke-opacity='0.5'/>")
+    parts += _baseline(view, across, up)
     names = _names(view, across, up)
-    for kind in _STYLES:
-        parts += [_point(view, p, across(p.x), up(p.y), link(p.row), names.get(p.number)) for p in view.of(kind)]
+    for kind, (_, fill, stroke) in _STYLES.items():
+        for point in view.of(kind):
+            parts += _error_bars(point, across, up, stroke if fill == "none" else fill)
+        parts += [_point(view, p, across(p.x), up(p.y), link(p.trial), names.get(p.number)) for p in view.of(kind)]
     return "".join([*parts, "</svg>"])
 
 
@@ -72,13 +76,39 @@ def _point(view: View, point: Point, x: float, y: float, link: str, at: Pixel | 
         for axis, value in ((view.x, point.x), (view.y, point.y), (view.colour, point.colour))
         if axis is not None and value is not None
     )
-    settings = ", ".join(f"{name} = {value}" for name, value in point.row["params"].items())
+    settings = ", ".join(f"{name} = {value}" for name, value in point.trial.params.items())
     told = escape(f"trial {point.number}, {KINDS[point.kind]}: {figures}; {settings}")
     dot = f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius}' fill='{fill}' stroke='{stroke}' stroke-width='1.5'/>"
     middle = f"x='{at[0]:.1f}' y='{at[1] + 4:.1f}' text-anchor='middle'" if at else ""
     name = f"<text {middle} class='name'>{point.number}</text>" if at else ""
     inside = f"<title>{told}</title>{dot}{name}"
     return f"<a href='{escape(link)}' aria-label='{told}'>{inside}</a>" if link else f"<g>{inside}</g>"
+
+
+def _baseline(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> Iterator[str]:
+    """Draw the original model as a diamond with its name."""
+    if view.baseline is None:
+        return
+    x, y = across(view.baseline[0]), up(view.baseline[1])
+    words = escape(
+        f"{BASELINE_LABEL}: {readable(view.x.metric)} {units.show(view.baseline[0], view.x.unit)}, "
+        f"{readable(view.y.metric)} {units.show(view.baseline[1], view.y.unit)}"
+    )
+    shape = f"<path d='M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z' fill='{LIMIT}' stroke='{INK}'/>"
+    name = f"<text x='{x:.1f}' y='{y - 11:.1f}' text-anchor='middle' class='name'>{BASELINE_LABEL}</text>"
+    yield f"<g class='baseline'><title>{words}</title>{shape}{name}</g>"
+
+
+def _error_bars(
+    point: Point, across: Callable[[float], float], up: Callable[[float], float], colour: str
+) -> Iterator[str]:
+    x, y = across(point.x), up(point.y)
+    if point.x_interval is not None:
+        low, high = map(across, point.x_interval)
+        yield f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{y:.1f}' y2='{y:.1f}' stroke='{colour}' class='interval'/>"
+    if point.y_interval is not None:
+        low, high = map(up, point.y_interval)
+        yield f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{low:.1f}' y2='{high:.1f}' stroke='{colour}' class='interval'/>"
 
 
 def _axes(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> Iterator[str]:

@@ -17,7 +17,7 @@ def written(*events: tuple[str, dict[str, Any]], actor: str = "ada") -> list[Ent
     for index, (kind, facts) in enumerate(events, start=1):
         previous = found[-1].digest if found else ""
         found.append(
-            Entry(location=index, previous=previous, kind=kind, actor=actor, at=f"t{index}", reason="", facts=facts)
+            Entry(number=index, previous=previous, kind=kind, actor=actor, at=f"t{index}", reason="", facts=facts)
         )
     return found
 

@@ -19,8 +19,8 @@ from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.registry import client as registry
 
 
-def entry(location: int, previous: str, **facts: Any) -> Entry:
-    return Entry(location=location, previous=previous, kind="k", actor="a", at="2026-01-01", reason="", facts=facts)
+def entry(number: int, previous: str, **facts: Any) -> Entry:
+    return Entry(number=number, previous=previous, kind="k", actor="a", at="2026-01-01", reason="", facts=facts)
 
 
 def written(count: int) -> list[Entry]:
@@ -58,12 +58,12 @@ def test_a_deleted_entry_is_found(count: int, data: st.DataObject) -> None:
 @given(count=st.integers(1, 5), data=st.data())
 def test_a_changed_entry_is_found(count: int, data: st.DataObject) -> None:
     entries = written(count)
-    location = data.draw(st.integers(0, count - 1))
+    index = data.draw(st.integers(0, count - 1))
     field = data.draw(st.sampled_from(["actor", "at", "kind", "reason", "facts", "previous", "place", "digest"]))
     kept = texts(entries)
-    document = json.loads(kept[location][1])
+    document = json.loads(kept[index][1])
     document[field] = data.draw(st.sampled_from(["mallory", {"n": 99}, 7, None]))
-    kept[location] = (location + 1, json.dumps(document))
+    kept[index] = (index + 1, json.dumps(document))
     assert chain(kept).faults
 
 
@@ -93,7 +93,7 @@ def test_entries_are_versions_that_people_can_read(ledger: Ledger) -> None:
     assert ledger.read() == Reading()
     seen = append(ledger, append(ledger, Reading()))
     assert ledger.read() == seen
-    assert [e.location for e in seen.entries] == [1, 2]
+    assert [e.number for e in seen.entries] == [1, 2]
     versions = registry.versions(ledger.client, ledger.name)
     assert [v.description for v in versions] == ["what people read"] * 2
 

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import samples
-from support.studies import FAILED, SIZE, finish, predicted, study
 
 from edgeopt.errors import ConfigError
-from edgeopt.search.pareto.front import Objective, as_row, dominates, pareto_ranks
+from edgeopt.search.pareto.front import Objective, dominates, pareto_ranks
 
 coordinates = st.integers(-3, 3).map(float) | st.floats(-5, 5)
 clouds = st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[coordinates] * n), max_size=14))
@@ -60,35 +56,3 @@ def test_objectives_are_checked_against_known_metrics() -> None:
         Objective.parse("x", "minimize", {"m": ""})
     with pytest.raises(ConfigError, match=r"'min' is no direction"):
         Objective.parse("m", "min", {"m": ""})
-
-
-def test_a_row_tells_of_a_failure_and_of_what_waits(tmp_path: Path) -> None:
-    opened = study(tmp_path, enqueue=({"bits": 4}, {"bits": 8}))
-    failed = as_row(finish(opened, samples.result(failure=FAILED)), None)
-    assert failed == {
-        "number": 0,
-        "state": "failed",
-        "feasible": False,
-        "pareto_rank": None,
-        "origin": "enqueued",
-        "params": {"bits": 4},
-        "metrics": {},
-        "predicted": {},
-        "excess": {},
-        "refused": "",
-        "run_id": None,
-        "failure": "build: no",
-    }
-    waiting = as_row(opened.rows()[1], None)
-    assert (waiting["state"], waiting["feasible"], waiting["failure"]) == ("waiting", False, None)
-
-
-def test_a_row_tells_all_that_is_known_of_a_finished_trial(tmp_path: Path) -> None:
-    opened = study(tmp_path)
-    row = finish(opened, replace(samples.result(), predictions=(predicted(SIZE, 1.4),)))
-    opened.ledger.annotate(row, run_id="r")
-    told = as_row(opened.rows()[0], 1)
-    assert (told["feasible"], told["pareto_rank"], told["run_id"]) == (True, 1, "r")
-    assert told["metrics"] == samples.result().metrics
-    assert told["predicted"] == {SIZE: 1.4}
-    assert told["excess"] == {v.metric: v.excess for v in samples.result().verdicts}

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import samples
 
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking import front
 from edgeopt.tracking.charts import plotly
-from edgeopt.tracking.charts.chart_data import place_labels, prepare, readable
+from edgeopt.tracking.charts.chart_data import View, place_labels, prepare
 
-ROWS = samples.rows()
+TRIALS = samples.invented_trials()
+FRONT = [trial for trial in TRIALS if trial.on_front]
 
 
-def view(**changed: Any) -> Any:
-    shape = {"rows": ROWS, "objectives": samples.OBJECTIVES, "limits": samples.LIMITS} | changed
-    return prepare(study="s", **shape)
+def view(trials: Sequence[TrialSnapshot] = TRIALS, **changed: Any) -> View:
+    return prepare(samples.snapshot(trials, **changed))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("front")
-    front.write(made, study="a <b> study", rows=ROWS, objectives=samples.OBJECTIVES, limits=samples.LIMITS)
+    front.write(made, samples.snapshot(study="a <b> study"))
     return made
 
 
 def test_the_chart_holds_every_measured_trial_once() -> None:
     drawn = [trace for trace in plotly.figure(view()).data if trace.mode == "markers"]
     numbers = sorted(int(text.split("Trial ")[1].split("<")[0]) for trace in drawn for text in trace.customdata)
-    assert numbers == [row["number"] for row in ROWS if row["metrics"]]
+    assert numbers == [trial.number for trial in TRIALS if trial.metrics]
 
 
 def test_limits_are_drawn_and_named() -> None:
@@ -47,13 +50,13 @@ def test_limits_are_drawn_and_named() -> None:
 
 def test_every_member_of_the_front_is_labelled() -> None:
     words = {note.text for note in plotly.figure(view()).layout.annotations}
-    members = {f"<b>#{row['number']}</b>" for row in ROWS if row["pareto_rank"] == 1}
+    members = {f"<b>#{trial.number}</b>" for trial in FRONT}
     assert members
     assert members <= words
 
 
 def test_a_distant_limit_is_named_and_does_not_squeeze_the_points() -> None:
-    far = [{**samples.LIMITS[1], "bound": 500.0}]
+    far = [replace(samples.LIMITS[1], bound=500.0)]
     made = view(limits=far)
     assert made.y.high < 2
     assert "limit 500 ms lies outside" in [note.text for note in plotly.figure(made).layout.annotations]
@@ -68,7 +71,7 @@ def test_the_path_joins_members_that_none_beats_on_the_two_axes() -> None:
 
 
 def test_a_larger_is_better_axis_turns_the_path() -> None:
-    objectives = [{**samples.OBJECTIVES[0], "direction": "maximize"}, samples.OBJECTIVES[1]]
+    objectives = [replace(samples.OBJECTIVES[0], direction="maximize"), samples.OBJECTIVES[1]]
     path = view(objectives=objectives).path
     assert [p.y for p in path] == sorted(p.y for p in path)
 
@@ -76,18 +79,17 @@ def test_a_larger_is_better_axis_turns_the_path() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"rows": []},
+        {"trials": []},
         {"objectives": samples.OBJECTIVES[:1]},
         {"objectives": samples.OBJECTIVES[:2], "limits": []},
-        {"rows": [{**row, "feasible": False, "pareto_rank": None} for row in ROWS]},
-        {"rows": ROWS[:1]},
-        {"limits": [{**samples.LIMITS[0], "bound": None}]},
+        {"trials": [replace(trial, feasible=False, pareto_rank=None) for trial in TRIALS]},
+        {"trials": TRIALS[:1]},
+        {"limits": [replace(samples.LIMITS[0], bound=None)]},
     ],
     ids=["no trials", "one objective", "no limits", "none feasible", "one trial", "no baseline"],
 )
 def test_odd_studies_are_drawn_too(tmp_path: Path, changed: dict[str, Any]) -> None:
-    shape = {"rows": ROWS, "objectives": samples.OBJECTIVES, "limits": samples.LIMITS} | changed
-    front.write(tmp_path, study="s", **shape)
+    front.write(tmp_path, samples.snapshot(**{"trials": TRIALS, **changed}))
     assert (tmp_path / "front.png").stat().st_size > 10_000
 
 
@@ -97,23 +99,54 @@ def test_the_page_is_self_contained_and_tells_of_all_trials(folder: Path) -> Non
     assert 'src="http' not in page
     assert "a &lt;b&gt; study" in page
     assert "build: BuildError: out of memory" in visible
-    assert all(f"<td class='n'>{row['number']}</td>" in visible for row in ROWS)
+    assert all(f"<td class='n'>{trial.number}</td>" in visible for trial in TRIALS)
     assert "at most 0.8 x baseline" in page
 
 
-def test_tables_hold_the_front_and_everything(folder: Path) -> None:
+def test_tables_hold_every_trial(folder: Path) -> None:
     with (folder / "front.csv").open() as file:
         lines = list(csv.DictReader(file))
-    members = [row for row in ROWS if row["pareto_rank"] == 1]
-    assert [int(line["number"]) for line in lines] == [row["number"] for row in members]
-    assert float(lines[0]["metrics.latency/decode_p50_ms"]) == members[0]["metrics"]["latency/decode_p50_ms"]
-    assert len(json.loads((folder / "trials.json").read_text())["trials"]) == len(ROWS)
+    assert [int(line["number"]) for line in lines] == [trial.number for trial in TRIALS]
+    assert [line["outcome"] for line in lines] == [trial.outcome_text for trial in TRIALS]
+    assert float(lines[0]["metrics.latency/decode_p50_ms"]) == TRIALS[0].metrics["latency/decode_p50_ms"]
+    assert len(json.loads((folder / "trials.json").read_text())["trials"]) == len(TRIALS)
+
+
+def test_csv_holds_confidence_intervals(tmp_path: Path) -> None:
+    trial = replace(TRIALS[0], intervals={"latency/decode_p50_ms": (0.5, 0.75)})
+    front.write_csv(tmp_path / "front.csv", samples.snapshot([trial, TRIALS[1]]))
+    with (tmp_path / "front.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["metrics.latency/decode_p50_ms.low"], first["metrics.latency/decode_p50_ms.high"]) == ("0.5", "0.75")
+    assert second["metrics.latency/decode_p50_ms.low"] == ""
+
+
+def test_original_model_and_intervals_are_drawn(tmp_path: Path) -> None:
+    interval = {"latency/decode_p50_ms": (0.4, 0.9)}
+    trials = [replace(trial, baseline=samples.BASELINE, intervals=interval) for trial in TRIALS]
+    seen = view(trials)
+    assert seen.baseline == (1.0, 1.3)
+    assert seen.y.low < 1.3 < seen.y.high
+    assert {point.y_interval for point in seen.points} == {(0.4, 0.9)}
+    traces = {trace.name: trace for trace in plotly.figure(seen).data if trace.name}
+    assert list(traces["original model"].y) == [1.3]
+    point = seen.of("front")[0]
+    assert traces["on the front"].error_y.array[0] == pytest.approx(0.9 - point.y)
+    front.write(tmp_path, samples.snapshot(trials))
+    assert "original model" in (tmp_path / "front.html").read_text()
+
+
+def test_baselines_that_differ_are_not_drawn() -> None:
+    other = {**samples.BASELINE, "latency/decode_p50_ms": 9.0}
+    trials = [replace(TRIALS[0], baseline=samples.BASELINE), replace(TRIALS[1], baseline=other)]
+    assert view(trials).baseline is None
 
 
 def test_totals_count_and_take_the_best_of_the_feasible() -> None:
-    found = front.totals(ROWS, [*samples.OBJECTIVES[:1], {**samples.OBJECTIVES[1], "direction": "maximize"}])
-    feasible = [row["metrics"] for row in ROWS if row["feasible"]]
-    assert found["trials"] == len(ROWS)
+    objectives = (samples.OBJECTIVES[0], replace(samples.OBJECTIVES[1], direction="maximize"))
+    found = front.totals(samples.snapshot(TRIALS, objectives=objectives))
+    feasible = [trial.metrics for trial in TRIALS if trial.feasible]
+    assert found["trials"] == len(TRIALS)
     assert found["trials_failed"] == 1
     assert found["trials_feasible"] == len(feasible)
     assert found["best/quality/perplexity_ratio"] == min(m["quality/perplexity_ratio"] for m in feasible)
@@ -130,16 +163,3 @@ def test_labels_of_points_at_one_place_do_not_overlap() -> None:
     places = place_labels([(400.0, 250.0)] * 6, [(30, 18)] * 6, [], (0, 0, 800, 500))
     clear = [abs(a[0] - b[0]) >= 30 or abs(a[1] - b[1]) >= 18 for i, a in enumerate(places) for b in places[i + 1 :]]
     assert all(clear)
-
-
-@pytest.mark.parametrize(
-    ("metric", "words"),
-    [
-        ("memory/peak_rss_mib", "memory: peak RSS"),
-        ("latency/decode_p50_ms", "latency: decode p50"),
-        ("throughput/decode_tokens_per_s", "throughput: decode"),
-        ("quality/kl_mean", "quality: KL mean"),
-    ],
-)
-def test_metrics_are_named_for_people(metric: str, words: str) -> None:
-    assert readable(metric) == words

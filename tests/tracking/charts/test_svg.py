@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import pytest
 from support import samples
 
+from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking.charts import svg
 from edgeopt.tracking.charts.chart_data import View, prepare
 
 
-def view(**changed: Any) -> View:
-    shape = {"rows": samples.rows(), "objectives": samples.OBJECTIVES, "limits": samples.LIMITS} | changed
-    return prepare(study="s", **shape)
+def view(trials: Sequence[TrialSnapshot] | None = None, **changed: Any) -> View:
+    return prepare(samples.snapshot(trials, **changed))
 
 
 def drawn(seen: View) -> ET.Element:
-    return ET.fromstring(svg.figure(seen, lambda row: f"/runs/{row['number']}?a=1&b='2'"))
+    return ET.fromstring(svg.figure(seen, lambda trial: f"/runs/{trial.number}?a=1&b='2'"))
 
 
 def test_every_plotted_trial_is_a_link_that_says_what_it_is() -> None:
@@ -55,10 +57,9 @@ def test_limits_are_drawn_and_named() -> None:
 
 
 def test_what_a_recipe_says_cannot_break_out_of_the_picture() -> None:
-    rows = samples.rows()
-    for row in rows:
-        row["params"] = {"<script>": "'/><script>alert(1)</script>"}
-    assert drawn(view(rows=rows)).find(".//script") is None
+    params = {"<script>": "'/><script>alert(1)</script>"}
+    trials = [replace(trial, params=params) for trial in samples.invented_trials()]
+    assert drawn(view(trials)).find(".//script") is None
 
 
 def test_trials_without_a_run_are_drawn_without_a_link() -> None:
@@ -68,10 +69,10 @@ def test_trials_without_a_run_are_drawn_without_a_link() -> None:
 
 
 def test_numbers_of_members_that_nearly_coincide_are_legible_beside_one_another() -> None:
-    rows = samples.rows()
-    member = next(row for row in rows if row["feasible"] and row["pareto_rank"] == 1)
-    rows += [member | {"number": number} for number in (100, 101, 102)]
-    names = drawn(view(rows=rows)).findall(".//text[@class='name']")
+    trials = samples.invented_trials()
+    member = next(trial for trial in trials if trial.on_front)
+    trials += [replace(member, number=number) for number in (100, 101, 102)]
+    names = drawn(view(trials)).findall(".//text[@class='name']")
     assert {"100", "101", "102"} < {name.text for name in names}
     boxes = [(float(name.attrib["x"]), float(name.attrib["y"]), 8 * len(str(name.text))) for name in names]
     for (x, y, width), (other_x, other_y, other_width) in combinations(boxes, 2):
@@ -82,8 +83,19 @@ def test_numbers_of_members_that_nearly_coincide_are_legible_beside_one_another(
     ("values", "expected"), [((0.0, 10.0), [0, 2, 4, 6, 8, 10]), ((0.1, 0.13), [0.1, 0.11, 0.12, 0.13])]
 )
 def test_ticks_are_round_numbers_within_the_axis(values: tuple[float, float], expected: list[float]) -> None:
-    rows = [samples.row(n, samples.result(decode_ms=v, ratio=1.0 + n), None, 1) for n, v in enumerate(values)]
-    axis = view(rows=rows, limits=[]).y
+    trials = [samples.trial(n, samples.result(decode_ms=v, ratio=1.0 + n), None, 1) for n, v in enumerate(values)]
+    axis = view(trials, limits=[]).y
     found = svg._ticks(axis)
     assert all(axis.low <= tick <= axis.high for tick in found)
     assert set(expected) <= set(found)
+
+
+def test_original_model_and_intervals_are_drawn() -> None:
+    interval = {"latency/decode_p50_ms": (0.4, 0.9)}
+    trials = [replace(t, baseline=samples.BASELINE, intervals=interval) for t in samples.invented_trials()]
+    picture = drawn(view(trials))
+    diamond = picture.find(".//g[@class='baseline']")
+    assert diamond is not None
+    assert diamond.findtext("title") == "original model: quality: perplexity ratio 1, latency: decode p50 1.3 ms"
+    bars = picture.findall(".//line[@class='interval']")
+    assert len(bars) == len(view(trials).points)
