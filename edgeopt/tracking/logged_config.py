@@ -22,11 +22,13 @@ class Logged:
     config: the composed config of the trial.
     engine_digest: of the engine that was built of it.
     versions: of the libraries that built it.
+    git_commit: commit of the checkout that built it; empty if it was none.
     """
 
     config: Mapping[str, Any]
     engine_digest: str
     versions: Mapping[str, str]
+    git_commit: str
 
 
 def logged(run_id: str, tracking_uri: str | None = None) -> Logged:
@@ -47,7 +49,12 @@ def logged(run_id: str, tracking_uri: str | None = None) -> Logged:
         with TemporaryDirectory() as scratch:
             config = yaml.safe_load(Path(client.download_artifacts(run_id, "config.yaml", scratch)).read_text())
     found = {k.removeprefix(tags.VERSION): v for k, v in labels.items() if k.startswith(tags.VERSION)}
-    return Logged(config=config, engine_digest=labels[tags.ENGINE_DIGEST], versions=found)
+    return Logged(
+        config=config,
+        engine_digest=labels[tags.ENGINE_DIGEST],
+        versions=found,
+        git_commit=labels.get(tags.GIT, ""),
+    )
 
 
 def versions() -> dict[str, str]:

@@ -15,9 +15,10 @@ from benchmarks.common import cli, engine_of, make_random_llama, only, table
 OPENED = """
 import json, statistics, sys, time
 from pathlib import Path
-from edgeopt.artifact import Engine
+from edgeopt.core.artifact import Engine
 from edgeopt.machine.procfs import read_memory
-from edgeopt.runtimes.portable import PortableOnnx, session
+from edgeopt.runtimes.onnx import session
+from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
 runtime, engine = PortableOnnx(**json.loads(sys.argv[2])), Engine.read(Path(sys.argv[1]))
 begun = time.perf_counter()

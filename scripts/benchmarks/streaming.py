@@ -42,9 +42,9 @@ LOSSY: dict[str, dict[str, Any]] = {
 GENERATE = """
 import json, statistics, sys, time
 from pathlib import Path
-from edgeopt.artifact import Engine
+from edgeopt.core.artifact import Engine
 from edgeopt.machine import procfs
-from edgeopt.runtimes.portable import PortableOnnx
+from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
 session = PortableOnnx(**json.loads(sys.argv[2])).open(Engine.read(Path(sys.argv[1])), threads=2)
 count, prompt = int(sys.argv[3]), [5 + place % 30_000 for place in range(int(sys.argv[4]))]

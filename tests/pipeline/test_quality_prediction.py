@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from edgeopt.bench.quality_prediction import QualityPredictor
 
 from edgeopt.cache import StageCache
 from edgeopt.config import assemble
 from edgeopt.config.assemble import Request
+from edgeopt.measure.quality_prediction import QualityPredictor
 from edgeopt.pipeline.evaluate import evaluate
 
 BENCH = (

@@ -139,7 +139,7 @@ def test_in_a_browser_trials_are_sorted_and_filtered_and_another_chart_is_chosen
     assert read == pytest.approx(figures, abs=0.01)
     assert up.endswith("–"), "what was not measured is the last"
     assert down.removeprefix("descending:").split(",")[:-1] == up.removeprefix("ascending:").split(",")[:-1][::-1]
-    assert set(kept.split(",")) == {"on the front", "keeps every limit"}
+    assert set(kept.split(",")) == {"on the front", "feasible"}
     assert words
     assert all("bits=4" in cell for cell in re.split(r",(?=step)", words))
     assert charts == "true,true,false"

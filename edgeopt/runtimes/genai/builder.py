@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.checkpoints import modeling
 from edgeopt.core.model_spec import LM_HEAD, ModelSpec
 from edgeopt.errors import BuildError
-from edgeopt.runtimes.genai import adapters, graph_passes
+from edgeopt.runtimes.genai import adapters, graph_passes, producer
 from edgeopt.runtimes.genai.quantized_nodes import GridNodes
 from edgeopt.runtimes.genai.rotary import RotaryNodes
 from edgeopt.runtimes.onnxruntime_common import prepacked_weights
@@ -135,11 +135,14 @@ def _adapted(
         adapters.AdapterNodes(self, touched).install()
         make_model(self, input_path)
 
+    genai_commit = model_class.__dict__.get("get_genai_commit")
+    model_class.get_genai_commit = staticmethod(producer.published_commit)
     model_class.__init__, model_class.make_model = initialized, adapted
     try:
         yield
     finally:
         model_class.__init__, model_class.make_model = initialize, make_model
+        model_class.get_genai_commit = genai_commit
 
 
 def _flatten_rope(config: Any) -> None:

@@ -18,6 +18,7 @@ from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.protocols import Step
 from edgeopt.errors import ConfigError
+from edgeopt.runtimes.genai import producer
 from edgeopt.runtimes.genai.runtime import Genai
 
 PROMPT = [1, 17, 42, 99, 7]
@@ -69,3 +70,20 @@ def test_gate_and_up_that_adapters_update_stay_apart(checkpoint: Checkpoint, tmp
     updated = adapted.beside(checkpoint, tmp_path / "adapted", "r8")
     with pytest.raises(ConfigError, match=r"runtime\.gate_up_fused: .*merge=true"):
         Genai(gate_up_fused=True).check(updated.spec)
+
+
+def test_engine_names_published_builder_revision(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    engine = built(Genai(), checkpoint, tmp_path / "engine")
+    version = onnx.load(engine.directory / "model.onnx", load_external_data=False).producer_version
+    assert version.endswith(f"+{producer.published_commit()[:7]}")
+
+
+def test_stamped_revision_changes_nothing_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    engine = built(Genai(), checkpoint, tmp_path / "engine")
+    before = {name: (engine.directory / name).read_bytes() for name in producer.GRAPHS}
+    producer.stamp(engine.directory, "0123456789abcdef")
+    for name in producer.GRAPHS:
+        graph = onnx.load(engine.directory / name, load_external_data=False)
+        assert graph.producer_version.endswith("+0123456")
+    producer.stamp(engine.directory, producer.published_commit())
+    assert {name: (engine.directory / name).read_bytes() for name in producer.GRAPHS} == before
