@@ -56,7 +56,7 @@ def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contract")
     engine = toy_bench.build(folder, FakeRuntime())
     workload = build_workload(
-        toy_bench.text(),
+        toy_bench.make_text(),
         engine.directory,
         context_length=128,
         prompt_lengths=(16, 64),

@@ -113,7 +113,9 @@ def test_where_nobody_caps_both_reasons_are_told(tmp_path, monkeypatch):
 
 def test_generation_is_measured_under_the_cap_of_the_target(capped, tmp_path):
     target = replace(toy_bench.TARGET, memory_cap="128 MiB")
-    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory", "latency"), target=target)
+    figures = toy_bench.build_and_measure(
+        tmp_path, FakeRuntime(), toy_bench.make_bench("memory", "latency"), target=target
+    )
     assert figures["memory/cap_mib"].value == 128
     assert "memory cap of 128 MiB enforced by the kernel" in figures["memory/peak_rss_mib"].method
     assert figures["latency/decode_p50_ms"].value > 0
@@ -122,7 +124,9 @@ def test_generation_is_measured_under_the_cap_of_the_target(capped, tmp_path):
 def test_an_engine_that_outgrows_the_cap_is_killed_and_the_error_names_the_cap(capped, tmp_path):
     target = replace(toy_bench.TARGET, memory_cap="64 MiB")
     with pytest.raises(MeasureError, match=r"killed by SIGKILL under a memory cap of 64 MiB.*memory runs out"):
-        toy_bench.measured(tmp_path, FakeRuntime(allocate_mib=96), toy_bench.bench("memory"), target=target)
+        toy_bench.build_and_measure(
+            tmp_path, FakeRuntime(allocate_mib=96), toy_bench.make_bench("memory"), target=target
+        )
 
 
 def test_a_cap_that_nobody_enforces_is_no_figure_and_every_figure_of_memory_says_so(tmp_path, monkeypatch):
@@ -131,7 +135,7 @@ def test_a_cap_that_nobody_enforces_is_no_figure_and_every_figure_of_memory_says
 
     monkeypatch.setattr(memory_cap, "enforce_cap", refused)
     target = replace(toy_bench.TARGET, memory_cap="16 MiB")
-    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory"), target=target)
+    figures = toy_bench.build_and_measure(tmp_path, FakeRuntime(), toy_bench.make_bench("memory"), target=target)
     assert "memory/cap_mib" not in figures or figures["memory/cap_mib"].value > 16
     memory = [figure for metric, figure in figures.items() if metric.startswith("memory/")]
     assert all("memory cap of 16 MiB not enforced" in figure.method for figure in memory)

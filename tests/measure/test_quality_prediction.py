@@ -73,8 +73,8 @@ def test_predictor_covers_weight_rounding_only(changes, covered):
 
 
 def test_prediction_bench_has_only_quality_and_few_windows():
-    probes = {"renamed": Quality(kl_tokens=100), "size": toy_bench.bench("size").probes["size"]}
-    bench = toy_bench.bench(probes=probes, max_windows=24)
+    probes = {"renamed": Quality(kl_tokens=100), "size": toy_bench.make_bench("size").probes["size"]}
+    bench = toy_bench.make_bench(probes=probes, max_windows=24)
     restricted = restrict_to_quality(bench)
     assert restricted is not None
     assert (list(restricted.probes), restricted.max_windows) == (["renamed"], quality_prediction.MAX_WINDOWS)
@@ -82,4 +82,4 @@ def test_prediction_bench_has_only_quality_and_few_windows():
     fewer = restrict_to_quality(replace(bench, max_windows=3))
     assert fewer is not None
     assert fewer.max_windows == 3
-    assert restrict_to_quality(toy_bench.bench("size", "memory")) is None
+    assert restrict_to_quality(toy_bench.make_bench("size", "memory")) is None

@@ -125,7 +125,7 @@ def test_threads_of_every_shard_are_kept(made: tuple[PortableOnnx, Engine]) -> N
 def test_measured_processes_are_kept_on_the_chosen_processors(made: tuple[Genai, Engine], tmp_path: Path) -> None:
     runtime, engine = made
     chosen, target = replace(runtime, affinity=SECOND), replace(toy_bench.TARGET, threads=1)
-    measure(engine, chosen, toy_bench.bench("size", "memory"), target, CALIBRATION, tmp_path, {}, lambda _: None)
+    measure(engine, chosen, toy_bench.make_bench("size", "memory"), target, CALIBRATION, tmp_path, {}, lambda _: None)
     assert json.loads((tmp_path / "samples.json").read_text())["cores"] == [SECOND]
 
 

@@ -28,7 +28,7 @@ LM_EVAL = find_spec("lm_eval") is not None
 TARGET = Target(name="toy", threads=1, context_length=128)
 
 
-def text(seed: int = 0, documents: int = 30, words: int = 150) -> Text:
+def make_text(seed: int = 0, documents: int = 30, words: int = 150) -> Text:
     """Generate documents of random words."""
     generator = random.Random(seed)
     return Text(
@@ -56,14 +56,14 @@ def probe_config(name: str, **values: Any) -> dict[str, Any]:
     return {"_target_": target, **values}
 
 
-def bench(*probes: str, **values: Any) -> Bench:
+def make_bench(*probes: str, **values: Any) -> Bench:
     """Build a bench of the named probes that counts no run as disturbed, unless `values` sets other tolerances."""
     configs = {name: probe_config(name) for name in probes}
     tolerant = {"foreign_cpu_share": 1.0, "halves_tolerance": 1e9, "slowed_share": 1.0}
     return Bench(**{"probes": configs, "max_windows": 8, "timeout_s": 60.0, **tolerant, **values})
 
 
-def measured(
+def build_and_measure(
     folder: Path,
     runtime: FakeRuntime,
     bench: Bench,
@@ -78,7 +78,7 @@ def measured(
         runtime,
         bench,
         target,
-        evaluation or text(),
+        evaluation or make_text(),
         folder / "measured",
         references or {},
         lambda line: None,

@@ -27,7 +27,7 @@ from edgeopt.measure.harness import child_process, samples
 from edgeopt.measure.harness.child_process import Job
 from edgeopt.measure.harness.spawn import spawn
 from edgeopt.measure.harness.workload import PROMPT_LENGTHS, Workload, build_workload
-from edgeopt.measure.stats.aggregate import Run, judge_run, summarize_runs, undisturbed_runs
+from edgeopt.measure.stats.aggregate import Run, judge_run, select_undisturbed_runs, summarize_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ def measure(
                 runtime=to_config(runtime),
                 probes={},
                 engine=str(engine.directory.absolute()),
-                cores=_cores(runtime, target),
+                cores=_select_cores(runtime, target),
                 context_length=workload.context_length,
                 prompts={str(length): ids for length, ids in workload.prompts.items()},
                 documents=str(documents),
@@ -222,7 +222,7 @@ def measure(
     )
 
 
-def _cores(runtime: Runtime, target: Target) -> list[int]:
+def _select_cores(runtime: Runtime, target: Target) -> list[int]:
     """Return the cores for the measured processes: those the runtime selects, else the first allowed ones."""
     cores = procfs.pinned_cores(target.threads)
     selected = runtime.processors(len(cores)) if isinstance(runtime, SupportsAffinity) else ()
@@ -284,7 +284,7 @@ def _run_group(
         selected = {name: probe for name, probe in probes.items() if probe.processes > number}
         run_process(selected, f"process {number + 1} of {count}")
     for retry in range(bench.retries):
-        if all(len(undisturbed_runs(runs, name)) >= probe.processes for name, probe in timed.items()):
+        if all(len(select_undisturbed_runs(runs, name)) >= probe.processes for name, probe in timed.items()):
             break
         reason = next(run.disturbance for run in reversed(runs) if run.disturbance)
         run_process(timed, f"retry {retry + 1} of {bench.retries} because {reason}")

@@ -47,26 +47,26 @@ def read_tasks(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> di
         raise ConfigError(
             f"`path` must be a folder, got {str(folder)!r}", location="path", hint="Give the folder of the task files"
         )
-    found: dict[str, tuple[Path, Task]] = {}
+    tasks: dict[str, tuple[Path, Task]] = {}
     for path in sorted(path for path in folder.rglob("*.yaml") if path.is_file()):
         task = _merge_includes(path, folder, ())
         name = task.get("task")
-        if isinstance(name, str) and name in found:
+        if isinstance(name, str) and name in tasks:
             raise ConfigError(
-                f"task names must be unique, got {name!r} in {found[name][0]} too",
+                f"task names must be unique, got {name!r} in {tasks[name][0]} too",
                 location=str(path),
                 hint="Rename one of them",
             )
         if isinstance(name, str):
-            found[name] = path, task
+            tasks[name] = path, task
     for name in names:
-        if name not in found:
-            hint = f"{nearest(name, found)} The folder contains: {', '.join(found) or 'no task'}".strip()
+        if name not in tasks:
+            hint = f"{nearest(name, tasks)} The folder contains: {', '.join(tasks) or 'no task'}".strip()
             raise ConfigError(f"the folder has no task {name!r}", location="names", hint=hint)
-    return {name: _check(*found[name], folder, trusted) for name in names}
+    return {name: _check(*tasks[name], folder, trusted) for name in names}
 
 
-def folder_digest(folder: Path) -> str:
+def compute_folder_digest(folder: Path) -> str:
     """Return the digest of the relative paths and contents of all files in `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return digest([[str(path.relative_to(folder)), sha256_of(path)] for path in files])
@@ -121,7 +121,7 @@ def _parse(path: Path) -> Any:
 def _check(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task:
     """Return the task with its metric and absolute data paths; raise ConfigError if it is not allowed."""
     name = task["task"]
-    for function in _functions(task):
+    for function in _find_functions(task):
         if not _is_file_in(folder, function.file):
             raise ConfigError(
                 f"a function must be in a file of the folder, got {function.file}",
@@ -155,13 +155,13 @@ def _check(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task
     return {**task, "dataset_kwargs": {**kwargs, "data_files": data}, "metric_list": [_accuracy_metric(path, task)]}
 
 
-def _functions(task: Any) -> Iterator[TaskFunction]:
+def _find_functions(task: Any) -> Iterator[TaskFunction]:
     """Yield all functions in a task."""
     if isinstance(task, TaskFunction):
         yield task
     elif isinstance(task, (Mapping, list)):
         for value in task.values() if isinstance(task, Mapping) else task:
-            yield from _functions(value)
+            yield from _find_functions(value)
 
 
 def _resolve_data_files(files: Any, path: Path, folder: Path) -> Any:
@@ -170,14 +170,14 @@ def _resolve_data_files(files: Any, path: Path, folder: Path) -> Any:
         return {split: _resolve_data_files(value, path, folder) for split, value in files.items()}
     if isinstance(files, list):
         return [_resolve_data_files(value, path, folder) for value in files]
-    located = (path.parent / str(files)).resolve()
-    if not _is_file_in(folder, located):
+    resolved = (path.parent / str(files)).resolve()
+    if not _is_file_in(folder, resolved):
         raise ConfigError(
             f"`data_files` must name files of the folder, got {str(files)!r}",
             location=f"{path}: dataset_kwargs.data_files",
             hint="Move the data next to the task, and give the relative path",
         )
-    return str(located)
+    return str(resolved)
 
 
 def _is_file_in(folder: Path, path: Path) -> bool:

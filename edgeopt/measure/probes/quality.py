@@ -105,7 +105,7 @@ class Quality:
             "baseline_nll": baseline.nll if baseline else None,
             "kl": [window for window in kl if window],
             "top1_equal": [count for count, window in zip(equal_counts, kl, strict=True) if window],
-            "worst": worst_windows(subject, nll, baseline.nll if baseline else None),
+            "worst": describe_worst_windows(subject, nll, baseline.nll if baseline else None),
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
@@ -116,7 +116,7 @@ class Quality:
         run = runs[0]
         counts = run["predicted_tokens"]
         method = f"exp(mean NLL), bootstrap over {len(counts)} windows"
-        perplexity = self._figure("quality/perplexity", perplexity_interval(run["nll"], counts), counts, method)
+        perplexity = self._figure("quality/perplexity", estimate_perplexity(run["nll"], counts), counts, method)
         return [perplexity, *(self._relative_figures(run) if run["baseline_nll"] else [])]
 
     def _relative_figures(self, run: Samples) -> list[Measurement]:
@@ -126,12 +126,12 @@ class Quality:
         kl_mean = bootstrap_ratio([sum(window) for window in run["kl"]], sizes)
         top1 = bootstrap_ratio(run["top1_equal"], sizes)
         kl_p99, kl_worst = (bootstrap_clusters(run["kl"], tail) for tail in (percentile(99), expected_shortfall(90)))
-        regressed = regressed_windows(nll_increase, counts, self.margin_nats)
+        regressed = find_regressed_windows(nll_increase, counts, self.margin_nats)
         bootstrap = f"bootstrap over {len(sizes)} windows"
         return [
             self._figure(
                 "quality/perplexity_ratio",
-                perplexity_interval(nll_increase, counts),
+                estimate_perplexity(nll_increase, counts),
                 counts,
                 f"ratio to the baseline, paired bootstrap over {len(counts)} windows",
             ),
@@ -163,7 +163,7 @@ class Quality:
         return Measurement(metric=metric, unit=unit, value=value, low=low, high=high, count=sum(counts), method=method)
 
 
-def perplexity_interval(nll: Sequence[float], counts: Sequence[int]) -> tuple[float, float, float]:
+def estimate_perplexity(nll: Sequence[float], counts: Sequence[int]) -> tuple[float, float, float]:
     """Return (value, low, high) of exp(sum of NLL / sum of tokens).
 
     Raises MeasureError if the mean NLL exceeds 100 nats per token.
@@ -178,12 +178,14 @@ def perplexity_interval(nll: Sequence[float], counts: Sequence[int]) -> tuple[fl
     return math.exp(value), math.exp(low), math.exp(high)
 
 
-def regressed_windows(nll_increase: Sequence[float], counts: Sequence[int], margin_nats: float) -> list[bool]:
+def find_regressed_windows(nll_increase: Sequence[float], counts: Sequence[int], margin_nats: float) -> list[bool]:
     """Return for each window whether its NLL increased by more than `margin_nats` per predicted token."""
     return [increase > margin_nats * count for increase, count in zip(nll_increase, counts, strict=True)]
 
 
-def worst_windows(subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None) -> list[dict[str, Any]]:
+def describe_worst_windows(
+    subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None
+) -> list[dict[str, Any]]:
     """Return the windows with the highest NLL per token as text, the worst first."""
     tokenizer = tokens.load(subject.engine.directory)
     lengths = [len(window) - 1 for window in subject.documents]

@@ -71,7 +71,7 @@ class Tasks:
                 "task accuracy needs the lm-eval package", hint="Install it: pip install 'edgeopt[tasks]'"
             )
         self._read_tasks()
-        current_digest = digest([lm_eval_tasks.folder_digest(self._folder), metadata.version("lm-eval")])
+        current_digest = digest([lm_eval_tasks.compute_folder_digest(self._folder), metadata.version("lm-eval")])
         if self.digest not in ("", current_digest):
             raise ConfigError(
                 "the task files or the lm-eval version must match `digest`, but they changed",

@@ -69,7 +69,7 @@ def judge_run(
     return Run(group=group, disturbance=" and ".join(reasons), foreign_cpu_share=foreign_share, report=report)
 
 
-def undisturbed_runs(runs: Sequence[Run], probe_name: str) -> list[Run]:
+def select_undisturbed_runs(runs: Sequence[Run], probe_name: str) -> list[Run]:
     """Return the undisturbed runs in which the probe collected."""
     return [run for run in runs if probe_name in run.samples and not run.disturbance]
 
@@ -92,7 +92,7 @@ def summarize_runs(
     figures = [
         _add_tolerance(figure, foreign_cpu_share) for figure in _summarize(probe_name, probe, ranked[: probe.processes])
     ]
-    if len(undisturbed_runs(collected, probe_name)) >= probe.processes:
+    if len(select_undisturbed_runs(collected, probe_name)) >= probe.processes:
         return figures
     by_run = [figure for run in collected for figure in _summarize(probe_name, probe, [run])]
     return [_mark_noisy(figure, [f for f in by_run if f.metric == figure.metric]) for figure in figures]

@@ -39,8 +39,10 @@ def test_requests_default_to_the_measured_adapter():
 
 
 def measure_with_adapter(folder: Path, engine: Engine) -> None:
-    bench = toy_bench.bench("parity", adapter="tests")
-    measure(engine, FakeRuntime(), bench, toy_bench.TARGET, toy_bench.text(), folder / "measured", {}, lambda _: None)
+    bench = toy_bench.make_bench("parity", adapter="tests")
+    measure(
+        engine, FakeRuntime(), bench, toy_bench.TARGET, toy_bench.make_text(), folder / "measured", {}, lambda _: None
+    )
 
 
 def test_engine_without_adapters_is_measured(tmp_path: Path):

@@ -32,7 +32,7 @@ HEAVY = {"torch", "numpy", "transformers", "hydra", "mlflow", "onnxruntime", "to
 def measured(tmp_path_factory):
     """Return the folder and the figures of one measurement with the generation probes."""
     folder = tmp_path_factory.mktemp("bench")
-    return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench("size", "memory", "latency"))
+    return folder, toy_bench.build_and_measure(folder, FakeRuntime(), toy_bench.make_bench("size", "memory", "latency"))
 
 
 def record(folder):
@@ -40,7 +40,7 @@ def record(folder):
 
 
 def test_figures_have_declared_metric_unit_and_interval(measured):
-    known = toy_bench.bench("size", "memory", "latency").metrics
+    known = toy_bench.make_bench("size", "memory", "latency").metrics
     for figure in measured[1].values():
         assert figure.unit == known[figure.metric]
         assert figure.low <= figure.value <= figure.high
@@ -71,10 +71,10 @@ def test_size_is_sum_of_files(measured):
 
 
 def test_file_probes_run_first_without_process(tmp_path):
-    figures = toy_bench.measured(tmp_path, FakeRuntime(crash="hang"), toy_bench.bench("size"))
+    figures = toy_bench.build_and_measure(tmp_path, FakeRuntime(crash="hang"), toy_bench.make_bench("size"))
     assert figures["size/engine_mib"].value > 0
     assert not list((tmp_path / "measured" / "logs").iterdir())
-    assert list(toy_bench.bench("quality", "latency", "energy", "size").groups) == [
+    assert list(toy_bench.make_bench("quality", "latency", "energy", "size").groups) == [
         "files",
         "quality",
         "generation",
@@ -108,13 +108,15 @@ class SessionUsingProbe:
 def test_file_probe_using_session_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(child_process, "instantiate", lambda config, location: SessionUsingProbe())
     with pytest.raises(MeasureError, match="GROUP"):
-        toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench(probes={"generating": SessionUsingProbe()}))
+        toy_bench.build_and_measure(
+            tmp_path, FakeRuntime(), toy_bench.make_bench(probes={"generating": SessionUsingProbe()})
+        )
 
 
 def test_merged_records_equal_a_joint_measurement(tmp_path, measured):
     folders = []
-    for name, probes in toy_bench.bench("size", "memory", "latency").groups.items():
-        toy_bench.measured(tmp_path / name, FakeRuntime(), toy_bench.bench(*probes))
+    for name, probes in toy_bench.make_bench("size", "memory", "latency").groups.items():
+        toy_bench.build_and_measure(tmp_path / name, FakeRuntime(), toy_bench.make_bench(*probes))
         folders.append(tmp_path / name / "measured")
     samples.merge(folders, tmp_path)
     merged, joint = json.loads((tmp_path / "samples.json").read_text()), record(measured[0])
@@ -147,7 +149,7 @@ def test_each_process_has_a_log(measured):
 
 
 def test_allocated_memory_appears_in_figures(measured, tmp_path):
-    heavy = toy_bench.measured(tmp_path, FakeRuntime(allocate_mib=96), toy_bench.bench("memory"))
+    heavy = toy_bench.build_and_measure(tmp_path, FakeRuntime(allocate_mib=96), toy_bench.make_bench("memory"))
     for metric in ("memory/peak_rss_mib", "memory/steady_rss_mib", "memory/private_mib"):
         assert heavy[metric].value - measured[1][metric].value >= 95
     assert abs(heavy["memory/bare_rss_mib"].value - measured[1]["memory/bare_rss_mib"].value) < 8
@@ -155,7 +157,7 @@ def test_allocated_memory_appears_in_figures(measured, tmp_path):
 
 def test_parent_memory_is_not_counted(tmp_path):
     ballast = b"\1" * (256 * 2**20)
-    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("memory"))
+    figures = toy_bench.build_and_measure(tmp_path, FakeRuntime(), toy_bench.make_bench("memory"))
     assert figures["memory/peak_rss_mib"].high < len(ballast) / 2**20
 
 
@@ -163,7 +165,9 @@ def test_engine_time_appears_in_every_latency(tmp_path):
     latency = toy_bench.probe_config(
         "latency", processes=2, decode_tokens=50, ttft_repeats=1, burst_requests=2, burst_tokens=8
     )
-    figures = toy_bench.measured(tmp_path, FakeRuntime(token_s=0.005), toy_bench.bench(probes={"latency": latency}))
+    figures = toy_bench.build_and_measure(
+        tmp_path, FakeRuntime(token_s=0.005), toy_bench.make_bench(probes={"latency": latency})
+    )
     for metric in ("latency/ttft_16_ms", "latency/decode_p50_ms", "latency/decode_p95_ms", "latency/cold_start_ms"):
         assert figures[metric].value >= 5
     assert figures["latency/burst_ms"].value >= 2 * 8 * 5
@@ -172,14 +176,14 @@ def test_engine_time_appears_in_every_latency(tmp_path):
 
 def test_prompts_beyond_context_are_skipped(tmp_path):
     target = replace(toy_bench.TARGET, context_length=64)
-    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("latency"), target=target)
+    figures = toy_bench.build_and_measure(tmp_path, FakeRuntime(), toy_bench.make_bench("latency"), target=target)
     assert {m for m in figures if "ttft" in m} == {"latency/ttft_16_ms"}
     assert record(tmp_path)["prompt_lengths_left_out"] == [64, 256]
 
 
 def test_disabled_probe_reports_nothing(tmp_path):
-    bench = toy_bench.bench(probes={"size": toy_bench.probe_config("size"), "latency": None})
-    assert set(toy_bench.measured(tmp_path, FakeRuntime(), bench)) == {"size/engine_mib", "size/parameters"}
+    bench = toy_bench.make_bench(probes={"size": toy_bench.probe_config("size"), "latency": None})
+    assert set(toy_bench.build_and_measure(tmp_path, FakeRuntime(), bench)) == {"size/engine_mib", "size/parameters"}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,7 @@ def test_disabled_probe_reports_nothing(tmp_path):
 def test_process_failure_is_explained(tmp_path, crash, message):
     before = psutil.Process().children()
     with pytest.raises(MeasureError, match=message) as caught:
-        toy_bench.measured(tmp_path, FakeRuntime(crash=crash), toy_bench.bench("memory", timeout_s=2.0))
+        toy_bench.build_and_measure(tmp_path, FakeRuntime(crash=crash), toy_bench.make_bench("memory", timeout_s=2.0))
     assert str(tmp_path / "measured" / "logs") in str(caught.value)
     assert psutil.Process().children() == before
 
@@ -204,7 +208,7 @@ import sys
 from pathlib import Path
 from support import toy_bench
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
-toy_bench.measured(Path(sys.argv[1]), FakeRuntime(crash="hang"), toy_bench.bench("memory"))
+toy_bench.build_and_measure(Path(sys.argv[1]), FakeRuntime(crash="hang"), toy_bench.make_bench("memory"))
 """
 
 
@@ -237,10 +241,10 @@ def test_foreign_load_marks_timed_figures_noisy(tmp_path):
         spinner.start()
     try:
         latency = toy_bench.probe_config("latency", processes=2, decode_tokens=50, ttft_repeats=1)
-        bench = toy_bench.bench(
+        bench = toy_bench.make_bench(
             probes={"latency": latency, "size": toy_bench.probe_config("size")}, foreign_cpu_share=0.05, retries=1
         )
-        figures = toy_bench.measured(tmp_path, FakeRuntime(), bench)
+        figures = toy_bench.build_and_measure(tmp_path, FakeRuntime(), bench)
     finally:
         for spinner in spinners:
             spinner.kill()
@@ -263,15 +267,15 @@ def test_child_process_imports_no_heavy_library():
 
 def test_missing_reference_is_an_error(tmp_path):
     with pytest.raises(MeasureError, match="reference 'baseline' does not exist"):
-        toy_bench.measured(
-            tmp_path, FakeRuntime(), toy_bench.bench("size"), references={"baseline": tmp_path / "nowhere"}
+        toy_bench.build_and_measure(
+            tmp_path, FakeRuntime(), toy_bench.make_bench("size"), references={"baseline": tmp_path / "nowhere"}
         )
 
 
 def test_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "measured").write_text("a file in place of the folder")
     with pytest.raises(MeasureError, match="cannot write the measurement"):
-        toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("size"))
+        toy_bench.build_and_measure(tmp_path, FakeRuntime(), toy_bench.make_bench("size"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 def workload_of(folder, text=None, **values):
     defaults = {"context_length": 512, "prompt_lengths": (16, 64), "window_tokens": 100, "max_windows": 10}
-    return build_workload(text or toy_bench.text(), folder, **{**defaults, **values})
+    return build_workload(text or toy_bench.make_text(), folder, **{**defaults, **values})
 
 
 @settings(max_examples=25, deadline=None)
@@ -34,14 +34,16 @@ def test_prompts_fit_context_with_one_token(folder, lengths, context):
 
 
 def test_windows_are_evenly_spaced(folder):
-    all_windows = tokenizer.windows(toy_bench.text(), folder, length=100)
+    all_windows = tokenizer.windows(toy_bench.make_text(), folder, length=100)
     selected = workload_of(folder, max_windows=10).documents
     assert len(selected) == 10
     assert [all_windows.index(window) for window in selected] == [6 * i for i in range(10)]
 
 
 def test_short_text_uses_all_windows(folder):
-    assert workload_of(folder, max_windows=1000).documents == tokenizer.windows(toy_bench.text(), folder, length=100)
+    assert workload_of(folder, max_windows=1000).documents == tokenizer.windows(
+        toy_bench.make_text(), folder, length=100
+    )
 
 
 def test_changed_tokenizer_in_folder_changes_windows(tmp_path):

@@ -69,7 +69,9 @@ def test_power_of_measured_components_is_measured():
 
 def test_metric_names_match_kinds_on_this_machine(tmp_path):
     probe = {"_target_": "edgeopt.measure.probes.energy.Energy", "seconds": 0.6}
-    figures = toy_bench.measured(tmp_path, FakeRuntime(token_s=0.001), toy_bench.bench(probes={"energy": probe}))
+    figures = toy_bench.build_and_measure(
+        tmp_path, FakeRuntime(token_s=0.001), toy_bench.make_bench(probes={"energy": probe})
+    )
     assert {"power_w"} < {metric.rsplit("/", 1)[1] for metric in figures}
     for figure in figures.values():
         assert f"/{figure.kind}/" in figure.metric

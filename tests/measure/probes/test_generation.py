@@ -24,14 +24,14 @@ tokens = st.lists(st.integers(0, 5), max_size=80)
 def baseline(tmp_path_factory):
     """Return the folder of a measured baseline and its figures."""
     folder = tmp_path_factory.mktemp("baseline")
-    return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench("continuations"))
+    return folder, toy_bench.build_and_measure(folder, FakeRuntime(), toy_bench.make_bench("continuations"))
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, baseline):
     folder, references = tmp_path_factory.mktemp("compressed"), {"baseline": baseline[0] / "measured" / "scratch"}
-    bench = toy_bench.bench("continuations")
-    return folder, toy_bench.measured(folder, FakeRuntime(noise=0.5), bench, references=references)
+    bench = toy_bench.make_bench("continuations")
+    return folder, toy_bench.build_and_measure(folder, FakeRuntime(noise=0.5), bench, references=references)
 
 
 def samples(folder):
@@ -68,7 +68,9 @@ def test_exact_match_is_share_of_equal_continuations(compressed):
 
 def test_engine_matches_itself_exactly(baseline, tmp_path):
     references = {"baseline": baseline[0] / "measured" / "scratch"}
-    figures = toy_bench.measured(tmp_path, FakeRuntime(), toy_bench.bench("continuations"), references=references)
+    figures = toy_bench.build_and_measure(
+        tmp_path, FakeRuntime(), toy_bench.make_bench("continuations"), references=references
+    )
     assert figures["quality/exact_match"].low == 1
 
 
@@ -85,8 +87,8 @@ def test_relative_metrics_need_a_baseline(baseline):
 
 def test_baseline_without_continuations_breaks_its_limit(tmp_path):
     (tmp_path / "old").mkdir()
-    figures = toy_bench.measured(
-        tmp_path, FakeRuntime(), toy_bench.bench("continuations"), references={"baseline": tmp_path / "old"}
+    figures = toy_bench.build_and_measure(
+        tmp_path, FakeRuntime(), toy_bench.make_bench("continuations"), references={"baseline": tmp_path / "old"}
     )
     assert set(figures) == {"quality/repetition", "quality/degenerate_share"}
     limit = Limit.parse("quality/exact_match", "0.9 x baseline", Generation.METRICS)
@@ -97,19 +99,19 @@ def test_baseline_without_continuations_breaks_its_limit(tmp_path):
 
 def test_baseline_with_other_prompts_is_rejected(baseline, tmp_path):
     with pytest.raises(MeasureError, match="got other prompts"):
-        toy_bench.measured(
+        toy_bench.build_and_measure(
             tmp_path,
             FakeRuntime(),
-            toy_bench.bench("continuations"),
-            evaluation=toy_bench.text(seed=9),
+            toy_bench.make_bench("continuations"),
+            evaluation=toy_bench.make_text(seed=9),
             references={"baseline": baseline[0] / "measured" / "scratch"},
         )
 
 
 def test_short_continuations_report_no_loops(tmp_path):
     target = replace(toy_bench.TARGET, context_length=72)
-    figures = toy_bench.measured(
-        tmp_path, FakeRuntime(), toy_bench.bench("continuations", prompt_lengths=(64,)), target=target
+    figures = toy_bench.build_and_measure(
+        tmp_path, FakeRuntime(), toy_bench.make_bench("continuations", prompt_lengths=(64,)), target=target
     )
     assert set(figures) == {"quality/repetition"}
     assert "up to 8 tokens" in figures["quality/repetition"].method

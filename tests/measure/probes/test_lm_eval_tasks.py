@@ -116,8 +116,8 @@ def test_code_of_unselected_task_is_ignored(folder):
 
 
 def test_folder_digest_depends_on_contents_only(folder, tmp_path):
-    before = lm_eval_tasks.folder_digest(folder)
-    assert lm_eval_tasks.folder_digest(shutil.copytree(folder, tmp_path / "copy")) == before
+    before = lm_eval_tasks.compute_folder_digest(folder)
+    assert lm_eval_tasks.compute_folder_digest(shutil.copytree(folder, tmp_path / "copy")) == before
     with (folder / "next.jsonl").open("a") as file:
         file.write("\n")
-    assert lm_eval_tasks.folder_digest(folder) != before
+    assert lm_eval_tasks.compute_folder_digest(folder) != before

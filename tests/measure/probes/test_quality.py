@@ -12,7 +12,7 @@ from edgeopt.core.judge import judge
 from edgeopt.core.target import Limit
 from edgeopt.errors import MeasureError
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
-from edgeopt.measure.probes.quality import Quality, perplexity_interval, regressed_windows
+from edgeopt.measure.probes.quality import Quality, estimate_perplexity, find_regressed_windows
 
 QUALITY = ("quality", "parity")
 
@@ -21,14 +21,16 @@ QUALITY = ("quality", "parity")
 def baseline(tmp_path_factory):
     """Return the folder of a measured baseline and its figures."""
     folder = tmp_path_factory.mktemp("baseline")
-    return folder, toy_bench.measured(folder, FakeRuntime(), toy_bench.bench(*QUALITY))
+    return folder, toy_bench.build_and_measure(folder, FakeRuntime(), toy_bench.make_bench(*QUALITY))
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, baseline):
     folder, scratch = tmp_path_factory.mktemp("compressed"), baseline[0] / "measured" / "scratch"
     references = {"baseline": scratch, "checkpoint": scratch}
-    return folder, toy_bench.measured(folder, FakeRuntime(noise=0.5), toy_bench.bench(*QUALITY), references=references)
+    return folder, toy_bench.build_and_measure(
+        folder, FakeRuntime(noise=0.5), toy_bench.make_bench(*QUALITY), references=references
+    )
 
 
 def samples(folder, probe="quality"):
@@ -40,7 +42,12 @@ def windows(folder):
     from edgeopt.measure.harness.workload import build_workload
 
     return build_workload(
-        toy_bench.text(), folder / "engine", context_length=128, prompt_lengths=(16,), window_tokens=512, max_windows=8
+        toy_bench.make_text(),
+        folder / "engine",
+        context_length=128,
+        prompt_lengths=(16,),
+        window_tokens=512,
+        max_windows=8,
     ).documents
 
 
@@ -84,11 +91,11 @@ def test_regressed_share_counts_windows_above_margin(baseline, compressed, tmp_p
         for ids in windows(folder)
     ]
     above_margin = np.subtract(*np.split(np.asarray(mean_log_p), 2)) > margin
-    bench = toy_bench.bench(
+    bench = toy_bench.make_bench(
         probes={"quality": {"_target_": "edgeopt.measure.probes.quality.Quality", "margin_nats": margin}}
     )
     references = {"baseline": baseline[0] / "measured" / "scratch"}
-    share = toy_bench.measured(tmp_path, FakeRuntime(noise=0.5), bench, references=references)[
+    share = toy_bench.build_and_measure(tmp_path, FakeRuntime(noise=0.5), bench, references=references)[
         "quality/regressed_share"
     ]
     assert share.value == pytest.approx(above_margin.mean())
@@ -112,7 +119,7 @@ def test_limits_apply_to_tail_metrics(compressed, metric, limit, satisfied):
 
 
 def test_window_at_the_margin_has_not_regressed():
-    assert regressed_windows([1.0, 1.5, -3.0], [4, 4, 4], 0.25) == [False, True, False]
+    assert find_regressed_windows([1.0, 1.5, -3.0], [4, 4, 4], 0.25) == [False, True, False]
 
 
 def test_ratio_is_quotient_of_perplexities(baseline, compressed):
@@ -129,8 +136,8 @@ def test_paired_interval_is_narrower(compressed):
 
 def test_engine_equals_itself(baseline, tmp_path):
     scratch = baseline[0] / "measured" / "scratch"
-    figures = toy_bench.measured(
-        tmp_path, FakeRuntime(), toy_bench.bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
+    figures = toy_bench.build_and_measure(
+        tmp_path, FakeRuntime(), toy_bench.make_bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
     )
     assert figures["quality/perplexity_ratio"].value == figures["quality/perplexity_ratio"].high == 1
     assert figures["quality/kl_p99"].high < 1e-5
@@ -162,15 +169,15 @@ def test_worst_windows_are_recorded_as_text(compressed):
 
 def test_baseline_of_other_text_is_rejected(baseline, tmp_path):
     with pytest.raises(MeasureError, match="got other windows"):
-        toy_bench.measured(
+        toy_bench.build_and_measure(
             tmp_path,
             FakeRuntime(),
-            toy_bench.bench("quality"),
-            evaluation=toy_bench.text(seed=9),
+            toy_bench.make_bench("quality"),
+            evaluation=toy_bench.make_text(seed=9),
             references={"baseline": baseline[0] / "measured" / "scratch"},
         )
 
 
 def test_extreme_loss_is_an_error():
     with pytest.raises(MeasureError, match="does not model the text"):
-        perplexity_interval([1e6, 1e6], [1, 1])
+        estimate_perplexity([1e6, 1e6], [1, 1])

@@ -23,9 +23,11 @@ NAMES = ("choose_next", "say_next")
 DOCUMENTS = [json.loads(line) for line in (toy_bench.TASKS / "next.jsonl").read_text().splitlines()]
 
 
-def measured(folder, **values):
+def measure_accuracy(folder, **values):
     probe = Tasks(**{"path": str(toy_bench.TASKS), "names": NAMES, **values})
-    return toy_bench.measured(folder, FakeRuntime(), toy_bench.bench(probes={"tasks": probe}))["tasks/accuracy"]
+    return toy_bench.build_and_measure(folder, FakeRuntime(), toy_bench.make_bench(probes={"tasks": probe}))[
+        "tasks/accuracy"
+    ]
 
 
 def expected(folder, documents):
@@ -42,7 +44,7 @@ def expected(folder, documents):
 
 @needs_lm_eval
 def test_accuracy_is_the_mean_over_tasks(tmp_path):
-    figure = measured(tmp_path)
+    figure = measure_accuracy(tmp_path)
     choosing, saying = expected(tmp_path, DOCUMENTS)
     assert 0 < choosing < 1
     assert figure.value == pytest.approx((choosing + saying) / 2)
@@ -53,7 +55,7 @@ def test_accuracy_is_the_mean_over_tasks(tmp_path):
 
 @needs_lm_eval
 def test_scores_of_each_document_are_recorded(tmp_path):
-    figure = measured(tmp_path, names=("choose_next",), documents=5)
+    figure = measure_accuracy(tmp_path, names=("choose_next",), documents=5)
     (run,) = json.loads((tmp_path / "measured" / "samples.json").read_text())["runs"]
     recorded = run["report"]["samples"]["tasks"]["choose_next"]
     assert (recorded["metric"], len(recorded["scores"])) == ("acc", 5)
@@ -66,7 +68,7 @@ def test_templates_run_in_a_sandbox(tmp_path):
     text = "{{ cycler.__init__.__globals__.os.getcwd() }}"
     (folder / "mine.yaml").write_text(f"task: mine\ninclude: say.yaml\ndoc_to_text: '{text}'\n")
     with pytest.raises(MeasureError, match="SecurityError"):
-        measured(tmp_path / "work", path=str(folder), names=("mine",))
+        measure_accuracy(tmp_path / "work", path=str(folder), names=("mine",))
 
 
 @needs_lm_eval
@@ -75,7 +77,7 @@ def test_sampling_task_is_rejected(tmp_path):
     sampling = "generation_kwargs: {until: [x], max_gen_toks: 4, do_sample: true}"
     (folder / "mine.yaml").write_text(f"task: mine\ninclude: say.yaml\n{sampling}\n")
     with pytest.raises(MeasureError, match="must decode greedily"):
-        measured(tmp_path / "work", path=str(folder), names=("mine",))
+        measure_accuracy(tmp_path / "work", path=str(folder), names=("mine",))
 
 
 @needs_lm_eval

@@ -106,7 +106,7 @@ def test_disturbed_figure_is_noisy_and_covers_every_run():
     assert "disturbed" in figure.method
 
 
-def test_tolerance_load_widens_the_interval():
+def test_tolerated_load_widens_the_interval():
     (figure,) = summarize(Stopwatch(), [run(0, lap_ms=100), run(0, lap_ms=120)], tolerance=0.05)
     assert (figure.value, figure.low, figure.high) == (110, pytest.approx(95), pytest.approx(126))
 
