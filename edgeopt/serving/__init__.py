@@ -1,1 +1,1 @@
-"""A local HTTP service for one engine, with the endpoints of OpenAI's API."""
+"""Serve one engine over HTTP on this machine, with the endpoints of OpenAI's API."""

@@ -1,4 +1,4 @@
-"""The service: OpenAI's endpoints for chats and completions, health and metrics."""
+"""Serve completions, chat completions, health and metrics over HTTP."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from edgeopt.errors import ConfigError, EdgeoptError
-from edgeopt.serving.requests import Asked, Reader, UnknownModelError, told
-from edgeopt.serving.worker import FullError, Job, Piece, Worker
+from edgeopt.serving.request_parser import CompletionRequest, ModelNotFoundError, RequestParser
+from edgeopt.serving.worker import Chunk, Job, QueueFullError, Worker
 
 if TYPE_CHECKING:
     from starlette.types import Message
 
-LONGEST_BODY = 2**20
-"""Bytes of a request."""
-_GONE = 499  # nobody is there to read it: as in nginx
+MAX_BODY_BYTES = 2**20
+"""Largest request body."""
+_CLIENT_CLOSED_REQUEST = 499
+"""Status of a request whose client disconnected, as in nginx. Only the metrics show it."""
 
 
-class SlowError(EdgeoptError):
-    """A request took longer than it may."""
+class RequestTimeoutError(EdgeoptError):
+    """A request exceeded its timeout."""
 
 
 class Service:
-    """Answers for one engine.
+    """The HTTP service of one engine.
 
     Attributes:
-        patience_s: how long a request may take, its time in the queue included.
+        timeout_s: limit of a request in seconds, including its time in the queue.
+        response_counts: number of finished requests by HTTP status.
     """
 
-    def __init__(self, reader: Reader, worker: Worker, *, patience_s: float) -> None:
-        self.reader, self.worker, self.patience_s = reader, worker, patience_s
-        self.answers: Counter[int] = Counter()
-        """How many requests ended with each status."""
+    def __init__(self, parser: RequestParser, worker: Worker, *, timeout_s: float) -> None:
+        self.parser, self.worker, self.timeout_s = parser, worker, timeout_s
+        self.response_counts: Counter[int] = Counter()
 
     def app(self) -> Starlette:
-        """To be served by any ASGI server; the worker ends with it."""
+        """Return the ASGI application. Its shutdown closes the worker."""
         return Starlette(
             routes=[
                 Route("/v1/completions", self._completions, methods=["POST"]),
-                Route("/v1/chat/completions", self._chats, methods=["POST"]),
+                Route("/v1/chat/completions", self._chat_completions, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
@@ -63,207 +64,237 @@ class Service:
         await asyncio.to_thread(self.worker.close)
 
     async def _completions(self, request: Request) -> Response:
-        return await self._answer(request, self.reader.completion, _Completion)
+        return await self._complete(request, self.parser.parse_completion, _CompletionFormat)
 
-    async def _chats(self, request: Request) -> Response:
-        return await self._answer(request, self.reader.chat, _Chat)
+    async def _chat_completions(self, request: Request) -> Response:
+        return await self._complete(request, self.parser.parse_chat, _ChatFormat)
 
     async def _models(self, _: Request) -> Response:
-        model = {"id": self.reader.name, "object": "model", "created": 0, "owned_by": "edgeopt"}
+        model = {"id": self.parser.model_name, "object": "model", "created": 0, "owned_by": "edgeopt"}
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _health(self, _: Request) -> Response:
-        alive = self.worker.alive
+        alive = self.worker.is_alive
         return JSONResponse({"status": "ok" if alive else "not generating"}, status_code=200 if alive else 503)
 
     async def _metrics(self, _: Request) -> Response:
-        """In the text format of Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats)."""
+        """Return metrics in Prometheus' text format (https://prometheus.io/docs/instrumenting/exposition_formats)."""
+        counts = sorted(self.response_counts.items())
         lines = ["# TYPE edgeopt_requests_total counter"]
-        lines += [f'edgeopt_requests_total{{status="{code}"}} {n}' for code, n in sorted(self.answers.items())]
-        lines += ["# TYPE edgeopt_tokens_total counter", f"edgeopt_tokens_total {self.worker.tokens}"]
-        lines += ["# TYPE edgeopt_requests_waiting gauge", f"edgeopt_requests_waiting {self.worker.waiting}"]
+        lines += [f'edgeopt_requests_total{{status="{status}"}} {count}' for status, count in counts]
+        lines += ["# TYPE edgeopt_tokens_total counter", f"edgeopt_tokens_total {self.worker.generated_tokens}"]
+        lines += ["# TYPE edgeopt_requests_waiting gauge", f"edgeopt_requests_waiting {self.worker.queued_requests}"]
         return PlainTextResponse("\n".join(lines) + "\n")
 
-    async def _answer(self, request: Request, read: Callable[[Any], Asked], form: type[_Form]) -> Response:
+    async def _complete(
+        self, http_request: Request, parse: Callable[[Any], CompletionRequest], format_type: type[_ResponseFormat]
+    ) -> Response:
         try:
-            asked = read(await _body(request))
-            pieces = _Pieces(asked, self.worker, self.patience_s)
+            request = parse(await _read_json(http_request))
+            chunks = _ChunkStream(request, self.worker, self.timeout_s)
         except ConfigError as error:
-            return self._refused(404 if isinstance(error, UnknownModelError) else 400, error)
-        except FullError:
-            busy = EdgeoptError("too many requests wait", hint="Try again in a while")
-            return self._refused(503, busy, {"Retry-After": "1"})
-        answer = form(self.reader.name, asked)
-        if asked.stream:
-            return StreamingResponse(self._streamed(answer, pieces), media_type="text/event-stream")
-        return await self._whole(request, answer, pieces)
+            return self._error_response(404 if isinstance(error, ModelNotFoundError) else 400, error)
+        except QueueFullError:
+            queue_full = EdgeoptError("the request queue is full", hint="Retry later")
+            return self._error_response(503, queue_full, {"Retry-After": "1"})
+        response_format = format_type(self.parser.model_name, request)
+        if request.stream:
+            return StreamingResponse(self._stream_events(response_format, chunks), media_type="text/event-stream")
+        return await self._full_response(http_request, response_format, chunks)
 
-    async def _whole(self, request: Request, answer: _Form, pieces: _Pieces) -> Response:
-        leaving = asyncio.create_task(_left(request.receive))
-        leaving.add_done_callback(lambda _: pieces.cancel())
-        text, last = [], None
+    async def _full_response(
+        self, http_request: Request, response_format: _ResponseFormat, chunks: _ChunkStream
+    ) -> Response:
+        disconnect = asyncio.create_task(_wait_for_disconnect(http_request.receive))
+        disconnect.add_done_callback(lambda _: chunks.cancel())
+        texts, last = [], None
         try:
-            async for piece in pieces:
-                text.append(piece.text)
-                last = piece
+            async for chunk in chunks:
+                texts.append(chunk.text)
+                last = chunk
         except EdgeoptError as error:
-            return self._refused(504 if isinstance(error, SlowError) else 500, error)
+            return self._error_response(_error_status(error), error)
         finally:
-            leaving.cancel()
-        if last is None or last.reason is None:  # nobody waits for it any more
-            self.answers[_GONE] += 1
-            return Response(status_code=_GONE)
-        self.answers[200] += 1
-        return JSONResponse(answer.whole("".join(text), last))
+            disconnect.cancel()
+        if last is None or last.finish_reason is None:  # the client disconnected
+            self.response_counts[_CLIENT_CLOSED_REQUEST] += 1
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        self.response_counts[200] += 1
+        return JSONResponse(response_format.response("".join(texts), last))
 
-    async def _streamed(self, answer: _Form, pieces: _Pieces) -> AsyncIterator[bytes]:
-        status = _GONE
+    async def _stream_events(self, response_format: _ResponseFormat, chunks: _ChunkStream) -> AsyncIterator[bytes]:
+        status = _CLIENT_CLOSED_REQUEST
         try:
-            for event in answer.first():
-                yield _event(event)
-            async for piece in pieces:
-                for event in answer.piece(piece):
-                    yield _event(event)
+            for event in response_format.opening_events():
+                yield _encode_event(event)
+            async for chunk in chunks:
+                for event in response_format.chunk_events(chunk):
+                    yield _encode_event(event)
             yield b"data: [DONE]\n\n"
             status = 200
         except EdgeoptError as error:
-            status = 504 if isinstance(error, SlowError) else 500
-            yield _event(told(error))
-        finally:  # also where the client has gone
-            pieces.cancel()
-            self.answers[status] += 1
+            status = _error_status(error)
+            yield _encode_event(_error_document(error))
+        finally:  # runs also when the client disconnects
+            chunks.cancel()
+            self.response_counts[status] += 1
 
-    def _refused(self, status: int, error: EdgeoptError, headers: dict[str, str] | None = None) -> Response:
-        self.answers[status] += 1
-        return JSONResponse(told(error), status_code=status, headers=headers)
+    def _error_response(self, status: int, error: EdgeoptError, headers: dict[str, str] | None = None) -> Response:
+        self.response_counts[status] += 1
+        return JSONResponse(_error_document(error), status_code=status, headers=headers)
 
 
-class _Pieces:
-    """The pieces of one request as they come; ends early where it is cancelled."""
+class _ChunkStream:
+    """Submit one request to the worker and iterate over its chunks. The iteration ends early after `cancel`."""
 
-    def __init__(self, asked: Asked, worker: Worker, patience_s: float) -> None:
-        loop, self._end = asyncio.get_running_loop(), time.monotonic() + patience_s
-        self._patience_s = patience_s
-        self._came: asyncio.Queue[Piece | EdgeoptError | None] = asyncio.Queue()
+    def __init__(self, request: CompletionRequest, worker: Worker, timeout_s: float) -> None:
+        loop, self._deadline_s = asyncio.get_running_loop(), time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self._received: asyncio.Queue[Chunk | EdgeoptError | None] = asyncio.Queue()
 
-        def send(piece: Piece | EdgeoptError) -> None:
-            with contextlib.suppress(RuntimeError):  # the service has ended meanwhile
-                loop.call_soon_threadsafe(self._came.put_nowait, piece)
+        def send(chunk: Chunk | EdgeoptError) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop may be closed during shutdown
+                loop.call_soon_threadsafe(self._received.put_nowait, chunk)
 
-        self._job = Job(
-            prompt=asked.prompt,
-            max_new_tokens=asked.max_new_tokens,
-            stops=asked.stops,
-            adapter=asked.adapter,
-            send=send,
-        )
+        self._job = Job(request=request, send=send)
         worker.submit(self._job)
 
     def cancel(self) -> None:
-        """Let the rest be left undone."""
+        """End the iteration and tell the worker to skip the rest."""
         self._job.cancelled.set()
-        self._came.put_nowait(None)
+        self._received.put_nowait(None)
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
         while True:
-            await asyncio.sleep(0)  # where many pieces are there already, others have their turn between two
+            await asyncio.sleep(0)  # let other requests run even if many chunks are available
             try:
-                async with asyncio.timeout(self._end - time.monotonic()):
-                    piece = await self._came.get()
+                async with asyncio.timeout(self._deadline_s - time.monotonic()):
+                    chunk = await self._received.get()
             except TimeoutError:
                 self._job.cancelled.set()
-                raise SlowError(f"it took longer than {self._patience_s:g} s") from None
-            if piece is None:
+                raise RequestTimeoutError(f"the request exceeded the timeout of {self._timeout_s:g} s") from None
+            if chunk is None:
                 return
-            if isinstance(piece, EdgeoptError):
-                raise piece
-            yield piece
-            if piece.reason is not None:
+            if isinstance(chunk, EdgeoptError):
+                raise chunk
+            yield chunk
+            if chunk.finish_reason is not None:
                 return
 
 
-class _Form:
-    """How an endpoint tells what was generated."""
+class _ResponseFormat:
+    """The JSON documents of one endpoint.
 
-    kind, chunk, prefix = "", "", ""
+    Attributes:
+        object_type: value of `object` in a full response.
+        chunk_object_type: value of `object` in the events of a stream.
+        id_prefix: prefix of response ids.
+    """
 
-    def __init__(self, model: str, asked: Asked) -> None:
-        self._asked = asked
-        self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+    object_type, chunk_object_type, id_prefix = "", "", ""
 
-    def whole(self, text: str, last: Piece) -> dict[str, Any]:
-        """The answer to a request that does not stream."""
-        choice = {"index": 0, "logprobs": None, "finish_reason": last.reason, **self._text(text)}
-        return {**self._head, "object": self.kind, "choices": [choice], "usage": self._usage(last)}
+    def __init__(self, model_name: str, request: CompletionRequest) -> None:
+        self._request = request
+        response_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self._common_fields = {"id": response_id, "created": int(time.time()), "model": model_name}
 
-    def first(self) -> list[dict[str, Any]]:
-        """What goes before the first piece of a stream."""
+    def response(self, text: str, last: Chunk) -> dict[str, Any]:
+        """Return the full response of a request that does not stream."""
+        choice = {"index": 0, "logprobs": None, "finish_reason": last.finish_reason, **self._text_fields(text)}
+        return {**self._common_fields, "object": self.object_type, "choices": [choice], "usage": self._usage(last)}
+
+    def opening_events(self) -> list[dict[str, Any]]:
+        """Return the events that precede the first chunk of a stream."""
         return []
 
-    def piece(self, piece: Piece) -> list[dict[str, Any]]:
-        """The events for one piece of a stream."""
-        events = [self._chunk(self._delta(piece.text), piece.reason)]
-        if piece.reason is not None and self._asked.usage:
-            events.append({**self._head, "object": self.chunk, "choices": [], "usage": self._usage(piece)})
+    def chunk_events(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """Return the events of one chunk of a stream."""
+        events = [self._event(self._delta_fields(chunk.text), chunk.finish_reason)]
+        if chunk.finish_reason is not None and self._request.include_usage:
+            events.append(
+                {
+                    **self._common_fields,
+                    "object": self.chunk_object_type,
+                    "choices": [],
+                    "usage": self._usage(chunk),
+                }
+            )
         return events
 
-    def _chunk(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "logprobs": None, "finish_reason": reason, **said}
-        return {**self._head, "object": self.chunk, "choices": [choice]}
+    def _event(self, fields: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+        choice = {"index": 0, "logprobs": None, "finish_reason": finish_reason, **fields}
+        return {**self._common_fields, "object": self.chunk_object_type, "choices": [choice]}
 
-    def _usage(self, last: Piece) -> dict[str, int]:
-        prompt = len(self._asked.prompt)
-        return {"prompt_tokens": prompt, "completion_tokens": last.tokens, "total_tokens": prompt + last.tokens}
+    def _usage(self, last: Chunk) -> dict[str, int]:
+        prompt_tokens, completion_tokens = len(self._request.prompt), last.completion_tokens
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
 
-    def _text(self, text: str) -> dict[str, Any]:
+    def _text_fields(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _delta(self, text: str) -> dict[str, Any]:
+    def _delta_fields(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
 
 
-class _Completion(_Form):
-    kind = chunk = "text_completion"
-    prefix = "cmpl"
+class _CompletionFormat(_ResponseFormat):
+    object_type = chunk_object_type = "text_completion"
+    id_prefix = "cmpl"
 
-    def _text(self, text: str) -> dict[str, Any]:
+    def _text_fields(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    _delta = _text
+    _delta_fields = _text_fields
 
 
-class _Chat(_Form):
-    kind, chunk, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+class _ChatFormat(_ResponseFormat):
+    object_type, chunk_object_type, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def first(self) -> list[dict[str, Any]]:
-        return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None)]
+    def opening_events(self) -> list[dict[str, Any]]:
+        return [self._event({"delta": {"role": "assistant", "content": ""}}, None)]
 
-    def _text(self, text: str) -> dict[str, Any]:
+    def _text_fields(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}}
 
-    def _delta(self, text: str) -> dict[str, Any]:
+    def _delta_fields(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text}}
 
 
-async def _body(request: Request) -> Any:
-    """The JSON of a request. Raises ConfigError where it is none, or too long."""
+async def _read_json(request: Request) -> Any:
+    """Return the parsed body. Raise ConfigError if it is too long or not valid JSON."""
     content = b""
     async for part in request.stream():
         content += part
-        if len(content) > LONGEST_BODY:
-            raise ConfigError(f"it is longer than {LONGEST_BODY} bytes", location="body")
+        if len(content) > MAX_BODY_BYTES:
+            raise ConfigError(f"the body must not exceed {MAX_BODY_BYTES} bytes", location="body")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"it is no JSON ({error})", location="body") from error
+        raise ConfigError(f"the body is not valid JSON ({error})", location="body") from error
 
 
-async def _left(receive: Callable[[], Any]) -> None:
-    """Returns when the client has gone."""
+async def _wait_for_disconnect(receive: Callable[[], Any]) -> None:
+    """Return when the client disconnects."""
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
 
 
-def _event(document: dict[str, Any]) -> bytes:
+def _error_status(error: EdgeoptError) -> int:
+    """Return the HTTP status of an error during generation."""
+    return 504 if isinstance(error, RequestTimeoutError) else 500
+
+
+def _error_document(error: EdgeoptError) -> dict[str, Any]:
+    """Return the error object of OpenAI's API."""
+    error_type = "invalid_request_error" if isinstance(error, ConfigError) else "server_error"
+    code = "model_not_found" if isinstance(error, ModelNotFoundError) else None
+    return {"error": {"message": str(error), "type": error_type, "param": error.location or None, "code": code}}
+
+
+def _encode_event(document: dict[str, Any]) -> bytes:
+    """Encode a document as a server-sent event."""
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode()

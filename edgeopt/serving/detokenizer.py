@@ -1,4 +1,4 @@
-"""From token ids to text piece by piece, with what must be held back until it is certain."""
+"""Convert a stream of token ids to text, and hold back text that later tokens may change or remove."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-class Decoding:
-    """The text of tokens that come one by one.
+class Detokenizer:
+    """Incremental detokenizer with stop texts.
 
-    A character whose bytes are not all there yet is held back, and so is what may be the beginning of a stop text.
+    It holds back a character until all its bytes are complete, and text that may be the beginning of a stop text.
 
     Attributes:
-        stopped: whether a stop text was found; it and what came after it are left out.
+        stopped: a stop text was found. The output ends before it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         from tokenizers.decoders import DecodeStream
 
-        self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._stream, self._held = DecodeStream(skip_special_tokens=True), ""
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._stream, self._pending = DecodeStream(skip_special_tokens=True), ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that is certain after `token`."""
-        self._held += self._stream.step(self._tokenizer, token) or ""
-        found = [location for stop in self._stops if (location := self._held.find(stop)) >= 0]
-        if found:
+        """Add a token and return the text that is now final."""
+        self._pending += self._stream.step(self._tokenizer, token) or ""
+        positions = [position for stop in self._stop if (position := self._pending.find(stop)) >= 0]
+        if positions:
             self.stopped = True
-            return self._held[: min(found)]
-        certain = len(self._held) - _overlap(self._held, self._stops)
-        piece, self._held = self._held[:certain], self._held[certain:]
-        return piece
+            return self._pending[: min(positions)]
+        final_length = len(self._pending) - _partial_stop_length(self._pending, self._stop)
+        text, self._pending = self._pending[:final_length], self._pending[final_length:]
+        return text
 
-    def end(self) -> str:
-        """What was held back and turns out to be text."""
-        return self._held
+    def flush(self) -> str:
+        """Return the text that was held back, after the last token."""
+        return self._pending
 
 
-def _overlap(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may begin a stop text."""
-    longest = max(map(len, stops), default=0)
-    for count in range(min(longest - 1, len(text)), 0, -1):
-        if any(stop.startswith(text[-count:]) for stop in stops):
-            return count
+def _partial_stop_length(text: str, stop: Sequence[str]) -> int:
+    """Return the length of the longest suffix of `text` that begins a stop text."""
+    max_length = max(map(len, stop), default=0) - 1
+    for length in range(min(max_length, len(text)), 0, -1):
+        if any(candidate.startswith(text[-length:]) for candidate in stop):
+            return length
     return 0

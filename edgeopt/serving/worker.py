@@ -1,4 +1,4 @@
-"""One thread that generates, and the requests that wait for it."""
+"""Generate text in one thread and queue the requests that wait for it."""
 
 from __future__ import annotations
 
@@ -9,81 +9,87 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.serving.detokenizer import Decoding
+from edgeopt.serving.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from edgeopt.core.protocols import Session
+    from edgeopt.serving.request_parser import CompletionRequest
 
-Reason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Text that came next, after `tokens` new tokens in all; `reason` is set on the last."""
+class Chunk:
+    """The next part of a completion.
+
+    Attributes:
+        completion_tokens: number of tokens generated so far, including this chunk.
+        finish_reason: set on the last chunk only.
+    """
 
     text: str
-    tokens: int
-    reason: Reason | None = None
+    completion_tokens: int
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be generated.
+    """A request in the queue of the worker.
 
     Attributes:
-        prompt: token ids.
-        send: is called in the generating thread with each piece, or with the error that ended it; must not block.
-        cancelled: set by whoever does not want the rest.
+        send: receives each chunk, or the error that ended the job, in the worker's thread. It must not block.
+        cancelled: set by the client to skip or end the job.
     """
 
-    prompt: list[int]
-    max_new_tokens: int
-    stops: tuple[str, ...]
-    adapter: str | None
-    send: Callable[[Piece | EdgeoptError], None]
+    request: CompletionRequest
+    send: Callable[[Chunk | EdgeoptError], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class FullError(Exception):
-    """No more requests may wait."""
+class QueueFullError(Exception):
+    """The queue holds its maximum number of requests."""
 
 
 class Worker:
-    """Generates for one job after another, in the order in which they came."""
+    """A thread that generates completions, one job after another in the order of arrival.
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, *, waiting: int) -> None:
+    Attributes:
+        generated_tokens: number of tokens generated since the start.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, *, queue_size: int) -> None:
         self._session, self._tokenizer = session, tokenizer
-        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=waiting)
-        self.tokens = 0
-        """Generated since the start."""
-        self._thread = threading.Thread(target=self._work, name="generating", daemon=True)
+        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=queue_size)
+        self.generated_tokens = 0
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
     @property
-    def waiting(self) -> int:
-        """Requests that wait."""
+    def queued_requests(self) -> int:
+        """Return the number of requests in the queue."""
         return self._jobs.qsize()
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Return whether the thread is running."""
         return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
-        """Let a job wait for its turn. Raises FullError where too many wait already."""
+        """Append a job to the queue. Raise QueueFullError if the queue is full."""
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
-            raise FullError from None
+            raise QueueFullError from None
 
     def close(self) -> None:
-        """End after the jobs that wait, and release the session."""
+        """Finish the queued jobs, stop the thread and close the session."""
         self._jobs.put(None)
         self._thread.join()
         self._session.close()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             if job.cancelled.is_set():
                 continue
@@ -91,21 +97,22 @@ class Worker:
                 self._generate(job)
             except EdgeoptError as error:
                 job.send(error)
-            except Exception as error:  # the thread serves the next request
+            except Exception as error:  # one failed request must not stop the thread
                 job.send(EdgeoptError(f"generation failed ({type(error).__name__}: {error})"))
 
     def _generate(self, job: Job) -> None:
-        decoding, count = Decoding(self._tokenizer, job.stops), 0
-        for token in self._session.generate(job.prompt, job.max_new_tokens, adapter=job.adapter):
+        request, count = job.request, 0
+        detokenizer = Detokenizer(self._tokenizer, request.stop)
+        for token in self._session.generate(request.prompt, request.max_tokens, adapter=request.adapter):
             if job.cancelled.is_set():
                 return
             count += 1
-            self.tokens += 1
-            text = decoding.push(token)
-            if decoding.stopped:
-                job.send(Piece(text=text, tokens=count, reason="stop"))
+            self.generated_tokens += 1
+            text = detokenizer.push(token)
+            if detokenizer.stopped:
+                job.send(Chunk(text=text, completion_tokens=count, finish_reason="stop"))
                 return
             if text:
-                job.send(Piece(text=text, tokens=count))
-        reason: Reason = "length" if count >= job.max_new_tokens else "stop"
-        job.send(Piece(text=decoding.end(), tokens=count, reason=reason))
+                job.send(Chunk(text=text, completion_tokens=count))
+        reason: FinishReason = "length" if count >= request.max_tokens else "stop"
+        job.send(Chunk(text=detokenizer.flush(), completion_tokens=count, finish_reason=reason))

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from benchmarks.common import EDGEOPT, cli, engine_of, only, timed
 from edgeopt.cli.commands import engines
 from edgeopt.release.ledger.operation import Desk
-from edgeopt.serving.requests import Reader
+from edgeopt.serving.request_parser import RequestParser
 
 PROMPTS = ("def read_lines(path):", "import os\n", "class Stack:\n", "for i in range(", "x = [")
 ENTRIES = 1000
@@ -81,18 +81,18 @@ def service(folder: Path, seconds: float = 120.0) -> None:
 def alone(engine: Path) -> tuple[dict[str, str], float]:
     """What the engine itself answers to each prompt, and its seconds a token in the median."""
     with engines.opened(str(engine)) as (opened, runtime):
-        reader = Reader(opened, "bench", context_length=opened.spec.context_length)
+        parser = RequestParser(opened, "bench", context_length=opened.spec.context_length)
         session = runtime.open(opened, threads=len(os.sched_getaffinity(0)))
         right, gaps = {}, []
         for prompt in PROMPTS:
-            ids, new = reader.completion({"prompt": prompt}).prompt, []
+            ids, new = parser.parse_completion({"prompt": prompt}).prompt, []
             last = time.perf_counter()
             for token in session.generate(ids, 32):
                 now = time.perf_counter()
                 gaps.append(now - last)
                 last = now
                 new.append(token)
-            right[prompt] = reader.tokenizer.decode(new)
+            right[prompt] = parser.tokenizer.decode(new)
         session.close()
     return right, statistics.median(gaps)
 

@@ -1,4 +1,4 @@
-"""Text that comes token by token."""
+"""Test incremental detokenization with multi-byte characters and stop texts."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from edgeopt.serving.detokenizer import Decoding
+from edgeopt.serving.detokenizer import Detokenizer
 
-BYTES = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
-BYTES.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-BYTES.decoder = decoders.ByteLevel()
+BYTE_TOKENIZER = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+BYTE_TOKENIZER.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTE_TOKENIZER.decoder = decoders.ByteLevel()
 
 
-def told(text: str, *stops: str) -> tuple[str, bool]:
-    """What comes of `text`, a byte a token."""
-    decoding, found = Decoding(BYTES, stops), ""
-    for token in BYTES.encode(text).ids:
-        found += decoding.push(token)
-        if decoding.stopped:
-            return found, True
-    return found + decoding.end(), False
+def detokenize(text: str, *stop: str) -> tuple[str, bool]:
+    """Encode `text` with one token per byte. Return the detokenized text, and whether a stop text ended it."""
+    detokenizer, output = Detokenizer(BYTE_TOKENIZER, stop), ""
+    for token in BYTE_TOKENIZER.encode(text).ids:
+        output += detokenizer.push(token)
+        if detokenizer.stopped:
+            return output, True
+    return output + detokenizer.flush(), False
 
 
 @given(st.text(max_size=40))
-def test_a_text_comes_out_as_it_went_in_whatever_its_characters_take(text: str) -> None:
-    assert told(text) == (text, False)
+def test_text_survives_round_trip(text: str) -> None:
+    assert detokenize(text) == (text, False)
 
 
 @given(text=st.text("ab", max_size=30), stops=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
-def test_a_text_ends_before_the_first_stop(text: str, stops: list[str]) -> None:
-    found, stopped = told(text, *stops)
+def test_output_ends_before_first_stop(text: str, stops: list[str]) -> None:
+    output, stopped = detokenize(text, *stops)
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     assert stopped == bool(ends)
     if not ends:
-        assert found == text
+        assert output == text
     else:
-        seen = text[: min(ends)[0]]
-        assert found == seen[: min(seen.find(stop) for stop in stops if stop in seen)]
+        consumed = text[: min(ends)[0]]
+        assert output == consumed[: min(consumed.find(stop) for stop in stops if stop in consumed)]
 
 
-def test_what_may_begin_a_stop_is_held_back_until_it_does_not() -> None:
-    decoding = Decoding(BYTES, ("END",))
-    assert [decoding.push(token) for token in BYTES.encode("xEN!").ids] == ["x", "", "", "EN!"]
+def test_partial_stop_is_held_back() -> None:
+    detokenizer = Detokenizer(BYTE_TOKENIZER, ("END",))
+    assert [detokenizer.push(token) for token in BYTE_TOKENIZER.encode("xEN!").ids] == ["x", "", "", "EN!"]

@@ -30,7 +30,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
     from edgeopt.config import assemble
     from edgeopt.serving.app import Service
-    from edgeopt.serving.requests import Reader
+    from edgeopt.serving.request_parser import RequestParser
     from edgeopt.serving.worker import Worker
 
     for name in ("waiting", "patience"):
@@ -38,14 +38,14 @@ def execute(args: argparse.Namespace) -> Outcome:
             raise ConfigError(f"{getattr(args, name):g} lets no request through", location=f"--{name}", hint="Give 1")
     assemble.quiet()
     with engines.opened(args.engine) as (engine, runtime):
-        reader = Reader(engine, args.name, context_length=engine.spec.context_length)
+        parser = RequestParser(engine, args.name, context_length=engine.spec.context_length)
         session = runtime.open(engine, threads=assemble.this_machine().cores)
-        worker = Worker(session, reader.tokenizer, waiting=args.waiting)
+        worker = Worker(session, parser.tokenizer, queue_size=args.waiting)
         display.err.print(f"serving {args.name} on http://{args.host}:{args.port}/v1, engine {engine.digest[:12]}…")
         sys.setswitchinterval(SWITCH_S)
-        app = Service(reader, worker, patience_s=args.patience).app()
+        app = Service(parser, worker, timeout_s=args.patience).app()
         uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
-    return Outcome(document={"engine": str(engine.directory), "tokens": worker.tokens})
+    return Outcome(document={"engine": str(engine.directory), "tokens": worker.generated_tokens})
 
 
 def show(document: Document) -> None:
