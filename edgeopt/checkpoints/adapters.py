@@ -26,7 +26,7 @@ _DOWN, _UP = "lora_A", "lora_B"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowRank:
+class LowRankUpdate:
     """An update of a matrix of shape (rows, columns).
 
     Attributes:
@@ -43,7 +43,7 @@ class LowRank:
         return self.up @ self.down
 
 
-def write(updates: Mapping[str, LowRank], directory: Path, name: str) -> None:
+def write(updates: Mapping[str, LowRankUpdate], directory: Path, name: str) -> None:
     """Keep the adapter `name`, its updates by the names of their modules, in a checkpoint's folder."""
     (directory / FOLDER).mkdir(exist_ok=True)
     downs = {names(module)[0]: update.down for module, update in updates.items()}
@@ -51,12 +51,12 @@ def write(updates: Mapping[str, LowRank], directory: Path, name: str) -> None:
     safetensors_io.write(downs | ups, directory / path_of(name))
 
 
-def read(directory: Path, name: str) -> dict[str, LowRank]:
+def read(directory: Path, name: str) -> dict[str, LowRankUpdate]:
     """The updates of the adapter `name` by module. Raises InputError where its file is corrupt or missing."""
     tensors = safetensors_io.read(directory / path_of(name))
     modules = [key.removesuffix(f".{_DOWN}") for key in tensors if key.endswith(f".{_DOWN}")]
     factors = {module: [tensors[factor] for factor in names(module)] for module in modules}
-    return {module: LowRank(down=down, up=up) for module, (down, up) in factors.items()}
+    return {module: LowRankUpdate(down=down, up=up) for module, (down, up) in factors.items()}
 
 
 def arrays(directory: Path, name: str) -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ def names(module: str) -> tuple[str, str]:
 
 
 @contextmanager
-def attached(network: nn.Module, updates: Mapping[str, LowRank]) -> Iterator[None]:
+def attached(network: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Iterator[None]:
     """While it is entered, the modules in `updates` compute with them; the weights stay as they are."""
     handles = [network.get_submodule(name).register_forward_hook(_adding(u)) for name, u in updates.items()]
     try:
@@ -85,7 +85,7 @@ def attached(network: nn.Module, updates: Mapping[str, LowRank]) -> Iterator[Non
             handle.remove()
 
 
-def _adding(update: LowRank) -> Callable[..., Tensor]:
+def _adding(update: LowRankUpdate) -> Callable[..., Tensor]:
     def add(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         return output + inputs[0] @ update.down.T @ update.up.T
 

@@ -88,7 +88,7 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
         for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
             if sizes != present:
                 _resize(layer, sizes, spec.head_size)
-    state = quantized_matrix.expanded(safetensors_io.read_folder(checkpoint.directory))
+    state = quantized_matrix.dequantize(safetensors_io.read_folder(checkpoint.directory))
     _make_biases(network, state)
     own = network.state_dict()
     if state.keys() - own.keys():

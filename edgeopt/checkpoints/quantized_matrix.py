@@ -65,7 +65,7 @@ def rounded(state: Mapping[str, Tensor]) -> dict[str, QuantizedMatrix]:
     return {name: QuantizedMatrix(**{part: state[f"{name}.{part}"] for part in _PARTS}) for name in names}
 
 
-def expanded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def dequantize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's tensors with the float weights that its grids stand for."""
     floats = {key: tensor for key, tensor in state.items() if key.rpartition(".")[2] not in _PARTS}
     return floats | {f"{name}.weight": matrix.weight for name, matrix in rounded(state).items()}

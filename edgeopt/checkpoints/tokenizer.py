@@ -51,7 +51,7 @@ def prefix(directory: Path) -> list[int]:
     return [] if number is None else [number]
 
 
-def end_tokens(directory: Path) -> frozenset[int]:
+def eos_token_ids(directory: Path) -> frozenset[int]:
     """End-of-sequence ids from `generation_config.json` or, without it, `config.json`."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name

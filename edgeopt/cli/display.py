@@ -210,7 +210,7 @@ def _trial_line(row: Row, result: TrialResult) -> Text:
         why = result.failure.message.splitlines()[0][:120]
         return Text.assemble(("✗", "red"), f"{trial} failed in {result.failure.stage}: {why}")
     if result.refused:
-        return Text.assemble(("⊘", "yellow"), f"{trial} refused at {result.refused}: {result.broken[0].message}")
+        return Text.assemble(("⊘", "yellow"), f"{trial} refused at {result.refused}: {result.violated[0].message}")
     trial += f" {label(row.params)} ({sum(result.timings_s.values()):.0f} s)"
     if result.feasible:
         return Text.assemble(("✓", "green"), trial)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeopt.core.model_spec import LLAMA_BITS, ModelSpec
+from edgeopt.core.model_spec import LLAMA_CPP_BITS, ModelSpec
 from edgeopt.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ def require_float(spec: ModelSpec, step: str, alternative: str = "") -> None:
     The KV cache must not be calibrated and no separate adapter may exist either. `alternative` is an additional
     action for the hint.
     """
-    if spec.schemes or spec.weight_dtype in LLAMA_BITS:
+    if spec.schemes or spec.weight_dtype in LLAMA_CPP_BITS:
         raise ConfigError(
             f"{step} cannot follow quantize: it would change weights that are already quantized",
             location="order",

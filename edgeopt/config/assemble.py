@@ -18,7 +18,7 @@ from edgeopt.checkpoints import importing, tokenizer
 from edgeopt.config import parse as configs
 from edgeopt.config.compose import Composer, Config
 from edgeopt.core.artifact import MANIFEST, Engine
-from edgeopt.core.config_objects import canonical, instantiate, to_config
+from edgeopt.core.config_objects import canonical_json, instantiate, to_config
 from edgeopt.core.corpus import Text, require_disjoint
 from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import Lease, Progress, Runtime
@@ -146,7 +146,7 @@ def bench(config: Config) -> BoundBench:
         bench=configs.part(config, "measure"),
         target=configs.part(config, "target"),
         device=this_machine(),
-        evaluation=text(canonical(config["evaluation"])),
+        evaluation=text(canonical_json(config["evaluation"])),
     )
 
 
@@ -155,7 +155,7 @@ def job(config: Config, config_dir: Path | None) -> Job:
     recipe = configs.recipe(config)
     configs.cache_limit(config)
     bound = bench(config)
-    calibration = text(canonical(config["calibration"]))
+    calibration = text(canonical_json(config["calibration"]))
     require_disjoint(calibration, bound.evaluation)
     short = restrict_to_quality(bound.bench)
     return Job(
@@ -188,7 +188,7 @@ def checked(config: Config, config_dir: Path | None) -> Job:
     pipeline.check(made, store(config))
     folder = made.source.locate()
     for key in ("calibration", "evaluation"):
-        tokenizer.windows(text(canonical(config[key])), folder, length=made.target.context_length, limit=1)
+        tokenizer.windows(text(canonical_json(config[key])), folder, length=made.target.context_length, limit=1)
     return made
 
 
@@ -234,7 +234,7 @@ def predict_trial(request: Request, params: Params) -> Prediction:
             configs.part(config, "runtime"),
             configs.recipe(config),
         )
-        original, carried_bytes = _model(canonical(config["model"]))
+        original, carried_bytes = _model(canonical_json(config["model"]))
         steps = [(name, instantiate(step, f"step.{name}")) for name, step in recipe.steps]
         plan = pipeline.plan(steps, runtime, original)
     except EdgeoptError as error:
@@ -245,7 +245,7 @@ def predict_trial(request: Request, params: Params) -> Prediction:
     uncompressed = plan.runtime.baseline.predict(original, target, carried_bytes=carried_bytes)
     return Prediction(
         result=replace(
-            expected, recipe=recipe.described, predictions=predictions, emulated=emulated, target=target.name
+            expected, recipe=recipe.summary(), predictions=predictions, emulated=emulated, target=target.name
         ),
         expected_error=expected_error([step for _, step in steps], plan.specs),
         baseline={m.metric: m.value for m in uncompressed},

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core.config_objects import nearest
+from edgeopt.core.config_objects import did_you_mean
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _freed(override: str, name: str) -> str:
 def _require_keys(config: Config) -> None:
     for key in config:
         if key not in (*REQUIRED, *OPTIONAL) and not key.startswith("_"):
-            hint = nearest(key, (*REQUIRED, *OPTIONAL)) or f"The keys are: {', '.join((*REQUIRED, *OPTIONAL))}"
+            hint = did_you_mean(key, (*REQUIRED, *OPTIONAL)) or f"The keys are: {', '.join((*REQUIRED, *OPTIONAL))}"
             raise ConfigError("no part of edgeopt reads this key", location=key, hint=hint)
     for key in REQUIRED:
         if key not in config:
@@ -230,7 +230,7 @@ def _unknown(key: str, overrides: Sequence[str], name: str, config_dir: Path | N
         return ConfigError(
             "there is no such key", location=key, hint=f"{above} holds no keys; a recipe, target or sweep fills it"
         )
-    near = nearest(parts[depth], names, ".".join([*parts[:depth], "{}", *parts[depth + 1 :]]))
+    near = did_you_mean(parts[depth], names, ".".join([*parts[:depth], "{}", *parts[depth + 1 :]]))
     hint = near or f"{above or 'The config'} has: {', '.join(names)}"
     return ConfigError("there is no such key", location=key, hint=hint)
 
@@ -244,4 +244,4 @@ def _groups(config_dir: Path | None) -> list[str]:
 
 def _choose(given: str, known: Iterable[str]) -> str:
     known = list(known)
-    return f"{nearest(given, known)} Choose one of: {', '.join(known) or 'nothing, the folder is empty'}".strip()
+    return f"{did_you_mean(given, known)} Choose one of: {', '.join(known) or 'nothing, the folder is empty'}".strip()

@@ -56,7 +56,7 @@ class Artifact:
         """Of the manifest as it lies in the folder."""
         return sha256_of(self.directory / MANIFEST)
 
-    def to_config(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Where it lies and what it is, in plain JSON types."""
         return {
             "directory": str(self.directory),

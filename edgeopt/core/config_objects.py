@@ -20,7 +20,7 @@ from edgeopt.errors import ConfigError
 PLUGIN_GROUP = "edgeopt.plugins"
 
 
-def canonical(data: object) -> str:
+def canonical_json(data: object) -> str:
     """JSON with sorted keys and no spaces: equal data gives equal text."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -29,7 +29,7 @@ def digest(data: object) -> str:
     """sha256 of the canonical JSON, in hexadecimal."""
     from hashlib import sha256  # its library takes 5 MiB, which the measured process does without
 
-    return sha256(canonical(data).encode()).hexdigest()
+    return sha256(canonical_json(data).encode()).hexdigest()
 
 
 def to_config(part: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def instantiate(data: Any, location: str = "") -> Any:
         raise ConfigError(
             f"unknown key {unknown[0]!r}",
             location=f"{location}.{unknown[0]}" if location else unknown[0],
-            hint=f"{nearest(unknown[0], fields)} {takes}".strip(),
+            hint=f"{did_you_mean(unknown[0], fields)} {takes}".strip(),
         )
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -84,7 +84,7 @@ def instantiate(data: Any, location: str = "") -> Any:
         raise (error if error.location.startswith(f"{location}.") else error.at(location)) from error
 
 
-def nearest(given: str, known: Iterable[str], form: str = "{}") -> str:
+def did_you_mean(given: str, known: Iterable[str], form: str = "{}") -> str:
     """`Did you mean …?` with the name most like `given`, put into `form`; "" where none is alike."""
     from difflib import get_close_matches  # errors alone need it
 

@@ -25,7 +25,7 @@ class Text:
     def digest(self) -> str:
         return digest(list(self.documents))
 
-    def to_config(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What it is, in plain JSON types, without the text itself."""
         return {
             "name": self.name,

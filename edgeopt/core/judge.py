@@ -45,11 +45,11 @@ def _judged(limit: Limit, found: Measurement | None, bound: float | None) -> tup
         return None, "it was not measured"
     if bound is None:
         return None, "the baseline that it refers to was not measured"
-    worse, way, side = (found.low, "down", "below") if limit.least else (found.high, "up", "above")
+    worse, way, side = (found.low, "down", "below") if limit.is_minimum else (found.high, "up", "above")
     shown = f"{units.show(found.value, limit.unit)}, interval {way} to {units.show(worse, limit.unit)}"
     if not (math.isfinite(found.value) and math.isfinite(worse)):
         return None, f"{shown}, is no number"
-    excess = _excess(worse, bound, limit.least)
+    excess = _excess(worse, bound, limit.is_minimum)
     if excess > 0:
         return excess, f"{shown}, is {side} {units.show(bound, limit.unit)}"
     if found.noisy:
@@ -57,7 +57,7 @@ def _judged(limit: Limit, found: Measurement | None, bound: float | None) -> tup
     return excess, ""
 
 
-def _excess(worse: float, bound: float, least: bool) -> float:
+def _excess(worse: float, bound: float, is_minimum: bool) -> float:
     if bound == 0:  # a multiple of a baseline of zero: kept by zero, and any more is as bad as twice a limit
-        return 0.0 if least or worse <= 0 else 1.0
-    return 1.0 - worse / bound if least else worse / bound - 1.0
+        return 0.0 if is_minimum or worse <= 0 else 1.0
+    return 1.0 - worse / bound if is_minimum else worse / bound - 1.0

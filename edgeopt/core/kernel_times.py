@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from edgeopt.core.model_spec import EMBEDDING, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
 
-SIDES = (128, 256, 512, 1024)
+MATRIX_SIDES = (128, 256, 512, 1024)
 """Sides of the square matrices that are timed."""
-WORKING_SETS = (2**20, 2**22, 2**24, 2**25, 2**26, 2**28)
+WORKING_SET_BYTES = (2**20, 2**22, 2**24, 2**25, 2**26, 2**28)
 """Bytes of all weights that a token reads, which decide whether a cache still holds them: closer together where most
 of the last-level caches end."""
 FLOAT = "fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kernels:
+class KernelTimes:
     """Times of one runtime on one device, measured by `edgeopt profile`.
 
     Attributes:
@@ -37,9 +37,9 @@ class Kernels:
 
     def __post_init__(self) -> None:
         for name, rows in self.matrix.items():
-            if [len(row) for row in rows] != [len(SIDES)] * len(WORKING_SETS):
+            if [len(row) for row in rows] != [len(MATRIX_SIDES)] * len(WORKING_SET_BYTES):
                 raise ConfigError(
-                    f"its times are no {len(WORKING_SETS)} rows of {len(SIDES)}",
+                    f"its times are no {len(WORKING_SET_BYTES)} rows of {len(MATRIX_SIDES)}",
                     location=f"matrix.{name}",
                     hint="Measure the device again: edgeopt profile",
                 )
@@ -53,10 +53,10 @@ class Kernels:
     def decode_us(self, spec: ModelSpec) -> float:
         """Microseconds of one token after a short prompt."""
         schemes = {name: spec.schemes.get(name) for name in spec.matrices}
-        read = sum(read_bytes(spec, name, grid) for name, grid in schemes.items())
-        return self.beside_us(spec) + sum(self.unit_us(spec, name, grid, read) for name, grid in schemes.items())
+        read = sum(bytes_per_token(spec, name, grid) for name, grid in schemes.items())
+        return self.non_matrix_us(spec) + sum(self.unit_us(spec, name, grid, read) for name, grid in schemes.items())
 
-    def beside_us(self, spec: ModelSpec) -> float:
+    def non_matrix_us(self, spec: ModelSpec) -> float:
         """Microseconds of one token without its matrices."""
         each_us, channel_ns, head_ns = self.layer
         heads = sum(layer.heads for layer in spec.layers)
@@ -73,32 +73,32 @@ class Kernels:
         calls = 2 if name.endswith("gate_up") else 1
         weights = math.prod(spec.matrices[name]) / calls
         found = [_product_us(row, weights) for row in self._times(grid)]
-        return calls * _line([math.log(n) for n in WORKING_SETS], found, math.log(max(1.0, working_set)))
+        return calls * _line([math.log(n) for n in WORKING_SET_BYTES], found, math.log(max(1.0, working_set)))
 
     def _times(self, grid: QuantizationScheme | None) -> tuple[tuple[float, ...], ...]:
         try:
-            return self.matrix[kind(grid)]
+            return self.matrix[matrix_kind(grid)]
         except KeyError as error:
             raise ConfigError(
-                f"no times of {kind(grid)} matrices were measured",
+                f"no times of {matrix_kind(grid)} matrices were measured",
                 location="target.kernels",
                 hint="Measure the device again: edgeopt profile",
             ) from error
 
 
-def kind(grid: QuantizationScheme | None) -> str:
+def matrix_kind(grid: QuantizationScheme | None) -> str:
     """The kind of matrix that a device's times are listed by; fp16 is computed in fp32."""
     if grid is None:
         return FLOAT
     return f"int{grid.bits}/{grid.block_size if grid.inputs == 'float' else grid.inputs}"
 
 
-def read_bytes(spec: ModelSpec, name: str, grid: QuantizationScheme | None) -> int:
+def bytes_per_token(spec: ModelSpec, name: str, grid: QuantizationScheme | None) -> int:
     """Bytes of the unit `name` on `grid` that each token reads; all units together are the working set."""
-    return 0 if name == EMBEDDING else round(math.prod(spec.matrices[name]) * weight_bytes(grid))
+    return 0 if name == EMBEDDING else round(math.prod(spec.matrices[name]) * bytes_per_weight(grid))
 
 
-def weight_bytes(grid: QuantizationScheme | None) -> float:
+def bytes_per_weight(grid: QuantizationScheme | None) -> float:
     """Bytes that are read for each weight: packed blocks have a scale and the sum of their weights beside, in fp32."""
     if grid is None:
         return 4.0
@@ -107,7 +107,7 @@ def weight_bytes(grid: QuantizationScheme | None) -> float:
 
 def _product_us(times: tuple[float, ...], weights: float) -> float:
     """A straight line in logarithms between two sides, and beyond them as long for each weight as at the last."""
-    known = [side**2 for side in SIDES]
+    known = [side**2 for side in MATRIX_SIDES]
     if weights >= known[-1]:
         return times[-1] * weights / known[-1]
     return math.exp(_line([math.log(n) for n in known], [math.log(us) for us in times], math.log(weights)))

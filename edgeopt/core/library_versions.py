@@ -6,7 +6,7 @@ import contextlib
 from functools import cache
 from importlib import metadata
 
-DECISIVE = (
+TRACKED_LIBRARIES = (
     "torch",
     "transformers",
     "peft",
@@ -23,7 +23,7 @@ DECISIVE = (
 @cache
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what an engine is."""
-    return installed(DECISIVE)
+    return installed(TRACKED_LIBRARIES)
 
 
 def distribution(module: str) -> str:

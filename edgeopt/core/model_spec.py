@@ -71,12 +71,12 @@ class KvCacheScheme:
     per_channel: bool
 
 
-LLAMA_BITS: Mapping[str, float] = {
+LLAMA_CPP_BITS: Mapping[str, float] = {
     **{"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.68, "Q4_K_M": 4.84, "Q4_K_S": 4.58, "Q4_0": 4.55, "IQ4_XS": 4.31},
     **{"Q3_K_M": 3.91, "Q2_K": 3.35},
 }
 """About how many bits a weight takes in what llama.cpp rounds to by itself: those that it lists for Llama 2 7B."""
-DTYPE_BITS: Mapping[str, float] = {"fp32": 32, "fp16": 16, **LLAMA_BITS}
+DTYPE_BITS: Mapping[str, float] = {"fp32": 32, "fp16": 16, **LLAMA_CPP_BITS}
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
     "o": ("o_proj",),

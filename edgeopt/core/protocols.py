@@ -67,7 +67,7 @@ class CompressionContext:
     """
 
     original: Checkpoint
-    floating: Checkpoint
+    float_checkpoint: Checkpoint
     calibration: Text
     cache: Cache
     progress: Progress
@@ -109,7 +109,7 @@ class Session(Protocol):
     """
 
     @property
-    def computed_by(self) -> Sequence[str]:
+    def backends(self) -> Sequence[str]:
         """What really computes, first what computes most: a provider, a backend, a GPU."""
         ...
 
@@ -193,7 +193,7 @@ class Runtime(Protocol):
 class DeviceBound(Protocol):
     """A runtime whose engines are built on the device that runs them; elsewhere it leaves the plan of one."""
 
-    def device(self) -> str:
+    def build_device(self) -> str:
         """What engines are built for on this machine; empty where it can build none."""
         ...
 
@@ -202,7 +202,7 @@ class DeviceBound(Protocol):
 class SupportsBreakdown(Protocol):
     """A runtime that knows by arithmetic what each part of an engine takes."""
 
-    def parts(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
+    def breakdown(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
         """Bytes by name: those on disk and their sum, then those in memory and their sum. As `predict` else."""
         ...
 
@@ -211,21 +211,21 @@ class SupportsBreakdown(Protocol):
 class SupportsAffinity(Protocol):
     """A runtime that may have a processor of its own for each thread."""
 
-    def processors(self, threads: int) -> Sequence[int]:
+    def cpu_ids(self, threads: int) -> Sequence[int]:
         """Those of `threads` threads; none where they may move. BuildError where this process may not use them."""
         ...
 
 
-FILES = "files"
+FILES_GROUP = "files"
 """The group of probes that look at an engine's files alone: they collect without a process, and nothing is opened."""
-GENERATION = "generation"
+GENERATION_GROUP = "generation"
 """The group of probes whose processes do what serving does and no more: the target's memory cap holds these."""
 
 Samples = Mapping[str, Any]
 """Raw figures of one process in plain JSON types, by a probe's own names."""
 
 
-class Subject(Protocol):
+class ProbeContext(Protocol):
     """What a probe sees inside the measured process."""
 
     engine: Engine
@@ -254,13 +254,13 @@ class Probe(Protocol):
     METRICS: ClassVar[Mapping[str, str]]
     """Every metric that the probe may report, with its unit."""
     GROUP: ClassVar[str]
-    """Probes of one group share their processes; others never do. Those of the group FILES need none."""
-    TIMED: ClassVar[bool]
+    """Probes of one group share their processes; others never do. Those of the group FILES_GROUP need none."""
+    TIMING_SENSITIVE: ClassVar[bool]
     """Whether load of other processes spoils the figures."""
     processes: int
     """How many fresh processes are asked for samples."""
 
-    def collect(self, subject: Subject) -> Samples: ...
+    def collect(self, subject: ProbeContext) -> Samples: ...
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]: ...
 

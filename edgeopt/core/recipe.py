@@ -26,8 +26,7 @@ class Recipe:
         """Equal for recipes that do the same, whatever their steps are called."""
         return digest([self.model, [step for _, step in self.steps], self.runtime])
 
-    @property
-    def described(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Text, digest and descriptions, as results keep them."""
         return {"text": str(self), "digest": self.digest, **asdict(self)}
 

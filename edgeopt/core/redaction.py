@@ -6,7 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 
-def without_password(url: str) -> str:
+def redact_password(url: str) -> str:
     """`url` for messages and records."""
     location = urlsplit(url).netloc
     user, _, host = location.rpartition("@")

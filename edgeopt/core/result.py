@@ -128,7 +128,7 @@ class TrialResult:
         return {m.metric: m.value for m in self.measurements}
 
     @property
-    def broken(self) -> tuple[Verdict, ...]:
+    def violated(self) -> tuple[Verdict, ...]:
         """Verdicts on limits that are surely broken: by the best that was predicted, or by a whole interval."""
         ends = {m.metric: (m.low, m.high) for m in self.measurements if not m.noisy}
         return tuple(v for v in self.verdicts if _surely_broken(v, ends.get(v.metric)))
@@ -165,7 +165,7 @@ def current_rung(name: str) -> str:
     return _FORMER_RUNGS.get(name, name)
 
 
-def undone(refused: str) -> str:
+def skipped_work(refused: str) -> str:
     """What was not done any more once a limit was found broken at the rung `refused`."""
     return {PREDICTION: "nothing was built", "divergence": "no engine was built"}.get(
         refused, f"nothing was measured after {refused}"

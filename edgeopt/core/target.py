@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgeopt.core import units
 from edgeopt.core.config_objects import digest
-from edgeopt.core.kernel_times import Kernels
+from edgeopt.core.kernel_times import KernelTimes
 from edgeopt.errors import ConfigError
 
 _DIRECTION = re.compile(r"\s*at (most|least)\s+(.*)")
@@ -69,7 +69,7 @@ class Target:
     threads: int = 0
     context_length: int = 512
     memory_cap: str | None = None
-    kernels: Kernels | None = None
+    kernels: KernelTimes | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -111,7 +111,7 @@ class Limit:
     unit: str
     absolute: float | None = None
     baseline_factor: float | None = None
-    least: bool = False
+    is_minimum: bool = False
 
     @classmethod
     def parse(cls, metric: str, text: str | float, known: Mapping[str, str]) -> Limit:
@@ -122,7 +122,7 @@ class Limit:
             raise ConfigError(f"unknown metric {metric!r}", location=location, hint=f"Choose one of: {', '.join(near)}")
         unit = known[metric]
         directed = _DIRECTION.fullmatch(str(text))
-        least, quantity = (directed[1] == "least", directed[2]) if directed else (False, text)
+        is_minimum, quantity = (directed[1] == "least", directed[2]) if directed else (False, text)
         relative = _RELATIVE.fullmatch(str(quantity))
         try:
             bound = float(relative[1]) if relative else units.parse(quantity, unit)
@@ -131,8 +131,8 @@ class Limit:
         if bound <= 0:
             raise ConfigError(f"{text!r} can never be kept", location=location, hint="Give a limit above zero")
         if relative:
-            return cls(metric=metric, unit=unit, baseline_factor=bound, least=least)
-        return cls(metric=metric, unit=unit, absolute=bound, least=least)
+            return cls(metric=metric, unit=unit, baseline_factor=bound, is_minimum=is_minimum)
+        return cls(metric=metric, unit=unit, absolute=bound, is_minimum=is_minimum)
 
     def bound(self, baseline_value: float | None) -> float | None:
         """The limit in the metric's unit; None where the baseline that it refers to was not measured."""
@@ -143,7 +143,7 @@ class Limit:
         return self.baseline_factor * baseline_value
 
     def __str__(self) -> str:
-        direction = "at least" if self.least else "at most"
+        direction = "at least" if self.is_minimum else "at most"
         if self.absolute is not None:
             return f"{direction} {units.show(self.absolute, self.unit)}"
         return f"{direction} {self.baseline_factor:g} x baseline"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ALIASES: Mapping[str, str] = {
-    "edgeopt.kernels.Kernels": "edgeopt.core.kernel_times.Kernels",
+    "edgeopt.kernels.Kernels": "edgeopt.core.kernel_times.KernelTimes",
     "edgeopt.measure.bench.Bench": "edgeopt.measure.harness.bench.Bench",
     "edgeopt.measure.continuations.Continuations": "edgeopt.measure.probes.generation.Generation",
     "edgeopt.measure.energy.Energy": "edgeopt.measure.probes.energy.Energy",

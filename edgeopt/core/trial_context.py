@@ -13,7 +13,7 @@ VARIABLE = "EDGEOPT_CONTEXT"
 
 
 @contextmanager
-def working_on(study: str, number: int, recipe: str) -> Iterator[None]:
+def trial_environment(study: str, number: int, recipe: str) -> Iterator[None]:
     """Inside the block, and in processes that are started there, `known` tells of this trial."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = json.dumps({tags.STUDY: study, tags.TRIAL: f"{study}/{number}", tags.RECIPE: recipe})

@@ -13,7 +13,7 @@ from typing import Any
 from edgeopt.core.judge import judge
 from edgeopt.core.result import Failure, Measurement, TrialResult
 from edgeopt.core.target import Limit
-from edgeopt.core.trial_context import working_on
+from edgeopt.core.trial_context import trial_environment
 from edgeopt.errors import ConfigError, InfeasibleError
 from edgeopt.search.pareto.front import Objective
 from edgeopt.search.snapshot import snapshot
@@ -130,7 +130,7 @@ class _Trials:
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = self._now
         try:
-            with working_on(sweep.search.study, self._now, " ".join(overrides(params))):
+            with trial_environment(sweep.search.study, self._now, " ".join(overrides(params))):
                 answer = run_job(
                     hydra_context=context,
                     task_function=self._worker.task,

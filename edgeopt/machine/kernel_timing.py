@@ -12,7 +12,7 @@ from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core.kernel_times import SIDES, WORKING_SETS, kind, weight_bytes
+from edgeopt.core.kernel_times import MATRIX_SIDES, WORKING_SET_BYTES, bytes_per_weight, matrix_kind
 from edgeopt.core.protocols import Progress
 from edgeopt.machine.contention import ContentionProbe, select_undisturbed
 
@@ -45,7 +45,7 @@ def time_matrix_kernels(
     pace: ContentionProbe,
     progress: Progress,
 ) -> dict[str, tuple[tuple[float, ...], ...]]:
-    """The times of each kind of matrix, as edgeopt.core.kernel_times.Kernels lists them.
+    """The times of each kind of matrix, as edgeopt.core.kernel_times.KernelTimes lists them.
 
     Where a chain would be too long, each weight is taken to be slowed down among so many bytes as those of the largest
     matrices are; where the machine has too little memory for it, as reading it at `read_gb_per_s` makes it.
@@ -56,8 +56,10 @@ def time_matrix_kernels(
     found: dict[str, list[np.ndarray]] = {}
     for _ in range(PASSES):
         for grid in schemes:
-            progress(f"timing {kind(grid)} matrices")
-            found.setdefault(kind(grid), []).append(np.array(_timed(grid, threads, ram_bytes, read_gb_per_s, pace)))
+            progress(f"timing {matrix_kind(grid)} matrices")
+            found.setdefault(matrix_kind(grid), []).append(
+                np.array(_timed(grid, threads, ram_bytes, read_gb_per_s, pace))
+            )
     times = {}
     for name, passes in found.items():
         rising = np.maximum.accumulate(np.maximum.accumulate(np.median(passes, axis=0), axis=0), axis=1)
@@ -71,16 +73,18 @@ def _timed(
     """Seconds of a product, a row for each working set."""
     known: dict[tuple[int, int], float] = {}
     rows: list[list[float]] = []
-    for size in WORKING_SETS:
+    for size in WORKING_SET_BYTES:
         row: list[float] = []
-        for side in reversed(SIDES):
+        for side in reversed(MATRIX_SIDES):
             weights = side**2
-            count = max(PRODUCTS[0], round(size / weight_bytes(grid) / weights))
+            count = max(PRODUCTS[0], round(size / bytes_per_weight(grid) / weights))
             if count > PRODUCTS[1]:
-                slower_s = (row[0] - rows[-1][-1]) / SIDES[-1] ** 2
-                row.append(rows[-1][SIDES.index(side)] + max(0.0, slower_s) * weights)
+                slower_s = (row[0] - rows[-1][-1]) / MATRIX_SIDES[-1] ** 2
+                row.append(rows[-1][MATRIX_SIDES.index(side)] + max(0.0, slower_s) * weights)
             elif rows and size * HEADROOM > ram_bytes:
-                row.append(max(rows[-1][SIDES.index(side)], weights * weight_bytes(grid) / read_gb_per_s / 1e9))
+                row.append(
+                    max(rows[-1][MATRIX_SIDES.index(side)], weights * bytes_per_weight(grid) / read_gb_per_s / 1e9)
+                )
             else:
                 if (side, count) not in known:
                     known[side, count] = _seconds(grid, side, count, threads, pace)

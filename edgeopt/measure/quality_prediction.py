@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeopt.core.model_spec import LLAMA_BITS
+from edgeopt.core.model_spec import LLAMA_CPP_BITS
 from edgeopt.core.result import Measurement
 from edgeopt.measure.probes.quality import Quality
 
@@ -51,7 +51,7 @@ class QualityPredictor:
     def covers(self, spec: ModelSpec) -> bool:
         """Return whether an engine of this model rounds only its weights."""
         float_inputs = all(scheme.inputs == "float" for scheme in spec.schemes.values())
-        return float_inputs and spec.kv_cache is None and spec.weight_dtype not in LLAMA_BITS
+        return float_inputs and spec.kv_cache is None and spec.weight_dtype not in LLAMA_CPP_BITS
 
     def predict(self, observed: Sequence[Measurement], baseline: Mapping[str, float]) -> tuple[Measurement, ...]:
         """Return the predicted metrics of the engine.

@@ -21,7 +21,7 @@ def early_stop_verdicts(
     predicted, else on nothing.
     """
     known = {m.metric: m for m in figures}
-    from_below = {limit.metric for limit in limits if limit.least}
+    from_below = {limit.metric for limit in limits if limit.is_minimum}
     hoped = [_at(m, m.high if m.metric in from_below else m.low) for m in known.values() if not m.noisy]
     at_best = judge(hoped, limits, baseline)
     if not any(v.excess is not None and v.excess > 0 for v in at_best):

@@ -22,7 +22,7 @@ from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.judge import judge
 from edgeopt.core.model_spec import ModelSpec
-from edgeopt.core.protocols import FILES, DeviceBound, ModelSource, Progress, Runtime, Step
+from edgeopt.core.protocols import FILES_GROUP, DeviceBound, ModelSource, Progress, Runtime, Step
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.result import PREDICTION, Failure, Measurement, TrialResult
 from edgeopt.errors import BuildError, ConfigError, EdgeoptError
@@ -76,7 +76,7 @@ class _Climb:
         self.baseline: Mapping[str, float] = {}
         self._folders: list[Path] = []
         self.result = TrialResult(
-            recipe=job.recipe.described,
+            recipe=job.recipe.summary(),
             target=job.target.name,
             device=to_config(job.device),
             emulated=job.target.is_emulated_by(job.device),
@@ -129,7 +129,7 @@ class _Climb:
             with work.at(f"measure/{group}"):
                 self._measure(engine, checkpoint, group, base_folders)
             if group != groups[-1]:
-                yield "build" if group == FILES else group
+                yield "build" if group == FILES_GROUP else group
         self.result = replace(self.result, verdicts=judge(self.result.measurements, job.limits, self.baseline))
 
     def keep_samples(self) -> None:
@@ -138,11 +138,11 @@ class _Climb:
             self.work.gather(self.job.bench, self._folders)
 
     def _compress(self, original: Checkpoint) -> Checkpoint:
-        checkpoint = floating = original
+        checkpoint = float_checkpoint = original
         for name, step in self.job.steps:
             with self.work.at(f"compress/{name}"):
-                checkpoint = self.work.compress(step, checkpoint, original, floating, self.job.calibration)
-                floating = checkpoint if checkpoint.spec == checkpoint.spec.in_fp32 else floating
+                checkpoint = self.work.compress(step, checkpoint, original, float_checkpoint, self.job.calibration)
+                float_checkpoint = checkpoint if checkpoint.spec == checkpoint.spec.in_fp32 else float_checkpoint
                 self.work.keep(f"steps/{name}", checkpoint.directory / "artifacts")
         return checkpoint
 
@@ -151,7 +151,7 @@ class _Climb:
             engine = self.work.build(self.job.runtime, checkpoint, self.job.recipe)
         self.result = replace(
             self.result,
-            engine=engine.to_config(),
+            engine=engine.summary(),
             notes=(*self.result.notes, *(f"lint: {finding}" for finding in self.job.runtime.lint(engine))),
         )
         return engine
@@ -247,7 +247,7 @@ def _fitting(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tup
 
 def is_device_missing(runtime: Runtime) -> bool:
     """Whether the runtime's engines are built on a device that is not here."""
-    return isinstance(runtime, DeviceBound) and not runtime.device()
+    return isinstance(runtime, DeviceBound) and not runtime.build_device()
 
 
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:

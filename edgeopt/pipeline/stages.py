@@ -15,7 +15,16 @@ from edgeopt.core.artifact import Checkpoint, Engine, link_tree
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.corpus import Text
 from edgeopt.core.library_versions import versions
-from edgeopt.core.protocols import FILES, CompressionContext, DeviceBound, Lease, ModelSource, Progress, Runtime, Step
+from edgeopt.core.protocols import (
+    FILES_GROUP,
+    CompressionContext,
+    DeviceBound,
+    Lease,
+    ModelSource,
+    Progress,
+    Runtime,
+    Step,
+)
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.result import Measurement
 from edgeopt.pipeline.job import EngineBench, Job
@@ -98,11 +107,15 @@ class Work:
         return Checkpoint.read(made)
 
     def compress(
-        self, step: Step, checkpoint: Checkpoint, original: Checkpoint, floating: Checkpoint, calibration: Text
+        self, step: Step, checkpoint: Checkpoint, original: Checkpoint, float_checkpoint: Checkpoint, calibration: Text
     ) -> Checkpoint:
         description = to_config(step)
         context = CompressionContext(
-            original=original, floating=floating, calibration=calibration, cache=self, progress=self.progress
+            original=original,
+            float_checkpoint=float_checkpoint,
+            calibration=calibration,
+            cache=self,
+            progress=self.progress,
         )
 
         def produce(directory: Path) -> None:
@@ -117,7 +130,7 @@ class Work:
     def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:
         description = to_config(runtime)
         decisive = {name: value for name, value in description.items() if name not in runtime.SESSION_FIELDS}
-        inputs = [checkpoint.digest, runtime.device() if isinstance(runtime, DeviceBound) else ""]
+        inputs = [checkpoint.digest, runtime.build_device() if isinstance(runtime, DeviceBound) else ""]
 
         def produce(directory: Path) -> None:
             with self._working():
@@ -177,8 +190,8 @@ class Work:
 
     def _in_torch(self, job: Job, checkpoint: Checkpoint) -> Engine:
         """The reference runtime's engine of the float weights that `checkpoint` stands for."""
-        floating = replace(checkpoint, spec=checkpoint.spec.in_fp32)
-        return self.build(job.reference, floating, replace(job.recipe, runtime=to_config(job.reference)))
+        float_checkpoint = replace(checkpoint, spec=checkpoint.spec.in_fp32)
+        return self.build(job.reference, float_checkpoint, replace(job.recipe, runtime=to_config(job.reference)))
 
     def _measured(
         self,
@@ -196,7 +209,7 @@ class Work:
         fresh = fresh and not only
 
         def produce(directory: Path) -> None:
-            with nullcontext() if group == FILES else self._measuring() if fresh else self._working():
+            with nullcontext() if group == FILES_GROUP else self._measuring() if fresh else self._working():
                 found = measure(engine, runtime, directory, references, self.progress, probes, fresh=fresh)
             (directory / "measurements.json").write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
 

@@ -121,7 +121,7 @@ def candidate(
         none = Trial(run_id="", run_tags={}, ended_s=0.0, result=None)
         return Candidate(snapshot=snapshot, limits=limits, trial=none, model_id="", folder=None, missing=missing)
     run = client.get_run(run_id)
-    model_id, folder, missing = run.data.tags.get(tags.KEEPS, ""), None, "its run keeps no engine"
+    model_id, folder, missing = run.data.tags.get(tags.ENGINE_MODEL_ID, ""), None, "its run keeps no engine"
     if model_id:
         try:
             model = client.get_logged_model(model_id)

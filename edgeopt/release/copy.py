@@ -16,7 +16,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.protocols import Progress
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.errors import InputError
 from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.ledger.operation import DESCRIPTION, OPERATION, Desk
@@ -74,7 +74,7 @@ def copy(
             found = verify(pinned, public_key=public_key, destination=Path(scratch), tracking_uri=tracking_uri)
             engine = found.require()
             evidence = _evidence(client, pinned)
-        origin = f"{without_password(source_uri)} {pinned.name}/{pinned.version}"
+        origin = f"{redact_password(source_uri)} {pinned.name}/{pinned.version}"
         with registry.answering(destination_uri) as client:
             desk = Desk(client, name or pinned.name, progress)
             with desk.operation("copy", reason, origin=origin, evidence=evidence):
@@ -123,9 +123,9 @@ def _ensure_version(
 
 def _upload(client: MlflowClient, experiment: str, folder: Path, key: str) -> str:
     """The id of the logged model `key` in an experiment, which holds the MLflow model in `folder`."""
-    query = f"name = '{tags.ENGINE}' AND tags.`{_KEY}` = '{key}'"
+    query = f"name = '{tags.ENGINE_MODEL_NAME}' AND tags.`{_KEY}` = '{key}'"
     found = client.search_logged_models([experiment], query, max_results=1)
-    model = found[0] if found else client.create_logged_model(experiment, name=tags.ENGINE, tags={_KEY: key})
+    model = found[0] if found else client.create_logged_model(experiment, name=tags.ENGINE_MODEL_NAME, tags={_KEY: key})
     if str(model.status) != "READY":
         description = Model.load(str(folder))
         description.model_id, description.model_uuid = model.model_id, model.model_id

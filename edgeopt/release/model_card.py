@@ -38,7 +38,7 @@ def render(
 
 def _variables(candidate: Candidate, study: str, model: str, objectives: Sequence[ObjectiveSnapshot]) -> dict[str, Any]:
     trial, run = candidate.snapshot, candidate.run_tags
-    versions = {k.removeprefix(tags.VERSION): v for k, v in run.items() if k.startswith(tags.VERSION)}
+    versions = {k.removeprefix(tags.VERSION_PREFIX): v for k, v in run.items() if k.startswith(tags.VERSION_PREFIX)}
     return {
         "model": model,
         "study": study,
@@ -54,7 +54,7 @@ def _variables(candidate: Candidate, study: str, model: str, objectives: Sequenc
         "model_id": candidate.model_id,
         "recipe_digest": run.get(tags.RECIPE_DIGEST, ""),
         "engine_digest": run.get(tags.ENGINE_DIGEST, ""),
-        "commit": run.get(tags.GIT, ""),
+        "commit": run.get(tags.GIT_COMMIT, ""),
         "versions": [f"{library} {version}" for library, version in sorted(versions.items())],
     }
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ class Webhooks:
         failed = {}
         for url in self.urls:
             for begun, moved in list(desk.history.undelivered.get(url, ())):
-                desk.progress(f"posting to {without_password(url)}")
+                desk.progress(f"posting to {redact_password(url)}")
                 why = self._post(url, moved.digest, _body(desk.model, begun, moved))
                 desk.note("posted", why, entry=moved.digest, url=url, delivered=not why)
                 if why:
                     failed[url] = why
                     break  # the others come after it
         if failed:
-            told = "; ".join(f"{without_password(url)}: {why}" for url, why in failed.items())
+            told = "; ".join(f"{redact_password(url)}: {why}" for url, why in failed.items())
             raise TrackingError(
                 f"all is done, but a webhook could not be told ({told})",
                 location=desk.model,

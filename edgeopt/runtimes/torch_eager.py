@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeopt.checkpoints import adapters, modeling
-from edgeopt.checkpoints.tokenizer import end_tokens
+from edgeopt.checkpoints.tokenizer import eos_token_ids
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
 from edgeopt.runtimes.decoding import greedy
@@ -16,7 +16,7 @@ from edgeopt.runtimes.decoding import greedy
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.checkpoints.adapters import LowRank
+    from edgeopt.checkpoints.adapters import LowRankUpdate
     from edgeopt.core.artifact import Engine
     from edgeopt.core.model_spec import ModelSpec
     from edgeopt.core.protocols import Progress, Session
@@ -63,7 +63,7 @@ class Torch:
 class TorchSession:
     """The network in memory. Generation uses a key-value cache."""
 
-    computed_by = ("cpu",)
+    backends = ("cpu",)
 
     def __init__(self, engine: Engine, threads: int) -> None:
         import torch
@@ -72,7 +72,7 @@ class TorchSession:
         checkpoint = Checkpoint(**{name: getattr(engine, name) for name in Checkpoint.__dataclass_fields__})
         self._network: Any = modeling.load(checkpoint)
         self._spec, self._directory = engine.spec, engine.directory
-        self._end_tokens = end_tokens(engine.directory)
+        self._end_tokens = eos_token_ids(engine.directory)
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
@@ -91,7 +91,9 @@ class TorchSession:
             logits: np.ndarray = output.logits[0, -1].numpy()
             return logits
 
-        yield from greedy.decode(forward, tokens, max_new_tokens, end_tokens=self._end_tokens, stop_at_end=stop_at_end)
+        yield from greedy.decode(
+            forward, tokens, max_new_tokens, eos_token_ids=self._end_tokens, stop_at_end=stop_at_end
+        )
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import torch
@@ -104,6 +106,6 @@ class TorchSession:
     def close(self) -> None:
         self._network = None
 
-    def _updates(self, adapter: str | None) -> dict[str, LowRank]:
+    def _updates(self, adapter: str | None) -> dict[str, LowRankUpdate]:
         adapters.require(adapter, self._spec)
         return adapters.read(self._directory, adapter) if adapter else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeopt.core.model_spec import LLAMA_BITS
+from edgeopt.core.model_spec import LLAMA_CPP_BITS
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def reject_llamacpp_types(spec: ModelSpec) -> None:
     """Raise ConfigError if the weights use a llama.cpp type such as Q4_K_M, which only llama.cpp reads."""
-    if spec.weight_dtype in LLAMA_BITS:
+    if spec.weight_dtype in LLAMA_CPP_BITS:
         raise ConfigError(
             f"{spec.weight_dtype} is a llama.cpp weight type, which no other runtime reads",
             location="runtime",

@@ -14,7 +14,7 @@ from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.quantization.layerwise import quantize_network
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.artifact import Checkpoint, Engine
-from edgeopt.core.kernel_times import Kernels
+from edgeopt.core.kernel_times import KernelTimes
 from edgeopt.core.model_spec import LayerSpec, ModelSpec, QuantizationScheme
 from edgeopt.core.protocols import Progress
 from edgeopt.core.target import Device
@@ -36,7 +36,7 @@ OF_INTEGERS = tuple(
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS, MOST_S = 16, 128, 5, 10.0
 
 
-def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
+def kernels(device: Device, progress: Progress, *, threads: int = 0) -> KernelTimes:
     """Time the kernels and engines of this machine, the `device`, under its lease. Takes five minutes or more.
 
     `threads` compute; 0 takes one for each core.
@@ -52,7 +52,7 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
             pace=pace,
             progress=progress,
         )
-        bare = Kernels(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
+        bare = KernelTimes(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
         specs, decode_us = skeletons(), []
         for spec in specs:
             progress(f"timing {len(spec.layers)} layers of {spec.hidden_size} channels")
@@ -60,7 +60,7 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> Kernels:
     return fitted(bare, specs, decode_us)
 
 
-def fitted(bare: Kernels, specs: Sequence[ModelSpec], decode_us: Sequence[float]) -> Kernels:
+def fitted(bare: KernelTimes, specs: Sequence[ModelSpec], decode_us: Sequence[float]) -> KernelTimes:
     """`bare`, which knows matrices alone, with what layers and tokens take beside them where engines take `decode_us`.
 
     Least squares of the relative error, with no time below zero.

@@ -18,7 +18,7 @@ from edgeopt.config.assemble import Request
 from edgeopt.config.compose import Config
 from edgeopt.core.artifact import Engine
 from edgeopt.core.protocols import Progress
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, InfeasibleError, InputError, TrackingError
 from edgeopt.release import policy as policies
@@ -97,7 +97,7 @@ class OpenStudy:
         url = store or os.environ.get("EDGEOPT_STORE") or database.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
         known = trial_store.studies(url) if file == url or Path(file).is_file() else {}
-        location = without_password(url)
+        location = redact_password(url)
         if not known:
             raise InputError(
                 "there is no study", location=location, hint="Run edgeopt sweep first, or give --state or --store"
@@ -144,7 +144,7 @@ class OpenStudy:
                 "overrides": list(self.request.overrides),
                 "config": self.config,
                 "metrics": dict(self.metrics),
-                "tracking_uri": without_password(server.absolute(self.recorder.uri)),
+                "tracking_uri": redact_password(server.absolute(self.recorder.uri)),
             }
         )
         folder = _config_copy(Path(self.config["state"]), self.name)

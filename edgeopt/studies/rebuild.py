@@ -41,7 +41,7 @@ class Rebuilt:
         """Return plain JSON types."""
         return {
             "run_id": self.run_id,
-            "engine": self.engine.to_config(),
+            "engine": self.engine.summary(),
             "wanted": self.expected_digest,
             "same": self.same,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeopt.core import units
 from edgeopt.core.metric_text import readable
-from edgeopt.core.result import TrialResult, Verdict, undone
+from edgeopt.core.result import TrialResult, Verdict, skipped_work
 from edgeopt.core.study_snapshot import StudySnapshot
 
 LENGTH = 8000  # of a tag in MLflow
@@ -17,7 +17,7 @@ def trial(result: TrialResult) -> str:
     if result.failure is not None:
         lines += [f"**Failed** while it was at `{result.failure.stage}`: {_cell(result.failure.message)}", ""]
     if result.refused:
-        lines += [f"**Refused** at {result.refused}: {undone(result.refused)}, because a limit is broken.", ""]
+        lines += [f"**Refused** at {result.refused}: {skipped_work(result.refused)}, because a limit is broken.", ""]
     if result.emulated:
         here = result.device.get("name", "another machine")
         lines += [f"Limits of the device {result.target} were checked on {here}.", ""]

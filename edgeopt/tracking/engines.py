@@ -1,6 +1,6 @@
 """Engines in the artifact store: each is there once, for as long as a run on a front or a registered version needs it.
 
-A run that keeps an engine names the logged model that holds it in the tag `tags.KEEPS`, and runs with equal engines
+A run that keeps an engine names the logged model in the tag `tags.ENGINE_MODEL_ID`, and runs with equal engines
 share one; the manifest counts too, since it says how an engine is opened. Who keeps and who releases the same model at
 the same time each write their own mark before they read the other's, so that one of them gives way.
 """
@@ -64,17 +64,17 @@ def release(
 ) -> Iterator[Released]:
     """Release the engines of the study's trials that are not in `front`, unless they are registered; tell each."""
     for run in list(lookup.keeping(client, experiment, study)):
-        model_id, trial = run.data.tags[tags.KEEPS], lookup.number(run)
+        model_id, trial = run.data.tags[tags.ENGINE_MODEL_ID], lookup.number(run)
         if trial in front:
             continue
         model = _find(client, model_id)
-        if model is not None and tags.REGISTERED in model.tags:
+        if model is not None and tags.MODEL_VERSIONS in model.tags:
             continue
         freed = 0 if model is None or _shared(client, experiment, run, model) else _size(model)
         if not dry_run:
             if model is not None and freed:
                 freed = _remove(client, experiment, run, model)
-            client.set_tag(run.info.run_id, tags.KEEPS, "")
+            client.set_tag(run.info.run_id, tags.ENGINE_MODEL_ID, "")
         yield Released(trial=trial, run_id=str(run.info.run_id), model_id=model_id, freed_bytes=freed)
 
 
@@ -96,7 +96,7 @@ def _shared(client: MlflowClient, experiment: str, run: Run, model: LoggedModel)
 
 def _complete(client: MlflowClient, run: Run, manifest_sha256: str) -> list[LoggedModel]:
     """Logged models of the experiment that hold the engine of this manifest whole, this run's own first."""
-    query = f"tags.`{tags.MANIFEST_SHA256}` = '{manifest_sha256}' AND name = '{tags.ENGINE}'"
+    query = f"tags.`{tags.MANIFEST_SHA256}` = '{manifest_sha256}' AND name = '{tags.ENGINE_MODEL_NAME}'"
     found = client.search_logged_models([run.info.experiment_id], query)
     whole = [model for model in found if str(model.status) == "READY" and _RELEASED not in model.tags]
     return sorted(whole, key=lambda model: model.source_run_id != run.info.run_id)
@@ -104,7 +104,7 @@ def _complete(client: MlflowClient, run: Run, manifest_sha256: str) -> list[Logg
 
 def _own(client: MlflowClient, run: Run, result: TrialResult) -> LoggedModel:
     """The logged model that this run began, or begins now."""
-    query = f"source_run_id = '{run.info.run_id}' AND name = '{tags.ENGINE}'"
+    query = f"source_run_id = '{run.info.run_id}' AND name = '{tags.ENGINE_MODEL_NAME}'"
     begun = [m for m in client.search_logged_models([run.info.experiment_id], query) if _RELEASED not in m.tags]
     if begun:
         return begun[0]
@@ -112,7 +112,7 @@ def _own(client: MlflowClient, run: Run, result: TrialResult) -> LoggedModel:
     labels = {key: str(value) for key, value in mlflow_fields.trial_tags(result).items() if key in _MODEL_TAGS}
     return client.create_logged_model(
         run.info.experiment_id,
-        name=tags.ENGINE,
+        name=tags.ENGINE_MODEL_NAME,
         source_run_id=run.info.run_id,
         model_type=tags.FLAVOR,
         params={"recipe": str(result.recipe.get("text", ""))},
@@ -121,7 +121,7 @@ def _own(client: MlflowClient, run: Run, result: TrialResult) -> LoggedModel:
 
 
 def _link(client: MlflowClient, run: Run, model: LoggedModel) -> None:
-    client.set_tag(run.info.run_id, tags.KEEPS, model.model_id)
+    client.set_tag(run.info.run_id, tags.ENGINE_MODEL_ID, model.model_id)
     known = {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
     if model.model_id not in known:
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])

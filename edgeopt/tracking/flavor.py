@@ -31,7 +31,7 @@ import edgeopt
 from edgeopt.checkpoints import tokenizer
 from edgeopt.core import config_objects, library_versions
 from edgeopt.core.artifact import Engine
-from edgeopt.core.mlflow_tags import ENGINE, FLAVOR
+from edgeopt.core.mlflow_tags import ENGINE_MODEL_NAME, FLAVOR
 from edgeopt.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def save_model(engine_dir: str | Path, path: str | Path, mlflow_model: Model | N
     _PythonEnv.current().to_yaml(str(folder / _PYTHON))
 
 
-def log_model(engine_dir: str | Path, name: str = ENGINE, *, registered_model_name: str | None = None) -> ModelInfo:
+def log_model(
+    engine_dir: str | Path, name: str = ENGINE_MODEL_NAME, *, registered_model_name: str | None = None
+) -> ModelInfo:
     """Log an engine with the active MLflow run, as the `log_model` of any flavor does."""
     logged: ModelInfo = Model.log(
         artifact_path=None,

@@ -48,16 +48,16 @@ def logged(run_id: str, tracking_uri: str | None = None) -> Logged:
             )
         with TemporaryDirectory() as scratch:
             config = yaml.safe_load(Path(client.download_artifacts(run_id, "config.yaml", scratch)).read_text())
-    found = {k.removeprefix(tags.VERSION): v for k, v in labels.items() if k.startswith(tags.VERSION)}
+    found = {k.removeprefix(tags.VERSION_PREFIX): v for k, v in labels.items() if k.startswith(tags.VERSION_PREFIX)}
     return Logged(
         config=config,
         engine_digest=labels[tags.ENGINE_DIGEST],
         versions=found,
-        git_commit=labels.get(tags.GIT, ""),
+        git_commit=labels.get(tags.GIT_COMMIT, ""),
     )
 
 
 def versions() -> dict[str, str]:
     """Those of this environment, as a run would keep them."""
     now = mlflow_fields.surroundings()
-    return {k.removeprefix(tags.VERSION): v for k, v in now.items() if k.startswith(tags.VERSION)}
+    return {k.removeprefix(tags.VERSION_PREFIX): v for k, v in now.items() if k.startswith(tags.VERSION_PREFIX)}

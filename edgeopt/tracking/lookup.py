@@ -25,7 +25,7 @@ def studies(client: MlflowClient) -> list[Run]:
 
 def latest_study(client: MlflowClient, experiment: str) -> Run | None:
     """The run of the study that was opened last."""
-    order = [f"tags.`{tags.OPENED}` DESC"]
+    order = [f"tags.`{tags.OPENED_AT}` DESC"]
     found = client.search_runs([experiment], f"tags.`{tags.ROLE}` = 'study'", max_results=1, order_by=order)
     return found[0] if found else None
 
@@ -45,12 +45,12 @@ def attempt(client: MlflowClient, experiment: str, name: str, trial: int, number
 def keeping(client: MlflowClient, experiment: str, name: str) -> Iterator[Run]:
     """The runs of the study's trials that keep an engine."""
     of_study = f"tags.`{tags.ROLE}` = 'trial' and tags.`{tags.STUDY}` = '{name}'"
-    return _search(client, experiment, f"{of_study} and tags.`{tags.KEEPS}` LIKE 'm-%'")
+    return _search(client, experiment, f"{of_study} and tags.`{tags.ENGINE_MODEL_ID}` LIKE 'm-%'")
 
 
 def keepers(client: MlflowClient, experiment: str, model_id: str) -> Iterator[Run]:
     """The runs that keep the engine in a logged model, of any study."""
-    return _search(client, experiment, f"tags.`{tags.KEEPS}` = '{model_id}'")
+    return _search(client, experiment, f"tags.`{tags.ENGINE_MODEL_ID}` = '{model_id}'")
 
 
 def by_number(client: MlflowClient, experiment: str, name: str) -> dict[int, Run]:

@@ -166,10 +166,10 @@ def trial_tags(result: TrialResult) -> dict[str, str]:
 def surroundings() -> dict[str, str]:
     """Versions of the libraries that decide a result, and the git commit of the working folder or of edgeopt."""
     known = {"edgeopt": edgeopt.__version__, **library_versions.versions(), **library_versions.installed(BESIDE)}
-    found = {tags.VERSION + name: version for name, version in known.items()}
+    found = {tags.VERSION_PREFIX + name: version for name, version in known.items()}
     commit = _commit(Path.cwd()) or _commit(Path(__file__).parent)
     if commit:
-        found |= {tags.GIT: commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
+        found |= {tags.GIT_COMMIT: commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
     return found
 
 

@@ -25,7 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.recipe import label
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.core.result import TrialResult
 from edgeopt.errors import ConfigError, TrackingError
 from edgeopt.tracking import cards, engines, files, lookup, mlflow_fields, server
@@ -103,13 +103,13 @@ class MlflowRecorder:
             experiment = self._experiment(client)
             run = lookup.study(client, experiment, study)
             if run is None:
-                identity = {tags.STUDY: study, tags.ROLE: "study", tags.OPENED: opened}
+                identity = {tags.STUDY: study, tags.ROLE: "study", tags.OPENED_AT: opened}
                 run = client.create_run(experiment, tags=resolve_tags(identity), run_name=study)
             elif run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
             run_id = str(run.info.run_id)
             client.log_batch(
-                run_id, tags=_run_tags({**mlflow_fields.surroundings(), **tag_values, tags.OPENED: opened})
+                run_id, tags=_run_tags({**mlflow_fields.surroundings(), **tag_values, tags.OPENED_AT: opened})
             )
             client.log_text(run_id, files.as_yaml(config), "config.yaml")
             return run_id
@@ -171,7 +171,7 @@ class MlflowRecorder:
             kept, cut = mlflow_fields.trial_params(config, params)
             labels = mlflow_fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
             labels |= {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"} for path in tables])}
-            labels |= {tags.CUT: ", ".join(cut)} if cut else {}
+            labels |= {tags.TRUNCATED_PARAMS: ", ".join(cut)} if cut else {}
             labels |= {tags.NOT_LOGGED: ", ".join(left_out)} if left_out else {}
             client.log_batch(run_id, metrics=entities, params=_new_params(run, kept), tags=_run_tags(labels))
             if not params:
@@ -263,7 +263,7 @@ class MlflowRecorder:
         path, front = page + MODE, page + "/artifacts/front/front.html" + MODE
         served = uri.startswith(("http://", "https://"))
         host = re.sub("//[^/@]*@", "//", uri).rstrip("/") if served else "http://127.0.0.1:5000"
-        command = "" if served else f"edgeopt ui --tracking-uri {without_password(uri)}"
+        command = "" if served else f"edgeopt ui --tracking-uri {redact_password(uri)}"
         return UiHint(
             command=command,
             path=path,
@@ -310,7 +310,7 @@ def _parent(uri: str, experiment: str, study: str) -> tuple[str, str]:
     if run is None:
         raise TrackingError(
             f"study {study!r} has no run in experiment {experiment!r}",
-            location=without_password(uri),
+            location=redact_password(uri),
             hint="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
         )
     return known, str(run.info.run_id)

@@ -22,7 +22,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.engine import make_url
 
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.errors import TrackingError, UnreachableError, first_line
 
 PROBE_S = 8
@@ -77,7 +77,7 @@ def probe(uri: str) -> None:
     except ImportError as error:
         raise TrackingError(
             f"the driver of this database is not installed ({error})",
-            location=without_password(uri),
+            location=redact_password(uri),
             hint="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
         ) from error
     except REFUSALS as error:
@@ -105,11 +105,11 @@ def _failure(uri: str, error: Exception) -> TrackingError:
         _ask(uri)
     except REFUSALS as silence:
         return _unreachable(uri, silence)
-    return TrackingError(f"MLflow refused: {first_line(error)}", location=without_password(uri))
+    return TrackingError(f"MLflow refused: {first_line(error)}", location=redact_password(uri))
 
 
 def _unreachable(uri: str, error: Exception) -> UnreachableError:
-    return UnreachableError(f"MLflow does not answer ({first_line(error)})", location=without_password(uri), hint=_MEND)
+    return UnreachableError(f"MLflow does not answer ({first_line(error)})", location=redact_password(uri), hint=_MEND)
 
 
 def _probe_http(uri: str) -> None:
@@ -173,7 +173,7 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
     if found is None or found.lifecycle_stage != "active":
         raise TrackingError(
             f"experiment {name!r} was deleted",
-            location=without_password(uri),
+            location=redact_password(uri),
             hint="Restore it with mlflow experiments restore, or set tracking.experiment to another name",
         )
     return str(found.experiment_id)

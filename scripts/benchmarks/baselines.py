@@ -92,10 +92,10 @@ def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
 def calibration(chosen: Sequence[str]) -> Sequence[str]:
     """The documents of the calibration text under the overrides `chosen`."""
     from edgeopt.config import assemble
-    from edgeopt.core.config_objects import canonical
+    from edgeopt.core.config_objects import canonical_json
 
     config = assemble.Request(overrides=tuple(chosen)).compose()
-    return assemble.text(canonical(config["calibration"])).documents
+    return assemble.text(canonical_json(config["calibration"])).documents
 
 
 def llama_cpp(model: Path, directory: Path, kind: str) -> None:

@@ -50,7 +50,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class ProbeContext:
     """A trained model with the overrides that choose it and its texts."""
 
     title: str
@@ -58,11 +58,11 @@ class Subject:
     chosen: tuple[str, ...] = ()
 
 
-def subjects() -> list[Subject]:
+def subjects() -> list[ProbeContext]:
     """The reference model and, where the real data are at hand, TinyStories-656K."""
     import edgeopt
 
-    found = [Subject(title="reference model", folder=Path(edgeopt.__file__).parent / "reference")]
+    found = [ProbeContext(title="reference model", folder=Path(edgeopt.__file__).parent / "reference")]
     stories = REALDATA / "TinyStories-656K"
     if stories.is_dir():
         texts = [
@@ -70,7 +70,7 @@ def subjects() -> list[Subject]:
             for use in ("calibration", "evaluation")
         ]
         chosen = ("model=local", f"model.path={stories}", *" ".join(texts).split())
-        found.append(Subject(title="TinyStories-656K", folder=stories, chosen=chosen))
+        found.append(ProbeContext(title="TinyStories-656K", folder=stories, chosen=chosen))
     return found
 
 

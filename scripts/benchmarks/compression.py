@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.common import (
-    Subject,
+    ProbeContext,
     cli,
     compare,
     engine_of,
@@ -61,7 +61,7 @@ def _bits(bits: float) -> str:
     return f"step.quantize.bits_per_weight={bits}"
 
 
-def peers_of(subject: Subject, folder: Path, chosen: list[str]) -> list[list[object]]:
+def peers_of(subject: ProbeContext, folder: Path, chosen: list[str]) -> list[list[object]]:
     """Rows of what users of other tools would take, as far as these run here."""
     from benchmarks import baselines
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import (
     EDGEOPT,
-    Subject,
+    ProbeContext,
     cli,
     compare,
     engine_of,
@@ -146,7 +146,7 @@ def estimate(folder: Path) -> None:
     profiled = str(folder / "here" / "target" / "here.yaml")
     model = folder / "llama246m"
     make_random_llama(model)
-    large = Subject(title="246 M shape", folder=model, chosen=("model=local", f"model.path={model}"))
+    large = ProbeContext(title="246 M shape", folder=model, chosen=("model=local", f"model.path={model}"))
     rounded = [
         [f"recipe={kind}", f"step.quantize.block_size={block}"]
         for kind, block in (("int8", 32), ("int8", 64), ("int4", 16), ("int4", 32), ("int4", 64))

@@ -15,7 +15,7 @@ from benchmarks.baselines import evaluation_windows, olive_runs_here, olive_sear
 from benchmarks.common import EDGEOPT, table
 from edgeopt.config import assemble
 from edgeopt.config.assemble import Request
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.search.pareto.hypervolume import hypervolume
 from edgeopt.search.pareto.ranking import EVALUATED, Ranking, bounds
@@ -81,7 +81,7 @@ class Truth:
         found = opened.study
         standing = Ranking(objectives=found.objectives, limits=found.limits)
         self.opened, self.predict_trial = opened, partial(assemble.predict_trial, opened.request)
-        self.rows = {canonical(row.params): row for row in found.rows() if row.summary is not None}
+        self.rows = {canonical_json(row.params): row for row in found.rows() if row.summary is not None}
         self.seconds = {key: _from_scratch_s(row.summary) for key, row in self.rows.items() if row.summary}
         self.points = {key: point for key, row in self.rows.items() if (point := standing.point(row)) is not None}
         columns = list(zip(*self.points.values(), strict=True))
@@ -127,7 +127,7 @@ def replayed(folder: Path, truth: Truth, limit: str, sampler: str, seed: int) ->
     found.worker = "replay"
     opened.open()
     while (row := found.ask()) is not None:
-        key = canonical(row.params)
+        key = canonical_json(row.params)
         known = truth.rows[key].summary
         assert known is not None
         found.ledger.finish(row, truth.rows[key].state, known, {})
@@ -225,7 +225,7 @@ def _own(folder: Path, truth: Truth, *overrides: str) -> Run:
     assert first is not None
     baseline_s = first.timings_s["baseline"]
     start_s = (over[0].ended_s or 0.0) - started_s - first.spent_s + baseline_s
-    order = [(canonical(row.params), (row.ended_s or 0.0) - started_s - start_s) for row in over]
+    order = [(canonical_json(row.params), (row.ended_s or 0.0) - started_s - start_s) for row in over]
     run = Run.of(truth, order, start_s)
     print(f"edgeopt: {run.reached_s:.0f} s, {run.trials} trials; {ended_s - started_s:.0f} s in all", flush=True)
     return run

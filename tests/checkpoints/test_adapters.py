@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import adapted, specs
+from support import adapter_checkpoints, specs
 
 from edgeopt.checkpoints import adapters, modeling
-from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.checkpoints.adapters import LowRankUpdate
 from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError, InputError
@@ -20,11 +20,11 @@ IDS = torch.tensor([[1, 17, 42, 99, 7]])
 @pytest.fixture
 def checkpoint(tiny_model: Path, tmp_path: Path) -> Checkpoint:
     (tmp_path / "in").mkdir()
-    return adapted.beside(import_checkpoint(tiny_model, tmp_path / "in"), tmp_path / "beside", "r4")
+    return adapter_checkpoints.add_adapter(import_checkpoint(tiny_model, tmp_path / "in"), tmp_path / "beside", "r4")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    written = {"model.layers.0.o": LowRank(down=torch.randn(2, 5), up=torch.randn(3, 2))}
+    written = {"model.layers.0.o": LowRankUpdate(down=torch.randn(2, 5), up=torch.randn(3, 2))}
     adapters.write(written, tmp_path, "one")
     adapters.write({}, tmp_path, "none")
     found = adapters.read(tmp_path, "one")
@@ -47,7 +47,7 @@ def test_attached_updates_compute_as_merged_ones_and_leave_the_base_as_it_was(
     before = network(IDS).logits
     with adapters.attached(network, adapters.read(checkpoint.directory, "r4")):
         found = network(IDS).logits
-    expected = modeling.load(adapted.merged(checkpoint, tmp_path / "merged", "r4"))(IDS).logits
+    expected = modeling.load(adapter_checkpoints.merge_adapter(checkpoint, tmp_path / "merged", "r4"))(IDS).logits
     assert (found - before).abs().max() > 0.1 * before.abs().max()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(network(IDS).logits, before)

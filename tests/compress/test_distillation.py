@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
 from edgeopt.checkpoints.importing import import_checkpoint, sources
@@ -35,7 +35,7 @@ def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
 
 def apply_step(step, checkpoint: Checkpoint, directory, original: Checkpoint, text: Text = TEXT) -> Checkpoint:
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, workshop(original, text))
+    spec = step.apply(checkpoint, directory, compression_context(original, text))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
@@ -78,7 +78,7 @@ def test_distillation_loss_matches_formula(temperature, checkpoint, tmp_path):
     )
     windows = [[5, 6, 7, 8, 9], [3, 4, 5]]
     teacher_logits = compute_teacher_logits(
-        checkpoint, windows, top_k=300, temperature=temperature, context=workshop(checkpoint)
+        checkpoint, windows, top_k=300, temperature=temperature, context=compression_context(checkpoint)
     )
     kl, count = 0.0, 0
     for window in windows:
@@ -130,7 +130,7 @@ def test_teacher_is_a_source_of_step(tiny_model):
 def test_teacher_with_other_vocabulary_is_rejected(checkpoint, tiny_model, tmp_path):
     student = replace(checkpoint, spec=replace(checkpoint.spec, vocabulary_size=999))
     with pytest.raises(ConfigError, match=r"vocabulary size of the model .999 tokens., got 300 tokens"):
-        Distill(teacher=LocalFolder(path=str(tiny_model)))._load_teacher(student, workshop(checkpoint))
+        Distill(teacher=LocalFolder(path=str(tiny_model)))._load_teacher(student, compression_context(checkpoint))
 
 
 class TestQuantizationAwareTraining:

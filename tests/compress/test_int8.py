@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -53,7 +53,7 @@ def error(checkpoint: Checkpoint, folder, *steps) -> float:
     made = checkpoint
     for number, step in enumerate(steps):
         (folder / f"{number}").mkdir(parents=True)
-        spec = step.apply(made, folder / f"{number}", workshop(checkpoint, TEXT))
+        spec = step.apply(made, folder / f"{number}", compression_context(checkpoint, TEXT))
         made = Checkpoint.seal(folder / f"{number}", format="checkpoint-1", spec=spec, made_by={})
     (folder / "engine").mkdir()
     Genai().check(made.spec)

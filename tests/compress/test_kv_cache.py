@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from support import adapted
-from support.workshops import workshop
+from support import adapter_checkpoints
+from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -29,7 +29,7 @@ def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
 
 def applied(step, checkpoint: Checkpoint, directory) -> Checkpoint:
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, workshop(checkpoint, TEXT))
+    spec = step.apply(checkpoint, directory, compression_context(checkpoint, TEXT))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
@@ -84,8 +84,8 @@ def test_ranges_are_those_of_the_base_and_of_every_adapter(checkpoint, tmp_path)
         rows = json.loads((rounded.directory / modeling.KV_CACHE).read_text())["scales"]
         return np.array([rows["k_scales"], rows["v_scales"]])
 
-    beside = adapted.beside(checkpoint, tmp_path / "beside", "r4")
-    merged = adapted.merged(beside, tmp_path / "merged", "r4")
+    beside = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "beside", "r4")
+    merged = adapter_checkpoints.merge_adapter(beside, tmp_path / "merged", "r4")
     expected = np.maximum(scales(checkpoint, "base"), scales(merged, "adapted"))
     np.testing.assert_allclose(scales(beside, "both"), expected, rtol=1e-4)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from runtimes.test_families import FAMILIES, random_checkpoint
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import adapters, modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -42,7 +42,7 @@ def calibration() -> Text:
 
 def test_merged_weights_have_lower_loss(checkpoint, calibration, tmp_path):
     step = Lora(rank=8, tokens=7680, learning_rate=0.02, batch_tokens=256, window_tokens=64)
-    spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
+    spec = step.apply(checkpoint, tmp_path, compression_context(checkpoint, calibration))
     after = Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={})
     windows = calibration_windows(checkpoint, calibration, count=8, length=64)
     loss_before, loss_after = (
@@ -55,7 +55,7 @@ def test_saved_adapter_equals_merged_weights(checkpoint, calibration, tmp_path):
     from peft import PeftModel
 
     step = Lora(rank=4, **SHORT)
-    spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
+    spec = step.apply(checkpoint, tmp_path, compression_context(checkpoint, calibration))
     merged = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
     adapted = PeftModel.from_pretrained(modeling.load(checkpoint), tmp_path / "artifacts" / "adapter")
     ids = torch.tensor([[1, 2, 3, 4]])
@@ -65,9 +65,9 @@ def test_saved_adapter_equals_merged_weights(checkpoint, calibration, tmp_path):
     assert config["target_modules"] == sorted(config["target_modules"]), "the order of a set differs between processes"
 
 
-def apply_step(step, checkpoint, calibration, directory, floating=None) -> Checkpoint:
+def apply_step(step, checkpoint, calibration, directory, float_checkpoint=None) -> Checkpoint:
     directory.mkdir()
-    context = replace(workshop(checkpoint, calibration), floating=floating or checkpoint)
+    context = replace(compression_context(checkpoint, calibration), float_checkpoint=float_checkpoint or checkpoint)
     spec = step.apply(checkpoint, directory, context)
     assert spec == step.plan(checkpoint.spec)
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
@@ -87,7 +87,7 @@ def quantized(checkpoint, calibration, tmp_path_factory) -> Checkpoint:
 
 def test_separate_adapter_keeps_quantized_weights(checkpoint, quantized, calibration, tmp_path):
     step = Lora(rank=8, merge=False, tokens=7680, learning_rate=0.02, batch_tokens=256, window_tokens=64)
-    after = apply_step(step, quantized, calibration, tmp_path / "after", floating=checkpoint)
+    after = apply_step(step, quantized, calibration, tmp_path / "after", float_checkpoint=checkpoint)
     assert (after.directory / "model.safetensors").read_bytes() == (
         quantized.directory / "model.safetensors"
     ).read_bytes()
@@ -140,7 +140,7 @@ def test_truncated_svd_is_nearest_of_its_rank(rows, columns, rank, seed):
 
 def test_loftq_starts_from_quantization_error(checkpoint, quantized, calibration, tmp_path):
     step = Lora(rank=8, merge=False, initialization="loftq", learning_rate=1e-12, **SHORT)
-    after = apply_step(step, quantized, calibration, tmp_path / "after", floating=checkpoint)
+    after = apply_step(step, quantized, calibration, tmp_path / "after", float_checkpoint=checkpoint)
     network, floating = modeling.load(quantized), modeling.load(checkpoint)
     updates = adapters.read(after.directory, "default")
     assert updates.keys() == set(target_modules(network, Lora().targets))
@@ -158,7 +158,7 @@ def test_loftq_trains_float_layers_too(checkpoint, calibration, tmp_path):
         tmp_path / "quantized",
     )
     step = Lora(rank=2, merge=False, initialization="loftq", learning_rate=0.02, **SHORT)
-    after = apply_step(step, partly_quantized, calibration, tmp_path / "after", floating=checkpoint)
+    after = apply_step(step, partly_quantized, calibration, tmp_path / "after", float_checkpoint=checkpoint)
     assert all(update.weight.any() for update in adapters.read(after.directory, "default").values())
 
 

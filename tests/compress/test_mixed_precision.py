@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.cache import StageCache
 from edgeopt.checkpoints import modeling
@@ -22,7 +22,7 @@ from edgeopt.compress.quantization.sensitivity_sweep import TABLES, weigh
 from edgeopt.core import units
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.corpus import Text
-from edgeopt.core.kernel_times import Kernels
+from edgeopt.core.kernel_times import KernelTimes
 from edgeopt.core.model_spec import LM_HEAD, QuantizationScheme
 from edgeopt.errors import ConfigError, StepError
 
@@ -140,7 +140,7 @@ def test_choices_that_were_weighed_before_a_kill_are_not_weighed_again(checkpoin
         if line.startswith("weighing the choices of layer 2") and len(said) < 10:
             raise KeyboardInterrupt
 
-    context = replace(workshop(checkpoint, TEXT), cache=StageCache(tmp_path), progress=tell)
+    context = replace(compression_context(checkpoint, TEXT), cache=StageCache(tmp_path), progress=tell)
 
     def attempt():
         return weigh(modeling.load(checkpoint), checkpoint, choices, Rtn(), windows, context, seed=0)
@@ -157,7 +157,7 @@ def test_choices_that_were_weighed_before_a_kill_are_not_weighed_again(checkpoin
 
 @pytest.mark.parametrize("bits", [3.0, 4.5, 6.0])
 def test_the_budget_is_kept_and_nearly_used(bits, checkpoint, tmp_path):
-    spec = small(bits_per_weight=bits).apply(checkpoint, tmp_path, workshop(checkpoint, TEXT))
+    spec = small(bits_per_weight=bits).apply(checkpoint, tmp_path, compression_context(checkpoint, TEXT))
     assert bits - 0.4 < spec.bits_per_weight <= bits
     assert spec.tied_embeddings, "tied tables stay one"
 
@@ -175,7 +175,7 @@ def test_a_size_is_a_budget_too(checkpoint):
 
 
 def test_the_report_tells_the_bits_of_every_unit(checkpoint, tmp_path):
-    small().apply(checkpoint, tmp_path, workshop(checkpoint, TEXT))
+    small().apply(checkpoint, tmp_path, compression_context(checkpoint, TEXT))
     report = json.loads((tmp_path / "artifacts" / "mixed_precision.json").read_text())
     assert set(report["bits"]) == {
         *(f"layers.{n}.{u}" for n in (0, 1) for u in ("qkv", "o", "gate_up", "down")),
@@ -187,7 +187,7 @@ def test_the_report_tells_the_bits_of_every_unit(checkpoint, tmp_path):
 def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_path):
     """The tables of this random model matter most, so they get the bits."""
     network = modeling.load(checkpoint)
-    context = workshop(checkpoint, TEXT)
+    context = compression_context(checkpoint, TEXT)
     windows = [[n % 290 + 1 for n in range(start, start + 40, 3)] for start in range(0, 200, 9)]
     with torch.no_grad():
         before = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
@@ -216,7 +216,7 @@ def test_it_loses_less_than_one_grid_for_all_at_the_same_bytes(checkpoint, tmp_p
 
 
 # blocks of 16 are slow and blocks of 32 fast; more so among more bytes
-KERNELS = Kernels(
+KERNELS = KernelTimes(
     threads=2,
     matrix={
         f"int{bits}/{block}": tuple(

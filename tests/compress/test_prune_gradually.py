@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support import specs
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -48,7 +48,7 @@ def report(directory) -> list[dict]:
 
 
 def test_result_is_last_round_within_limit(reference, calibration, tmp_path):
-    spec = prune_half(max_perplexity_ratio=1.4).apply(reference, tmp_path, workshop(reference, calibration))
+    spec = prune_half(max_perplexity_ratio=1.4).apply(reference, tmp_path, compression_context(reference, calibration))
     assert {layer.intermediate_size for layer in spec.layers} == {576}
     assert [entry["kept"] for entry in report(tmp_path)] == [True, False]
     accepted, rejected = (entry["perplexity_ratio"] for entry in report(tmp_path))
@@ -58,7 +58,7 @@ def test_result_is_last_round_within_limit(reference, calibration, tmp_path):
 
 def test_unlimited_pruning_reaches_planned_size(reference, calibration, tmp_path):
     step = prune_half(max_perplexity_ratio=None)
-    assert step.apply(reference, tmp_path, workshop(reference, calibration)) == step.plan(reference.spec)
+    assert step.apply(reference, tmp_path, compression_context(reference, calibration)) == step.plan(reference.spec)
     assert [entry["kept"] for entry in report(tmp_path)] == [True, True]
 
 
@@ -66,7 +66,7 @@ def test_first_round_above_limit_raises_step_error(reference, calibration, tmp_p
     with pytest.raises(
         StepError, match=r"max_perplexity_ratio: The first of 2 rounds raised perplexity to 1\.\d+ times.*limit 1\.001"
     ):
-        prune_half(max_perplexity_ratio=1.001).apply(reference, tmp_path, workshop(reference, calibration))
+        prune_half(max_perplexity_ratio=1.001).apply(reference, tmp_path, compression_context(reference, calibration))
 
 
 def test_held_out_text_does_not_affect_model(reference, calibration, tmp_path):
@@ -79,14 +79,14 @@ def test_held_out_text_does_not_affect_model(reference, calibration, tmp_path):
     step, weights = prune_half(round_ratio=0.5, max_perplexity_ratio=None), []
     for name, text in (("first", calibration), ("second", replace(calibration, documents=tuple(changed)))):
         (tmp_path / name).mkdir()
-        step.apply(reference, tmp_path / name, workshop(reference, text))
+        step.apply(reference, tmp_path / name, compression_context(reference, text))
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
 
 def test_single_calibration_document_is_rejected(reference, tmp_path):
     with pytest.raises(StepError, match="must have at least 2 documents"):
-        prune_half().apply(reference, tmp_path, workshop(reference))
+        prune_half().apply(reference, tmp_path, compression_context(reference))
 
 
 @pytest.mark.parametrize(

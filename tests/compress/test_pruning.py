@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.workshops import NoCache, workshop
+from support.stages import NoCache, compression_context
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -29,7 +29,7 @@ from edgeopt.compress.pruning.width_allocation import (
     measure_sensitivities,
 )
 from edgeopt.core.artifact import Checkpoint
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.core.corpus import Text
 from edgeopt.errors import ConfigError
 
@@ -169,7 +169,7 @@ def test_pruning_zero_channels_preserves_logits(network, checkpoint):
 
 def test_width_pruning_keeps_most_important_channels(checkpoint, calibration, tmp_path):
     step = PruneWidth(ratio=0.5, distribution="uniform", windows=4, window_tokens=64)
-    spec = step.apply(checkpoint, tmp_path, workshop(checkpoint, calibration))
+    spec = step.apply(checkpoint, tmp_path, compression_context(checkpoint, calibration))
     after = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
     network = modeling.load(checkpoint)
     energies = input_sum_of_squares(
@@ -238,12 +238,12 @@ def test_sensitivities_are_cached_across_ratios(checkpoint, calibration, tmp_pat
             self.stages = {}
 
         def get_or_create(self, kind, inputs, produce):
-            key = canonical([kind, inputs])
+            key = canonical_json([kind, inputs])
             if key not in self.stages:
                 self.stages[key] = super().get_or_create(kind, inputs, produce)
             return self.stages[key]
 
-    context = replace(workshop(checkpoint, calibration), cache=MemoryCache())
+    context = replace(compression_context(checkpoint, calibration), cache=MemoryCache())
     for ratio in (0.25, 0.5):
         (tmp_path / str(ratio)).mkdir()
         step = PruneWidth(ratio=ratio, distribution="sensitivity", windows=4, window_tokens=64)
@@ -275,7 +275,7 @@ def test_depth_pruning_removes_least_influential_layer(checkpoint, calibration, 
     modeling.save(network, tmp_path / "in", checkpoint, checkpoint.spec)
     source = Checkpoint.seal(tmp_path / "in", format="checkpoint-1", spec=checkpoint.spec, made_by={})
     (tmp_path / "out").mkdir()
-    spec = PruneDepth(layers=1, windows=4).apply(source, tmp_path / "out", workshop(source, calibration))
+    spec = PruneDepth(layers=1, windows=4).apply(source, tmp_path / "out", compression_context(source, calibration))
     after = modeling.load(Checkpoint.seal(tmp_path / "out", format="checkpoint-1", spec=spec, made_by={}))
     torch.testing.assert_close(after(torch.tensor(WINDOWS)).logits, network(torch.tensor(WINDOWS)).logits)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import specs
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -40,7 +40,7 @@ def matrix(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 def test_two_of_four_weights_are_zero(method, checkpoint, tmp_path):
     step = Sparsify(pattern="2:4", method=method, windows=4, window_tokens=64)
-    spec = step.apply(checkpoint, tmp_path, workshop(checkpoint))
+    spec = step.apply(checkpoint, tmp_path, compression_context(checkpoint))
     assert spec.sparsity == "2:4"
     network = modeling.load(Checkpoint.seal(tmp_path, format="checkpoint-1", spec=spec, made_by={}))
     for layer in modeling.layers(network):
@@ -53,7 +53,7 @@ def test_two_of_four_weights_are_zero(method, checkpoint, tmp_path):
 @pytest.mark.parametrize("ratio", [0.25, 0.75])
 def test_unstructured_ratio_of_weights_is_zero(method, ratio, checkpoint, tmp_path):
     step = Sparsify(pattern="unstructured", method=method, ratio=ratio, windows=4, window_tokens=64)
-    spec = step.apply(checkpoint, tmp_path, workshop(checkpoint))
+    spec = step.apply(checkpoint, tmp_path, compression_context(checkpoint))
     zeros = json.loads((tmp_path / "artifacts" / "sparsify.json").read_text())["zeros"]
     assert set(zeros.values()) == {ratio}
     assert spec.parameters == checkpoint.spec.parameters, "zeros are stored like other weights"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support import specs
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -31,7 +31,9 @@ def network(checkpoint):
 
 
 def make_student(checkpoint: Checkpoint, directory, **values) -> Checkpoint:
-    spec = Student(**{"windows": 4, "window_tokens": 64, **values}).apply(checkpoint, directory, workshop(checkpoint))
+    spec = Student(**{"windows": 4, "window_tokens": 64, **values}).apply(
+        checkpoint, directory, compression_context(checkpoint)
+    )
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
@@ -126,4 +128,4 @@ def test_hidden_loss_requires_equal_hidden_size(checkpoint, tmp_path):
     student = make_student(checkpoint, tmp_path / "student", hidden_size=48)
     step = Distill(tokens=64, batch_tokens=64, window_tokens=64, hidden_weight=0.5)
     with pytest.raises(ConfigError, match=r"hidden_weight: .*64 channels in the teacher and 48 in the model"):
-        step.apply(student, tmp_path / "out", workshop(checkpoint))
+        step.apply(student, tmp_path / "out", compression_context(checkpoint))

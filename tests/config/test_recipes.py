@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.workshops import built, workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.config import parse as configs
@@ -56,10 +56,12 @@ def test_the_engine_of_every_recipe_takes_no_slow_path(recipe: str, tiny_model: 
     for name, step in configs.recipe(config).steps:
         folder = tmp_path / name
         folder.mkdir()
-        spec = instantiate(small(dict(step)), f"step.{name}").apply(checkpoint, folder, workshop(original, TEXT))
+        spec = instantiate(small(dict(step)), f"step.{name}").apply(
+            checkpoint, folder, compression_context(original, TEXT)
+        )
         checkpoint = Checkpoint.seal(folder, format="checkpoint-1", spec=spec, made_by={})
     runtime.check(checkpoint.spec)
-    engine = built(runtime, checkpoint, tmp_path / "engine")
+    engine = build_engine(runtime, checkpoint, tmp_path / "engine")
     slow = [finding for finding in runtime.lint(engine) if "adapter branch" not in finding]
     assert slow == []
     assert ("int4_adapter" in recipe) == bool(runtime.lint(engine)), "only adapters that are chosen at run time cost"

@@ -13,7 +13,7 @@ from support import toy_bench
 
 from edgeopt.core import units
 from edgeopt.core.config_objects import instantiate, resolve, to_config
-from edgeopt.core.protocols import FILES
+from edgeopt.core.protocols import FILES_GROUP
 from edgeopt.measure.harness import child_process
 from edgeopt.measure.harness.fake_runtime import FakeRuntime
 from edgeopt.measure.harness.workload import build_workload
@@ -94,11 +94,11 @@ def test_probe_config_round_trips_through_json(probe_class):
 @each_probe
 def test_probe_declares_group_timing_and_processes(probe_class):
     assert probe_class.GROUP
-    assert isinstance(probe_class.TIMED, bool)
+    assert isinstance(probe_class.TIMING_SENSITIVE, bool)
     assert create(probe_class).processes >= 1
 
 
-@pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == FILES], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == FILES_GROUP], ids=lambda p: p.__name__)
 def test_file_probe_opens_no_engine(probe_class, tmp_path):
     engine = toy_bench.build(tmp_path, FakeRuntime(crash="error"))
     job = child_process.Job(

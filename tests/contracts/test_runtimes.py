@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import adapted
-from support.workshops import applied, foretold
-from support.workshops import built as build
+from support import adapter_checkpoints
+from support.stages import apply_step, build_engine, predicted_figures
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -52,7 +51,7 @@ def runtime(request):
 
 @pytest.fixture(scope="module")
 def engine(runtime, checkpoint, tmp_path_factory) -> Engine:
-    return build(runtime, checkpoint, tmp_path_factory.mktemp("engines") / "engine")
+    return build_engine(runtime, checkpoint, tmp_path_factory.mktemp("engines") / "engine")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ class TestEveryRuntime:
         spec = modeling.spec_of(network, checkpoint.spec)
         modeling.save(network, tmp_path / "pruned", checkpoint, spec)
         pruned = Checkpoint.seal(tmp_path / "pruned", format="checkpoint-1", spec=spec, made_by={})
-        opened = runtime.open(build(runtime, pruned, tmp_path / "engine"), threads=1)
+        opened = runtime.open(build_engine(runtime, pruned, tmp_path / "engine"), threads=1)
         expected = network(torch.tensor([PROMPT])).logits[0].numpy()
         found = opened.logits(PROMPT)
         opened.close()
@@ -110,10 +109,10 @@ class TestEveryRuntime:
         assert runtime.lint(engine) == []
 
     def test_the_same_checkpoint_gives_the_same_engine(self, runtime, engine, checkpoint, tmp_path):
-        assert build(runtime, checkpoint, tmp_path / "again").digest == engine.digest
+        assert build_engine(runtime, checkpoint, tmp_path / "again").digest == engine.digest
 
     def test_a_size_that_it_predicts_is_that_of_the_engine(self, runtime, engine):
-        sizes = foretold(runtime, engine)
+        sizes = predicted_figures(runtime, engine)
         assert bool(sizes) != isinstance(runtime, Torch), "the reference predicts nothing"
         for size in sizes:
             assert size.low < engine.size_bytes / 2**20 < size.high
@@ -131,13 +130,15 @@ class TestEveryRuntime:
 def two_adapters(checkpoint, tmp_path_factory) -> Checkpoint:
     """Two adapters of other ranks, one of them for a part of the projections."""
     folder = tmp_path_factory.mktemp("adapters")
-    one = adapted.beside(checkpoint, folder / "one", "r8")
-    return adapted.beside(one, folder / "two", "r3", targets=("q_proj", "v_proj", "up_proj"))
+    one = adapter_checkpoints.add_adapter(checkpoint, folder / "one", "r8")
+    return adapter_checkpoints.add_adapter(one, folder / "two", "r3", targets=("q_proj", "v_proj", "up_proj"))
 
 
 @pytest.fixture(scope="module")
 def switching(runtime, two_adapters, tmp_path_factory):
-    opened = runtime.open(build(runtime, two_adapters, tmp_path_factory.mktemp("engines") / "adapters"), threads=1)
+    opened = runtime.open(
+        build_engine(runtime, two_adapters, tmp_path_factory.mktemp("engines") / "adapters"), threads=1
+    )
     yield opened
     opened.close()
 
@@ -146,8 +147,10 @@ class TestEveryRuntimeWithAdapters:
     def test_one_chosen_equals_an_engine_with_it_merged(self, runtime, switching, two_adapters, session, tmp_path):
         base = session.logits(PROMPT)
         for name in ("r8", "r3"):
-            merged = adapted.merged(two_adapters, tmp_path / name, name)
-            expected = runtime.open(build(runtime, merged, tmp_path / f"{name}-engine"), threads=1).logits(PROMPT)
+            merged = adapter_checkpoints.merge_adapter(two_adapters, tmp_path / name, name)
+            expected = runtime.open(build_engine(runtime, merged, tmp_path / f"{name}-engine"), threads=1).logits(
+                PROMPT
+            )
             assert relative_error(expected, base) > 0.1
             assert relative_error(expected, switching.logits(PROMPT, adapter=name)) < 1e-3
 
@@ -175,12 +178,12 @@ class TestEveryRuntimeWithAdapters:
             list(session.generate(PROMPT, 1, adapter="r8"))
 
     def test_the_same_checkpoint_gives_the_same_engine(self, runtime, two_adapters, tmp_path):
-        first, second = (build(runtime, two_adapters, tmp_path / name) for name in ("first", "second"))
+        first, second = (build_engine(runtime, two_adapters, tmp_path / name) for name in ("first", "second"))
         assert first.digest == second.digest
 
 
 def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
-    return applied(Quantize(**values), checkpoint, directory)
+    return apply_step(Quantize(**values), checkpoint, directory)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +206,10 @@ def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
 def test_quantized_engines_compute_what_their_checkpoint_simulates_and_are_smaller(values, checkpoint, tmp_path):
     import torch
 
-    full = build(Genai(), checkpoint, tmp_path / "full")
+    full = build_engine(Genai(), checkpoint, tmp_path / "full")
     source = quantized(checkpoint, tmp_path / "source", **values)
     Genai().check(source.spec)
-    exact, fast = (build(Genai(accuracy_level=level), source, tmp_path / f"engine{level}") for level in (1, 4))
+    exact, fast = (build_engine(Genai(accuracy_level=level), source, tmp_path / f"engine{level}") for level in (1, 4))
     expected = modeling.load(source)(torch.tensor([PROMPT])).logits[0].numpy()
     assert relative_error(expected, Genai().open(exact, threads=1).logits(PROMPT)) < 1e-3
     assert relative_error(expected, Genai().open(fast, threads=1).logits(PROMPT)) < 0.05
@@ -228,8 +231,8 @@ def test_quantized_engines_compute_what_their_checkpoint_simulates_and_are_small
     ids=["fp32", "fp16", "int4", "int4 with biases", "int8 inputs, static", "int8 inputs, dynamic", "8-bit cache"],
 )
 def test_the_estimate_knows_what_an_engine_weighs(step, checkpoint, tmp_path):
-    engine = build(Genai(), applied(step, checkpoint, tmp_path / "source"), tmp_path / "engine")
-    (size,) = foretold(Genai(), engine)
+    engine = build_engine(Genai(), apply_step(step, checkpoint, tmp_path / "source"), tmp_path / "engine")
+    (size,) = predicted_figures(Genai(), engine)
     assert size.low < engine.size_bytes / 2**20 < size.high
     assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.01)
 
@@ -238,7 +241,7 @@ def test_bits_really_reach_every_projection(checkpoint, tmp_path):
     import onnx
 
     source = quantized(checkpoint, tmp_path / "source", weights="int8", lm_head="int4", embedding="int4")
-    engine = build(Genai(), source, tmp_path / "engine")
+    engine = build_engine(Genai(), source, tmp_path / "engine")
     nodes = onnx.load(engine.directory / "model.onnx", load_external_data=False).graph.node
     bits = {n.name: next(a.i for a in n.attribute if a.name == "bits") for n in nodes if n.op_type == "MatMulNBits"}
     assert {b for name, b in bits.items() if "lm_head" not in name} == {8}

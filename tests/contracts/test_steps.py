@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -99,7 +99,7 @@ def calibration() -> Text:
 
 def apply(step, checkpoint: Checkpoint, calibration: Text, directory: Path) -> Checkpoint:
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, workshop(checkpoint, calibration))
+    spec = step.apply(checkpoint, directory, compression_context(checkpoint, calibration))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 

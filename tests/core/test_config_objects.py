@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.core.config_objects import canonical, digest, instantiate, to_config
+from edgeopt.core.config_objects import canonical_json, digest, instantiate, to_config
 from edgeopt.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -93,9 +93,9 @@ def test_parts_inside_parts_survive_the_round_trip() -> None:
 
 @given(data=JSON)
 def test_equal_data_has_one_canonical_text(data: Any) -> None:
-    text = canonical(data)
+    text = canonical_json(data)
     assert json.loads(text) == data
-    assert canonical(json.loads(text)) == text
+    assert canonical_json(json.loads(text)) == text
 
 
 @given(st.dictionaries(st.text(), st.integers(), min_size=2))

@@ -42,14 +42,14 @@ def test_a_limit_from_below_is_kept_where_the_whole_interval_lies_above(
     value: float, width: float, bound: float
 ) -> None:
     figure = replace(measured(value), low=value - width)
-    found = verdict(figure, Limit(metric=METRIC, unit="ms", absolute=bound, least=True))
+    found = verdict(figure, Limit(metric=METRIC, unit="ms", absolute=bound, is_minimum=True))
     assert found.excess == pytest.approx(1 - (value - width) / bound)
     assert found.satisfied == (value - width >= bound)
     assert found.satisfied or "below" in found.reason
 
 
 def test_a_limit_from_below_may_refer_to_the_baseline() -> None:
-    nine_tenths = Limit(metric=METRIC, unit="ms", baseline_factor=0.9, least=True)
+    nine_tenths = Limit(metric=METRIC, unit="ms", baseline_factor=0.9, is_minimum=True)
     assert verdict(measured(95.0), nine_tenths, baseline=100.0).satisfied
     assert not verdict(measured(85.0), nine_tenths, baseline=100.0).satisfied
     assert verdict(measured(0.0), nine_tenths, baseline=0.0).satisfied

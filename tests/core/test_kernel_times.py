@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import specs
 
 from edgeopt.core.config_objects import instantiate
-from edgeopt.core.kernel_times import SIDES, WORKING_SETS, Kernels, kind
+from edgeopt.core.kernel_times import MATRIX_SIDES, WORKING_SET_BYTES, KernelTimes, matrix_kind
 from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
 
@@ -22,7 +22,7 @@ def table(times: tuple[float, ...], *factors: float) -> tuple[tuple[float, ...],
 
 
 SPEC = specs.llama(hidden=128, intermediate=256, vocabulary=512, tied=False)
-KERNELS = Kernels(
+KERNELS = KernelTimes(
     threads=2,
     matrix={
         "fp32": table((1.0, 4.0, 16.0, 64.0), 1.0, 1.1, 1.2, 1.6, 2.0, 4.0),
@@ -41,11 +41,11 @@ def on(grid: QuantizationScheme) -> ModelSpec:
 
 def test_what_stands_beside_the_matrices_is_counted_by_layers_channels_heads_and_entries() -> None:
     heads = SPEC.layers[0].heads
-    assert KERNELS.beside_us(SPEC) == pytest.approx(2 * (10 + 0.1 * 128 + 0.5 * heads) + 3 + 0.002 * 512)
+    assert KERNELS.non_matrix_us(SPEC) == pytest.approx(2 * (10 + 0.1 * 128 + 0.5 * heads) + 3 + 0.002 * 512)
 
 
 def test_a_timed_matrix_takes_what_was_timed() -> None:
-    for side, us in zip(SIDES, (1.0, 2.0, 4.0, 8.0), strict=True):
+    for side, us in zip(MATRIX_SIDES, (1.0, 2.0, 4.0, 8.0), strict=True):
         square = specs.llama(hidden=side, intermediate=side, heads=side // 16, kv_heads=0)
         assert KERNELS.unit_us(square, "layers.0.down", INT4, 1) == pytest.approx(us)
         assert KERNELS.unit_us(square, "layers.0.gate_up", INT4, 1) == pytest.approx(2 * us), "two products"
@@ -58,9 +58,9 @@ def test_a_larger_matrix_takes_as_long_for_each_weight() -> None:
 
 def test_weights_are_slower_among_many_bytes() -> None:
     wide = specs.llama(hidden=1024, intermediate=1024)
-    for size, factor in zip(WORKING_SETS, (1.0, 1.0, 1.5, 2.0, 2.0, 3.0), strict=True):
+    for size, factor in zip(WORKING_SET_BYTES, (1.0, 1.0, 1.5, 2.0, 2.0, 3.0), strict=True):
         assert KERNELS.unit_us(wide, "layers.0.down", INT4, size) == pytest.approx(8 * factor)
-    between = math.sqrt(WORKING_SETS[2] * WORKING_SETS[3])
+    between = math.sqrt(WORKING_SET_BYTES[2] * WORKING_SET_BYTES[3])
     assert KERNELS.unit_us(wide, "layers.0.down", INT4, between) == pytest.approx(8 * 1.75)
     assert KERNELS.unit_us(wide, "layers.0.down", INT4, 2**40) == pytest.approx(8 * 3.0)
 
@@ -70,7 +70,7 @@ def test_a_token_takes_the_sum_of_its_matrices_but_the_embedding() -> None:
     weights = sum(math.prod(sides) for name, sides in spec.matrices.items() if name != "embedding")
     read = weights * (4 / 8 + 8 / 32)  # codes, and of each block its scale and its sum
     parts = [KERNELS.unit_us(spec, name, INT4, read) for name in spec.matrices if name != "embedding"]
-    assert KERNELS.decode_us(spec) == pytest.approx(KERNELS.beside_us(spec) + sum(parts))
+    assert KERNELS.decode_us(spec) == pytest.approx(KERNELS.non_matrix_us(spec) + sum(parts))
 
 
 def test_half_precision_is_computed_in_full() -> None:
@@ -85,9 +85,9 @@ def test_more_bytes_and_more_weights_never_take_less(one: float, other: float, f
 
 
 def test_kinds_tell_bits_blocks_and_inputs() -> None:
-    assert kind(None) == "fp32"
-    assert kind(INT4) == "int4/32"
-    assert kind(QuantizationScheme(bits=8, block_size=704, symmetric=True, inputs="static")) == "int8/static"
+    assert matrix_kind(None) == "fp32"
+    assert matrix_kind(INT4) == "int4/32"
+    assert matrix_kind(QuantizationScheme(bits=8, block_size=704, symmetric=True, inputs="static")) == "int8/static"
 
 
 def test_a_kind_that_was_not_timed_is_named() -> None:
@@ -97,12 +97,12 @@ def test_a_kind_that_was_not_timed_is_named() -> None:
 
 def test_a_row_of_another_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="no 6 rows of 4"):
-        Kernels(threads=2, matrix={"fp32": ((1.0, 2.0),)}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
+        KernelTimes(threads=2, matrix={"fp32": ((1.0, 2.0),)}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
 
 
 def test_a_device_that_was_timed_before_heads_were_is_refused() -> None:
     described = {
-        "_target_": "edgeopt.core.kernel_times.Kernels",
+        "_target_": "edgeopt.core.kernel_times.KernelTimes",
         "threads": 2,
         "matrix": {},
         "layer": [1.0, 2.0],

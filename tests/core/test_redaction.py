@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from edgeopt.core.redaction import without_password
     ],
 )
 def test_a_password_is_hidden_and_nothing_else(url: str, shown: str) -> None:
-    assert without_password(url) == shown
+    assert redact_password(url) == shown

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.core.kernel_times import Kernels
+from edgeopt.core.kernel_times import KernelTimes
 from edgeopt.core.target import Device, Limit, Target
 from edgeopt.errors import ConfigError
 
@@ -45,7 +45,7 @@ def test_a_limit_is_a_quantity_or_a_multiple_of_the_baseline(
 )
 def test_a_limit_may_hold_from_below(text: str, absolute: float | None, factor: float | None) -> None:
     limit = Limit.parse("quality/perplexity_ratio", text, KNOWN)
-    assert (limit.absolute, limit.baseline_factor, limit.least) == (absolute, factor, True)
+    assert (limit.absolute, limit.baseline_factor, limit.is_minimum) == (absolute, factor, True)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_target_that_cannot_run_is_refused(values: dict[str, int]) -> None:
 
 
 def test_kernels_hold_for_the_threads_that_they_were_timed_with() -> None:
-    timed = Kernels(threads=2, matrix={}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
+    timed = KernelTimes(threads=2, matrix={}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
     Target(name="t", kernels=timed)
     Target(name="t", kernels=timed, threads=2, device=Device(**BOX))
     for fields in ({"threads": 1}, {"device": Device(**BOX | {"cores": 3})}):

@@ -151,7 +151,7 @@ def test_without_neighbours_the_method_says_nothing_of_them() -> None:
     assert "contention" not in method
 
 
-class Subject:
+class ProbeContext:
     """What the probe of latency asks of an open engine."""
 
     def __init__(self) -> None:
@@ -168,4 +168,4 @@ def test_the_probe_reports_how_much_of_what_it_wanted_others_slowed_down(
     at(monkeypatch, 1.0, most)
     monkeypatch.setattr(paces, "is_virtual", lambda root: True)
     monkeypatch.setattr(latency, "_MAX_DECODE_S", 0.0)
-    assert Latency().collect(Subject())["slowed"] == slowed
+    assert Latency().collect(ProbeContext())["slowed"] == slowed

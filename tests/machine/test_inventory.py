@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from edgeopt.core.config_objects import instantiate
-from edgeopt.core.kernel_times import Kernels
+from edgeopt.core.kernel_times import KernelTimes
 from edgeopt.core.target import Target
 from edgeopt.machine import inventory as of
 from edgeopt.machine.bandwidth import measure_storage_gb_per_s
@@ -60,7 +60,7 @@ def test_a_processor_with_a_name_goes_by_it(board):
 def test_the_target_file_gives_the_device_back():
     device = replace(detect_device(measure_rates=False), accelerators=("NPU × 2",))
     times = ((1.0, 2.0, 3.0, 4.0),) * 5 + ((1.0, 2.5, 5.0, 6.5),)
-    kernels = Kernels(threads=2, matrix={"int4/32": times}, layer=(7.0, 8.0, 6.0), token=(9.0, 1.0))
+    kernels = KernelTimes(threads=2, matrix={"int4/32": times}, layer=(7.0, 8.0, 6.0), token=(9.0, 1.0))
     text = target_yaml(Target(name="here", device=device, threads=2, context_length=256, kernels=kernels))
     assert text.startswith("# @package _global_\n")
     target = instantiate(yaml.safe_load(text)["target"])

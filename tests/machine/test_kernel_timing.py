@@ -3,7 +3,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from edgeopt.core.kernel_times import SIDES, WORKING_SETS, kind
+from edgeopt.core.kernel_times import MATRIX_SIDES, WORKING_SET_BYTES, matrix_kind
 from edgeopt.core.model_spec import QuantizationScheme
 from edgeopt.machine import kernel_timing
 from edgeopt.machine.contention import ContentionProbe
@@ -21,10 +21,10 @@ def test_every_kind_is_timed_and_larger_matrices_take_longer():
     found = kernel_timing.time_matrix_kernels(
         GRIDS, threads=1, ram_bytes=2**24, read_gb_per_s=10.0, pace=ContentionProbe(), progress=lambda _: None
     )
-    assert list(found) == [kind(grid) for grid in GRIDS]
+    assert list(found) == [matrix_kind(grid) for grid in GRIDS]
     for rows in found.values():
-        assert len(rows) == len(WORKING_SETS)
-        assert {len(row) for row in rows} == {len(SIDES)}
+        assert len(rows) == len(WORKING_SET_BYTES)
+        assert {len(row) for row in rows} == {len(MATRIX_SIDES)}
         assert all(0 < row[0] < row[-1] for row in rows)
         assert all(list(column) == sorted(column) for column in zip(*rows, strict=True)), "more bytes take no less"
 
@@ -33,10 +33,12 @@ def test_a_machine_too_small_for_long_chains_is_bound_by_its_bandwidth():
     (rows,) = kernel_timing.time_matrix_kernels(
         [None], threads=1, ram_bytes=2**20, read_gb_per_s=0.001, pace=ContentionProbe(), progress=lambda _: None
     ).values()
-    assert rows[-1] == pytest.approx([4 * side**2 for side in SIDES]), "4 bytes at 1e6 bytes a second, in microseconds"
+    assert rows[-1] == pytest.approx([4 * side**2 for side in MATRIX_SIDES]), (
+        "4 bytes at 1e6 bytes a second, in microseconds"
+    )
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=kind)
+@pytest.mark.parametrize("grid", GRIDS, ids=matrix_kind)
 def test_a_chain_keeps_the_size_of_its_numbers(grid):
     import numpy as np
     import onnxruntime

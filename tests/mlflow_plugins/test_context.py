@@ -19,20 +19,20 @@ def test_outside_a_trial_nothing_is_said() -> None:
 
 
 def test_inside_a_trial_runs_get_its_study_number_recipe_device_and_versions() -> None:
-    with trial_context.working_on("night", 7, "step.quantize.bits=4"):
+    with trial_context.trial_environment("night", 7, "step.quantize.bits=4"):
         found = resolve_tags()
     assert found[tags.STUDY] == "night"
     assert found[tags.TRIAL] == "night/7"
     assert found[tags.RECIPE] == "step.quantize.bits=4"
     assert found[tags.DEVICE]
-    assert found[tags.VERSION + "mlflow"]
+    assert found[tags.VERSION_PREFIX + "mlflow"]
     assert tags.ROLE not in found, "it is no run of a sweep's own"
     assert trial_context.known() == {}
 
 
 def test_one_trial_inside_another_is_told_and_then_the_outer_one_again() -> None:
-    with trial_context.working_on("s", 1, ""):
-        with trial_context.working_on("s", 2, ""):
+    with trial_context.trial_environment("s", 1, ""):
+        with trial_context.trial_environment("s", 2, ""):
             assert trial_context.known()[tags.TRIAL] == "s/2"
         assert trial_context.known()[tags.TRIAL] == "s/1"
 

@@ -57,11 +57,11 @@ def measured(metric: str, low: float, value: float, high: float, *, noisy: bool 
     return replace(predicted(metric, low, value, high), kind="measured", count=1, noisy=noisy)
 
 
-@given(ends=st.tuples(POSITIVE, POSITIVE, POSITIVE).map(sorted), bound=POSITIVE, least=st.booleans())
+@given(ends=st.tuples(POSITIVE, POSITIVE, POSITIVE).map(sorted), bound=POSITIVE, is_minimum=st.booleans())
 def test_a_measured_interval_refuses_where_all_of_it_lies_beyond_the_limit(
-    ends: list[float], bound: float, least: bool
+    ends: list[float], bound: float, is_minimum: bool
 ) -> None:
-    limit = Limit(metric=SIZE, unit="MiB", absolute=bound, least=least)
+    limit = Limit(metric=SIZE, unit="MiB", absolute=bound, is_minimum=is_minimum)
     figure = measured(SIZE, ends[0], ends[1], ends[2])
     verdicts = early_stop_verdicts([figure], [limit], {})
     assert bool(verdicts) == ((1 - ends[2] / bound > 0) if least else (ends[0] / bound - 1 > 0))
@@ -101,7 +101,7 @@ def test_verdicts_tell_measured_predicted_and_unknown_apart() -> None:
 def test_a_refused_result_tells_which_limit_is_surely_broken() -> None:
     limits = [
         Limit(metric=SIZE, unit="MiB", absolute=5.0),
-        Limit(metric=SPEED, unit="MiB", absolute=7.0, least=True),
+        Limit(metric=SPEED, unit="MiB", absolute=7.0, is_minimum=True),
         Limit(metric=LOSS, unit="", absolute=20.0),
     ]
     figures = [measured(SIZE, 4.0, 6.0, 8.0), measured(SPEED, 1.0, 2.0, 3.0)]
@@ -109,6 +109,6 @@ def test_a_refused_result_tells_which_limit_is_surely_broken() -> None:
     result = TrialResult(
         recipe={}, target="t", device={}, emulated=False, measurements=tuple(figures), verdicts=verdicts, refused="x"
     )
-    assert [v.metric for v in result.broken] == [SPEED], "the size may still be within its limit"
-    assert result.broken[0].message.startswith(f"{SPEED}: ")
+    assert [v.metric for v in result.violated] == [SPEED], "the size may still be within its limit"
+    assert result.violated[0].message.startswith(f"{SPEED}: ")
     assert not result.feasible

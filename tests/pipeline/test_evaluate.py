@@ -110,7 +110,7 @@ class Elsewhere(Copier):
 
     here: ClassVar[str] = ""
 
-    def device(self) -> str:
+    def build_device(self) -> str:
         return self.here
 
 
@@ -352,7 +352,7 @@ def test_it_stops_at_the_first_rung_that_breaks_a_limit_for_sure(
     assert other.satisfied == ("memory" in measured)
     assert (other.excess is None) == ("memory" not in measured)
     assert not result.feasible
-    assert [v.metric for v in result.broken] == [limit[0]]
+    assert [v.metric for v in result.violated] == [limit[0]]
 
 
 def test_a_limit_inside_the_interval_stops_nothing(make: Make, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_gate_of_the_policy_is_asked(desk: Desk) -> None:
 def test_an_engine_that_was_not_logged_completely_is_refused(desk: Desk) -> None:
     experiment = desk.client.get_experiment_by_name("edgeopt").experiment_id
     run = desk.client.create_run(experiment)
-    desk.client.create_logged_model(experiment, name=tags.ENGINE, source_run_id=run.info.run_id)
+    desk.client.create_logged_model(experiment, name=tags.ENGINE_MODEL_NAME, source_run_id=run.info.run_id)
     row = replace(desk.rows[0], run_id=run.info.run_id)
     with pytest.raises(GateError, match="its run keeps no engine"):
         promote(**desk.arguments(rows=[row]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.workshops import built, workshop
+from support.stages import build_engine, compression_context
 
 from edgeopt.checkpoints import modeling, safetensors_io
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -106,7 +106,7 @@ def random_checkpoint(kind: str, values: dict[str, Any], tokenizer: Path, folder
 def build(checkpoint: Checkpoint, directory: Path) -> Engine:
     runtime = Genai()
     runtime.check(checkpoint.spec)
-    return built(runtime, checkpoint, directory)
+    return build_engine(runtime, checkpoint, directory)
 
 
 def logits(engine: Engine) -> np.ndarray:
@@ -126,7 +126,7 @@ def torch_logits(checkpoint: Checkpoint) -> np.ndarray:
 
 def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, workshop(checkpoint, CALIBRATION))
+    spec = step.apply(checkpoint, directory, compression_context(checkpoint, CALIBRATION))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 

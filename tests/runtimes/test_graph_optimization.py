@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.workshops import applied, built
+from support.stages import apply_step, build_engine
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.quantization.quantize import Quantize
@@ -25,7 +25,7 @@ PROMPT = [2 + 7 * i % 290 for i in range(40)]
 def rounded(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """On a grid of 4 bits, with a bias for each product."""
     step = Quantize(weights="int4", bias_correction=True, windows=2, window_tokens=32)
-    return applied(step, checkpoint, tmp_path_factory.mktemp("rounded") / "checkpoint")
+    return apply_step(step, checkpoint, tmp_path_factory.mktemp("rounded") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def in_torch(rounded: Checkpoint) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def portable(rounded: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return built(PortableOnnx(shards=3), rounded, tmp_path_factory.mktemp("portable") / "engine")
+    return build_engine(PortableOnnx(shards=3), rounded, tmp_path_factory.mktemp("portable") / "engine")
 
 
 def test_products_of_rounded_weights_are_fused_from_extended_on(portable: Engine, in_torch: np.ndarray) -> None:
@@ -61,7 +61,7 @@ def test_shards_are_optimized_as_the_whole_is(portable: Engine, in_torch: np.nda
 def test_biases_are_fused_into_the_products_of_genai_from_extended_on(
     rounded: Checkpoint, in_torch: np.ndarray, tmp_path: Path
 ) -> None:
-    engine = built(Genai(), rounded, tmp_path / "engine")
+    engine = build_engine(Genai(), rounded, tmp_path / "engine")
     levels = ("basic", "extended", "all")
     basic, extended, every = (
         Genai(graph_optimization=level).open(engine, threads=1).logits(PROMPT) for level in levels

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.workshops import applied, built, foretold
+from support.stages import apply_step, build_engine, predicted_figures
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -28,7 +28,7 @@ RUNTIMES = {"genai": Genai(), "onnx": PortableOnnx()}
 
 @pytest.fixture(scope="module")
 def rounded(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return applied(
+    return apply_step(
         Quantize(weights="int4", symmetric=True), checkpoint, tmp_path_factory.mktemp("rounded") / "checkpoint"
     )
 
@@ -38,7 +38,7 @@ def pair(request, rounded, tmp_path_factory) -> tuple[Genai | PortableOnnx, Engi
     """A runtime that saves packed weights, an engine of it, and one without them."""
     folder, plain = tmp_path_factory.mktemp("engines"), request.param
     runtime = replace(plain, packed_on_disk=True)
-    return runtime, built(runtime, rounded, folder / "packed"), built(plain, rounded, folder / "plain")
+    return runtime, build_engine(runtime, rounded, folder / "packed"), build_engine(plain, rounded, folder / "plain")
 
 
 def test_an_engine_computes_and_generates_the_same_however_its_weights_are_stored(pair) -> None:
@@ -60,7 +60,7 @@ def test_the_file_has_the_weights_of_the_kernels_beside_those_that_were_given(pa
 def test_their_size_is_known_beforehand(pair) -> None:
     runtime, saved, plain = pair
     for one, engine in ((runtime, saved), (replace(runtime, packed_on_disk=False), plain)):
-        (size,) = foretold(one, engine)
+        (size,) = predicted_figures(one, engine)
         assert size.low < engine.size_bytes / MIB < size.high
 
 
@@ -68,13 +68,13 @@ def test_what_is_not_known_of_packed_weights_is_not_predicted(checkpoint) -> Non
     given = checkpoint.spec, Target(name="device", context_length=64)
     told = {m.metric for m in Genai(packed_on_disk=True).predict(*given, carried_bytes=0)}
     assert told == {m.metric for m in Genai().predict(*given, carried_bytes=0)} - {"memory/peak_rss_mib"}
-    assert not {"resident", "peak_bytes"} & Genai(packed_on_disk=True).parts(*given, carried_bytes=0).keys()
+    assert not {"resident", "peak_bytes"} & Genai(packed_on_disk=True).breakdown(*given, carried_bytes=0).keys()
 
 
 @pytest.mark.parametrize("budget", ["0 B", "100 kB", "1 GiB"])
 def test_shards_of_packed_weights_compute_what_the_whole_does(rounded, tmp_path: Path, budget: str) -> None:
     runtime = PortableOnnx(packed_on_disk=True, shards=3, resident=budget)
-    engine = built(runtime, rounded, tmp_path / "engine")
+    engine = build_engine(runtime, rounded, tmp_path / "engine")
     whole, cut = (one.open(engine, threads=1) for one in (replace(runtime, resident=None), runtime))
     assert np.array_equal(cut.logits(PROMPT), whole.logits(PROMPT))
     cut.close()
@@ -85,7 +85,7 @@ def test_a_shard_counts_the_bytes_that_its_kernels_read(rounded, tmp_path: Path)
         saved: sum(
             shard.size_bytes
             for shard in shards.read(
-                built(PortableOnnx(shards=3, packed_on_disk=saved), rounded, tmp_path / str(saved)).directory
+                build_engine(PortableOnnx(shards=3, packed_on_disk=saved), rounded, tmp_path / str(saved)).directory
             )
         )
         for saved in (True, False)
@@ -266,7 +266,7 @@ def test_an_engine_whose_weights_are_held_generates_the_same(pair, how: str) -> 
 
 def test_of_shards_those_that_stay_are_held(rounded, tmp_path: Path) -> None:
     runtime = PortableOnnx(packed_on_disk=True, shards=3, resident="1 GiB", mapped_weights="locked")
-    engine = built(runtime, rounded, tmp_path / "engine")
+    engine = build_engine(runtime, rounded, tmp_path / "engine")
     before = locked_bytes()
     session = runtime.open(engine, threads=1)
     assert locked_bytes() > before

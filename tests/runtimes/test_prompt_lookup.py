@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.workshops import built
+from support.stages import build_engine
 
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.target import Target
@@ -61,11 +61,11 @@ def test_what_is_generated_is_what_greedy_decoding_generates(
     ends = {WORDS - 1}
     alone, guessing = PairModel(table), PairModel(table)
     expected = greedy.decode(
-        lambda tokens: alone.forward(tokens, [len(tokens) - 1])[0], prompt, count, end_tokens=ends, stop_at_end=stop
+        lambda tokens: alone.forward(tokens, [len(tokens) - 1])[0], prompt, count, eos_token_ids=ends, stop_at_end=stop
     )
     scores = guessing.forward(prompt, [len(prompt) - 1])[0]
     found = prompt_lookup.decode(
-        guessing, scores, prompt, count, draft_tokens=guessed, end_tokens=ends, stop_at_end=stop
+        guessing, scores, prompt, count, draft_tokens=guessed, eos_token_ids=ends, stop_at_end=stop
     )
     assert list(found) == list(expected)
     assert guessing.readings <= max(1, alone.readings)
@@ -89,7 +89,7 @@ def pair(request, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFacto
     folder, sessions = tmp_path_factory.mktemp("engines"), []
     for number, guessed in enumerate((4, 0)):
         runtime = replace(request.param, prompt_lookup=guessed)
-        sessions.append(runtime.open(built(runtime, checkpoint, folder / str(number)), threads=1))
+        sessions.append(runtime.open(build_engine(runtime, checkpoint, folder / str(number)), threads=1))
     yield sessions
     for session in sessions:
         session.close()
@@ -137,7 +137,7 @@ def test_guesses_go_with_no_window_and_no_codes_of_keys_and_values() -> None:
 
 def test_shards_take_guesses_back_as_the_whole_does(checkpoint: Checkpoint, tmp_path: Path) -> None:
     runtime = PortableOnnx(shards=3, kv_resident="0 B", prompt_lookup=4)
-    engine = built(runtime, checkpoint, tmp_path / "engine")
+    engine = build_engine(runtime, checkpoint, tmp_path / "engine")
     session = runtime.open(engine, threads=1)
     expected = PortableOnnx().open(engine, threads=1).generate(REPEATED, 40, stop_at_end=False)
     assert list(session.generate(REPEATED, 40, stop_at_end=False)) == list(expected)

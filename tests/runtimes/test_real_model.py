@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.workshops import workshop
+from support.stages import compression_context
 
 from edgeopt.checkpoints import tokenizer as tokens
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -59,7 +59,7 @@ def test_perplexity_is_the_published_one_and_rounding_loses_no_more_than_that_of
     source, directory = tmp_path / "source", tmp_path / "engine"
     source.mkdir()
     directory.mkdir()
-    spec = Quantize(**values).apply(checkpoint, source, workshop(checkpoint))
+    spec = Quantize(**values).apply(checkpoint, source, compression_context(checkpoint))
     rounded = Checkpoint.seal(source, format="checkpoint-1", spec=spec, made_by={})
     Genai().build(rounded, directory, lambda _: None)
     engine = Engine.seal(directory, format="genai-1", spec=spec, made_by={})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import toy_bench
-from support.workshops import built
+from support.stages import build_engine
 
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.protocols import Session
@@ -33,7 +33,7 @@ two_processors = pytest.mark.skipif(SECOND < 0, reason="this process may use one
 @pytest.fixture(scope="module", params=RUNTIMES.values(), ids=RUNTIMES.keys())
 def made(request, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Genai, Engine]:
     """A runtime and an engine of it."""
-    return request.param, built(request.param, checkpoint, tmp_path_factory.mktemp("engines") / "engine")
+    return request.param, build_engine(request.param, checkpoint, tmp_path_factory.mktemp("engines") / "engine")
 
 
 def where(thread: int) -> str:

@@ -36,9 +36,9 @@ def test_only_the_best_that_a_prediction_allows_for_is_held_against_a_limit() ->
     made = forecast(rss=150.0)
     hoped = replace(made.result, predictions=(replace(predicted(RSS, 150.0), low=80.0, high=300.0),))
     assert replace(made, result=hoped).refused(LIMITS, {}) is None
-    least = (Limit(metric=RSS, unit="MiB", absolute=250.0, least=True),)
-    assert replace(made, result=hoped).refused(least, {}) is None
-    assert made.refused(least, {}) is not None
+    minimums = (Limit(metric=RSS, unit="MiB", absolute=250.0, is_minimum=True),)
+    assert replace(made, result=hoped).refused(minimums, {}) is None
+    assert made.refused(minimums, {}) is not None
 
 
 def test_a_recipe_that_cannot_be_planned_is_its_own_failed_result() -> None:

@@ -149,7 +149,7 @@ def result(
         verdicts=verdicts,
         timings_s={"build": 1.5},
         failure=failure,
-        engine=None if built is None else built.to_config(),
+        engine=None if built is None else built.summary(),
         **more,
     )
 

@@ -59,7 +59,7 @@ def test_a_trial_off_the_front_leaves_what_it_takes_to_build_its_engine_and_not_
     assert models(recorder, digest_of(result)) == []
     run = client(recorder).get_run(run_id)
     assert run.data.tags[tags.ENGINE_DIGEST] == digest_of(result)
-    assert tags.KEEPS not in run.data.tags
+    assert tags.ENGINE_MODEL_ID not in run.data.tags
     assert "config.yaml" in {file.path for file in client(recorder).list_artifacts(run_id)}
 
 
@@ -71,7 +71,7 @@ def test_equal_engines_are_uploaded_once_and_stay_until_nobody_needs_them(
     (model,) = models(recorder, digest_of(result))
     for run_id in runs:
         run = client(recorder).get_run(run_id)
-        assert run.data.tags[tags.KEEPS] == model.model_id
+        assert run.data.tags[tags.ENGINE_MODEL_ID] == model.model_id
         assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     (first,) = recorder.release(study, {1})
     assert (first.trial, first.freed_bytes) == (0, 0), "the other one needs it"
@@ -146,11 +146,11 @@ def test_engines_of_the_same_files_that_are_opened_in_different_ways_are_kept_ap
     engine = Engine.read(Path(other.engine["directory"]))
     made_by = {**engine.made_by, "opened": "in another way"}
     other = replace(
-        other, engine=Engine.seal(engine.directory, format=engine.format, spec=engine.spec, made_by=made_by).to_config()
+        other, engine=Engine.seal(engine.directory, format=engine.format, spec=engine.spec, made_by=made_by).summary()
     )
     assert digest_of(plain) == digest_of(other)
     runs = [recorder.record(study, number, {"n": number}, {}, result) for number, result in enumerate((plain, other))]
-    kept = [client(recorder).get_run(run_id).data.tags[tags.KEEPS] for run_id in runs]
+    kept = [client(recorder).get_run(run_id).data.tags[tags.ENGINE_MODEL_ID] for run_id in runs]
     assert [client(recorder).get_logged_model(model).source_run_id for model in kept] == runs
 
 
@@ -162,6 +162,6 @@ def test_an_engine_that_is_being_released_is_uploaded_anew_for_who_needs_it_now(
     (going,) = models(recorder, digest_of(result))
     client(recorder).set_logged_model_tags(going.model_id, {"edgeopt.released": "by another process"})
     run_id = recorder.record(study, 1, {"n": 1}, {}, replace(result, notes=("the same engine",)))
-    kept = client(recorder).get_run(run_id).data.tags[tags.KEEPS]
+    kept = client(recorder).get_run(run_id).data.tags[tags.ENGINE_MODEL_ID]
     assert kept != going.model_id
     assert str(client(recorder).get_logged_model(kept).status) == "READY"

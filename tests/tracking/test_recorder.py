@@ -61,14 +61,14 @@ def test_a_trial_is_logged_whole(recorder: MlflowRecorder, study: str, tmp_path:
     assert run.data.params["step.quantize.bits"] == "4"
     assert run.data.params["steps.0.bits"] == "4"
     assert len(run.data.params["note"]) == 6000
-    assert run.data.tags[tags.CUT] == "note"
+    assert run.data.tags[tags.TRUNCATED_PARAMS] == "note"
     assert run.data.metrics["feasible"] == 1
     assert run.data.metrics["latency/decode_p50_ms"] == 0.7
     assert run.data.metrics["excess/memory/peak_rss_mib"] == pytest.approx(70 / 90 - 1)
     assert run.data.metrics["time/build_s"] == 1.5
     assert run.data.tags[tags.RECIPE_DIGEST] == "d1ge57"
     assert run.data.tags[tags.EMULATED] == "true"
-    assert run.data.tags[tags.VERSION + "mlflow"] == mlflow.__version__
+    assert run.data.tags[tags.VERSION_PREFIX + "mlflow"] == mlflow.__version__
     assert "sbc_4gib" in run.data.tags["mlflow.note.content"]
     assert artifact(recorder, run_id, "measurements/a.json") == "[1]"
     assert artifact(recorder, run_id, "logs/build.log") == "built"

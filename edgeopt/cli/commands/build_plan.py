@@ -29,7 +29,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     plan, _ = assemble.open_engine(args.plan)
     with display.progress("building") as progress:
         engine = build_from_plan(plan, out, progress)
-    return Outcome(document=engine.to_config())
+    return Outcome(document=engine.summary())
 
 
 def show(document: Document) -> None:

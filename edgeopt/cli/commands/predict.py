@@ -58,7 +58,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         "method": "predicted by arithmetic, nothing was measured",
         "parameters": planned.spec.parameters,
         "tier": next(name for bound, name in TIERS if planned.spec.parameters < bound),
-        "parts": runtime.parts(*given, carried_bytes=carried) if isinstance(runtime, SupportsBreakdown) else {},
+        "parts": runtime.breakdown(*given, carried_bytes=carried) if isinstance(runtime, SupportsBreakdown) else {},
         "figures": {m.metric: {"value": m.value, "low": m.low, "high": m.high, "unit": m.unit} for m in predictions},
         "limits": verdicts,
         "next_lever": next_lever,

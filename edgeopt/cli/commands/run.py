@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.cli.commands import arguments as shared
 from edgeopt.cli.commands.outcome import Document, Outcome
-from edgeopt.core.result import undone
+from edgeopt.core.result import skipped_work
 from edgeopt.errors import ConfigError, EdgeoptError, InfeasibleError, InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def _error_of(result: TrialResult) -> EdgeoptError | None:
         return kind(result.failure.message)
     if result.refused:
         return InfeasibleError(
-            f"{undone(result.refused)}: {result.broken[0].message}", hint="Compress further, or set wider limits"
+            f"{skipped_work(result.refused)}: {result.violated[0].message}",
+            hint="Compress further, or set wider limits",
         )
     broken = [v for v in result.verdicts if not v.satisfied]
     if broken:

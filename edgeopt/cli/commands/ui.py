@@ -47,11 +47,11 @@ def _beside(uri: str, host: str, port: int) -> None:
     from starlette.responses import RedirectResponse
     from starlette.routing import Mount, Route
 
-    from edgeopt.core.redaction import without_password
+    from edgeopt.core.redaction import redact_password
     from edgeopt.pages.app import PREFIX, pages
 
     home = Route("/", lambda _: RedirectResponse(f"{PREFIX}/"))
-    app = Starlette(routes=[home, Mount(PREFIX, app=pages(uri, f"{without_password(uri).rstrip('/')}/"))])
+    app = Starlette(routes=[home, Mount(PREFIX, app=pages(uri, f"{redact_password(uri).rstrip('/')}/"))])
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 

@@ -24,7 +24,7 @@ from edgeopt.compress.quantization.quantize import INTEGERS
 from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
 from edgeopt.compress.quantization.sensitivity_sweep import TABLES, Losses, weigh
 from edgeopt.core import units
-from edgeopt.core.kernel_times import WORKING_SETS, Kernels, read_bytes
+from edgeopt.core.kernel_times import WORKING_SET_BYTES, KernelTimes, bytes_per_token
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError, StepError
 
@@ -63,7 +63,7 @@ class MixedPrecision:
     bits_per_weight: float | None = 4.25
     size: str | None = None
     decode: str | None = None
-    kernels: Kernels | None = None
+    kernels: KernelTimes | None = None
     weights: tuple[Literal["int8", "int4", "int2"], ...] = ("int8", "int4", "int2")
     block_sizes: tuple[int, ...] = (32, 64, 128)
     symmetric: bool = True
@@ -143,7 +143,7 @@ class MixedPrecision:
         found = {}
         for item in [*items, TABLES] if spec.tied_embeddings else items:
             columns = _sides(spec, item)[1]
-            known = {INTEGERS[kind]: BLOCK_SIZES[INTEGERS[kind]] for kind in self.weights}
+            known = {INTEGERS[matrix_kind]: BLOCK_SIZES[INTEGERS[matrix_kind]] for matrix_kind in self.weights}
             found[item] = [
                 QuantizationScheme(bits=bits, block_size=block, symmetric=self.symmetric)
                 for bits, blocks in known.items()
@@ -183,9 +183,9 @@ class MixedPrecision:
         """
         assert self.decode is not None
         assert self.kernels is not None
-        beside_us = self.kernels.beside_us(spec)
-        room = int(1e3 * (units.parse(self.decode, "us") - beside_us))
-        read = {item: {grid: read_bytes(spec, _name(item), grid) for grid in row} for item, row in losses.items()}
+        non_matrix_us = self.kernels.non_matrix_us(spec)
+        room = int(1e3 * (units.parse(self.decode, "us") - non_matrix_us))
+        read = {item: {grid: bytes_per_token(spec, _name(item), grid) for grid in row} for item, row in losses.items()}
         found: list[Allocation] = []
         fastest_us = math.inf
         for size in _sizes(read):
@@ -193,7 +193,7 @@ class MixedPrecision:
                 item: {grid: _nanoseconds(self.kernels, spec, item, grid, size) for grid in row}
                 for item, row in losses.items()
             }
-            fastest_us = min(fastest_us, beside_us + sum(min(row.values()) for row in costs.values()) / 1e3)
+            fastest_us = min(fastest_us, non_matrix_us + sum(min(row.values()) for row in costs.values()) / 1e3)
             with suppress(StepError):  # no engine of up to this size is fast enough
                 found.append(allocate([costs, read], losses, [room, size]))
         if not found:
@@ -274,7 +274,7 @@ def _bytes(spec: ModelSpec, item: str, grid: QuantizationScheme) -> int:
     return grid.size_bytes(*_sides(spec, item))
 
 
-def _nanoseconds(kernels: Kernels, spec: ModelSpec, item: str, grid: QuantizationScheme, working_set: int) -> int:
+def _nanoseconds(kernels: KernelTimes, spec: ModelSpec, item: str, grid: QuantizationScheme, working_set: int) -> int:
     """Rounded up, so that whole numbers keep the budget."""
     return math.ceil(1e3 * kernels.unit_us(spec, _name(item), grid, working_set))
 
@@ -283,7 +283,7 @@ def _sizes(read: Mapping[str, Mapping[QuantizationScheme, int]]) -> list[int]:
     """Bytes that an engine may read a token, from the fewest to the most that can be chosen, a quarter apart."""
     size, most = sum(min(row.values()) for row in read.values()), sum(max(row.values()) for row in read.values())
     sizes = []
-    while size < min(most, WORKING_SETS[-1]):  # beyond the largest that is timed all take alike
+    while size < min(most, WORKING_SET_BYTES[-1]):  # beyond the largest that is timed all take alike
         sizes.append(size)
         size = size * 5 // 4 + 1
     return [*sizes, most]

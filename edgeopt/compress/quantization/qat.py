@@ -68,13 +68,13 @@ class Qat(DistillationTraining):
         loss = self.loss(context.original, windows, context)
         network = modeling.load(checkpoint)
         rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
-        trained = parametrize(network, modeling.load(context.floating), rounded, spec)
+        trained = parametrize(network, modeling.load(context.float_checkpoint), rounded, spec)
         network.to(training_device())
         inputs = [
             "qat",
             checkpoint.digest,
             context.original.digest,
-            context.floating.digest,
+            context.float_checkpoint.digest,
             context.calibration.digest,
             to_config(self),
         ]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.checkpoints.adapters import LowRankUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def truncated_svd(residual: Tensor, rank: int) -> LowRank:
+def truncated_svd(residual: Tensor, rank: int) -> LowRankUpdate:
     """Return the update of `rank` that is nearest to `residual` in squared error (Eckart-Young).
 
     It consists of the largest singular values; each factor holds their square roots.
@@ -27,4 +27,4 @@ def truncated_svd(residual: Tensor, rank: int) -> LowRank:
 
     left, values, right = torch.linalg.svd(residual, full_matrices=False)
     roots = values[:rank].sqrt()
-    return LowRank(down=(roots[:, None] * right[:rank]).contiguous(), up=(left[:, :rank] * roots).contiguous())
+    return LowRankUpdate(down=(roots[:, None] * right[:rank]).contiguous(), up=(left[:, :rank] * roots).contiguous())

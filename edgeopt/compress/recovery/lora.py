@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt.checkpoints import adapters, modeling
-from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.checkpoints.adapters import LowRankUpdate
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_dense, require_float, require_no_kv_cache
 from edgeopt.compress.recovery import loftq
@@ -148,10 +148,10 @@ class Lora(DistillationTraining):
         adapted: Any = get_peft_model(network.to(training_device()), config)
         if self.initialization == "loftq":
             context.progress("initializing the adapter from quantization error")
-            initialize_loftq(adapted.get_base_model(), modeling.load(context.floating))
+            initialize_loftq(adapted.get_base_model(), modeling.load(context.float_checkpoint))
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(context.original, windows, context)
-        sources = (checkpoint, context.original, context.floating, context.calibration)
+        sources = (checkpoint, context.original, context.float_checkpoint, context.calibration)
         with context.cache.resumable_folder(["lora", *(source.digest for source in sources), to_config(self)]) as draft:
             losses = self.fit(adapted, loss, len(windows), context.progress, draft)
         artifacts = directory / "artifacts"
@@ -194,10 +194,10 @@ def save_peft_adapter(adapted: Any, folder: Path) -> None:
     path.write_text(json.dumps({**config, "target_modules": sorted(config["target_modules"])}, indent=1) + "\n")
 
 
-def extract_updates(network: PreTrainedModel) -> dict[str, LowRank]:
+def extract_updates(network: PreTrainedModel) -> dict[str, LowRankUpdate]:
     """Return the low-rank updates that peft trained in `network`, by module name."""
     return {
-        name: LowRank(
+        name: LowRankUpdate(
             down=layer.lora_A["default"].weight.detach(),
             up=layer.scaling["default"] * layer.lora_B["default"].weight.detach(),
         )

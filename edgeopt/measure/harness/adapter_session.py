@@ -20,9 +20,9 @@ class AdapterSession:
     adapter: str
 
     @property
-    def computed_by(self) -> Sequence[str]:
+    def backends(self) -> Sequence[str]:
         """Return the providers, backends or GPUs of the wrapped session."""
-        return self.session.computed_by
+        return self.session.backends
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None

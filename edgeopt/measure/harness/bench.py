@@ -18,7 +18,7 @@ from typing import Any
 from edgeopt.core.artifact import Engine
 from edgeopt.core.config_objects import instantiate, to_config
 from edgeopt.core.corpus import Text
-from edgeopt.core.protocols import FILES, GENERATION, Probe, Progress, Runtime, SupportsAffinity
+from edgeopt.core.protocols import FILES_GROUP, GENERATION_GROUP, Probe, Progress, Runtime, SupportsAffinity
 from edgeopt.core.result import Measurement
 from edgeopt.core.target import Target
 from edgeopt.errors import ConfigError, MeasureError
@@ -102,7 +102,9 @@ class Bench:
         Within a group, timed probes collect last, so that their allocations do not affect memory figures.
         """
         groups: dict[str, tuple[str, ...]] = {}
-        for name, probe in sorted(self.probes.items(), key=lambda item: (item[1].GROUP != FILES, item[1].TIMED)):
+        for name, probe in sorted(
+            self.probes.items(), key=lambda item: (item[1].GROUP != FILES_GROUP, item[1].TIMING_SENSITIVE)
+        ):
             groups[probe.GROUP] = (*groups.get(probe.GROUP, ()), name)
         return groups
 
@@ -160,7 +162,7 @@ def measure(
     context_length = min(target.context_length, engine.spec.context_length)
     workload = Workload(context_length=context_length, prompts={}, documents=[], skipped_prompt_lengths=())
     lease: AbstractContextManager[None] = nullcontext()
-    if groups.keys() - {FILES}:
+    if groups.keys() - {FILES_GROUP}:
         lease = device_lease.exclusive(progress) if isolated else device_lease.shared(progress)
         workload = build_workload(
             evaluation,
@@ -225,7 +227,7 @@ def measure(
 def _select_cores(runtime: Runtime, target: Target) -> list[int]:
     """Return the cores for the measured processes: those the runtime selects, else the first allowed ones."""
     cores = procfs.pinned_cores(target.threads)
-    selected = runtime.processors(len(cores)) if isinstance(runtime, SupportsAffinity) else ()
+    selected = runtime.cpu_ids(len(cores)) if isinstance(runtime, SupportsAffinity) else ()
     return list(selected) or cores
 
 
@@ -248,12 +250,12 @@ def _run_group(
     isolated: bool,
 ) -> list[Run]:
     """Run as many processes as the probes request, and repeat disturbed ones up to `bench.retries` times."""
-    if group == FILES:
+    if group == FILES_GROUP:
         report = child_process.collect_from_files(
             replace(job, probes={name: to_config(probe) for name, probe in probes.items()})
         )
         return [Run(group=group, disturbance="", foreign_cpu_share=0.0, report=report)]
-    timed = {name: probe for name, probe in probes.items() if probe.TIMED}
+    timed = {name: probe for name, probe in probes.items() if probe.TIMING_SENSITIVE}
     runs: list[Run] = []
 
     def run_process(selected: Mapping[str, Probe], description: str) -> None:
@@ -261,7 +263,7 @@ def _run_group(
         process_job = replace(
             job,
             probes={name: to_config(probe) for name, probe in selected.items()},
-            memory_cap_bytes=job.memory_cap_bytes if group == GENERATION else 0,
+            memory_cap_bytes=job.memory_cap_bytes if group == GENERATION_GROUP else 0,
         )
         log = directory / samples.LOGS / f"{group}-{len(runs)}.log"
         if isolated:

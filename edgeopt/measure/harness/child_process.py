@@ -180,8 +180,8 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
         samples[name] = probe.collect(subject)
         sections[name] = _section(started, job.cores)
     session.close()
-    computed_by = list(session.computed_by)
-    return {"computed_by": computed_by, "marks": startup.marks, "sections": sections, "samples": samples}
+    backends = list(session.backends)
+    return {"computed_by": backends, "marks": startup.marks, "sections": sections, "samples": samples}
 
 
 def _instantiate_probe(name: str, config: Mapping[str, Any]) -> Any:

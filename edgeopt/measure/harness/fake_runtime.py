@@ -99,7 +99,7 @@ class FakeSession:
     spec: ModelSpec
     table: np.ndarray
     ballast: bytes
-    computed_by: ClassVar[tuple[str, ...]] = ("table",)
+    backends: ClassVar[tuple[str, ...]] = ("table",)
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeopt.core.protocols import Samples, Session, Subject
+from edgeopt.core.protocols import ProbeContext, Samples, Session
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.machine.codecarbon_meter import J_PER_KWH, Kind, create_quiet_tracker, describe_instrument
@@ -44,7 +44,7 @@ class Energy:
         "energy/estimated/power_w": "W",
     }
     GROUP: ClassVar[str] = "energy"
-    TIMED: ClassVar[bool] = True
+    TIMING_SENSITIVE: ClassVar[bool] = True
     processes: int = 1
     seconds: float = 2.0
     rounds: int = 3
@@ -64,7 +64,7 @@ class Energy:
                 hint=f"Use {minimum_s:g} or more",
             )
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Decode in rounds; return tokens, seconds and joules of each, and the instruments.
 
         Raises MeasureError if codecarbon returns no data or the engine generates no token.

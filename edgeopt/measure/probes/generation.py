@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from edgeopt.checkpoints import tokenizer as tokenizers
 from edgeopt.core.config_objects import digest
-from edgeopt.core.protocols import Samples, Subject
+from edgeopt.core.protocols import ProbeContext, Samples
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.stats.confidence_intervals import bootstrap_ratio
@@ -43,7 +43,7 @@ class Generation:
 
     METRICS: ClassVar[Mapping[str, str]] = dict.fromkeys(_METHODS, "")
     GROUP: ClassVar[str] = "quality"
-    TIMED: ClassVar[bool] = False
+    TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
     prompts: int = 24
     tokens: int = 64
@@ -57,7 +57,7 @@ class Generation:
                     hint=f"Use {minimum} or more",
                 )
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Return the continuations as token ids, those of the baseline if it has any, and the first ones as text.
 
         Raises MeasureError if the baseline continued other prompts.
@@ -105,7 +105,7 @@ class Generation:
 
 
 def _decode_texts(
-    subject: Subject, prompts: Sequence[list[int]], own: Sequence[list[int]], baseline: Sequence[list[int]] | None
+    subject: ProbeContext, prompts: Sequence[list[int]], own: Sequence[list[int]], baseline: Sequence[list[int]] | None
 ) -> list[dict[str, str]]:
     """Return prompts and continuations as text, for the table `generations`."""
     decode = tokenizers.load(subject.engine.directory).decode

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar
 
-from edgeopt.core.protocols import GENERATION, Samples, Session, Subject
+from edgeopt.core.protocols import GENERATION_GROUP, ProbeContext, Samples, Session
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.machine.contention import ContentionProbe, select_undisturbed, time_decode_rounds
@@ -49,8 +49,8 @@ class Latency:
         "latency/burst_ms": "ms",
         "throughput/decode_tokens_per_s": "tokens/s",
     }
-    GROUP: ClassVar[str] = GENERATION
-    TIMED: ClassVar[bool] = True
+    GROUP: ClassVar[str] = GENERATION_GROUP
+    TIMING_SENSITIVE: ClassVar[bool] = True
     processes: int = 5
     decode_tokens: int = 128
     ttft_repeats: int = 3
@@ -71,7 +71,7 @@ class Latency:
                     f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
                 )
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Return the times in seconds of start-up, first tokens, decoded tokens and the burst.
 
         `decode_pace_s` has the contention probe's time for each decoded token.

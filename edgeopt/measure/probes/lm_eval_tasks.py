@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core.artifact import sha256_of
-from edgeopt.core.config_objects import digest, nearest
+from edgeopt.core.config_objects import did_you_mean, digest
 from edgeopt.errors import ConfigError
 
 Task = dict[str, Any]
@@ -61,7 +61,7 @@ def read_tasks(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> di
             tasks[name] = path, task
     for name in names:
         if name not in tasks:
-            hint = f"{nearest(name, tasks)} The folder contains: {', '.join(tasks) or 'no task'}".strip()
+            hint = f"{did_you_mean(name, tasks)} The folder contains: {', '.join(tasks) or 'no task'}".strip()
             raise ConfigError(f"the folder has no task {name!r}", location="names", hint=hint)
     return {name: _check(*tasks[name], folder, trusted) for name in names}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgeopt.core import units
-from edgeopt.core.protocols import GENERATION, DistributedSession, Samples, Subject
+from edgeopt.core.protocols import GENERATION_GROUP, DistributedSession, ProbeContext, Samples
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError
 from edgeopt.machine import procfs
@@ -49,8 +49,8 @@ class Memory:
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {m: "MiB" if m.endswith("_mib") else "count" for m in _FIGURES}
-    GROUP: ClassVar[str] = GENERATION
-    TIMED: ClassVar[bool] = False
+    GROUP: ClassVar[str] = GENERATION_GROUP
+    TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 3
     decode_tokens: int = 16
 
@@ -64,7 +64,7 @@ class Memory:
                 f"`decode_tokens` must be between 2 and 32, got {self.decode_tokens}", location="decode_tokens"
             )
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Fill the context and return memory in bytes and page faults.
 
         Returns nothing for a distributed session, whose memory is mostly in other processes.

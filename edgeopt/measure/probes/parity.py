@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgeopt.core.config_objects import digest
-from edgeopt.core.protocols import Samples, Subject
+from edgeopt.core.protocols import ProbeContext, Samples
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.stats.divergence import kl_divergence, log_softmax, relative_error, top1_agreement
@@ -34,7 +34,7 @@ class Parity:
         "quality/parity_top1": "",
     }
     GROUP: ClassVar[str] = "quality"
-    TIMED: ClassVar[bool] = False
+    TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
     windows: int = 4
     window_tokens: int = 64
@@ -46,7 +46,7 @@ class Parity:
                     f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
                 )
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Return the differences from the reference; nothing if there is no reference.
 
         Raises MeasureError if the reference was measured on other tokens.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.checkpoints import tokenizer as tokens
-from edgeopt.core.protocols import Samples, Subject
+from edgeopt.core.protocols import ProbeContext, Samples
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.harness.baseline import Baseline, to_float16
@@ -52,7 +52,7 @@ class Quality:
         "quality/top1_agreement": "",
     }
     GROUP: ClassVar[str] = "quality"
-    TIMED: ClassVar[bool] = False
+    TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
     kl_tokens: int = 2048
     margin_nats: float = 0.1
@@ -70,7 +70,7 @@ class Quality:
                 hint="Use 0 or more",
             )
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Return the NLL in nats and the predicted tokens of each window.
 
         With a baseline it also returns the KL divergence of each position and the number of equal argmaxes.
@@ -184,7 +184,7 @@ def find_regressed_windows(nll_increase: Sequence[float], counts: Sequence[int],
 
 
 def describe_worst_windows(
-    subject: Subject, nll: Sequence[float], baseline_nll: Sequence[float] | None
+    subject: ProbeContext, nll: Sequence[float], baseline_nll: Sequence[float] | None
 ) -> list[dict[str, Any]]:
     """Return the windows with the highest NLL per token as text, the worst first."""
     tokenizer = tokens.load(subject.engine.directory)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgeopt.core.protocols import FILES, Samples, Subject
+from edgeopt.core.protocols import FILES_GROUP, ProbeContext, Samples
 from edgeopt.core.result import Measurement
 
 
@@ -15,11 +15,11 @@ class Size:
     """Size of the files of an engine and number of parameters."""
 
     METRICS: ClassVar[Mapping[str, str]] = {"size/engine_mib": "MiB", "size/parameters": "count"}
-    GROUP: ClassVar[str] = FILES
-    TIMED: ClassVar[bool] = False
+    GROUP: ClassVar[str] = FILES_GROUP
+    TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Return bytes and parameters from the manifest."""
         return {"engine_bytes": subject.engine.size_bytes, "parameters": subject.engine.spec.parameters}
 

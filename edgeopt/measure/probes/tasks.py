@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from edgeopt.core.config_objects import digest
-from edgeopt.core.protocols import Samples, Subject
+from edgeopt.core.protocols import ProbeContext, Samples
 from edgeopt.core.result import Measurement
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.probes import lm_eval_tasks
@@ -43,7 +43,7 @@ class Tasks:
 
     METRICS: ClassVar[Mapping[str, str]] = {"tasks/accuracy": ""}
     GROUP: ClassVar[str] = "tasks"
-    TIMED: ClassVar[bool] = False
+    TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
     path: str
     names: tuple[str, ...]
@@ -87,7 +87,7 @@ class Tasks:
     def _read_tasks(self) -> dict[str, lm_eval_tasks.Task]:
         return lm_eval_tasks.read_tasks(self._folder, self.names, self.trusted)
 
-    def collect(self, subject: Subject) -> Samples:
+    def collect(self, subject: ProbeContext) -> Samples:
         """Return the metric of each task and its score on each document."""
         scorer = Scorer(subject.session, subject.engine.directory, subject.context_length)
         return {name: _evaluate_task(name, task, scorer, self.documents) for name, task in self._read_tasks().items()}

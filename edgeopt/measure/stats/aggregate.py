@@ -86,7 +86,7 @@ def summarize_runs(
     Raises MeasureError if the probe reports a metric or unit that its METRICS do not declare.
     """
     collected = [run for run in runs if probe_name in run.samples]
-    if not probe.TIMED:
+    if not probe.TIMING_SENSITIVE:
         return _summarize(probe_name, probe, collected[: probe.processes])
     ranked = sorted(collected, key=lambda run: (bool(run.disturbance), run.foreign_cpu_share))
     figures = [

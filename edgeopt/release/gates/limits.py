@@ -69,11 +69,11 @@ def _fault(candidate: Candidate, metric: str, value: str | float) -> str:
     except ConfigError as error:
         return str(error)
     assert limit.absolute is not None
-    return "" if _kept(figure, limit.absolute, limit.least) else f"{metric} is {_told(figure)}, allowed is {limit}"
+    return "" if _kept(figure, limit.absolute, limit.is_minimum) else f"{metric} is {_told(figure)}, allowed is {limit}"
 
 
-def _kept(figure: Measurement, bound: float, least: bool) -> bool:
-    return figure.low >= bound if least else figure.high <= bound
+def _kept(figure: Measurement, bound: float, is_minimum: bool) -> bool:
+    return figure.low >= bound if is_minimum else figure.high <= bound
 
 
 def _told(figure: Measurement) -> str:

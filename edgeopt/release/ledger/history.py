@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.release.ledger.hash_chain import Entry
 
 ROLLBACK = "rollback"
@@ -151,6 +151,6 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "approved": lambda f: f"approved version {f['version']}, engine {f['digest'][:12]}…",
     "moved": _moves,
     "retired": lambda f: f"retired {_named('version', f['versions'])}",
-    "posted": lambda f: f"told {without_password(f['url'])}" if f["delivered"] else "could not tell a webhook",
+    "posted": lambda f: f"told {redact_password(f['url'])}" if f["delivered"] else "could not tell a webhook",
     "ended": lambda f: f"ended {f['action']}, {f['outcome']}",
 }

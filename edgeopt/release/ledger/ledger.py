@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.errors import GateError, TrackingError
 from edgeopt.release.ledger import hash_chain
 from edgeopt.release.ledger.hash_chain import ENTRY, SUFFIX, Entry, Reading
@@ -62,7 +62,7 @@ class Ledger:
             reason=reason,
             facts=facts,
         )
-        text = canonical(entry.to_json())
+        text = canonical_json(entry.to_json())
         if len(text) > _LONGEST:
             raise TrackingError(f"an entry of {len(text)} characters is too long for {self.name}")
         if not seen.last:

@@ -196,7 +196,7 @@ def link(client: MlflowClient, version: ModelVersion, model_id: str) -> None:
     """Let the UI show on a logged model that it is registered, as MLflow's own register_model does."""
     linked = _linked(client, model_id)
     if _as_linked(version) not in linked:
-        client.set_logged_model_tags(model_id, {tags.REGISTERED: json.dumps([*linked, _as_linked(version)])})
+        client.set_logged_model_tags(model_id, {tags.MODEL_VERSIONS: json.dumps([*linked, _as_linked(version)])})
 
 
 def _unlink(client: MlflowClient, version: ModelVersion) -> None:
@@ -204,9 +204,9 @@ def _unlink(client: MlflowClient, version: ModelVersion) -> None:
     if model_id:
         left = [one for one in _linked(client, model_id) if one != _as_linked(version)]
         if left:
-            client.set_logged_model_tags(model_id, {tags.REGISTERED: json.dumps(left)})
+            client.set_logged_model_tags(model_id, {tags.MODEL_VERSIONS: json.dumps(left)})
         else:
-            client.delete_logged_model_tag(model_id, tags.REGISTERED)
+            client.delete_logged_model_tag(model_id, tags.MODEL_VERSIONS)
 
 
 def _as_linked(version: ModelVersion) -> dict[str, str]:
@@ -214,7 +214,7 @@ def _as_linked(version: ModelVersion) -> dict[str, str]:
 
 
 def _linked(client: MlflowClient, model_id: str) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(tags.REGISTERED, "[]"))
+    found: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(tags.MODEL_VERSIONS, "[]"))
     return found
 
 

@@ -20,7 +20,7 @@ from mlflow.models import Model
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.artifact import Engine
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.errors import InputError, TrackingError, first_line
 from edgeopt.release.registry.types import ABSENT, Registered, Version
 
@@ -41,7 +41,7 @@ def answering(tracking_uri: str | None) -> Iterator[MlflowClient]:
         with _as_mlflows_own(uri):
             yield MlflowClient(tracking_uri=uri)
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise TrackingError(f"the registry refused: {first_line(error)}", location=without_password(uri)) from error
+        raise TrackingError(f"the registry refused: {first_line(error)}", location=redact_password(uri)) from error
 
 
 @contextlib.contextmanager

@@ -13,15 +13,15 @@ Forward = Callable[[Sequence[int]], "np.ndarray"]
 
 
 def decode(
-    forward: Forward, tokens: Sequence[int], max_new_tokens: int, *, end_tokens: Collection[int], stop_at_end: bool
+    forward: Forward, tokens: Sequence[int], max_new_tokens: int, *, eos_token_ids: Collection[int], stop_at_end: bool
 ) -> Iterator[int]:
     """Yield the most likely token after `tokens`, again and again, as `Session.generate` specifies."""
     for _ in range(max_new_tokens):
         logits = forward(tokens)
         if not stop_at_end:
-            logits[list(end_tokens)] = -float("inf")
+            logits[list(eos_token_ids)] = -float("inf")
         token = int(logits.argmax())
-        if stop_at_end and token in end_tokens:
+        if stop_at_end and token in eos_token_ids:
             return
         yield token
         tokens = [token]

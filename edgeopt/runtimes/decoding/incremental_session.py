@@ -54,10 +54,10 @@ class IncrementalSession(ABC):
                 tokens,
                 max_new_tokens,
                 draft_tokens=self._draft_tokens,
-                end_tokens=self._end_tokens,
+                eos_token_ids=self._end_tokens,
                 stop_at_end=stop_at_end,
             )
-        return greedy.decode(forward, tokens, max_new_tokens, end_tokens=self._end_tokens, stop_at_end=stop_at_end)
+        return greedy.decode(forward, tokens, max_new_tokens, eos_token_ids=self._end_tokens, stop_at_end=stop_at_end)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import numpy as np

@@ -42,7 +42,7 @@ def decode(
     max_new_tokens: int,
     *,
     draft_tokens: int,
-    end_tokens: Collection[int],
+    eos_token_ids: Collection[int],
     stop_at_end: bool,
 ) -> Iterator[int]:
     """Yield the same tokens as `greedy.decode`, verifying up to `draft_tokens` drafts in each call.
@@ -55,9 +55,9 @@ def decode(
     while max_new_tokens:
         for accepted, row in enumerate(rows):
             if not stop_at_end:
-                row[list(end_tokens)] = -float("inf")
+                row[list(eos_token_ids)] = -float("inf")
             token = int(row.argmax())
-            if stop_at_end and token in end_tokens:
+            if stop_at_end and token in eos_token_ids:
                 return
             yield token
             index.append(token)

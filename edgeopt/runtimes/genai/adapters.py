@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import adapters, modeling
-from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.checkpoints.adapters import LowRankUpdate
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.genai.quantized_nodes import nodes
 
@@ -59,9 +59,9 @@ class AdapterNodes:
         self._model.make_value(output, self._model.io_dtype, shape=self._model.make_hidden_state_shape(last_dim=width))
 
 
-def by_node(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, dict[str, LowRank]]:
+def by_node(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, dict[str, LowRankUpdate]]:
     """The updates of each adapter of the checkpoint, by the names that the builder gives its nodes."""
-    found: dict[str, dict[str, LowRank]] = {}
+    found: dict[str, dict[str, LowRankUpdate]] = {}
     for name in checkpoint.spec.adapters:
         updates = adapters.read(checkpoint.directory, name)
         found[name] = {}
@@ -76,7 +76,7 @@ def by_node(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, dict[
     return found
 
 
-def stacked(parts: Sequence[tuple[int, LowRank | None]], start: int, rows: int) -> LowRank | None:
+def stacked(parts: Sequence[tuple[int, LowRankUpdate | None]], start: int, rows: int) -> LowRankUpdate | None:
     """The update of rows `start` to `start + rows` of matrices that stand one below the other.
 
     `parts` gives the rows of each and its update, where it has one. Ranks add up, each acting on its own rows; None
@@ -93,10 +93,10 @@ def stacked(parts: Sequence[tuple[int, LowRank | None]], start: int, rows: int) 
             downs.append(update.down)
             ups.append(up)
         top += size
-    return LowRank(down=torch.cat(downs), up=torch.cat(ups, dim=1)) if downs else None
+    return LowRankUpdate(down=torch.cat(downs), up=torch.cat(ups, dim=1)) if downs else None
 
 
-def export(found: Mapping[str, Mapping[str, LowRank]], directory: Path) -> None:
+def export(found: Mapping[str, Mapping[str, LowRankUpdate]], directory: Path) -> None:
     """Write each adapter's file beside the graph. Raises BuildError where the graph has no place for an update."""
     import onnx
     from onnxruntime import AdapterFormat, OrtValue

@@ -116,7 +116,7 @@ class Genai(SessionOptions):
             packed_on_disk=self.packed_on_disk,
         )
 
-    def parts(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
+    def breakdown(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
         found = self.estimate(spec, target, carried_bytes=carried_bytes)
         on_disk = {} if "size/engine_mib" in self._unknown else found.on_disk
         return on_disk | ({} if "memory/peak_rss_mib" in self._unknown else found.in_memory)
@@ -150,7 +150,7 @@ class Genai(SessionOptions):
 class GenaiSession(IncrementalSession):
     """One engine in memory, one of its two graphs at a time; sequences run one after another."""
 
-    computed_by = ("CPUExecutionProvider",)
+    backends = ("CPUExecutionProvider",)
 
     def __init__(self, runtime: Genai, engine: Engine, threads: int) -> None:
         self._runtime, self._directory, self._spec = runtime, engine.directory, engine.spec
@@ -160,7 +160,7 @@ class GenaiSession(IncrementalSession):
             "graph_optimization_level": OPTIMIZATION_LEVELS[runtime.graph_optimization],
             **runtime.config_entries(threads),
         }
-        self._pin_thread = thread_affinity.pin_calling_thread(runtime.processors(threads))
+        self._pin_thread = thread_affinity.pin_calling_thread(runtime.cpu_ids(threads))
         described = json.loads((self._directory / "genai_config.json").read_text())["model"]
         self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
         self._chunk_tokens = described["context_length"] if described["type"] == LONG_ROPE else runtime.prompt_tokens

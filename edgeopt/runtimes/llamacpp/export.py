@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeopt.checkpoints import adapters, modeling, quantized_matrix, safetensors_io
 from edgeopt.core.artifact import link_file
-from edgeopt.core.model_spec import EMBEDDING, LLAMA_BITS, LM_HEAD
+from edgeopt.core.model_spec import EMBEDDING, LLAMA_CPP_BITS, LM_HEAD
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.llamacpp import vocabulary
 from edgeopt.runtimes.llamacpp.families import FAMILIES, OTHER_RUNTIME_HINT
@@ -25,7 +25,7 @@ from edgeopt.runtimes.llamacpp.layout import MODEL_FILE, adapter_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.checkpoints.adapters import LowRank
+    from edgeopt.checkpoints.adapters import LowRankUpdate
     from edgeopt.checkpoints.quantized_matrix import QuantizedMatrix
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
@@ -58,7 +58,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
     FAMILIES[spec.architecture].write_metadata(writer, config, spec)
     vocabulary.write(writer, checkpoint.directory, spec.vocabulary_size)
     _write_tensors(writer, _weight_tensors(network, checkpoint, names) | _rope_factors(network, spec))
-    if spec.weight_dtype in LLAMA_BITS:
+    if spec.weight_dtype in LLAMA_CPP_BITS:
         from edgeopt.runtimes.llamacpp import quantized_types
 
         progress(f"quantizing to {spec.weight_dtype}")
@@ -183,7 +183,7 @@ def _float_tensor(array: np.ndarray, *, fp16: bool = False) -> Tensor:
     return np.ascontiguousarray(array), gguf.GGMLQuantizationType.F32
 
 
-def _write_adapter(updates: Mapping[str, LowRank], path: Path, names: _TensorNames) -> None:
+def _write_adapter(updates: Mapping[str, LowRankUpdate], path: Path, names: _TensorNames) -> None:
     """Write an adapter as its own GGUF file. An alpha of 0 tells llama.cpp not to scale the update."""
     writer = gguf.GGUFWriter(path, names.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeopt.core.model_spec import LLAMA_BITS, LM_HEAD, ModelSpec
+from edgeopt.core.model_spec import LLAMA_CPP_BITS, LM_HEAD, ModelSpec
 from edgeopt.core.result import Measurement
 from edgeopt.runtimes import sizes
 
@@ -18,7 +18,7 @@ def size(spec: ModelSpec, *, carried_bytes: int) -> Measurement:
     return sizes.size_of(
         spec,
         weight_bytes,
-        unsure_bytes=MIXED_TYPES_ERROR * weight_bytes if spec.weight_dtype in LLAMA_BITS else 0.0,
+        unsure_bytes=MIXED_TYPES_ERROR * weight_bytes if spec.weight_dtype in LLAMA_CPP_BITS else 0.0,
         names_bytes=TOKEN_BYTES * spec.vocabulary_size + TENSOR_BYTES * len(spec.matrices),
         times=2,
         carried_bytes=carried_bytes,

@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 
 from edgeopt.checkpoints import adapters
-from edgeopt.checkpoints.tokenizer import end_tokens
+from edgeopt.checkpoints.tokenizer import eos_token_ids
 from edgeopt.errors import BuildError, MeasureError
 from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
 from edgeopt.runtimes.llamacpp import library
@@ -32,12 +32,12 @@ KV_CACHE_TYPES = {
 class LlamaCppSession(IncrementalSession):
     """A loaded model. Sequences run one after another, each in its own llama.cpp context."""
 
-    computed_by = ("CPU",)
+    backends = ("CPU",)
 
     def __init__(self, runtime: LlamaCpp, engine: Engine, threads: int) -> None:
         library.silence()
         self._runtime, self._spec, self._threads = runtime, engine.spec, threads
-        self._directory, self._end_tokens = engine.directory, end_tokens(engine.directory)
+        self._directory, self._end_tokens = engine.directory, eos_token_ids(engine.directory)
         self._chunk_tokens, self._draft_tokens = runtime.prompt_tokens, runtime.prompt_lookup
         self._adapters: dict[str, Any] = {}
         params = llama_cpp.llama_model_default_params()

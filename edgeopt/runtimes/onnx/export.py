@@ -25,7 +25,7 @@ from edgeopt.runtimes.onnx.kv_cache_graph import Layer, examples, kept
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.checkpoints.adapters import LowRank
+    from edgeopt.checkpoints.adapters import LowRankUpdate
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec
     from edgeopt.core.protocols import Progress
@@ -118,7 +118,7 @@ class _Traced(nn.Module):
         ]
         pairs = zip(factors[::2], factors[1::2], strict=True)
         updates = {
-            name: adapters.LowRank(down=down, up=up) for name, (down, up) in zip(self.touched, pairs, strict=True)
+            name: adapters.LowRankUpdate(down=down, up=up) for name, (down, up) in zip(self.touched, pairs, strict=True)
         }
         with adapters.attached(self.network, updates):
             found = self.network(
@@ -210,7 +210,7 @@ def _is_capped(network: PreTrainedModel) -> bool:
 
 def _touched(checkpoint: Checkpoint) -> list[str]:
     """Modules that some adapter of the checkpoint updates."""
-    found: dict[str, LowRank] = {}
+    found: dict[str, LowRankUpdate] = {}
     for name in checkpoint.spec.adapters:
         found |= adapters.read(checkpoint.directory, name)
     return list(found)

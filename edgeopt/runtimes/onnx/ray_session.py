@@ -21,7 +21,7 @@ import numpy as np
 import ray
 
 from edgeopt.checkpoints import adapters
-from edgeopt.checkpoints.tokenizer import end_tokens
+from edgeopt.checkpoints.tokenizer import eos_token_ids
 from edgeopt.errors import BuildError, MeasureError
 from edgeopt.runtimes.decoding.chunked_prefill import resolve_chunk_tokens
 from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
@@ -43,15 +43,15 @@ class RaySession(IncrementalSession):
 
     Attributes:
         processes: host, process id and shards of each.
-        computed_by: as in edgeopt.core.protocols.Session; the same in all of them.
+        backends: as in edgeopt.core.protocols.Session; the same in all of them.
     """
 
     processes: Sequence[str] = ()
-    computed_by: Sequence[str] = ()
+    backends: Sequence[str] = ()
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
-        self._end_tokens = end_tokens(engine.directory)
+        self._end_tokens = eos_token_ids(engine.directory)
         self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
         self._draft_tokens = runtime.prompt_lookup
         count = len(shards.read(engine.directory))
@@ -89,7 +89,7 @@ class RaySession(IncrementalSession):
         places, providers, reads = zip(*self._told([one.described.remote() for one in self._stages]), strict=True)
         for number, one in enumerate(self._stages):
             one.pass_on.remote(set().union(*reads[number + 1 :]))
-        self.computed_by = providers[0]
+        self.backends = providers[0]
         self.processes = tuple(
             f"{node}, shards {part.start} to {part.stop - 1}" for node, part in zip(places, self._parts, strict=True)
         )

@@ -96,14 +96,14 @@ class SessionOptions:
 
         Raises BuildError for the reasons of `processors`.
         """
-        affinities = thread_affinity.config_entry(self.processors(threads))
+        affinities = thread_affinity.config_entry(self.cpu_ids(threads))
         return {
             "session.intra_op.allow_spinning": str(int(self.spinning)),
             "session.disable_prepacking": str(int(not self.prepacked)),
             **({"session.intra_op_thread_affinities": affinities} if affinities else {}),
         }
 
-    def processors(self, threads: int) -> tuple[int, ...]:
+    def cpu_ids(self, threads: int) -> tuple[int, ...]:
         """Return the processor of each thread, the calling thread first; empty if `affinity` is None.
 
         Raises BuildError if there are too few processors or this process is not allowed to use one of them.

@@ -89,7 +89,7 @@ class TensorRt:
         major, _, minor = self.version.partition(".")
         return int(major), int(minor or 0)
 
-    def device(self) -> str:
+    def build_device(self) -> str:
         """Return the GPU and TensorRT version that build engines here, or an empty string if one is missing."""
         from edgeopt.runtimes.tensorrt import gpu, library
 
@@ -149,7 +149,7 @@ class TensorRt:
         from edgeopt.runtimes.tensorrt import plan as plans
 
         plan = plans.create(self, checkpoint, directory, progress)
-        if self.device():
+        if self.build_device():
             builder.build(plan, directory, trt=library.load(), gpu=gpu.CudaGpu(), progress=progress)
         else:
             progress(

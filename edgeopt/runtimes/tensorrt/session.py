@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgeopt.checkpoints import adapters
-from edgeopt.checkpoints.tokenizer import end_tokens
+from edgeopt.checkpoints.tokenizer import eos_token_ids
 from edgeopt.errors import BuildError, MeasureError
 from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
 from edgeopt.runtimes.onnx.graph import INPUT_IDS, LOGITS, PAST_LENGTH, PAST_PREFIX, POSITION, PRESENT_PREFIX, ROWS
@@ -43,8 +43,8 @@ class TensorRtSession(IncrementalSession):
         directory = engine.directory
         identity.require_loadable(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
         self._spec, self._gpu, self._trt, self._cuda_graphs = engine.spec, gpu, trt, runtime.cuda_graphs
-        self.computed_by = (gpu.identity.name,)
-        self._end_tokens, self._draft_tokens = end_tokens(directory), runtime.prompt_lookup
+        self.backends = (gpu.identity.name,)
+        self._end_tokens, self._draft_tokens = eos_token_ids(directory), runtime.prompt_lookup
         profiles = plans.read(directory).profiles
         _, _, max_tokens_shape = profiles[plans.PREFILL][INPUT_IDS]
         self._chunk_tokens = max_tokens_shape[1]

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective, pareto_ranks
 from edgeopt.search.pareto.hypervolume import hypervolume
@@ -28,7 +28,7 @@ def candidates(space: Space, chance: random.Random, count: int = LOOKED_AT) -> l
     if every is not None:
         listed = list(every)
         return chance.sample(listed, min(count, len(listed)))
-    return list({canonical(params): params for params in (space.draw(chance) for _ in range(count))}.values())
+    return list({canonical_json(params): params for params in (space.draw(chance) for _ in range(count))}.values())
 
 
 def spread(
@@ -60,8 +60,8 @@ def spread(
         [*(_place(axis, x) for axis, x in zip(axes, point, strict=True)), *space.places(params)]
         for (params, _), point in zip(whole, points, strict=True)
     ]
-    seen = {canonical(params) for params in tried}
-    taken = [n for n, (params, _) in enumerate(whole) if canonical(params) in seen]
+    seen = {canonical_json(params) for params in tried}
+    taken = [n for n, (params, _) in enumerate(whole) if canonical_json(params) in seen]
     fresh = [n for n in range(len(whole)) if n not in taken]
     chosen: list[int] = []
     while fresh and len(chosen) < count:
@@ -87,7 +87,7 @@ def _broken(forecast: Prediction, limits: Sequence[Limit]) -> float:
         bound = limit.bound(forecast.baseline.get(limit.metric))
         if bound and limit.metric in figures:
             ratio = figures[limit.metric] / bound
-            total += max(0.0, 1 - ratio if limit.least else ratio - 1)
+            total += max(0.0, 1 - ratio if limit.is_minimum else ratio - 1)
     return total
 
 
@@ -121,7 +121,7 @@ class Refinement:
         for row, point in members:
             here = self.predict_trial(row.params)
             for params in self.space.neighbours(row.params, chance):
-                key = canonical(params)
+                key = canonical_json(params)
                 if key in tried or key in found:
                     continue
                 there = self.predict_trial(params)

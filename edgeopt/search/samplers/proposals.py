@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.core.result import TrialResult
 from edgeopt.search.pareto.ranking import EVALUATED, Ranking, begun, bounds
 from edgeopt.search.prediction import Foresee, Prediction
@@ -47,7 +47,7 @@ class Proposals:
 
     def learn(self, news: Sequence[Row]) -> None:
         """Take in trials that are new or have changed."""
-        self._tried |= {canonical(row.params) for row in news}
+        self._tried |= {canonical_json(row.params) for row in news}
         self._bounds |= bounds(news)
         if self._sampler is not None:
             self._sampler.learn(news)
@@ -94,7 +94,7 @@ class Proposals:
         front = self._standing.front(rows)
         near = (params for row in front for params in space.neighbours(row.params, self._chance))
         for params in (*self._candidates, *near):
-            key = canonical(params)
+            key = canonical_json(params)
             if key not in self._tried and self.refused(params) is None:
                 fresh[key] = params
         objectives, limits = self._standing.objectives, self._standing.limits
@@ -113,7 +113,7 @@ class Proposals:
             self._sampler.learn(rows)
         for _ in range(REPEATS):
             params, hints = self._sampler.propose()
-            if canonical(params) not in self._tried:
+            if canonical_json(params) not in self._tried:
                 yield Proposal(params, "sampled", hints)
 
     def _drawn(self) -> Iterator[Proposal]:
@@ -121,12 +121,12 @@ class Proposals:
         space = self._search.space
         every = space.every(LISTED)
         if every is not None:
-            rest = [params for params in every if canonical(params) not in self._tried]
+            rest = [params for params in every if canonical_json(params) not in self._tried]
             found = [self._chance.choice(rest)] if rest else []
         else:
             found = [space.draw(self._chance) for _ in range(REPEATS)]
         for params in found:
-            if canonical(params) not in self._tried:
+            if canonical_json(params) not in self._tried:
                 yield Proposal(params, "sampled", {})
 
     @cached_property
@@ -135,7 +135,7 @@ class Proposals:
 
     def _foreseen(self, params: Params) -> Prediction:
         assert self._foresee is not None
-        key = canonical(params)
+        key = canonical_json(params)
         if key not in self._forecasts:
             self._forecasts[key] = self._foresee(params)
         return self._forecasts[key]

@@ -203,8 +203,8 @@ def _excess(summary: Summary, limit: Limit) -> float | None:
     held = summary.verdicts.get(limit.metric)
     if held is None or held.excess is None or held.predicted:
         return None
-    ratio = _logarithm(1 - held.excess if limit.least else 1 + held.excess)
-    return None if ratio is None else -ratio if limit.least else ratio
+    ratio = _logarithm(1 - held.excess if limit.is_minimum else 1 + held.excess)
+    return None if ratio is None else -ratio if limit.is_minimum else ratio
 
 
 def _logarithm(value: float) -> float | None:

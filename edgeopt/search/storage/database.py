@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 
-from edgeopt.core.redaction import without_password
+from edgeopt.core.redaction import redact_password
 from edgeopt.errors import ConfigError, StoreError, first_line
 from edgeopt.search.storage.schema import METADATA, STUDIES
 
@@ -62,7 +62,7 @@ class StudyStore:
     def _unusable(self, error: SQLAlchemyError) -> StoreError:
         return StoreError(
             f"the study's store cannot be used ({first_line(error)})",
-            location=without_password(self.url),
+            location=redact_password(self.url),
             hint="Start it or set `store` (or EDGEOPT_STORE) to one that answers; the same command goes on",
         )
 

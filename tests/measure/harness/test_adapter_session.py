@@ -20,7 +20,7 @@ from edgeopt.measure.harness.fake_runtime import FakeRuntime
 class AdapterIndexSession:
     """A session that generates the index of the adapter: 0 for none, 1 for `one`, 2 for `two`."""
 
-    computed_by = ("echo",)
+    backends = ("echo",)
 
     def generate(self, tokens, max_new_tokens, *, stop_at_end=True, adapter=None):
         yield (None, "one", "two").index(adapter)

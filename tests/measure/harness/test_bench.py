@@ -95,7 +95,7 @@ class SessionUsingProbe:
 
     METRICS: ClassVar[dict[str, str]] = {"generating/x": ""}
     GROUP: ClassVar[str] = "files"
-    TIMED: ClassVar[bool] = False
+    TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
 
     def collect(self, subject):

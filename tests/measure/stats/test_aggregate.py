@@ -16,7 +16,7 @@ from edgeopt.measure.stats.aggregate import Run, judge_run, summarize_runs
 class Stopwatch:
     METRICS: ClassVar[Mapping[str, str]] = {"latency/lap_ms": "ms"}
     GROUP: ClassVar[str] = "laps"
-    TIMED: ClassVar[bool] = True
+    TIMING_SENSITIVE: ClassVar[bool] = True
     processes: int = 2
     unit: str = "ms"
 
@@ -40,7 +40,7 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untimed(Stopwatch):
-    TIMED: ClassVar[bool] = False
+    TIMING_SENSITIVE: ClassVar[bool] = False
 
 
 def report(share: float, halves: Sequence[float], lap_ms: float, slowed: float) -> dict[str, Any]:

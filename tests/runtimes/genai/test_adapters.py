@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import adapted
-from support.workshops import workshop
+from support import adapter_checkpoints
+from support.stages import compression_context
 
 from edgeopt.checkpoints import adapters, modeling
-from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.checkpoints.adapters import LowRankUpdate
 from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.cli.main import main
 from edgeopt.compress.quantization.int8 import Int8
@@ -41,7 +41,7 @@ def test_stacked_updates_are_the_rows_of_the_stacked_weights(
 ) -> None:
     """Rank 0 stands for a matrix without update."""
     parts = [
-        (rows, LowRank(down=torch.randn(rank, 6), up=torch.randn(rows, rank)) if rank else None)
+        (rows, LowRankUpdate(down=torch.randn(rank, 6), up=torch.randn(rows, rank)) if rank else None)
         for rows, rank in zip(sizes, ranks, strict=False)
     ]
     start, stop = sorted(min(edge, sum(sizes)) for edge in cut)
@@ -55,7 +55,7 @@ def test_stacked_updates_are_the_rows_of_the_stacked_weights(
 
 def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, workshop(checkpoint))
+    spec = step.apply(checkpoint, directory, compression_context(checkpoint))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
@@ -91,7 +91,9 @@ def test_an_adapter_on_a_rounded_base_computes_as_in_torch(
     step: Any, tolerance: float, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     rounded = applied(step, checkpoint, tmp_path / "rounded")
-    assert_computes_as_torch(adapted.beside(rounded, tmp_path / "beside", "r4"), tmp_path / "engine", tolerance)
+    assert_computes_as_torch(
+        adapter_checkpoints.add_adapter(rounded, tmp_path / "beside", "r4"), tmp_path / "engine", tolerance
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "phi3"])
@@ -99,18 +101,20 @@ def test_biases_and_stacked_projections_are_no_obstacle(family: str, tiny_model:
     for folder in ("source", "in"):
         (tmp_path / folder).mkdir()
     source = import_checkpoint(random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "source"), tmp_path / "in")
-    assert_computes_as_torch(adapted.beside(source, tmp_path / "beside", "r4"), tmp_path / "engine")
+    assert_computes_as_torch(adapter_checkpoints.add_adapter(source, tmp_path / "beside", "r4"), tmp_path / "engine")
 
 
 def test_keys_and_values_may_be_stored_in_8_bits_as_well(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    beside = adapted.beside(checkpoint, tmp_path / "beside", "r4")
+    beside = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "beside", "r4")
     rounded = applied(KvCache(windows=4, window_tokens=64), beside, tmp_path / "rounded")
     assert adapters.read(rounded.directory, "r4").keys() == adapters.read(beside.directory, "r4").keys()
     assert_computes_as_torch(rounded, tmp_path / "engine", 0.1)
 
 
 def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    engine = build(adapted.beside(checkpoint, tmp_path / "beside", "r4", targets=("o_proj",)), tmp_path / "engine")
+    engine = build(
+        adapter_checkpoints.add_adapter(checkpoint, tmp_path / "beside", "r4", targets=("o_proj",)), tmp_path / "engine"
+    )
     assert "adapters/r4.onnx_adapter" in {record.path for record in engine.files}
     (finding,) = Genai().lint(engine)
     assert finding.startswith("2 × matrix with an adapter branch")
@@ -120,7 +124,7 @@ def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Check
 
 def test_an_update_for_which_the_graph_has_no_place_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     engine = build(checkpoint, tmp_path / "engine")
-    update = LowRank(down=torch.zeros(2, 64), up=torch.zeros(64, 2))
+    update = LowRankUpdate(down=torch.zeros(2, 64), up=torch.zeros(64, 2))
     with pytest.raises(BuildError, match=r"no place for .* of adapter 'lost'"):
         export({"lost": {"/model/layers.0/attn/o_proj/MatMul": update}}, engine.directory)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support import adapted
-from support.workshops import applied, built
+from support import adapter_checkpoints
+from support.stages import apply_step, build_engine
 
 from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.int8 import Int8
@@ -54,11 +54,11 @@ def test_a_program_that_builds_an_engine_keeps_its_own_logging(checkpoint: Check
     ids=["fp32", "pruned", "int4", "int8 with biases", "dynamic int8", "static int8"],
 )
 def test_gate_and_up_in_one_product_compute_the_same(checkpoint: Checkpoint, tmp_path: Path, step: Step | None) -> None:
-    model = checkpoint if step is None else applied(step, checkpoint, tmp_path / "checkpoint")
+    model = checkpoint if step is None else apply_step(step, checkpoint, tmp_path / "checkpoint")
     products, logits = [], []
     for fused in (False, True):
         runtime = Genai(gate_up_fused=fused)
-        engine = built(runtime, model, tmp_path / str(fused))
+        engine = build_engine(runtime, model, tmp_path / str(fused))
         nodes = onnx.load(engine.directory / "model.onnx", load_external_data=False).graph.node
         products.append(sum("/mlp/" in node.name and "MatMul" in node.op_type for node in nodes))
         logits.append(runtime.open(engine, threads=1).logits(PROMPT))
@@ -67,7 +67,7 @@ def test_gate_and_up_in_one_product_compute_the_same(checkpoint: Checkpoint, tmp
 
 
 def test_gate_and_up_that_adapters_update_stay_apart(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    updated = adapted.beside(checkpoint, tmp_path / "adapted", "r8")
+    updated = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r8")
     with pytest.raises(ConfigError, match=r"runtime\.gate_up_fused: .*merge=true"):
         Genai(gate_up_fused=True).check(updated.spec)
 

@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from support.workshops import applied, built, foretold
+from support.stages import apply_step, build_engine, predicted_figures
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -20,11 +20,11 @@ ALL_INT4 = {"symmetric": True, "lm_head": "int4", "embedding": "int4"}
 
 
 def quantize(checkpoint: Checkpoint, folder: Path, **values: Any) -> Checkpoint:
-    return applied(Quantize(**values), checkpoint, folder)
+    return apply_step(Quantize(**values), checkpoint, folder)
 
 
 def build(checkpoint: Checkpoint, directory: Path) -> Engine:
-    return built(LlamaCpp(), checkpoint, directory)
+    return build_engine(LlamaCpp(), checkpoint, directory)
 
 
 def read_tensors(engine: Engine) -> dict[str, np.ndarray]:
@@ -39,6 +39,6 @@ def read_metadata(engine: Engine) -> dict[str, Any]:
 
 def assert_size_was_predicted(engine: Engine, rel: float) -> None:
     """Check that the engine's size is inside the predicted interval and within `rel` of the predicted value."""
-    (size,) = foretold(LlamaCpp(), engine)
+    (size,) = predicted_figures(LlamaCpp(), engine)
     assert size.low < engine.size_bytes / 2**20 < size.high
     assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=rel)

@@ -72,7 +72,7 @@ def test_quantized_weights_equal_checkpoint(
     engine = build(checkpoint, tmp_path / "engine")
     assert_size_was_predicted(engine, 0.1)
     tensors = read_tensors(engine)
-    state = quantized_matrix.expanded(safetensors_io.read_folder(checkpoint.directory))
+    state = quantized_matrix.dequantize(safetensors_io.read_folder(checkpoint.directory))
     largest = max(float(tensor.abs().max()) for tensor in state.values())
     for name, module in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj"), ("ffn_up", "mlp.up_proj")):
         expected = state[f"model.layers.1.{module}.weight"].numpy()

@@ -10,12 +10,12 @@ from typing import Any, get_args, get_type_hints
 import gguf
 import numpy as np
 import pytest
-from support.workshops import applied
+from support.stages import apply_step
 
 from edgeopt.checkpoints import modeling
 from edgeopt.compress.quantization.llama_quantize import LlamaQuantize
 from edgeopt.core.artifact import Checkpoint, Engine
-from edgeopt.core.model_spec import LLAMA_BITS
+from edgeopt.core.model_spec import LLAMA_CPP_BITS
 from edgeopt.errors import BuildError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.llamacpp.layout import MODEL_FILE
@@ -76,20 +76,20 @@ def test_varied_layers_match_torch(llama: Checkpoint, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file_type", get_args(get_type_hints(LlamaQuantize)["file_type"]))
 def test_file_type_size_is_predicted(file_type: str, wide: Checkpoint, tmp_path: Path) -> None:
-    quantized = applied(LlamaQuantize(file_type=file_type, importance=False), wide, tmp_path / "quantized")
+    quantized = apply_step(LlamaQuantize(file_type=file_type, importance=False), wide, tmp_path / "quantized")
     engine = build(quantized, tmp_path / "engine")
     assert_size_was_predicted(engine, 0.25)
     path = engine.directory / MODEL_FILE
     matrices = [tensor for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2]
     bits = 8 * sum(t.n_bytes for t in matrices) / sum(t.n_elements for t in matrices)
-    assert bits == pytest.approx(LLAMA_BITS[file_type], rel=0.25)
+    assert bits == pytest.approx(LLAMA_CPP_BITS[file_type], rel=0.25)
 
 
 def test_importance_reduces_error_of_large_channels(wide: Checkpoint, tmp_path: Path) -> None:
     exact, errors = read_tensors(build(wide, tmp_path / "exact")), {}
     for importance in (True, False):
         step = LlamaQuantize(importance=importance, windows=4, window_tokens=64)
-        quantized = applied(step, wide, tmp_path / f"{importance}")
+        quantized = apply_step(step, wide, tmp_path / f"{importance}")
         tensors = read_tensors(build(quantized, tmp_path / f"{importance} engine"))
         errors[importance] = np.abs(tensors[QUERY_WEIGHT] - exact[QUERY_WEIGHT])[:, :LARGE_CHANNELS].mean()
     assert errors[True] < 0.9 * errors[False]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.workshops import built
+from support.stages import build_engine
 
 from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -31,7 +31,7 @@ WINDOW = 32
 def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
     folder = tmp_path_factory.mktemp("engines")
     forms: Any = ("fp32", "fp16", "int8", "int4")
-    return {form: built(PortableOnnx(keys_values=form, shards=3), checkpoint, folder / form) for form in forms}
+    return {form: build_engine(PortableOnnx(keys_values=form, shards=3), checkpoint, folder / form) for form in forms}
 
 
 def logits(engine: Engine, **values: Any) -> np.ndarray:

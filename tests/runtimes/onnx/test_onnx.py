@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from support.workshops import applied, built
+from support.stages import apply_step, build_engine
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -43,7 +43,7 @@ QUICK = ("gpt2", "opt", "gpt_neox", "llama", "qwen3", "gemma3")
 def build(checkpoint: Checkpoint, directory: Path, **values: Any) -> Engine:
     runtime = PortableOnnx(**values)
     runtime.check(checkpoint.spec)
-    return built(runtime, checkpoint, directory)
+    return build_engine(runtime, checkpoint, directory)
 
 
 def taken_in(family: str | tuple[str, dict[str, Any]], tokenizer: Path, folder: Path) -> Checkpoint:
@@ -151,7 +151,7 @@ def test_a_batch_is_computed_as_its_sequences(llama: Checkpoint, plain: Engine) 
 
 
 def test_weights_in_fp16_are_stored_so_and_computed_in_fp32(llama: Checkpoint, plain: Engine, tmp_path: Path) -> None:
-    source = applied(Quantize(weights="fp16"), llama, tmp_path / "source")
+    source = apply_step(Quantize(weights="fp16"), llama, tmp_path / "source")
     engine = build(source, tmp_path / "engine")
     found = PortableOnnx().open(engine, threads=1).logits(PROMPT)
     assert relative_error(in_torch(source), found) < 1e-3
@@ -162,7 +162,7 @@ def test_a_provider_that_is_not_here_is_an_error_unless_the_cpu_may_take_its_pla
     with pytest.raises(BuildError, match=r"has no cuda here, and CPUExecutionProvider would take its place.*GPU build"):
         PortableOnnx(provider="cuda").open(plain, threads=1)
     session = PortableOnnx(provider="cuda", cpu_fallback=True).open(plain, threads=1)
-    assert tuple(session.computed_by) == ("CPUExecutionProvider",)
+    assert tuple(session.backends) == ("CPUExecutionProvider",)
 
 
 def test_a_damaged_graph_is_refused_by_name(plain: Engine, tmp_path: Path) -> None:
@@ -286,10 +286,10 @@ class TestForeignGraphs:
 def test_rounded_engines_compute_as_those_of_the_fused_runtime_and_are_smaller(
     step: Any, llama: Checkpoint, plain: Engine, tmp_path: Path
 ) -> None:
-    source = applied(step, llama, tmp_path / "source")
+    source = apply_step(step, llama, tmp_path / "source")
     engine = build(source, tmp_path / "engine")
     session = PortableOnnx().open(engine, threads=1)
-    fused = built(Genai(), source, tmp_path / "fused")
+    fused = build_engine(Genai(), source, tmp_path / "fused")
     assert relative_error(Genai().open(fused, threads=1).logits(PROMPT), session.logits(PROMPT)) < 0.05
     assert len(list(session.generate(PROMPT[:20], 5, stop_at_end=False))) == 5
     assert engine.size_bytes < plain.size_bytes

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.workshops import built
+from support.stages import build_engine
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
@@ -37,7 +37,7 @@ def test_every_family_is_lowered_and_computes_as_torch(
     family: str, values: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
     checkpoint, runtime = taken_in(family, tiny_model, tmp_path), PortableOnnx(opset=17, **values)
-    engine = built(runtime, checkpoint, tmp_path / "engine")
+    engine = build_engine(runtime, checkpoint, tmp_path / "engine")
     for path in engine.directory.glob("*.onnx"):
         onnx.checker.check_model(path, full_check=True)
         written = onnx.load(path, load_external_data=False)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime import OrtValue
-from support.workshops import applied, built
+from support.stages import apply_step, build_engine
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -36,7 +36,7 @@ SHARDS = 3
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return built(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("cut") / "engine")
+    return build_engine(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("cut") / "engine")
 
 
 @pytest.mark.parametrize("budget", ["0 B", "100 kB", "1 GiB"])
@@ -216,8 +216,10 @@ def test_what_a_token_reads_from_storage_is_known_beforehand(
 ) -> None:
     runtime = PortableOnnx(shards=SHARDS, resident=budget, prepacked=saved, packed_on_disk=saved)
     if saved:
-        checkpoint = applied(Quantize(weights="int4", symmetric=True), checkpoint, tmp_path / "rounded")
-    sizes = [shard.size_bytes for shard in shards.read(built(runtime, checkpoint, tmp_path / "engine").directory)]
+        checkpoint = apply_step(Quantize(weights="int4", symmetric=True), checkpoint, tmp_path / "rounded")
+    sizes = [
+        shard.size_bytes for shard in shards.read(build_engine(runtime, checkpoint, tmp_path / "engine").directory)
+    ]
     assert streamed_bytes(checkpoint.spec, runtime) == pytest.approx(
         sum(sizes[stay:]), rel=0.15
     )  # small ones are padded

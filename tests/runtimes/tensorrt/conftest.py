@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.workshops import applied, built
+from support.stages import apply_step, build_engine
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -23,9 +23,9 @@ def timing_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture(scope="module")
 def int4_checkpoint(checkpoint, tmp_path_factory) -> Checkpoint:
     step = Quantize(weights="int4", lm_head="int4", embedding="float", symmetric=True)
-    return applied(step, checkpoint, tmp_path_factory.mktemp("int4") / "checkpoint")
+    return apply_step(step, checkpoint, tmp_path_factory.mktemp("int4") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
 def planned(int4_checkpoint, tmp_path_factory) -> Engine:
-    return built(TensorRt(), int4_checkpoint, tmp_path_factory.mktemp("plans") / "plan")
+    return build_engine(TensorRt(), int4_checkpoint, tmp_path_factory.mktemp("plans") / "plan")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support.workshops import applied, built
+from support.stages import apply_step, build_engine
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -62,8 +62,8 @@ class TestPlan:
             TensorRt().open(planned, threads=1)
 
     def test_plan_and_graph_contain_calibrated_ranges(self, checkpoint, tmp_path):
-        source = applied(Int8(ranges="min_max", windows=2, window_tokens=32), checkpoint, tmp_path / "source")
-        engine = built(TensorRt(), source, tmp_path / "plan")
+        source = apply_step(Int8(ranges="min_max", windows=2, window_tokens=32), checkpoint, tmp_path / "source")
+        engine = build_engine(TensorRt(), source, tmp_path / "plan")
         ranges = json.loads((engine.directory / plans.PLAN_FILE).read_text())["input_ranges"]
         scale, zero_point = json.loads((source.directory / modeling.INPUT_RANGES).read_text())["layers.0.qkv"]
         assert ranges["layers.0.qkv"] == pytest.approx(scale * max(zero_point, 255 - zero_point))
@@ -72,7 +72,7 @@ class TestPlan:
         assert graph_scale * 127 == pytest.approx(ranges["layers.0.qkv"], rel=1e-3)
 
     def test_plan_for_older_tensorrt_uses_opset_21(self, int4_checkpoint, tmp_path):
-        engine = built(TensorRt(version="10.3"), int4_checkpoint, tmp_path / "plan")
+        engine = build_engine(TensorRt(version="10.3"), int4_checkpoint, tmp_path / "plan")
         model = onnx.load(engine.directory / "model.onnx")
         assert model.opset_import[0].version == 21
         assert not {node.op_type for node in model.graph.node} & graph_checks.ADDED_OPERATORS.keys()
@@ -85,7 +85,7 @@ class TestPlan:
         source = import_checkpoint(
             random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "model"), tmp_path / "source"
         )
-        plans.read(built(TensorRt(), source, tmp_path / "plan").directory).check()
+        plans.read(build_engine(TensorRt(), source, tmp_path / "plan").directory).check()
 
 
 def edit_graph(engine: Engine, directory: Path, edit: Callable[[onnx.ModelProto], None]) -> plans.Plan:

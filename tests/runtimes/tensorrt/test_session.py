@@ -11,9 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from support import fake_tensorrt
+from support import fake_tensorrt, stages
 from support.tensorrt_engines import H200, FakeGpu, build_engine, open_engine
-from support.workshops import built
 
 from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import Engine
@@ -39,13 +38,13 @@ class TestInference:
 
     def test_fp32_logits_match_checkpoint_closely(self, checkpoint, tmp_path):
         runtime = TensorRt(numbers="fp32")
-        engine = build_engine(built(runtime, checkpoint, tmp_path / "plan"), tmp_path / "engine", runtime)
+        engine = build_engine(stages.build_engine(runtime, checkpoint, tmp_path / "plan"), tmp_path / "engine", runtime)
         expected = modeling.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
         assert relative_error(expected, open_engine(engine, runtime=runtime).logits(PROMPT)) < 1e-4
 
     def test_fp32_units_keep_fp32_weights(self, checkpoint, tmp_path):
         runtime = TensorRt(in_fp32=("layers.*.down", "lm_head"))
-        engine = built(runtime, checkpoint, tmp_path / "plan")
+        engine = stages.build_engine(runtime, checkpoint, tmp_path / "plan")
         matrices = [t for t in onnx.load(engine.directory / "model.onnx").graph.initializer if len(t.dims) == 2]
         fp32_shapes = [tuple(t.dims) for t in matrices if t.data_type == onnx.TensorProto.FLOAT]
         fp16_shapes = [tuple(t.dims) for t in matrices if t.data_type == onnx.TensorProto.FLOAT16]
@@ -67,7 +66,7 @@ class TestInference:
 
     def test_prompt_chunks_do_not_change_logits(self, checkpoint, tmp_path):
         runtime = TensorRt(numbers="fp32", prompt_tokens=2)
-        engine = build_engine(built(runtime, checkpoint, tmp_path / "plan"), tmp_path / "engine", runtime)
+        engine = build_engine(stages.build_engine(runtime, checkpoint, tmp_path / "plan"), tmp_path / "engine", runtime)
         expected = modeling.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
         assert relative_error(expected, open_engine(engine, runtime=runtime).logits(PROMPT)) < 1e-4
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.studies import FAILED, RSS, SIZE, finished_row, forecast
 
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective, dominates
 from edgeopt.search.pareto.hypervolume import hypervolume
@@ -107,9 +107,9 @@ def test_a_relative_limit_is_taken_from_the_prediction_of_the_baseline() -> None
 
 
 def test_a_limit_from_below_is_broken_by_less() -> None:
-    least = (Limit(metric=RSS, unit="MiB", absolute=100.0, least=True),)
+    minimums = (Limit(metric=RSS, unit="MiB", absolute=100.0, is_minimum=True),)
     found = [*foreseen((1.0, 0.0), rss=50.0), ({"n": 1}, forecast(expected_error=1.0, size=2.0, rss=150.0))]
-    assert numbers(chosen_of(found, (SMALL,), least, 1)) == [1]
+    assert numbers(chosen_of(found, (SMALL,), minimums, 1)) == [1]
 
 
 def test_what_cannot_be_planned_is_left_out() -> None:
@@ -143,7 +143,7 @@ def test_candidates_are_all_recipes_or_different_ones_by_chance() -> None:
     assert sorted(params["x"] for params in candidates(few, random.Random(0))) == [1, 2, 3]
     for entry in ({"low": 1, "high": 5000}, {"low": 0.0, "high": 1.0}, {"low": 1, "high": 10**9}):
         found = candidates(Space.parse({"x": entry}), random.Random(0))
-        assert len({canonical(params) for params in found}) == len(found)
+        assert len({canonical_json(params) for params in found}) == len(found)
         assert len(found) == pytest.approx(LOOKED_AT, abs=2)
         assert found == candidates(Space.parse({"x": entry}), random.Random(0)), "the seed decides"
     assert len(candidates(few, random.Random(0), count=2)) == 2
@@ -192,19 +192,19 @@ def test_the_neighbour_is_the_one_that_promises_the_largest_growth() -> None:
                 size * there.figures[SIZE] / here.figures[SIZE],
                 -accuracy + accuracy * (there.expected_error - here.expected_error),
             )
-            promised[canonical(near)] = hypervolume([*points, guess], reference)
+            promised[canonical_json(near)] = hypervolume([*points, guess], reference)
     chosen = best(FRONT)
-    assert promised[canonical(chosen)] == max(promised.values()) > hypervolume(points, reference)
+    assert promised[canonical_json(chosen)] == max(promised.values()) > hypervolume(points, reference)
 
 
 def test_a_neighbour_that_was_tried_is_not_tried_again_until_none_is_left() -> None:
     tried: set[str] = set()
     found = []
     while (near := best(FRONT, tried)) is not None:
-        assert canonical(near) not in tried
-        tried.add(canonical(near))
+        assert canonical_json(near) not in tried
+        tried.add(canonical_json(near))
         found.append(near)
-    expected = {canonical(n) for row in FRONT for n in SPACE.neighbours(row.params, random.Random(0))}
+    expected = {canonical_json(n) for row in FRONT for n in SPACE.neighbours(row.params, random.Random(0))}
     assert tried == expected
     assert len(found) == len(expected)
 
@@ -222,7 +222,7 @@ def test_a_neighbour_that_cannot_be_planned_is_not_proposed() -> None:
         near = best(FRONT, tried, predict_trial)
         assert near is not None
         assert near["kind"] == "b"
-        tried.add(canonical(near))
+        tried.add(canonical_json(near))
     assert best(FRONT, tried, predict_trial) is None
 
 
@@ -230,4 +230,4 @@ def test_chance_decides_between_equal_promises() -> None:
     def blind(params: Mapping[str, Any]) -> Prediction:
         return forecast()
 
-    assert len({canonical(best(FRONT, predict_trial=blind, seed=seed)) for seed in range(20)}) > 2
+    assert len({canonical_json(best(FRONT, predict_trial=blind, seed=seed)) for seed in range(20)}) > 2

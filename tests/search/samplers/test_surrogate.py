@@ -151,9 +151,9 @@ def test_what_arithmetic_predicts_of_some_recipes_alone_is_modelled_as_if_it_pre
     assert guide(predict_trial=some).best(rows, left, random.Random(0)) == proposed
 
 
-@pytest.mark.parametrize("least", [False, True])
-def test_a_limit_is_modelled_by_the_worse_end_of_the_interval(least: bool) -> None:
-    limit = replace(LIMITS[0], least=least)
+@pytest.mark.parametrize("is_minimum", [False, True])
+def test_a_limit_is_modelled_by_the_worse_end_of_the_interval(is_minimum: bool) -> None:
+    limit = replace(LIMITS[0], is_minimum=is_minimum)
     for excess, broken in ((0.2, True), (-0.2, False)):
         held = Held(excess=excess, satisfied=not broken, predicted=False, bound=1.15)
         value = module._excess(Summary(verdicts={limit.metric: held}), limit)

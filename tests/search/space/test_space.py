@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.errors import ConfigError
 from edgeopt.search.space.parameter import Parameter, Params
 from edgeopt.search.space.space import Space, overrides
@@ -218,12 +218,12 @@ def test_a_space_is_listed_whole_and_each_recipe_once(space: Space, limit: int, 
     found = space.every(limit)
     assert (found is None) == (len(expected) > limit)
     if found is not None:
-        listed = [canonical(params) for params in found]
+        listed = [canonical_json(params) for params in found]
         assert len(listed) == len(set(listed))
         assert set(listed) == expected
         chance = random.Random(seed)
         drawn = space.draw(chance)
-        assert {canonical(p) for p in [drawn, *space.neighbours(drawn, chance)]} <= expected
+        assert {canonical_json(p) for p in [drawn, *space.neighbours(drawn, chance)]} <= expected
 
 
 def product(space: Space) -> set[str]:
@@ -235,7 +235,7 @@ def product(space: Space) -> set[str]:
         for parameter, value in zip(space.parameters, values, strict=True):
             if all(key in params and params[key] in allowed for key, allowed in parameter.when.items()):
                 params[parameter.key] = value
-        found.add(canonical(params))
+        found.add(canonical_json(params))
     return found
 
 
@@ -245,7 +245,7 @@ def test_a_recipe_of_the_search_is_in_its_normal_form(space: Space, seed: int) -
     chance = random.Random(seed)
     params = space.draw(chance)
     for found in [params, *space.neighbours(params, chance), *space.examples()]:
-        assert canonical(space.normal(found)) == canonical(found)
+        assert canonical_json(space.normal(found)) == canonical_json(found)
         assert list(space.normal(dict(reversed(found.items())))) == list(found)
 
 

@@ -30,28 +30,32 @@ class NoCache:
             yield Path(folder)
 
 
-def workshop(original: Checkpoint, calibration: Text | None = None) -> CompressionContext:
+def compression_context(original: Checkpoint, calibration: Text | None = None) -> CompressionContext:
     words = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 20,))
     return CompressionContext(
-        original=original, floating=original, calibration=calibration or words, cache=NoCache(), progress=lambda _: None
+        original=original,
+        float_checkpoint=original,
+        calibration=calibration or words,
+        cache=NoCache(),
+        progress=lambda _: None,
     )
 
 
-def applied(step: Step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+def apply_step(step: Step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     """What a step makes of a checkpoint, in a new folder."""
     directory.mkdir()
-    spec = step.apply(checkpoint, directory, workshop(checkpoint))
+    spec = step.apply(checkpoint, directory, compression_context(checkpoint))
     return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={})
 
 
-def built(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
+def build_engine(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
     """The engine of a checkpoint in a new folder."""
     directory.mkdir()
     runtime.build(checkpoint, directory, lambda _: None)
     return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": to_config(runtime)})
 
 
-def foretold(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
+def predicted_figures(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
     """What arithmetic says of an engine that was built; empty where it says nothing."""
     carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED)
     found = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeopt.checkpoints import adapters, modeling
-from edgeopt.checkpoints.adapters import LowRank
+from edgeopt.checkpoints.adapters import LowRankUpdate
 from edgeopt.compress.recovery.lora import PROJECTION_NAMES, target_modules
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.model_spec import Adapter
@@ -27,14 +27,14 @@ def beside(
     for name in target_modules(network, targets):
         rows, columns = network.get_submodule(name).weight.shape
         down, up = (torch.randn(shape, generator=draw) for shape in ((rank, columns), (rows, rank)))
-        updates[name] = LowRank(down=0.3 * down / columns**0.5, up=up / rank**0.5)
+        updates[name] = LowRankUpdate(down=0.3 * down / columns**0.5, up=up / rank**0.5)
     adapters.write(updates, directory, adapter)
     added = {**checkpoint.spec.adapters, adapter: Adapter(rank=rank, targets=tuple(targets))}
     spec = replace(checkpoint.spec, adapters=added)
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
-def merged(checkpoint: Checkpoint, directory: Path, adapter: str) -> Checkpoint:
+def merge_adapter(checkpoint: Checkpoint, directory: Path, adapter: str) -> Checkpoint:
     """A float checkpoint whose weights hold one of the adapters of `checkpoint`, and that has none itself."""
     directory.mkdir()
     network, spec = modeling.load(checkpoint), replace(checkpoint.spec.in_fp32, adapters={})
