@@ -80,7 +80,7 @@ class _Climb:
             target=job.target.name,
             device=to_config(job.device),
             emulated=job.target.is_emulated_by(job.device),
-            texts={"calibration": job.calibration.to_config(), "evaluation": job.bench.evaluation.to_config()},
+            texts={"calibration": job.calibration.summary(), "evaluation": job.bench.evaluation.summary()},
         )
 
     @property

@@ -124,7 +124,13 @@ class Work:
                 made_by = {"step": description, "input": checkpoint.digest, "calibration": calibration.digest}
                 Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by=made_by)
 
-        inputs = [checkpoint.digest, importing.identity(step), original.digest, floating.digest, calibration.digest]
+        inputs = [
+            checkpoint.digest,
+            importing.identity(step),
+            original.digest,
+            float_checkpoint.digest,
+            calibration.digest,
+        ]
         return Checkpoint.read(self.get_or_create("checkpoint", inputs, produce))
 
     def build(self, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:

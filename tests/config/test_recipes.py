@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.stages import compression_context
+from support.stages import build_engine, compression_context
 
 from edgeopt.checkpoints.importing import import_checkpoint
 from edgeopt.config import parse as configs

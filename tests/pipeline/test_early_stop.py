@@ -29,8 +29,8 @@ def test_only_what_even_the_best_of_the_band_breaks_is_refused(ends: list[float]
         [predicted(SIZE, low, value, high)], [Limit(metric=SIZE, unit="MiB", absolute=bound)], {}
     )
     assert bool(upper) == (low / bound - 1 > 0)
-    least = Limit(metric=SPEED, unit="MiB", absolute=bound, least=True)
-    assert bool(early_stop_verdicts([predicted(SPEED, low, value, high)], [least], {})) == (1 - high / bound > 0)
+    minimum = Limit(metric=SPEED, unit="MiB", absolute=bound, is_minimum=True)
+    assert bool(early_stop_verdicts([predicted(SPEED, low, value, high)], [minimum], {})) == (1 - high / bound > 0)
 
 
 def test_a_refusal_tells_every_limit_and_what_was_predicted() -> None:
@@ -64,15 +64,15 @@ def test_a_measured_interval_refuses_where_all_of_it_lies_beyond_the_limit(
     limit = Limit(metric=SIZE, unit="MiB", absolute=bound, is_minimum=is_minimum)
     figure = measured(SIZE, ends[0], ends[1], ends[2])
     verdicts = early_stop_verdicts([figure], [limit], {})
-    assert bool(verdicts) == ((1 - ends[2] / bound > 0) if least else (ends[0] / bound - 1 > 0))
+    assert bool(verdicts) == ((1 - ends[2] / bound > 0) if is_minimum else (ends[0] / bound - 1 > 0))
     if verdicts:
         assert verdicts == judge([figure], [limit], {})
         assert not verdicts[0].satisfied
 
 
-@given(ends=st.tuples(POSITIVE, POSITIVE, POSITIVE).map(sorted), bound=POSITIVE, least=st.booleans())
-def test_a_noisy_figure_refuses_nothing(ends: list[float], bound: float, least: bool) -> None:
-    limit = Limit(metric=SIZE, unit="MiB", absolute=bound, least=least)
+@given(ends=st.tuples(POSITIVE, POSITIVE, POSITIVE).map(sorted), bound=POSITIVE, is_minimum=st.booleans())
+def test_a_noisy_figure_refuses_nothing(ends: list[float], bound: float, is_minimum: bool) -> None:
+    limit = Limit(metric=SIZE, unit="MiB", absolute=bound, is_minimum=is_minimum)
     assert early_stop_verdicts([measured(SIZE, ends[0], ends[1], ends[2], noisy=True)], [limit], {}) == ()
 
 
