@@ -73,13 +73,13 @@ def test_gate_and_up_that_adapters_update_stay_apart(checkpoint: Checkpoint, tmp
 
 
 def test_engine_names_published_builder_revision(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    engine = built(Genai(), checkpoint, tmp_path / "engine")
+    engine = build_engine(Genai(), checkpoint, tmp_path / "engine")
     version = onnx.load(engine.directory / "model.onnx", load_external_data=False).producer_version
     assert version.endswith(f"+{producer.published_commit()[:7]}")
 
 
 def test_stamped_revision_changes_nothing_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    engine = built(Genai(), checkpoint, tmp_path / "engine")
+    engine = build_engine(Genai(), checkpoint, tmp_path / "engine")
     before = {name: (engine.directory / name).read_bytes() for name in producer.GRAPHS}
     producer.stamp(engine.directory, "0123456789abcdef")
     for name in producer.GRAPHS:
