@@ -134,9 +134,9 @@ class UnopenedSession:
     """Session for probes of the group `files`: every access raises MeasureError."""
 
     def __getattr__(self, name: str) -> Any:
-        """Raise MeasureError: there is no session."""
+        """Raise MeasureError, because file probes have no session."""
         raise MeasureError(
-            f"a probe of the group 'files' must not use the session, got a call of {name}",
+            f"a probe of the group 'files' must not use the session, got access to {name!r}",
             hint="Change the GROUP of the probe",
         )
 

@@ -67,7 +67,7 @@ class Memory:
     def collect(self, subject: ProbeContext) -> Samples:
         """Fill the context and return memory in bytes and page faults.
 
-        Returns nothing for a distributed session, whose memory is mostly in other processes.
+        Returns an empty mapping for a distributed session, whose memory is mostly in other processes.
         """
         if isinstance(subject.session, DistributedSession):
             return {}

@@ -47,7 +47,7 @@ class Parity:
                 )
 
     def collect(self, subject: ProbeContext) -> Samples:
-        """Return the differences from the reference; nothing if there is no reference.
+        """Return the differences from the reference; an empty mapping without one.
 
         Raises MeasureError if the reference was measured on other tokens.
         """
