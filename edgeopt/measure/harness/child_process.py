@@ -66,8 +66,8 @@ class Job:
 
 
 @dataclass(kw_only=True)
-class EngineSubject:
-    """An open engine with its workload; implements the `Subject` protocol of probes."""
+class EngineContext:
+    """An open engine with its workload; implements `ProbeContext`."""
 
     job: Job
     engine: Engine
@@ -144,8 +144,8 @@ class UnopenedSession:
 def collect_from_files(job: Job) -> dict[str, Any]:
     """Let the probes collect from the engine's files without opening it; return the report."""
     session: Any = UnopenedSession()
-    subject = EngineSubject(job=job, engine=Engine.read(Path(job.engine)), session=session, marks={})
-    samples = {name: _instantiate_probe(name, config).collect(subject) for name, config in job.probes.items()}
+    context = EngineContext(job=job, engine=Engine.read(Path(job.engine)), session=session, marks={})
+    samples = {name: _instantiate_probe(name, config).collect(context) for name, config in job.probes.items()}
     return {"marks": {}, "sections": {}, "samples": samples}
 
 
@@ -168,8 +168,8 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
     startup.record("loaded")
     if job.adapter and engine.spec.adapters:
         session = AdapterSession(session=session, adapter=job.adapter)
-    subject = EngineSubject(job=job, engine=engine, session=session, marks=startup.marks)
-    for _ in session.generate(subject.prompts[min(subject.prompts)], 1, stop_at_end=False):
+    context = EngineContext(job=job, engine=engine, session=session, marks=startup.marks)
+    for _ in session.generate(context.prompts[min(context.prompts)], 1, stop_at_end=False):
         pass
     startup.record("first_token")
     sections = {"start": _section(started, job.cores)}
@@ -177,7 +177,7 @@ def run(job: Job, spawned_s: float) -> dict[str, Any]:
     for name, config in job.probes.items():
         probe = _instantiate_probe(name, config)
         started = CpuClock.now()
-        samples[name] = probe.collect(subject)
+        samples[name] = probe.collect(context)
         sections[name] = _section(started, job.cores)
     session.close()
     backends = list(session.backends)

@@ -64,18 +64,18 @@ class Energy:
                 hint=f"Use {minimum_s:g} or more",
             )
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Decode in rounds; return tokens, seconds and joules of each, and the instruments.
 
         Raises MeasureError if codecarbon returns no data or the engine generates no token.
         """
         tracker = create_quiet_tracker()
-        prompt = subject.prompts[min(subject.prompts)]
-        new_tokens = min(self.tokens, subject.context_length - len(prompt))
+        prompt = context.prompts[min(context.prompts)]
+        new_tokens = min(self.tokens, context.context_length - len(prompt))
         rounds: list[dict[str, Any]] = []
         for number in range(self.rounds):
             tracker.start_task(str(number))
-            decoded, elapsed_s = _decode_for(subject.session, prompt, new_tokens, self.seconds / self.rounds)
+            decoded, elapsed_s = _decode_for(context.session, prompt, new_tokens, self.seconds / self.rounds)
             data = tracker.stop_task(str(number))
             if data is None:
                 raise MeasureError(

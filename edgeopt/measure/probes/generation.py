@@ -57,20 +57,20 @@ class Generation:
                     hint=f"Use {minimum} or more",
                 )
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Return the continuations as token ids, those of the baseline if it has any, and the first ones as text.
 
         Raises MeasureError if the baseline continued other prompts.
         """
-        length = min(subject.prompts)
-        new_tokens = min(self.tokens, subject.context_length - length)
-        prompts = [window[:length] for window in subject.documents[: self.prompts]]
-        own = [list(subject.session.generate(prompt, new_tokens)) for prompt in prompts]
-        folder, request_digest = subject.references.get("baseline"), digest([prompts, new_tokens])
+        length = min(context.prompts)
+        new_tokens = min(self.tokens, context.context_length - length)
+        prompts = [window[:length] for window in context.documents[: self.prompts]]
+        own = [list(context.session.generate(prompt, new_tokens)) for prompt in prompts]
+        folder, request_digest = context.references.get("baseline"), digest([prompts, new_tokens])
         if folder is None:
-            (subject.scratch / _DOCUMENT).write_text(json.dumps({"asked": request_digest, "continuations": own}))
+            (context.scratch / _DOCUMENT).write_text(json.dumps({"asked": request_digest, "continuations": own}))
         baseline = _read_baseline(folder, request_digest) if folder else None
-        texts = _decode_texts(subject, prompts[:_SAMPLE_TEXTS], own, baseline)
+        texts = _decode_texts(context, prompts[:_SAMPLE_TEXTS], own, baseline)
         return {"tokens": new_tokens, "continuations": own, "baseline": baseline, "texts": texts}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
@@ -105,10 +105,10 @@ class Generation:
 
 
 def _decode_texts(
-    subject: ProbeContext, prompts: Sequence[list[int]], own: Sequence[list[int]], baseline: Sequence[list[int]] | None
+    context: ProbeContext, prompts: Sequence[list[int]], own: Sequence[list[int]], baseline: Sequence[list[int]] | None
 ) -> list[dict[str, str]]:
     """Return prompts and continuations as text, for the table `generations`."""
-    decode = tokenizers.load(subject.engine.directory).decode
+    decode = tokenizers.load(context.engine.directory).decode
     return [
         {"prompt": decode(prompt), "continuation": decode(own[n]), "baseline": decode(baseline[n]) if baseline else ""}
         for n, prompt in enumerate(prompts)

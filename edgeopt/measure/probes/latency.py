@@ -71,24 +71,24 @@ class Latency:
                     f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
                 )
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Return the times in seconds of start-up, first tokens, decoded tokens and the burst.
 
         `decode_pace_s` has the contention probe's time for each decoded token.
         """
-        marks = {name: mark["time_s"] for name, mark in subject.marks.items()}
-        shortest = subject.prompts[min(subject.prompts)]
-        available_tokens = subject.context_length - len(shortest) - 1
+        marks = {name: mark["time_s"] for name, mark in context.marks.items()}
+        shortest = context.prompts[min(context.prompts)]
+        available_tokens = context.context_length - len(shortest) - 1
         contention = ContentionProbe()
 
         def ttft(prompt: list[int]) -> float:
-            return contention.retry(lambda: _first_token_s(subject.session, prompt))
+            return contention.retry(lambda: _first_token_s(context.session, prompt))
 
         ttft_s = {
-            str(length): [ttft(prompt) for _ in range(self.ttft_repeats)] for length, prompt in subject.prompts.items()
+            str(length): [ttft(prompt) for _ in range(self.ttft_repeats)] for length, prompt in context.prompts.items()
         }
         count = min(self.decode_tokens, available_tokens)
-        rounds = time_decode_rounds(subject.session, shortest, count, contention, rounds=_ROUNDS, most_s=_MAX_DECODE_S)
+        rounds = time_decode_rounds(context.session, shortest, count, contention, rounds=_ROUNDS, most_s=_MAX_DECODE_S)
         undisturbed = [select_undisturbed(times, paces, contention.best_s) for times, paces in rounds]
         compared = [selected or times for selected, (times, _) in zip(undisturbed, rounds, strict=True)]
         burst_tokens = min(self.burst_tokens, available_tokens)
@@ -99,7 +99,7 @@ class Latency:
             "decode_prompt_tokens": len(shortest),
             "decode_s": [times for times, _ in rounds],
             "decode_pace_s": [paces for _, paces in rounds],
-            "burst_s": contention.retry(lambda: self._burst_s(subject.session, shortest, burst_tokens)),
+            "burst_s": contention.retry(lambda: self._burst_s(context.session, shortest, burst_tokens)),
             SLOWED: max(0.0, 1 - sum(map(len, undisturbed)) / (_ROUNDS * count)),
             HALVES: [median(times) for times in compared[-_ROUNDS:] if sum(times) >= _MIN_COMPARABLE_S],
         }

@@ -64,21 +64,21 @@ class Memory:
                 f"`decode_tokens` must be between 2 and 32, got {self.decode_tokens}", location="decode_tokens"
             )
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Fill the context and return memory in bytes and page faults.
 
         Returns an empty mapping for a distributed session, whose memory is mostly in other processes.
         """
-        if isinstance(subject.session, DistributedSession):
+        if isinstance(context.session, DistributedSession):
             return {}
-        longest = subject.prompts[max(subject.prompts)]
-        prompt = repeat_to_length(longest, subject.context_length - self.decode_tokens)
-        generated = subject.session.generate(prompt, self.decode_tokens, stop_at_end=False)
+        longest = context.prompts[max(context.prompts)]
+        prompt = repeat_to_length(longest, context.context_length - self.decode_tokens)
+        generated = context.session.generate(prompt, self.decode_tokens, stop_at_end=False)
         next(generated)  # the first token includes the processing of the prompt
         before = procfs.count_page_faults()
         decoded = sum(1 for _ in generated)
         minor, major = procfs.count_page_faults()
-        loaded, served = subject.marks["loaded"], procfs.read_memory()
+        loaded, served = context.marks["loaded"], procfs.read_memory()
         return {
             "served_tokens": len(prompt) + 1 + decoded,
             "decoded_tokens": decoded,
@@ -87,12 +87,12 @@ class Memory:
             "major_faults": major,
             "minor_faults_per_token": (minor - before[0]) / decoded,
             "major_faults_per_token": (major - before[1]) / decoded,
-            "bare_rss_bytes": subject.marks["bare"]["rss_bytes"],
+            "bare_rss_bytes": context.marks["bare"]["rss_bytes"],
             "steady_rss_bytes": loaded["rss_bytes"],
             "private_bytes": loaded["private_bytes"],
             "shared_bytes": loaded["shared_bytes"],
             "pss_bytes": loaded["pss_bytes"],
-            "wanted_cap_bytes": subject.memory_cap_bytes,
+            "wanted_cap_bytes": context.memory_cap_bytes,
             "cap_bytes": procfs.read_memory_cap(),
         }
 

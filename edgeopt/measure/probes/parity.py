@@ -46,21 +46,21 @@ class Parity:
                     f"`{name}` must be at least 1, got {getattr(self, name)}", location=name, hint="Use 1 or more"
                 )
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Return the differences from the reference; an empty mapping without one.
 
         Raises MeasureError if the reference was measured on other tokens.
         """
         import numpy as np
 
-        windows = [window[: self.window_tokens] for window in subject.documents[: self.windows]]
-        adapters = (None, *subject.engine.spec.adapters)
-        logits = [subject.session.logits(window, adapter=name) for name in adapters for window in windows]
+        windows = [window[: self.window_tokens] for window in context.documents[: self.windows]]
+        adapters = (None, *context.engine.spec.adapters)
+        logits = [context.session.logits(window, adapter=name) for name in adapters for window in windows]
         own = np.concatenate(logits).astype(np.float32)
-        folder = subject.references.get("checkpoint")
+        folder = context.references.get("checkpoint")
         if folder is None:
-            np.save(subject.scratch / _LOGITS, own)
-            (subject.scratch / _WINDOWS).write_text(digest(windows))
+            np.save(context.scratch / _LOGITS, own)
+            (context.scratch / _WINDOWS).write_text(digest(windows))
             return {}
         if not (folder / _LOGITS).is_file():
             return {}

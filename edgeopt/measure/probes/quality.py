@@ -70,15 +70,15 @@ class Quality:
                 hint="Use 0 or more",
             )
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Return the NLL in nats and the predicted tokens of each window.
 
         With a baseline it also returns the KL divergence of each position and the number of equal argmaxes.
         """
         import numpy as np
 
-        windows = subject.documents
-        folder = subject.references.get("baseline")
+        windows = context.documents
+        folder = context.references.get("baseline")
         baseline = Baseline.read(folder, windows) if folder else None
         nll: list[float] = []
         kl: list[list[float]] = []
@@ -86,7 +86,7 @@ class Quality:
         stored: list[np.ndarray] = []
         top1: list[int] = []
         for window in windows:
-            predicted = log_softmax(subject.session.logits(window)[:-1])
+            predicted = log_softmax(context.session.logits(window)[:-1])
             nll.append(-float(predicted[range(len(window) - 1), window[1:]].sum(dtype=np.float64)))
             head = predicted[: self.kl_tokens - len(top1)]
             best = [int(token) for token in head.argmax(axis=-1)]
@@ -98,14 +98,14 @@ class Quality:
                 equal_counts.append(sum(a == b for a, b in zip(best, baseline.top1[len(top1) :], strict=False)))
             top1 += best
         if folder is None:
-            Baseline(nll=nll, top1=top1, array=np.concatenate(stored)).write(subject.scratch, windows)
+            Baseline(nll=nll, top1=top1, array=np.concatenate(stored)).write(context.scratch, windows)
         return {
             "nll": nll,
             "predicted_tokens": [len(window) - 1 for window in windows],
             "baseline_nll": baseline.nll if baseline else None,
             "kl": [window for window in kl if window],
             "top1_equal": [count for count, window in zip(equal_counts, kl, strict=True) if window],
-            "worst": describe_worst_windows(subject, nll, baseline.nll if baseline else None),
+            "worst": describe_worst_windows(context, nll, baseline.nll if baseline else None),
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
@@ -184,18 +184,18 @@ def find_regressed_windows(nll_increase: Sequence[float], counts: Sequence[int],
 
 
 def describe_worst_windows(
-    subject: ProbeContext, nll: Sequence[float], baseline_nll: Sequence[float] | None
+    context: ProbeContext, nll: Sequence[float], baseline_nll: Sequence[float] | None
 ) -> list[dict[str, Any]]:
     """Return the windows with the highest NLL per token as text, the worst first."""
-    tokenizer = tokens.load(subject.engine.directory)
-    lengths = [len(window) - 1 for window in subject.documents]
+    tokenizer = tokens.load(context.engine.directory)
+    lengths = [len(window) - 1 for window in context.documents]
     order = sorted(range(len(nll)), key=lambda i: nll[i] / lengths[i], reverse=True)
     return [
         {
             "window": i,
             "nll_per_token": nll[i] / lengths[i],
             "baseline_nll_per_token": baseline_nll[i] / lengths[i] if baseline_nll else None,
-            "text": tokenizer.decode(subject.documents[i]),
+            "text": tokenizer.decode(context.documents[i]),
         }
         for i in order[:_WORST_WINDOWS]
     ]

@@ -19,9 +19,9 @@ class Size:
     TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Return bytes and parameters from the manifest."""
-        return {"engine_bytes": subject.engine.size_bytes, "parameters": subject.engine.spec.parameters}
+        return {"engine_bytes": context.engine.size_bytes, "parameters": context.engine.spec.parameters}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
         """Return both figures; they are exact."""

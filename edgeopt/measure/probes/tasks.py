@@ -87,9 +87,9 @@ class Tasks:
     def _read_tasks(self) -> dict[str, lm_eval_tasks.Task]:
         return lm_eval_tasks.read_tasks(self._folder, self.names, self.trusted)
 
-    def collect(self, subject: ProbeContext) -> Samples:
+    def collect(self, context: ProbeContext) -> Samples:
         """Return the metric of each task and its score on each document."""
-        scorer = Scorer(subject.session, subject.engine.directory, subject.context_length)
+        scorer = Scorer(context.session, context.engine.directory, context.context_length)
         return {name: _evaluate_task(name, task, scorer, self.documents) for name, task in self._read_tasks().items()}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:

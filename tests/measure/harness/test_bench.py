@@ -98,8 +98,8 @@ class SessionUsingProbe:
     TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 1
 
-    def collect(self, subject):
-        return {"x": list(subject.session.generate([1], 1))}
+    def collect(self, context):
+        return {"x": list(context.session.generate([1], 1))}
 
     def summarize(self, runs):
         return []

@@ -20,7 +20,7 @@ class Stopwatch:
     processes: int = 2
     unit: str = "ms"
 
-    def collect(self, subject: Any) -> dict[str, Any]:
+    def collect(self, context: Any) -> dict[str, Any]:
         raise NotImplementedError
 
     def summarize(self, runs: Sequence[Mapping[str, Any]]) -> list[Measurement]:
