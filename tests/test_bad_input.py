@@ -110,10 +110,13 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "ratio that is text": (["recipe=prune", "step.prune.ratio=abc"], ["step.prune.ratio: 'abc'", "float"]),
     "rank above 64": (["recipe=prune_lora", "step.lora.rank=99"], ["step.lora.rank: 99", "2 to 64"]),
     "rank below 2": (["recipe=prune_lora", "step.lora.rank=1"], ["step.lora.rank: 1", "2 to 64"]),
-    "block of another size": (["recipe=int4", "step.quantize.block_size=48"], ["step.quantize.block_size: 48", "32"]),
+    "block of another size": (
+        ["recipe=int4", "step.quantize.block_size=48"],
+        ["step.quantize.block_size: ", "must be one of 16, 32"],
+    ),
     "block that does not divide": (
         ["recipe=prune_int4", "step.quantize.block_size=256", "step.prune.multiple=32", "step.prune.ratio=0.2"],
-        ["step.quantize.block_size: a block of 256 does not divide", "16, 32"],
+        ["step.quantize.block_size: `block_size` must divide the matrix side", "16, 32"],
     ),
     "unknown rounding": (["recipe=int4", "rounding=gtpq"], ["rounding: ", "Did you mean gptq?"]),
     "rounding by name inside a step": (
@@ -122,11 +125,11 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "pattern that matches no unit": (
         ["recipe=int4", "step.quantize.overrides={layers.9.*: int8}"],
-        ["step.quantize.overrides: 'layers.9.*' matches no unit", "layers.3.down"],
+        ["step.quantize.overrides: no unit matches the pattern 'layers.9.*'", "layers.3.down"],
     ),
     "unknown type of weights": (
         ["recipe=int4", "step.quantize.overrides={*.qkv: int3}"],
-        ["step.quantize.overrides.*.qkv: 'int3'", "float, int2, int4, int8"],
+        ["step.quantize.overrides.*.qkv: ", "float, int2, int4, int8; got 'int3'"],
     ),
     "lora after quantize": (
         ["recipe=prune_lora_int4", "order=[prune,quantize,lora]"],

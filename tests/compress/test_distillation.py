@@ -170,16 +170,16 @@ class TestQuantizationAwareTraining:
         matrices = quantized_matrix.rounded(safetensors_io.read_folder(rounded.directory))
         name = "model.layers.0.mlp.down_proj"
         parametrization = parametrize(network, modeling.load(checkpoint), matrices, rounded.spec)[name]
-        assert torch.equal(parametrization.rounded().codes, matrices[name].codes), (
+        assert torch.equal(parametrization.to_matrix().codes, matrices[name].codes), (
             "training starts from the stored codes"
         )
         with torch.no_grad():
             parametrization.codes += torch.randn(parametrization.codes.shape) * 0.7
-            parametrization.change += torch.randn(parametrization.change.shape)
-        assert torch.equal(network.get_submodule(name).weight, parametrization.rounded().weight)
+            parametrization.scale_change += torch.randn(parametrization.scale_change.shape)
+        assert torch.equal(network.get_submodule(name).weight, parametrization.to_matrix().weight)
 
     def test_float_model_is_rejected(self, checkpoint):
-        with pytest.raises(ConfigError, match="none are") as error:
+        with pytest.raises(ConfigError, match="no layer is quantized") as error:
             Qat().plan(checkpoint.spec)
         assert error.value.location == "order"
 

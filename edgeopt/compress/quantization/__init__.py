@@ -1,1 +1,1 @@
-"""Quantization: matrices, activations, keys and values in few bits, one file a technique."""
+"""Quantization steps and the rounding methods that they use."""

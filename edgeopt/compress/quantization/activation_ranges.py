@@ -1,4 +1,4 @@
-"""Ranges of activations for 8 bits: from the values that calibration text produces, to a scale and a zero-point."""
+"""Compute 8-bit quantization parameters of activations from calibration values."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-Method = Literal["min_max", "percentile", "entropy"]
+RangeMethod = Literal["min_max", "percentile", "entropy"]
 LEVELS, BINS = 256, 2048
-EMPTY = 1e-9
+EMPTY_BIN_PROBABILITY = 1e-9
 
 
-def bounds(values: Tensor, method: Method, percentile: float) -> tuple[float, float]:
-    """The range that is represented; what lies outside is clipped.
+def clipping_range(values: Tensor, method: RangeMethod, percentile: float) -> tuple[float, float]:
+    """Return the lowest and highest representable value; values outside this range are clipped.
 
-    `min_max` covers all values, `percentile` all but the rarest at each end, `entropy` clips both ends to the
-    magnitude at which the rounded distribution diverges least (Migacz, 8-bit inference with TensorRT, 2017).
+    `min_max` covers all values. `percentile` covers the values between the (100 - percentile)th and the percentile-th.
+    `entropy` clips at the magnitude that `entropy_threshold` finds.
     """
     import numpy as np
 
@@ -27,12 +27,12 @@ def bounds(values: Tensor, method: Method, percentile: float) -> tuple[float, fl
     if method == "percentile":
         low, high = np.percentile(array, [100 - percentile, percentile])
         return float(low), float(high)
-    limit = entropy_limit(values)
-    return max(-limit, float(array.min())), min(limit, float(array.max()))
+    threshold = entropy_threshold(values)
+    return max(-threshold, float(array.min())), min(threshold, float(array.max()))
 
 
-def affine(low: float, high: float, *, symmetric: bool) -> tuple[float, int]:
-    """Scale and zero-point of unsigned 8-bit numbers for a range, which is widened to hold zero exactly."""
+def affine_parameters(low: float, high: float, *, symmetric: bool) -> tuple[float, int]:
+    """Return scale and zero-point of uint8 values for a range, which is extended to include zero."""
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         return max(high, -low, 1e-12) / (LEVELS / 2 - 1), LEVELS // 2
@@ -40,39 +40,46 @@ def affine(low: float, high: float, *, symmetric: bool) -> tuple[float, int]:
     return scale, max(0, min(LEVELS - 1, round(-low / scale)))
 
 
-def entropy_limit(values: Tensor) -> float:
-    """The magnitude to clip at, so that 128 levels of |values| diverge least from them."""
+def entropy_threshold(values: Tensor) -> float:
+    """Return the clipping magnitude that minimizes KL(|values| ‖ |values| on 128 levels).
+
+    It compares histograms of 2048 bins (Migacz, "8-bit Inference with TensorRT", GTC 2017).
+    """
     import numpy as np
 
-    sizes = values.flatten().abs().numpy()
-    counts, edges = np.histogram(sizes, bins=BINS, range=(0.0, max(float(sizes.max()), 1e-12)))
+    magnitudes = values.flatten().abs().numpy()
+    counts, edges = np.histogram(magnitudes, bins=BINS, range=(0.0, max(float(magnitudes.max()), 1e-12)))
     levels = LEVELS // 2
-    best, least = BINS, float("inf")
-    for kept in range(levels, BINS + 1, levels // 4):
-        clipped = counts[:kept].astype(float)
-        clipped[-1] += counts[kept:].sum()
-        lost = _divergence(clipped, _leveled(counts[:kept].astype(float), levels))
-        if lost < least:
-            best, least = kept, lost
-    return float(edges[best])
+    best_bins, lowest = BINS, float("inf")
+    for bins in range(levels, BINS + 1, levels // 4):
+        clipped = counts[:bins].astype(float)
+        clipped[-1] += counts[bins:].sum()
+        divergence = _kl_divergence(clipped, _quantized_histogram(counts[:bins].astype(float), levels))
+        if divergence < lowest:
+            best_bins, lowest = bins, divergence
+    return float(edges[best_bins])
 
 
-def _leveled(counts: np.ndarray, levels: int) -> np.ndarray:
-    """Counts as `levels` equal steps would show them: each step's count spread over its bins that hold anything."""
+def _quantized_histogram(counts: np.ndarray, levels: int) -> np.ndarray:
+    """Return `counts` after quantization to `levels`: each level spreads its count evenly over its non-empty bins."""
     import numpy as np
 
-    spread = np.zeros_like(counts)
-    for part in np.array_split(np.arange(len(counts)), levels):
-        filled = counts[part] > 0
-        if filled.any():
-            spread[part] = filled * counts[part].sum() / filled.sum()
-    return spread
+    quantized = np.zeros_like(counts)
+    for bins in np.array_split(np.arange(len(counts)), levels):
+        nonempty = counts[bins] > 0
+        if nonempty.any():
+            quantized[bins] = nonempty * counts[bins].sum() / nonempty.sum()
+    return quantized
 
 
-def _divergence(expected: np.ndarray, found: np.ndarray) -> float:
-    """KL(expected ‖ found) of two histograms in nats; a bin that is empty in `found` alone costs much, but not all."""
+def _kl_divergence(reference: np.ndarray, quantized: np.ndarray) -> float:
+    """Return KL(reference ‖ quantized) of two histograms in nats.
+
+    A bin that is empty only in `quantized` counts with EMPTY_BIN_PROBABILITY, so the result is large but finite.
+    """
     import numpy as np
 
-    filled = expected > 0
-    p, q = expected[filled] / expected.sum(), np.maximum(found[filled] / found.sum(), EMPTY)
+    nonempty = reference > 0
+    p = reference[nonempty] / reference.sum()
+    q = np.maximum(quantized[nonempty] / quantized.sum(), EMPTY_BIN_PROBABILITY)
     return float((p * np.log(p / q)).sum())

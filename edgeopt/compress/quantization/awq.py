@@ -1,4 +1,4 @@
-"""AWQ: input channels that carry much are scaled up before rounding, so that they lose less."""
+"""Scale up salient input channels before quantization (AWQ)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.layerwise_forward import LayerwiseForward
 from edgeopt.compress.preconditions import require_float, require_positive
-from edgeopt.compress.quantization.folding import fold, shared
+from edgeopt.compress.quantization.folding import average_query_groups, fold_scales
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.model_spec import UNITS, ModelSpec, QuantizationScheme
 
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Awq:
-    """Activation-aware scaling (AWQ, arXiv 2306.00978), folded into norms and preceding matrices.
+    """Activation-aware weight quantization (AWQ, arXiv 2306.00978): per-channel scales for a later quantize step.
 
-    The network computes as before; what is gained appears when a later step rounds it. Each unit's scales are
-    its inputs' root mean square to a power that is searched for the least output error after rounding.
+    The scales are folded into norms and preceding matrices, so this step does not change the network's output.
+    The scales of a unit are s = RMS(x)^α per input channel. A grid search over α minimizes the output error after
+    quantization (AWQ, equations 4 and 5). `block_size` must divide the unit's input side; other units stay unscaled.
 
     Attributes:
-        bits, block_size, symmetric: the grid that the weights will be rounded onto.
-        powers: how many powers from 0 to 1 are tried.
+        bits, block_size, symmetric: quantization scheme of the later quantize step.
+        powers: number of values of α, evenly spaced from 0 to below 1.
+        windows, window_tokens: amount of calibration text.
     """
 
     bits: int = 4
@@ -46,54 +48,66 @@ class Awq:
             require_positive(getattr(self, name), name)
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` unchanged; raise ConfigError if its weights are already quantized."""
         require_float(spec, "awq")
         return spec
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        """Write the scaled checkpoint, and the selected α of every unit to artifacts/awq_powers.json."""
         import torch
 
         network, spec = modeling.load(checkpoint), checkpoint.spec
-        grid = QuantizationScheme(bits=self.bits, block_size=self.block_size, symmetric=self.symmetric)
+        scheme = QuantizationScheme(bits=self.bits, block_size=self.block_size, symmetric=self.symmetric)
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
-        stream, modules = LayerwiseForward.start(network, windows), modeling.units(network)
-        report = {}
-        for number, layer in enumerate(modeling.layers(network)):
-            context.progress(f"scaling layer {number + 1} of {len(spec.layers)}")
+        forward, module_names = LayerwiseForward.start(network, windows), modeling.units(network)
+        selected_powers = {}
+        for index, layer in enumerate(modeling.layers(network)):
+            context.progress(f"scaling layer {index + 1} of {len(spec.layers)}")
             for unit in UNITS:
-                parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
-                if spec.matrices[f"layers.{number}.{unit}"][1] % self.block_size:
+                name = f"layers.{index}.{unit}"
+                if spec.matrices[name][1] % self.block_size:
                     continue
-                hessian = stream.input_statistic(layer, number, parts[0], "hessian").float()
-                size = hessian.diagonal().sqrt()
+                modules: list[Any] = [network.get_submodule(module) for module in module_names[name]]
+                hessian = forward.input_statistic(layer, index, modules[0], "hessian").float()
+                input_rms = hessian.diagonal().sqrt()
                 if unit == "o":
-                    size = shared(size, spec.layers[number])
-                weight = torch.cat([part.weight.detach() for part in parts])
-                power, scales = search(weight, hessian, size, grid, self.powers)
-                fold(layer, unit, parts, scales, spec.layers[number])
-                report[f"layers.{number}.{unit}"] = power
-            stream.advance(layer, number)
+                    input_rms = average_query_groups(input_rms, spec.layers[index])
+                weight = torch.cat([module.weight.detach() for module in modules])
+                power, scales = search_scales(weight, hessian, input_rms, scheme, self.powers)
+                fold_scales(layer, unit, modules, scales, spec.layers[index])
+                selected_powers[name] = power
+            forward.advance(layer, index)
         modeling.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
-        (directory / "artifacts" / "awq_powers.json").write_text(json.dumps(report, indent=1) + "\n")
+        (directory / "artifacts" / "awq_powers.json").write_text(json.dumps(selected_powers, indent=1) + "\n")
         return spec
 
 
-def search(
-    weight: Tensor, hessian: Tensor, size: Tensor, grid: QuantizationScheme, powers: int
+def search_scales(
+    weight: Tensor, hessian: Tensor, input_rms: Tensor, scheme: QuantizationScheme, powers: int
 ) -> tuple[float, Tensor]:
-    """The power of `size`, (columns,), that as scales loses least of the output, and these scales.
+    """Return the power α and the scales input_rms^α with the lowest output error after rounding to nearest.
 
-    The output error of a change D is tr(D H Dᵀ), with H the mean of x xᵀ.
+    The output error of a weight change D is tr(D H Dᵀ). Scales are normalized by sqrt(max · min).
+
+    Args:
+        weight: float32, shape (rows, columns).
+        hessian: H = E[x xᵀ], shape (columns, columns).
+        input_rms: sqrt(E[x²]) per input channel, shape (columns,).
+        powers: number of values of α to try.
+
+    Returns:
+        α, and scales of shape (columns,).
     """
     import torch
 
-    best, chosen, least = 0.0, torch.ones_like(size), float("inf")
+    best_power, best_scales, lowest = 0.0, torch.ones_like(input_rms), float("inf")
     for step in range(powers):
         power = step / powers
-        scales = size.clamp(min=1e-4 * float(size.mean())).pow(power)
+        scales = input_rms.clamp(min=1e-4 * float(input_rms.mean())).pow(power)
         scales = scales / (scales.max() * scales.min()).sqrt()
-        change = Rtn(clip=False).round(weight * scales, grid, None).weight / scales - weight
-        lost = float(((change @ hessian) * change).sum())
-        if lost < least:
-            best, chosen, least = power, scales, lost
-    return best, chosen
+        change = Rtn(clip=False).round(weight * scales, scheme, None).weight / scales - weight
+        error = float(((change @ hessian) * change).sum())
+        if error < lowest:
+            best_power, best_scales, lowest = power, scales, error
+    return best_power, best_scales

@@ -1,7 +1,7 @@
-"""Moving scale from a unit's input channels into its weights, without changing what the network computes.
+"""Fold per-channel scales into weights without changing the network's output.
 
-x is divided by s and W multiplied by it, (W s)(x / s) = W x; the division is folded into what produces x: the
-norm before qkv and gate_up, the rows of up before down, the rows of v before o.
+The input x of a unit is divided by s and its weight W multiplied by it: (W s)(x / s) = W x. The division is folded
+into the module that produces x: the norm before qkv and gate_up, the rows of up before down, the rows of v before o.
 """
 
 from __future__ import annotations
@@ -14,33 +14,40 @@ if TYPE_CHECKING:
 
     from edgeopt.core.model_spec import LayerSpec
 
-NORMS = {"qkv": ("input_layernorm",), "gate_up": ("pre_feedforward_layernorm", "post_attention_layernorm")}
-"""Names of the norm before a unit; the first that a layer has."""
+PRECEDING_NORMS = {"qkv": ("input_layernorm",), "gate_up": ("pre_feedforward_layernorm", "post_attention_layernorm")}
+"""Possible names of the norm before a unit; the first that exists in a layer is the right one."""
 
 
-def fold(layer: Any, unit: str, modules: Sequence[Any], scales: Tensor, sizes: LayerSpec) -> None:
-    """Divide the inputs of a layer's unit by `scales`, shape (columns,), and multiply the weights of `modules` by them.
+def fold_scales(layer: Any, unit: str, modules: Sequence[Any], scales: Tensor, sizes: LayerSpec) -> None:
+    """Divide the inputs of a layer's unit by `scales` and multiply the weights of `modules` by them.
 
-    For `o` the scales of query heads that share a key-value head must be alike (see `shared`).
+    Args:
+        modules: the linear modules of the unit.
+        scales: shape (columns,). For `o`, query heads that share a key-value head must have equal scales
+            (see `average_query_groups`).
     """
-    if unit in NORMS:
-        _divide_norm(next(getattr(layer, name) for name in NORMS[unit] if hasattr(layer, name)), scales)
+    if unit in PRECEDING_NORMS:
+        _divide_norm(next(getattr(layer, name) for name in PRECEDING_NORMS[unit] if hasattr(layer, name)), scales)
     elif unit == "down":
         fused = getattr(layer.mlp, "gate_up_proj", None)
-        _divide_rows(fused or layer.mlp.up_proj, scales, last=sizes.intermediate_size)
+        _divide_last_rows(fused or layer.mlp.up_proj, scales, count=sizes.intermediate_size)
     else:
         attention = layer.self_attn
         head_size = len(scales) // sizes.heads
-        own = scales.reshape(sizes.kv_heads, -1, head_size)[:, 0].flatten()
-        _divide_rows(getattr(attention, "qkv_proj", None) or attention.v_proj, own, last=len(own))
+        value_scales = scales.reshape(sizes.kv_heads, -1, head_size)[:, 0].flatten()
+        value = getattr(attention, "qkv_proj", None) or attention.v_proj
+        _divide_last_rows(value, value_scales, count=len(value_scales))
     for module in modules:
         module.weight.data = module.weight * scales
 
 
-def shared(values: Tensor, sizes: LayerSpec) -> Tensor:
-    """Values of the input channels of `o`, averaged over the query heads that share a key-value head."""
-    grouped = values.reshape(sizes.kv_heads, sizes.heads // sizes.kv_heads, -1)
-    return grouped.mean(dim=1, keepdim=True).expand_as(grouped).flatten()
+def average_query_groups(values: Tensor, sizes: LayerSpec) -> Tensor:
+    """Average `values` of the input channels of `o` over the query heads that share a key-value head.
+
+    Input and result have shape (heads · head_size,).
+    """
+    groups = values.reshape(sizes.kv_heads, sizes.heads // sizes.kv_heads, -1)
+    return groups.mean(dim=1, keepdim=True).expand_as(groups).flatten()
 
 
 def _divide_norm(norm: nn.Module, scales: Tensor) -> None:
@@ -52,8 +59,8 @@ def _divide_norm(norm: nn.Module, scales: Tensor) -> None:
         bias.data = bias / scales
 
 
-def _divide_rows(linear: Any, scales: Tensor, *, last: int) -> None:
-    """Divide the last rows of a matrix, which in a fused one are those wanted."""
-    linear.weight.data[-last:] /= scales[:, None]
+def _divide_last_rows(linear: Any, scales: Tensor, *, count: int) -> None:
+    """Divide the last `count` rows of a matrix; in a fused matrix they are the rows of up or v."""
+    linear.weight.data[-count:] /= scales[:, None]
     if linear.bias is not None:
-        linear.bias.data[-last:] /= scales
+        linear.bias.data[-count:] /= scales

@@ -1,4 +1,4 @@
-"""GPTQ: each column's rounding error is made up for by the columns that are still to be rounded."""
+"""Quantize a matrix column by column; later columns compensate for the error of earlier ones (GPTQ)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gptq:
-    """Optimal brain quantization a column at a time (GPTQ, arXiv 2210.17323).
+    """GPTQ (arXiv 2210.17323): column-by-column rounding with error compensation by the inverse Hessian.
 
-    Scales and zero-points are chosen for the unrounded matrix, weighted by the Hessian's diagonal, so that
-    columns may be taken in any order and the engine still reads plain blocks ("static groups").
+    Scales and zero-points are fitted to the original matrix, weighted by the Hessian's diagonal, before any column
+    is rounded ("static groups"). Blocks therefore stay contiguous for any column order.
 
     Attributes:
-        damping: share of the Hessian's mean diagonal that is added to it.
-        act_order: round the columns with the most energy first.
+        damping: share of the Hessian's mean diagonal that is added to the diagonal.
+        act_order: round columns in order of decreasing Hessian diagonal.
     """
 
     INPUT_STATISTIC: ClassVar[InputStatistic] = "hessian"
@@ -39,55 +39,62 @@ class Gptq:
     def __post_init__(self) -> None:
         if not 0.0 < self.damping < 1.0:
             raise ConfigError(
-                f"{self.damping} is outside its range", location="damping", hint="Give a share between 0 and 1"
+                f"`damping` must be between 0 and 1, got {self.damping}",
+                location="damping",
+                hint="Choose a small share such as 0.01",
             )
 
-    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
+    def round(self, weight: Tensor, scheme: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
+        """Quantize `weight`; see `edgeopt.compress.quantization.rounding.Rounding`."""
         import torch
 
         assert statistic is not None
-        blocks = rounding.blocked(weight, grid.block_size)
-        importance = rounding.weights_of(statistic, blocks)
-        scales, zero_points = rounding.best(blocks, grid, importance)
-        scales = fit_scales(blocks, scales, zero_points, grid.bits, importance, rounds=2)
-        order, factor = ordered_factor(statistic, self.damping, self.act_order)
-        block_of = order // grid.block_size
+        blocks = rounding.to_blocks(weight, scheme.block_size)
+        importance = rounding.channel_importance(statistic, blocks)
+        scales, zero_points = rounding.search_scales(blocks, scheme, importance)
+        scales = fit_scales(blocks, scales, zero_points, scheme.bits, importance, rounds=2)
+        order, factor = ordered_cholesky(statistic, self.damping, self.act_order)
+        block_index = order // scheme.block_size
         codes = torch.empty_like(weight)
-        codes[:, order] = compensated(
+        codes[:, order] = quantize_columns(
             weight[:, order],
             factor,
-            scales[:, block_of],
-            zero_points[:, block_of],
-            grid.bits,
+            scales[:, block_index],
+            zero_points[:, block_index],
+            scheme.bits,
         )
-        return rounding.assembled(rounding.blocked(codes, grid.block_size), scales, zero_points)
+        return rounding.to_quantized_matrix(rounding.to_blocks(codes, scheme.block_size), scales, zero_points)
 
 
-@lru_cache(maxsize=1)  # an allocation rounds a matrix on many grids
-def ordered_factor(hessian: Tensor, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
-    """The order in which columns are rounded, and the `inverse_factor` of the Hessian in this order."""
+@lru_cache(maxsize=1)  # mixed precision quantizes one matrix with many schemes
+def ordered_cholesky(hessian: Tensor, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
+    """Return the column order, int64 (columns,), and `inverse_hessian_cholesky` of the Hessian in this order."""
     import torch
 
-    energy = hessian.diagonal()
-    order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
+    diagonal = hessian.diagonal()
+    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
     return order, inverse_hessian_cholesky(hessian[order][:, order], damping)
 
 
-def compensated(weight: Tensor, factor: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
-    """Codes of `weight`, float (rows, columns), rounded from the first column to the last.
+def quantize_columns(weight: Tensor, factor: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
+    """Return the codes of `weight`, rounded from the first column to the last (GPTQ, Algorithm 1).
 
     Args:
-        factor: as `inverse_factor` gives it, in the order of the columns.
-        scales, zero_points: of each single column, shape (rows, columns).
+        weight: float32, shape (rows, columns).
+        factor: U from `inverse_hessian_cholesky`, in the same column order.
+        scales, zero_points: repeated for every column, shape (rows, columns).
+
+    Returns:
+        Integers as float32, shape (rows, columns).
     """
     import torch
 
     codes = torch.empty_like(weight)
 
-    def nearest(number: int, ahead: Tensor) -> Tensor:
-        scale, zero = scales[:, number], zero_points[:, number]
-        codes[:, number] = ((ahead[:, 0] / scale).round() + zero).clamp(0, 2**bits - 1)
-        return (codes[:, number] - zero) * scale
+    def round_to_nearest(column: int, remaining: Tensor) -> Tensor:
+        scale, zero_point = scales[:, column], zero_points[:, column]
+        codes[:, column] = ((remaining[:, 0] / scale).round() + zero_point).clamp(0, 2**bits - 1)
+        return (codes[:, column] - zero_point) * scale
 
-    replace_columns(weight, factor, nearest)
+    replace_columns(weight, factor, round_to_nearest)
     return codes

@@ -1,4 +1,4 @@
-"""Half-quadratic quantization: robust scales and zero-points without calibration text."""
+"""Fit scales and zero-points that are robust to outliers, without calibration text (HQQ)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hqq:
-    """Minimize Σ |w - ŵ|^p with p < 1, which cares less for outliers than squared error does.
+    """Half-quadratic quantization: minimize Σ |w - ŵ|^p with p < 1, which weights outliers less than squared error.
 
-    After HQQ (Badri & Shaji, 2023, "Half-Quadratic Quantization of Large Machine Learning Models"), with
-    whole zero-points, because float ones take a slow path in ONNX Runtime.
+    After Badri & Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023. Zero-points are
+    integers here, because ONNX Runtime has no fast kernel for floating-point zero-points.
 
     Attributes:
         norm: p of the norm.
-        iterations: alternations between the two sub-problems.
-        beta, kappa: weight of the quadratic penalty and its growth an iteration.
+        iterations: number of alternations between the two sub-problems.
+        beta, kappa: weight of the quadratic penalty, and the factor by which each iteration multiplies it.
     """
 
     INPUT_STATISTIC: ClassVar[InputStatistic] = "none"
@@ -39,46 +39,60 @@ class Hqq:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.norm <= 1.0:
-            raise ConfigError(f"{self.norm} is outside its range", location="norm", hint="Give more than 0, at most 1")
+            raise ConfigError(
+                f"`norm` must be greater than 0 and at most 1, got {self.norm}",
+                location="norm",
+                hint="Choose a value such as 0.7",
+            )
         require_positive(self.iterations, "iterations")
 
-    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
+    def round(self, weight: Tensor, scheme: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
+        """Quantize `weight`; see `edgeopt.compress.quantization.rounding.Rounding`."""
         import torch
 
-        blocks = rounding.blocked(weight, grid.block_size)
-        scales, zero_points = next(rounding.candidates(blocks, grid))
+        blocks = rounding.to_blocks(weight, scheme.block_size)
+        scales, zero_points = next(rounding.candidate_scales(blocks, scheme))
         best = scales, zero_points
-        least = self._loss(blocks, scales, zero_points, grid.bits)
+        lowest = self._loss(blocks, scales, zero_points, scheme.bits)
         beta = self.beta
         for _ in range(self.iterations):
-            codes = rounding.encode(blocks, scales, zero_points, grid.bits)
-            residual = blocks - rounding.decode(codes, scales, zero_points)
+            codes = rounding.quantize(blocks, scales, zero_points, scheme.bits)
+            residual = blocks - rounding.dequantize(codes, scales, zero_points)
             target = blocks - shrink(residual, beta, self.norm)
-            scales, zero_points = fit(target, codes, scales, zero_points, grid)
-            lost = self._loss(blocks, scales, zero_points, grid.bits)
-            better = lost < least
-            best = torch.where(better, scales, best[0]), torch.where(better, zero_points, best[1])
-            least = torch.minimum(lost, least)
+            scales, zero_points = fit_scales_and_zero_points(target, codes, scales, zero_points, scheme)
+            loss = self._loss(blocks, scales, zero_points, scheme.bits)
+            improved = loss < lowest
+            best = torch.where(improved, scales, best[0]), torch.where(improved, zero_points, best[1])
+            lowest = torch.minimum(loss, lowest)
             beta *= self.kappa
-        return rounding.assembled(rounding.encode(blocks, *best, grid.bits), *best)
+        return rounding.to_quantized_matrix(rounding.quantize(blocks, *best, scheme.bits), *best)
 
     def _loss(self, blocks: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
-        codes = rounding.encode(blocks, scales, zero_points, bits)
-        return (blocks - rounding.decode(codes, scales, zero_points)).abs().pow(self.norm).sum(dim=-1)
+        """Return Σ |w - ŵ|^p of each block, shape (rows, blocks)."""
+        codes = rounding.quantize(blocks, scales, zero_points, bits)
+        return (blocks - rounding.dequantize(codes, scales, zero_points)).abs().pow(self.norm).sum(dim=-1)
 
 
 def shrink(residual: Tensor, beta: float, norm: float) -> Tensor:
-    """The generalized soft threshold: sign(r) max(|r| - |r|^(p-1) / β, 0), the proximal step of the l_p norm."""
-    size = residual.abs()
-    return residual.sign() * (size - size.clamp(min=1e-12).pow(norm - 1.0) / beta).clamp(min=0)
+    """Return the generalized soft threshold sign(r) max(|r| - |r|^(p-1) / β, 0), element by element.
+
+    It is the proximal step of the l_p norm (sub-problem 1 of HQQ).
+    """
+    magnitude = residual.abs()
+    return residual.sign() * (magnitude - magnitude.clamp(min=1e-12).pow(norm - 1.0) / beta).clamp(min=0)
 
 
-def fit(
-    target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, grid: QuantizationScheme
+def fit_scales_and_zero_points(
+    target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, scheme: QuantizationScheme
 ) -> tuple[Tensor, Tensor]:
-    """Scales, and zero-points where the grid has them, that bring `codes` nearest to `target` in least squares."""
-    scales = rounding.fitted(target, codes, scales, zero_points, rounding.weights_of(None, target))
-    if grid.symmetric:
+    """Return the scales and zero-points that bring the dequantized `codes` closest to `target` in least squares.
+
+    A symmetric scheme keeps its zero-points. `target` and `codes` have shape (rows, blocks, block size), scales and
+    zero-points (rows, blocks).
+    """
+    importance = rounding.channel_importance(None, target)
+    scales = rounding.least_squares_scales(target, codes, scales, zero_points, importance)
+    if scheme.symmetric:
         return scales, zero_points
-    moved = (codes - target / scales[..., None]).mean(dim=-1).round().clamp(0, 2**grid.bits - 1)
-    return scales, moved
+    zero_points = (codes - target / scales[..., None]).mean(dim=-1).round().clamp(0, 2**scheme.bits - 1)
+    return scales, zero_points

@@ -1,4 +1,4 @@
-"""Rounding whose scales are fitted to the codes, as llama.cpp's k-quants."""
+"""Fit scales and codes alternately, like llama.cpp's k-quants."""
 
 from __future__ import annotations
 
@@ -17,38 +17,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KQuant:
-    """Codes and scales fitted to one another in turn, by squared error weighted with the input's energy.
+    """Alternating fit of codes and scales that minimizes the squared error weighted by E[x²] of the input.
 
-    After llama.cpp's make_qkx2_quants and its importance matrix, with whole zero-points.
+    After llama.cpp's make_qkx2_quants and its importance matrix. Zero-points are integers here.
 
     Attributes:
-        rounds: how often scales are fitted to codes and codes to scales.
+        rounds: number of alternations between fitting scales and rounding codes.
     """
 
     INPUT_STATISTIC: ClassVar[InputStatistic] = "second_moment"
     REMAINING_ERROR: ClassVar[float] = 0.9
     rounds: int = 4
 
-    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
-        blocks = rounding.blocked(weight, grid.block_size)
-        importance = rounding.weights_of(statistic, blocks)
-        scales, zero_points = rounding.best(blocks, grid, importance)
-        scales = fit_scales(blocks, scales, zero_points, grid.bits, importance, rounds=self.rounds)
-        return rounding.assembled(rounding.encode(blocks, scales, zero_points, grid.bits), scales, zero_points)
+    def round(self, weight: Tensor, scheme: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
+        """Quantize `weight`; see `edgeopt.compress.quantization.rounding.Rounding`."""
+        blocks = rounding.to_blocks(weight, scheme.block_size)
+        importance = rounding.channel_importance(statistic, blocks)
+        scales, zero_points = rounding.search_scales(blocks, scheme, importance)
+        scales = fit_scales(blocks, scales, zero_points, scheme.bits, importance, rounds=self.rounds)
+        codes = rounding.quantize(blocks, scales, zero_points, scheme.bits)
+        return rounding.to_quantized_matrix(codes, scales, zero_points)
 
 
 def fit_scales(
     blocks: Tensor, scales: Tensor, zero_points: Tensor, bits: int, importance: Tensor, *, rounds: int
 ) -> Tensor:
-    """Scales that lose no more than `scales`: least squares for the codes, then new codes, in turn."""
+    """Alternate between least-squares scales for the codes and nearest codes for the scales.
+
+    Return scales of shape (rows, blocks) whose error is at most that of the given `scales` in every block.
+    """
     import torch
 
-    codes = rounding.encode(blocks, scales, zero_points, bits)
-    least = rounding.error(blocks, codes, scales, zero_points, importance)
+    codes = rounding.quantize(blocks, scales, zero_points, bits)
+    lowest = rounding.squared_error(blocks, codes, scales, zero_points, importance)
     for _ in range(rounds):
-        trial = rounding.fitted(blocks, codes, scales, zero_points, importance)
-        codes = rounding.encode(blocks, trial, zero_points, bits)
-        lost = rounding.error(blocks, codes, trial, zero_points, importance)
-        scales, least = torch.where(lost < least, trial, scales), torch.minimum(lost, least)
-        codes = rounding.encode(blocks, scales, zero_points, bits)
+        fitted = rounding.least_squares_scales(blocks, codes, scales, zero_points, importance)
+        codes = rounding.quantize(blocks, fitted, zero_points, bits)
+        error = rounding.squared_error(blocks, codes, fitted, zero_points, importance)
+        scales, lowest = torch.where(error < lowest, fitted, scales), torch.minimum(error, lowest)
+        codes = rounding.quantize(blocks, scales, zero_points, bits)
     return scales

@@ -1,4 +1,4 @@
-"""Keys and values in 8 or 4 bits, with scales calibrated on text."""
+"""Quantize the key-value cache to 8 or 4 bits with calibrated scales."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvCache:
-    """Store the key-value cache in whole numbers; the last step of a recipe.
+    """Store the key-value cache as integers; must be the last step of a recipe.
 
-    Keys have channels that are large throughout, so scales by channel serve them better (KIVI, arXiv
-    2402.02750). Scales are constant: what lies outside the calibrated range is clipped. The range is that of the base
-    and of every adapter beside it.
+    Some channels of keys are large at all tokens, so keys lose less with one scale per channel (KIVI, arXiv
+    2402.02750). Scales are constant, so values outside the calibrated range are clipped. The range covers the base
+    model and each of its separate adapters.
 
     Attributes:
-        percentile: share of calibration values that the range covers, in percent; 100 clips none of them.
+        bits: 8 or 4.
+        per_channel: one scale per channel instead of one per tensor.
+        percentile: percentage of calibration values inside the range; 100 clips none.
+        windows, window_tokens: amount of calibration text.
     """
 
     bits: Literal[8, 4] = 8
@@ -46,60 +49,75 @@ class KvCache:
             require_positive(getattr(self, name), name)
         if not 50.0 <= self.percentile <= 100.0:
             raise ConfigError(
-                f"{self.percentile} is outside its range", location="percentile", hint="Give 50 to 100, such as 99.9"
+                f"`percentile` must be between 50 and 100, got {self.percentile}",
+                location="percentile",
+                hint="Use a value such as 99.9",
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` with the KV cache scheme; raise ConfigError if it already has one."""
         require_no_kv_cache(spec, "a second kv_cache")
         return replace(spec, kv_cache=KvCacheScheme(bits=self.bits, per_channel=self.per_channel))
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        """Link the checkpoint's files and write the scales of keys and values."""
         import torch
 
         network = modeling.load(checkpoint)
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
-        context.progress(f"reading {len(windows)} calibration windows")
-        widest = self._widest(network, windows)
+        context.progress(f"calibrating the KV cache on {len(windows)} windows")
+        limits = self._clipping_limits(network, windows)
         for adapter in checkpoint.spec.adapters:
             with adapters.attached(network, adapters.read(checkpoint.directory, adapter)):
-                widest = [torch.maximum(a, b) for a, b in zip(widest, self._widest(network, windows), strict=True)]
-        largest = 2 ** (self.bits - 1)
-        scales = [(values / largest).tolist() for values in widest]
-        rows = {"k_scales": scales[::2], "v_scales": scales[1::2]}
+                adapted_limits = self._clipping_limits(network, windows)
+                limits = [torch.maximum(a, b) for a, b in zip(limits, adapted_limits, strict=True)]
+        qmax = 2 ** (self.bits - 1)
+        scales = [(limit / qmax).tolist() for limit in limits]
+        scales_by_name = {"k_scales": scales[::2], "v_scales": scales[1::2]}
         modeling.link(checkpoint, directory)
-        (directory / modeling.KV_CACHE).write_text(json.dumps({"qmax": largest, "scales": rows}) + "\n")
+        (directory / modeling.KV_CACHE).write_text(json.dumps({"qmax": qmax, "scales": scales_by_name}) + "\n")
         return self.plan(checkpoint.spec)
 
-    def _widest(self, network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """The range of each layer's keys, then values, as they are cached."""
+    def _clipping_limits(self, network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the clipping limits of each layer's keys and values, in the order k0, v0, k1, v1, …."""
         return [
-            ranges(values, self.percentile, per_channel=self.per_channel)
-            for layer in collected(network, windows)
+            clipping_limit(values, self.percentile, per_channel=self.per_channel)
+            for layer in cached_keys_and_values(network, windows)
             for values in layer
         ]
 
 
-def collected(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-    """Keys (after rotation) and values of each layer over all tokens, float32 (tokens, heads * head size)."""
+def cached_keys_and_values(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+    """Return each layer's cached keys (after rotary embedding) and values over all tokens.
+
+    Both are float32 of shape (tokens, kv_heads · head_size).
+    """
     import torch
 
-    found: list[tuple[list[Tensor], list[Tensor]]] = []
+    layers: list[tuple[list[Tensor], list[Tensor]]] = []
     with torch.inference_mode():
         for window in windows:
             cache = network.get_decoder()(torch.tensor([list(window)]), use_cache=True).past_key_values
-            for number, layer in enumerate(cache.layers):
-                if number == len(found):
-                    found.append(([], []))
-                for kept, tensor in zip(found[number], (layer.keys, layer.values), strict=True):
-                    kept.append(tensor[0].transpose(0, 1).flatten(1))
-    return [(torch.cat(keys), torch.cat(values)) for keys, values in found]
+            for index, layer in enumerate(cache.layers):
+                if index == len(layers):
+                    layers.append(([], []))
+                for tensors, tensor in zip(layers[index], (layer.keys, layer.values), strict=True):
+                    tensors.append(tensor[0].transpose(0, 1).flatten(1))
+    return [(torch.cat(keys), torch.cat(values)) for keys, values in layers]
 
 
-def ranges(values: Tensor, percentile: float, *, per_channel: bool) -> Tensor:
-    """Largest magnitude that is represented, of each channel or (one element) of the tensor; never zero."""
+def clipping_limit(values: Tensor, percentile: float, *, per_channel: bool) -> Tensor:
+    """Return the percentile of the magnitudes of `values`, at least 1e-6.
+
+    Args:
+        values: shape (tokens, channels).
+
+    Returns:
+        Shape (channels,), or (1,) unless `per_channel`.
+    """
     import torch
 
-    sizes = values.abs() if per_channel else values.abs().flatten()[:, None]
-    rank = max(1, round(len(sizes) * percentile / 100))
-    bounds: Tensor = torch.kthvalue(sizes, rank, dim=0).values
-    return bounds.clamp(min=1e-6)
+    magnitudes = values.abs() if per_channel else values.abs().flatten()[:, None]
+    rank = max(1, round(len(magnitudes) * percentile / 100))
+    limit: Tensor = torch.kthvalue(magnitudes, rank, dim=0).values
+    return limit.clamp(min=1e-6)

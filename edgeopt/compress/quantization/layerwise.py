@@ -1,4 +1,4 @@
-"""Rounding a network one layer after another, each on the inputs that the rounded layers before it produce."""
+"""Quantize a network layer by layer, each layer with the inputs that the quantized layers before it produce."""
 
 from __future__ import annotations
 
@@ -26,73 +26,86 @@ def quantize_network(
     windows: Sequence[Sequence[int]],
     progress: Progress,
 ) -> dict[str, QuantizedMatrix]:
-    """Round every unit in `grids`; the network then holds the rounded weights.
+    """Quantize every unit in `schemes` in place; the network then holds the dequantized weights.
 
-    Returns the rounded matrices by the names of their modules. `windows` of calibration text are read only
-    where `rounding` wants to know its inputs, or a grid has a bias.
+    An embedding, and an lm_head tied to it, is quantized with KQuant for any `rounding`.
+
+    Args:
+        schemes: by unit name.
+        windows: calibration text; only read if `rounding` needs an input statistic or a scheme has a bias.
+
+    Returns:
+        The quantized matrices by module name.
     """
-    modules = modeling.units(network)
-    found: dict[str, QuantizedMatrix] = {}
+    module_names = modeling.units(network)
+    quantized: dict[str, QuantizedMatrix] = {}
 
-    def apply(unit: str, how: Rounding, statistic: Tensor | None, mean: Tensor | None = None) -> None:
-        found.update(quantize_unit(network, modules[unit], schemes[unit], how, statistic, mean))
+    def apply(unit: str, method: Rounding, statistic: Tensor | None, mean: Tensor | None = None) -> None:
+        quantized.update(quantize_unit(network, module_names[unit], schemes[unit], method, statistic, mean))
 
-    reads_text = rounding.INPUT_STATISTIC != "none" or any(grid.bias for grid in schemes.values())
+    needs_text = rounding.INPUT_STATISTIC != "none" or any(scheme.bias for scheme in schemes.values())
     tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
     if EMBEDDING in schemes:
-        table = KQuant()
-        apply(
-            EMBEDDING,
-            table,
-            lm_head_input_statistic(network, windows, table.INPUT_STATISTIC) if tied and reads_text else None,
-        )
+        method, statistic = KQuant(), None
+        if tied and needs_text:
+            statistic = lm_head_input_statistic(network, windows, method.INPUT_STATISTIC)
+        apply(EMBEDDING, method, statistic)
         if tied:
             network.get_output_embeddings().weight = network.get_input_embeddings().weight
-    stream = LayerwiseForward.start(network, windows) if reads_text else None
+    forward = LayerwiseForward.start(network, windows) if needs_text else None
 
-    def seen(name: str, layer: Any, number: int, kind: InputStatistic) -> Tensor | None:
-        if stream is None or kind == "none":
+    def input_statistic(unit: str, layer: Any, layer_index: int, kind: InputStatistic) -> Tensor | None:
+        if forward is None or kind == "none":
             return None
-        return stream.input_statistic(layer, number, network.get_submodule(modules[name][0]), kind)
+        return forward.input_statistic(layer, layer_index, network.get_submodule(module_names[unit][0]), kind)
 
     layers = modeling.layers(network)
-    for number, layer in enumerate(layers):
-        progress(f"rounding layer {number + 1} of {len(layers)}")
-        for unit in UNITS:
-            name = f"layers.{number}.{unit}"
-            if name in schemes:
-                mean = seen(name, layer, number, "mean") if schemes[name].bias else None
-                apply(name, rounding, seen(name, layer, number, rounding.INPUT_STATISTIC), mean)
-        if stream is not None:
-            stream.advance(layer, number)
+    for index, layer in enumerate(layers):
+        progress(f"quantizing layer {index + 1} of {len(layers)}")
+        for name in UNITS:
+            unit = f"layers.{index}.{name}"
+            if unit in schemes:
+                mean = input_statistic(unit, layer, index, "mean") if schemes[unit].bias else None
+                apply(unit, rounding, input_statistic(unit, layer, index, rounding.INPUT_STATISTIC), mean)
+        if forward is not None:
+            forward.advance(layer, index)
     if LM_HEAD in schemes and not tied:
-        known = rounding.INPUT_STATISTIC != "none"
-        apply(LM_HEAD, rounding, lm_head_input_statistic(network, windows, rounding.INPUT_STATISTIC) if known else None)
-    return found
+        kind = rounding.INPUT_STATISTIC
+        apply(LM_HEAD, rounding, None if kind == "none" else lm_head_input_statistic(network, windows, kind))
+    return quantized
 
 
 def quantize_unit(
     network: PreTrainedModel,
-    names: Sequence[str],
-    grid: QuantizationScheme,
-    how: Rounding,
+    module_names: Sequence[str],
+    scheme: QuantizationScheme,
+    rounding: Rounding,
     statistic: Tensor | None,
     mean: Tensor | None = None,
 ) -> dict[str, QuantizedMatrix]:
-    """Round the modules `names` as one matrix and put the rounded weights in their place.
+    """Quantize the modules as one matrix and replace their weights with the dequantized ones.
 
-    Where the `mean` of their input is given, biases are corrected by what rounding changes in the mean of the output,
-    (W - Ŵ) E[x] (Nagel et al., arXiv 1906.04721).
+    If `mean` is given, the bias corrects the mean change of the output, (W - Ŵ) E[x] (Nagel et al., arXiv 1906.04721).
+
+    Args:
+        module_names: modules with the same input; their rows are stacked.
+        statistic: see `Rounding.round`.
+        mean: E[x], float64 of shape (columns,).
+
+    Returns:
+        The quantized matrices by module name.
     """
     import torch
     from torch import nn
 
-    modules = [network.get_submodule(name) for name in names]
+    modules = [network.get_submodule(name) for name in module_names]
     weights: list[Any] = [module.weight.detach() for module in modules]
-    parts = how.round(torch.cat(weights), grid, statistic).split([len(weight) for weight in weights])
-    for module, part in zip(modules, parts, strict=True):
+    stacked = rounding.round(torch.cat(weights), scheme, statistic)
+    matrices = stacked.split([len(weight) for weight in weights])
+    for module, matrix in zip(modules, matrices, strict=True):
         if mean is not None:
-            lost = ((module.weight.detach() - part.weight).double() @ mean).float()
-            module.bias = nn.Parameter(lost if module.bias is None else module.bias + lost, requires_grad=False)
-        module.weight = nn.Parameter(part.weight, requires_grad=False)
-    return dict(zip(names, parts, strict=True))
+            correction = ((module.weight.detach() - matrix.weight).double() @ mean).float()
+            bias = correction if module.bias is None else module.bias + correction
+            module.bias = nn.Parameter(bias, requires_grad=False)
+        module.weight = nn.Parameter(matrix.weight, requires_grad=False)
+    return dict(zip(module_names, matrices, strict=True))

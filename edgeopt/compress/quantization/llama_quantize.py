@@ -1,4 +1,4 @@
-"""Weights in llama.cpp's own types, which it rounds by itself when an engine is built."""
+"""Select one of llama.cpp's own weight types; llama.cpp quantizes when the engine is built."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaQuantize:
-    """What llama.cpp's llama-quantize does with a model in float, and its llama-imatrix before: for runtime=llamacpp.
+    """Quantize with llama.cpp's llama-imatrix and llama-quantize; requires runtime=llamacpp.
 
     Attributes:
-        file_type: which types the matrices get; those of `M` give some of them, by a rule of llama.cpp's, more bits.
-        importance: errors are weighted with the energy of each input channel over calibration text, its importance
-            matrix.
-        windows, window_tokens: how much of that text is read.
+        file_type: llama.cpp's file type. The types in `M` give some matrices more bits by a rule of llama.cpp.
+        importance: weight quantization errors by E[x²] of each input channel on calibration text (importance matrix).
+        windows, window_tokens: amount of calibration text.
     """
 
     file_type: Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"] = "Q4_K_M"
@@ -37,20 +36,22 @@ class LlamaQuantize:
             require_positive(getattr(self, name), name)
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` with the file type; raise ConfigError if its weights are already quantized or sparse."""
         require_float(spec, "llama_quantize")
-        require_dense(spec, "llama_quantize", hint="Leave one of the two out")
+        require_dense(spec, "llama_quantize", hint="Remove one of the two steps")
         return replace(spec, weight_dtype=self.file_type)
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        """Link the checkpoint's files and write the importance matrix if `importance` is set."""
         spec = self.plan(checkpoint.spec)
         modeling.link(checkpoint, directory)
         if self.importance:
             windows = calibration_windows(
                 checkpoint, context.calibration, count=self.windows, length=self.window_tokens
             )
-            context.progress(f"reading {len(windows)} calibration windows")
-            energy = unit_second_moments(modeling.load(checkpoint), windows)
+            context.progress(f"computing the importance matrix on {len(windows)} windows")
+            second_moments = unit_second_moments(modeling.load(checkpoint), windows)
             path = directory / modeling.IMPORTANCE
             path.parent.mkdir()
-            safetensors_io.write({unit: mean.float() for unit, mean in energy.items()}, path)
+            safetensors_io.write({unit: moment.float() for unit, moment in second_moments.items()}, path)
         return spec

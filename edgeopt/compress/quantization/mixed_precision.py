@@ -1,4 +1,4 @@
-"""Mixed precision: each matrix gets the bits and blocks that serve the model best under a budget of bytes or time."""
+"""Assign bits and block size to each matrix under a budget of bytes or time (mixed precision)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from edgeopt.compress.losses import kl_divergence, log_probabilities
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.gptq import Gptq
 from edgeopt.compress.quantization.layerwise import quantize_network
-from edgeopt.compress.quantization.quantize import INTEGERS
-from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
-from edgeopt.compress.quantization.sensitivity_sweep import TABLES, Losses, weigh
+from edgeopt.compress.quantization.quantize import INTEGER_BITS
+from edgeopt.compress.quantization.rounding import Rounding, require_sparsity_preserved
+from edgeopt.compress.quantization.sensitivity_sweep import TABLES, Losses, predict_losses
 from edgeopt.core import units
 from edgeopt.core.kernel_times import WORKING_SET_BYTES, KernelTimes, bytes_per_token
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec, QuantizationScheme
@@ -36,28 +36,30 @@ if TYPE_CHECKING:
     from edgeopt.core.protocols import CompressionContext
 
 Allocation = dict[str, QuantizationScheme]
-COMPARED = 4
-"""Of so many calibration windows one is predicted before and after, whose log-probabilities are kept meanwhile."""
+"""The scheme of each item. An item is a unit or TABLES (see sensitivity_sweep)."""
+EVALUATION_STRIDE = 4
+"""Candidates are compared on every fourth calibration window, because all log-probabilities stay in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedPrecision:
-    """Quantize to a budget, which is one number: bits per weight, the bytes of all matrices, or the time of a token.
+    """Quantize under one budget: bits per weight, bytes of all matrices, or time per token.
 
-    What each choice of bits and blocks for each unit does to the model's predictions is predicted once for a
-    model (edgeopt.compress.quantization.sensitivity_sweep), and the best choice of all is found exactly
-    (edgeopt.compress.allocation). A few allocations near it may be rounded and compared by true divergence, because
-    errors do not simply add.
+    The divergence of every offered scheme is predicted for every unit (sensitivity_sweep, cached per model). An exact
+    solver then selects the allocation with the lowest total (edgeopt.compress.allocation). Errors of several units do
+    not simply add up, so a few allocations near the optimum may be quantized and compared by measured divergence.
 
     Attributes:
-        bits_per_weight: mean over all matrices, scales and zero-points counted.
-        size: bytes of all matrices, such as `90 MiB`, in place of `bits_per_weight`.
-        decode: predicted time of one token (edgeopt.core.kernel_times), such as `5 ms`, in place of both.
-        kernels: the target's, which `decode` needs.
-        weights, block_sizes: what may be chosen from.
-        rounding: how weights find their place on the chosen grids.
-        windows, window_tokens: calibration text for sensitivity and rounding.
-        candidates: allocations that are rounded and compared; each takes as long as rounding the model.
+        bits_per_weight: mean over all matrices, including scales and zero-points.
+        size: bytes of all matrices, such as `90 MiB`; replaces `bits_per_weight`.
+        decode: predicted time per token (edgeopt.core.kernel_times), such as `5 ms`; replaces both.
+        kernels: kernel times of the target; required for `decode`.
+        weights, block_sizes: offered data types and block sizes.
+        symmetric: use a constant zero-point instead of one per block.
+        rounding: method that selects codes, scales and zero-points.
+        windows, window_tokens: amount of calibration text for sensitivity and rounding.
+        candidates: number of allocations that are quantized and compared; each takes as long as one quantization.
+        seed: for the Fisher information and the choice of candidates.
     """
 
     bits_per_weight: float | None = 4.25
@@ -75,12 +77,12 @@ class MixedPrecision:
 
     def __post_init__(self) -> None:
         budgets = {"bits_per_weight": self.bits_per_weight, "size": self.size, "decode": self.decode}
-        given = [name for name, value in budgets.items() if value is not None]
-        if len(given) != 1:
+        active = [name for name, value in budgets.items() if value is not None]
+        if len(active) != 1:
             raise ConfigError(
-                f"{' and '.join(given) or 'no budget'} is set",
+                f"exactly one of {', '.join(budgets)} must be set, got {' and '.join(active) or 'none'}",
                 location="bits_per_weight",
-                hint=f"Set one of {', '.join(budgets)}, and the others to null",
+                hint="Set the others to null",
             )
         if self.size is not None:
             units.parse(self.size, "B")
@@ -88,18 +90,23 @@ class MixedPrecision:
             units.parse(self.decode, "us")
             if self.kernels is None:
                 raise ConfigError(
-                    "the times of the target's kernels are not known",
+                    "`decode` requires the kernel times of the target, and the target has none",
                     location="decode",
-                    hint="Profile the device by `edgeopt profile --out FILE` and choose that target",
+                    hint="Run `edgeopt profile --out FILE` on the device and select that target",
                 )
         if not self.weights:
-            raise ConfigError("no types are offered", location="weights", hint=f"List some of {', '.join(INTEGERS)}")
-        unknown = [b for b in self.block_sizes if b not in BLOCK_SIZES[8]]
+            raise ConfigError(
+                "`weights` must name at least one data type, got none",
+                location="weights",
+                hint=f"List some of {', '.join(INTEGER_BITS)}",
+            )
+        unknown = [size for size in self.block_sizes if size not in BLOCK_SIZES[8]]
         if unknown or not self.block_sizes:
             raise ConfigError(
-                f"{unknown or 'nothing'} is no list of block sizes",
+                f"`block_sizes` must be some of {', '.join(map(str, BLOCK_SIZES[8]))}; "
+                f"got {', '.join(map(str, unknown)) or 'none'}",
                 location="block_sizes",
-                hint=f"Choose some of {', '.join(map(str, BLOCK_SIZES[8]))}",
+                hint="Use [32, 64, 128]",
             )
         for name in ("windows", "window_tokens", "candidates"):
             require_positive(getattr(self, name), name)
@@ -109,191 +116,216 @@ class MixedPrecision:
         return self.rounding.REMAINING_ERROR
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
-        """An allocation in which every weight loses alike, of the bytes that the true one will have."""
+        """Return `spec` with an allocation for typical losses; the final one has about the same bytes.
+
+        Raises:
+            ConfigError: the weights are already quantized, `rounding` would change the zeros of a sparse model, or no
+                allocation fits the budget.
+        """
         require_float(spec, "mixed_precision")
-        require_zeros_kept(spec, self.rounding)
+        require_sparsity_preserved(spec, self.rounding)
         losses = {
-            item: {grid: _typical_loss(spec, item, grid) for grid in schemes}
+            item: {scheme: _typical_loss(spec, item, scheme) for scheme in schemes}
             for item, schemes in self._choices(spec).items()
         }
-        return _with_grids(spec, self._allocate(spec, losses))
+        return _with_allocation(spec, self._allocate(spec, losses))
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        """Write the quantized checkpoint, and the allocation to artifacts/mixed_precision.json."""
         spec = checkpoint.spec
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         network = modeling.load(checkpoint)
-        losses = weigh(network, checkpoint, self._choices(spec), self.rounding, windows, context, seed=self.seed)
-        best = self._best_of(network, spec, losses, windows, context)
-        after = _with_grids(spec, best.allocation)
-        modeling.save(network, directory, checkpoint, after, best.rounded)
+        choices = self._choices(spec)
+        losses = predict_losses(network, checkpoint, choices, self.rounding, windows, context, seed=self.seed)
+        best = self._best_candidate(network, spec, losses, windows, context)
+        after = _with_allocation(spec, best.allocation)
+        modeling.save(network, directory, checkpoint, after, best.quantized)
         report = {
             "bits_per_weight": after.bits_per_weight,
             "predicted_decode_ms": None if self.kernels is None else self.kernels.decode_us(after) / 1e3,
-            "predicted_divergence_nats": _loss(losses, best.allocation),
-            "divergence_nats": best.kl_divergence,
-            "bits": {item: [grid.bits, grid.block_size] for item, grid in best.allocation.items()},
+            "predicted_divergence_nats": _total_loss(losses, best.allocation),
+            "divergence_nats": best.divergence,
+            "bits": {item: [scheme.bits, scheme.block_size] for item, scheme in best.allocation.items()},
         }
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "mixed_precision.json").write_text(json.dumps(report, indent=1) + "\n")
         return after
 
     def _choices(self, spec: ModelSpec) -> dict[str, list[QuantizationScheme]]:
-        """The grids that each item may take; tied tables are one item."""
+        """Return the offered schemes of each item; tied tables are one item."""
         items = [name for name in spec.matrices if not (spec.tied_embeddings and name in (LM_HEAD, EMBEDDING))]
-        found = {}
+        kernel_blocks = {INTEGER_BITS[dtype]: BLOCK_SIZES[INTEGER_BITS[dtype]] for dtype in self.weights}
+        choices = {}
         for item in [*items, TABLES] if spec.tied_embeddings else items:
-            columns = _sides(spec, item)[1]
-            known = {INTEGERS[matrix_kind]: BLOCK_SIZES[INTEGERS[matrix_kind]] for matrix_kind in self.weights}
-            found[item] = [
+            columns = _shape(spec, item)[1]
+            choices[item] = [
                 QuantizationScheme(bits=bits, block_size=block, symmetric=self.symmetric)
-                for bits, blocks in known.items()
+                for bits, blocks in kernel_blocks.items()
                 for block in self.block_sizes
                 if block in blocks and columns % block == 0
             ]
-            if not found[item]:
-                fitting = sorted({block for blocks in known.values() for block in blocks if columns % block == 0})
+            if not choices[item]:
+                fitting = {block for blocks in kernel_blocks.values() for block in blocks if columns % block == 0}
+                hint = f"Add one of {', '.join(map(str, sorted(fitting)))}"
                 raise ConfigError(
-                    f"no block of {self.block_sizes} divides the matrix side {columns}",
+                    f"one of `block_sizes` must divide the matrix side {columns}, got {self.block_sizes}",
                     location="block_sizes",
-                    hint=f"Add one of {', '.join(map(str, fitting)) or 'no block'}",
+                    hint=hint if fitting else "Offer other data types, or remove this step",
                 )
-        return found
+        return choices
 
     def _allocate(self, spec: ModelSpec, losses: Losses) -> Allocation:
+        """Return the allocation with the lowest total loss within the budget; raise ConfigError if none fits."""
         if self.decode is not None:
-            return self._within_time(spec, losses)
-        costs = {item: {grid: _bytes(spec, item, grid) for grid in schemes} for item, schemes in losses.items()}
-        weights = sum(math.prod(_sides(spec, item)) for item in costs)
+            return self._allocate_within_time(spec, losses)
+        costs = {item: {scheme: _bytes(spec, item, scheme) for scheme in schemes} for item, schemes in losses.items()}
+        weights = sum(math.prod(_shape(spec, item)) for item in costs)
         budget = units.parse(self.size, "B") if self.size is not None else (self.bits_per_weight or 0.0) * weights / 8
         try:
             return allocate([costs], losses, [int(budget)])
         except StepError as error:
-            least = 8 * sum(min(options.values()) for options in costs.values()) / weights
+            lowest = 8 * sum(min(options.values()) for options in costs.values()) / weights
             raise ConfigError(
-                f"the budget is below the {least:.3f} bits per weight of the cheapest choices",
+                f"the budget must allow at least {lowest:.3f} bits per weight, got {8 * budget / weights:.3f}",
                 location="size" if self.size is not None else "bits_per_weight",
-                hint="Give more, or offer fewer bits or larger blocks",
+                hint="Raise the budget, or offer fewer bits or larger blocks",
             ) from error
 
-    def _within_time(self, spec: ModelSpec, losses: Losses) -> Allocation:
-        """The allocation that loses least of those that the budget of time allows.
+    def _allocate_within_time(self, spec: ModelSpec, losses: Losses) -> Allocation:
+        """Return the allocation with the lowest total loss within the time budget.
 
-        Kernels take longer in engines that read more bytes. So engines of up to some sizes are allocated apart, each
-        by the times of an engine that reads just as much, and the best of all is taken.
+        Kernels take longer in an engine that reads more bytes per token. So an allocation is computed for each of
+        several byte limits, with the kernel times of an engine that reads that many bytes, and the best one wins.
         """
         assert self.decode is not None
         assert self.kernels is not None
         non_matrix_us = self.kernels.non_matrix_us(spec)
-        room = int(1e3 * (units.parse(self.decode, "us") - non_matrix_us))
-        read = {item: {grid: bytes_per_token(spec, _name(item), grid) for grid in row} for item, row in losses.items()}
-        found: list[Allocation] = []
+        budget_ns = int(1e3 * (units.parse(self.decode, "us") - non_matrix_us))
+        read = {
+            item: {scheme: bytes_per_token(spec, _unit(item), scheme) for scheme in schemes}
+            for item, schemes in losses.items()
+        }
+        allocations: list[Allocation] = []
         fastest_us = math.inf
-        for size in _sizes(read):
+        for working_set in _working_sets(read):
             costs = {
-                item: {grid: _nanoseconds(self.kernels, spec, item, grid, size) for grid in row}
-                for item, row in losses.items()
+                item: {scheme: _nanoseconds(self.kernels, spec, item, scheme, working_set) for scheme in schemes}
+                for item, schemes in losses.items()
             }
-            fastest_us = min(fastest_us, non_matrix_us + sum(min(row.values()) for row in costs.values()) / 1e3)
-            with suppress(StepError):  # no engine of up to this size is fast enough
-                found.append(allocate([costs, read], losses, [room, size]))
-        if not found:
+            fastest_us = min(fastest_us, non_matrix_us + sum(min(options.values()) for options in costs.values()) / 1e3)
+            with suppress(StepError):  # no engine within this byte limit is fast enough
+                allocations.append(allocate([costs, read], losses, [budget_ns, working_set]))
+        if not allocations:
             raise ConfigError(
-                f"the budget is below the {fastest_us / 1e3:.3g} ms that the fastest choices take",
+                f"`decode` must be at least {fastest_us / 1e3:.3g} ms, the time of the fastest choices, "
+                f"got {self.decode}",
                 location="decode",
-                hint="Give more time, offer larger blocks, or remove layers first",
+                hint="Raise the budget, offer larger blocks, or remove layers first",
             )
-        return min(found, key=lambda allocation: _loss(losses, allocation))
+        return min(allocations, key=lambda allocation: _total_loss(losses, allocation))
 
-    def _best_of(
+    def _best_candidate(
         self,
         network: PreTrainedModel,
         spec: ModelSpec,
         losses: Losses,
         windows: Sequence[Sequence[int]],
         context: CompressionContext,
-    ) -> _Tried:
-        """Of allocations near the predicted best, the one that diverges least once it is rounded.
+    ) -> _Candidate:
+        """Return the allocation near the predicted optimum whose quantized network diverges least.
 
-        Neighbours come from losses that are doubled or halved at random, so that each is the exact optimum of
-        a prediction that is a little wrong.
+        Each further candidate is the exact optimum for losses that are randomly halved or doubled per item, which
+        models the error of the predictions.
         """
-        chance = random.Random(self.seed)  # noqa: S311 - a search, no secret
-        few = windows[::COMPARED]
-        reference = log_probabilities(network, few)
-        best: _Tried | None = None
-        seen: list[Allocation] = []
-        for number in range(self.candidates):
-            trial = losses if best is None else _perturbed(best.losses, chance)
-            allocation = self._allocate(spec, trial)
-            if allocation in seen:
+        generator = random.Random(self.seed)  # noqa: S311 - not for security
+        evaluation = windows[::EVALUATION_STRIDE]
+        reference = log_probabilities(network, evaluation)
+        best: _Candidate | None = None
+        evaluated: list[Allocation] = []
+        for index in range(self.candidates):
+            candidate_losses = losses if best is None else _perturbed(best.losses, generator)
+            allocation = self._allocate(spec, candidate_losses)
+            if allocation in evaluated:
                 continue
-            seen.append(allocation)
-            context.progress(f"trying allocation {number + 1} of {self.candidates}")
-            other = copy.deepcopy(network)
-            rounded = quantize_network(
-                other, _with_grids(spec, allocation).schemes, self.rounding, windows, context.progress
-            )
-            lost = kl_divergence(other, few, reference)
-            if best is None or lost < best.kl_divergence:
-                best = _Tried(losses=trial, allocation=allocation, rounded=rounded, kl_divergence=lost)
+            evaluated.append(allocation)
+            context.progress(f"evaluating allocation {index + 1} of {self.candidates}")
+            candidate_network = copy.deepcopy(network)
+            schemes = _with_allocation(spec, allocation).schemes
+            quantized = quantize_network(candidate_network, schemes, self.rounding, windows, context.progress)
+            divergence = kl_divergence(candidate_network, evaluation, reference)
+            if best is None or divergence < best.divergence:
+                best = _Candidate(
+                    losses=candidate_losses, allocation=allocation, quantized=quantized, divergence=divergence
+                )
         assert best is not None
         return best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tried:
-    """An allocation, the losses whose optimum it is, its matrices, and their true divergence in nats a token."""
+class _Candidate:
+    """A quantized allocation.
+
+    Attributes:
+        losses: the losses for which the allocation is optimal.
+        quantized: quantized matrices by module name.
+        divergence: measured KL divergence in nats per token.
+    """
 
     losses: Losses
     allocation: Allocation
-    rounded: Mapping[str, QuantizedMatrix]
-    kl_divergence: float
+    quantized: Mapping[str, QuantizedMatrix]
+    divergence: float
 
 
-def _with_grids(spec: ModelSpec, allocation: Allocation) -> ModelSpec:
-    schemes = {item: grid for item, grid in allocation.items() if item != TABLES}
+def _with_allocation(spec: ModelSpec, allocation: Allocation) -> ModelSpec:
+    schemes = {item: scheme for item, scheme in allocation.items() if item != TABLES}
     if TABLES in allocation:
         schemes |= dict.fromkeys((LM_HEAD, EMBEDDING), allocation[TABLES])
     return replace(spec, schemes=schemes)
 
 
-def _name(item: str) -> str:
-    """The unit whose sizes an item has."""
+def _unit(item: str) -> str:
+    """Return the unit whose shape the item has."""
     return LM_HEAD if item == TABLES else item
 
 
-def _sides(spec: ModelSpec, item: str) -> tuple[int, int]:
-    return spec.matrices[_name(item)]
+def _shape(spec: ModelSpec, item: str) -> tuple[int, int]:
+    return spec.matrices[_unit(item)]
 
 
-def _loss(losses: Losses, allocation: Allocation) -> float:
-    return sum(losses[item][grid] for item, grid in allocation.items())
+def _total_loss(losses: Losses, allocation: Allocation) -> float:
+    return sum(losses[item][scheme] for item, scheme in allocation.items())
 
 
-def _bytes(spec: ModelSpec, item: str, grid: QuantizationScheme) -> int:
-    return grid.size_bytes(*_sides(spec, item))
+def _bytes(spec: ModelSpec, item: str, scheme: QuantizationScheme) -> int:
+    return scheme.size_bytes(*_shape(spec, item))
 
 
-def _nanoseconds(kernels: KernelTimes, spec: ModelSpec, item: str, grid: QuantizationScheme, working_set: int) -> int:
-    """Rounded up, so that whole numbers keep the budget."""
-    return math.ceil(1e3 * kernels.unit_us(spec, _name(item), grid, working_set))
+def _nanoseconds(kernels: KernelTimes, spec: ModelSpec, item: str, scheme: QuantizationScheme, working_set: int) -> int:
+    """Return the kernel time of an item, rounded up so that the integer costs never exceed the budget."""
+    return math.ceil(1e3 * kernels.unit_us(spec, _unit(item), scheme, working_set))
 
 
-def _sizes(read: Mapping[str, Mapping[QuantizationScheme, int]]) -> list[int]:
-    """Bytes that an engine may read a token, from the fewest to the most that can be chosen, a quarter apart."""
-    size, most = sum(min(row.values()) for row in read.values()), sum(max(row.values()) for row in read.values())
-    sizes = []
-    while size < min(most, WORKING_SET_BYTES[-1]):  # beyond the largest that is timed all take alike
-        sizes.append(size)
-        size = size * 5 // 4 + 1
-    return [*sizes, most]
+def _working_sets(read: Mapping[str, Mapping[QuantizationScheme, int]]) -> list[int]:
+    """Return limits of the bytes read per token, from the lowest to the highest possible, in steps of 25 %."""
+    limit = sum(min(options.values()) for options in read.values())
+    highest = sum(max(options.values()) for options in read.values())
+    limits = []
+    while limit < min(highest, WORKING_SET_BYTES[-1]):  # kernel times are constant above the largest measured working set
+        limits.append(limit)
+        limit = limit * 5 // 4 + 1
+    return [*limits, highest]
 
 
-def _typical_loss(spec: ModelSpec, item: str, grid: QuantizationScheme) -> float:
-    """The squared error of uniform rounding, which falls by four with each bit and grows with the block's range."""
-    return math.prod(_sides(spec, item)) * math.log(2 * grid.block_size) * 4.0**-grid.bits
+def _typical_loss(spec: ModelSpec, item: str, scheme: QuantizationScheme) -> float:
+    """Return a loss proportional to the squared error of uniform rounding.
+
+    It falls by a factor of 4 with each bit and grows with the expected range of a block of normal weights.
+    """
+    return math.prod(_shape(spec, item)) * math.log(2 * scheme.block_size) * 4.0**-scheme.bits
 
 
-def _perturbed(losses: Losses, chance: random.Random) -> Losses:
-    factors = {item: chance.choice((0.5, 1.0, 2.0)) for item in losses}
-    return {item: {grid: loss * factors[item] for grid, loss in row.items()} for item, row in losses.items()}
+def _perturbed(losses: Losses, generator: random.Random) -> Losses:
+    """Return `losses` with each item's multiplied by 0.5, 1 or 2 at random."""
+    factors = {item: generator.choice((0.5, 1.0, 2.0)) for item in losses}
+    return {item: {scheme: loss * factors[item] for scheme, loss in row.items()} for item, row in losses.items()}

@@ -1,4 +1,4 @@
-"""Weight quantization: matrices are rounded onto grids, which the engine reads as they are."""
+"""Quantize weights to 2, 4 or 8 bits in blocks, or store them in fp16 or fp32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeopt.checkpoints.quantized_matrix import BLOCK_SIZES
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.preconditions import require_float, require_positive
 from edgeopt.compress.quantization.layerwise import quantize_network
-from edgeopt.compress.quantization.rounding import Rounding, require_zeros_kept
+from edgeopt.compress.quantization.rounding import Rounding, require_sparsity_preserved
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.protocols import CompressionContext
 
-INTEGERS = {"int2": 2, "int4": 4, "int8": 8}
+INTEGER_BITS = {"int2": 2, "int4": 4, "int8": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantize:
-    """How an engine stores its weights: blocks of 2, 4 or 8 bits, or `fp32`/`fp16` for no quantization.
+    """Weight-only quantization: integers of 2, 4 or 8 bits in blocks, or `fp32`/`fp16` without quantization.
 
     Attributes:
-        weights: type of the layers' matrices.
-        block_size: weights along the input side that share one scale.
-        symmetric: whether blocks have no zero-point of their own.
-        lm_head, embedding: types of the two tables, stored once where the model ties them and both are alike.
-        overrides: other types for single units, by patterns such as `layers.0.*` or `*.qkv`; the last that
-            matches counts. Units are qkv, o, gate_up and down.
-        rounding: how weights find their place on the grid.
-        bias_correction: give the layers' matrices biases that keep the mean of each output. Worth most with roundings
-            that do not look at their inputs; `gptq` makes up for the mean by itself.
-        windows, window_tokens: how much calibration text is read where `rounding` or `bias_correction` want any.
+        weights: data type of the layers' matrices.
+        block_size: number of weights along the input side that share one scale.
+        symmetric: use a constant zero-point instead of one per block.
+        lm_head, embedding: data types of the two tables. Tied tables stay tied if both types are equal.
+        overrides: data types of single units, by patterns such as `layers.0.*` or `*.qkv`. The last match wins.
+            Units are qkv, o, gate_up and down.
+        rounding: method that selects codes, scales and zero-points.
+        bias_correction: add biases to the layers' matrices that keep the mean of each output. It helps roundings
+            without an input statistic most; `gptq` already compensates for the mean.
+        windows, window_tokens: amount of calibration text, if `rounding` or `bias_correction` needs any.
     """
 
     weights: Literal["fp32", "fp16", "int8", "int4", "int2"] = "int4"
@@ -56,18 +56,18 @@ class Quantize:
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES[8]:
             raise ConfigError(
-                f"{self.block_size} is no block size",
+                f"`block_size` must be one of {', '.join(map(str, BLOCK_SIZES[8]))}; got {self.block_size}",
                 location="block_size",
-                hint=f"Choose one of {', '.join(map(str, BLOCK_SIZES[8]))}",
+                hint="Use 32 for quality, or 128 for size",
             )
         for name in ("windows", "window_tokens"):
             require_positive(getattr(self, name), name)
-        for pattern, kind in (self.overrides or {}).items():
-            if kind not in ("float", *INTEGERS):
+        for pattern, dtype in (self.overrides or {}).items():
+            if dtype not in ("float", *INTEGER_BITS):
                 raise ConfigError(
-                    f"{kind!r} is no type of weights",
+                    f"the data type must be one of float, {', '.join(INTEGER_BITS)}; got {dtype!r}",
                     location=f"overrides.{pattern}",
-                    hint=f"Choose one of float, {', '.join(INTEGERS)}",
+                    hint="Use float to leave a unit unquantized",
                 )
 
     @property
@@ -75,29 +75,36 @@ class Quantize:
         return self.rounding.REMAINING_ERROR
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` with the scheme of every unit.
+
+        Raises:
+            ConfigError: the weights are already quantized, `rounding` would change the zeros of a sparse model, a
+                pattern matches no unit, or no kernel supports a block size.
+        """
         require_float(spec, "quantize")
-        require_zeros_kept(spec, self.rounding)
-        kinds = self._kinds(spec)
+        require_sparsity_preserved(spec, self.rounding)
+        dtypes = self._dtypes(spec)
         schemes = {
             name: QuantizationScheme(
-                bits=INTEGERS[kind],
+                bits=INTEGER_BITS[dtype],
                 block_size=self.block_size,
                 symmetric=self.symmetric,
                 bias=self.bias_correction and name not in (LM_HEAD, EMBEDDING),
             )
-            for name, kind in kinds.items()
-            if kind in INTEGERS
+            for name, dtype in dtypes.items()
+            if dtype in INTEGER_BITS
         }
-        for name, grid in schemes.items():
-            _require_kernel(grid, spec.matrices[name][1])
+        for name, scheme in schemes.items():
+            _require_kernel(scheme, spec.matrices[name][1])
         return replace(
             spec,
             weight_dtype="fp16" if self.weights == "fp16" else "fp32",
             schemes=schemes,
-            tied_embeddings=spec.tied_embeddings and kinds[LM_HEAD] == kinds[EMBEDDING],
+            tied_embeddings=spec.tied_embeddings and dtypes[LM_HEAD] == dtypes[EMBEDDING],
         )
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        """Write the quantized checkpoint; without quantization link the files of the original one."""
         spec = self.plan(checkpoint.spec)
         if not spec.schemes:
             modeling.link(checkpoint, directory)
@@ -110,33 +117,36 @@ class Quantize:
         )
         if checkpoint.spec.tied_embeddings and not spec.tied_embeddings:
             modeling.untie(network)
-        rounded = quantize_network(network, spec.schemes, self.rounding, windows, context.progress)
-        modeling.save(network, directory, checkpoint, spec, rounded)
+        quantized = quantize_network(network, spec.schemes, self.rounding, windows, context.progress)
+        modeling.save(network, directory, checkpoint, spec, quantized)
         return spec
 
-    def _kinds(self, spec: ModelSpec) -> dict[str, str]:
-        """The type of every unit's weights."""
-        kinds = dict.fromkeys(spec.matrices, self.weights if self.weights in INTEGERS else "float")
-        if self.weights in INTEGERS:
-            kinds |= {LM_HEAD: self.lm_head, EMBEDDING: self.embedding}
-        for pattern, kind in (self.overrides or {}).items():
-            matching = [name for name in kinds if fnmatchcase(name, pattern)]
+    def _dtypes(self, spec: ModelSpec) -> dict[str, str]:
+        """Return the data type of every unit, `float` for unquantized ones."""
+        dtypes = dict.fromkeys(spec.matrices, self.weights if self.weights in INTEGER_BITS else "float")
+        if self.weights in INTEGER_BITS:
+            dtypes |= {LM_HEAD: self.lm_head, EMBEDDING: self.embedding}
+        for pattern, dtype in (self.overrides or {}).items():
+            matching = [name for name in dtypes if fnmatchcase(name, pattern)]
             if not matching:
                 raise ConfigError(
-                    f"{pattern!r} matches no unit",
+                    f"no unit matches the pattern {pattern!r}",
                     location="overrides",
                     hint=f"Units are layers.0.qkv to layers.{len(spec.layers) - 1}.down, {LM_HEAD} and {EMBEDDING}",
                 )
-            kinds |= dict.fromkeys(matching, kind)
-        return kinds
+            dtypes |= dict.fromkeys(matching, dtype)
+        return dtypes
 
 
-def _require_kernel(grid: QuantizationScheme, columns: int) -> None:
-    fitting = ", ".join(str(block) for block in BLOCK_SIZES[grid.bits] if columns % block == 0)
-    if columns % grid.block_size:
-        wrong = f"a block of {grid.block_size} does not divide the matrix side {columns}"
-    elif grid.block_size not in BLOCK_SIZES[grid.bits]:
-        wrong = f"runtimes have no fast kernel for {grid.bits} bits in blocks of {grid.block_size}"
+def _require_kernel(scheme: QuantizationScheme, columns: int) -> None:
+    """Raise ConfigError unless the block size divides `columns` and runtimes have a fast kernel for the scheme."""
+    supported = BLOCK_SIZES[scheme.bits]
+    if columns % scheme.block_size:
+        message = f"`block_size` must divide the matrix side {columns}, got {scheme.block_size}"
+    elif scheme.block_size not in supported:
+        message = f"no runtime has a fast kernel for {scheme.bits} bits in blocks of {scheme.block_size}"
     else:
         return
-    raise ConfigError(wrong, location="block_size", hint=f"Choose one of {fitting or 'no quantization'}")
+    dividing = ", ".join(str(block) for block in supported if columns % block == 0)
+    hint = f"Use one of {dividing}" if dividing else "Leave these weights unquantized"
+    raise ConfigError(message, location="block_size", hint=hint)

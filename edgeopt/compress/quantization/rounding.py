@@ -1,8 +1,7 @@
-"""What ways of rounding a matrix onto a grid share: the port, and the arithmetic on blocks.
+"""Define the protocol of rounding methods and the block-wise arithmetic that they share.
 
-Blocks have shape (rows, blocks, block size); scales and zero-points (rows, blocks). Importance weighs the
-squared error of each input channel, shape (columns,); its natural choice is the mean of x² (the diagonal
-of GPTQ's Hessian).
+Blocks have the shape (rows, blocks, block size), scales and zero-points (rows, blocks). Importance weights the squared
+error of each input channel and has the shape (blocks, block size); it derives from E[x²], the diagonal of E[x xᵀ].
 """
 
 from __future__ import annotations
@@ -19,126 +18,148 @@ if TYPE_CHECKING:
 
     from edgeopt.core.model_spec import ModelSpec, QuantizationScheme
 
-SHRINKS = tuple(1.0 - 0.04 * n for n in range(14))
-"""Shares of a block's range that are tried as clipping bounds."""
-IN_CACHE = 2**16
-"""Weights that are worked on at once, few enough to stay in a core's cache."""
+CLIPPING_RATIOS = tuple(1.0 - 0.04 * n for n in range(14))
+"""Clipping bounds to try, as shares of a block's range."""
+CHUNK_WEIGHTS = 2**16
+"""Number of weights in one pass over the candidates; so many fit into the cache of a core."""
 
 
 class Rounding(Protocol):
-    """A way to choose the whole numbers, scales and zero-points of a matrix."""
+    """A method that selects the codes, scales and zero-points of a matrix."""
 
     INPUT_STATISTIC: ClassVar[InputStatistic]
-    """What it wants to know of the matrix's input: nothing, the mean of x² a channel, or the mean of x xᵀ."""
+    """Statistic of the matrix's input that `round` needs: `none`, `second_moment` or `hessian`."""
 
     REMAINING_ERROR: ClassVar[float]
-    """Share of what rounding to nearest does to perplexity that remains as a rule."""
+    """Typical increase of perplexity, as a share of the increase by rounding to nearest."""
 
-    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
-        """Round `weight`, float32 (rows, columns). `statistic` is float64, (columns,) or (columns, columns)."""
+    def round(self, weight: Tensor, scheme: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
+        """Quantize `weight`, float32 of shape (rows, columns).
+
+        Args:
+            statistic: INPUT_STATISTIC in float64, shape (columns,) for `second_moment` or (columns, columns) for
+                `hessian`. None for `none`, and where no calibration text is read.
+        """
         ...
 
 
-def require_zeros_kept(spec: ModelSpec, how: Rounding) -> None:
-    """ConfigError where `how` makes up for errors in weights that a sparse model holds at zero."""
-    if how.INPUT_STATISTIC == "hessian":
-        require_dense(spec, f"rounding by {type(how).__name__.lower()}", hint="Choose rounding=k_quant, rtn or hqq")
+def require_sparsity_preserved(spec: ModelSpec, rounding: Rounding) -> None:
+    """Raise ConfigError if the model is sparse and `rounding` would change its zeros by error compensation."""
+    if rounding.INPUT_STATISTIC == "hessian":
+        name = type(rounding).__name__.lower()
+        require_dense(spec, f"rounding by {name}", hint="Use rounding=k_quant, rtn or hqq")
 
 
-def blocked(weight: Tensor, block_size: int) -> Tensor:
+def to_blocks(weight: Tensor, block_size: int) -> Tensor:
+    """Reshape (rows, columns) to (rows, blocks, block size)."""
     return weight.reshape(len(weight), -1, block_size)
 
 
-def encode(blocks: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
-    """The nearest whole numbers on the grid, as float, in the shape of `blocks`."""
+def quantize(blocks: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
+    """Return the nearest codes clamp(round(w / s) + z, 0, 2^bits - 1) as float, in the shape of `blocks`."""
     return ((blocks / scales[..., None]).round() + zero_points[..., None]).clamp(0, 2**bits - 1)
 
 
-def decode(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
+def dequantize(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
+    """Return the weights (code - z) s in the shape of `codes`, (rows, blocks, block size)."""
     return (codes - zero_points[..., None]) * scales[..., None]
 
 
-def stored(scales: Tensor) -> Tensor:
-    """Scales as an engine stores them: fp16, kept in its normal range."""
+def round_to_fp16(scales: Tensor) -> Tensor:
+    """Round scales to fp16, as engines store them, and clamp their magnitude to its normal range; returns float32."""
     import torch
 
     tiny, huge = torch.finfo(torch.float16).tiny, torch.finfo(torch.float16).max
-    limited = torch.where(scales < 0, -1.0, 1.0) * scales.abs().clamp(tiny, huge)
-    return limited.to(torch.float16).float()
+    clamped = torch.where(scales < 0, -1.0, 1.0) * scales.abs().clamp(tiny, huge)
+    return clamped.to(torch.float16).float()
 
 
-def candidates(blocks: Tensor, grid: QuantizationScheme) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scales and zero-points that clip each block more and more tightly, the whole range first."""
+def candidate_scales(blocks: Tensor, scheme: QuantizationScheme) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield scales and zero-points for decreasing clipping ratios; the first pair covers the full range."""
     import torch
 
-    top = 2**grid.bits - 1
-    if grid.symmetric:
-        middle = 2 ** (grid.bits - 1)
-        farthest = blocks.abs().argmax(dim=-1, keepdim=True)
-        extreme = blocks.gather(-1, farthest).squeeze(-1)
+    max_code = 2**scheme.bits - 1
+    if scheme.symmetric:
+        middle = 2 ** (scheme.bits - 1)
+        extreme_index = blocks.abs().argmax(dim=-1, keepdim=True)
+        extreme = blocks.gather(-1, extreme_index).squeeze(-1)
         zero_points = torch.full_like(extreme, middle)
-        for shrink in SHRINKS:
-            yield stored(-extreme * shrink / middle), zero_points  # the lowest code holds the largest value
-            yield stored(extreme.abs() * shrink / (middle - 0.5)), zero_points
+        for ratio in CLIPPING_RATIOS:
+            yield round_to_fp16(-extreme * ratio / middle), zero_points  # code 0 represents the extreme value
+            yield round_to_fp16(extreme.abs() * ratio / (middle - 0.5)), zero_points
         return
     low, high = blocks.amin(dim=-1).clamp(max=0), blocks.amax(dim=-1).clamp(min=0)
-    for shrink in SHRINKS:
-        scales = stored((high - low) * shrink / top)
-        yield scales, (-low * shrink / scales).round().clamp(0, top)
+    for ratio in CLIPPING_RATIOS:
+        scales = round_to_fp16((high - low) * ratio / max_code)
+        yield scales, (-low * ratio / scales).round().clamp(0, max_code)
 
 
-def error(blocks: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, importance: Tensor) -> Tensor:
-    """Σ importance (w - ŵ)² of each block; `importance` has shape (blocks, block size)."""
-    return ((blocks - decode(codes, scales, zero_points)).square() * importance).sum(dim=-1)
+def squared_error(blocks: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, importance: Tensor) -> Tensor:
+    """Return Σ importance (w - ŵ)² of each block, shape (rows, blocks)."""
+    return ((blocks - dequantize(codes, scales, zero_points)).square() * importance).sum(dim=-1)
 
 
-def fitted(target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, importance: Tensor) -> Tensor:
-    """Scales that bring `codes` nearest to `target` in weighted least squares, s = Σ i w c / Σ i c² for codes c about
-    zero; `scales` where all codes are zero."""
+def least_squares_scales(
+    target: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor, importance: Tensor
+) -> Tensor:
+    """Return the scales that bring the dequantized `codes` closest to `target` in weighted least squares.
+
+    With c = code - z the solution is s = Σ i w c / Σ i c² for each block. A block whose c are all zero keeps its
+    present scale.
+    """
     import torch
 
-    centred = codes - zero_points[..., None]
-    power = (centred.square() * importance).sum(dim=-1)
-    solved = (target * centred * importance).sum(dim=-1) / power.masked_fill(power == 0, 1.0)
-    return stored(torch.where(power == 0, scales, solved))
+    centered = codes - zero_points[..., None]
+    denominator = (centered.square() * importance).sum(dim=-1)
+    numerator = (target * centered * importance).sum(dim=-1)
+    solution = numerator / denominator.masked_fill(denominator == 0, 1.0)
+    return round_to_fp16(torch.where(denominator == 0, scales, solution))
 
 
-def best(blocks: Tensor, grid: QuantizationScheme, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the candidates, those scales and zero-points that lose least in each block."""
+def search_scales(blocks: Tensor, scheme: QuantizationScheme, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the candidate scales and zero-points with the lowest `squared_error`, selected for each block."""
     import torch
 
-    rows = max(1, IN_CACHE // blocks[0].numel())
-    parts = [_best(part, grid, importance) for part in torch.split(blocks, rows)]
-    return torch.cat([scales for scales, _ in parts]), torch.cat([zero_points for _, zero_points in parts])
+    rows = max(1, CHUNK_WEIGHTS // blocks[0].numel())
+    chunks = [_search_scales(chunk, scheme, importance) for chunk in torch.split(blocks, rows)]
+    return torch.cat([scales for scales, _ in chunks]), torch.cat([zero_points for _, zero_points in chunks])
 
 
-def _best(blocks: Tensor, grid: QuantizationScheme, importance: Tensor) -> tuple[Tensor, Tensor]:
+def _search_scales(blocks: Tensor, scheme: QuantizationScheme, importance: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
-    tried = candidates(blocks, grid)
-    chosen = next(tried)
-    least = error(blocks, encode(blocks, *chosen, grid.bits), *chosen, importance)
-    for scales, zero_points in tried:
-        lost = error(blocks, encode(blocks, scales, zero_points, grid.bits), scales, zero_points, importance)
-        better = lost < least
-        least = torch.where(better, lost, least)
-        chosen = torch.where(better, scales, chosen[0]), torch.where(better, zero_points, chosen[1])
-    return chosen
+    candidates = candidate_scales(blocks, scheme)
+    best = next(candidates)
+    lowest = squared_error(blocks, quantize(blocks, *best, scheme.bits), *best, importance)
+    for scales, zero_points in candidates:
+        codes = quantize(blocks, scales, zero_points, scheme.bits)
+        error = squared_error(blocks, codes, scales, zero_points, importance)
+        improved = error < lowest
+        lowest = torch.where(improved, error, lowest)
+        best = torch.where(improved, scales, best[0]), torch.where(improved, zero_points, best[1])
+    return best
 
 
-def weights_of(statistic: Tensor | None, blocks: Tensor) -> Tensor:
-    """Importance of each input channel in the shape (blocks, block size); all alike where nothing is known."""
+def channel_importance(statistic: Tensor | None, blocks: Tensor) -> Tensor:
+    """Return the importance of each input channel, float32 of shape (blocks, block size).
+
+    It is E[x²] relative to its mean over channels, or 1 for every channel if `statistic` is None. A small constant
+    keeps unused channels above zero.
+
+    Args:
+        statistic: E[x²] of shape (columns,), or E[x xᵀ] of shape (columns, columns).
+    """
     import torch
 
     if statistic is None:
         return torch.ones(blocks.shape[1:])
-    energy = statistic.diagonal() if statistic.ndim == 2 else statistic
-    relative = (energy / energy.mean().clamp(min=1e-30)).float()
+    second_moment = statistic.diagonal() if statistic.ndim == 2 else statistic
+    relative = (second_moment / second_moment.mean().clamp(min=1e-30)).float()
     return (relative + 1e-4).reshape(blocks.shape[1:])
 
 
-def assembled(codes: Tensor, scales: Tensor, zero_points: Tensor) -> QuantizedMatrix:
-    """Codes in blocks, scales and zero-points in the types that a checkpoint stores."""
+def to_quantized_matrix(codes: Tensor, scales: Tensor, zero_points: Tensor) -> QuantizedMatrix:
+    """Convert codes in blocks, scales and zero-points to the types that a checkpoint stores."""
     import torch
 
     return QuantizedMatrix(

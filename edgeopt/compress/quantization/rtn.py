@@ -1,4 +1,4 @@
-"""Rounding to nearest, with the range of each block clipped where that loses less."""
+"""Round every weight to its nearest code (RTN), optionally with clipped block ranges."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rtn:
-    """Every weight goes to its nearest code.
+    """Rounding to nearest.
 
     Attributes:
-        clip: search each block's range for the least squared error, in place of taking all of it.
+        clip: search the clipping range of each block for the lowest squared error, instead of using the full range.
     """
 
     INPUT_STATISTIC: ClassVar[InputStatistic] = "none"
     REMAINING_ERROR: ClassVar[float] = 1.0
     clip: bool = True
 
-    def round(self, weight: Tensor, grid: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
-        blocks = rounding.blocked(weight, grid.block_size)
+    def round(self, weight: Tensor, scheme: QuantizationScheme, statistic: Tensor | None) -> QuantizedMatrix:
+        """Quantize `weight`; see `edgeopt.compress.quantization.rounding.Rounding`."""
+        blocks = rounding.to_blocks(weight, scheme.block_size)
         if self.clip:
-            scales, zero_points = rounding.best(blocks, grid, rounding.weights_of(None, blocks))
+            importance = rounding.channel_importance(None, blocks)
+            scales, zero_points = rounding.search_scales(blocks, scheme, importance)
         else:
-            scales, zero_points = next(rounding.candidates(blocks, grid))
-        return rounding.assembled(rounding.encode(blocks, scales, zero_points, grid.bits), scales, zero_points)
+            scales, zero_points = next(rounding.candidate_scales(blocks, scheme))
+        codes = rounding.quantize(blocks, scales, zero_points, scheme.bits)
+        return rounding.to_quantized_matrix(codes, scales, zero_points)

@@ -1,7 +1,7 @@
-"""What each choice of grid for each matrix would do to a model's predictions, measured once a model.
+"""Predict the KL divergence of every offered quantization scheme for every matrix, once per model.
 
-A sample of a matrix's rows is rounded as the whole would be, for every choice: rounding treats rows apart, so
-what the sample loses tells what all rows lose.
+A sample of each matrix's rows is quantized with every scheme. Rounding treats rows independently, so the error of the
+sample represents the error of all rows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from edgeopt.checkpoints import modeling, safetensors_io
 from edgeopt.compress.layerwise_forward import LayerwiseForward, lm_head_input_statistic
 from edgeopt.compress.quantization.k_quant import KQuant
 from edgeopt.compress.quantization.sensitivity import (
-    TOKENS,
-    curvature,
-    predicted_divergence,
-    predicted_divergence_of_lookup,
+    ROW_FREQUENCIES,
+    fisher_diagonals,
+    predict_divergence,
+    predict_embedding_divergence,
 )
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, QuantizationScheme
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from edgeopt.core.protocols import CompressionContext
 
 Losses = dict[str, dict[QuantizationScheme, float]]
-"""Predicted divergence in nats a token, by unit and grid."""
+"""Predicted KL divergence in nats per token, by item and scheme. An item is a unit or TABLES."""
 TABLES = "tables"
-"""The item that stands for both tied tables, which share a grid."""
-ROWS, LOOKED_UP = 128, 1024
-"""Rows of a matrix that are sampled, and of an embedding: the most frequent ones."""
+"""Item of a tied lm_head and embedding, which share one scheme."""
+SAMPLED_ROWS, SAMPLED_TOKENS = 128, 1024
+"""Number of sampled rows of a matrix, evenly spaced, and of an embedding, the most frequent tokens."""
 
 
-def weigh(
+def predict_losses(
     network: PreTrainedModel,
     checkpoint: Checkpoint,
     choices: Mapping[str, Sequence[QuantizationScheme]],
@@ -49,64 +49,77 @@ def weigh(
     *,
     seed: int,
 ) -> Losses:
-    """Predicted divergence of every choice, from the cache where it was measured before; resumable by layer."""
-    measured = [checkpoint.digest, [list(window) for window in windows], seed]
-    offered = {item: [to_config(grid) for grid in schemes] for item, schemes in choices.items()}
-    inputs = [*measured, to_config(rounding), offered]
+    """Return the predicted divergence of every choice.
 
-    def measure_curvature(directory: Path) -> None:
-        found = curvature(network, windows, seed=seed, progress=context.progress)
-        safetensors_io.write(found, directory / "curvature.safetensors")
+    The result is cached. An interrupted sweep resumes after the last complete layer.
 
-    def measure(directory: Path) -> None:
-        means = safetensors_io.read_folder(context.cache.get_or_create("curvature", measured, measure_curvature))
-        scale = _Scale(network, choices, rounding, means)
+    Args:
+        choices: offered schemes by item.
+        windows: calibration text.
+        seed: see `fisher_diagonals`.
+    """
+    fisher_inputs = [checkpoint.digest, [list(window) for window in windows], seed]
+    offered = {item: [to_config(scheme) for scheme in schemes] for item, schemes in choices.items()}
+    inputs = [*fisher_inputs, to_config(rounding), offered]
+
+    def produce_fisher(directory: Path) -> None:
+        fisher = fisher_diagonals(network, windows, seed=seed, progress=context.progress)
+        safetensors_io.write(fisher, directory / "curvature.safetensors")
+
+    def produce(directory: Path) -> None:
+        fisher = safetensors_io.read_folder(context.cache.get_or_create("curvature", fisher_inputs, produce_fisher))
+        sweep = _SensitivitySweep(network, choices, rounding, fisher)
         table: dict[str, list[float]] = {}
         with context.cache.resumable_folder(["sensitivity", inputs]) as draft:
-            stream = LayerwiseForward.start(network, windows)
-            for number, layer in enumerate(modeling.layers(network)):
-                kept = draft / f"layer-{number}.json"
-                if not kept.is_file():
-                    context.progress(f"weighing the choices of layer {number + 1} of {len(checkpoint.spec.layers)}")
-                    _write(kept, {f"layers.{number}.{unit}": scale.unit(stream, number, unit) for unit in UNITS})
-                table |= json.loads(kept.read_text())
-                stream.advance(layer, number)
-        context.progress("weighing the choices of the tables")
-        table |= scale.tables(lm_head_input_statistic(network, windows, "hessian"))
+            forward = LayerwiseForward.start(network, windows)
+            for index, layer in enumerate(modeling.layers(network)):
+                layer_file = draft / f"layer-{index}.json"
+                if not layer_file.is_file():
+                    context.progress(f"measuring sensitivity: layer {index + 1} of {len(checkpoint.spec.layers)}")
+                    _write(layer_file, {f"layers.{index}.{unit}": sweep.unit(forward, index, unit) for unit in UNITS})
+                table |= json.loads(layer_file.read_text())
+                forward.advance(layer, index)
+        context.progress("measuring sensitivity: lm_head and embedding")
+        table |= sweep.tables(lm_head_input_statistic(network, windows, "hessian"))
         _write(directory / "divergence.json", table)
 
-    folder = context.cache.get_or_create("sensitivity", inputs, measure)
-    rows = json.loads((folder / "divergence.json").read_text())
-    return {item: dict(zip(schemes, rows[item], strict=True)) for item, schemes in choices.items()}
+    folder = context.cache.get_or_create("sensitivity", inputs, produce)
+    losses = json.loads((folder / "divergence.json").read_text())
+    return {item: dict(zip(schemes, losses[item], strict=True)) for item, schemes in choices.items()}
 
 
-class _Scale:
-    """Weighs the choices of one unit after another."""
+class _SensitivitySweep:
+    """Predicts the divergence of every choice, one unit at a time."""
 
     def __init__(
         self,
         network: PreTrainedModel,
         choices: Mapping[str, Sequence[QuantizationScheme]],
         rounding: Rounding,
-        means: Mapping[str, Tensor],
+        fisher: Mapping[str, Tensor],
     ) -> None:
-        self._network, self._choices, self._rounding, self._means = network, choices, rounding, means
-        self._modules = modeling.units(network)
+        self._network, self._choices, self._rounding, self._fisher = network, choices, rounding, fisher
+        self._module_names = modeling.units(network)
 
-    def unit(self, stream: LayerwiseForward, layer: int, unit: str) -> list[float]:
-        name = f"layers.{layer}.{unit}"
-        first = self._network.get_submodule(self._modules[name][0])
-        hessian = stream.input_statistic(modeling.layers(self._network)[layer], layer, first, "hessian")
+    def unit(self, forward: LayerwiseForward, layer_index: int, unit: str) -> list[float]:
+        """Return the predicted divergence of each scheme offered for a unit of the current layer."""
+        name = f"layers.{layer_index}.{unit}"
+        module = self._network.get_submodule(self._module_names[name][0])
+        layer = modeling.layers(self._network)[layer_index]
+        hessian = forward.input_statistic(layer, layer_index, module, "hessian")
         return self._matrix(name, self._choices[name], self._rounding, hessian)
 
-    def tables(self, lm_head_input_statistic: Tensor) -> dict[str, list[float]]:
-        """As `layerwise` rounds them: an embedding by k-quants, with it a head that is tied to it."""
+    def tables(self, lm_head_hessian: Tensor) -> dict[str, list[float]]:
+        """Return the predicted divergences of lm_head and embedding, or of TABLES if they are tied.
+
+        Like `quantize_network`, use KQuant for the embedding and for an lm_head that is tied to it.
+        """
         if TABLES not in self._choices:
-            head = self._matrix(LM_HEAD, self._choices[LM_HEAD], self._rounding, lm_head_input_statistic)
-            return {LM_HEAD: head, EMBEDDING: self._lookup(self._choices[EMBEDDING], None)}
-        head = self._matrix(LM_HEAD, self._choices[TABLES], KQuant(), lm_head_input_statistic)
-        lookup = self._lookup(self._choices[TABLES], lm_head_input_statistic.diagonal())
-        return {TABLES: [a + b for a, b in zip(head, lookup, strict=True)]}
+            lm_head = self._matrix(LM_HEAD, self._choices[LM_HEAD], self._rounding, lm_head_hessian)
+            return {LM_HEAD: lm_head, EMBEDDING: self._embedding(self._choices[EMBEDDING], None)}
+        lm_head = self._matrix(LM_HEAD, self._choices[TABLES], KQuant(), lm_head_hessian)
+        embedding = self._embedding(self._choices[TABLES], lm_head_hessian.diagonal())
+        return {TABLES: [a + b for a, b in zip(lm_head, embedding, strict=True)]}
 
     def _matrix(
         self, name: str, schemes: Sequence[QuantizationScheme], rounding: Rounding, hessian: Tensor
@@ -114,29 +127,32 @@ class _Scale:
         import torch
 
         weight = self._weight(name)
-        rows = torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()
-        gradient = self._means[name][rows]
-        gradient = gradient * (self._means[name].sum() / gradient.sum().clamp(min=1e-30))
-        statistic = {"none": None, "second_moment": hessian.diagonal(), "hessian": hessian}[rounding.INPUT_STATISTIC]
-        changes = (rounding.round(weight[rows], grid, statistic).weight - weight[rows] for grid in schemes)
-        return [predicted_divergence(change, gradient, hessian) for change in changes]
+        rows = torch.linspace(0, len(weight) - 1, min(SAMPLED_ROWS, len(weight))).long()
+        fisher = self._fisher[name][rows]
+        fisher = fisher * (self._fisher[name].sum() / fisher.sum().clamp(min=1e-30))  # extrapolate to all rows
+        statistics = {"none": None, "second_moment": hessian.diagonal(), "hessian": hessian}
+        statistic = statistics[rounding.INPUT_STATISTIC]
+        changes = (rounding.round(weight[rows], scheme, statistic).weight - weight[rows] for scheme in schemes)
+        return [predict_divergence(change, fisher, hessian) for change in changes]
 
-    def _lookup(self, schemes: Sequence[QuantizationScheme], energy: Tensor | None) -> list[float]:
-        weight, often = self._weight(EMBEDDING), self._means[TOKENS]
-        rows = often.topk(min(LOOKED_UP, len(often))).indices
-        frequency = often[rows] / often[rows].sum()
-        changes = (KQuant().round(weight[rows], grid, energy).weight - weight[rows] for grid in schemes)
-        return [predicted_divergence_of_lookup(change, self._means[EMBEDDING], frequency) for change in changes]
+    def _embedding(self, schemes: Sequence[QuantizationScheme], second_moment: Tensor | None) -> list[float]:
+        weight, frequencies = self._weight(EMBEDDING), self._fisher[ROW_FREQUENCIES]
+        rows = frequencies.topk(min(SAMPLED_TOKENS, len(frequencies))).indices
+        frequency = frequencies[rows] / frequencies[rows].sum()
+        changes = (KQuant().round(weight[rows], scheme, second_moment).weight - weight[rows] for scheme in schemes)
+        return [predict_embedding_divergence(change, self._fisher[EMBEDDING], frequency) for change in changes]
 
     def _weight(self, name: str) -> Tensor:
+        """Return the stacked weights of the unit's modules, shape (rows, columns)."""
         import torch
 
-        parts: list[Any] = [self._network.get_submodule(module).weight.detach() for module in self._modules[name]]
-        return torch.cat(parts)
+        modules = [self._network.get_submodule(module) for module in self._module_names[name]]
+        weights: list[Any] = [module.weight.detach() for module in modules]
+        return torch.cat(weights)
 
 
 def _write(path: Path, document: object) -> None:
-    """Write at once: a kill leaves the whole file or none."""
+    """Write JSON atomically, so that an interrupted process leaves the complete file or none."""
     draft = path.with_suffix(".new")
     draft.write_text(json.dumps(document) + "\n")
     draft.replace(path)

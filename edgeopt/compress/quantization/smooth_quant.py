@@ -1,4 +1,4 @@
-"""SmoothQuant: outliers of activations are moved into weights, where rounding them costs less."""
+"""Move activation outliers into weights before both are quantized to 8 bits (SmoothQuant)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from edgeopt.checkpoints import modeling
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.layerwise_forward import LayerwiseForward
 from edgeopt.compress.preconditions import require_float, require_positive
-from edgeopt.compress.quantization.activation_ranges import affine
-from edgeopt.compress.quantization.folding import fold, shared
+from edgeopt.compress.quantization.activation_ranges import affine_parameters
+from edgeopt.compress.quantization.folding import average_query_groups, fold_scales
 from edgeopt.compress.quantization.rtn import Rtn
 from edgeopt.core.model_spec import UNITS, ModelSpec, QuantizationScheme
 from edgeopt.errors import ConfigError
@@ -28,14 +28,16 @@ ALPHAS = tuple(n / 20 for n in range(0, 20))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothQuant:
-    """Balance the ranges of inputs and weights by channel (arXiv 2211.10438): s = max|x|^α / max|w|^(1-α).
+    """SmoothQuant (arXiv 2211.10438, equation 4): scales s = max|x|^α / max|w|^(1-α) per input channel.
 
-    The network computes as before; a later `int8` step loses less.
+    The scales are folded into norms and preceding matrices, so this step does not change the network's output. A
+    later `int8` step then loses less.
 
     Attributes:
-        alpha: how much of the difficulty moves into the weights; left open, it is searched for each unit by the
-            output error of 8-bit inputs and weights.
-        tokens: how many calibration tokens that search looks at.
+        alpha: migration strength, from 0 to below 1. null: search it for each unit by the output error with 8-bit
+            inputs and weights.
+        tokens: number of calibration tokens in this search.
+        windows, window_tokens: amount of calibration text.
     """
 
     alpha: float | None = None
@@ -48,74 +50,85 @@ class SmoothQuant:
             require_positive(getattr(self, name), name)
         if self.alpha is not None and not 0.0 <= self.alpha < 1.0:
             raise ConfigError(
-                f"{self.alpha} is outside its range", location="alpha", hint="Give 0 up to below 1, or null"
+                f"`alpha` must be at least 0 and less than 1, got {self.alpha}",
+                location="alpha",
+                hint="Use 0.5, or null to search it for each unit",
             )
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` unchanged; raise ConfigError if its weights are already quantized."""
         require_float(spec, "smooth_quant")
         return spec
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
+        """Write the smoothed checkpoint, and the α of every unit to artifacts/smooth_quant_alphas.json."""
         import torch
 
         network, spec = modeling.load(checkpoint), checkpoint.spec
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
-        stream, modules = LayerwiseForward.start(network, windows), modeling.units(network)
-        chosen = {}
-        for number, layer in enumerate(modeling.layers(network)):
-            context.progress(f"smoothing layer {number + 1} of {len(spec.layers)}")
+        forward, module_names = LayerwiseForward.start(network, windows), modeling.units(network)
+        selected_alphas = {}
+        for index, layer in enumerate(modeling.layers(network)):
+            context.progress(f"smoothing layer {index + 1} of {len(spec.layers)}")
             for unit in UNITS:
-                parts: list[Any] = [network.get_submodule(name) for name in modules[f"layers.{number}.{unit}"]]
-                seen: list[Tensor] = []
-                stream.for_each_input(layer, number, parts[0], seen.append)
-                inputs = torch.cat([s.flatten(0, -2) for s in seen])
-                weight = torch.cat([part.weight.detach() for part in parts])
-                size, reach = inputs.abs().amax(dim=0), weight.abs().amax(dim=0)
+                name = f"layers.{index}.{unit}"
+                modules: list[Any] = [network.get_submodule(module) for module in module_names[name]]
+                window_inputs: list[Tensor] = []
+                forward.for_each_input(layer, index, modules[0], window_inputs.append)
+                inputs = torch.cat([tensor.flatten(0, -2) for tensor in window_inputs])
+                weight = torch.cat([module.weight.detach() for module in modules])
+                max_input, max_weight = inputs.abs().amax(dim=0), weight.abs().amax(dim=0)
                 if unit == "o":
-                    size, reach = (shared(values, spec.layers[number]) for values in (size, reach))
+                    max_input = average_query_groups(max_input, spec.layers[index])
+                    max_weight = average_query_groups(max_weight, spec.layers[index])
                 stride = max(1, len(inputs) // self.tokens)
                 alphas = ALPHAS if self.alpha is None else (self.alpha,)
-                alpha, scales = search(weight, inputs[::stride], size, reach, alphas)
-                fold(layer, unit, parts, scales, spec.layers[number])
-                chosen[f"layers.{number}.{unit}"] = alpha
-            stream.advance(layer, number)
+                alpha, scales = search_scales(weight, inputs[::stride], max_input, max_weight, alphas)
+                fold_scales(layer, unit, modules, scales, spec.layers[index])
+                selected_alphas[name] = alpha
+            forward.advance(layer, index)
         modeling.save(network, directory, checkpoint, spec)
         (directory / "artifacts").mkdir()
-        (directory / "artifacts" / "smooth_quant_alphas.json").write_text(json.dumps(chosen, indent=1) + "\n")
+        document = json.dumps(selected_alphas, indent=1) + "\n"
+        (directory / "artifacts" / "smooth_quant_alphas.json").write_text(document)
         return spec
 
 
-def search(
-    weight: Tensor, inputs: Tensor, size: Tensor, reach: Tensor, alphas: tuple[float, ...]
+def search_scales(
+    weight: Tensor, inputs: Tensor, max_input: Tensor, max_weight: Tensor, alphas: tuple[float, ...]
 ) -> tuple[float, Tensor]:
-    """The alpha whose scales change the product of rounded inputs and weights least, and these scales, (columns,).
+    """Return the α with the lowest squared output error after 8-bit quantization, and its scales.
 
     Args:
-        weight, inputs: float32, (rows, columns) and (tokens, columns).
-        size, reach: largest magnitudes of each channel's inputs and weights.
+        weight: float32, shape (rows, columns).
+        inputs: float32, shape (tokens, columns).
+        max_input, max_weight: largest magnitude of each channel's inputs and weights, shape (columns,).
+        alphas: values of α to try.
+
+    Returns:
+        α, and scales of shape (columns,), relative to their mean.
     """
     import torch
 
     expected = inputs @ weight.T
-    best, chosen, least = 0.0, torch.ones_like(size), float("inf")
+    best_alpha, best_scales, lowest = 0.0, torch.ones_like(max_input), float("inf")
     for alpha in alphas:
-        scales = size.clamp(min=1e-5).pow(alpha) / reach.clamp(min=1e-5).pow(1 - alpha)
+        scales = max_input.clamp(min=1e-5).pow(alpha) / max_weight.clamp(min=1e-5).pow(1 - alpha)
         scales = (scales / scales.mean()).clamp(min=1e-4)
-        lost = float((_rounded(inputs / scales) @ _on_channels(weight * scales).T - expected).square().sum())
-        if lost < least:
-            best, chosen, least = alpha, scales, lost
-    return best, chosen
+        output = _quantized_inputs(inputs / scales) @ _quantized_weight(weight * scales).T
+        error = float((output - expected).square().sum())
+        if error < lowest:
+            best_alpha, best_scales, lowest = alpha, scales, error
+    return best_alpha, best_scales
 
 
-def _rounded(inputs: Tensor) -> Tensor:
-    """Inputs on 256 levels between their extremes."""
-    scale, zero = affine(float(inputs.min()), float(inputs.max()), symmetric=False)
-    return ((inputs / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+def _quantized_inputs(inputs: Tensor) -> Tensor:
+    """Quantize inputs to 8 bits with one range for all tokens and channels, and dequantize them."""
+    scale, zero_point = affine_parameters(float(inputs.min()), float(inputs.max()), symmetric=False)
+    return ((inputs / scale).round() + zero_point).clamp(0, 255).sub(zero_point) * scale
 
 
-def _on_channels(weight: Tensor) -> Tensor:
-    return (
-        Rtn(clip=False)
-        .round(weight, QuantizationScheme(bits=8, block_size=weight.shape[1], symmetric=True), None)
-        .weight
-    )
+def _quantized_weight(weight: Tensor) -> Tensor:
+    """Quantize a weight to 8 bits per output channel, and dequantize it."""
+    scheme = QuantizationScheme(bits=8, block_size=weight.shape[1], symmetric=True)
+    return Rtn(clip=False).round(weight, scheme, None).weight
