@@ -311,7 +311,7 @@ def _working_sets(read: Mapping[str, Mapping[QuantizationScheme, int]]) -> list[
     limit = sum(min(options.values()) for options in read.values())
     highest = sum(max(options.values()) for options in read.values())
     limits = []
-    while limit < min(highest, WORKING_SET_BYTES[-1]):  # kernel times are constant above the largest measured working set
+    while limit < min(highest, WORKING_SET_BYTES[-1]):  # times are constant above the largest measured one
         limits.append(limit)
         limit = limit * 5 // 4 + 1
     return [*limits, highest]
