@@ -1,4 +1,4 @@
-"""A checkpoint as a graph of standard ONNX operators, by torch's exporter."""
+"""Export a checkpoint to an ONNX graph of standard operators with PyTorch's exporter."""
 
 from __future__ import annotations
 
@@ -20,86 +20,97 @@ from edgeopt.checkpoints import adapters, modeling
 from edgeopt.core.artifact import link_file
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.onnx import graph, opset_lowering, qdq
-from edgeopt.runtimes.onnx.kv_cache_graph import Layer, examples, kept
+from edgeopt.runtimes.onnx.kv_cache_graph import CacheLayer, example_buffers, wrap_buffers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.checkpoints.adapters import LowRankUpdate
+    from edgeopt.checkpoints.adapters import LowRank
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec
     from edgeopt.core.protocols import Progress
 
 ATTENTION = "edgeopt_portable"
+"""Name under which transformers finds `_grouped_attention`."""
 BATCH, TOKENS, CAPACITY, RECENT, ROWS, RANK, PAST, POSITION = 2, 3, 11, 6, 5, 7, 4, 9
-"""Sizes of the example that is traced, all of them dynamic: different ones, so that none is taken for another."""
+"""Sizes of the traced example. All are dynamic, and all differ, so that the exporter never equates two of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What a consumer of the graph asks for.
+    """Form of the exported graph.
 
     Attributes:
         opset: version of the ONNX standard.
-        keys_values: the type in which they are kept, of graph.CACHE_SUFFIXES.
+        cache_type: type of cached keys and values, a key of `graph.CACHE_SUFFIXES`.
         fp16_units: units that multiply in fp16. If there are any, the operators between units compute in fp16 too.
-        signed_inputs: inputs in 8 bits are taken by ranges around zero, as far as the calibrated ones reach.
+        signed_inputs: quantize activations statically to int8 with zero-point 0, wide enough for the calibrated range.
+            The default is uint8 with the calibrated zero-point.
     """
 
     opset: int
-    keys_values: str = "fp32"
+    cache_type: str = "fp32"
     fp16_units: frozenset[str] = frozenset()
     signed_inputs: bool = False
 
 
-def build(checkpoint: Checkpoint, directory: Path, *, options: ExportOptions, progress: Progress) -> None:
-    """Write the graph, its weights in one file beside it, adapters and the tokenizer. Raises BuildError."""
+def export_checkpoint(checkpoint: Checkpoint, directory: Path, *, options: ExportOptions, progress: Progress) -> None:
+    """Write the graph, one file of weights, the adapters and the tokenizer into `directory`.
+
+    Raises BuildError if the exporter fails or an operator does not exist in the opset.
+    """
     import onnx_ir
 
     progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {options.opset}")
     network = modeling.load(checkpoint)
-    touched = _touched(checkpoint)
+    adapted_modules = _adapted_modules(checkpoint)
     units = modeling.units(network) if checkpoint.spec.schemes or options.fp16_units else {}
-    on_grid = {unit: units[unit] for unit in units if unit in checkpoint.spec.schemes}
+    quantized_units = {unit: units[unit] for unit in units if unit in checkpoint.spec.schemes}
     try:
-        network.set_attn_implementation("eager" if _is_capped(network) else ATTENTION)
+        network.set_attn_implementation("eager" if _caps_attention_scores(network) else ATTENTION)
         if options.fp16_units:
-            _halve(network, {module for unit in units.keys() - options.fp16_units for module in units[unit]})
-        with _quiet():
-            program = _exported(_Traced(network, touched, options.keys_values), checkpoint.spec, options)
-            names = {module: f"network.{module}.weight" for unit in on_grid.values() for module in unit}
-            qdq.hide_weights(program.model, names.values())
+            _convert_to_fp16(network, {module for unit in units.keys() - options.fp16_units for module in units[unit]})
+        with _silence_exporter():
+            traced = _TracedDecoder(network, adapted_modules, options.cache_type)
+            program = _export_program(traced, checkpoint.spec, options)
+            weight_names = {module: f"network.{module}.weight" for unit in quantized_units.values() for module in unit}
+            qdq.hide_weights(program.model, weight_names.values())
             program.optimize()
             model = program.model
-            qdq.QdqNodes(
-                model, checkpoint, names, fp16_units=options.fp16_units, signed_inputs=options.signed_inputs
-            ).install(on_grid)
-    except Exception as error:  # whatever an exporter of another project raises is a failed build
-        raise BuildError(f"torch could not export {checkpoint.spec.architecture} to ONNX: {error}") from error
+            nodes = qdq.QdqNodes(
+                model,
+                checkpoint,
+                weight_names,
+                fp16_units=options.fp16_units,
+                signed_inputs=options.signed_inputs,
+            )
+            nodes.insert(quantized_units)
+    except Exception as error:  # torch's exporter raises errors of many classes
+        raise BuildError(f"PyTorch cannot export {checkpoint.spec.architecture} to ONNX: {error}") from error
     opset_lowering.lower(model, options.opset)
     if checkpoint.spec.weight_dtype == "fp16" and not options.fp16_units:
         _store_in_fp16(model)
-    _make_optional(model, [name for module in touched for name in adapters.names(module)])
-    _forget_origin(model)
+    _add_input_defaults(model, [name for module in adapted_modules for name in adapters.names(module)])
+    _remove_metadata(model)
     onnx_ir.save(model, directory / graph.GRAPH_FILE, external_data=graph.WEIGHTS_FILE)
     modeling.carry(checkpoint.directory, directory)
     for file in (Path("config.json"), *map(adapters.path_of, checkpoint.spec.adapters)):
         link_file(checkpoint.directory / file, directory / file)
 
 
-class _Traced(nn.Module):
-    """A network whose cache and adapters are inputs.
+class _TracedDecoder(nn.Module):
+    """A network whose key-value cache and adapters are inputs.
 
     Args:
-        touched: the modules that some adapter updates.
-        form: the type in which keys and values are kept.
+        adapted_modules: names of the modules that at least one adapter updates.
+        cache_type: type of cached keys and values.
     """
 
-    def __init__(self, network: PreTrainedModel, touched: Sequence[str], form: str) -> None:
+    def __init__(self, network: PreTrainedModel, adapted_modules: Sequence[str], cache_type: str) -> None:
         super().__init__()
         config = network.config.get_text_config()
-        self.network, self.touched, self.form = network, touched, form
-        self.kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        self.network, self.adapted_modules, self.cache_type = network, adapted_modules, cache_type
+        self.layer_types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         self.eval()
 
     def forward(
@@ -111,37 +122,44 @@ class _Traced(nn.Module):
         past: list[list[Tensor]],
         factors: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        both = [kept(self.form, buffers) for buffers in past]
+        """Return logits and the updated cache buffers.
+
+        Args:
+            past: buffers of the keys, then the values, of each layer.
+            factors: the low-rank factors A and B of each adapted module.
+        """
+        caches = [wrap_buffers(self.cache_type, buffers) for buffers in past]
         layers = [
-            Layer(keys, values, length, position, sliding=kind == "sliding_attention")
-            for keys, values, kind in zip(both[::2], both[1::2], self.kinds, strict=True)
+            CacheLayer(keys, values, length, position, sliding=layer_type == "sliding_attention")
+            for keys, values, layer_type in zip(caches[::2], caches[1::2], self.layer_types, strict=True)
         ]
         pairs = zip(factors[::2], factors[1::2], strict=True)
         updates = {
-            name: adapters.LowRankUpdate(down=down, up=up) for name, (down, up) in zip(self.touched, pairs, strict=True)
+            name: adapters.LowRank(down=down, up=up)
+            for name, (down, up) in zip(self.adapted_modules, pairs, strict=True)
         }
         with adapters.attached(self.network, updates):
-            found = self.network(
+            output = self.network(
                 tokens,
                 position_ids=(torch.arange(tokens.shape[1]) + position).expand(tokens.shape),
                 past_key_values=Cache(layers=layers),
                 use_cache=True,
                 logits_to_keep=rows,
             )
-        return (found.logits, *(buffer for one in both for buffer in one.buffers))
+        return (output.logits, *(buffer for cache in caches for buffer in cache.buffers))
 
-    def factors(self) -> list[Tensor]:
-        """An example of the two factors for each touched module."""
-        sides = (self.network.get_submodule(name).weight.shape for name in self.touched)
-        return [factor for rows, columns in sides for factor in (torch.zeros(RANK, columns), torch.zeros(rows, RANK))]
+    def example_factors(self) -> list[Tensor]:
+        """Return example values of both factors of each adapted module."""
+        shapes = (self.network.get_submodule(name).weight.shape for name in self.adapted_modules)
+        return [factor for rows, columns in shapes for factor in (torch.zeros(RANK, columns), torch.zeros(rows, RANK))]
 
 
-def _exported(traced: _Traced, spec: ModelSpec, options: ExportOptions) -> Any:
-    """The graph as it was traced."""
+def _export_program(traced: _TracedDecoder, spec: ModelSpec, options: ExportOptions) -> Any:
+    """Return the exported program, not yet optimized."""
     dynamic = torch.export.Dim.DYNAMIC
     past = [
-        examples(
-            "fp16" if options.fp16_units else options.keys_values,
+        example_buffers(
+            "fp16" if options.fp16_units else options.cache_type,
             batch=BATCH,
             heads=layer.kv_heads,
             capacity=CAPACITY,
@@ -151,19 +169,18 @@ def _exported(traced: _Traced, spec: ModelSpec, options: ExportOptions) -> Any:
         for layer in spec.layers
         for _ in ("key", "value")
     ]
-    factors = traced.factors()
+    factors = traced.example_factors()
     tokens, rows = torch.zeros(BATCH, TOKENS, dtype=torch.int64), torch.arange(ROWS) % TOKENS
-    given = (tokens, torch.tensor(PAST), torch.tensor(POSITION), rows)
     past_names, present_names = (
-        graph.cache_names(len(spec.layers), prefix, options.keys_values)
+        graph.cache_names(len(spec.layers), prefix, options.cache_type)
         for prefix in (graph.PAST_PREFIX, graph.PRESENT_PREFIX)
     )
-    names = [name for module in traced.touched for name in adapters.names(module)]
+    factor_names = [name for module in traced.adapted_modules for name in adapters.names(module)]
     program = torch.onnx.export(
         traced,
-        (*given, past, factors),
+        (tokens, torch.tensor(PAST), torch.tensor(POSITION), rows, past, factors),
         dynamo=True,
-        opset_version=max(options.opset, opset_lowering.OLDEST),
+        opset_version=max(options.opset, opset_lowering.EXPORTER_MIN_OPSET),
         dynamic_shapes=(
             {0: dynamic, 1: dynamic},
             {},
@@ -172,7 +189,7 @@ def _exported(traced: _Traced, spec: ModelSpec, options: ExportOptions) -> Any:
             [[{0: dynamic, 2: dynamic} for _ in buffers] for buffers in past],
             [{index % 2: dynamic} for index in range(len(factors))],
         ),
-        input_names=[graph.INPUT_IDS, graph.PAST_LENGTH, graph.POSITION, graph.ROWS, *past_names, *names],
+        input_names=[graph.INPUT_IDS, graph.PAST_LENGTH, graph.POSITION, graph.ROWS, *past_names, *factor_names],
         output_names=[graph.LOGITS, *present_names],
         verbose=False,
         optimize=False,
@@ -181,43 +198,43 @@ def _exported(traced: _Traced, spec: ModelSpec, options: ExportOptions) -> Any:
     return program
 
 
-def _halve(network: PreTrainedModel, widened: Collection[str]) -> None:
-    """Compute in fp16, but for the modules `widened`, which take what they read and give what they find in fp16.
+def _convert_to_fp16(network: PreTrainedModel, fp32_modules: Collection[str]) -> None:
+    """Convert the parameters to fp16, except those of `fp32_modules`, whose inputs and outputs are cast instead.
 
-    Buffers stay as they are: rotary frequencies are computed in fp32.
+    Buffers stay in fp32, because rotary frequencies need its precision.
     """
     for name, module in network.named_modules():
-        if name in widened:
-            module.register_forward_pre_hook(_in_fp32)
-            module.register_forward_hook(_in_fp16)
+        if name in fp32_modules:
+            module.register_forward_pre_hook(_cast_inputs_to_fp32)
+            module.register_forward_hook(_cast_output_to_fp16)
             continue
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.half()
 
 
-def _in_fp32(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(value.float() if value.is_floating_point() else value for value in given)
+def _cast_inputs_to_fp32(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.float() if value.is_floating_point() else value for value in inputs)
 
 
-def _in_fp16(_: nn.Module, __: tuple[Tensor, ...], found: Tensor) -> Tensor:
-    return found.half()
+def _cast_output_to_fp16(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.half()
 
 
-def _is_capped(network: PreTrainedModel) -> bool:
-    """Whether attention caps its scores, which no fused operator of torch does."""
+def _caps_attention_scores(network: PreTrainedModel) -> bool:
+    """Return whether attention caps its scores, which only the eager implementation supports."""
     return getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
-def _touched(checkpoint: Checkpoint) -> list[str]:
-    """Modules that some adapter of the checkpoint updates."""
-    found: dict[str, LowRankUpdate] = {}
+def _adapted_modules(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of the modules that at least one adapter of the checkpoint updates."""
+    updates: dict[str, LowRank] = {}
     for name in checkpoint.spec.adapters:
-        found |= adapters.read(checkpoint.directory, name)
-    return list(found)
+        updates |= adapters.read(checkpoint.directory, name)
+    return list(updates)
 
 
-def _make_optional(model: Any, names: Sequence[str]) -> None:
-    """Give the adapters' inputs defaults of rank 0, with which the graph computes the base."""
+def _add_input_defaults(model: Any, names: Sequence[str]) -> None:
+    """Give the adapter inputs default values of rank 0, so that the graph computes the base model without them."""
     import numpy as np
     import onnx_ir
 
@@ -229,7 +246,7 @@ def _make_optional(model: Any, names: Sequence[str]) -> None:
 
 
 def _store_in_fp16(model: Any) -> None:
-    """Store matrices in fp16, and widen them when the graph is loaded."""
+    """Store the matrices in fp16 and cast them to fp32 when the graph is loaded."""
     import numpy as np
     import onnx_ir
 
@@ -241,16 +258,16 @@ def _store_in_fp16(model: Any) -> None:
         stored = onnx_ir.Value(
             name=tensor.name, shape=value.shape, type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
         )
-        widen = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT}, name=f"{name}.widen")
-        widen.outputs[0].name = f"{name}.widened"
+        cast = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT}, name=f"{name}.widen")
+        cast.outputs[0].name = f"{name}.widened"
         model.graph.initializers[tensor.name] = stored
-        onnx_ir.convenience.replace_all_uses_with(value, widen.outputs[0])
+        onnx_ir.convenience.replace_all_uses_with(value, cast.outputs[0])
         del model.graph.initializers[name]
-        model.graph.insert_before(model.graph[0], [widen])
+        model.graph.insert_before(model.graph[0], [cast])
 
 
-def _forget_origin(model: Any) -> None:
-    """Drop what tells where and by whom it was exported, so that equal checkpoints give equal bytes."""
+def _remove_metadata(model: Any) -> None:
+    """Remove metadata about the exporting machine, so that equal checkpoints give equal bytes."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -260,7 +277,7 @@ def _forget_origin(model: Any) -> None:
         value.metadata_props.clear()
 
 
-def _attention(
+def _grouped_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -269,21 +286,20 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in which fewer heads of keys and values than of queries stay as they are, and are not repeated."""
-    grouped = query.shape[1] != key.shape[1]
-    found = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=grouped
+    """Compute attention without repeating the key-value heads of grouped queries."""
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
-    return found.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
+AttentionInterface.register(ATTENTION, _grouped_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells what it looks for and does not find; only its errors matter here."""
+def _silence_exporter() -> Iterator[None]:
+    """Suppress the exporter's warnings about optional libraries, and keep its errors."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What the graphs of portable engines are called and made of."""
+"""Define the file and tensor names of the ONNX graphs that edgeopt exports."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from pathlib import Path
 
 GRAPH_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
 INPUT_IDS, PAST_LENGTH, POSITION, ROWS, LOGITS = "input_ids", "past_length", "position", "rows", "logits"
-"""Token ids (batch, tokens); how many tokens the cache holds (); the place of the first of these tokens in the text ();
-at which of them logits are wanted (rows); and the logits (batch, rows, vocabulary)."""
+"""Inputs and the first output of a graph:
+
+    input_ids     token ids, shape (batch, tokens)
+    past_length   number of tokens in the key-value cache, scalar
+    position      position of the first of these tokens in the text, scalar
+    rows          indices into the tokens whose logits are computed, shape (rows,)
+    logits        shape (batch, rows, vocabulary)
+"""
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
-"""Prefixes of the keys and values of each layer, before and after, (batch, heads, capacity, head size)."""
+"""Prefixes of cached keys and values, input and output, shape (batch, kv_heads, capacity, head_size)."""
 SCALES_SUFFIX, RECENT_SUFFIX = ".scales", ".recent"
 CACHE_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "fp32": ("",),
@@ -18,29 +24,32 @@ CACHE_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "int8": ("", SCALES_SUFFIX, RECENT_SUFFIX),
     "int4": ("", SCALES_SUFFIX, RECENT_SUFFIX),
 }
-"""By the type of keys and values, how the names of what is kept of either end: codes have scales of their blocks, and
-beside them the last tokens as they are, (batch, heads, recent, head size)."""
+"""Suffixes of the buffers that hold the keys or values of a layer, by cache type.
+
+Quantized caches store codes, the scales of their blocks and the most recent tokens in floating point, shape (batch,
+kv_heads, recent, head_size).
+"""
 
 KNOWN_INPUTS = frozenset(
     {INPUT_IDS, PAST_LENGTH, POSITION, ROWS, "attention_mask", "position_ids", "cache_position", "use_cache_branch"}
 )
-"""Inputs beside keys and values that a session can give: those of edgeopt's graphs and of other exporters."""
+"""Inputs besides keys and values that a session can feed: those of edgeopt's graphs and of other exporters."""
 
 
-def cache_names(layers: int, prefix: str, form: str = "fp32") -> list[str]:
-    """Names of keys and values of every layer, kept in the type `form`."""
+def cache_names(layers: int, prefix: str, cache_type: str = "fp32") -> list[str]:
+    """Return the names of all cache buffers, in the order of the layers."""
     return [
-        f"{prefix}{number}.{part}{end}"
-        for number in range(layers)
+        f"{prefix}{layer}.{part}{suffix}"
+        for layer in range(layers)
         for part in ("key", "value")
-        for end in CACHE_SUFFIXES[form]
+        for suffix in CACHE_SUFFIXES[cache_type]
     ]
 
 
-def nonstandard_operators(path: Path) -> list[str]:
-    """Operators of the graph at `path` that are no part of the ONNX standard, one sentence each."""
+def find_nonstandard_operators(path: Path) -> list[str]:
+    """Return one sentence for each operator of the graph at `path` that is not in the ONNX standard."""
     import onnx
 
     nodes = onnx.load(path, load_external_data=False).graph.node
-    foreign = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")})
-    return [f"{name} is no operator of the ONNX standard" for name in foreign]
+    nonstandard = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")})
+    return [f"{operator} is not an operator of the ONNX standard" for operator in nonstandard]

@@ -1,4 +1,4 @@
-"""ONNX graphs that others exported, taken in as engines so that they can be measured."""
+"""Import ONNX graphs of other exporters as engines, so that they can be measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
 
 def import_graph(path: Path, source: Path, directory: Path) -> Engine:
-    """The decoder at `path` as an engine in the empty `directory`.
+    """Seal the decoder at `path` as an engine in the empty `directory`.
 
-    `source` is a folder in Hugging Face layout whose `config.json` and tokenizer belong to it. The graph reads
-    `input_ids` and gives logits first; keys and values, `attention_mask` and `position_ids` as most exporters have them
-    may stand beside. Raises InputError for anything else, and for weights outside the graph's folder.
+    The graph must have the input `input_ids`, and logits as its first output. It may also have the inputs
+    `attention_mask` and `position_ids`, and keys and values named as most exporters name them.
+
+    Args:
+        source: a folder in Hugging Face layout that holds the model's `config.json` and tokenizer.
+
+    Raises InputError for any other graph, and for weights outside the folder of the graph.
     """
     import onnx
     from onnx.external_data_helper import uses_external_data
@@ -25,24 +29,28 @@ def import_graph(path: Path, source: Path, directory: Path) -> Engine:
     spec = importing.spec_of(source)
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors share no class with onnx's
-        raise InputError(f"it is no ONNX graph ({error})", location=str(path)) from error
+    except Exception as error:  # errors of protobuf and of onnx have no common base class
+        raise InputError(f"the file is not a readable ONNX graph ({error})", location=str(path)) from error
     inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     unknown = sorted(name for name in inputs - graph.KNOWN_INPUTS if not name.startswith("past"))
     if graph.INPUT_IDS not in inputs or unknown:
         raise InputError(
-            f"nothing is known of the graph's input {unknown[0]!r}"
+            f"the graph has the unsupported input {unknown[0]!r}"
             if unknown
-            else f"the graph has no {graph.INPUT_IDS}",
+            else f"the graph has no input {graph.INPUT_IDS}",
             location=str(path),
-            hint="Export a decoder-only language model, as transformers names its inputs",
+            hint="Export a decoder-only language model with the input names of transformers",
         )
     folder = path.parent.resolve()
     for tensor in filter(uses_external_data, model.graph.initializer):
         location = next(entry.value for entry in tensor.external_data if entry.key == "location")
         file = (folder / location).resolve()
         if not file.is_relative_to(folder) or not file.is_file():
-            raise InputError(f"its weights lie in {location!r}, which is not beside it", location=str(path))
+            raise InputError(
+                f"the graph's weights must be in its folder, got {location!r}",
+                location=str(path),
+                hint="Move the weights beside the graph, or export it again",
+            )
         if not (directory / location).exists():
             link_file(file, directory / location)
     link_file(path, directory / graph.GRAPH_FILE)

@@ -1,5 +1,8 @@
-"""How a graph keeps the keys and values of one sequence: in slots that it writes in place, in tensors that it gives
-back longer each time, or not at all."""
+"""Hold the key-value cache of one sequence, in the form that the graph requires.
+
+edgeopt's graphs update buffers in place (`StaticCache`). Graphs of other exporters return longer tensors from every
+call (`GrowingCache`), or have no cache (`NoCache`).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from onnxruntime import OrtValue
 
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.onnx import graph
-from edgeopt.runtimes.onnx.kv_cache_offload import Allocate, in_memory
+from edgeopt.runtimes.onnx.kv_cache_offload import Allocator, allocate_in_memory
 
 if TYPE_CHECKING:
     from edgeopt.core.model_spec import ModelSpec
     from edgeopt.runtimes.decoding.incremental_session import SequenceState
 
-_TYPES: Mapping[str, type] = {
+_DTYPES: Mapping[str, type] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
@@ -27,127 +30,144 @@ _TYPES: Mapping[str, type] = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
-SINKS = 4
-"""Tokens at the beginning of a text that stay in every window, as attention rests on them (Xiao et al. 2024, "Efficient
-streaming language models with attention sinks", arXiv:2309.17453, section 3)."""
-RECENT = 128
-"""Of the last tokens, how many are kept as they are where keys and values are codes."""
+SINK_TOKENS = 4
+"""Tokens at the beginning of a text that every window keeps as attention sinks (Xiao et al. 2024, "Efficient streaming
+language models with attention sinks", arXiv:2309.17453, section 3)."""
+RECENT_TOKENS = 128
+"""Most recent tokens whose keys and values a quantized cache also keeps in floating point."""
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What the keys and values of a sequence of `length` tokens may take, read `at_once` tokens at a time at most.
+class CacheCapacity:
+    """Number of tokens that the cache of one sequence holds.
 
     Attributes:
-        window: how many of the last tokens are read at least, beside the first ones; None: all.
+        sequence_length: tokens of the whole sequence.
+        chunk_tokens: largest count of tokens that one call computes.
+        window: smallest count of recent tokens to keep, in addition to the attention sinks; None keeps all tokens.
     """
 
-    length: int
+    sequence_length: int
     chunk_tokens: int
     window: int | None = None
 
     @property
     def slots(self) -> int:
-        return self.length if self.window is None else min(self.length, SINKS + self.window + self.chunk_tokens)
+        """Return the number of tokens in the cache."""
+        if self.window is None:
+            return self.sequence_length
+        return min(self.sequence_length, SINK_TOKENS + self.window + self.chunk_tokens)
 
     @property
-    def recent(self) -> int:
-        """The tokens of one reading have all to find room."""
-        return min(self.slots, max(self.chunk_tokens, min(RECENT, self.window or RECENT)))
+    def recent_slots(self) -> int:
+        """Return the size of the ring buffer of a quantized cache, which must hold all tokens of one call."""
+        return min(self.slots, max(self.chunk_tokens, min(RECENT_TOKENS, self.window or RECENT_TOKENS)))
 
 
-def cache_of(
+def create_cache(
     session: Any,
     spec: ModelSpec,
-    room: Room,
-    factors: Mapping[str, np.ndarray],
+    capacity: CacheCapacity,
+    adapter_factors: Mapping[str, np.ndarray],
     device: str = "cpu",
-    allocate: Allocate = in_memory,
+    allocate: Allocator = allocate_in_memory,
 ) -> SequenceState:
-    """An empty cache of the kind that the graph of `session` asks for.
+    """Return an empty cache of the kind that the graph of `session` requires.
 
-    Buffers are arrays of `allocate`, copied to `device` where that is cuda and not cpu; only graphs that write in place
-    have buffers that outlive a call. BuildError where another graph is to forget what is out of a window.
+    Args:
+        adapter_factors: the low-rank factors of the chosen adapter by input name; empty for the base model.
+        device: `cpu`, or `cuda` to copy the buffers to the GPU.
+        allocate: allocates the buffers of graphs that update them in place. Other graphs return new tensors.
+
+    Raises BuildError if a window is set and the graph cannot drop tokens.
     """
     names = {value.name for value in session.get_inputs()}
     if graph.PAST_LENGTH in names:
-        return Slots(session, room, factors, device, allocate)
-    if room.window is not None:
+        return StaticCache(session, capacity, adapter_factors, device, allocate)
+    if capacity.window is not None:
         raise BuildError(
-            "the graph keeps keys and values by itself, and all of them",
+            "`kv_window` requires a graph that edgeopt exported, because other graphs keep all keys and values",
             location="runtime.kv_window",
-            hint="Leave it out, or build the engine with runtime=onnx",
+            hint="Use null, or build the engine with runtime=onnx",
         )
-    return Growing(session, spec) if any(name.startswith("past") for name in names) else Whole(session)
+    return GrowingCache(session, spec) if any(name.startswith("past") for name in names) else NoCache(session)
 
 
-class Slots:
-    """Buffers that the graph gets and gives back at once, so that it writes new tokens to their places in them.
+class StaticCache:
+    """Buffers of fixed capacity, bound as inputs and outputs, so that the graph writes new tokens in place.
 
-    Where they are full, what lies between the first tokens and the window is forgotten. Keys keep the places in the
-    text by which they were turned.
+    When they are full, the tokens between the attention sinks and the window are dropped. The rotary embedding of the
+    remaining keys keeps their original positions.
 
     Args:
-        passed: names of values beside the logits that are wanted of each reading, by shards that lie elsewhere.
+        output_names: outputs in addition to the logits, which shards in other processes read.
     """
 
     def __init__(
         self,
         session: Any,
-        room: Room,
-        factors: Mapping[str, np.ndarray],
+        capacity: CacheCapacity,
+        adapter_factors: Mapping[str, np.ndarray],
         device: str,
-        allocate: Allocate,
-        passed: Sequence[str] = (),
+        allocate: Allocator,
+        output_names: Sequence[str] = (),
     ) -> None:
-        self._session, self._room, self._device, self._passed = session, room, device, passed
-        self._position, self._forgotten = 0, 0
-        self._factors = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in factors.items()}
+        self._session, self._capacity, self._device, self._output_names = session, capacity, device, output_names
+        self._position, self._dropped_tokens = 0, 0
+        self._factors = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in adapter_factors.items()}
         self._arrays = allocate(
             {
-                value.name: ((1, value.shape[1], self._slots(value.name), value.shape[3]), _TYPES[value.type])
+                value.name: ((1, value.shape[1], self._slots(value.name), value.shape[3]), _DTYPES[value.type])
                 for value in session.get_inputs()
                 if value.name.startswith(graph.PAST_PREFIX)
             }
         )
         self._buffers = {name: OrtValue.ortvalue_from_numpy(array, device) for name, array in self._arrays.items()}
-        self._bound: dict[tuple[int, int], _Bound] = {}
+        self._calls: dict[tuple[int, int], _BoundCall] = {}
 
     def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        return self.step(tokens, rows, {})[graph.LOGITS]
+        return self.run(tokens, rows, {})[graph.LOGITS]
 
     def rollback(self, count: int) -> None:
         self._position -= count
 
-    def step(
-        self, tokens: Sequence[int], rows: Sequence[int], crossing: Mapping[str, np.ndarray]
+    def run(
+        self, tokens: Sequence[int], rows: Sequence[int], received: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Read on with what was computed elsewhere: the logits, where they are computed here, and what is passed."""
-        if self._position - self._forgotten + len(tokens) > self._room.slots:
-            self._forget()
+        """Append `tokens` and return `output_names`, and the logits if this session computes them.
+
+        Args:
+            received: values computed by shards in other processes, by name.
+        """
+        if self._position - self._dropped_tokens + len(tokens) > self._capacity.slots:
+            self._drop_tokens()
         shape = len(tokens), len(rows)
-        if shape not in self._bound:
-            self._bound[shape] = _Bound(self._session, *shape, self._buffers, self._factors, self._device, self._passed)
-        length = self._position - self._forgotten
-        found = self._bound[shape].run(tokens, length, self._position, rows, crossing)
+        if shape not in self._calls:
+            self._calls[shape] = _BoundCall(
+                self._session, *shape, self._buffers, self._factors, self._device, self._output_names
+            )
+        length = self._position - self._dropped_tokens
+        outputs = self._calls[shape].run(tokens, length, self._position, rows, received)
         self._position += len(tokens)
-        return found
+        return outputs
 
     def _slots(self, name: str) -> int:
-        return self._room.recent if name.endswith(graph.RECENT_SUFFIX) else self._room.slots
+        return self._capacity.recent_slots if name.endswith(graph.RECENT_SUFFIX) else self._capacity.slots
 
-    def _forget(self) -> None:
-        assert self._room.window is not None  # else there is a slot for each token
-        kept = slice(SINKS, SINKS + self._room.window)
-        end = self._position - self._forgotten
+    def _drop_tokens(self) -> None:
+        """Move the window behind the attention sinks, over the tokens in between."""
+        window = self._capacity.window
+        assert window is not None  # without a window the cache has a slot for every token
+        target = slice(SINK_TOKENS, SINK_TOKENS + window)
+        length = self._position - self._dropped_tokens
         for name, array in self._arrays.items():
             if not name.endswith(graph.RECENT_SUFFIX):
-                array[:, :, kept] = array[:, :, end - self._room.window : end]
-        self._forgotten += end - kept.stop
+                array[:, :, target] = array[:, :, length - window : length]
+        self._dropped_tokens += length - target.stop
 
 
-class _Bound:
-    """One shape of a call with all its buffers bound."""
+class _BoundCall:
+    """A call with fixed numbers of tokens and rows, whose inputs and outputs are bound once."""
 
     def __init__(
         self,
@@ -157,9 +177,9 @@ class _Bound:
         buffers: Mapping[str, OrtValue],
         factors: Mapping[str, OrtValue],
         device: str,
-        passed: Sequence[str],
+        output_names: Sequence[str],
     ) -> None:
-        self._session, self._binding, self._passed = session, session.io_binding(), passed
+        self._session, self._binding, self._output_names = session, session.io_binding(), output_names
         self._inputs = {
             graph.INPUT_IDS: OrtValue.ortvalue_from_numpy(np.zeros((1, tokens), np.int64), device),
             graph.PAST_LENGTH: OrtValue.ortvalue_from_numpy(np.zeros((), np.int64), device),
@@ -170,14 +190,14 @@ class _Bound:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in buffers.items():
             self._binding.bind_ortvalue_output(name.replace(graph.PAST_PREFIX, graph.PRESENT_PREFIX), value)
-        found = {value.name: value.shape[-1] for value in session.get_outputs() if value.name == graph.LOGITS}
-        self._outputs = {
+        logits_sizes = {value.name: value.shape[-1] for value in session.get_outputs() if value.name == graph.LOGITS}
+        self._logits = {
             name: OrtValue.ortvalue_from_numpy(np.empty((1, rows, vocabulary), np.float32), device)
-            for name, vocabulary in found.items()
+            for name, vocabulary in logits_sizes.items()
         }
-        for name, value in self._outputs.items():
+        for name, value in self._logits.items():
             self._binding.bind_ortvalue_output(name, value)
-        for name in passed:
+        for name in output_names:
             self._binding.bind_output(name)
 
     def run(
@@ -186,38 +206,40 @@ class _Bound:
         length: int,
         position: int,
         rows: Sequence[int],
-        crossing: Mapping[str, np.ndarray],
+        received: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        given = ([list(tokens)], length, position, list(rows))
-        for value, content in zip(self._inputs.values(), given, strict=True):
+        """Run the graph once and return copies of its outputs."""
+        contents = ([list(tokens)], length, position, list(rows))
+        for value, content in zip(self._inputs.values(), contents, strict=True):
             value.update_inplace(np.array(content, np.int64))
-        for name, array in crossing.items():
+        for name, array in received.items():
             self._binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
         self._session.run_with_iobinding(self._binding)
-        found = {name: value.numpy()[0].copy() for name, value in self._outputs.items()}
-        if self._passed:
-            found |= {n: v.numpy() for n, v in zip(self._passed, self._binding.get_outputs(), strict=True)}
-        return found
+        outputs = {name: value.numpy()[0].copy() for name, value in self._logits.items()}
+        if self._output_names:
+            computed = zip(self._output_names, self._binding.get_outputs(), strict=True)
+            outputs |= {name: value.numpy() for name, value in computed}
+        return outputs
 
 
-class Growing:
-    """Keys and values that the graph hands back with the new tokens behind the old, as most exporters have it."""
+class GrowingCache:
+    """Keys and values that the graph returns with the new tokens appended, as most exporters do."""
 
     def __init__(self, session: Any, spec: ModelSpec) -> None:
         self._session, self._length = session, 0
         self._past = {
-            value.name: OrtValue.ortvalue_from_numpy(_empty(value, spec))
+            value.name: OrtValue.ortvalue_from_numpy(_empty_past(value, spec))
             for value in session.get_inputs()
             if value.name.startswith("past")
         }
 
     def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        arrays = _given(self._session, tokens, self._length)
-        given = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        logits, *present = self._session.run_with_ort_values(_outputs(self._session), {**given, **self._past})
+        arrays = _token_inputs(self._session, tokens, self._length)
+        inputs = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        logits, *present = self._session.run_with_ort_values(_output_names(self._session), {**inputs, **self._past})
         self._past = dict(zip(self._past, present, strict=True))
         self._length += len(tokens)
-        return _wanted(logits.numpy(), rows)
+        return _select_rows(logits.numpy(), rows)
 
     def rollback(self, count: int) -> None:
         if count:
@@ -228,53 +250,54 @@ class Growing:
             }
 
 
-class Whole:
-    """No cache: every call reads the sequence from its beginning."""
+class NoCache:
+    """A graph without a cache: every call computes the sequence from its beginning."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self._tokens: list[int] = []
 
     def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        before = len(self._tokens)
+        start = len(self._tokens)
         self._tokens += tokens
-        (logits,) = self._session.run(_outputs(self._session)[:1], _given(self._session, self._tokens, 0))
-        return _wanted(logits, [before + row for row in rows])
+        inputs = _token_inputs(self._session, self._tokens, 0)
+        (logits,) = self._session.run(_output_names(self._session)[:1], inputs)
+        return _select_rows(logits, [start + row for row in rows])
 
     def rollback(self, count: int) -> None:
         del self._tokens[len(self._tokens) - count :]
 
 
-def _given(session: Any, tokens: Sequence[int], start: int) -> dict[str, np.ndarray]:
-    """What a foreign graph asks for beside keys and values, of tokens that stand at `start` and behind."""
+def _token_inputs(session: Any, tokens: Sequence[int], start: int) -> dict[str, np.ndarray]:
+    """Return the inputs of another exporter's graph, except keys and values, for tokens from position `start` on."""
     end = start + len(tokens)
-    known = {
+    arrays = {
         graph.INPUT_IDS: np.array([list(tokens)]),
         "attention_mask": np.ones((1, end)),
         "position_ids": np.arange(start, end)[None],
         "cache_position": np.arange(start, end),
         "use_cache_branch": np.array([start > 0]),
     }
-    asked = {value.name: value.type for value in session.get_inputs()}
-    return {name: array.astype(_TYPES[asked[name]]) for name, array in known.items() if name in asked}
+    types = {value.name: value.type for value in session.get_inputs()}
+    return {name: array.astype(_DTYPES[types[name]]) for name, array in arrays.items() if name in types}
 
 
-def _outputs(session: Any) -> list[str]:
-    """Names of the logits and then of the other outputs in their order."""
+def _output_names(session: Any) -> list[str]:
+    """Return the name of the logits, followed by the other outputs in order."""
     names = [value.name for value in session.get_outputs()]
     logits = graph.LOGITS if graph.LOGITS in names else names[0]
     return [logits, *(name for name in names if name != logits)]
 
 
-def _wanted(logits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
-    found: np.ndarray = logits[0, list(rows)].astype(np.float32)
-    return found
+def _select_rows(logits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    selected: np.ndarray = logits[0, list(rows)].astype(np.float32)
+    return selected
 
 
-def _empty(value: Any, spec: ModelSpec) -> np.ndarray:
-    """Keys or values before the first token; sizes that the graph leaves open are the model's."""
-    heads, size = (
-        given if isinstance(given, int) else known
-        for given, known in ((value.shape[1], spec.layers[0].kv_heads), (value.shape[3], spec.head_size))
+def _empty_past(value: Any, spec: ModelSpec) -> np.ndarray:
+    """Return keys or values of zero tokens. Sizes that the graph leaves dynamic are taken from the model."""
+    heads, head_size = (
+        size if isinstance(size, int) else default
+        for size, default in ((value.shape[1], spec.layers[0].kv_heads), (value.shape[3], spec.head_size))
     )
-    return np.zeros((1, heads, 0, size), _TYPES[value.type])
+    return np.zeros((1, heads, 0, head_size), _DTYPES[value.type])

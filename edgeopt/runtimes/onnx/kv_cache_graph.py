@@ -1,8 +1,9 @@
-"""Keys and values in an exported graph: in buffers that it gets and writes at the places of the new tokens.
+"""Build the key-value cache into an exported graph, as buffers that the graph updates at the new tokens.
 
-A session that binds a buffer as input and output at once has it written in place, and nothing is ever copied. In whole
-numbers a block of channels has a scale of its own, its largest magnitude over the largest code; the last tokens, which
-are attended to most, are kept as they are beside (as in KIVI, Liu et al. 2024, arXiv:2402.02750).
+A session that binds the same buffer as input and output has it updated in place, without a copy. A quantized cache
+stores int8 or int4 codes with one scale for each block of channels, which maps the block's largest magnitude to the
+largest code. It also keeps the most recent tokens in floating point, because attention weights them most, as KIVI does
+(Liu et al. 2024, arXiv:2402.02750).
 """
 
 from __future__ import annotations
@@ -17,133 +18,147 @@ from transformers.cache_utils import CacheLayerMixin
 
 BITS = {"int8": 8, "int4": 4}
 BLOCK_SIZE = 32
-"""Channels of a head that share a scale, or fewer where that does not divide the head."""
-LEAST_SCALE = 2.0**-24
-"""The smallest number above zero in fp16."""
+"""Channels that share a scale. If it does not divide the head size, their greatest common divisor is used."""
+MIN_SCALE = 2.0**-24
+"""The smallest positive fp16 number."""
 
 
-class Layer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, of which `length` slots are written.
+class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
+    """The cached keys and values of one layer, as transformers calls them.
 
     Args:
-        position: the place in the text of the next token. Slots of what was forgotten are used again, so that it may
-            be more than `length`.
+        length: number of cached tokens, which is the slot of the next token.
+        position: position of the next token in the text. It exceeds `length` once a window has dropped tokens.
     """
 
     is_compileable = True
 
-    def __init__(self, keys: Kept, values: Kept, length: Tensor, position: Tensor, *, sliding: bool) -> None:
+    def __init__(
+        self, keys: StateCache, values: StateCache, length: Tensor, position: Tensor, *, sliding: bool
+    ) -> None:
         super().__init__()
-        self.kept = keys, values
+        self.caches = keys, values
         self.length, self.position = length, position
         self.is_initialized, self.is_sliding = True, sliding
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the buffers are given."""
+        """Do nothing, because the buffers are inputs of the graph."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append the new keys and values, and return all cached ones."""
         keys, values = (
-            kept.write(states, self.length, self.position)
-            for kept, states in zip(self.kept, (key_states, value_states), strict=True)
+            cache.write(states, self.length, self.position)
+            for cache, states in zip(self.caches, (key_states, value_states), strict=True)
         )
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.kept[0].buffers[0].shape[2], 0
+        """Return the length and the offset of the attention mask: the whole capacity, from slot 0."""
+        return self.caches[0].buffers[0].shape[2], 0
 
     def get_seq_length(self) -> Tensor:
+        """Return the number of cached tokens."""
         return self.length
 
     def get_max_length(self) -> int:
+        """Return -1, which stands for a dynamic capacity."""
         return -1
 
 
-class Kept(Protocol):
-    """Keys or values of one layer.
+class StateCache(Protocol):
+    """The cached keys, or the cached values, of one layer.
 
     Attributes:
-        buffers: what a graph gets, and after `write` what it gives back.
+        buffers: the inputs of the graph; after `write`, its outputs.
     """
 
     buffers: list[Tensor]
 
     def write(self, states: Tensor, length: Tensor, position: Tensor) -> Tensor:
-        """Keep `states` (batch, heads, tokens, head size) behind `length` others; all that is kept, in their type."""
+        """Write new states after `length` cached ones and return the whole cache in their type.
+
+        `states` has shape (batch, heads, tokens, head_size), the result (batch, heads, capacity, head_size).
+        """
         ...
 
 
-def kept(form: str, buffers: Sequence[Tensor]) -> Kept:
-    return Coded(BITS[form], buffers) if form in BITS else Plain(buffers)
+def wrap_buffers(cache_type: str, buffers: Sequence[Tensor]) -> StateCache:
+    """Return the cache that stores its states in `buffers`, which are in the order of `graph.CACHE_SUFFIXES`."""
+    return QuantizedCache(BITS[cache_type], buffers) if cache_type in BITS else FloatCache(buffers)
 
 
-def examples(form: str, *, batch: int, heads: int, capacity: int, recent: int, head_size: int) -> list[Tensor]:
-    """Buffers of keys or values of one layer, in the order of graph.CACHE_SUFFIXES."""
+def example_buffers(
+    cache_type: str, *, batch: int, heads: int, capacity: int, recent: int, head_size: int
+) -> list[Tensor]:
+    """Return zero-filled buffers for the keys or values of one layer, in the order of `graph.CACHE_SUFFIXES`."""
     shape = batch, heads, capacity
-    if form not in BITS:
-        return [torch.zeros(*shape, head_size, dtype=torch.float16 if form == "fp16" else torch.float32)]
-    coded = Coded(BITS[form], [])
-    codes, scales = coded.code(torch.zeros(*shape, head_size))
+    if cache_type not in BITS:
+        return [torch.zeros(*shape, head_size, dtype=torch.float16 if cache_type == "fp16" else torch.float32)]
+    codes, scales = QuantizedCache(BITS[cache_type], []).quantize(torch.zeros(*shape, head_size))
     return [codes, scales, torch.zeros(batch, heads, recent, head_size)]
 
 
-class Plain:
-    """As they are, or rounded to the buffer's type."""
+class FloatCache:
+    """States in the floating-point type of the buffer."""
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
         self.buffers = list(buffers)
 
     def write(self, states: Tensor, length: Tensor, position: Tensor) -> Tensor:
         (buffer,) = self.buffers
-        buffer = _scattered(buffer, torch.arange(states.shape[2]) + length, states.to(buffer.dtype))
+        buffer = _scatter_tokens(buffer, torch.arange(states.shape[2]) + length, states.to(buffer.dtype))
         self.buffers = [buffer]
         return buffer.to(states.dtype)
 
 
-class Coded:
-    """In `bits` of whole numbers, two of 4 bits to a byte, and the last tokens as they are in a ring beside.
+class QuantizedCache:
+    """States as int8 codes, or as int4 codes of which two share a byte, and the most recent ones in floating point.
 
-    Of those the graph reads as many at least as the ring has slots without those of the tokens that it is given.
+    The recent states are in a ring buffer. The graph reads every slot of the ring, except those that the current
+    tokens overwrite.
     """
 
     def __init__(self, bits: int, buffers: Sequence[Tensor]) -> None:
         self._bits, self.buffers = bits, list(buffers)
-        self._largest = 2 ** (bits - 1) - 1
+        self._max_code = 2 ** (bits - 1) - 1
 
     def write(self, states: Tensor, length: Tensor, position: Tensor) -> Tensor:
         codes, scales, recent = self.buffers
         tokens, ring = torch.arange(states.shape[2]), torch.arange(recent.shape[2])
-        new_codes, new_scales = self.code(states)
+        new_codes, new_scales = self.quantize(states)
         codes, scales = (
-            _scattered(buffer, tokens + length, new) for buffer, new in ((codes, new_codes), (scales, new_scales))
+            _scatter_tokens(buffer, tokens + length, new) for buffer, new in ((codes, new_codes), (scales, new_scales))
         )
-        slots = ring[-1] + 1  # a tensor, since the exporter takes no remainder by a size
-        recent = _scattered(recent, (tokens + position) % slots, states)
+        ring_slots = ring[-1] + 1  # a tensor, because the exporter does not support the remainder by a dynamic size
+        recent = _scatter_tokens(recent, (tokens + position) % ring_slots, states)
         self.buffers = [codes, scales, recent]
-        last = position + states.shape[2] - 1
-        held = last - (last - ring) % slots  # the position of what each slot of the ring holds
-        places = torch.where(held < 0, ring, held - position + length)  # an empty one's place is not read yet
-        return _scattered(self.decode(codes, scales), places, recent)
+        last_position = position + states.shape[2] - 1
+        positions = last_position - (last_position - ring) % ring_slots  # text position of the state in each ring slot
+        # An empty slot of the ring has a negative position. It goes to a cache slot that no token attends to yet.
+        slots = torch.where(positions < 0, ring, positions - position + length)
+        return _scatter_tokens(self.dequantize(codes, scales), slots, recent)
 
-    def code(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes, int8 or packed in uint8, and scales of their blocks, fp16."""
-        size = math.gcd(states.shape[-1], BLOCK_SIZE)
-        blocks = states.reshape(*states.shape[:-1], -1, size)
-        scales = (blocks.abs().amax(-1) / self._largest).clamp(min=LEAST_SCALE).half()
-        codes = (blocks / scales.float().unsqueeze(-1)).round().clamp(-self._largest, self._largest).flatten(-2)
+    def quantize(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes, int8 or two int4 packed in a uint8, and the scale of each block in fp16."""
+        block_size = math.gcd(states.shape[-1], BLOCK_SIZE)
+        blocks = states.reshape(*states.shape[:-1], -1, block_size)
+        scales = (blocks.abs().amax(-1) / self._max_code).clamp(min=MIN_SCALE).half()
+        codes = (blocks / scales.float().unsqueeze(-1)).round().clamp(-self._max_code, self._max_code).flatten(-2)
         if self._bits == 8:
             return codes.to(torch.int8), scales
         low, high = (codes + 8).chunk(2, -1)
         return (low + 16 * high).to(torch.uint8), scales
 
-    def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
-        numbers = codes.float()
+    def dequantize(self, codes: Tensor, scales: Tensor) -> Tensor:
+        """Return the states that `codes` and `scales` represent, in fp32."""
+        values = codes.float()
         if self._bits == 4:
-            high = (numbers / 16).floor()
-            numbers = torch.cat([numbers - 16 * high, high], -1) - 8
-        blocks = numbers.reshape(*numbers.shape[:-1], scales.shape[-1], -1)
+            high = (values / 16).floor()
+            values = torch.cat([values - 16 * high, high], -1) - 8
+        blocks = values.reshape(*values.shape[:-1], scales.shape[-1], -1)
         return (blocks * scales.float().unsqueeze(-1)).flatten(-2)
 
 
-def _scattered(buffer: Tensor, places: Tensor, states: Tensor) -> Tensor:
-    """The buffer with the states of each token at the places, (tokens,), of its third axis."""
-    return buffer.scatter(2, places[None, None, :, None].expand(states.shape), states)
+def _scatter_tokens(buffer: Tensor, slots: Tensor, states: Tensor) -> Tensor:
+    """Return `buffer` with the state of each token written to its slot along axis 2."""
+    return buffer.scatter(2, slots[None, None, :, None].expand(states.shape), states)

@@ -1,7 +1,7 @@
-"""Buffers of keys and values: all in memory, or some of them in a mapped file.
+"""Allocate the buffers of the key-value cache in memory, or partly in a mapped file.
 
-What lies in a file is as exact as what lies in memory. A shard's part of it is read ahead while the shard before it
-computes, and given back once the shard itself has; the kernel keeps the pages for as long as it has room for them.
+Offloading is exact. While a shard computes, the next shard's part of the file is prefetched; after a shard has
+computed, its own part is released. The kernel still keeps released pages for as long as memory is free.
 """
 
 from __future__ import annotations
@@ -19,81 +19,86 @@ from edgeopt.errors import BuildError
 from edgeopt.runtimes.onnx import graph
 from edgeopt.runtimes.onnxruntime_common.mapped_memory import MADV_DONTNEED, MADV_WILLNEED, madvise
 
-Shapes = Mapping[str, tuple[tuple[int, ...], type]]
-"""Shape and type of each buffer by its name."""
-Allocate = Callable[[Shapes], Mapping[str, np.ndarray]]
-"""Buffers full of zeros."""
+BufferShapes = Mapping[str, tuple[tuple[int, ...], type]]
+"""Shape and dtype of each buffer, by name."""
+Allocator = Callable[[BufferShapes], Mapping[str, np.ndarray]]
+"""Returns zero-filled buffers."""
 
 
 def select_resident(sizes: Sequence[int], budget_bytes: int) -> set[int]:
-    """Places of the first sizes that fit the budget together."""
-    found: set[int] = set()
+    """Return the indices of the shards that stay in memory: in order, each one that still fits the budget."""
+    resident: set[int] = set()
     for index, size in enumerate(sizes):
         if size <= budget_bytes:
-            found.add(index)
+            resident.add(index)
             budget_bytes -= size
-    return found
+    return resident
 
 
-def in_memory(shapes: Shapes) -> dict[str, np.ndarray]:
-    return {name: np.zeros(*form) for name, form in shapes.items()}
+def allocate_in_memory(shapes: BufferShapes) -> dict[str, np.ndarray]:
+    """Return zero-filled buffers in memory."""
+    return {name: np.zeros(*shape_and_dtype) for name, shape_and_dtype in shapes.items()}
 
 
-class Spill:
-    """Buffers of which those of the first shards stay in memory, as many as fit the budget together.
+class KvOffload:
+    """An allocator that keeps the buffers of some shards in memory and maps the others from a file.
 
-    The last tokens, which are kept as they are beside codes, stay in memory with them.
+    The first shards whose buffers fit the budget stay in memory. So do the recent tokens of a quantized cache.
 
     Args:
-        read: names of what each shard reads.
+        shard_inputs: input names of each shard.
     """
 
-    def __init__(self, read: Sequence[Collection[str]], budget_bytes: int) -> None:
-        self._read, self._budget_bytes = read, budget_bytes
+    def __init__(self, shard_inputs: Sequence[Collection[str]], budget_bytes: int) -> None:
+        self._shard_inputs, self._budget_bytes = shard_inputs, budget_bytes
         self._mapped: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 
-    def allocate(self, shapes: Shapes) -> dict[str, np.ndarray]:
-        """Raises BuildError where the file system has no room for a file of their size."""
+    def allocate(self, shapes: BufferShapes) -> dict[str, np.ndarray]:
+        """Return zero-filled buffers. Raises BuildError if the disk has no space for the file."""
         recent = {name for name in shapes if name.endswith(graph.RECENT_SUFFIX)}
-        budget_bytes = self._budget_bytes - sum(_bytes(*shapes[name]) for name in recent)
-        owned = [[name for name in names if name in shapes.keys() - recent] for names in self._read]
-        stay = select_resident([sum(_bytes(*shapes[name]) for name in names) for names in owned], budget_bytes)
-        kept = recent.union(*(owned[index] for index in stay))
-        found = in_memory({name: form for name, form in shapes.items() if name in kept})
-        for name in shapes.keys() - kept:
-            found[name] = array = _in_a_file(*shapes[name])
+        budget_bytes = self._budget_bytes - sum(_buffer_bytes(*shapes[name]) for name in recent)
+        offloadable = [[name for name in names if name in shapes.keys() - recent] for names in self._shard_inputs]
+        sizes = [sum(_buffer_bytes(*shapes[name]) for name in names) for names in offloadable]
+        resident = recent.union(*(offloadable[index] for index in select_resident(sizes, budget_bytes)))
+        buffers = allocate_in_memory({name: value for name, value in shapes.items() if name in resident})
+        for name in shapes.keys() - resident:
+            buffers[name] = array = _map_temporary_file(*shapes[name])
             self._mapped[array.ctypes.data] = array
-        return found
+        return buffers
 
-    def before(self, number: int, values: Mapping[str, Any]) -> None:
-        """Shard `number` is going to compute with ONNX Runtime's `values`: ask for what the next reads of the file."""
-        self._advise((number + 1) % len(self._read), values, MADV_WILLNEED)
+    def prefetch_after(self, shard: int, values: Mapping[str, Any]) -> None:
+        """Prefetch the mapped buffers of the shard that follows `shard`.
 
-    def after(self, number: int, values: Mapping[str, Any]) -> None:
-        """Shard `number` has computed: give its part of the file back."""
-        self._advise(number, values, MADV_DONTNEED)
+        Args:
+            values: the OrtValues bound to the shards' inputs, by name.
+        """
+        self._advise((shard + 1) % len(self._shard_inputs), values, MADV_WILLNEED)
 
-    def _advise(self, number: int, values: Mapping[str, Any], advice: int) -> None:
-        for name in self._read[number] & values.keys():
+    def release(self, shard: int, values: Mapping[str, Any]) -> None:
+        """Release the mapped buffers of `shard` from memory; their content stays in the file."""
+        self._advise(shard, values, MADV_DONTNEED)
+
+    def _advise(self, shard: int, values: Mapping[str, Any], advice: int) -> None:
+        for name in self._shard_inputs[shard] & values.keys():
             array = self._mapped.get(values[name].data_ptr())
             if array is not None:
                 madvise(array.ctypes.data, array.nbytes, advice)
 
 
-def _bytes(shape: tuple[int, ...], kind: type) -> int:
-    return int(np.prod(shape)) * np.dtype(kind).itemsize
+def _buffer_bytes(shape: tuple[int, ...], dtype: type) -> int:
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
-def _in_a_file(shape: tuple[int, ...], kind: type) -> np.ndarray:
-    """Zeros in a file that has no name and is gone with them."""
-    size = _bytes(shape, kind)
+def _map_temporary_file(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Return a zero-filled array mapped from an unnamed file, which is deleted with the array."""
+    size = _buffer_bytes(shape, dtype)
     with tempfile.TemporaryFile() as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would end the process by SIGBUS
+            os.posix_fallocate(file.fileno(), 0, size)  # without it a full disk ends the process with SIGBUS
         except OSError as error:
             raise BuildError(
-                f"there is no room for {size} bytes of keys and values ({error})",
+                f"the disk has no space for {size} bytes of keys and values ({error})",
                 location=tempfile.gettempdir(),
-                hint="Make room, or set TMPDIR to a folder that has it",
+                hint="Free disk space, or set TMPDIR to a folder with enough space",
             ) from error
-        return np.frombuffer(mmap.mmap(file.fileno(), size), kind).reshape(shape)
+        return np.frombuffer(mmap.mmap(file.fileno(), size), dtype).reshape(shape)

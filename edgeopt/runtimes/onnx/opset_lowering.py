@@ -1,7 +1,7 @@
-"""Exported graphs in the words of older consumers: opsets that torch does not write, and versions of the file's form.
+"""Rewrite an exported graph for an opset or a file format version that PyTorch's exporter does not write.
 
-An operator whose form is newer than the wanted opset is written as that opset knows it; one that cannot be is told by
-its name. Sources: https://github.com/onnx/onnx/blob/main/docs/Changelog.md and docs/Versioning.md.
+An operator that changed after the requested opset is rewritten in its older form. If that is impossible, an error names
+it. Sources: https://github.com/onnx/onnx/blob/main/docs/Changelog.md and docs/Versioning.md.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeopt.errors import BuildError
 
-OLDEST = 18
-"""The oldest opset that torch's exporter writes."""
+EXPORTER_MIN_OPSET = 18
+"""The oldest opset that PyTorch's exporter writes."""
 
 
 def lower(model: ir.Model, opset: int) -> None:
-    """Have a model that was exported with OLDEST, or `opset` where that is newer, in the form of `opset`.
+    """Lower a model in place to `opset`. It was exported with `max(opset, EXPORTER_MIN_OPSET)`.
 
-    Raises BuildError for an operator that this opset does not know.
+    Raises BuildError for an operator that has no equivalent in the opset.
     """
-    if opset < OLDEST:
+    if opset < EXPORTER_MIN_OPSET:
         for node in model.graph.all_nodes():
-            newer = onnx.defs.get_schema(node.op_type, OLDEST, node.domain).since_version > opset
-            if newer and not _LOWERED.get(node.op_type, _never)(node):
+            schema = onnx.defs.get_schema(node.op_type, EXPORTER_MIN_OPSET, node.domain)
+            if schema.since_version > opset and not _LOWERINGS.get(node.op_type, _reject)(node):
                 raise BuildError(
-                    f"opset {opset} knows no {node.op_type} as this model needs it",
+                    f"opset {opset} does not support {node.op_type} as this model uses it",
                     location="runtime.opset",
-                    hint=f"Give {OLDEST}",
+                    hint=f"Use opset {EXPORTER_MIN_OPSET}",
                 )
         model.graph.opset_imports[""] = opset
         RemoveUnusedNodesPass()(model)
-    needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
-    model.ir_version = min(model.ir_version, needed)  # consumers of that time refuse a newer one
+    min_ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    model.ir_version = min(model.ir_version, min_ir_version)  # consumers of that opset reject newer files
 
 
-def _reduced(node: ir.Node) -> bool:
-    """Axes were an attribute before they became an input, and none were all of them, always."""
-    given = node.inputs[1] if len(node.inputs) > 1 else None
-    axes = ir.convenience.get_const_tensor(given) if given is not None else None
-    none = node.attributes.pop("noop_with_empty_axes", None)
-    if given is None:
-        return none is None or not none.as_int()
+def _lower_reduce(node: ir.Node) -> bool:
+    """Move the axes from an input to an attribute. Without axes, the older form always reduces all of them."""
+    axes_input = node.inputs[1] if len(node.inputs) > 1 else None
+    axes = ir.convenience.get_const_tensor(axes_input) if axes_input is not None else None
+    noop = node.attributes.pop("noop_with_empty_axes", None)
+    if axes_input is None:
+        return noop is None or not noop.as_int()
     if axes is None or not axes.size:
         return False
     node.resize_inputs(1)
@@ -52,8 +52,8 @@ def _reduced(node: ir.Node) -> bool:
     return True
 
 
-def _split(node: ir.Node) -> bool:
-    """Parts were equally large wherever no sizes were given, and as many as there are outputs."""
+def _lower_split(node: ir.Node) -> bool:
+    """Drop the number of outputs. Without sizes, the older form always splits into equal parts."""
     if node.attributes.pop("num_outputs", None) is None:
         return True
     axis = node.attributes.get_int("axis", 0)
@@ -61,19 +61,19 @@ def _split(node: ir.Node) -> bool:
     return len(sizes) == 1 and isinstance(sizes.pop(), int)
 
 
-def _scattered(node: ir.Node) -> bool:
-    """The larger and the smaller value are newer ways to put two together; what replaces the old one is as it was."""
+def _lower_scatter(node: ir.Node) -> bool:
+    """Keep the node, unless it reduces by maximum or minimum, which the older form does not support."""
     return node.attributes.get_string("reduction", "none") not in ("max", "min")
 
 
-def _never(_: ir.Node) -> bool:
+def _reject(_: ir.Node) -> bool:
     return False
 
 
-_LOWERED: Mapping[str, Callable[[ir.Node], bool]] = {
-    "ReduceMax": _reduced,
-    "ReduceMean": _reduced,
-    "ScatterElements": _scattered,
-    "Split": _split,
+_LOWERINGS: Mapping[str, Callable[[ir.Node], bool]] = {
+    "ReduceMax": _lower_reduce,
+    "ReduceMean": _lower_reduce,
+    "ScatterElements": _lower_scatter,
+    "Split": _lower_split,
 }
-"""By operator of OLDEST whose form is newer than 17: writes a node as 17 knows it; False where it cannot."""
+"""Rewrite a node as opset 17 defines it and return True, or return False if that is impossible. Keys are operators."""

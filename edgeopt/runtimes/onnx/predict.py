@@ -1,4 +1,4 @@
-"""Size, and the time of a token where a part of the weights is read from storage for each, by arithmetic alone."""
+"""Predict an engine's size, and its decode latency when weights are streamed from storage."""
 
 from __future__ import annotations
 
@@ -14,25 +14,36 @@ if TYPE_CHECKING:
     from edgeopt.core.target import Device, Target
     from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
-DECODE = "latency/decode_p50_ms"
-BAND = 0.3
-"""Half the width of the band around a predicted time, as a share of it, below which a limit refuses a recipe."""
-GATED = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Granite", "SmolLM3", "Olmo2")
-"""Families of which a spec knows every matrix; others have MLPs of two, or tables of positions."""
-LAYER_BYTES, NODE_BYTES = 4_900, 700
-"""What a layer takes in the graph, and what a matrix on a grid adds: names and shapes."""
+DECODE_METRIC = "latency/decode_p50_ms"
+DECODE_TOLERANCE = 0.3
+"""Half the width of the band around a predicted latency, relative to it. A limit below the band rejects the recipe."""
+GATED_FAMILIES = (
+    "Llama",
+    "Qwen2",
+    "Qwen3",
+    "Gemma2",
+    "Gemma3",
+    "Mistral",
+    "Phi3",
+    "Granite",
+    "SmolLM3",
+    "Olmo2",
+)
+"""Families whose spec lists every matrix. The others have MLPs of two matrices, or position embeddings."""
+LAYER_BYTES, SCHEME_BYTES = 4_900, 700
+"""Bytes of names and shapes in the graph for each layer, and for each quantized unit."""
 
 
-def predictions(
+def predict(
     spec: ModelSpec, runtime: PortableOnnx, target: Target, *, carried_bytes: int
 ) -> tuple[Measurement, ...]:
-    """What will be measured of an engine; what is not known of it is left out."""
-    return *_size(spec, runtime, carried_bytes), *_decode(spec, runtime, target.device)
+    """Return the predicted metrics of an engine. Metrics that arithmetic cannot predict are absent."""
+    return *_predict_size(spec, runtime, carried_bytes), *_predict_decode(spec, runtime, target.device)
 
 
-def _size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterator[Measurement]:
-    """Of all files, where the graph depends on what the exporter makes of a family."""
-    if spec.architecture.removesuffix("ForCausalLM") not in GATED:
+def _predict_size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterator[Measurement]:
+    """Yield the size of all files, if the spec lists every matrix of the family."""
+    if spec.architecture.removesuffix("ForCausalLM") not in GATED_FAMILIES:
         return
     weights = sizes.decoder_bytes(spec) + sizes.embedding_and_lm_head_bytes(spec)
     packed = runtime.packed_on_disk
@@ -40,33 +51,33 @@ def _size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterato
         spec,
         weights + (sizes.prepacked_copy_bytes(spec) if packed else 0),
         weights_error_bytes=sizes.prepacked_copy_error_bytes(spec) if packed else 0.0,
-        metadata_bytes=LAYER_BYTES * len(spec.layers) + NODE_BYTES * len(spec.schemes),
+        metadata_bytes=LAYER_BYTES * len(spec.layers) + SCHEME_BYTES * len(spec.schemes),
         max_metadata_factor=3,
         carried_bytes=carried_bytes,
     )
 
 
-def _decode(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -> Iterator[Measurement]:
-    """Where storage is what bounds a token; nothing where that is not known."""
+def _predict_decode(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -> Iterator[Measurement]:
+    """Yield the latency of a token, if the bandwidth of the storage is known and bounds it."""
     if device is None or not device.storage_gb_per_s:
         return
-    value = streamed_bytes(spec, runtime) / device.storage_gb_per_s / 1e6
-    if value:
-        method = f"bytes that a token reads from storage, at {device.storage_gb_per_s:g} GB/s"
-        yield sizes.make_prediction_within(DECODE, "ms", value, tolerance=BAND, method=method)
+    latency_ms = streamed_bytes(spec, runtime) / device.storage_gb_per_s / 1e6
+    if latency_ms:
+        method = f"bytes read from storage per token, at {device.storage_gb_per_s:g} GB/s"
+        yield sizes.make_prediction_within(DECODE_METRIC, "ms", latency_ms, tolerance=DECODE_TOLERANCE, method=method)
 
 
 def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
-    """Bytes of weights that are read from storage for a token: all but as many whole shards as the budget holds.
+    """Return the bytes of weights read from storage per token: all shards beyond the budget, in whole shards.
 
-    Nothing where all stay, or all but one shard, which has to be in memory to compute; and nothing where a token
-    computes longer than it reads: weights on a grid that are not packed.
+    Return 0 if at most one shard exceeds the budget, because a shard must be in memory to compute. Return 0 for
+    quantized weights that are not packed on disk, because computing a token takes longer than reading them.
     """
     budget_bytes = runtime.resident_bytes
     if budget_bytes is None or runtime.processes > 1 or (spec.schemes and not runtime.packed_on_disk):
         return 0
-    size = prepacked_bytes if runtime.packed_on_disk else ModelSpec.size_bytes
-    sizes = [size(spec, name) for name in spec.matrices if name != EMBEDDING]
-    shard = sum(sizes) / runtime.shards
-    streamed = round(sum(sizes) - budget_bytes // shard * shard)
-    return streamed if streamed > max(shard, *sizes) else 0
+    unit_bytes = prepacked_bytes if runtime.packed_on_disk else ModelSpec.size_bytes
+    matrix_sizes = [unit_bytes(spec, name) for name in spec.matrices if name != EMBEDDING]
+    shard_bytes = sum(matrix_sizes) / runtime.shards
+    streamed = round(sum(matrix_sizes) - budget_bytes // shard_bytes * shard_bytes)
+    return streamed if streamed > max(shard_bytes, *matrix_sizes) else 0

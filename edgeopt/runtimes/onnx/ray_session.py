@@ -1,8 +1,8 @@
-"""The shards of one engine in several processes, of one host or of several: actors of a Ray cluster.
+"""Run the shards of one engine in several processes, on one host or on several, as actors of a Ray cluster.
 
-Each token passes through all of them in turn. A process has the weights of its shards, and their keys and values; it
-reads them from the engine's folder, which every host has to reach under the same path. Ray is joined by RAY_ADDRESS, or
-started here.
+The processes form a pipeline that each token passes in order. Each holds the weights of its shards, and their keys and
+values. It reads the weights from the engine's folder, which must have the same path on every host. The session joins
+the cluster at RAY_ADDRESS, or starts one on this machine.
 """
 
 from __future__ import annotations
@@ -21,48 +21,49 @@ import numpy as np
 import ray
 
 from edgeopt.checkpoints import adapters
-from edgeopt.checkpoints.tokenizer import eos_token_ids
+from edgeopt.checkpoints.tokenizer import end_tokens
 from edgeopt.errors import BuildError, MeasureError
 from edgeopt.runtimes.decoding.chunked_prefill import resolve_chunk_tokens
 from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
-from edgeopt.runtimes.onnx import graph, shards, weight_streaming
-from edgeopt.runtimes.onnx.kv_cache import Room, Slots
+from edgeopt.runtimes.onnx import graph, shards
+from edgeopt.runtimes.onnx.kv_cache import CacheCapacity, StaticCache
+from edgeopt.runtimes.onnx.weight_streaming import open_shards
 
 if TYPE_CHECKING:
     from edgeopt.core.artifact import Engine
     from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
 Values = Mapping[str, np.ndarray]
-"""By their names, what shards elsewhere computed."""
+"""Arrays that cross between processes, by name."""
 
 
 class RaySession(IncrementalSession):
-    """An engine whose shards lie in processes one behind another.
+    """One engine whose shards run in a pipeline of processes.
 
-    One that ends takes the sequences that it was reading with it; what is asked next starts all of them anew.
+    If a process ends, its open sequences are lost. The next sequence starts all processes again.
 
     Attributes:
-        processes: host, process id and shards of each.
-        backends: as in edgeopt.core.protocols.Session; the same in all of them.
+        processes: process id, host and shards of each process.
+        computed_by: execution providers, which are the same in all processes.
     """
 
     processes: Sequence[str] = ()
-    backends: Sequence[str] = ()
+    computed_by: Sequence[str] = ()
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
-        self._end_tokens = eos_token_ids(engine.directory)
+        self._end_tokens = end_tokens(engine.directory)
         self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
         self._draft_tokens = runtime.prompt_lookup
         count = len(shards.read(engine.directory))
         if count < runtime.processes:
             raise BuildError(
-                f"it was cut into {count} shards, which are fewer than {runtime.processes} processes",
+                f"`processes` must be at most the engine's {count} shards, got {runtime.processes}",
                 location=str(engine.directory),
-                hint="Give fewer, or build it with more runtime.shards",
+                hint="Use fewer processes, or build the engine with more runtime.shards",
             )
         bounds = [count * number // runtime.processes for number in range(runtime.processes + 1)]
-        self._parts = [range(*pair) for pair in pairwise(bounds)]
+        self._selections = [range(*pair) for pair in pairwise(bounds)]
         self._owns_cluster = not ray.is_initialized()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         self._stages: list[Any] = []
@@ -78,20 +79,23 @@ class RaySession(IncrementalSession):
         factors = adapters.arrays(self._engine.directory, adapter) if adapter else {}
         if not self._stages:
             self._start()
-        name, room = uuid.uuid4().hex, Room(length, self._chunk_tokens, self._runtime.kv_window)
-        self._told([stage.begin.remote(name, room, factors) for stage in self._stages])
-        return _Sequence(self, self._stages, name)
+        capacity = CacheCapacity(length, self._chunk_tokens, self._runtime.kv_window)
+        sequence_id = uuid.uuid4().hex
+        self._get([stage.begin.remote(sequence_id, capacity, factors) for stage in self._stages])
+        return _Sequence(self, self._stages, sequence_id)
 
     def _start(self) -> None:
-        stage = ray.remote(_Stage).options(num_cpus=0, scheduling_strategy="SPREAD")
-        given = str(self._engine.directory.absolute()), self._runtime, self._threads
-        self._stages = [stage.remote(*given, part) for part in self._parts]
-        places, providers, reads = zip(*self._told([one.described.remote() for one in self._stages]), strict=True)
-        for number, one in enumerate(self._stages):
-            one.pass_on.remote(set().union(*reads[number + 1 :]))
-        self.backends = providers[0]
+        stage_actor = ray.remote(_PipelineStage).options(num_cpus=0, scheduling_strategy="SPREAD")
+        arguments = str(self._engine.directory.absolute()), self._runtime, self._threads
+        self._stages = [stage_actor.remote(*arguments, selection) for selection in self._selections]
+        descriptions = self._get([stage.describe.remote() for stage in self._stages])
+        locations, providers, input_names = zip(*descriptions, strict=True)
+        for number, stage in enumerate(self._stages):
+            stage.set_forwarded_names.remote(set().union(*input_names[number + 1 :]))
+        self.computed_by = providers[0]
         self.processes = tuple(
-            f"{node}, shards {part.start} to {part.stop - 1}" for node, part in zip(places, self._parts, strict=True)
+            f"{location}, shards {selection.start} to {selection.stop - 1}"
+            for location, selection in zip(locations, self._selections, strict=True)
         )
 
     def _stop(self) -> None:
@@ -99,78 +103,94 @@ class RaySession(IncrementalSession):
             ray.kill(stage)
         self._stages = []
 
-    def _told(self, asked: Sequence[Any]) -> list[Any]:
-        """What the processes answer; MeasureError where one of them has ended, and its own error where that failed."""
+    def _get(self, references: Sequence[Any]) -> list[Any]:
+        """Return the results of remote calls.
+
+        Raises MeasureError if a process has ended, and the original error of a call that failed.
+        """
         try:
-            answers: list[Any] = ray.get(list(asked))
+            results: list[Any] = ray.get(list(references))
         except ray.exceptions.RayActorError as error:
-            ended = [n for n, s in enumerate(self._stages) if s._actor_id.hex() == error.actor_id]
-            lost = self.processes[ended[0]] if ended and self.processes else "one of them"
+            ended = [number for number, stage in enumerate(self._stages) if stage._actor_id.hex() == error.actor_id]
+            description = self.processes[ended[0]] if ended and self.processes else "unknown process"
             self._stop()
             raise MeasureError(
-                f"of the processes that share the engine one has ended ({lost})",
+                f"a process of the distributed engine has ended ({description})",
                 location="runtime.processes",
-                hint="Ask again: they are started anew",
+                hint="Send the request again; the processes are started again",
             ) from error
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        return answers
+        return results
 
 
 class _Sequence:
-    """What was read of one sequence, in all processes."""
+    """The state of one sequence, distributed over all processes."""
 
-    def __init__(self, session: RaySession, stages: Sequence[Any], name: str) -> None:
-        self._session, self._stages, self._name = session, tuple(stages), name
-        weakref.finalize(self, _forget, self._stages, name).atexit = False
+    def __init__(self, session: RaySession, stages: Sequence[Any], sequence_id: str) -> None:
+        self._session, self._stages, self._id = session, tuple(stages), sequence_id
+        weakref.finalize(self, _discard, self._stages, sequence_id).atexit = False
 
     def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         values: Any = {}
         for stage in self._stages:
-            values = stage.forward.remote(self._name, list(tokens), list(rows), values)
-        logits: np.ndarray = self._session._told([values])[0][graph.LOGITS]
+            values = stage.forward.remote(self._id, list(tokens), list(rows), values)
+        logits: np.ndarray = self._session._get([values])[0][graph.LOGITS]
         return np.array(logits)
 
     def rollback(self, count: int) -> None:
         for stage in self._stages:
-            stage.rollback.remote(self._name, count)
+            stage.rollback.remote(self._id, count)
 
 
-def _forget(stages: Sequence[Any], name: str) -> None:
+def _discard(stages: Sequence[Any], sequence_id: str) -> None:
+    """Free the state of a sequence in all processes that are still running."""
     if ray.is_initialized():
         with suppress(ray.exceptions.RayError):
             for stage in stages:
-                stage.forget.remote(name)
+                stage.discard.remote(sequence_id)
 
 
-class _Stage:
-    """Consecutive shards in one process, with what they keep of each sequence."""
+class _PipelineStage:
+    """Consecutive shards in one process, with the caches of all open sequences."""
 
-    def __init__(self, directory: str, runtime: PortableOnnx, threads: int, part: range) -> None:
-        self._chain = weight_streaming.chain(Path(directory), runtime, threads, part)
-        self._wanted: Collection[str] = ()
-        self._sequences: dict[str, Slots] = {}
+    def __init__(self, directory: str, runtime: PortableOnnx, threads: int, selection: range) -> None:
+        self._session = open_shards(Path(directory), runtime, threads, selection)
+        self._forwarded_names: Collection[str] = ()
+        self._sequences: dict[str, StaticCache] = {}
 
-    def described(self) -> tuple[str, Sequence[str], set[str]]:
-        """Where it runs, what computes, and the names of all that its shards read."""
+    def describe(self) -> tuple[str, Sequence[str], set[str]]:
+        """Return the location of the process, its execution providers and the names of its inputs."""
         location = f"process {os.getpid()} on {os.uname().nodename}"
-        return location, tuple(self._chain.get_providers()), set().union(*self._chain.entering)
+        return location, tuple(self._session.get_providers()), set().union(*self._session.input_names)
 
-    def pass_on(self, wanted: Collection[str]) -> None:
-        """Give later processes the values of these names."""
-        self._wanted = wanted
+    def set_forwarded_names(self, names: Collection[str]) -> None:
+        """Set the names of the values that later processes read."""
+        self._forwarded_names = names
 
-    def begin(self, name: str, room: Room, factors: Values) -> None:
-        passed = sorted({value for names in self._chain.leaving for value in names} & set(self._wanted))
-        self._sequences[name] = Slots(self._chain, room, factors, "cpu", self._chain.allocate, passed=passed)
+    def begin(self, sequence_id: str, capacity: CacheCapacity, factors: Values) -> None:
+        """Create the cache of a sequence."""
+        computed = {name for names in self._session.output_names for name in names}
+        self._sequences[sequence_id] = StaticCache(
+            self._session,
+            capacity,
+            factors,
+            "cpu",
+            self._session.allocate,
+            output_names=sorted(computed & set(self._forwarded_names)),
+        )
 
-    def forward(self, name: str, tokens: Sequence[int], rows: Sequence[int], crossing: Values) -> dict[str, np.ndarray]:
-        """What these shards and those before them computed that is still needed; the last ones give the logits."""
-        on = {value: array for value, array in crossing.items() if value in self._wanted}
-        return on | self._sequences[name].step(tokens, rows, crossing)
+    def forward(
+        self, sequence_id: str, tokens: Sequence[int], rows: Sequence[int], received: Values
+    ) -> dict[str, np.ndarray]:
+        """Append tokens and return the values that later processes read; the last process returns the logits."""
+        forwarded = {name: array for name, array in received.items() if name in self._forwarded_names}
+        return forwarded | self._sequences[sequence_id].run(tokens, rows, received)
 
-    def rollback(self, name: str, count: int) -> None:
-        self._sequences[name].rollback(count)
+    def rollback(self, sequence_id: str, count: int) -> None:
+        """Remove the last `count` tokens of a sequence."""
+        self._sequences[sequence_id].rollback(count)
 
-    def forget(self, name: str) -> None:
-        self._sequences.pop(name, None)
+    def discard(self, sequence_id: str) -> None:
+        """Free the cache of a sequence."""
+        self._sequences.pop(sequence_id, None)

@@ -1,4 +1,4 @@
-"""Portable ONNX: standard operators alone, so that every decoder of transformers and every consumer of ONNX fits."""
+"""Build and open portable ONNX engines: standard operators, for every decoder of transformers and any ONNX consumer."""
 
 from __future__ import annotations
 
@@ -22,34 +22,37 @@ if TYPE_CHECKING:
     from edgeopt.core.target import Target
 
 OPSETS = (23, 20, 18, 17)
-MOST_SHARDS = 99
-WEIGHT_BITS, GRID_OPSET = {4, 8}, 21
-"""Of weights on a grid, and from which opset on there are blocks of them."""
+MAX_SHARDS = 99
+WEIGHT_BITS = {4, 8}
+BLOCK_QUANTIZATION_OPSET = 21
+"""The first opset whose DequantizeLinear supports blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortableOnnx(SessionOptions):
-    """Engines of ONNX Runtime from torch's exporter, with weights in fp32, stored in fp16 or on grids of 4 and 8 bits.
+    """ONNX Runtime on graphs from PyTorch's exporter, with weights in fp32, in fp16 storage or quantized to 4 or 8 bits.
 
     Attributes:
-        opset: version of the ONNX standard; 23 keeps attention and norms as one operator each. 17 is lowered from 18.
-        keys_values: the type in which keys and values are kept. In int8 and int4 the last tokens stay as they are;
-            each token widens all that is kept of a layer, which takes time and, for one layer at once, memory.
-        provider: what ONNX Runtime computes by; its GPU builds have `cuda` and `tensorrt`.
-        packed_on_disk: the graph is ONNX Runtime's own then, with operators that are no part of the standard.
-        arena: each shard keeps one of its own, which with long contexts is as large as its scores of a prompt.
-        cpu_fallback: where the provider cannot be had, the CPU takes its place; else that is an error.
-        shards: into which the graph is cut, so that a session may hold a part of the weights.
-        resident: weights that stay in memory, such as `512 MiB`, beside which there is room for two shards; the others
-            are read from storage for each token. None: all stay.
-        kv_resident: keys and values that stay in memory; those of the other shards lie in a file without a name, in the
-            folder that TMPDIR names, and are there for each token as exactly. None: all stay.
-        kv_window: lossy. Of a sequence, its first four tokens (attention sinks) and at least so many of the last are
-            read, and what lies between is forgotten. None: nothing is.
-        processes: that share the shards one behind another, as actors of a Ray cluster (RAY_ADDRESS, else one of this
-            machine), each with budgets of its own. What they take is in no figure of memory.
-        read_ahead: a shard is asked for as a whole while the one before computes; else the kernel reads on by itself
-            as weights are needed.
+        opset: version of the ONNX standard. Opset 23 has attention and norms as single operators. Opset 17 is lowered
+            from 18.
+        keys_values: type of cached keys and values. int8 and int4 keep the most recent tokens in floating point. Each
+            token dequantizes the whole cache of a layer, which takes time, and memory for one layer at once.
+        provider: execution provider of ONNX Runtime. `cuda` and `tensorrt` require a GPU build.
+        packed_on_disk: the engine's graph then contains operators of ONNX Runtime that are not in the standard.
+        arena: keep memory for intermediate results between calls. Each shard has an arena of its own, which holds the
+            attention scores of a chunk of the prompt and is large for long contexts.
+        cpu_fallback: compute on the CPU if the provider is not available; otherwise that is an error.
+        shards: number of shards of the graph. With several, a session can keep only a part of the weights in memory.
+        resident: budget for weights that stay in memory, such as `512 MiB`, in addition to two shards in use. The
+            other weights are read from storage for each token. None keeps all weights in memory.
+        kv_resident: budget for keys and values that stay in memory. Those of the other shards are offloaded without
+            loss to an unnamed file in the folder TMPDIR. None keeps all in memory.
+        kv_window: lossy sliding window. Attention reads the first four tokens (attention sinks) and at least this many
+            recent tokens; the tokens in between are dropped. None keeps all tokens.
+        processes: number of processes that share the shards as a pipeline, as actors of the Ray cluster at RAY_ADDRESS
+            or of one on this machine. Each has the budgets above. Memory metrics do not include these processes.
+        read_ahead: prefetch a whole shard while the previous one computes. Otherwise the kernel reads weights when
+            they are accessed.
     """
 
     format: ClassVar[str] = "onnx-2"
@@ -71,80 +74,90 @@ class PortableOnnx(SessionOptions):
 
     def __post_init__(self) -> None:
         SessionOptions.__post_init__(self)
-        if not 1 <= self.shards <= MOST_SHARDS:
-            raise ConfigError(f"{self.shards} is not in 1 … {MOST_SHARDS}", location="shards")
+        if not 1 <= self.shards <= MAX_SHARDS:
+            raise ConfigError(f"`shards` must be between 1 and {MAX_SHARDS}, got {self.shards}", location="shards")
         for name, budget_bytes in (("resident", self.resident_bytes), ("kv_resident", self.kv_resident_bytes)):
             if budget_bytes is not None:
                 self._require_shards(name)
         if not 1 <= self.processes <= self.shards:
             raise ConfigError(
-                f"{self.processes} processes cannot share shards of which there are {self.shards}",
+                f"`processes` must be between 1 and the number of shards ({self.shards}), got {self.processes}",
                 location="processes",
-                hint="Give 1, or as many shards or more",
+                hint="Use 1, or increase shards",
             )
         if self.processes > 1:
             self._require_cpu("processes")
             if self.affinity is not None:
                 raise ConfigError(
-                    "processes may lie on hosts whose processors are others",
+                    "`affinity` requires a single process, because hosts number their processors differently",
                     location="affinity",
-                    hint="Give null, or processes=1",
+                    hint="Use null, or processes=1",
                 )
         if self.prompt_lookup and (self.kv_window is not None or self.keys_values in ("int8", "int4")):
             raise ConfigError(
-                "guesses that were wrong are taken back, and tokens that they drove out of a window do not return",
+                "`prompt_lookup` requires a lossless cache, because rejected drafts overwrite older tokens of a window "
+                "or a quantized cache",
                 location="prompt_lookup",
-                hint="Give 0, or kv_window=null with keys_values=fp32 or fp16",
+                hint="Use 0, or kv_window=null with keys_values=fp32 or fp16",
             )
         if self.kv_window is not None:
             self._require_cpu("kv_window")
             if self.kv_window < self.prompt_tokens:
                 raise ConfigError(
-                    f"{self.kv_window} tokens are fewer than the {self.prompt_tokens} that are read at once",
+                    f"`kv_window` must be at least `prompt_tokens` ({self.prompt_tokens}), got {self.kv_window}",
                     location="kv_window",
-                    hint=f"Give {self.prompt_tokens} or more, or fewer prompt_tokens",
+                    hint=f"Use {self.prompt_tokens} or more, or fewer prompt_tokens",
                 )
-        for knob, idle in {"packed_on_disk": False, "huge_pages": False, "mapped_weights": "on_demand"}.items():
-            if getattr(self, knob) != idle:
-                self._require_cpu(knob)
+        for name, default in {"packed_on_disk": False, "huge_pages": False, "mapped_weights": "on_demand"}.items():
+            if getattr(self, name) != default:
+                self._require_cpu(name)
         if self.resident is not None and self.prepacked and not self.packed_on_disk:
             raise ConfigError(
-                "prepacked weights are copies in memory, whatever is resident",
+                "`prepacked` must be false with a `resident` budget, because prepacked weights are copies in memory",
                 location="prepacked",
-                hint="Give prepacked=false or packed_on_disk=true",
+                hint="Use prepacked=false or packed_on_disk=true",
             )
         if self.opset not in OPSETS:
             raise ConfigError(
-                f"{self.opset} is no opset that is tried",
+                f"`opset` must be one of {', '.join(map(str, OPSETS))}; got {self.opset}",
                 location="opset",
-                hint=f"Choose one of: {', '.join(map(str, OPSETS))}",
+                hint=f"Use {OPSETS[0]} unless the consumer of the graph is older",
             )
 
     @property
     def resident_bytes(self) -> int | None:
+        """Return the budget for weights in memory, or None."""
         return None if self.resident is None else units.size_bytes(self.resident, "resident")
 
     @property
     def kv_resident_bytes(self) -> int | None:
+        """Return the budget for keys and values in memory, or None."""
         return None if self.kv_resident is None else units.size_bytes(self.kv_resident, "kv_resident")
 
     @property
-    def parted(self) -> bool:
-        """Whether shards compute one after another, so that not all has to be in memory at once."""
+    def runs_shards(self) -> bool:
+        """Return whether a session runs the shards one after another, to stay within a memory budget."""
         return self.resident is not None or self.kv_resident is not None
 
-    def _require_shards(self, location: str) -> None:
+    def _require_shards(self, name: str) -> None:
         if self.shards == 1:
-            raise ConfigError("a graph of one shard is resident as a whole", location=location, hint="Give shards=8")
-        self._require_cpu(location)
+            raise ConfigError(
+                f"`{name}` requires several shards, got shards=1", location=name, hint="Use shards=8, or null"
+            )
+        self._require_cpu(name)
 
-    def _require_cpu(self, location: str) -> None:
+    def _require_cpu(self, name: str) -> None:
         if self.provider != "cpu":
-            raise ConfigError(f"{self.provider} has memory of its own", location=location, hint="Give provider=cpu")
+            raise ConfigError(
+                f"`{name}` requires provider=cpu, got {self.provider}, which has memory of its own",
+                location=name,
+                hint="Use provider=cpu",
+            )
 
     @property
     def baseline(self) -> Self:
-        whole = replace(
+        """Return this runtime without lossy options and without memory budgets."""
+        lossless = replace(
             self,
             packed_on_disk=False,
             mapped_weights="on_demand",
@@ -155,57 +168,76 @@ class PortableOnnx(SessionOptions):
             kv_resident=None,
             read_ahead=False,
         )
-        return whole if self.processes > 1 else replace(whole, shards=1)
+        return lossless if self.processes > 1 else replace(lossless, shards=1)
 
     def check(self, spec: ModelSpec) -> None:
+        """Raise ConfigError if ONNX operators or installed packages do not support the model."""
         reject_llamacpp_types(spec)
         if self.processes > 1 and not find_spec("ray"):
-            raise ConfigError("Ray is not installed", location="runtime.processes", hint="pip install 'edgeopt[ray]'")
+            raise ConfigError(
+                "`processes` above 1 requires Ray, which is not installed",
+                location="runtime.processes",
+                hint="Run pip install 'edgeopt[ray]'",
+            )
         if self.packed_on_disk:
             prepacked_weights.check(spec)
         if self.keys_values == "int4" and spec.head_size % 2:
             raise ConfigError(
-                f"heads of {spec.head_size} channels give no pairs for a byte",
+                f"`keys_values` int4 requires an even head size, got {spec.head_size}",
                 location="runtime.keys_values",
-                hint="Give int8",
+                hint="Use int8",
             )
-        bits = {grid.bits for grid in spec.schemes.values()}
-        if spec.kv_cache is not None or not bits <= WEIGHT_BITS:
-            what, hint = "weights of 2 bits", "Use runtime=genai"
-            if spec.kv_cache is not None:
-                what = "keys and values on a grid of calibrated ranges"
-                hint = "Give runtime.keys_values=int8 in place of the step, or use runtime=genai"
-            raise ConfigError(f"portable ONNX knows no {what}", location="runtime", hint=hint)
-        if bits and self.opset < GRID_OPSET:
+        bits = {scheme.bits for scheme in spec.schemes.values()}
+        if spec.kv_cache is not None:
             raise ConfigError(
-                f"opset {self.opset} knows no rounded weights in blocks", location="opset", hint=f"Give {OPSETS[0]}"
+                "portable ONNX does not support keys and values quantized with calibrated ranges",
+                location="runtime",
+                hint="Use runtime.keys_values=int8 instead of the step, or runtime=genai",
+            )
+        if not bits <= WEIGHT_BITS:
+            raise ConfigError(
+                f"portable ONNX supports weights of 4 or 8 bits, got {min(bits - WEIGHT_BITS)} bits",
+                location="runtime",
+                hint="Use runtime=genai",
+            )
+        if bits and self.opset < BLOCK_QUANTIZATION_OPSET:
+            raise ConfigError(
+                f"`opset` must be at least {BLOCK_QUANTIZATION_OPSET} for quantized weights, got {self.opset}",
+                location="opset",
+                hint=f"Use {OPSETS[0]}",
             )
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        from edgeopt.runtimes.onnx.predict import predictions
+        """Return the predicted metrics of an engine; see `edgeopt.runtimes.onnx.predict`."""
+        from edgeopt.runtimes.onnx.predict import predict
 
-        return predictions(spec, self, target, carried_bytes=carried_bytes)
+        return predict(spec, self, target, carried_bytes=carried_bytes)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
+        """Export the checkpoint into the empty `directory`, then prepack and split it. Raises BuildError."""
         from edgeopt.runtimes.onnx import export, graph, shards
 
-        options = export.ExportOptions(opset=self.opset, keys_values=self.keys_values)
-        export.build(checkpoint, directory, options=options, progress=progress)
+        options = export.ExportOptions(opset=self.opset, cache_type=self.keys_values)
+        export.export_checkpoint(checkpoint, directory, options=options, progress=progress)
         if self.packed_on_disk:
             prepacked_weights.save(directory / graph.GRAPH_FILE)
         if self.shards > 1:
             shards.split(directory, self.shards)
 
     def lint(self, engine: Engine) -> list[str]:
+        """Return one sentence for each nonstandard operator and for weights that are dequantized for every token."""
         from edgeopt.runtimes.onnx import graph
 
-        found = [] if self.packed_on_disk else graph.nonstandard_operators(engine.directory / graph.GRAPH_FILE)
+        findings = [] if self.packed_on_disk else graph.find_nonstandard_operators(engine.directory / graph.GRAPH_FILE)
         unfused = self.graph_optimization in ("none", "basic")
-        if unfused and any(grid.inputs != "dynamic" for grid in engine.spec.schemes.values()):
-            found.append(f"graph_optimization={self.graph_optimization} widens rounded weights for each token")
-        return found
+        if unfused and any(scheme.inputs != "dynamic" for scheme in engine.spec.schemes.values()):
+            findings.append(
+                f"graph_optimization={self.graph_optimization} dequantizes quantized weights again for each token"
+            )
+        return findings
 
     def open(self, engine: Engine, *, threads: int) -> Session:
+        """Open the engine in this process, or in several. Raises BuildError if it cannot be opened."""
         engine.require_format(self.format)
         if self.processes > 1:
             from edgeopt.runtimes.onnx.ray_session import RaySession

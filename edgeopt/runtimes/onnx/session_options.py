@@ -1,4 +1,4 @@
-"""What ONNX Runtime is told when it opens a portable graph."""
+"""Create the ONNX Runtime session options for a portable graph."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ if TYPE_CHECKING:
     from edgeopt.runtimes.onnx.runtime import PortableOnnx
 
 
-def options(runtime: PortableOnnx, threads: int, *, in_turn: bool = False) -> onnxruntime.SessionOptions:
-    """What a session is told; where sessions compute `in_turn`, none waits at a core that the next one needs.
+def create_session_options(
+    runtime: PortableOnnx, threads: int, *, stop_spinning: bool = False
+) -> onnxruntime.SessionOptions:
+    """Return the options of a session with `threads` intra-op threads.
 
-    Raises BuildError as SessionOptions.config_entries.
+    Args:
+        stop_spinning: stop busy waiting after each run, so that sessions that run in turn do not compete for cores.
+
+    Raises BuildError if the process cannot use the processors of `affinity`.
     """
-    found = onnxruntime.SessionOptions()
-    found.intra_op_num_threads = threads
-    found.log_severity_level = 3
-    found.enable_cpu_mem_arena = runtime.arena
-    found.graph_optimization_level = getattr(
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = runtime.arena
+    options.graph_optimization_level = getattr(
         onnxruntime.GraphOptimizationLevel, OPTIMIZATION_LEVELS[runtime.graph_optimization]
     )
     for key, value in runtime.config_entries(threads).items():
-        found.add_session_config_entry(key, value)
-    found.add_session_config_entry("session.force_spinning_stop", str(int(in_turn)))
-    return found
+        options.add_session_config_entry(key, value)
+    options.add_session_config_entry("session.force_spinning_stop", str(int(stop_spinning)))
+    return options

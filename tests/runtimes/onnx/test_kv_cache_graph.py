@@ -1,4 +1,4 @@
-"""Keys and values in fewer bits or of fewer tokens: what is lost is what is said, and no more."""
+"""Test that quantized and windowed key-value caches lose exactly what their documentation says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.stages import build_engine
+from support.workshops import built
 
 from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -19,8 +19,8 @@ from edgeopt.errors import BuildError, ConfigError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.decoding.chunked_prefill import CHUNK_TOKENS
 from edgeopt.runtimes.onnx import kv_cache
-from edgeopt.runtimes.onnx.kv_cache import SINKS, Room, cache_of
-from edgeopt.runtimes.onnx.kv_cache_graph import Coded, examples
+from edgeopt.runtimes.onnx.kv_cache import SINK_TOKENS, CacheCapacity, create_cache
+from edgeopt.runtimes.onnx.kv_cache_graph import QuantizedCache, example_buffers
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from runtimes.test_families import PROMPT
 
@@ -30,15 +30,15 @@ WINDOW = 32
 @pytest.fixture(scope="module")
 def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
     folder = tmp_path_factory.mktemp("engines")
-    forms: Any = ("fp32", "fp16", "int8", "int4")
-    return {form: build_engine(PortableOnnx(keys_values=form, shards=3), checkpoint, folder / form) for form in forms}
+    cache_types: Any = ("fp32", "fp16", "int8", "int4")
+    return {name: built(PortableOnnx(keys_values=name, shards=3), checkpoint, folder / name) for name in cache_types}
 
 
-def logits(engine: Engine, **values: Any) -> np.ndarray:
-    session = PortableOnnx(**values).open(engine, threads=1)
-    found = session.logits(PROMPT)
+def prompt_logits(engine: Engine, **options: Any) -> np.ndarray:
+    session = PortableOnnx(**options).open(engine, threads=1)
+    logits = session.logits(PROMPT)
     session.close()
-    return found
+    return logits
 
 
 @settings(deadline=None)
@@ -48,89 +48,91 @@ def logits(engine: Engine, **values: Any) -> np.ndarray:
     ),
     bits=st.sampled_from([8, 4]),
 )
-def test_a_code_is_off_by_half_a_step_of_its_block_at_most(states: np.ndarray, bits: int) -> None:
-    coded = Coded(bits, [])
-    codes, scales = coded.code(torch.from_numpy(states))
-    found = coded.decode(codes, scales).numpy()
+def test_quantization_error_is_at_most_half_step(states: np.ndarray, bits: int) -> None:
+    cache = QuantizedCache(bits, [])
+    codes, scales = cache.quantize(torch.from_numpy(states))
+    dequantized = cache.dequantize(codes, scales).numpy()
     assert codes.dtype == (torch.int8 if bits == 8 else torch.uint8)
     assert codes.shape[-1] == 64 * bits // 8
     blocks = states.reshape(1, 2, 3, 2, 32)
     steps = np.abs(blocks).max(-1, keepdims=True) / (2 ** (bits - 1) - 1)
-    error = np.abs(found.reshape(blocks.shape) - blocks)
-    assert (error <= steps * (0.5 + 2**-10 * 2**bits) + 1e-6).all()  # scales are in fp16, the steps are not
+    error = np.abs(dequantized.reshape(blocks.shape) - blocks)
+    assert (error <= steps * (0.5 + 2**-10 * 2**bits) + 1e-6).all()  # scales are rounded to fp16, `steps` are not
 
 
-@pytest.mark.parametrize("parts", [[5, 3, 8, 1, 1, 7, 2], [8] * 4, [1] * 20], ids=str)
-def test_the_last_tokens_are_read_as_they_are_and_others_as_codes(parts: list[int]) -> None:
+@pytest.mark.parametrize("chunk_sizes", [[5, 3, 8, 1, 1, 7, 2], [8] * 4, [1] * 20], ids=str)
+def test_only_older_tokens_are_read_quantized(chunk_sizes: list[int]) -> None:
     torch.manual_seed(0)
-    ring = 8
-    coded = Coded(8, examples("int8", batch=1, heads=2, capacity=40, recent=ring, head_size=32))
-    states = torch.randn(1, 2, sum(parts), 32)
-    as_codes = coded.decode(*coded.code(states))
+    ring_slots = 8
+    cache = QuantizedCache(8, example_buffers("int8", batch=1, heads=2, capacity=40, recent=ring_slots, head_size=32))
+    states = torch.randn(1, 2, sum(chunk_sizes), 32)
+    dequantized = cache.dequantize(*cache.quantize(states))
     length = 0
-    for part in parts:
-        new = states[:, :, length : length + part]
-        read = coded.write(new, torch.tensor(length), torch.tensor(length))
-        length += part
-        last = max(0, length - ring)
-        assert torch.equal(read[:, :, last:length], states[:, :, last:length])
-        assert torch.equal(read[:, :, :last], as_codes[:, :, :last])
+    for size in chunk_sizes:
+        chunk = states[:, :, length : length + size]
+        cached = cache.write(chunk, torch.tensor(length), torch.tensor(length))
+        length += size
+        first_recent = max(0, length - ring_slots)
+        assert torch.equal(cached[:, :, first_recent:length], states[:, :, first_recent:length])
+        assert torch.equal(cached[:, :, :first_recent], dequantized[:, :, :first_recent])
 
 
-@pytest.mark.parametrize(("form", "most"), [("fp16", 1e-3), ("int8", 0.02), ("int4", 0.4)])
-def test_fewer_bits_lose_little(
-    form: str, most: float, engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cache_type", "max_error"), [("fp16", 1e-3), ("int8", 0.02), ("int4", 0.4)])
+def test_quantized_cache_error_is_bounded(
+    cache_type: str, max_error: float, engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv_cache, "RECENT", 16)
-    assert 1e-6 < relative_error(logits(engines["fp32"]), logits(engines[form])) < most
+    monkeypatch.setattr(kv_cache, "RECENT_TOKENS", 16)
+    error = relative_error(prompt_logits(engines["fp32"]), prompt_logits(engines[cache_type]))
+    assert 1e-6 < error < max_error
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
-def test_nothing_is_lost_while_all_tokens_are_among_the_last(form: str, engines: dict[str, Engine]) -> None:
-    short = PROMPT[: kv_cache.RECENT]
-    whole, coded = (PortableOnnx().open(engines[name], threads=1) for name in ("fp32", form))
-    assert relative_error(whole.logits(short), coded.logits(short)) < 1e-5
+@pytest.mark.parametrize("cache_type", ["int8", "int4"])
+def test_quantized_cache_is_exact_for_recent_tokens(cache_type: str, engines: dict[str, Engine]) -> None:
+    short = PROMPT[: kv_cache.RECENT_TOKENS]
+    exact, quantized = (PortableOnnx().open(engines[name], threads=1) for name in ("fp32", cache_type))
+    assert relative_error(exact.logits(short), quantized.logits(short)) < 1e-5
 
 
-def seen() -> torch.Tensor:
-    """By the words of the documentation: which tokens of the prompt each one reads, (tokens, tokens)."""
-    found = torch.zeros(len(PROMPT), len(PROMPT), dtype=torch.bool)
-    held: list[int] = []
+def window_mask() -> torch.Tensor:
+    """Return the attention mask of a windowed cache as documented, shape (tokens, tokens), computed independently."""
+    mask = torch.zeros(len(PROMPT), len(PROMPT), dtype=torch.bool)
+    cached: list[int] = []
     for start in range(0, len(PROMPT), CHUNK_TOKENS):
-        new = list(range(start, min(start + CHUNK_TOKENS, len(PROMPT))))
-        if len(held) + len(new) > SINKS + WINDOW + CHUNK_TOKENS:
-            held = held[:SINKS] + held[-WINDOW:]
-        held += new
-        for token in new:
-            found[token, [other for other in held if other <= token]] = True
-    return found
+        chunk = list(range(start, min(start + CHUNK_TOKENS, len(PROMPT))))
+        if len(cached) + len(chunk) > SINK_TOKENS + WINDOW + CHUNK_TOKENS:
+            cached = cached[:SINK_TOKENS] + cached[-WINDOW:]
+        cached += chunk
+        for token in chunk:
+            mask[token, [other for other in cached if other <= token]] = True
+    return mask
 
 
-def test_out_of_a_window_the_first_tokens_alone_are_read(checkpoint: Checkpoint, engines: dict[str, Engine]) -> None:
-    network, mask = modeling.load(checkpoint), seen()
+def test_window_keeps_sinks_and_recent_tokens(checkpoint: Checkpoint, engines: dict[str, Engine]) -> None:
+    network, mask = modeling.load(checkpoint), window_mask()
     assert mask[-1].sum() < len(PROMPT)
-    assert mask[:, :SINKS].sum() == mask.tril()[:, :SINKS].sum()
+    assert mask[:, :SINK_TOKENS].sum() == mask.tril()[:, :SINK_TOKENS].sum()
     assert all(row[max(0, token - WINDOW) : token + 1].all() for token, row in enumerate(mask))
     lowest = torch.finfo(torch.float32).min
-    given = torch.zeros(mask.shape).masked_fill(~mask, lowest)[None, None]
+    additive_mask = torch.zeros(mask.shape).masked_fill(~mask, lowest)[None, None]
     with torch.no_grad():
-        expected = network(torch.tensor([PROMPT]), attention_mask=given).logits[0].numpy()
-    found = logits(engines["fp32"], kv_window=WINDOW)
-    assert relative_error(expected, found) < 1e-4
-    assert relative_error(logits(engines["fp32"]), found) > 1e-2
+        expected = network(torch.tensor([PROMPT]), attention_mask=additive_mask).logits[0].numpy()
+    windowed = prompt_logits(engines["fp32"], kv_window=WINDOW)
+    assert relative_error(expected, windowed) < 1e-4
+    assert relative_error(prompt_logits(engines["fp32"]), windowed) > 1e-2
 
 
-def test_a_window_that_holds_the_text_changes_nothing(engines: dict[str, Engine]) -> None:
-    assert (logits(engines["fp32"], kv_window=len(PROMPT)) == logits(engines["fp32"])).all()
+def test_window_of_whole_text_changes_nothing(engines: dict[str, Engine]) -> None:
+    assert (prompt_logits(engines["fp32"], kv_window=len(PROMPT)) == prompt_logits(engines["fp32"])).all()
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
-def test_tiers_and_windows_go_together(form: str, engines: dict[str, Engine]) -> None:
-    alone = logits(engines[form], kv_window=WINDOW, shards=3, kv_resident="1 GiB")
-    assert (logits(engines[form], kv_window=WINDOW, shards=3, kv_resident="0 B") == alone).all()
+@pytest.mark.parametrize("cache_type", ["fp32", "int8", "int4"])
+def test_offloaded_window_matches_window_in_memory(cache_type: str, engines: dict[str, Engine]) -> None:
+    engine = engines[cache_type]
+    in_memory = prompt_logits(engine, kv_window=WINDOW, shards=3, kv_resident="1 GiB")
+    assert (prompt_logits(engine, kv_window=WINDOW, shards=3, kv_resident="0 B") == in_memory).all()
     generated = [
-        list(PortableOnnx(**values).open(engines[form], threads=1).generate(PROMPT, 40, stop_at_end=False))
-        for values in ({"kv_window": WINDOW}, {"kv_window": WINDOW, "shards": 3, "kv_resident": "0 B"})
+        list(PortableOnnx(**options).open(engine, threads=1).generate(PROMPT, 40, stop_at_end=False))
+        for options in ({"kv_window": WINDOW}, {"kv_window": WINDOW, "shards": 3, "kv_resident": "0 B"})
     ]
     assert len(generated[0]) == 40
     assert generated[0] == generated[1]
@@ -141,26 +143,26 @@ def test_tiers_and_windows_go_together(form: str, engines: dict[str, Engine]) ->
     chunk_tokens=st.integers(1, 600),
     window=st.none() | st.integers(32, 4096),
 )
-def test_room_is_bounded_by_the_window_and_the_text(length: int, chunk_tokens: int, window: int | None) -> None:
-    room = Room(length, min(chunk_tokens, length), window)
-    assert room.slots <= length
-    assert min(chunk_tokens, length) <= room.recent <= room.slots
-    assert room.slots == length if window is None else room.slots <= SINKS + window + chunk_tokens
+def test_window_and_text_bound_cache_capacity(length: int, chunk_tokens: int, window: int | None) -> None:
+    capacity = CacheCapacity(length, min(chunk_tokens, length), window)
+    assert capacity.slots <= length
+    assert min(chunk_tokens, length) <= capacity.recent_slots <= capacity.slots
+    assert capacity.slots == length if window is None else capacity.slots <= SINK_TOKENS + window + chunk_tokens
 
 
-class Foreign:
-    """A graph that hands keys and values back."""
+class SessionWithoutPastLength:
+    """A session of a graph that returns its cache instead of updating buffers."""
 
     def get_inputs(self) -> list[Any]:
         return []
 
 
-def test_a_graph_that_keeps_all_by_itself_takes_no_window(checkpoint: Checkpoint) -> None:
-    with pytest.raises(BuildError, match=r"keeps keys and values by itself.*Leave it out"):
-        cache_of(Foreign(), checkpoint.spec, Room(64, 32, 32), {})
+def test_imported_graph_rejects_window(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BuildError, match=r"`kv_window` requires a graph that edgeopt exported.*Use null"):
+        create_cache(SessionWithoutPastLength(), checkpoint.spec, CacheCapacity(64, 32, 32), {})
 
 
-def test_the_model_to_compare_with_keeps_all_as_it_is_and_in_memory() -> None:
+def test_baseline_is_lossless_without_budgets() -> None:
     lossy = PortableOnnx(keys_values="int4", kv_window=512, shards=4, kv_resident="0 B", arena=False)
     assert lossy.baseline == PortableOnnx(arena=False)
     budget = PortableOnnx(keys_values="fp16", shards=4, resident="1 MiB", prepacked=False, read_ahead=True)
@@ -168,8 +170,8 @@ def test_the_model_to_compare_with_keeps_all_as_it_is_and_in_memory() -> None:
     assert replace(budget, processes=2).baseline == PortableOnnx(shards=4, prepacked=False, processes=2)
 
 
-def test_a_calibrated_grid_of_keys_is_refused_with_the_runtimes_own(checkpoint: Checkpoint) -> None:
+def test_calibrated_kv_cache_is_rejected(checkpoint: Checkpoint) -> None:
     from edgeopt.compress.quantization.kv_cache import KvCache
 
-    with pytest.raises(ConfigError, match=r"runtime\.keys_values=int8 in place of the step"):
+    with pytest.raises(ConfigError, match=r"runtime\.keys_values=int8 instead of the step"):
         PortableOnnx().check(KvCache().plan(checkpoint.spec))

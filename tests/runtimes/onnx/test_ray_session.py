@@ -1,4 +1,4 @@
-"""Shards in processes one behind another compute as the whole, and one that ends takes nothing but its answer."""
+"""Test that a pipeline of processes matches one process, and that it recovers from a killed process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from support.stages import build_engine
+from support.workshops import built
 
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.protocols import DistributedSession
@@ -20,52 +20,53 @@ from runtimes.test_families import PROMPT
 
 ray = pytest.importorskip("ray", reason="pip install 'edgeopt[ray]'")
 
-SHARDS, NEW = 4, 12
+SHARDS, NEW_TOKENS = 4, 12
 
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return build_engine(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("cut") / "engine")
+    return built(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("sharded") / "engine")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One of this machine, which sessions join."""
+    """Start a Ray cluster on this machine, which the sessions join."""
     ray.init(log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
 
 
-def generated(engine: Engine, runtime: PortableOnnx) -> tuple[np.ndarray, list[int]]:
+def run_prompt(engine: Engine, runtime: PortableOnnx) -> tuple[np.ndarray, list[int]]:
+    """Return the logits of the prompt and the generated tokens."""
     session = runtime.open(engine, threads=1)
-    found = session.logits(PROMPT), list(session.generate(PROMPT[:40], NEW, stop_at_end=False))
+    results = session.logits(PROMPT), list(session.generate(PROMPT[:40], NEW_TOKENS, stop_at_end=False))
     session.close()
-    return found
+    return results
 
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_compute_and_generate_what_one_does(engine: Engine, processes: int) -> None:
-    logits, tokens = generated(engine, PortableOnnx(shards=SHARDS, processes=processes, spinning=False))
-    expected, told = generated(engine, PortableOnnx())
+def test_pipeline_matches_single_process(engine: Engine, processes: int) -> None:
+    logits, tokens = run_prompt(engine, PortableOnnx(shards=SHARDS, processes=processes, spinning=False))
+    expected, expected_tokens = run_prompt(engine, PortableOnnx())
     assert relative_error(expected, logits) < 1e-5
-    assert tokens == told
+    assert tokens == expected_tokens
 
 
 @pytest.mark.usefixtures("cluster")
-def test_budgets_and_windows_hold_in_each_process(engine: Engine) -> None:
-    alone = PortableOnnx(shards=SHARDS, kv_resident="0 B", kv_window=32, resident="0 B", prepacked=False)
-    shared = PortableOnnx(
+def test_pipeline_with_budgets_matches_single_process(engine: Engine) -> None:
+    single = PortableOnnx(shards=SHARDS, kv_resident="0 B", kv_window=32, resident="0 B", prepacked=False)
+    pipeline = PortableOnnx(
         shards=SHARDS, kv_resident="0 B", kv_window=32, resident="0 B", prepacked=False, processes=2, spinning=False
     )
-    (logits, tokens), (expected, told) = generated(engine, shared), generated(engine, alone)
+    (logits, tokens), (expected, expected_tokens) = run_prompt(engine, pipeline), run_prompt(engine, single)
     assert relative_error(expected, logits) < 1e-5
-    assert tokens == told
+    assert tokens == expected_tokens
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_process_that_is_killed_in_the_middle_is_told_and_the_next_answer_is_whole(engine: Engine) -> None:
-    _, expected = generated(engine, PortableOnnx())
+def test_session_recovers_from_killed_process(engine: Engine) -> None:
+    _, expected = run_prompt(engine, PortableOnnx())
     session = PortableOnnx(shards=SHARDS, processes=2, spinning=False).open(engine, threads=1)
     assert isinstance(session, DistributedSession)
     assert [re.sub(r"\d+ on [^,]+", "N", process) for process in session.processes] == [
@@ -73,22 +74,22 @@ def test_a_process_that_is_killed_in_the_middle_is_told_and_the_next_answer_is_w
         "process N, shards 2 to 3",
     ]
     (second,) = re.findall(r"process (\d+) ", session.processes[1])
-    answer = session.generate(PROMPT[:40], NEW, stop_at_end=False)
-    assert next(answer) == expected[0]
+    generated = session.generate(PROMPT[:40], NEW_TOKENS, stop_at_end=False)
+    assert next(generated) == expected[0]
     os.kill(int(second), signal.SIGKILL)
-    with pytest.raises(MeasureError, match=rf"one has ended \(process {second} on .*shards 2 to 3\).*started anew"):
-        list(answer)
-    assert list(session.generate(PROMPT[:40], NEW, stop_at_end=False)) == expected
+    with pytest.raises(MeasureError, match=rf"has ended \(process {second} on .*shards 2 to 3\).*started again"):
+        list(generated)
+    assert list(session.generate(PROMPT[:40], NEW_TOKENS, stop_at_end=False)) == expected
     session.close()
     session.close()
 
 
-def test_more_processes_than_shards_are_refused() -> None:
-    with pytest.raises(ConfigError, match="processes: 3 processes cannot share shards of which there are 2"):
+def test_more_processes_than_shards_are_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"processes: `processes` must be between 1 and the number of shards \(2\), got 3"):
         PortableOnnx(shards=2, processes=3)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_engine_of_fewer_shards_than_processes_is_refused(engine: Engine) -> None:
-    with pytest.raises(BuildError, match="cut into 4 shards, which are fewer than 5 processes"):
+def test_engine_with_too_few_shards_is_rejected(engine: Engine) -> None:
+    with pytest.raises(BuildError, match="`processes` must be at most the engine's 4 shards, got 5"):
         PortableOnnx(shards=5, processes=5).open(engine, threads=1)
