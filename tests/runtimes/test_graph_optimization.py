@@ -47,7 +47,7 @@ def test_products_of_rounded_weights_are_fused_from_extended_on(portable: Engine
         error = relative_error(in_torch, runtime.open(portable, threads=1).logits(PROMPT))
         assert 1e-3 < error < 0.05 if fused else error < 1e-5  # whole numbers are multiplied, or what they stand for
         assert runtime.lint(portable) == (
-            [] if fused else [f"graph_optimization={level} widens rounded weights for each token"]
+            [] if fused else [f"graph_optimization={level} dequantizes quantized weights again for each token"]
         )
 
 

@@ -34,9 +34,7 @@ LAYER_BYTES, SCHEME_BYTES = 4_900, 700
 """Bytes of names and shapes in the graph for each layer, and for each quantized unit."""
 
 
-def predict(
-    spec: ModelSpec, runtime: PortableOnnx, target: Target, *, carried_bytes: int
-) -> tuple[Measurement, ...]:
+def predict(spec: ModelSpec, runtime: PortableOnnx, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
     """Return the predicted metrics of an engine. Metrics that arithmetic cannot predict are absent."""
     return *_predict_size(spec, runtime, carried_bytes), *_predict_decode(spec, runtime, target.device)
 

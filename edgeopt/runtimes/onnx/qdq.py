@@ -154,9 +154,7 @@ class QdqNodes:
         assert activation is not None
         key = str(activation.name), "dynamic"
         if key not in self._quantized_inputs:
-            quantize = ir.node(
-                "DynamicQuantizeLinear", [activation], num_outputs=3, name=f"{activation.name}.quantize"
-            )
+            quantize = ir.node("DynamicQuantizeLinear", [activation], num_outputs=3, name=f"{activation.name}.quantize")
             for value, part in zip(quantize.outputs, ("codes", "scale", "zero_point"), strict=True):
                 value.name = f"{activation.name}.{part}"
             self._graph.insert_before(product, [quantize])

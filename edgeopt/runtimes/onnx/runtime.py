@@ -30,7 +30,7 @@ BLOCK_QUANTIZATION_OPSET = 21
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortableOnnx(SessionOptions):
-    """ONNX Runtime on graphs from PyTorch's exporter, with weights in fp32, in fp16 storage or quantized to 4 or 8 bits.
+    """ONNX Runtime on graphs from PyTorch's exporter. Weights are fp32, stored in fp16, or quantized to 4 or 8 bits.
 
     Attributes:
         opset: version of the ONNX standard. Opset 23 has attention and norms as single operators. Opset 17 is lowered

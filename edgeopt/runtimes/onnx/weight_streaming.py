@@ -86,9 +86,7 @@ class WeightStream:
             os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_WILLNEED)
 
 
-def open_shards(
-    directory: Path, runtime: PortableOnnx, threads: int, selection: range | None = None
-) -> ShardedSession:
+def open_shards(directory: Path, runtime: PortableOnnx, threads: int, selection: range | None = None) -> ShardedSession:
     """Open the shards of the engine in `directory`, or the `selection` of them, with the budgets of `runtime`.
 
     Raises BuildError if the engine has no shards.

@@ -116,7 +116,7 @@ def create(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress:
     fp16_units = spec.matrices.keys() - runtime.fp32_units(spec)
     opset = graph_checks.opset_for(runtime.min_version)
     options = export.ExportOptions(opset=opset, fp16_units=frozenset(fp16_units), signed_inputs=True)
-    export.build(checkpoint, directory, options=options, progress=progress)
+    export.export_checkpoint(checkpoint, directory, options=options, progress=progress)
     prompt_tokens = resolve_chunk_tokens(directory, spec, runtime.prompt_tokens)
     plan = Plan(
         runtime=runtime,

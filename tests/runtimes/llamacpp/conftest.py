@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from edgeopt.core.artifact import Checkpoint
-from runtimes.onnx.test_onnx import EVERY, taken_in
+from runtimes.onnx.test_onnx import ALL_FAMILIES, import_random_checkpoint
 
 
 @pytest.fixture(scope="module")
 def llama(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return taken_in("llama", tiny_model, tmp_path_factory.mktemp("llama"))
+    return import_random_checkpoint("llama", tiny_model, tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def gemma(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """Return Gemma models that scale scores by the head size, as all but the largest of each family do."""
     checkpoints = {}
     for family in ("gemma2", "gemma3"):
-        kind, values = EVERY[family]
+        kind, values = ALL_FAMILIES[family]
         scaled = {**values, "query_pre_attn_scalar": 16}
-        checkpoints[family] = taken_in((kind, scaled), tiny_model, tmp_path_factory.mktemp(family))
+        checkpoints[family] = import_random_checkpoint((kind, scaled), tiny_model, tmp_path_factory.mktemp(family))
     return checkpoints

@@ -21,7 +21,7 @@ from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.llamacpp.layout import MODEL_FILE
 from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 from runtimes.llamacpp.gguf_engines import ALL_INT4, assert_size_was_predicted, build, quantize, read_tensors
-from runtimes.onnx.test_onnx import in_torch, taken_in, varied
+from runtimes.onnx.test_onnx import torch_logits, import_random_checkpoint, prune_unevenly
 from runtimes.test_families import PROMPT
 
 FP32_CACHE = LlamaCpp(keys_values="fp32")
@@ -36,7 +36,7 @@ def wide(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoi
     import torch
 
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 16, "num_key_value_heads": 16}
-    base = taken_in(("Llama", sizes), tiny_model, tmp_path_factory.mktemp("wide"))
+    base = import_random_checkpoint(("Llama", sizes), tiny_model, tmp_path_factory.mktemp("wide"))
     network = modeling.load(base)
     with torch.no_grad():
         for layer in modeling.layers(network):
@@ -58,20 +58,20 @@ def logits(engine: Engine, runtime: LlamaCpp = FP32_CACHE) -> np.ndarray:
     "family", ["llama", "llama 3", "mistral", "qwen2", "qwen3", "phi3", "phi4", "granite", "smollm3"]
 )
 def test_logits_match_torch(family: str, tiny_model: Path, tmp_path: Path) -> None:
-    checkpoint = taken_in(family, tiny_model, tmp_path)
-    assert relative_error(in_torch(checkpoint), logits(build(checkpoint, tmp_path / "engine"))) < 1e-4
+    checkpoint = import_random_checkpoint(family, tiny_model, tmp_path)
+    assert relative_error(torch_logits(checkpoint), logits(build(checkpoint, tmp_path / "engine"))) < 1e-4
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_gemma_logits_match_torch(family: str, gemma: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Allow a larger error: llama.cpp looks up Gemma's GELU in an fp16 table."""
     engine = build(gemma[family], tmp_path / "engine")
-    assert relative_error(in_torch(gemma[family]), logits(engine)) < 1e-3
+    assert relative_error(torch_logits(gemma[family]), logits(engine)) < 1e-3
 
 
 def test_varied_layers_match_torch(llama: Checkpoint, tmp_path: Path) -> None:
-    pruned = varied(llama, tmp_path / "pruned")
-    assert relative_error(in_torch(pruned), logits(build(pruned, tmp_path / "engine"))) < 1e-4
+    pruned = prune_unevenly(llama, tmp_path / "pruned")
+    assert relative_error(torch_logits(pruned), logits(build(pruned, tmp_path / "engine"))) < 1e-4
 
 
 @pytest.mark.parametrize("file_type", get_args(get_type_hints(LlamaQuantize)["file_type"]))
@@ -102,7 +102,7 @@ def test_importance_reduces_error_of_large_channels(wide: Checkpoint, tmp_path: 
 )
 def test_quantized_logits_match_torch(values: dict[str, Any], llama: Checkpoint, tmp_path: Path) -> None:
     checkpoint = quantize(llama, tmp_path / "quantized", **values)
-    assert relative_error(in_torch(checkpoint), logits(build(checkpoint, tmp_path / "engine"))) < 0.05
+    assert relative_error(torch_logits(checkpoint), logits(build(checkpoint, tmp_path / "engine"))) < 0.05
 
 
 @pytest.mark.parametrize(

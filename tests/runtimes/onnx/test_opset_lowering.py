@@ -33,9 +33,7 @@ SHAPE = [2, 3, 6]
     ],
     ids=str,
 )
-def test_lowered_family_matches_pytorch(
-    family: str, options: dict[str, Any], tiny_model: Path, tmp_path: Path
-) -> None:
+def test_lowered_family_matches_pytorch(family: str, options: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     checkpoint, runtime = import_random_checkpoint(family, tiny_model, tmp_path), PortableOnnx(opset=17, **options)
     engine = built(runtime, checkpoint, tmp_path / "engine")
     for path in engine.directory.glob("*.onnx"):
@@ -76,6 +74,7 @@ def run_model(model: onnx.ModelProto) -> list[np.ndarray]:
 AXES = numpy_helper.from_array(np.array([-1]), "axes")
 INDICES = numpy_helper.from_array(np.array([[[1, 0]]]), "indices")
 UPDATES = numpy_helper.from_array(np.ones((1, 1, 2), np.float32), "updates")
+SCATTER_INPUTS = ["x", "indices", "updates"]
 SIZES = numpy_helper.from_array(np.array([1, 5]), "sizes")
 
 
@@ -88,8 +87,8 @@ SIZES = numpy_helper.from_array(np.array([1, 5]), "sizes")
         (helper.make_node("Split", ["x"], ["y", "z"], axis=-1, num_outputs=2), []),
         (helper.make_node("Split", ["x"], ["y", "z"], num_outputs=2), []),
         (helper.make_node("Split", ["x", "sizes"], ["y", "z"], axis=2), [SIZES]),
-        (helper.make_node("ScatterElements", ["x", "indices", "updates"], ["y"], axis=2), [INDICES, UPDATES]),
-        (helper.make_node("ScatterElements", ["x", "indices", "updates"], ["y"], reduction="add"), [INDICES, UPDATES]),
+        (helper.make_node("ScatterElements", SCATTER_INPUTS, ["y"], axis=2), [INDICES, UPDATES]),
+        (helper.make_node("ScatterElements", SCATTER_INPUTS, ["y"], reduction="add"), [INDICES, UPDATES]),
         (helper.make_node("Neg", ["x"], ["y"]), []),
     ],
     ids=lambda v: v.op_type if isinstance(v, onnx.NodeProto) else "",
@@ -109,14 +108,18 @@ def test_lowered_operator_computes_the_same(node: onnx.NodeProto, tensors: list[
         (helper.make_node("ReduceMean", ["x", "axes"], ["y"]), [], 2),
         (helper.make_node("ReduceMean", ["x"], ["y"], noop_with_empty_axes=1), [], 1),
         (helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2), [], 1),
-        (helper.make_node("ScatterElements", ["x", "indices", "updates"], ["y"], reduction="max"), [INDICES, UPDATES], 1),
+        (
+            helper.make_node("ScatterElements", SCATTER_INPUTS, ["y"], reduction="max"),
+            [INDICES, UPDATES],
+            1,
+        ),
     ],
     ids=["new operator", "computed axes", "no-op without axes", "unequal parts", "maximum"],
 )
-def test_operator_without_older_form_is_named(
-    node: onnx.NodeProto, tensors: list[Any], inputs: int
-) -> None:
-    with pytest.raises(BuildError, match=rf"runtime\.opset: opset 17 does not support {node.op_type} as .*\. Use opset 18"):
+def test_operator_without_older_form_is_named(node: onnx.NodeProto, tensors: list[Any], inputs: int) -> None:
+    with pytest.raises(
+        BuildError, match=rf"runtime\.opset: opset 17 does not support {node.op_type} as .*\. Use opset 18"
+    ):
         lower_model(make_model(node, *tensors, inputs=inputs))
 
 

@@ -85,7 +85,7 @@ def test_session_recovers_from_killed_process(engine: Engine) -> None:
 
 
 def test_more_processes_than_shards_are_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"processes: `processes` must be between 1 and the number of shards \(2\), got 3"):
+    with pytest.raises(ConfigError, match=r"processes: .* between 1 and the number of shards \(2\), got 3"):
         PortableOnnx(shards=2, processes=3)
 
 

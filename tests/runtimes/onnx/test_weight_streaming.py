@@ -125,9 +125,7 @@ def test_offloaded_cache_is_exact(engine: Engine, budget: str) -> None:
     offloaded = PortableOnnx(shards=SHARDS, kv_resident=budget).open(engine, threads=1)
     in_memory = PortableOnnx(shards=SHARDS, kv_resident="1 GiB").open(engine, threads=1)
     assert (offloaded.logits(PROMPT) == in_memory.logits(PROMPT)).all()
-    first, first_expected = (
-        session.generate(PROMPT[:40], 8, stop_at_end=False) for session in (offloaded, in_memory)
-    )
+    first, first_expected = (session.generate(PROMPT[:40], 8, stop_at_end=False) for session in (offloaded, in_memory))
     second, second_expected = (  # interleaved with the first sequence; each has a cache of its own
         session.generate(PROMPT[7:30], 8, stop_at_end=False) for session in (offloaded, in_memory)
     )
@@ -197,14 +195,23 @@ def test_only_streamed_shards_are_released(tmp_path: Path, read_ahead: bool) -> 
         ({"shards": 0}, "shards: `shards` must be between 1 and 99, got 0"),
         ({"shards": 100}, "shards: `shards` must be between 1 and 99, got 100"),
         ({"resident": "512"}, "resident: .*has no unit"),
-        ({"resident": "1 GiB", "prepacked": False}, "resident: `resident` requires several shards, got shards=1. Use shards=8"),
-        ({"kv_resident": "1 GiB"}, "kv_resident: `kv_resident` requires several shards, got shards=1. Use shards=8"),
-        ({"kv_resident": "1 GiB", "shards": 8, "provider": "cuda"}, "kv_resident: `kv_resident` requires provider=cpu, got cuda"),
+        (
+            {"resident": "1 GiB", "prepacked": False},
+            "resident: .* requires several shards.*Use shards=8",
+        ),
+        ({"kv_resident": "1 GiB"}, "kv_resident: .* requires several shards.*Use shards=8"),
+        (
+            {"kv_resident": "1 GiB", "shards": 8, "provider": "cuda"},
+            "kv_resident: .* requires provider=cpu",
+        ),
         ({"kv_window": 31}, r"kv_window: `kv_window` must be at least `prompt_tokens` \(32\), got 31.*Use 32 or more"),
         ({"kv_window": 64, "prompt_tokens": 65}, r"kv_window: .* \(65\), got 64.*Use 65 or more, or fewer"),
-        ({"kv_window": 64, "provider": "cuda"}, "kv_window: `kv_window` requires provider=cpu, got cuda"),
+        ({"kv_window": 64, "provider": "cuda"}, "kv_window: .* requires provider=cpu"),
         ({"resident": "1 GiB", "shards": 8}, "prepacked: `prepacked` must be false.*Use prepacked=false"),
-        ({"resident": "1 GiB", "shards": 8, "prepacked": False, "provider": "cuda"}, "resident: `resident` requires provider=cpu, got cuda"),
+        (
+            {"resident": "1 GiB", "shards": 8, "prepacked": False, "provider": "cuda"},
+            "resident: .* requires provider=cpu",
+        ),
     ],
     ids=str,
 )
