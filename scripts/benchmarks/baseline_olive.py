@@ -1,7 +1,7 @@
-"""An evaluator of Olive's that minimizes perplexity on windows of token ids, and bytes.
+"""Evaluate models for Olive's search by perplexity on windows of token ids, and by size on disk.
 
-Imported by Olive as a user script; each evaluation is told with the time at which it was known. It is an evaluator of
-its own because Olive 0.13 cannot write down metrics of the type `custom`; those that it is given stand for their names.
+Olive imports this module as a user script. Each evaluation is logged with the time of its completion. Olive 0.13 cannot
+serialize metrics of type `custom`, so the search declares metrics of other types, of which only the names are used.
 """
 
 import json
@@ -16,26 +16,27 @@ from olive.evaluator.olive_evaluator import OliveEvaluator
 from olive.evaluator.registry import Registry
 
 
-@Registry.register("judge")
-class Judge(OliveEvaluator):
-    def __init__(self, windows, told, **more):
-        super().__init__(**more)
-        self.windows, self.told = windows, told
+@Registry.register("edgeopt_evaluator")
+class PerplexityEvaluator(OliveEvaluator):
+    def __init__(self, windows, log, **options):
+        super().__init__(**options)
+        self.windows, self.log = windows, log
 
     def evaluate(self, model, metrics, device="cpu", execution_providers=None):
-        found = measured(Path(model.model_path), self.windows)
-        with Path(self.told).open("a") as file:
-            file.write(json.dumps({**found, "at": time.time()}) + "\n")
-        wanted = [(metric.name, sub) for metric in metrics for sub in metric.sub_types]
+        values = measure(Path(model.model_path), self.windows)
+        with Path(self.log).open("a") as file:
+            file.write(json.dumps({**values, "at": time.time()}) + "\n")
+        requested = [(metric.name, sub) for metric in metrics for sub in metric.sub_types]
         return MetricResult.model_validate(
             {
-                f"{name}-{sub.name}": {"value": found[name], "priority": sub.priority, "higher_is_better": False}
-                for name, sub in wanted
+                f"{name}-{sub.name}": {"value": values[name], "priority": sub.priority, "higher_is_better": False}
+                for name, sub in requested
             }
         )
 
 
-def measured(path, windows):
+def measure(path, windows):
+    """Return perplexity and size in MiB of the ONNX model at `path`."""
     folder = path if path.is_dir() else path.parent
     session = onnxruntime.InferenceSession(str(next(folder.glob("*.onnx"))), providers=["CPUExecutionProvider"])
     decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
@@ -46,8 +47,8 @@ def measured(path, windows):
         row = np.array([ids], dtype=np.int64)
         feed = {"input_ids": row, "attention_mask": np.ones_like(row), "position_ids": np.arange(len(ids))[None]}
         feed |= {name: past for name in names if name.startswith("past_")}
-        given = {name: value for name, value in feed.items() if name in names}
-        logits = session.run(["logits"], given)[0][0].astype(np.float64)
+        inputs = {name: value for name, value in feed.items() if name in names}
+        logits = session.run(["logits"], inputs)[0][0].astype(np.float64)
         top = logits.max(axis=-1, keepdims=True)
         log_probabilities = logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
         nll -= log_probabilities[np.arange(len(ids) - 1), row[0, 1:]].sum()

@@ -1,7 +1,7 @@
-"""What users of other tools would run instead, on the same weights and the same tokens.
+"""Build engines with other tools, as baselines on the same weights and the same tokens.
 
-ONNX Runtime's builder comes with edgeopt, llama.cpp with edgeopt[llamacpp]. Olive wants an environment of its own: name
-its interpreter in EDGEOPT_OLIVE_PYTHON (olive-ai 0.13 with onnxruntime-genai 0.14, datasets, requests).
+ONNX Runtime's builder is installed with edgeopt, llama.cpp with edgeopt[llamacpp]. Olive requires an environment of its
+own: set EDGEOPT_OLIVE_PYTHON to its interpreter (olive-ai 0.13 with onnxruntime-genai 0.14, datasets, requests).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-YARDSTICKS = Path(__file__).parents[2] / "shared" / "peers"
-OLIVE = "EDGEOPT_OLIVE_PYTHON"
+OLIVE_CONFIGS = Path(__file__).parents[2] / "shared" / "peers"
+OLIVE_PYTHON = "EDGEOPT_OLIVE_PYTHON"
 
 
-def onnx_runtime(model: Path, directory: Path, method: str, *, bits: int = 4, block_size: int = 32) -> None:
-    """onnxruntime-genai's builder with its own quantizer: `default`, `rtn` or `k_quant`; tied tables are shared."""
+def build_onnx_runtime(model: Path, directory: Path, method: str, *, bits: int = 4, block_size: int = 32) -> None:
+    """Build an engine with onnxruntime-genai's own quantizer `method`: `default`, `rtn` or `k_quant`."""
     from onnxruntime_genai.models import builder
 
     from edgeopt.checkpoints import importing
@@ -52,7 +52,7 @@ def onnx_runtime(model: Path, directory: Path, method: str, *, bits: int = 4, bl
 
 
 def seal(model: Path, directory: Path, made_by: str) -> None:
-    """Make what another tool built in `directory` an engine that edgeopt's probes measure."""
+    """Seal the output of another tool in `directory` as an engine, so that edgeopt's probes can measure it."""
     from edgeopt.checkpoints import importing, modeling
     from edgeopt.core.artifact import Engine
     from edgeopt.core.config_objects import to_config
@@ -61,24 +61,26 @@ def seal(model: Path, directory: Path, made_by: str) -> None:
 
     modeling.carry(model, directory)
     graph_passes.split_scoring(directory / GENERATION_GRAPH, directory / SCORING_GRAPH)
-    about = {"runtime": to_config(Genai()), "recipe": {"text": made_by}}
-    Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=about)
+    made_by_record = {"runtime": to_config(Genai()), "recipe": {"text": made_by}}
+    Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=made_by_record)
 
 
-def olive_runs_here() -> bool:
-    return OLIVE in os.environ and YARDSTICKS.is_dir()
+def has_olive() -> bool:
+    """Return whether Olive's environment and its configs are available."""
+    return OLIVE_PYTHON in os.environ and OLIVE_CONFIGS.is_dir()
 
 
-def llama_cpp_runs_here() -> bool:
+def has_llama_cpp() -> bool:
+    """Return whether llama.cpp is installed."""
     return find_spec("llama_cpp") is not None
 
 
-def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
-    """The windows of token ids that the quality probe reads under the overrides `chosen`."""
+def evaluation_windows(model: Path, overrides: Sequence[str]) -> list[list[int]]:
+    """Return the windows of token ids that the quality probe evaluates under `overrides`."""
     from edgeopt.config import assemble
     from edgeopt.measure.harness.workload import build_workload
 
-    bound = assemble.bench(assemble.Request(overrides=tuple(chosen)).compose())
+    bound = assemble.bench(assemble.Request(overrides=tuple(overrides)).compose())
     return build_workload(
         bound.evaluation,
         model,
@@ -89,60 +91,66 @@ def evaluation_windows(model: Path, chosen: Sequence[str]) -> list[list[int]]:
     ).documents
 
 
-def calibration(chosen: Sequence[str]) -> Sequence[str]:
-    """The documents of the calibration text under the overrides `chosen`."""
+def calibration_documents(overrides: Sequence[str]) -> Sequence[str]:
+    """Return the documents of the calibration text under `overrides`."""
     from edgeopt.config import assemble
-    from edgeopt.core.config_objects import canonical_json
+    from edgeopt.core.config_objects import canonical
 
-    config = assemble.Request(overrides=tuple(chosen)).compose()
-    return assemble.text(canonical_json(config["calibration"])).documents
+    config = assemble.Request(overrides=tuple(overrides)).compose()
+    return assemble.text(canonical(config["calibration"])).documents
 
 
-def llama_cpp(model: Path, directory: Path, kind: str) -> None:
-    """What llama.cpp's own quantizer makes of a model, for example in Q4_K_M, as an engine in `directory`."""
+def build_llama_cpp(model: Path, directory: Path, weight_type: str) -> None:
+    """Build an engine with llama.cpp's own quantizer, for example in Q4_K_M."""
     from edgeopt.checkpoints import importing
     from edgeopt.core.artifact import Engine
     from edgeopt.core.config_objects import to_config
     from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 
     runtime = LlamaCpp()
-    with tempfile.TemporaryDirectory() as taken:
-        checkpoint = importing.import_checkpoint(model, Path(taken))
-        rounded = replace(checkpoint, spec=replace(checkpoint.spec, weight_dtype=kind))
-        runtime.build(rounded, directory, print)
-    about = {"runtime": to_config(runtime), "recipe": {"text": f"llama.cpp, {kind}"}}
-    Engine.seal(directory, format=runtime.format, spec=rounded.spec, made_by=about)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = importing.import_checkpoint(model, Path(scratch))
+        quantized = replace(checkpoint, spec=replace(checkpoint.spec, weight_dtype=weight_type))
+        runtime.build(quantized, directory, print)
+    made_by = {"runtime": to_config(runtime), "recipe": {"text": f"llama.cpp, {weight_type}"}}
+    Engine.seal(directory, format=runtime.format, spec=quantized.spec, made_by=made_by)
 
 
-def olive(model: Path, directory: Path, calibration: Sequence[str], *, window_tokens: int) -> None:
-    """Olive's Gptq in 4 bits and its model builder, as an engine in `directory`."""
+def build_olive(model: Path, directory: Path, calibration: Sequence[str], *, window_tokens: int) -> None:
+    """Build an engine with Olive's GPTQ in 4 bits and its model builder."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         (work / "calib.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in calibration))
-        config = json.loads((YARDSTICKS / "olive_gptq.json").read_text())
+        config = json.loads((OLIVE_CONFIGS / "olive_gptq.json").read_text())
         config["input_model"]["model_path"] = str(model)
         config["data_configs"][0]["pre_process_data_config"]["max_seq_len"] = window_tokens
         (work / "olive.json").write_text(json.dumps(config))
-        _run(os.environ[OLIVE], "-m", "olive", "run", "--config", "olive.json", folder=work)
-        built = next((work / "olout").rglob("model.onnx")).parent
-        shutil.copytree(built, directory, dirs_exist_ok=True)
+        _run(os.environ[OLIVE_PYTHON], "-m", "olive", "run", "--config", "olive.json", folder=work)
+        olive_output = next((work / "olout").rglob("model.onnx")).parent
+        shutil.copytree(olive_output, directory, dirs_exist_ok=True)
     seal(model, directory, "Olive, Gptq")
 
 
-def olive_search(model: Path, folder: Path, windows: Sequence[Sequence[int]], seed: int) -> list[dict[str, float]]:
-    """What Olive's TPE finds over its model builder's own choices in 4 bits: `perplexity`, `mib`, and seconds `at`."""
+def run_olive_search(model: Path, folder: Path, windows: Sequence[Sequence[int]], seed: int) -> list[dict[str, float]]:
+    """Run Olive's TPE over the 4-bit options of its model builder.
+
+    Return `perplexity`, `mib` and the seconds `at` of each evaluation.
+    """
     (folder / "windows.json").write_text(json.dumps(windows))
-    told = folder / "told.jsonl"
-    judge = {
-        "type": "judge",
-        "user_script": str(Path(__file__).with_name("peer_olive.py")),
-        "type_args": {"windows": str(folder / "windows.json"), "told": str(told)},
+    log = folder / "evaluations.jsonl"
+    evaluator = {
+        "type": "edgeopt_evaluator",
+        "user_script": str(Path(__file__).with_name("baseline_olive.py")),
+        "type_args": {"windows": str(folder / "windows.json"), "log": str(log)},
         "metrics": [
             {"name": "perplexity", "type": "latency", "sub_types": [{"name": "avg", "priority": 1}]},
             {"name": "mib", "type": "size_on_disk", "sub_types": [{"name": "bytes", "priority": 2}]},
         ],
     }
-    here = {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}
+    system = {
+        "type": "LocalSystem",
+        "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}],
+    }
     builder = {
         "type": "ModelBuilder",
         "precision": "int4",
@@ -155,11 +163,11 @@ def olive_search(model: Path, folder: Path, windows: Sequence[Sequence[int]], se
     }
     config = {
         "input_model": {"type": "HfModel", "model_path": str(model)},
-        "systems": {"here": here},
-        "host": "here",
-        "target": "here",
-        "evaluators": {"judge": judge},
-        "evaluator": "judge",
+        "systems": {"local": system},
+        "host": "local",
+        "target": "local",
+        "evaluators": {"edgeopt": evaluator},
+        "evaluator": "edgeopt",
         "evaluate_input_model": False,
         "search_strategy": {
             "execution_order": "joint",
@@ -171,18 +179,22 @@ def olive_search(model: Path, folder: Path, windows: Sequence[Sequence[int]], se
         "output_dir": "out",
     }
     (folder / "olive.json").write_text(json.dumps(config))
-    begun = time.time()
-    _run(os.environ[OLIVE], "-m", "olive", "run", "--config", "olive.json", folder=folder)
-    found = map(json.loads, told.read_text().splitlines())
-    return [{**figures, "at": figures["at"] - begun} for figures in found]
+    start = time.time()
+    _run(os.environ[OLIVE_PYTHON], "-m", "olive", "run", "--config", "olive.json", folder=folder)
+    evaluations = map(json.loads, log.read_text().splitlines())
+    return [{**evaluation, "at": evaluation["at"] - start} for evaluation in evaluations]
 
 
 def _run(python: str, *arguments: Any, folder: Path | None = None) -> str:
-    where = folder or Path(arguments[-1]).parent
-    quiet = {**os.environ, "OLIVE_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(
-        [python, *map(str, arguments)], cwd=where, env=quiet, capture_output=True, text=True, check=False
+    environment = {**os.environ, "OLIVE_DISABLE_TELEMETRY": "1"}
+    process = subprocess.run(
+        [python, *map(str, arguments)],
+        cwd=folder or Path(arguments[-1]).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"{arguments[0]} failed: {done.stderr[-2000:]}")
-    return done.stdout
+    if process.returncode:
+        raise RuntimeError(f"{arguments[0]} failed: {process.stderr[-2000:]}")
+    return process.stdout

@@ -1,4 +1,4 @@
-"""What the benchmarks share: commands as a user types them, tables, and models to measure."""
+"""Run edgeopt commands, print tables and provide the models that the benchmarks measure."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ PROBES = ("memory", "latency", "quality", "continuations", "parity", "energy")
 
 
 def cli(folder: Path, *arguments: str) -> dict[str, Any]:
-    """The JSON document that a command prints; what it says on stderr is shown as it comes."""
-    done = subprocess.run([EDGEOPT, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    """Run an edgeopt command and return its JSON document. Its stderr is shown."""
+    process = subprocess.run([EDGEOPT, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    document: dict[str, Any] = json.loads(process.stdout)
+    return document
 
 
 def only(*probes: str) -> list[str]:
-    """Overrides that leave these probes, beside size, and switch the others off."""
+    """Return overrides that disable all probes except size and the given ones."""
     return [f"measure.probes.{name}=null" for name in PROBES if name not in probes]
 
 
-def figures(document: dict[str, Any]) -> dict[str, float]:
+def metrics_of(document: dict[str, Any]) -> dict[str, float]:
+    """Return the measured values of a document by metric."""
     return {m["metric"]: m["value"] for m in document["measurements"]}
 
 
-def intervals(document: dict[str, Any], metric: str) -> tuple[float, float]:
-    found = next(m for m in document["measurements"] if m["metric"] == metric)
-    return found["low"], found["high"]
+def interval_of(document: dict[str, Any], metric: str) -> tuple[float, float]:
+    """Return the confidence interval of a metric."""
+    measurement = next(m for m in document["measurements"] if m["metric"] == metric)
+    return measurement["low"], measurement["high"]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table."""
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
     for row in rows:
@@ -50,91 +53,96 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeContext:
-    """A trained model with the overrides that choose it and its texts."""
+class BenchmarkModel:
+    """A trained model and the overrides that select it and its texts."""
 
     title: str
     folder: Path
-    chosen: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
-def subjects() -> list[ProbeContext]:
-    """The reference model and, where the real data are at hand, TinyStories-656K."""
+def trained_models() -> list[BenchmarkModel]:
+    """Return the reference model, and TinyStories-656K if its files are present."""
     import edgeopt
 
-    found = [ProbeContext(title="reference model", folder=Path(edgeopt.__file__).parent / "reference")]
+    models = [BenchmarkModel(title="reference model", folder=Path(edgeopt.__file__).parent / "reference")]
     stories = REALDATA / "TinyStories-656K"
     if stories.is_dir():
         texts = [
             f"text@{use}=file {use}.path={REALDATA / 'tinystories' / use}.jsonl"
             for use in ("calibration", "evaluation")
         ]
-        chosen = ("model=local", f"model.path={stories}", *" ".join(texts).split())
-        found.append(ProbeContext(title="TinyStories-656K", folder=stories, chosen=chosen))
-    return found
+        overrides = ("model=local", f"model.path={stories}", *" ".join(texts).split())
+        models.append(BenchmarkModel(title="TinyStories-656K", folder=stories, overrides=overrides))
+    return models
 
 
-def in_turn(
+def bench_interleaved(
     folder: Path, engines: Mapping[Name, Path], rounds: int = 3, target: Sequence[str] = ()
 ) -> dict[Name, dict[str, float]]:
-    """Medians of what `edgeopt bench` says of each engine's size, memory and latency, measured one after another."""
-    off = [*only("memory", "latency"), *target]
+    """Run `edgeopt bench` on all engines in turn and return medians of size, memory and latency over the rounds."""
+    overrides = [*only("memory", "latency"), *target]
     measured: dict[Name, list[dict[str, float]]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
-            measured[name].append(figures(cli(folder, "bench", "--engine", str(engine), *off)))
+            measured[name].append(metrics_of(cli(folder, "bench", "--engine", str(engine), *overrides)))
     return {
         name: {metric: statistics.median(run[metric] for run in runs) for metric in runs[0]}
         for name, runs in measured.items()
     }
 
 
-def engine_of(folder: Path, document: Mapping[str, Any]) -> Path:
-    """The engine's folder in a document of `edgeopt run`."""
-    return folder / document["engine"]["directory"]
+def engine_folder(folder: Path, document: Mapping[str, Any]) -> Path:
+    """Return the engine's folder, as `edgeopt run` reported it."""
+    return folder / str(document["engine"]["directory"])
 
 
 def compare(
     folder: Path, commands: Mapping[str, Sequence[str]], quality: Sequence[str] = ("quality/perplexity",)
 ) -> None:
-    """A table of recipes: built and judged once, then timed in turn; ratios are to the first."""
+    """Print a table of recipes, built and evaluated once and then timed in turn. Ratios are to the first recipe."""
     documents = {name: cli(folder, "run", *command) for name, command in commands.items()}
-    measured = in_turn(folder, {name: engine_of(folder, document) for name, document in documents.items()})
-    shown = ("size/engine_mib", "latency/decode_p50_ms", "latency/ttft_256_ms", "memory/peak_rss_mib")
+    measured = bench_interleaved(
+        folder, {name: engine_folder(folder, document) for name, document in documents.items()}
+    )
+    timed_metrics = ("size/engine_mib", "latency/decode_p50_ms", "latency/ttft_256_ms", "memory/peak_rss_mib")
     first = measured[next(iter(commands))]
     rows = []
     for name, document in documents.items():
-        own, judged = measured[name], figures(document)
-        timed = [f"{own[metric]:.4g} ({own[metric] / first[metric]:.2f})" for metric in shown]
-        rows.append([name, *timed, *(judged.get(metric, float("nan")) for metric in quality)])
-    table(["recipe", *shown, *quality], rows)
+        medians, evaluated = measured[name], metrics_of(document)
+        timings = [f"{medians[metric]:.4g} ({medians[metric] / first[metric]:.2f})" for metric in timed_metrics]
+        rows.append([name, *timings, *(evaluated.get(metric, float("nan")) for metric in quality)])
+    print_table(["recipe", *timed_metrics, *quality], rows)
 
 
-def timed(name: str, action: Callable[[], object]) -> None:
-    """Print the median of what an action takes, done a few times."""
+def print_time(name: str, action: Callable[[], object]) -> None:
+    """Print the median time of an action."""
     seconds = []
     for _ in range(REPEATS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         action()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     print(f"{name}: {statistics.median(seconds):.2f} s", flush=True)
 
 
-def workers_of(sweep: int) -> list[Any]:
-    """The living worker processes of the sweep with this process number."""
+def worker_processes(sweep: int) -> list[Any]:
+    """Return the running worker processes of the sweep with process id `sweep`."""
     import psutil
 
-    found = []
+    workers = []
     with contextlib.suppress(psutil.Error):  # the sweep has ended
         for child in psutil.Process(sweep).children():
-            with contextlib.suppress(psutil.Error):  # it is dead, and only not yet waited for
+            with contextlib.suppress(psutil.Error):  # the worker has ended
                 if "worker" in child.cmdline():
-                    found.append(child)
-    return found
+                    workers.append(child)
+    return workers
 
 
 def make_random_llama(folder: Path, context_length: int = 2048) -> None:
-    """Hidden 1024, MLP 2816, 16 layers, 16 heads, 4 KV heads, vocabulary 32,000; the reference model's tokenizer."""
+    """Write a random Llama of 246 M parameters with the reference model's tokenizer.
+
+    Hidden size 1024, MLP 2816, 16 layers, 16 heads, 4 KV heads, vocabulary 32,000.
+    """
     import shutil
 
     import edgeopt

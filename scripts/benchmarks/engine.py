@@ -1,4 +1,4 @@
-"""Benchmarks of the product itself: start, memory, agreement of measurements, overhead, and what a cut gains."""
+"""Benchmark start-up, memory, repeatability, overhead, predictions and the gains of pruning."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from pathlib import Path
 
 from benchmarks.common import (
     EDGEOPT,
-    ProbeContext,
+    BenchmarkModel,
+    bench_interleaved,
     cli,
     compare,
-    engine_of,
-    figures,
-    in_turn,
-    intervals,
+    engine_folder,
+    interval_of,
     make_random_llama,
+    metrics_of,
     only,
-    subjects,
-    table,
+    print_table,
+    trained_models,
 )
 
 ROUNDS = 3
-"""How often the machine is profiled and everything measured then."""
+"""Number of times that `estimate` profiles the machine and measures all engines."""
 
 
 def startup(folder: Path) -> None:
-    """Time until `edgeopt --help` has printed."""
+    """Time of `edgeopt --help`."""
     times = []
     for _ in range(11):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         subprocess.run([EDGEOPT, "--help"], stdout=subprocess.DEVNULL, check=True)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     print(f"`edgeopt --help`: median {statistics.median(times):.3f} s of {len(times)}\n")
 
 
 def width(folder: Path) -> None:
-    """What pruning 30 % of the MLP channels costs and gains, and what LoRA wins back."""
-    cut, trained = ["step.prune.ratio=0.3"], ["step.lora.rank=16"]
-    alike = [*cut, "step.prune.distribution=uniform"]
+    """Size, speed and perplexity after pruning 30 % of the MLP channels, and after recovery with LoRA."""
+    pruned, lora = ["step.prune.ratio=0.3"], ["step.lora.rank=16"]
+    uniform = [*pruned, "step.prune.distribution=uniform"]
     commands = {
         "uncompressed": ["recipe=baseline"],
-        "30 % narrower, layers alike": ["recipe=prune", *alike],
-        "the same, LoRA": ["recipe=prune_lora", *alike, *trained],
-        "30 % narrower, by sensitivity": ["recipe=prune", *cut],
-        "by sensitivity, LoRA": ["recipe=prune_lora", *cut, *trained],
+        "pruned uniformly": ["recipe=prune", *uniform],
+        "pruned uniformly, LoRA": ["recipe=prune_lora", *uniform, *lora],
+        "pruned by sensitivity": ["recipe=prune", *pruned],
+        "pruned by sensitivity, LoRA": ["recipe=prune_lora", *pruned, *lora],
         "int4": ["recipe=int4"],
-        "by sensitivity, LoRA, int4": ["recipe=prune_lora_int4", *cut, *trained],
+        "pruned by sensitivity, LoRA, int4": ["recipe=prune_lora_int4", *pruned, *lora],
     }
     compare(folder, commands)
-    perplexity = [figures(cli(folder, "run", *command))["quality/perplexity"] for command in commands.values()]
-    for whole, narrow, won in (perplexity[:3], [perplexity[0], *perplexity[3:5]]):
-        share = (narrow - won) / (narrow - whole)
-        print(f"perplexity lost by pruning {narrow - whole:.3f}, won back {narrow - won:.3f}: {share:.0%}")
+    perplexity = [metrics_of(cli(folder, "run", *command))["quality/perplexity"] for command in commands.values()]
+    for original, after_pruning, after_lora in (perplexity[:3], [perplexity[0], *perplexity[3:5]]):
+        loss, recovered = after_pruning - original, after_pruning - after_lora
+        print(f"perplexity lost by pruning {loss:.3f}, recovered {recovered:.3f}: {recovered / loss:.0%}")
     print()
 
 
 def width_246m(folder: Path) -> None:
-    """The same cut of a 246 M Llama shape with random weights, where arithmetic outweighs the calls around it."""
+    """The same pruning of a 246 M Llama with random weights, whose run time is dominated by arithmetic."""
     model = folder / "llama246m"
     make_random_llama(model)
-    whole = ["model=local", f"model.path={model}", "measure.probes.parity=null", "measure.max_windows=2"]
+    overrides = ["model=local", f"model.path={model}", "measure.probes.parity=null", "measure.max_windows=2"]
     compare(
         folder,
         {
-            "uncompressed": [*whole, "recipe=baseline"],
-            "30 % narrower": [
-                *whole,
+            "uncompressed": [*overrides, "recipe=baseline"],
+            "pruned by 30 %": [
+                *overrides,
                 "recipe=prune",
                 "step.prune.ratio=0.3",
                 "step.prune.windows=4",
@@ -80,138 +80,144 @@ def width_246m(folder: Path) -> None:
 
 
 def agreement(folder: Path) -> None:
-    """Whether two measurements of one engine agree, and both orders of two engines give the same verdict."""
+    """Agreement of two measurements of one engine, and of both measuring orders of two engines."""
     first = cli(folder, "run", "recipe=int8")["engine"]["directory"]
     second = cli(folder, "run", "recipe=int4")["engine"]["directory"]
     order = [first, first, second, second, first]
-    bench = [cli(folder, "bench", "--engine", str(folder / engine)) for engine in order]
-    timed = [
-        m["metric"] for m in bench[0]["measurements"] if m["metric"].startswith(("latency/", "memory/", "throughput/"))
+    documents = [cli(folder, "bench", "--engine", str(folder / engine)) for engine in order]
+    metrics = [
+        m["metric"]
+        for m in documents[0]["measurements"]
+        if m["metric"].startswith(("latency/", "memory/", "throughput/"))
     ]
     rows = []
-    for metric in timed:
-        (a_low, a_high), (b_low, b_high) = intervals(bench[0], metric), intervals(bench[1], metric)
+    for metric in metrics:
+        (a_low, a_high), (b_low, b_high) = interval_of(documents[0], metric), interval_of(documents[1], metric)
         overlap = a_low <= b_high and b_low <= a_high
         rows.append(
             [metric, f"{a_low:.4g} … {a_high:.4g}", f"{b_low:.4g} … {b_high:.4g}", "agree" if overlap else "DIFFER"]
         )
-    table(["metric", "first", "second", ""], rows)
+    print_table(["metric", "first", "second", ""], rows)
     metric = "latency/decode_p50_ms"
-    forth = figures(bench[1])[metric] < figures(bench[2])[metric]
-    back = figures(bench[4])[metric] < figures(bench[3])[metric]
-    print(f"int8 faster than int4: {forth} when measured first, {back} when measured last\n")
+    first_order = metrics_of(documents[1])[metric] < metrics_of(documents[2])[metric]
+    second_order = metrics_of(documents[4])[metric] < metrics_of(documents[3])[metric]
+    print(f"int8 faster than int4: {first_order} when measured first, {second_order} when measured last\n")
 
 
 def memory(folder: Path) -> None:
-    """Peak memory against bytes on disk of the 246 M shape in 4 bits, by blocks, context and type of cache."""
+    """Peak memory relative to engine size of the 246 M shape in 4 bits, by block size, context and cache type."""
     model = folder / "llama246m"
     make_random_llama(model)
-    whole = ["model=local", f"model.path={model}", "recipe=int4", *only("memory", "latency")]
-    in_8_bits = ["+step@step.kv_cache=kv_cache", "order=[quantize,kv_cache]"]
+    overrides = ["model=local", f"model.path={model}", "recipe=int4", *only("memory", "latency")]
+    kv_8_bits = ["+step@step.kv_cache=kv_cache", "order=[quantize,kv_cache]"]
     rows = []
-    for block, tokens, extra in ((128, 512, []), (256, 512, []), (256, 1024, []), (256, 1024, in_8_bits)):
-        sized = [f"step.quantize.block_size={block}", f"target.context_length={tokens}"]
-        f = figures(cli(folder, "run", *whole, *sized, *extra))
-        size, peak = f["size/engine_mib"], f["memory/peak_rss_mib"]
+    for block, tokens, extra in ((128, 512, []), (256, 512, []), (256, 1024, []), (256, 1024, kv_8_bits)):
+        sizes = [f"step.quantize.block_size={block}", f"target.context_length={tokens}"]
+        metrics = metrics_of(cli(folder, "run", *overrides, *sizes, *extra))
+        size, peak = metrics["size/engine_mib"], metrics["memory/peak_rss_mib"]
         cache = "8 bits" if extra else "fp32"
-        rows.append([block, tokens, cache, size, peak, peak / size, f["latency/decode_p50_ms"]])
-    table(["block", "context", "key-value cache", "engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"], rows)
+        rows.append([block, tokens, cache, size, peak, peak / size, metrics["latency/decode_p50_ms"]])
+    print_table(["block", "context", "key-value cache", "engine MiB", "peak RSS MiB", "ratio", "decode p50 ms"], rows)
 
 
 def overhead(folder: Path) -> None:
-    """Share of a trial's time, and of the whole sweep's, that is neither compression, build nor measurement."""
+    """Share of the time of trials and of the sweep that is outside the stages of compression, build and measurement."""
     from mlflow import MlflowClient
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     document = cli(folder, "sweep", "search.study=overhead", "search.trials=8", "promote=null")
-    passed = time.perf_counter() - begun
+    elapsed_s = time.perf_counter() - start
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    in_trials = in_stages = 0.0
+    trials_s = stages_s = 0.0
     for trial in document["trials"]:
         run = client.get_run(trial["run_id"]).info
-        in_trials += (run.end_time - run.start_time) / 1e3
+        trials_s += (run.end_time - run.start_time) / 1e3
         result = json.loads((folder / ".edgeopt/studies/overhead/trials" / f"{trial['number']}.json").read_text())
-        in_stages += sum(result["timings_s"].values())
-    print(f"8 trials: {in_trials:.0f} s, of which {1 - in_stages / in_trials:.1%} are outside their stages")
-    print(f"sweep: {passed:.0f} s, of which {1 - in_stages / passed:.1%} are outside stages, start and end included\n")
+        stages_s += sum(result["timings_s"].values())
+    print(f"8 trials: {trials_s:.0f} s, {1 - stages_s / trials_s:.1%} outside their stages")
+    print(f"sweep: {elapsed_s:.0f} s, {1 - stages_s / elapsed_s:.1%} outside stages, including start and end\n")
 
 
 def estimate(folder: Path) -> None:
-    """What `edgeopt estimate` predicts of 30 recipes beside what is then measured, on a target profiled in this run.
+    """Predictions of `edgeopt estimate` relative to measurements, for 30 recipes on a target profiled in this run.
 
-    Three times over the machine is profiled and all engines are measured right after it, since its own speed comes and
-    goes by the hour; and with one thread, as how long threads wait for one another depends on where a host puts its
-    virtual cores meanwhile. Each ratio is the median of the three.
+    The machine's speed changes by the hour, so each of three rounds profiles it and measures all engines right after.
+    One thread is used, because the synchronization of threads depends on the host's placement of virtual cores. Each
+    ratio is the median of the three rounds.
     """
-    profiled = str(folder / "here" / "target" / "here.yaml")
+    profile_path = str(folder / "here" / "target" / "here.yaml")
     model = folder / "llama246m"
     make_random_llama(model)
-    large = ProbeContext(title="246 M shape", folder=model, chosen=("model=local", f"model.path={model}"))
-    rounded = [
-        [f"recipe={kind}", f"step.quantize.block_size={block}"]
-        for kind, block in (("int8", 32), ("int8", 64), ("int4", 16), ("int4", 32), ("int4", 64))
+    large = BenchmarkModel(title="246 M shape", folder=model, overrides=("model=local", f"model.path={model}"))
+    quantized = [
+        [f"recipe={weights}", f"step.quantize.block_size={block}"]
+        for weights, block in (("int8", 32), ("int8", 64), ("int4", 16), ("int4", 32), ("int4", 64))
     ]
-    tables = ["step.quantize.lm_head=int4", "step.quantize.embedding=int4"]
-    in_8_bits = ["recipe=baseline", "+step@step.quantize=int8_activations", "order=[quantize]"]
-    cut = ["step.prune.ratio=0.3", "step.prune.distribution=uniform", "step.prune.windows=4"]
+    int4_tables = ["step.quantize.lm_head=int4", "step.quantize.embedding=int4"]
+    int8_activations = ["recipe=baseline", "+step@step.quantize=int8_activations", "order=[quantize]"]
+    pruned = ["step.prune.ratio=0.3", "step.prune.distribution=uniform", "step.prune.windows=4"]
     recipes = [
-        *rounded,
+        *quantized,
         ["recipe=fp16"],
-        [*rounded[3], *tables],
-        in_8_bits,
-        ["recipe=prune", *cut],
-        ["recipe=prune_int4", *cut, "step.quantize.block_size=16"],
+        [*quantized[3], *int4_tables],
+        int8_activations,
+        ["recipe=prune", *pruned],
+        ["recipe=prune_int4", *pruned, "step.quantize.block_size=16"],
     ]
     metrics = ("size/engine_mib", "memory/peak_rss_mib", "latency/decode_p50_ms")
-    chosen = {
-        (subject.title, " ".join(recipe).replace("step.", "")): [*subject.chosen, *only(), *recipe]
-        for subject in (*subjects(), large)
+    overrides = {
+        (trained.title, " ".join(recipe).replace("step.", "")): [*trained.overrides, *only(), *recipe]
+        for trained in (*trained_models(), large)
         for recipe in recipes
     }
-    engines = {name: engine_of(folder, cli(folder, "run", *overrides)) for name, overrides in chosen.items()}
-    here = ["--config-dir", str(folder / "here"), "target=here"]
-    ratios: dict[tuple[str, str], list[list[float]]] = {name: [] for name in chosen}
+    engines = {name: engine_folder(folder, cli(folder, "run", *command)) for name, command in overrides.items()}
+    target = ["--config-dir", str(folder / "here"), "target=here"]
+    ratios: dict[tuple[str, str], list[list[float]]] = {name: [] for name in overrides}
     for _ in range(ROUNDS):
-        cli(folder, "profile", "--name", "here", "--threads", "1", "--out", profiled)
-        known = {name: cli(folder, "estimate", *here, *overrides) for name, overrides in chosen.items()}
-        measured = in_turn(folder, engines, rounds=1, target=here)
-        for name, found in ratios.items():
-            told = known[name]
-            found.append([told["figures"][metric]["value"] / measured[name][metric] for metric in metrics])
-    rows = [[*name, *map(statistics.median, zip(*found, strict=True))] for name, found in ratios.items()]
-    table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
+        cli(folder, "profile", "--name", "here", "--threads", "1", "--out", profile_path)
+        predicted = {name: cli(folder, "estimate", *target, *command) for name, command in overrides.items()}
+        measured = bench_interleaved(folder, engines, rounds=1, target=target)
+        for name, rounds in ratios.items():
+            values = predicted[name]["figures"]
+            rounds.append([values[metric]["value"] / measured[name][metric] for metric in metrics])
+    rows = [[*name, *map(statistics.median, zip(*rounds, strict=True))] for name, rounds in ratios.items()]
+    print_table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)
     for index, metric in enumerate(metrics):
-        of_rounds = [_errors(found[once][index] for found in ratios.values()) for once in range(ROUNDS)]
-        print(f"{metric}: off by {_errors(row[2 + index] for row in rows)}; in the rounds by {', '.join(of_rounds)}")
+        by_round = [_describe_errors(rounds[n][index] for rounds in ratios.values()) for n in range(ROUNDS)]
+        overall = _describe_errors(row[2 + index] for row in rows)
+        print(f"{metric}: error {overall}; by round {', '.join(by_round)}")
     print()
 
 
-def _errors(ratios: Iterable[float]) -> str:
+def _describe_errors(ratios: Iterable[float]) -> str:
+    """Return the median and the maximum of the relative errors."""
     errors = sorted(abs(ratio - 1) for ratio in ratios)
-    return f"{statistics.median(errors):.1%} (at most {errors[-1]:.1%})"
+    return f"{statistics.median(errors):.1%} (maximum {errors[-1]:.1%})"
 
 
 def decode(folder: Path) -> None:
-    """Decoding of the 246 M shape in 4 bits beside the engine that ONNX Runtime's builder makes of its own RTN."""
-    from benchmarks.baselines import onnx_runtime
+    """Decode latency of the 246 M shape in 4 bits, beside an engine of ONNX Runtime's builder with its RTN."""
+    from benchmarks.baselines import build_onnx_runtime
 
     model = folder / "llama246m"
     make_random_llama(model)
-    whole = [
+    overrides = [
         "model=local",
         f"model.path={model}",
         *only(),
     ]
     for block in (32, 128):
-        peer = folder / f"onnx-runtime-{block}"
-        peer.mkdir()
-        onnx_runtime(model, peer, "rtn", block_size=block)
-        own = cli(
-            folder, "run", *whole, "recipe=int4", "step.quantize.lm_head=int4", f"step.quantize.block_size={block}"
+        baseline = folder / f"onnx-runtime-{block}"
+        baseline.mkdir()
+        build_onnx_runtime(model, baseline, "rtn", block_size=block)
+        document = cli(
+            folder, "run", *overrides, "recipe=int4", "step.quantize.lm_head=int4", f"step.quantize.block_size={block}"
         )
-        both = in_turn(folder, {"ONNX Runtime": peer, "edgeopt": engine_of(folder, own)}, rounds=5)
+        medians = bench_interleaved(
+            folder, {"ONNX Runtime": baseline, "edgeopt": engine_folder(folder, document)}, rounds=5
+        )
         metrics = ("latency/decode_p50_ms", "latency/ttft_256_ms", "memory/peak_rss_mib", "size/engine_mib")
-        rows = [[name, *(found[metric] for metric in metrics)] for name, found in both.items()]
-        ratio = both["edgeopt"]["latency/decode_p50_ms"] / both["ONNX Runtime"]["latency/decode_p50_ms"]
+        rows = [[name, *(values[metric] for metric in metrics)] for name, values in medians.items()]
+        ratio = medians["edgeopt"]["latency/decode_p50_ms"] / medians["ONNX Runtime"]["latency/decode_p50_ms"]
         print(f"blocks of {block}: decode {ratio:.3f} of ONNX Runtime's\n")
-        table(["engine", *metrics], rows)
+        print_table(["engine", *metrics], rows)

@@ -1,4 +1,4 @@
-"""Benchmarks of what comes after a search: the release desk and the HTTP service."""
+"""Benchmark the commands on releases and the HTTP service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import psutil
 import requests
 from mlflow import MlflowClient
 
-from benchmarks.common import EDGEOPT, cli, engine_of, only, timed
+from benchmarks.common import EDGEOPT, cli, engine_folder, only, print_time
 from edgeopt.cli.commands import engines
 from edgeopt.release.ledger.operation import Desk
 from edgeopt.serving.request_parser import RequestParser
@@ -31,78 +31,78 @@ ENTRIES = 1000
 
 
 def releases(folder: Path) -> None:
-    """Commands on a registered model whose ledger has some thousand entries."""
+    """Time of commands on a registered model whose ledger has about a thousand entries."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    promoted(MlflowClient(tracking_uri=uri), "edgeopt", ENTRIES // 3)
+    create_promoted_model(MlflowClient(tracking_uri=uri), "edgeopt", ENTRIES // 3)
     for command in ("audit", "releases"):
-        started = partial(cli, folder, command, "edgeopt", "--tracking-uri", uri)
-        timed(f"edgeopt {command}, start and MLflow's import included", started)
+        run = partial(cli, folder, command, "edgeopt", "--tracking-uri", uri)
+        print_time(f"edgeopt {command}, including start-up", run)
     print()
 
 
-def promoted(client: MlflowClient, name: str, times: int) -> None:
-    """A registered model of two versions, of which one and then the other was promoted so many times."""
+def create_promoted_model(client: MlflowClient, name: str, promotions: int) -> None:
+    """Register a model with two versions and promote them in turn."""
     client.create_registered_model(name)
     for _ in range(2):
         client.create_model_version(name, "bench:/made/up")
     desk = Desk(client, name)
-    for number in range(times):
+    for number in range(promotions):
         with desk.operation("promotion", "bench"):
             desk.move({"champion": str(1 + number % 2)})
 
 
 def service(folder: Path, seconds: float = 120.0) -> None:
-    """`edgeopt serve` under 8 clients, of whom some leave and some talk nonsense: answers, memory, time of a token."""
+    """`edgeopt serve` under 8 clients, some of which disconnect or send invalid requests: answers, memory, latency."""
     document = cli(folder, "run", "recipe=int4", *only())
-    engine = engine_of(folder, document)
-    right, direct = alone(engine)
-    with serving(folder, engine) as (url, process):
-        gaps = list(tokens_of(url, PROMPTS[0], 64))
+    engine = engine_folder(folder, document)
+    expected, engine_s = generate_directly(engine)
+    with serve(folder, engine) as (url, process):
+        gaps = list(stream_gaps(url, PROMPTS[0], 64))
         outcomes: Counter[str] = Counter()
         end = time.monotonic() + seconds
-        clients = [threading.Thread(target=client, args=(url, n, end, right, outcomes)) for n in range(8)]
+        clients = [threading.Thread(target=send_requests, args=(url, n, end, expected, outcomes)) for n in range(8)]
         for thread in clients:
             thread.start()
         time.sleep(seconds / 4)
-        early = process.memory_info().rss
+        early_bytes = process.memory_info().rss
         for thread in clients:
             thread.join()
-        late = process.memory_info().rss
-        gaps += tokens_of(url, PROMPTS[0], 64)
-        known = requests.get(f"{url}/metrics", timeout=5).text
+        late_bytes = process.memory_info().rss
+        gaps += stream_gaps(url, PROMPTS[0], 64)
+        service_metrics = requests.get(f"{url}/metrics", timeout=5).text
     print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())))
-    print(f"memory: {early / 2**20:.1f} MiB after a quarter of the time, {late / 2**20:.1f} MiB at the end")
+    print(f"memory: {early_bytes / 2**20:.1f} MiB after a quarter of the time, {late_bytes / 2**20:.1f} MiB at the end")
     median, p95 = statistics.median(gaps) * 1000, statistics.quantiles(gaps, n=20)[-1] * 1000
-    print(f"a token takes {median:.2f} ms in the median and {p95:.2f} ms at its 95th percentile; ", end="")
-    print(f"{direct * 1000:.2f} ms from the engine alone")
-    print(known)
+    print(f"token latency: median {median:.2f} ms, p95 {p95:.2f} ms; ", end="")
+    print(f"median without the service {engine_s * 1000:.2f} ms")
+    print(service_metrics)
 
 
-def alone(engine: Path) -> tuple[dict[str, str], float]:
-    """What the engine itself answers to each prompt, and its seconds a token in the median."""
+def generate_directly(engine: Path) -> tuple[dict[str, str], float]:
+    """Return the engine's text for each prompt, and the median seconds per token, without the service."""
     with engines.opened(str(engine)) as (opened, runtime):
         parser = RequestParser(opened, "bench", context_length=opened.spec.context_length)
         session = runtime.open(opened, threads=len(os.sched_getaffinity(0)))
-        right, gaps = {}, []
+        expected, gaps = {}, []
         for prompt in PROMPTS:
-            ids, new = parser.parse_completion({"prompt": prompt}).prompt, []
+            prompt_ids, new_ids = parser.parse_completion({"prompt": prompt}).prompt, []
             last = time.perf_counter()
-            for token in session.generate(ids, 32):
+            for token in session.generate(prompt_ids, 32):
                 now = time.perf_counter()
                 gaps.append(now - last)
                 last = now
-                new.append(token)
-            right[prompt] = parser.tokenizer.decode(new)
+                new_ids.append(token)
+            expected[prompt] = parser.tokenizer.decode(new_ids)
         session.close()
-    return right, statistics.median(gaps)
+    return expected, statistics.median(gaps)
 
 
 @contextmanager
-def serving(folder: Path, engine: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A running `edgeopt serve`, which must end cleanly."""
+def serve(folder: Path, engine: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Run `edgeopt serve` and yield its URL and process. It must end cleanly."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    started = subprocess.Popen([EDGEOPT, "serve", str(engine), "--port", str(port)], cwd=folder)
+    process = subprocess.Popen([EDGEOPT, "serve", str(engine), "--port", str(port)], cwd=folder)
     url = f"http://127.0.0.1:{port}"
     for _ in range(300):
         try:
@@ -110,13 +110,13 @@ def serving(folder: Path, engine: Path) -> Iterator[tuple[str, psutil.Process]]:
                 break
         except requests.RequestException:
             time.sleep(0.2)
-    yield url, psutil.Process(started.pid)
-    started.terminate()
-    assert started.wait(60) in (0, -15)
+    yield url, psutil.Process(process.pid)
+    process.terminate()
+    assert process.wait(60) in (0, -15)
 
 
-def tokens_of(url: str, prompt: str, count: int) -> Iterator[float]:
-    """Seconds between the pieces of a stream."""
+def stream_gaps(url: str, prompt: str, count: int) -> Iterator[float]:
+    """Yield the seconds between consecutive events of a stream."""
     body = {"prompt": prompt, "max_tokens": count, "stream": True}
     with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as answer:
         last = None
@@ -128,36 +128,38 @@ def tokens_of(url: str, prompt: str, count: int) -> Iterator[float]:
                 last = now
 
 
-def client(url: str, seed: int, end: float, right: dict[str, str], outcomes: Counter[str]) -> None:
-    chance = random.Random(seed)
+def send_requests(url: str, seed: int, end: float, expected: dict[str, str], outcomes: Counter[str]) -> None:
+    """Send random requests until `end` and count their outcomes."""
+    rng = random.Random(seed)
     while time.monotonic() < end:
-        prompt = chance.choice(PROMPTS)
-        body: dict[str, Any] = {"prompt": prompt, "max_tokens": 32, "stream": chance.random() < 0.5}
+        prompt = rng.choice(PROMPTS)
+        body: dict[str, Any] = {"prompt": prompt, "max_tokens": 32, "stream": rng.random() < 0.5}
         try:
-            outcomes[asked(url, chance, body, right[prompt])] += 1
+            outcomes[send_request(url, rng, body, expected[prompt])] += 1
         except requests.RequestException as error:
             outcomes[type(error).__name__] += 1
 
 
-def asked(url: str, chance: random.Random, body: dict[str, Any], right: str) -> str:
-    """What became of one request."""
-    kind = chance.random()
-    if kind < 0.15:  # nonsense
-        data = chance.choice([b"{", b"[]", b'{"prompt": 7}', json.dumps(body | {"n": 3}).encode()])
+def send_request(url: str, rng: random.Random, body: dict[str, Any], expected: str) -> str:
+    """Send one request and return its outcome."""
+    kind = rng.random()
+    if kind < 0.15:  # invalid request
+        data = rng.choice([b"{", b"[]", b'{"prompt": 7}', json.dumps(body | {"n": 3}).encode()])
         answer = requests.post(f"{url}/v1/completions", data=data, timeout=60)
-        return "refused" if answer.status_code == 400 else f"nonsense answered with {answer.status_code}"
+        return "rejected" if answer.status_code == 400 else f"invalid request answered with {answer.status_code}"
     with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as answer:
         if answer.status_code == 503:
-            return "told to come back"
+            return "overloaded"
         if answer.status_code != 200:
             return f"status {answer.status_code}"
         if kind < 0.3:
             next(answer.iter_content(16), b"")
-            return "left"
-        return "right" if text_of(answer, stream=body["stream"]) == right else "wrong"
+            return "disconnected"
+        return "correct" if response_text(answer, stream=body["stream"]) == expected else "wrong"
 
 
-def text_of(answer: requests.Response, *, stream: bool) -> str:
+def response_text(answer: requests.Response, *, stream: bool) -> str:
+    """Return the generated text of a response."""
     if not stream:
         return str(answer.json()["choices"][0]["text"])
     lines: Sequence[bytes] = [line[6:] for line in answer.iter_lines() if line.startswith(b"data: {")]

@@ -1,4 +1,4 @@
-"""Benchmarks of the search: what its machinery costs, what it survives, and how soon it finds the front."""
+"""Benchmark the search: overhead per trial, large studies, and recovery from killed workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from benchmarks.common import EDGEOPT, cli, intervals, only, workers_of
+from benchmarks.common import EDGEOPT, cli, interval_of, only, worker_processes
 from edgeopt.config.assemble import Request
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.result import Measurement, TrialResult, Verdict
@@ -36,25 +36,25 @@ SPACE = {
 }
 METRICS = {"quality/perplexity": "", "latency/decode_p50_ms": "ms", "size/engine_mib": "MiB"}
 COMMON = {f"metric/{n}": "" for n in range(30)}
-"""Figures beside the objectives, as many as a real trial has."""
+"""Metrics in addition to the objectives, as many as a real trial has."""
 
 
-def nothing(params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult:
-    """An evaluation that takes no time; its figures follow from its parameters."""
-    chance = random.Random(str(sorted(params.items())))
-    figures = {metric: chance.random() for metric in (*METRICS, *COMMON)}
-    measured = tuple(
+def evaluate_instantly(params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult:
+    """Return a result at once, with random metrics that depend only on the parameters."""
+    rng = random.Random(str(sorted(params.items())))
+    values = {metric: rng.random() for metric in (*METRICS, *COMMON)}
+    measurements = tuple(
         Measurement(metric=m, unit=METRICS.get(m, ""), value=v, low=v, high=v, count=1, method="invented")
-        for m, v in figures.items()
+        for m, v in values.items()
     )
-    size = figures["size/engine_mib"]
+    size = values["size/engine_mib"]
     verdict = Verdict(
         metric="size/engine_mib",
         limit="at most 0.5 MiB",
         bound=0.5,
         value=size,
         excess=size / 0.5 - 1,
-        kept=size <= 0.5,
+        satisfied=size <= 0.5,
         reason="" if size <= 0.5 else "above",
     )
     return TrialResult(
@@ -62,14 +62,14 @@ def nothing(params: Mapping[str, Any], progress: Callable[[str], None]) -> Trial
         target="bench",
         device={"name": "bench"},
         emulated=False,
-        measurements=measured,
+        measurements=measurements,
         verdicts=(verdict,),
         timings_s={"measure": 0.001},
     )
 
 
-class Silent:
-    """Shows nothing."""
+class SilentObserver:
+    """Discards the progress of a worker."""
 
     def started(self, row: Row) -> None: ...
 
@@ -80,21 +80,21 @@ class Silent:
     def told(self, line: str) -> None: ...
 
 
-def empty_study(folder: Path, store: str | None, *, tracking_uri: str = "", **more: Any) -> OpenStudy:
-    """A study of invented evaluations that is logged into an MLflow store of its own, or the given one."""
+def create_study(folder: Path, store: str | None, *, tracking_uri: str = "", **search: Any) -> OpenStudy:
+    """Create a study that logs to an MLflow store of its own, or to `tracking_uri`."""
     uri = tracking_uri or f"sqlite:///{folder}/mlflow.db"
     request = Request(
         name="reference",
         overrides=(
             "recipe=prune_int4",
-            "measure.stop_early=false",  # nothing is foreseen
+            "measure.stop_early=false",  # no predictions
             f"state='{folder}'",
             f"tracking.tracking_uri='{uri}'",
             "limits={size: {engine_mib: 0.5 MiB}}",
         ),
     )
     config = request.compose()
-    config["search"] |= {"parameters": SPACE, "enqueue": [], "study": f"empty-{random.randrange(10**9)}", **more}
+    config["search"] |= {"parameters": SPACE, "enqueue": [], "study": f"empty-{random.randrange(10**9)}", **search}
     opened = OpenStudy.of(request, config, store=store)
     opened.recorder.connect()
     opened.recorder.open_study(opened.name, config, {})
@@ -102,105 +102,111 @@ def empty_study(folder: Path, store: str | None, *, tracking_uri: str = "", **mo
     return opened
 
 
-def work(opened: OpenStudy, evaluator: Evaluator) -> None:
-    """One worker, until the study is over."""
-    blank = nothing({}, print)
+def run_worker(opened: OpenStudy, evaluator: Evaluator) -> None:
+    """Run one worker until the study ends."""
+    blank = evaluate_instantly({}, print)
     loop.run(
         loop.Sweep(
             study=opened.study,
             evaluator=evaluator,
             log=opened.log(),
-            watcher=Silent(),
+            watcher=SilentObserver(),
             blank=lambda _: replace(blank, measurements=(), verdicts=()),
         )
     )
 
 
 def machinery(folder: Path) -> None:
-    """What a trial costs beside its evaluation: asking, keeping and logging 100 that take no time.
+    """Time per trial outside its evaluation: sampling, storing and logging 100 trials that are evaluated instantly.
 
-    MLflow alone beside it: its own client that logs the same params, metrics and tags into the same store.
+    The baseline is MLflow's own client, which logs the same params, metrics and tags to the same store.
     """
     from support.postgresql import server
 
-    with server() as postgresql, closing(Evaluator(nothing, timeout_s=60)) as evaluator:
+    with server() as postgresql, closing(Evaluator(evaluate_instantly, timeout_s=60)) as evaluator:
         for name, store in (("SQLite", None), ("PostgreSQL", postgresql.database())):
-            opened = empty_study(folder / name, store, trials=10)
-            work(opened, evaluator)
+            opened = create_study(folder / name, store, trials=10)
+            run_worker(opened, evaluator)
             opened.study.search = replace(opened.study.search, trials=110)
-            begun = time.perf_counter()
-            work(opened, evaluator)
-            trial_ms = 10 * (time.perf_counter() - begun)
-            print(f"{name}: {trial_ms:.0f} ms a trial; MLflow alone takes {_mlflow_ms(opened):.0f} ms", flush=True)
+            start = time.perf_counter()
+            run_worker(opened, evaluator)
+            trial_ms = 10 * (time.perf_counter() - start)
+            print(f"{name}: {trial_ms:.0f} ms per trial; MLflow alone {_mlflow_ms(opened):.0f} ms", flush=True)
     print()
 
 
 def _mlflow_ms(opened: OpenStudy) -> float:
-    """What MLflow's client takes to make a run with all that a trial's has, and to end it; the median of 30."""
-    client, taken = MlflowClient(tracking_uri=opened.recorder.uri), []
+    """Return the median time in which MLflow's client logs a run with the content of a trial."""
+    client, times = MlflowClient(tracking_uri=opened.recorder.uri), []
     run = client.get_run(opened.recorder.runs(opened.name)[0])
     metrics = [Metric(name, value, 0, 0) for name, value in run.data.metrics.items()]
     params = [Param(name, value) for name, value in run.data.params.items()]
     for _ in range(30):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         run_id = client.create_run(run.info.experiment_id, tags=run.data.tags).info.run_id
         client.log_batch(run_id, metrics=metrics, params=params)
         client.set_terminated(run_id)
-        taken.append(time.perf_counter() - begun)
-    return 1e3 * statistics.median(taken)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
 
 
-def filled(opened: OpenStudy, count: int) -> None:
-    """Give a study so many finished trials, of which MLflow knows nothing."""
-    study, chance = opened.study, random.Random(0)
+def add_finished_trials(opened: OpenStudy, count: int) -> None:
+    """Add `count` finished trials to a study without logging them to MLflow."""
+    study, rng = opened.study, random.Random(0)
     space = study.search.space
     while len(study._rows) < count:
-        params = space.draw(chance)
+        params = space.draw(rng)
         row = study.ledger.add(params, origin="sampled", worker="bench", state="running")
         if row is not None:
-            study.finish(row, nothing(params, print))
+            study.finish(row, evaluate_instantly(params, print))
             study.ledger.annotate(row, run_id="0" * 32)
             study._rows[row.number] = row
 
 
 def ten_thousand(folder: Path) -> None:
-    """A study of 10,000 finished trials: the next one, `edgeopt front`, and memory."""
-    opened = empty_study(folder, None, trials=10_000 + 20)
-    begun = time.perf_counter()
-    filled(opened, 10_000)
-    print(f"10,000 trials kept in {time.perf_counter() - begun:.0f} s")
-    again = empty_study_of(opened)
-    begun = time.perf_counter()
-    delivery = Delivery(again.study, again.log(), print)
+    """Time of the next trial and of `edgeopt front`, and memory, in a study of 10,000 finished trials."""
+    opened = create_study(folder, None, trials=10_000 + 20)
+    start = time.perf_counter()
+    add_finished_trials(opened, 10_000)
+    print(f"10,000 trials stored in {time.perf_counter() - start:.0f} s")
+    reopened = reopen(opened)
+    start = time.perf_counter()
+    delivery = Delivery(reopened.study, reopened.log(), print)
     times = []
     for _ in range(10):
-        begun = time.perf_counter()
-        row = again.study.ask()
+        start = time.perf_counter()
+        row = reopened.study.ask()
         assert row is not None
         delivery.begin(row)
-        again.study.finish(row, nothing(row.params, print))
+        reopened.study.finish(row, evaluate_instantly(row.params, print))
         delivery.deliver()
-        times.append(time.perf_counter() - begun)
-    print(f"asking, telling and logging: first {times[0]:.2f} s, then {statistics.median(times[1:]):.2f} s a trial")
-    begun = time.perf_counter()
-    again.front()
-    print(f"front: {time.perf_counter() - begun:.2f} s")
+        times.append(time.perf_counter() - start)
+    print(
+        f"sampling, storing and logging: {times[0]:.2f} s for the first trial, then "
+        f"{statistics.median(times[1:]):.2f} s per trial"
+    )
+    start = time.perf_counter()
+    reopened.front()
+    print(f"front: {time.perf_counter() - start:.2f} s")
     print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
 
 
-def empty_study_of(opened: OpenStudy) -> OpenStudy:
-    """The same study, as another process would open it."""
+def reopen(opened: OpenStudy) -> OpenStudy:
+    """Return the same study as another process would open it."""
     study = replace(opened.study)
     study.worker = "later"
     return replace(opened, study=study)
 
 
 def kills(folder: Path) -> None:
-    """Four workers over PostgreSQL: 30 random kill -9 and one restart of the database during a sweep."""
+    """Robustness of four workers on PostgreSQL against 30 random kill -9 and one restart of the database."""
     from support.postgresql import server
 
-    chance = random.Random(int(time.time()))
-    measured = [*only("memory", "latency"), "target.threads=1"]  # no host's placement of virtual cores changes its time
+    rng = random.Random(int(time.time()))
+    measured = [
+        *only("memory", "latency"),
+        "target.threads=1",
+    ]  # latency then does not depend on the host's placement of virtual cores
     with server() as postgresql:
         store = postgresql.database()
         environment = {**os.environ, "EDGEOPT_STORE": store}
@@ -208,28 +214,28 @@ def kills(folder: Path) -> None:
         command += ["limits.size.engine_mib=null", "limits.quality.perplexity_ratio=null", *measured]
         objectives = "{quality/perplexity: null}"
         command += [f"search.objectives={objectives}", "search.lease_s=20", "--json"]
-        with (folder / "front.json").open("wb") as out, (folder / "said").open("wb") as said:
-            sweep = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=said)
-        ledger = opened_ledger(store, sweep)
-        killed, seen = 0, {}
+        with (folder / "front.json").open("wb") as out, (folder / "sweep.log").open("wb") as log:
+            sweep = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=log)
+        ledger = wait_for_storage(store, sweep)
+        killed, finished = 0, dict[int, Any]()
         while sweep.poll() is None:
-            time.sleep(chance.uniform(2, 8))
-            workers = workers_of(sweep.pid)
+            time.sleep(rng.uniform(2, 8))
+            workers = worker_processes(sweep.pid)
             if killed == 15:
                 print("restarting the database", flush=True)
                 postgresql.stop()
                 time.sleep(5)
                 postgresql.start()
             if killed < 30 and workers:
-                over = {row.number: row.summary for row in ledger.changes(0) if row.state in DONE}
-                assert seen.items() <= over.items(), "a finished trial was lost or changed"
-                seen = over
-                chance.choice(workers).kill()
+                now_finished = {row.number: row.summary for row in ledger.changes(0) if row.state in DONE}
+                assert finished.items() <= now_finished.items(), "a finished trial was lost or changed"
+                finished = now_finished
+                rng.choice(workers).kill()
                 killed += 1
         rows = ledger.changes(0)
         states = collections.Counter(row.state for row in rows)
         lost = sum(row.attempt - 1 for row in rows)
-        print(f"{killed} workers killed: exit {sweep.returncode}, trials {dict(states)}, {lost} attempts lost")
+        print(f"{killed} workers killed: exit {sweep.returncode}, trials {dict(states)}, lost attempts: {lost}")
         assert not [row for row in rows if row.state == "running" or (row.state in DONE and not row.recorded)]
         runs = trial_runs(folder)
         status = collections.Counter(run.info.status for run in runs)
@@ -241,23 +247,24 @@ def kills(folder: Path) -> None:
         for row in rows:
             if row.state == "finished":
                 result = ledger.result(row.number)
-                quiet = cli(folder, "bench", "--engine", result["engine"]["directory"], *measured)
+                remeasured = cli(folder, "bench", "--engine", result["engine"]["directory"], *measured)
                 metric = "latency/decode_p50_ms"
-                low, high = intervals({"measurements": result["measurements"]}, metric)
-                again = intervals(quiet, metric)
-                agree.append(low <= again[1] and again[0] <= high)
-        print(f"{sum(agree)} of {len(agree)} decode latencies agree with those of a quiet machine\n")
+                low, high = interval_of({"measurements": result["measurements"]}, metric)
+                second_low, second_high = interval_of(remeasured, metric)
+                agree.append(low <= second_high and second_low <= high)
+        print(f"{sum(agree)} of {len(agree)} decode latencies agree with measurements on the idle machine\n")
 
 
-def opened_ledger(url: str, sweep: subprocess.Popen[bytes]) -> Ledger:
-    """The ledger of the study of `kills`, once the sweep has opened it."""
+def wait_for_storage(url: str, sweep: subprocess.Popen[bytes]) -> Ledger:
+    """Return the trial storage of the study `kills` once the sweep has created it."""
     while "kills" not in studies(url):
-        assert sweep.poll() is None, "the sweep ended before it began"
+        assert sweep.poll() is None, "the sweep ended before it created the study"
         time.sleep(0.5)
     return Ledger(url, "kills")
 
 
 def trial_runs(folder: Path) -> list[Any]:
+    """Return the MLflow runs of all trials."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")

@@ -1,4 +1,4 @@
-"""Benchmarks of what is logged and seen: a trial's cost in MLflow, and what large studies take to show."""
+"""Benchmark logging to MLflow and the display of large studies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import requests
 from mlflow import MlflowClient
 from support.mlflow_server import MlflowServer
 
-from benchmarks.common import cli, timed
-from benchmarks.release import promoted
-from benchmarks.search import empty_study, filled
+from benchmarks.common import cli, print_time
+from benchmarks.release import create_promoted_model
+from benchmarks.search import add_finished_trials, create_study
 from edgeopt.core.result import Measurement, TrialResult
 from edgeopt.tracking.recorder import MlflowRecorder
 
@@ -21,7 +21,7 @@ TRIALS, PROMOTIONS = 5_000, 50
 
 
 def logging(folder: Path) -> None:
-    """Logging a trial of 60 params, 120 metrics, 2,000 samples and 1 MiB of artifacts, without an engine."""
+    """Time to log a trial of 60 params, 120 metrics, 2,000 samples and 1 MiB of artifacts, without an engine."""
     result = _trial(folder)
     params = {f"step.setting_{number}": number for number in range(60)}
     server = MlflowServer(folder)
@@ -32,12 +32,13 @@ def logging(folder: Path) -> None:
             recorder.open_study("bench", {}, {})
             seconds = []
             for number in range(12):
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 run_id = recorder.begin("bench", number, params, {})
                 recorder.record("bench", number, params, {}, result, run_id=run_id)
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(time.perf_counter() - start)
             print(
-                f"{name}: {statistics.median(seconds[2:]):.2f} s a trial, {max(seconds[2:]):.2f} s at most", flush=True
+                f"{name}: {statistics.median(seconds[2:]):.2f} s per trial, at most {max(seconds[2:]):.2f} s",
+                flush=True,
             )
     finally:
         server.kill()
@@ -45,13 +46,14 @@ def logging(folder: Path) -> None:
 
 
 def _trial(folder: Path) -> TrialResult:
-    kept = folder / "kept"
-    kept.mkdir()
+    """Return a trial result with many metrics, samples and artifacts."""
+    tables = folder / "tables"
+    tables.mkdir()
     rows = [["latency", 0, "", "decode_s", number, 0.001 * number] for number in range(2000)]
     columns = ["probe", "process", "disturbance", "figure", "number", "value"]
-    (kept / "samples.json").write_text(json.dumps({"columns": columns, "data": rows}))
+    (tables / "samples.json").write_text(json.dumps({"columns": columns, "data": rows}))
     (folder / "notes.bin").write_bytes(bytes(2**20))
-    measured = tuple(
+    measurements = tuple(
         Measurement(metric=f"bench/figure_{n}", unit="", value=n, low=n, high=n, count=1, method="none")
         for n in range(120)
     )
@@ -60,32 +62,29 @@ def _trial(folder: Path) -> TrialResult:
         target="none",
         device={"name": "bench"},
         emulated=False,
-        measurements=measured,
-        artifacts={"tables": str(kept), "notes.bin": str(folder / "notes.bin")},
+        measurements=measurements,
+        artifacts={"tables": str(tables), "notes.bin": str(folder / "notes.bin")},
     )
 
 
 def five_thousand(folder: Path) -> None:
-    """A study of 5,000 trials, on a server that has as many runs more and a model that was promoted fifty times.
-
-    Its page, which follows it live, and the commands `edgeopt front`, which asks for the champion, and `edgeopt audit`.
-    """
+    """Time of the page, `edgeopt front` and `edgeopt audit` with 5,000 trials, 5,000 other runs and 50 promotions."""
     server = MlflowServer(folder, "--app-name", "edgeopt")
     try:
-        opened = empty_study(folder, None, tracking_uri=server.uri, trials=TRIALS)
-        filled(opened, TRIALS)
+        opened = create_study(folder, None, tracking_uri=server.uri, trials=TRIALS)
+        add_finished_trials(opened, TRIALS)
         opened.log().publish()
         run_id = opened.recorder.open_study(opened.name, {}, {})
         address = f"{server.uri}/edgeopt/studies/{run_id}"
-        timed("the study's page", lambda: requests.get(address, timeout=60).raise_for_status())
+        print_time("page of the study", lambda: requests.get(address, timeout=60).raise_for_status())
         client = MlflowClient(tracking_uri=server.uri)
         experiment = client.create_experiment("runs")
         for _ in range(TRIALS):
             client.create_run(experiment)
-        promoted(client, "edgeopt", PROMOTIONS)
+        create_promoted_model(client, "edgeopt", PROMOTIONS)
         opened.study.ledger.note(promoted="edgeopt")
-        timed("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
-        timed("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
+        print_time("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
+        print_time("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
     finally:
         server.kill()
     print()
