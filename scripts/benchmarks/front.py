@@ -186,9 +186,8 @@ def print_olive(folder: Path, results: GridResults) -> None:
     Limits that Olive cannot measure count as satisfied.
     """
     quantized = [key for key, row in results.rows.items() if row.params["recipe"] in ("int8", "int4")]
-    print(
-        f"quantization alone, all {len(quantized)} recipes: {results.relative_hypervolume(quantized):.3f} of the hypervolume"
-    )
+    share = results.relative_hypervolume(quantized)
+    print(f"quantization alone, all {len(quantized)} recipes: {share:.3f} of the hypervolume")
     model = ReferenceModel().locate()
     bounds = {x.metric: x.absolute or 0.0 for x in results.opened.study.limits}
     summaries = [r.summary for r in results.rows.values() if r.summary is not None]
@@ -206,9 +205,8 @@ def print_olive(folder: Path, results: GridResults) -> None:
         share = hypervolume(feasible, results.reference) / results.hypervolume
         distinct = {(f["perplexity"], f["mib"]) for f in evaluations}
         print(f"Olive, seed {seed}: {len(evaluations)} engines, {len(distinct)} distinct, ", end="")
-        print(
-            f"in {evaluations[-1]['at']:.0f} s; smallest {min(f['mib'] for f in evaluations):.3f} MiB; {share:.3f} of the hypervolume"
-        )
+        smallest_mib = min(f["mib"] for f in evaluations)
+        print(f"in {evaluations[-1]['at']:.0f} s; smallest {smallest_mib:.3f} MiB; {share:.3f} of the hypervolume")
     print()
 
 
