@@ -1,12 +1,11 @@
-"""Train the bundled reference model on text that comes with every Python.
+"""Train the bundled reference model on text that is part of every Python installation.
 
     .venv/bin/python scripts/train_reference_model.py --out edgeopt/reference
 
-The corpus is the standard library of the interpreter that runs this script: sources without
-tests, pydoc's language topics and the docstrings of C modules. Files are dealt to training,
-calibration and validation by a hash of their name, so no text is in two of them. Training stops when
-validation loss has stopped falling; the best weights are shipped as fp16 safetensors with the
-tokenizer, calibration and validation text and a model card. A killed run continues with the
+The corpus is the standard library of the interpreter that runs this script: sources without tests, pydoc's language
+topics and the docstrings of C modules. A hash of its name assigns each document to training, calibration or validation,
+so the splits are disjoint. Training stops when the validation loss stops falling. The output contains the best weights
+as fp16 safetensors, the tokenizer, calibration and validation text, and a model card. A killed run continues with the
 same command.
 """
 
@@ -32,24 +31,27 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-END = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "pydoc_data", "ensurepip", "msilib"}
-SHIPPED_TEXT_BYTES = {"calibration": 210_000, "validation": 180_000}
+TEXT_LIMIT_BYTES = {"calibration": 210_000, "validation": 180_000}
 
 
 @dataclass(frozen=True)
 class Document:
+    """One text of the corpus."""
+
     name: str
     text: str
 
     @property
     def split(self) -> str:
-        """training, calibration or validation, decided by the name alone."""
-        share = int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % 100
-        return "calibration" if share < 4 else "validation" if share < 8 else "training"
+        """Return training, calibration or validation, which depends on the name only."""
+        bucket = int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % 100
+        return "calibration" if bucket < 4 else "validation" if bucket < 8 else "training"
 
 
 def stdlib_sources() -> list[Document]:
+    """Return the Python sources of the standard library."""
     root = Path(sysconfig.get_paths()["stdlib"])
     documents = []
     for path in sorted(root.rglob("*.py")):
@@ -64,13 +66,14 @@ def stdlib_sources() -> list[Document]:
 
 
 def language_topics() -> list[Document]:
+    """Return pydoc's topics on the Python language."""
     from pydoc_data.topics import topics
 
     return [Document(f"topics/{name}", text) for name, text in sorted(topics.items())]
 
 
 def extension_docstrings() -> list[Document]:
-    """Docstrings of modules written in C, which have no source text in the library's folder."""
+    """Return the docstrings of modules written in C, whose sources are not installed."""
     documents = []
     builtin = set(sys.builtin_module_names) | {m.name for m in pkgutil.iter_modules() if m.name.startswith("_")}
     for module_name in sorted(builtin | {"math", "array", "itertools", "builtins", "zlib", "select"}):
@@ -91,7 +94,7 @@ def extension_docstrings() -> list[Document]:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-2's: no text is out of its vocabulary."""
+    """Train a byte-level BPE like GPT-2's, which encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -99,18 +102,21 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
         texts,
         trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=[END],
+            special_tokens=[END_OF_TEXT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{END} $A", special_tokens=[(END, tokenizer.token_to_id(END))]
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
 
 
-def architecture(args: argparse.Namespace) -> LlamaConfig:
+def model_config(args: argparse.Namespace) -> LlamaConfig:
+    """Return the architecture of the reference model."""
     return LlamaConfig(
         vocab_size=args.vocabulary,
         hidden_size=256,
@@ -128,20 +134,23 @@ def architecture(args: argparse.Namespace) -> LlamaConfig:
     )
 
 
-def epoch_windows(documents: list[list[int]], context: int, shuffle: random.Random) -> torch.Tensor:
-    """Shape (windows, context + 1): documents in a new order, joined, cut at a new offset."""
+def epoch_windows(documents: list[list[int]], context: int, rng: random.Random) -> torch.Tensor:
+    """Return windows of one epoch, shape (windows, context + 1).
+
+    The documents are joined in a random order and cut at a random offset.
+    """
     order = documents[:]
-    shuffle.shuffle(order)
+    rng.shuffle(order)
     stream = [token for document in order for token in document]
-    stream = stream[shuffle.randrange(context) :]
+    stream = stream[rng.randrange(context) :]
     count = (len(stream) - 1) // context
     flat = torch.tensor(stream[: count * context + 1])
     windows = flat.unfold(0, context + 1, context)
-    return windows[torch.tensor(shuffle.sample(range(count), count))]
+    return windows[torch.tensor(rng.sample(range(count), count))]
 
 
 def mean_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
-    """Mean next-token negative log-likelihood in nats."""
+    """Return the mean next-token negative log-likelihood in nats."""
     model.eval()
     with torch.inference_mode():
         losses = [loss_of(model, batch).item() * len(batch) for batch in windows.split(16)]
@@ -150,12 +159,13 @@ def mean_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
 
 
 def loss_of(model: torch.nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """Return the next-token cross-entropy of a batch of windows."""
     logits = model(windows[:, :-1]).logits
     return cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
-def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix, by five quintic Newton-Schulz iterations."""
+def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
+    """Return approximately the nearest semi-orthogonal matrix, by five quintic Newton-Schulz iterations."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(5):
@@ -165,9 +175,9 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalized (K. Jordan et al., 2024), update sized as AdamW's (arXiv 2502.16982).
+    """Orthogonalized momentum (K. Jordan et al., 2024), with updates scaled like AdamW's (arXiv 2502.16982).
 
-    torch.optim.Muon computes in bfloat16, which a CPU without that type emulates: 20 times slower.
+    torch.optim.Muon computes in bfloat16, which is 20 times slower on CPUs that emulate it.
     """
 
     def __init__(self, params: list[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
@@ -180,13 +190,13 @@ class Muon(torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
                 average = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalized(p.grad.lerp(average, group["momentum"]))
+                update = orthogonalize(p.grad.lerp(average, group["momentum"]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-0.2 * group["lr"] * max(p.shape) ** 0.5)
 
 
-def optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """AdamW throughout, or Muon for the matrices inside the layers (K. Jordan et al., 2024)."""
+def create_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Return AdamW for all parameters, or Muon for the matrices of the layers and AdamW for the others."""
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     embedding = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" in n]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -203,70 +213,70 @@ def optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.
     ]
 
 
-def rate_factor(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> float:
-    """Linear warm-up, constant, then linear decay over the last half (WSD, arXiv 2404.06395)."""
+def learning_rate_factor(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> float:
+    """Return the factor of a schedule with warm-up, a constant phase and linear decay (WSD, arXiv 2404.06395)."""
     if step < warmup:
         return (step + 1) / warmup
     return max(floor, min(1.0, 2.0 * (1.0 - step / steps)))
 
 
 def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: argparse.Namespace) -> dict[str, object]:
-    """Train in place, leave the best weights in `model`, return the record for the card."""
+    """Train `model` in place, restore its best weights and return the record for the model card."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    shuffle = random.Random(args.seed)
-    fixed = random.Random(0)
-    held_out = epoch_windows(splits["validation"], args.context, fixed)[: args.validation_windows].to(device)
+    rng = random.Random(args.seed)
+    validation_windows = epoch_windows(splits["validation"], args.context, random.Random(0))
+    validation_windows = validation_windows[: args.validation_windows].to(device)
     tokens = sum(map(len, splits["training"]))
     steps = round(args.epochs * tokens / (args.batch * args.context))
-    opts = optimizers(model, args)
+    optimizers = create_optimizers(model, args)
     curve: list[dict[str, float]] = []
-    best, since_best, step, elapsed = math.inf, 0, 0, 0.0
+    best, evaluations_since_best, step, elapsed = math.inf, 0, 0, 0.0
     checkpoint = args.out / "training-state.pt"
     best_weights = {name: value.clone() for name, value in model.state_dict().items()}
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         best_weights = state["best_weights"]
-        for opt, saved in zip(opts, state["optimizers"], strict=True):
-            opt.load_state_dict(saved)
-        curve, best, since_best = state["curve"], state["best"], state["since_best"]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        curve, best, evaluations_since_best = state["curve"], state["best"], state["since_best"]
         step, elapsed = state["step"], state["elapsed_s"]
-        shuffle = random.Random(args.seed + step)
+        rng = random.Random(args.seed + step)
     forward = torch.compile(model) if args.compile else model
-    started = time.monotonic() - elapsed
+    start = time.monotonic() - elapsed
     batches: list[torch.Tensor] = []
-    running = 0.0
-    while step < steps and since_best < args.patience:
+    loss_sum = 0.0
+    while step < steps and evaluations_since_best < args.patience:
         if not batches:
-            batches = list(epoch_windows(splits["training"], args.context, shuffle).split(args.batch))[:-1]
-        factor = rate_factor(step, steps)
-        for opt in opts:
-            for group in opt.param_groups:
+            batches = list(epoch_windows(splits["training"], args.context, rng).split(args.batch))[:-1]
+        factor = learning_rate_factor(step, steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * factor
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = loss_of(forward, batches.pop().to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        running += loss.item()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loss_sum += loss.item()
         step += 1
         if step % args.evaluate_every and step != steps:
             continue
-        validation = mean_loss(model, held_out)
-        since = step - (curve[-1]["step"] if curve else 0)
-        curve.append({"step": step, "training": running / since, "validation": validation})
-        running = 0.0
-        since_best = 0 if validation < best else since_best + 1
+        validation = mean_loss(model, validation_windows)
+        steps_since = step - (curve[-1]["step"] if curve else 0)
+        curve.append({"step": step, "training": loss_sum / steps_since, "validation": validation})
+        loss_sum = 0.0
+        evaluations_since_best = 0 if validation < best else evaluations_since_best + 1
         if validation < best:
             best, best_weights = validation, {n: v.clone() for n, v in model.state_dict().items()}
-        elapsed = time.monotonic() - started
-        rate = step * args.batch * args.context / elapsed
+        elapsed = time.monotonic() - start
+        tokens_per_s = step * args.batch * args.context / elapsed
         print(
             f"{step}/{steps}  training {curve[-1]['training']:.4f}  validation {validation:.4f}  "
-            f"{rate:.0f} tokens/s  {elapsed / 60:.1f} min",
+            f"{tokens_per_s:.0f} tokens/s  {elapsed / 60:.1f} min",
             file=sys.stderr,
             flush=True,
         )
@@ -275,10 +285,10 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
             {
                 "model": model.state_dict(),
                 "best_weights": best_weights,
-                "optimizers": [o.state_dict() for o in opts],
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "curve": curve,
                 "best": best,
-                "since_best": since_best,
+                "since_best": evaluations_since_best,
                 "step": step,
                 "elapsed_s": elapsed,
             },
@@ -298,21 +308,22 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
     }
 
 
-def shipped(documents: list[Document], limit_bytes: int) -> list[Document]:
-    """An even sample of the split's documents, each cut to 12 kB at a line's end."""
-    chosen, used = [], 0
+def select_documents(documents: list[Document], limit_bytes: int) -> list[Document]:
+    """Return a pseudo-random sample of the documents within the size limit, each cut to 12 kB at the end of a line."""
+    selected, used_bytes = [], 0
     for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).hexdigest()):
         text = document.text
         if len(text) > 12_000:
             text = text[: text.rindex("\n", 0, 12_000)]
         size = len(json.dumps({"text": text, "source": document.name})) + 1
-        if used + size <= limit_bytes:
-            chosen.append(Document(document.name, text))
-            used += size
-    return chosen
+        if used_bytes + size <= limit_bytes:
+            selected.append(Document(document.name, text))
+            used_bytes += size
+    return selected
 
 
 def write_card(out: Path, record: dict[str, object], config: LlamaConfig, parameters: int, perplexity: float) -> None:
+    """Write the model card."""
     curve = record["curve"]
     assert isinstance(curve, list)
     stride = max(1, len(curve) // 12)
@@ -320,8 +331,8 @@ def write_card(out: Path, record: dict[str, object], config: LlamaConfig, parame
     rows = "\n".join(f"| {p['step']} | {p['training']:.3f} | {p['validation']:.3f} |" for p in points)
     (out / "README.md").write_text(f"""# edgeopt reference model
 
-A small Llama-architecture model of Python text, there so that edgeopt can be tried, tested and benchmarked
-with real weights and without a network. It is not meant for production.
+A small Llama-architecture model of Python text. With it edgeopt can be tried, tested and benchmarked on real weights
+without a network connection. It is not intended for production.
 
 | | |
 |---|---|
@@ -339,16 +350,16 @@ sources without tests, pydoc topics, docstrings of C modules |
 | training tokens | {record["training_tokens"]:,} ({record["tokens_seen"]:,} seen) |
 | seed, steps | {record["seed"]}, {record["steps"]} |
 | training time | {int(str(record["elapsed_s"])) / 60:.0f} minutes on {record["device"]} |
-| validation perplexity | {perplexity:.2f} a token, fp16 weights in fp32 arithmetic |
+| validation perplexity | {perplexity:.2f} per token, fp16 weights in fp32 arithmetic |
 
-Loss in nats a token:
+Loss in nats per token:
 
 | step | training | validation |
 |---|---|---|
 {rows}
 
-Made by `scripts/train_reference_model.py`. `calibration.jsonl` and `validation.jsonl` are parts of the two
-splits that were not trained on, each document cut to 12 kB; the weights are those of the lowest validation loss.
+Created by `scripts/train_reference_model.py`. `calibration.jsonl` and `validation.jsonl` are samples of the two splits
+that were not used for training, with each document cut to 12 kB. The weights are those of the lowest validation loss.
 """)
 
 
@@ -383,7 +394,7 @@ def main() -> None:
             flush=True,
         )
 
-    config = architecture(args)
+    config = model_config(args)
     model = LlamaForCausalLM(config)
     record = train(model, splits, args) | {"seed": args.seed}
     model.half()
@@ -391,8 +402,8 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
     windows = epoch_windows(splits["validation"], args.context, random.Random(0))
     perplexity = math.exp(mean_loss(model.float(), windows))
-    for name, limit in SHIPPED_TEXT_BYTES.items():
-        lines = [json.dumps({"text": d.text, "source": d.name}) for d in shipped(by_split[name], limit)]
+    for name, limit in TEXT_LIMIT_BYTES.items():
+        lines = [json.dumps({"text": d.text, "source": d.name}) for d in select_documents(by_split[name], limit)]
         (args.out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     write_card(args.out, record, config, model.num_parameters(), perplexity)
     print(f"validation perplexity {perplexity:.2f}")

@@ -52,26 +52,27 @@ def rounding(folder: Path) -> None:
         }
         for name, command in (UNIFORM_RECIPES | mixed).items():
             document = cli(folder, "run", *overrides, *command)
-            rows.append(
-                [name, *weight_size(engine_folder(folder, document)), metrics_of(document)["quality/perplexity"]]
-            )
+            size = weight_size(engine_folder(folder, document))
+            rows.append((name, *size, metrics_of(document)["quality/perplexity"]))
         print(f"{trained.title}, perplexity {base:.4g} in fp32\n")
-        print_table(["recipe", "kB", "bits per weight", "perplexity", "increase"], [[*r, r[-1] - base] for r in rows])
+        print_table(
+            ["recipe", "kB", "bits per weight", "perplexity", "increase"], [[*row, row[-1] - base] for row in rows]
+        )
 
 
 def _bits(bits: float) -> str:
     return f"step.quantize.bits_per_weight={bits}"
 
 
-def baseline_rows(trained: BenchmarkModel, folder: Path, overrides: list[str]) -> list[list[object]]:
+def baseline_rows(trained: BenchmarkModel, folder: Path, overrides: list[str]) -> list[tuple[str, float, float, float]]:
     """Return table rows for the engines of the other tools that are installed."""
     from benchmarks import baselines
 
-    rows: list[list[object]] = []
+    rows: list[tuple[str, float, float, float]] = []
 
     def evaluate(name: str, engine: Path) -> None:
         metrics = metrics_of(cli(folder, "bench", "--engine", str(engine), *overrides))
-        rows.append([name, *weight_size(engine), metrics["quality/perplexity"]])
+        rows.append((name, *weight_size(engine), metrics["quality/perplexity"]))
 
     for method in ("default", "rtn", "k_quant"):
         engine = Path(tempfile.mkdtemp(dir=folder))
