@@ -1,10 +1,10 @@
-"""Benchmarks of edgeopt, through the commands that a user types; run by scripts/bench.
+"""Run the benchmarks of edgeopt, mostly through its commands. scripts/bench starts this module.
 
-    scripts/bench                 all
-    scripts/bench startup width   some
+    scripts/bench                 run all
+    scripts/bench startup width   run some
 
-Figures are medians; what is compared is interleaved in one run. llama.cpp and Olive run beside ours where peers.py
-finds them.
+All figures are medians, and compared variants are interleaved in one run. baselines.py adds llama.cpp and Olive where
+they are installed.
 """
 
 from __future__ import annotations
