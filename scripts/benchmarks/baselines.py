@@ -94,10 +94,10 @@ def evaluation_windows(model: Path, overrides: Sequence[str]) -> list[list[int]]
 def calibration_documents(overrides: Sequence[str]) -> Sequence[str]:
     """Return the documents of the calibration text under `overrides`."""
     from edgeopt.config import assemble
-    from edgeopt.core.config_objects import canonical
+    from edgeopt.core.config_objects import canonical_json
 
     config = assemble.Request(overrides=tuple(overrides)).compose()
-    return assemble.text(canonical(config["calibration"])).documents
+    return assemble.text(canonical_json(config["calibration"])).documents
 
 
 def build_llama_cpp(model: Path, directory: Path, weight_type: str) -> None:

@@ -15,7 +15,7 @@ from benchmarks.baselines import evaluation_windows, has_olive, run_olive_search
 from benchmarks.common import EDGEOPT, print_table
 from edgeopt.config import assemble
 from edgeopt.config.assemble import Request
-from edgeopt.core.config_objects import canonical
+from edgeopt.core.config_objects import canonical_json
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.search.pareto.hypervolume import hypervolume
 from edgeopt.search.pareto.ranking import EVALUATED, Ranking, bounds
@@ -81,7 +81,7 @@ class GridResults:
         found = opened.study
         standing = Ranking(objectives=found.objectives, limits=found.limits)
         self.opened, self.predict_trial = opened, partial(assemble.predict_trial, opened.request)
-        self.rows = {canonical(row.params): row for row in found.rows() if row.summary is not None}
+        self.rows = {canonical_json(row.params): row for row in found.rows() if row.summary is not None}
         self.seconds = {key: _from_scratch_s(row.summary) for key, row in self.rows.items() if row.summary}
         self.points = {key: point for key, row in self.rows.items() if (point := standing.point(row)) is not None}
         columns = list(zip(*self.points.values(), strict=True))
@@ -131,7 +131,7 @@ def replay(folder: Path, results: GridResults, limit: str, sampler: str, seed: i
     replayed.worker = "replay"
     opened.open()
     while (row := replayed.ask()) is not None:
-        key = canonical(row.params)
+        key = canonical_json(row.params)
         summary = results.rows[key].summary
         assert summary is not None
         replayed.ledger.finish(row, results.rows[key].state, summary, {})
@@ -243,7 +243,7 @@ def _run_edgeopt(folder: Path, results: GridResults, *overrides: str) -> SearchR
     assert first is not None
     baseline_s = first.timings_s["baseline"]
     start_s = (ended[0].ended_s or 0.0) - started_s - first.spent_s + baseline_s
-    order = [(canonical(row.params), (row.ended_s or 0.0) - started_s - start_s) for row in ended]
+    order = [(canonical_json(row.params), (row.ended_s or 0.0) - started_s - start_s) for row in ended]
     run = SearchRun.from_order(results, order, start_s)
     print(f"edgeopt: {run.reached_s:.0f} s, {run.trials} trials; {ended_s - started_s:.0f} s in total", flush=True)
     return run

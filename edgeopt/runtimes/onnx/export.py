@@ -25,7 +25,7 @@ from edgeopt.runtimes.onnx.kv_cache_graph import CacheLayer, example_buffers, wr
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeopt.checkpoints.adapters import LowRank
+    from edgeopt.checkpoints.adapters import LowRankUpdate
     from edgeopt.core.artifact import Checkpoint
     from edgeopt.core.model_spec import ModelSpec
     from edgeopt.core.protocols import Progress
@@ -135,7 +135,7 @@ class _TracedDecoder(nn.Module):
         ]
         pairs = zip(factors[::2], factors[1::2], strict=True)
         updates = {
-            name: adapters.LowRank(down=down, up=up)
+            name: adapters.LowRankUpdate(down=down, up=up)
             for name, (down, up) in zip(self.adapted_modules, pairs, strict=True)
         }
         with adapters.attached(self.network, updates):
@@ -227,7 +227,7 @@ def _caps_attention_scores(network: PreTrainedModel) -> bool:
 
 def _adapted_modules(checkpoint: Checkpoint) -> list[str]:
     """Return the names of the modules that at least one adapter of the checkpoint updates."""
-    updates: dict[str, LowRank] = {}
+    updates: dict[str, LowRankUpdate] = {}
     for name in checkpoint.spec.adapters:
         updates |= adapters.read(checkpoint.directory, name)
     return list(updates)

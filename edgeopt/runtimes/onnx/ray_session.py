@@ -21,7 +21,7 @@ import numpy as np
 import ray
 
 from edgeopt.checkpoints import adapters
-from edgeopt.checkpoints.tokenizer import end_tokens
+from edgeopt.checkpoints.tokenizer import eos_token_ids
 from edgeopt.errors import BuildError, MeasureError
 from edgeopt.runtimes.decoding.chunked_prefill import resolve_chunk_tokens
 from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
@@ -44,15 +44,15 @@ class RaySession(IncrementalSession):
 
     Attributes:
         processes: process id, host and shards of each process.
-        computed_by: execution providers, which are the same in all processes.
+        backends: execution providers, which are the same in all processes.
     """
 
     processes: Sequence[str] = ()
-    computed_by: Sequence[str] = ()
+    backends: Sequence[str] = ()
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
-        self._end_tokens = end_tokens(engine.directory)
+        self._end_tokens = eos_token_ids(engine.directory)
         self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
         self._draft_tokens = runtime.prompt_lookup
         count = len(shards.read(engine.directory))
@@ -92,7 +92,7 @@ class RaySession(IncrementalSession):
         locations, providers, input_names = zip(*descriptions, strict=True)
         for number, stage in enumerate(self._stages):
             stage.set_forwarded_names.remote(set().union(*input_names[number + 1 :]))
-        self.computed_by = providers[0]
+        self.backends = providers[0]
         self.processes = tuple(
             f"{location}, shards {selection.start} to {selection.stop - 1}"
             for location, selection in zip(locations, self._selections, strict=True)

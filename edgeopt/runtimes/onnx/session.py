@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from edgeopt.checkpoints import adapters
-from edgeopt.checkpoints.tokenizer import end_tokens
+from edgeopt.checkpoints.tokenizer import eos_token_ids
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.decoding.chunked_prefill import resolve_chunk_tokens
 from edgeopt.runtimes.decoding.incremental_session import IncrementalSession, SequenceState
@@ -39,10 +39,10 @@ class PortableSession(IncrementalSession):
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._spec, self._directory = engine.spec, engine.directory
-        self._end_tokens = end_tokens(engine.directory)
+        self._end_tokens = eos_token_ids(engine.directory)
         self._window, self._draft_tokens = runtime.kv_window, runtime.prompt_lookup
         self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
-        self._pin_thread = thread_affinity.pin_calling_thread(runtime.processors(threads))
+        self._pin_thread = thread_affinity.pin_calling_thread(runtime.cpu_ids(threads))
         available = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[runtime.provider] if name in available]
         try:
@@ -60,11 +60,11 @@ class PortableSession(IncrementalSession):
         if not runtime.runs_shards:
             apply_memory_options(engine.directory / graph.WEIGHTS_FILE, runtime)
             make_resident(mapped_regions(engine.directory / graph.WEIGHTS_FILE), runtime.mapped_weights)
-        self.computed_by = tuple(self._session.get_providers())
-        self._device = "cpu" if self.computed_by[0] == CPU else "cuda"
-        if self.computed_by[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:
+        self.backends = tuple(self._session.get_providers())
+        self._device = "cpu" if self.backends[0] == CPU else "cuda"
+        if self.backends[0] != PROVIDERS[runtime.provider][0] and not runtime.cpu_fallback:
             raise BuildError(
-                f"`provider` {runtime.provider} is not available on this machine; {self.computed_by[0]} is",
+                f"`provider` {runtime.provider} is not available on this machine; {self.backends[0]} is",
                 location="runtime.provider",
                 hint="Install a GPU build of ONNX Runtime and its libraries, or set runtime.cpu_fallback=true",
             )

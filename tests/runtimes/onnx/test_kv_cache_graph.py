@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.workshops import built
+from support.stages import build_engine
 
 from edgeopt.checkpoints import modeling
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -31,7 +31,9 @@ WINDOW = 32
 def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
     folder = tmp_path_factory.mktemp("engines")
     cache_types: Any = ("fp32", "fp16", "int8", "int4")
-    return {name: built(PortableOnnx(keys_values=name, shards=3), checkpoint, folder / name) for name in cache_types}
+    return {
+        name: build_engine(PortableOnnx(keys_values=name, shards=3), checkpoint, folder / name) for name in cache_types
+    }
 
 
 def prompt_logits(engine: Engine, **options: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from support.workshops import applied, built
+from support.stages import apply_step, build_engine
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -43,7 +43,7 @@ QUICK = ("gpt2", "opt", "gpt_neox", "llama", "qwen3", "gemma3")
 def build(checkpoint: Checkpoint, directory: Path, **options: Any) -> Engine:
     runtime = PortableOnnx(**options)
     runtime.check(checkpoint.spec)
-    return built(runtime, checkpoint, directory)
+    return build_engine(runtime, checkpoint, directory)
 
 
 def import_random_checkpoint(family: str | tuple[str, dict[str, Any]], tokenizer: Path, folder: Path) -> Checkpoint:
@@ -153,7 +153,7 @@ def test_batch_matches_single_sequences(llama: Checkpoint, fp32_engine: Engine) 
 
 
 def test_fp16_weights_are_smaller_and_match_pytorch(llama: Checkpoint, fp32_engine: Engine, tmp_path: Path) -> None:
-    source = applied(Quantize(weights="fp16"), llama, tmp_path / "source")
+    source = apply_step(Quantize(weights="fp16"), llama, tmp_path / "source")
     engine = build(source, tmp_path / "engine")
     logits = PortableOnnx().open(engine, threads=1).logits(PROMPT)
     assert relative_error(torch_logits(source), logits) < 1e-3
@@ -164,7 +164,7 @@ def test_missing_provider_requires_cpu_fallback(fp32_engine: Engine) -> None:
     with pytest.raises(BuildError, match=r"cuda is not available on this machine; CPUExecutionProvider is.*GPU build"):
         PortableOnnx(provider="cuda").open(fp32_engine, threads=1)
     session = PortableOnnx(provider="cuda", cpu_fallback=True).open(fp32_engine, threads=1)
-    assert tuple(session.computed_by) == ("CPUExecutionProvider",)
+    assert tuple(session.backends) == ("CPUExecutionProvider",)
 
 
 def test_damaged_graph_is_rejected(fp32_engine: Engine, tmp_path: Path) -> None:
@@ -288,10 +288,10 @@ class TestImportedGraphs:
 def test_quantized_engine_matches_genai_and_is_smaller(
     step: Any, llama: Checkpoint, fp32_engine: Engine, tmp_path: Path
 ) -> None:
-    source = applied(step, llama, tmp_path / "source")
+    source = apply_step(step, llama, tmp_path / "source")
     engine = build(source, tmp_path / "engine")
     session = PortableOnnx().open(engine, threads=1)
-    genai_engine = built(Genai(), source, tmp_path / "genai")
+    genai_engine = build_engine(Genai(), source, tmp_path / "genai")
     expected = Genai().open(genai_engine, threads=1).logits(PROMPT)
     assert relative_error(expected, session.logits(PROMPT)) < 0.05
     assert len(list(session.generate(PROMPT[:20], 5, stop_at_end=False))) == 5

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.workshops import built
+from support.stages import build_engine
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.errors import BuildError, ConfigError
@@ -35,7 +35,7 @@ SHAPE = [2, 3, 6]
 )
 def test_lowered_family_matches_pytorch(family: str, options: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     checkpoint, runtime = import_random_checkpoint(family, tiny_model, tmp_path), PortableOnnx(opset=17, **options)
-    engine = built(runtime, checkpoint, tmp_path / "engine")
+    engine = build_engine(runtime, checkpoint, tmp_path / "engine")
     for path in engine.directory.glob("*.onnx"):
         onnx.checker.check_model(path, full_check=True)
         written = onnx.load(path, load_external_data=False)

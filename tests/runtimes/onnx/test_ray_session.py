@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from support.workshops import built
+from support.stages import build_engine
 
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.protocols import DistributedSession
@@ -25,7 +25,7 @@ SHARDS, NEW_TOKENS = 4, 12
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return built(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("sharded") / "engine")
+    return build_engine(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("sharded") / "engine")
 
 
 @pytest.fixture(scope="module")

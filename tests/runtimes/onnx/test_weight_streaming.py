@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime import OrtValue
-from support.workshops import applied, built
+from support.stages import apply_step, build_engine
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -36,7 +36,7 @@ SHARDS = 3
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return built(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("sharded") / "engine")
+    return build_engine(PortableOnnx(shards=SHARDS), checkpoint, tmp_path_factory.mktemp("sharded") / "engine")
 
 
 @pytest.mark.parametrize("budget", ["0 B", "100 kB", "1 GiB"])
@@ -227,8 +227,10 @@ def test_streamed_bytes_match_built_shards(
 ) -> None:
     runtime = PortableOnnx(shards=SHARDS, resident=budget, prepacked=packed, packed_on_disk=packed)
     if packed:
-        checkpoint = applied(Quantize(weights="int4", symmetric=True), checkpoint, tmp_path / "quantized")
-    sizes = [shard.size_bytes for shard in shards.read(built(runtime, checkpoint, tmp_path / "engine").directory)]
+        checkpoint = apply_step(Quantize(weights="int4", symmetric=True), checkpoint, tmp_path / "quantized")
+    sizes = [
+        shard.size_bytes for shard in shards.read(build_engine(runtime, checkpoint, tmp_path / "engine").directory)
+    ]
     streamed = streamed_bytes(checkpoint.spec, runtime)
     assert streamed == pytest.approx(sum(sizes[resident_shards:]), rel=0.15)  # small tensors are padded
 
