@@ -1,4 +1,4 @@
-"""What the Hydra sweeper does with a study: read its space, be a worker for an application, tell the front."""
+"""Run a study for a Hydra application: read the search space, evaluate trials in workers, return the front."""
 
 from __future__ import annotations
 
@@ -27,65 +27,80 @@ from edgeopt.search.study import Study
 from edgeopt.search.workers import loop
 
 DEVICE: Mapping[str, Any] = {"name": "hydra"}
+_OWN_FIELDS = ("_target_", "store", "workers", "limits")
+"""Fields of `hydra.sweeper` that are not fields of Search."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A search over a Hydra application.
+    """A study of a Hydra application.
 
     Attributes:
-        fixed: overrides of the command line that every job has.
+        url: address of the trial storage.
+        fixed_overrides: overrides of the command line that apply to every trial.
     """
 
     url: str
     search: Search
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
-    fixed: tuple[str, ...]
+    fixed_overrides: tuple[str, ...]
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], arguments: Sequence[str], folder: Path) -> Sweep:
-        """From `hydra.sweeper` and the command line, whose sweeping overrides join the parameters."""
-        own = ("_target_", "store", "workers", "limits")
-        fixed, swept = _told(arguments)
-        given = {key: value for key, value in settings.items() if key not in own}
-        given["objectives"] = given["objectives"] or {"objective": "minimize"}
-        search = Search(**{**given, "parameters": {**given["parameters"], **swept}, "spread": 0, "refine": 0.0})
+    def from_config(cls, settings: Mapping[str, Any], arguments: Sequence[str], folder: Path) -> Sweep:
+        """Create the study of `hydra.sweeper` and open its storage.
+
+        Sweep overrides on the command line add parameters to the search space. Raises ConfigError for invalid
+        settings.
+        """
+        fixed_overrides, swept_parameters = _split_overrides(arguments)
+        fields = {key: value for key, value in settings.items() if key not in _OWN_FIELDS}
+        fields["objectives"] = fields["objectives"] or {"objective": "minimize"}
+        parameters = {**fields["parameters"], **swept_parameters}
+        search = Search(**{**fields, "parameters": parameters, "spread": 0, "refine": 0.0})
         if settings["workers"] < 1:
-            raise ConfigError(f"{settings['workers']} workers cannot work", location="hydra.sweeper.workers")
-        names = {*search.directions, *settings["limits"]}
-        known = dict.fromkeys(names, "")
+            raise ConfigError(
+                f"`workers` must be a positive integer, got {settings['workers']}", location="hydra.sweeper.workers"
+            )
+        metric_units = dict.fromkeys({*search.directions, *settings["limits"]}, "")
         sweep = cls(
             url=settings["store"] or file_url(folder / "studies.db"),
             search=search,
-            objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.directions.items()),
-            limits=tuple(Limit.parse(metric, text, known) for metric, text in settings["limits"].items()),
-            fixed=fixed,
+            objectives=tuple(Objective.parse(m, direction, metric_units) for m, direction in search.directions.items()),
+            limits=tuple(Limit.parse(metric, text, metric_units) for metric, text in settings["limits"].items()),
+            fixed_overrides=fixed_overrides,
         )
         sweep.study().open({})
         return sweep
 
     def study(self) -> Study:
+        """Return the study in its trial storage."""
         ledger = Ledger(self.url, self.search.study)
         return Study(ledger=ledger, search=self.search, objectives=self.objectives, limits=self.limits)
 
     def worker(self, task: Callable[[Any], Any], hydra_context: Any, config: Any) -> Worker:
+        """Return a worker that evaluates trials with the application's task function."""
         return Worker(sweep=self, task=task, hydra_context=hydra_context, config=config)
 
     def front(self) -> dict[str, Any]:
-        """The trials and which of them are on the front. InfeasibleError where none keeps every limit."""
-        found = snapshot(self.study(), {})
-        if not found.front:
+        """Return all trials and the numbers of those on the Pareto front.
+
+        Raises InfeasibleError if no trial satisfies every limit.
+        """
+        study = snapshot(self.study(), {})
+        if not study.front:
             raise InfeasibleError(
-                "no trial satisfies every limit", location=f"study {found.study}", hint="Search longer"
+                "no trial satisfies every limit",
+                location=f"study {study.study}",
+                hint="Run more trials or relax the limits",
             )
-        document = found.to_json()
+        document = study.to_json()
         return {key: document[key] for key in ("study", "trials", "front")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """The task of a job: it evaluates trial after trial of the application, and goes to other hosts by pickle."""
+    """The task function of a launched job. It evaluates trials until the search ends; launchers pickle it."""
 
     sweep: Sweep
     task: Callable[[Any], Any]
@@ -93,23 +108,23 @@ class Worker:
     config: Any
 
     def __call__(self, _: Any) -> list[int]:
-        """The numbers of the trials that this worker evaluated."""
-        trials = _Trials(self)
+        """Evaluate trials and return their numbers."""
+        trials = _TrialJobs(self)
         study = self.sweep.study()
-        loop.run(loop.Sweep(study=study, evaluator=trials, log=_Unlogged(), watcher=trials, blank=_blank))
+        loop.run(loop.Sweep(study=study, evaluator=trials, log=_NoTracking(), watcher=trials, blank=_empty_result))
         return trials.numbers
 
 
-class _Trials:
-    """The trials of one worker: each is a job of the application, in a folder named after its number."""
+class _TrialJobs:
+    """Evaluator that runs each trial as a Hydra job, in a folder named after the trial's number."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._now = -1
+        self._current_number = -1
         self.numbers: list[int] = []
 
     def started(self, row: Row) -> None:
-        self._now = row.number
+        self._current_number = row.number
 
     def progress(self, line: str) -> None: ...
 
@@ -120,18 +135,18 @@ class _Trials:
         logging.getLogger(__name__).warning(line)
 
     def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
-        """The figures that the application returns for a trial, held against the limits."""
+        """Run the application with the parameters and judge the metrics that it returns against the limits."""
         from hydra.core.utils import run_job
         from omegaconf import open_dict
 
         sweep, context = self._worker.sweep, self._worker.hydra_context
-        given = [*sweep.fixed, *overrides(params)]
-        config = context.config_loader.load_sweep_config(copy.deepcopy(self._worker.config), given)
+        job_overrides = [*sweep.fixed_overrides, *overrides(params)]
+        config = context.config_loader.load_sweep_config(copy.deepcopy(self._worker.config), job_overrides)
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = self._now
+            config.hydra.job.id = config.hydra.job.num = self._current_number
         try:
-            with trial_environment(sweep.search.study, self._now, " ".join(overrides(params))):
-                answer = run_job(
+            with trial_environment(sweep.search.study, self._current_number, " ".join(overrides(params))):
+                return_value = run_job(
                     hydra_context=context,
                     task_function=self._worker.task,
                     config=config,
@@ -139,32 +154,44 @@ class _Trials:
                     job_subdir_key="hydra.sweep.subdir",
                     configure_logging=False,
                 ).return_value
-            figures = _figures(answer, [objective.metric for objective in sweep.objectives])
-        except Exception as error:  # whatever the application raises is this trial's outcome, told with its cause
+            metrics = _parse_metrics(return_value, [objective.metric for objective in sweep.objectives])
+        except Exception as error:  # any exception of the application is recorded as the failure of this trial
             return Failure(stage="task", kind=type(error).__name__, message=str(error))
-        found = tuple(
-            Measurement(metric=m, unit="", value=v, low=v, high=v, count=1, method="returned by the application")
-            for m, v in figures.items()
+        measurements = tuple(
+            Measurement(
+                metric=metric,
+                unit="",
+                value=value,
+                low=value,
+                high=value,
+                count=1,
+                method="returned by the application",
+            )
+            for metric, value in metrics.items()
         )
-        return replace(_blank(params), measurements=found, verdicts=judge(found, sweep.limits, {}))
+        verdicts = judge(measurements, sweep.limits, {})
+        return replace(_empty_result(params), measurements=measurements, verdicts=verdicts)
 
 
-def _figures(answer: Any, names: Sequence[str]) -> dict[str, float]:
-    """What an application returned, by metric."""
-    if isinstance(answer, Mapping):
-        return {str(metric): float(value) for metric, value in answer.items()}
-    values = list(answer) if isinstance(answer, (list, tuple)) else [answer]
-    if len(values) != len(names) or any(not isinstance(v, (int, float)) or math.isnan(v) for v in values):
+def _parse_metrics(return_value: Any, metrics: Sequence[str]) -> dict[str, float]:
+    """Return the application's return value as metrics by name.
+
+    Numbers without names are the objectives `metrics`, in order. Raises ConfigError if their count differs.
+    """
+    if isinstance(return_value, Mapping):
+        return {str(metric): float(value) for metric, value in return_value.items()}
+    values = list(return_value) if isinstance(return_value, (list, tuple)) else [return_value]
+    if len(values) != len(metrics) or any(not isinstance(v, (int, float)) or math.isnan(v) for v in values):
         raise ConfigError(
-            f"the application returned {answer!r}",
+            f"the application must return a mapping of metrics or {len(metrics)} numbers, got {return_value!r}",
             location="hydra.sweeper.objectives",
-            hint=f"Return a mapping by metric, or {len(names)} numbers: {', '.join(names)}",
+            hint=f"Return values for {', '.join(metrics)}",
         )
-    return dict(zip(names, map(float, values), strict=True))
+    return dict(zip(metrics, map(float, values), strict=True))
 
 
-class _Unlogged:
-    """No tracking server: the ledger and the application's own logs have it all."""
+class _NoTracking:
+    """A tracking log that records nothing: the trial storage and the application's own logs hold everything."""
 
     def begin(self, row: Row) -> str:
         return ""
@@ -182,26 +209,27 @@ class _Unlogged:
         return set()
 
 
-def _blank(params: Params) -> TrialResult:
+def _empty_result(params: Params) -> TrialResult:
     return TrialResult(recipe={"text": " ".join(overrides(params))}, target="hydra", device=DEVICE, emulated=False)
 
 
-def _told(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The fixed overrides of a command line, and the parameters that its sweeping ones describe.
+def _split_overrides(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Split a command line into fixed overrides and the parameters of its sweep overrides.
 
-    As in Hydra's grammar: `choice(a,b)` and `a,b` are choices, `range(1,9)` whole numbers, `interval(0,1)` any between.
+    The syntax is Hydra's: `choice(a,b)` and `a,b` list choices, `range(1,9)` integers, and `interval(0,1)` any number
+    in between.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep, Transformer
 
-    fixed, swept = [], {}
+    fixed_overrides, parameters = [], {}
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         if not override.is_sweep_override():
-            fixed.append(str(override.input_line))
+            fixed_overrides.append(str(override.input_line))
             continue
         value, key = override.value(), override.get_key_element()
         if isinstance(value, IntervalSweep):
-            swept[key] = {"low": value.start, "high": value.end, **({"log": True} if "log" in value.tags else {})}
+            parameters[key] = {"low": value.start, "high": value.end, **({"log": True} if "log" in value.tags else {})}
         elif isinstance(value, (ChoiceSweep, RangeSweep)):
-            swept[key] = {"choices": list(override.sweep_iterator(transformer=Transformer.identity))}
-    return tuple(fixed), swept
+            parameters[key] = {"choices": list(override.sweep_iterator(transformer=Transformer.identity))}
+    return tuple(fixed_overrides), parameters

@@ -1,1 +1,1 @@
-"""What stock MLflow finds of edgeopt by entry points."""
+"""Provide the plugins that MLflow loads by entry points: tags, deployments, evaluation and pages."""

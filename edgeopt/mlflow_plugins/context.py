@@ -1,7 +1,7 @@
-"""The `mlflow.run_context_provider` plugin: runs that are logged inside a trial say of which trial.
+"""Tag MLflow runs with the trial that they belong to: the `mlflow.run_context_provider` plugin.
 
-An application that `hydra/sweeper=edgeopt` sweeps and that logs to MLflow by itself has thereby the study, the trial,
-its recipe, the device and the commit on its runs, without a line of its own.
+An application swept by `hydra/sweeper=edgeopt` may log its own MLflow runs. This plugin adds the study, trial, recipe,
+device and commit to their tags, without changes to the application.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from edgeopt.core import trial_context
 
 
 class Context(RunContextProvider):  # type: ignore[misc]
-    """Tags of the trial that this process works on."""
+    """Provider of the tags of the trial that this process evaluates."""
 
     def in_context(self) -> bool:
         return bool(trial_context.known())

@@ -1,8 +1,8 @@
-"""The deployment target `edgeopt`: engines as HTTP services on this machine.
+"""Deploy engines as HTTP services on this machine: the MLflow deployment target `edgeopt`.
 
     mlflow deployments create -t edgeopt --name champion -m models:/edgeopt@champion -C port=8000
 
-starts `edgeopt serve` in the background, which goes on until `mlflow deployments delete`.
+starts `edgeopt serve` in the background, until `mlflow deployments delete` stops it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREA
 
 from edgeopt.machine import process_identity
 
-FOLDER = "EDGEOPT_DEPLOYMENTS"
-"""Environment variable: the folder that knows of deployments and holds their logs."""
+FOLDER_VARIABLE = "EDGEOPT_DEPLOYMENTS"
+"""Environment variable that names the folder of deployment records and logs."""
 OPTIONS = ("host", "port", "waiting", "patience")
-"""What `--config` may hold; see `edgeopt serve --help`."""
-START_S = 120
-STOP_S = 40
+"""Options that `--config` accepts; see `edgeopt serve --help`."""
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 40
 
 
 def target_help() -> str:
-    """Text of `mlflow deployments help -t edgeopt`."""
-    return f"{__doc__}\nOptions (-C NAME=VALUE), as of `edgeopt serve`: {', '.join(OPTIONS)}."
+    """Return the text of `mlflow deployments help -t edgeopt`."""
+    return f"{__doc__}\nOptions (-C NAME=VALUE), as for `edgeopt serve`: {', '.join(OPTIONS)}."
 
 
 def run_local(
     target: str, name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None
 ) -> None:
-    """A deployment of this target is local already."""
+    """Create a deployment. All deployments of this target are local."""
     EdgeoptDeployments(target).create_deployment(name, model_uri, flavor, config)
 
 
 class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
-    """Deployments of this user on this machine; each is a process, and a file that names it."""
+    """Client of the deployments on this machine. Each is one process with one record file."""
 
     def create_deployment(
         self,
@@ -58,28 +58,31 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
         config: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """Serve the engine of a registered version, or of a folder, and wait until it answers."""
-        options = _checked(name, flavor, config)
-        if self._known(name) is not None:
-            raise MlflowException(f"deployment {name!r} is there already", RESOURCE_ALREADY_EXISTS)
+        """Serve the engine of a registered version or a folder, and wait until the service responds.
+
+        Raises MlflowException if the arguments are invalid, the name exists, or the service fails to start.
+        """
+        options = _parse_options(name, flavor, config)
+        if self._find(name) is not None:
+            raise MlflowException(f"deployment {name!r} already exists", RESOURCE_ALREADY_EXISTS)
         options.setdefault("port", str(_free_port()))
         command = [sys.executable, "-m", "edgeopt.cli", "serve", model_uri, "--name", name]
         command += [text for option, value in options.items() for text in (f"--{option}", value)]
-        folder = _folder()
+        folder = _records_folder()
         log = folder / f"{name}.log"
         with log.open("wb") as file:
-            started = subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
         url = f"http://{options.get('host', '127.0.0.1')}:{options['port']}"
-        _wait(started, url, log)
+        _wait_until_ready(process, url, log)
         document = {
             "name": name,
             "flavor": "edgeopt",
             "model_uri": model_uri,
             "endpoint": f"{url}/v1",
             "log": str(log),
-            "process": process_identity.identity(started.pid),
+            "process": process_identity.identity(process.pid),
             "host": process_identity.host_id(),
         }
         draft = folder / f".{name}.json"
@@ -95,58 +98,63 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
         config: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """Serve another engine, or with other options, under the same name; it does not answer meanwhile."""
-        known = self.get_deployment(name)
+        """Restart the service with another engine or other options. It does not respond during the restart."""
+        current = self.get_deployment(name)
         self.delete_deployment(name)
-        return self.create_deployment(name, model_uri or known["model_uri"], flavor, config)
+        return self.create_deployment(name, model_uri or current["model_uri"], flavor, config)
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
     ) -> None:
-        """End a service, after the requests that it is answering. One that is not there is no error."""
-        known = self._known(name)
-        if known is None:
+        """Stop a service after its running requests. Does nothing if the deployment does not exist."""
+        deployment = self._find(name)
+        if deployment is None:
             return
-        number, end = int(known["process"].partition(":")[0]), time.monotonic() + STOP_S
-        os.kill(number, signal.SIGTERM)
-        while process_identity.is_alive(known["process"]):
+        pid, deadline = int(deployment["process"].partition(":")[0]), time.monotonic() + STOP_TIMEOUT_S
+        os.kill(pid, signal.SIGTERM)
+        while process_identity.is_alive(deployment["process"]):
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(number, os.WNOHANG)  # where this process started it
-            if time.monotonic() > end:
-                os.kill(number, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)  # reap the service if it is a child of this process
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        (_folder() / f"{name}.json").unlink(missing_ok=True)
+        (_records_folder() / f"{name}.json").unlink(missing_ok=True)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """All that are running."""
-        names = sorted(path.stem for path in _folder().glob("[!.]*.json"))
-        return [known for name in names if (known := self._known(name)) is not None]
+        """Return the records of all running deployments, sorted by name."""
+        names = sorted(path.stem for path in _records_folder().glob("[!.]*.json"))
+        return [deployment for name in names if (deployment := self._find(name)) is not None]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
-        known = self._known(name)
-        if known is None:
+        """Return the record of a running deployment. Raise MlflowException if it does not exist."""
+        deployment = self._find(name)
+        if deployment is None:
             running = ", ".join(d["name"] for d in self.list_deployments()) or "none"
-            raise MlflowException(f"no deployment {name!r} is running here, but {running}", RESOURCE_DOES_NOT_EXIST)
-        return known
+            raise MlflowException(
+                f"deployment {name!r} does not exist. Running deployments: {running}", RESOURCE_DOES_NOT_EXIST
+            )
+        return deployment
 
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
-        """One completion for each prompt; `inputs` as `predict` of the MLflow model takes them."""
+        """Return one completion per prompt. `inputs` has the format of the MLflow model's `predict`."""
         from edgeopt.tracking.flavor import prompts
 
         url = self.get_deployment(str(deployment_name))["endpoint"]
         texts = []
         for prompt in prompts(inputs):
-            answer = requests.post(f"{url}/completions", json={"prompt": prompt}, timeout=600)
-            if not answer.ok:
-                raise MlflowException(f"{deployment_name} refused: {answer.text}", INVALID_PARAMETER_VALUE)
-            texts.append(answer.json()["choices"][0]["text"])
+            response = requests.post(f"{url}/completions", json={"prompt": prompt}, timeout=600)
+            if not response.ok:
+                raise MlflowException(
+                    f"deployment {deployment_name!r} rejected the request: {response.text}", INVALID_PARAMETER_VALUE
+                )
+            texts.append(response.json()["choices"][0]["text"])
         return PredictionsResponse({"predictions": texts})
 
-    def _known(self, name: str) -> dict[str, Any] | None:
-        """What is kept of a deployment whose process lives; what is kept of a dead one is forgotten."""
-        path = _folder() / f"{_name(name)}.json"
+    def _find(self, name: str) -> dict[str, Any] | None:
+        """Return the record of a deployment, or None. Delete the record if its process has ended."""
+        path = _records_folder() / f"{_require_valid_name(name)}.json"
         try:
             document: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError:
@@ -157,29 +165,31 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
         return None
 
 
-def _folder() -> Path:
+def _records_folder() -> Path:
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    folder = Path(os.environ.get(FOLDER) or Path(state) / "edgeopt" / "deployments")
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or Path(state) / "edgeopt" / "deployments")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _name(name: str) -> str:
+def _require_valid_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise MlflowException(
-            f"{name!r} cannot name a deployment: use letters, digits, - and _", INVALID_PARAMETER_VALUE
+            f"a deployment name must consist of letters, digits, '.', '-' and '_', got {name!r}",
+            INVALID_PARAMETER_VALUE,
         )
     return name
 
 
-def _checked(name: str, flavor: str | None, config: Mapping[str, Any] | None) -> dict[str, str]:
-    _name(name)
+def _parse_options(name: str, flavor: str | None, config: Mapping[str, Any] | None) -> dict[str, str]:
+    _require_valid_name(name)
     if flavor not in (None, "edgeopt"):
-        raise MlflowException(f"this target serves the flavor edgeopt, and not {flavor!r}", INVALID_PARAMETER_VALUE)
+        raise MlflowException(f"`flavor` must be 'edgeopt' for this target, got {flavor!r}", INVALID_PARAMETER_VALUE)
     unknown = sorted(set(config or {}) - set(OPTIONS))
     if unknown:
-        told = f"unknown option {unknown[0]!r}, known are {', '.join(OPTIONS)}"
-        raise MlflowException(told, INVALID_PARAMETER_VALUE)
+        raise MlflowException(
+            f"an option must be one of {', '.join(OPTIONS)}, got {unknown[0]!r}", INVALID_PARAMETER_VALUE
+        )
     return {option: str(value) for option, value in (config or {}).items()}
 
 
@@ -188,17 +198,17 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _wait(started: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until the service answers; MlflowException with what it said where it ends before."""
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        if started.poll() is not None:
-            said = log.read_text(errors="replace").strip().splitlines()
-            raise MlflowException(f"the service ended: {said[-1] if said else 'it said nothing'}")
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until the service responds. Raise MlflowException with its last log line if it ends or takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").strip().splitlines()
+            raise MlflowException(f"the service ended during its start: {lines[-1] if lines else 'its log is empty'}")
         with contextlib.suppress(requests.RequestException):
             if requests.get(f"{url}/health", timeout=2).ok:
                 return
         time.sleep(0.2)
-    started.kill()
-    started.wait()
-    raise MlflowException(f"the service did not answer within {START_S} s, see {log}")
+    process.kill()
+    process.wait()
+    raise MlflowException(f"the service did not respond within {START_TIMEOUT_S} s. See its log {log}")

@@ -1,10 +1,11 @@
-"""The `mlflow.model_evaluator` plugin: `mlflow.models.evaluate(..., evaluators="edgeopt")` measures as a sweep does.
+"""Evaluate engines with edgeopt's probes in `mlflow.models.evaluate`: the `mlflow.model_evaluator` plugin.
 
     mlflow.models.evaluate("models:/edgeopt@champion", data=texts, model_type="text", evaluators="edgeopt")
 
-Size, memory, latency, energy and quality on the texts of `data`, by the same probes in fresh processes. Of
-`evaluator_config`, `overrides` is a list of Hydra overrides, such as `measure.max_windows=8`, and `source` the folder
-in Hugging Face layout whose `config.json` and tokenizer belong to a model that `mlflow.onnx` logged.
+The evaluator measures size, memory, latency, energy and quality on the texts of `data`, with the probes of a sweep in
+fresh processes. `evaluator_config` accepts two keys: `overrides`, a list of Hydra overrides such as
+`measure.max_windows=8`, and `source`, a folder in Hugging Face layout with the `config.json` and tokenizer of a model
+that `mlflow.onnx` logged.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from edgeopt.core.corpus import Text
 from edgeopt.errors import InputError
 from edgeopt.tracking.flavor import Generator, prompts
 
-MEASUREMENTS = "measurements.json"
-_KNOWN = ("overrides", "source")
+MEASUREMENTS_FILE = "measurements.json"
+_CONFIG_KEYS = ("overrides", "source")
 
 
 class Evaluator(ModelEvaluator):  # type: ignore[misc]
-    """Measures engines on this machine, each metric with its interval and method in MEASUREMENTS."""
+    """Evaluator that measures engines on this machine.
+
+    It logs each metric to the run, and intervals and methods to the artifact `measurements.json`.
+    """
 
     @classmethod
     def can_evaluate(cls, *, model_type: str | None, evaluator_config: Mapping[str, Any], **_: Any) -> bool:
@@ -52,38 +56,45 @@ class Evaluator(ModelEvaluator):  # type: ignore[misc]
         model_id: str | None = None,
         **_: Any,
     ) -> EvaluationResult:
-        """The figures, which are logged to the run too. MlflowException for what is no engine and no ONNX decoder."""
+        """Measure the model and log the metrics to the run.
+
+        Raises MlflowException if the model is neither an engine of edgeopt nor an ONNX decoder.
+        """
         from edgeopt.config import assemble
 
         settings = evaluator_config or {}
-        unknown = sorted(settings.keys() - set(_KNOWN))
+        unknown = sorted(settings.keys() - set(_CONFIG_KEYS))
         if unknown:
-            raise _refused(f"evaluator_config has the unknown key {unknown[0]!r}; known are {' and '.join(_KNOWN)}")
+            raise _invalid(
+                f"the keys of `evaluator_config` must be among {', '.join(_CONFIG_KEYS)}; got {unknown[0]!r}"
+            )
         request = assemble.Request(overrides=tuple(settings.get("overrides", ())))
         text = Text(name=dataset.name or "evaluation data", documents=tuple(prompts(dataset.features_data)))
         bench = replace(assemble.bench(request.compose()), evaluation=text)
         with TemporaryDirectory(prefix="edgeopt-onnx-") as folder:
-            engine = _engine(model, settings.get("source"), Path(folder))
-            found = bench.alone(engine, logging.getLogger(__name__).info)
+            engine = _open_engine(model, settings.get("source"), Path(folder))
+            measurements = bench.alone(engine, logging.getLogger(__name__).info)
         client, now = MlflowClient(), int(time.time() * 1000)
         client.log_batch(
-            run_id, metrics=[Metric(m.metric, m.value, now, 0, model_id=model_id, run_id=run_id) for m in found]
+            run_id, metrics=[Metric(m.metric, m.value, now, 0, model_id=model_id, run_id=run_id) for m in measurements]
         )
-        client.log_text(run_id, json.dumps([asdict(m) for m in found], indent=1), MEASUREMENTS)
-        return EvaluationResult(metrics={m.metric: m.value for m in found}, artifacts={})
+        client.log_text(run_id, json.dumps([asdict(m) for m in measurements], indent=1), MEASUREMENTS_FILE)
+        return EvaluationResult(metrics={m.metric: m.value for m in measurements}, artifacts={})
 
 
-def _engine(model: Any, source: str | None, folder: Path) -> Engine:
-    """The engine that `model` is, or the one that is made of it in the empty `folder`."""
-    inside = getattr(model, "_model_impl", None)
-    if isinstance(inside, Generator):
-        return inside.engine
+def _open_engine(model: Any, source: str | None, folder: Path) -> Engine:
+    """Return the engine of an edgeopt model, or import an ONNX model as an engine into the empty `folder`."""
+    python_model = getattr(model, "_model_impl", None)
+    if isinstance(python_model, Generator):
+        return python_model.engine
     flavors = getattr(getattr(model, "metadata", None), "flavors", {})
     if "onnx" not in flavors:
-        raise _refused("it is no engine of edgeopt and no ONNX model: give models:/NAME@ALIAS of one of them")
+        raise _invalid(
+            "the model must be an engine of edgeopt or an ONNX model. Use its URI, such as models:/NAME@ALIAS"
+        )
     if source is None:
-        raise _refused(
-            "an ONNX model says nothing of its tokenizer: name a folder in Hugging Face layout by "
+        raise _invalid(
+            "an ONNX model contains no tokenizer. Name a folder in Hugging Face layout with "
             'evaluator_config={"source": FOLDER}'
         )
     from edgeopt.runtimes.onnx.import_external import import_graph
@@ -92,8 +103,8 @@ def _engine(model: Any, source: str | None, folder: Path) -> Engine:
     try:
         return import_graph(root / flavors["onnx"]["data"], Path(source), folder)
     except InputError as error:
-        raise _refused(str(error)) from error
+        raise _invalid(str(error)) from error
 
 
-def _refused(what: str) -> MlflowException:
-    return MlflowException(what, error_code=INVALID_PARAMETER_VALUE)
+def _invalid(message: str) -> MlflowException:
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)

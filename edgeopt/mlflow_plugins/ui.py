@@ -1,8 +1,8 @@
-"""The `mlflow.app` plugin `edgeopt`: MLflow's own server with the pages of edgeopt beside it.
+"""Add the pages of edgeopt to the MLflow server: the `mlflow.app` plugin `edgeopt`.
 
     mlflow server --app-name edgeopt --backend-store-uri sqlite:///mlflow.db
 
-`edgeopt ui` starts it so.
+`edgeopt ui` runs this command.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from edgeopt.pages.app import PREFIX, pages
 
 
 def create_app() -> Any:
-    """The FastAPI application of `mlflow server`, with the pages mounted before its own catch-all route."""
+    """Return the FastAPI application of `mlflow server`, with the pages mounted before its catch-all route."""
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import _add_static_prefix
     from starlette.routing import Mount

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=edgeopt` in an application that knows nothing of edgeopt, with every launcher."""
+"""Test `hydra/sweeper=edgeopt` with an application that does not import edgeopt, under several launchers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ hydra:
     objectives: {loss: minimize, cost: minimize}
     limits: {cost: 3.5}
 """
-SWEPT = ("x=interval(0,5)", "optimizer=adam,sgd")
+SWEEP_OVERRIDES = ("x=interval(0,5)", "optimizer=adam,sgd")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def application(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "app.py", "-m", "hydra.sweep.dir=out", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -59,9 +59,9 @@ def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def front(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((folder / "out" / "front.yaml").read_text())
-    return found
+def read_front(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((folder / "out" / "front.yaml").read_text())
+    return document
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,18 @@ def front(folder: Path) -> dict[str, Any]:
     ],
     ids=["basic", "joblib", "submitit"],
 )
-def test_workers_of_any_launcher_share_one_search_under_hard_limits(
-    application: Path, launcher: tuple[str, ...], workers: int
-) -> None:
-    done = sweep(application, *SWEPT, *launcher, f"hydra.sweeper.workers={workers}", "y=0.5")
-    assert done.returncode == 0, done.stderr
-    document = front(application)
+def test_workers_of_any_launcher_share_study(application: Path, launcher: tuple[str, ...], workers: int) -> None:
+    process = run_sweep(application, *SWEEP_OVERRIDES, *launcher, f"hydra.sweeper.workers={workers}", "y=0.5")
+    assert process.returncode == 0, process.stderr
+    document = read_front(application)
     trials = {trial["number"]: trial for trial in document["trials"]}
     assert len(trials) == 12
     evaluated = [t for t in trials.values() if t["state"] == "finished"]
     assert {t["state"] for t in trials.values()} <= {"finished", "failed"}
     assert all("too far" in t["failure"] for t in trials.values() if t["state"] == "failed")
     assert 1 <= len({t["metrics"]["pid"] for t in evaluated}) <= workers
-    with sqlite3.connect(application / "out" / "studies.db") as store:
-        (joined,) = store.execute("select count(*) from edgeopt_workers").fetchone()
+    with sqlite3.connect(application / "out" / "studies.db") as database:
+        (joined,) = database.execute("select count(*) from edgeopt_workers").fetchone()
     assert joined == workers, "each job is one long-lived worker"
     for number in document["front"]:
         assert trials[number]["metrics"]["cost"] <= 3.5
@@ -95,31 +93,33 @@ def test_workers_of_any_launcher_share_one_search_under_hard_limits(
     assert {t["params"]["optimizer"] for t in evaluated} == {"adam", "sgd"}
 
 
-def test_the_same_study_goes_on_where_it_was(application: Path) -> None:
-    assert sweep(application, *SWEPT, "hydra.sweeper.trials=3").returncode == 0
-    first = front(application)["trials"]
-    assert sweep(application, *SWEPT, "hydra.sweeper.trials=5").returncode == 0
-    again = front(application)["trials"]
-    assert [(t["params"], t["metrics"]) for t in again[:3]] == [(t["params"], t["metrics"]) for t in first]
-    assert len(again) == 5
+def test_existing_study_is_continued(application: Path) -> None:
+    assert run_sweep(application, *SWEEP_OVERRIDES, "hydra.sweeper.trials=3").returncode == 0
+    first = read_front(application)["trials"]
+    assert run_sweep(application, *SWEEP_OVERRIDES, "hydra.sweeper.trials=5").returncode == 0
+    second = read_front(application)["trials"]
+    assert [(t["params"], t["metrics"]) for t in second[:3]] == [(t["params"], t["metrics"]) for t in first]
+    assert len(second) == 5
 
 
-def test_another_space_under_the_same_name_is_refused(application: Path) -> None:
-    assert sweep(application, *SWEPT, "hydra.sweeper.trials=2").returncode == 0
-    other = sweep(application, "x=interval(0,1)", "hydra.sweeper.trials=2")
-    assert other.returncode != 0
-    assert "begun with other parameters" in other.stderr
+def test_changed_search_space_is_rejected(application: Path) -> None:
+    assert run_sweep(application, *SWEEP_OVERRIDES, "hydra.sweeper.trials=2").returncode == 0
+    process = run_sweep(application, "x=interval(0,1)", "hydra.sweeper.trials=2")
+    assert process.returncode != 0
+    assert "begun with other parameters" in process.stderr
 
 
-def test_nothing_feasible_is_an_error(application: Path) -> None:
-    done = sweep(application, *SWEPT, "hydra.sweeper.trials=2", "hydra.sweeper.limits.cost=0.001", "y=1")
-    assert done.returncode != 0
-    assert "no trial keeps every limit" in done.stderr
+def test_infeasible_study_is_an_error(application: Path) -> None:
+    process = run_sweep(
+        application, *SWEEP_OVERRIDES, "hydra.sweeper.trials=2", "hydra.sweeper.limits.cost=0.001", "y=1"
+    )
+    assert process.returncode != 0
+    assert "no trial satisfies every limit" in process.stderr
 
 
-def test_an_answer_that_does_not_fit_the_objectives_is_a_failed_trial_with_its_cause(application: Path) -> None:
+def test_unexpected_return_value_fails_trial(application: Path) -> None:
     text = APPLICATION.replace('return {"loss"', 'return 1.0\n    return {"loss"')
     (application / "app.py").write_text(text)
-    done = sweep(application, *SWEPT, "hydra.sweeper.trials=2", "hydra.sweeper.limits={}")
-    assert done.returncode != 0
-    assert "no trial keeps every limit" in done.stderr
+    process = run_sweep(application, *SWEEP_OVERRIDES, "hydra.sweeper.trials=2", "hydra.sweeper.limits={}")
+    assert process.returncode != 0
+    assert "no trial satisfies every limit" in process.stderr

@@ -1,4 +1,4 @@
-"""`mlflow models serve` on a registered engine, as any MLflow user would start it."""
+"""Test `mlflow models serve` on a registered engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgeopt.tracking import flavor
 
 
 @pytest.mark.timeout(240)
-def test_a_registered_engine_answers_behind_mlflows_own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_server_serves_registered_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mlflow.set_tracking_uri(uri)
@@ -43,14 +43,16 @@ def test_a_registered_engine_answers_behind_mlflows_own_server(tmp_path: Path, m
             start_new_session=True,
         )
     try:
-        answer = None
+        response = None
         for _ in range(500):
             with contextlib.suppress(requests.ConnectionError):
-                answer = requests.post(f"http://127.0.0.1:{port}/invocations", json={"inputs": ["def f ("]}, timeout=60)
+                response = requests.post(
+                    f"http://127.0.0.1:{port}/invocations", json={"inputs": ["def f ("]}, timeout=60
+                )
                 break
             time.sleep(0.2)
-        assert answer is not None, (tmp_path / "log").read_text()
-        assert answer.json() == {"predictions": expected}
+        assert response is not None, (tmp_path / "log").read_text()
+        assert response.json() == {"predictions": expected}
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

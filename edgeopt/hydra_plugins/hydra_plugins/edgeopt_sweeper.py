@@ -1,8 +1,10 @@
-"""`hydra/sweeper=edgeopt`: any Hydra application searched under hard limits, by workers that any launcher starts.
+"""Search the parameters of any Hydra application under hard limits: `hydra/sweeper=edgeopt`.
 
-The application returns its figures: one number, as many as there are objectives, or a mapping by metric, which is
-what limits need. This file lies where Hydra looks for plugins and is imported whenever a Hydra application starts, so
-it imports nothing of edgeopt at its top. Hydra reads its annotations before the module is known: they are no strings.
+Workers run under any Hydra launcher. The application returns its metrics: one number, one number per objective, or a
+mapping by metric, which limits require.
+
+Hydra imports every file in this folder when an application starts, so this module imports edgeopt lazily. Hydra reads
+its annotations before the module is registered, which rules out `from __future__ import annotations`.
 """
 
 import logging
@@ -21,13 +23,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EdgeoptSweeperConf:
-    """What stands under `hydra.sweeper`; `parameters` and all from `sampler` on are those of a file of sweeps/.
+    """The fields of `hydra.sweeper`. Those not listed below are as in the files of sweeps/.
 
     Attributes:
-        study: the name under which trials are kept; the same name in the same store goes on.
-        store: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; None is a file in hydra.sweep.dir.
-        workers: jobs that the launcher starts, once; each evaluates trials until the search is over.
-        objectives: direction by metric; none stands for one number to minimize.
+        study: name of the study. A study with the same name in the same store is continued.
+        store: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; None uses a file in hydra.sweep.dir.
+        workers: number of jobs to launch; each evaluates trials until the search ends.
+        objectives: direction by metric; empty if the application returns one number to minimize.
         limits: hard limits by metric, such as `5` or `at least 0.6`.
     """
 
@@ -50,8 +52,8 @@ class EdgeoptSweeperConf:
 ConfigStore.instance().store(group="hydra/sweeper", name="edgeopt", node=EdgeoptSweeperConf, provider="edgeopt")
 
 
-class EdgeoptSweeper(Sweeper):  # type: ignore[misc]  # Hydra is not typed for mypy here
-    """Starts `workers` jobs by the application's launcher; they share the study, and no job waits for another."""
+class EdgeoptSweeper(Sweeper):  # type: ignore[misc]  # Hydra has no type information
+    """Sweeper that launches `workers` jobs, which share one study and never wait for each other."""
 
     def __init__(self, **settings: Any) -> None:
         self._settings: dict[str, Any] = {
@@ -64,21 +66,21 @@ class EdgeoptSweeper(Sweeper):  # type: ignore[misc]  # Hydra is not typed for m
         self._hydra_context, self._task_function, self._config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
-        """The front's trials, which are also written to `front.yaml` in hydra.sweep.dir."""
+        """Run the search and return its trials and Pareto front, also written to `front.yaml` in hydra.sweep.dir."""
         from pathlib import Path
 
         from edgeopt.hydra_plugins.sweeping import Sweep
 
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        sweep = Sweep.of(self._settings, arguments, folder)
+        sweep = Sweep.from_config(self._settings, arguments, folder)
         worker = sweep.worker(self._task_function, self._hydra_context, self._config)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._hydra_context, task_function=worker, config=self._config
         )
-        jobs: Sequence[list[str]] = [list(sweep.fixed)] * self._settings["workers"]
+        jobs: Sequence[list[str]] = [list(sweep.fixed_overrides)] * self._settings["workers"]
         for job in launcher.launch(jobs, initial_job_idx=0):
-            _ = job.return_value  # raises what ended the worker
+            _ = job.return_value  # raises the exception that ended the worker, if any
         document = sweep.front()
         OmegaConf.save(OmegaConf.create(document), folder / "front.yaml")
         log.info(f"{len(document['trials'])} trials, {len(document['front'])} on the front: {folder / 'front.yaml'}")
