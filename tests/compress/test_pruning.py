@@ -51,7 +51,7 @@ def calibration() -> Text:
     return Text(name="calibration", documents=tuple(f"import module_{n}\nprint(module_{n})\n" * 8 for n in range(8)))
 
 
-def test_input_sum_of_squares_covers_all_over_tokens(network):
+def test_input_sum_of_squares_covers_all_tokens(network):
     inputs = []
     handle = modeling.layers(network)[1].mlp.down_proj.register_forward_pre_hook(lambda _, i: inputs.append(i[0]))
     energies = input_sum_of_squares(network, WINDOWS, lambda layer: layer.mlp.down_proj)

@@ -75,7 +75,7 @@ class Lora(DistillationTraining):
         unknown = [name for name in self.targets if name not in PROJECTION_NAMES]
         if unknown or not self.targets:
             raise ConfigError(
-                f"`targets` must be a non-empty list of projections, got {', '.join(unknown) or 'none'}",
+                f"`targets` must name one or more projections, got {', '.join(unknown) or 'none'}",
                 location="targets",
                 hint=f"Use one or more of {', '.join(PROJECTION_NAMES)}",
             )
@@ -145,23 +145,23 @@ class Lora(DistillationTraining):
             use_dora=self.decomposed,
             task_type="CAUSAL_LM",
         )
-        adapted: Any = get_peft_model(network.to(training_device()), config)
+        peft_model: Any = get_peft_model(network.to(training_device()), config)
         if self.initialization == "loftq":
             context.progress("initializing the adapter from quantization error")
-            initialize_loftq(adapted.get_base_model(), modeling.load(context.float_checkpoint))
+            initialize_loftq(peft_model.get_base_model(), modeling.load(context.float_checkpoint))
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(context.original, windows, context)
         sources = (checkpoint, context.original, context.float_checkpoint, context.calibration)
         with context.cache.resumable_folder(["lora", *(source.digest for source in sources), to_config(self)]) as draft:
-            losses = self.fit(adapted, loss, len(windows), context.progress, draft)
+            losses = self.fit(peft_model, loss, len(windows), context.progress, draft)
         artifacts = directory / "artifacts"
-        save_peft_adapter(adapted, artifacts / "adapter")
+        save_peft_adapter(peft_model, artifacts / "adapter")
         (artifacts / "lora_loss.json").write_text(json.dumps(losses) + "\n")
         if self.merge:
-            modeling.save(adapted.merge_and_unload().cpu(), directory, checkpoint, checkpoint.spec)
+            modeling.save(peft_model.merge_and_unload().cpu(), directory, checkpoint, checkpoint.spec)
         else:
             modeling.link(checkpoint, directory)
-            adapters.write(extract_updates(adapted.get_base_model().cpu()), directory, self.name)
+            adapters.write(extract_updates(peft_model.get_base_model().cpu()), directory, self.name)
         return self.plan(checkpoint.spec)
 
 
@@ -182,12 +182,12 @@ def target_modules(network: PreTrainedModel, targets: Sequence[str]) -> list[str
     return selected
 
 
-def save_peft_adapter(adapted: Any, folder: Path) -> None:
+def save_peft_adapter(peft_model: Any, folder: Path) -> None:
     """Write the trained adapter in peft's format, with deterministic bytes.
 
     peft keeps its target modules in a set, whose order differs between processes, so they are sorted here.
     """
-    adapted.save_pretrained(folder, safe_serialization=True)
+    peft_model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
