@@ -1,4 +1,4 @@
-"""What every compression step promises, whatever its technique."""
+"""Contract of the Step protocol, tested for every compression step."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ STEPS = {
         round_ratio=0.25,
         max_perplexity_ratio=None,
     ),
-    "prune_gradually by layers": PruneGradually(
+    "prune_gradually by depth": PruneGradually(
         prune=PruneDepth(layers=1, windows=2, window_tokens=64),
         retrain=Lora(rank=2, tokens=128, batch_tokens=128, window_tokens=64),
         max_perplexity_ratio=None,
@@ -63,12 +63,12 @@ STEPS = {
     "lora rank-stabilized and decomposed": Lora(
         rank=2, rank_stabilized=True, decomposed=True, tokens=256, batch_tokens=128, window_tokens=64
     ),
-    "lora beside the weights": Lora(rank=2, merge=False, tokens=256, batch_tokens=128, window_tokens=64),
+    "lora unmerged": Lora(rank=2, merge=False, tokens=256, batch_tokens=128, window_tokens=64),
     "distill": Distill(tokens=256, batch_tokens=128, window_tokens=64, hidden_weight=0.5),
     "awq": Awq(windows=4, window_tokens=64, powers=4, block_size=16),
     "gptq": Quantize(weights="int4", block_size=16, rounding=Gptq(), windows=4, window_tokens=64),
     "k_quant": Quantize(weights="int4", block_size=16, rounding=KQuant(), windows=4, window_tokens=64),
-    "k_quant with corrected biases": Quantize(
+    "k_quant with bias correction": Quantize(
         weights="int4", block_size=16, rounding=KQuant(), bias_correction=True, windows=4, window_tokens=64
     ),
     "hqq": Quantize(weights="int4", block_size=16, rounding=Hqq()),
@@ -97,7 +97,7 @@ def calibration() -> Text:
     return Text(name="calibration", documents=tuple(f"# file {n}\n{words}" * 4 for n in range(12)))
 
 
-def apply(step, checkpoint: Checkpoint, calibration: Text, directory: Path) -> Checkpoint:
+def apply_step(step, checkpoint: Checkpoint, calibration: Text, directory: Path) -> Checkpoint:
     directory.mkdir()
     spec = step.apply(checkpoint, directory, compression_context(checkpoint, calibration))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
@@ -105,65 +105,65 @@ def apply(step, checkpoint: Checkpoint, calibration: Text, directory: Path) -> C
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
 class TestEveryStep:
-    def test_its_output_loads_and_computes(self, step, checkpoint, calibration, tmp_path):
-        after = apply(step, checkpoint, calibration, tmp_path / "out")
+    def test_output_loads_and_computes(self, step, checkpoint, calibration, tmp_path):
+        after = apply_step(step, checkpoint, calibration, tmp_path / "out")
         network = modeling.load(after)
         logits = network(torch.tensor([[1, 2, 3]])).logits
         assert logits.shape == (1, 3, checkpoint.spec.vocabulary_size)
         assert torch.isfinite(logits).all()
 
-    def test_recorded_sizes_are_the_weights_sizes(self, step, checkpoint, calibration, tmp_path):
-        after = apply(step, checkpoint, calibration, tmp_path / "out")
+    def test_recorded_sizes_match_the_weights(self, step, checkpoint, calibration, tmp_path):
+        after = apply_step(step, checkpoint, calibration, tmp_path / "out")
         network = modeling.load(after)
         weights = [p.numel() for name, p in network.named_parameters() if not name.endswith(".bias")]
         assert sum(weights) == after.spec.parameters
 
-    def test_the_plan_predicts_the_number_of_parameters(self, step, checkpoint, calibration, tmp_path):
-        after = apply(step, checkpoint, calibration, tmp_path / "out")
+    def test_plan_predicts_the_parameter_count(self, step, checkpoint, calibration, tmp_path):
+        after = apply_step(step, checkpoint, calibration, tmp_path / "out")
         assert step.plan(checkpoint.spec).parameters == after.spec.parameters
 
-    def test_the_same_input_gives_the_same_digest(self, step, checkpoint, calibration, tmp_path):
-        first = apply(step, checkpoint, calibration, tmp_path / "first")
-        second = apply(step, checkpoint, calibration, tmp_path / "second")
+    def test_equal_inputs_give_equal_digests(self, step, checkpoint, calibration, tmp_path):
+        first = apply_step(step, checkpoint, calibration, tmp_path / "first")
+        second = apply_step(step, checkpoint, calibration, tmp_path / "second")
         assert first.digest == second.digest
 
-    def test_the_input_is_left_as_it_was(self, step, checkpoint, calibration, tmp_path):
-        apply(step, checkpoint, calibration, tmp_path / "out")
+    def test_input_checkpoint_is_unchanged(self, step, checkpoint, calibration, tmp_path):
+        apply_step(step, checkpoint, calibration, tmp_path / "out")
         checkpoint.verify()
 
-    def test_the_tokenizer_travels_along(self, step, checkpoint, calibration, tmp_path):
-        after = apply(step, checkpoint, calibration, tmp_path / "out")
+    def test_tokenizer_is_copied(self, step, checkpoint, calibration, tmp_path):
+        after = apply_step(step, checkpoint, calibration, tmp_path / "out")
         assert (after.directory / "tokenizer.json").read_bytes() == (
             checkpoint.directory / "tokenizer.json"
         ).read_bytes()
 
-    def test_a_description_makes_an_equal_step(self, step, checkpoint, calibration, tmp_path):
+    def test_config_round_trip_gives_equal_step(self, step, checkpoint, calibration, tmp_path):
         assert instantiate(json.loads(json.dumps(to_config(step)))) == step
 
 
 FLOAT_STEPS = {
     name: step
     for name, step in STEPS.items()
-    if not (isinstance(step, (Quantize, MixedPrecision, KvCache, Int8)) or name == "lora beside the weights")
+    if not (isinstance(step, (Quantize, MixedPrecision, KvCache, Int8)) or name == "lora unmerged")
 }
 
 
 @pytest.mark.parametrize("step", [*FLOAT_STEPS.values(), STEPS["int4"]], ids=[*FLOAT_STEPS, "int4"])
-def test_nothing_may_change_weights_that_are_already_rounded(step, checkpoint):
+def test_quantized_weights_may_not_be_changed(step, checkpoint):
     quantized = STEPS["int8"].plan(checkpoint.spec)
     with pytest.raises(ConfigError, match="cannot follow quantize"):
         step.plan(quantized)
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if not name.startswith(("kv_cache", "lora beside"))])
-def test_nothing_may_change_weights_that_an_adapter_was_trained_on(name, checkpoint):
-    beside = STEPS["lora beside the weights"].plan(checkpoint.spec)
+@pytest.mark.parametrize("name", [name for name in STEPS if not name.startswith(("kv_cache", "lora unmerged"))])
+def test_weights_under_an_adapter_may_not_be_changed(name, checkpoint):
+    adapted_spec = STEPS["lora unmerged"].plan(checkpoint.spec)
     with pytest.raises(ConfigError, match="cannot follow lora with merge=false"):
-        STEPS[name].plan(beside)
+        STEPS[name].plan(adapted_spec)
 
 
-def refusal(step, spec) -> str:
-    """What the step says against a spec; "" where it takes it."""
+def plan_error(step, spec) -> str:
+    """Return the error message of the step's plan for `spec`, or "" if it accepts `spec`."""
     try:
         step.plan(spec)
     except ConfigError as error:
@@ -172,12 +172,12 @@ def refusal(step, spec) -> str:
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
-def test_a_sparse_model_stays_sparse_or_the_step_is_refused(step, checkpoint, calibration, tmp_path):
-    sparse = apply(STEPS["sparsify"], checkpoint, calibration, tmp_path / "sparse")
-    if told := refusal(step, sparse.spec):
-        assert "cannot follow sparsify" in told
+def test_sparse_model_stays_sparse_or_is_rejected(step, checkpoint, calibration, tmp_path):
+    sparse = apply_step(STEPS["sparsify"], checkpoint, calibration, tmp_path / "sparse")
+    if message := plan_error(step, sparse.spec):
+        assert "cannot follow sparsify" in message
         return
-    after = apply(step, sparse, calibration, tmp_path / "after")
+    after = apply_step(step, sparse, calibration, tmp_path / "after")
     assert after.spec.sparsity == "2:4"
     for layer in modeling.layers(modeling.load(after)):
         for module in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
