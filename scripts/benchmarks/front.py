@@ -78,12 +78,12 @@ class GridResults:
     """Metrics and evaluation time of every recipe, from a study that evaluated them all."""
 
     def __init__(self, opened: OpenStudy) -> None:
-        found = opened.study
-        standing = Ranking(objectives=found.objectives, limits=found.limits)
+        study = opened.study
+        ranking = Ranking(objectives=study.objectives, limits=study.limits)
         self.opened, self.predict_trial = opened, partial(assemble.predict_trial, opened.request)
-        self.rows = {canonical_json(row.params): row for row in found.rows() if row.summary is not None}
+        self.rows = {canonical_json(row.params): row for row in study.rows() if row.summary is not None}
         self.seconds = {key: _from_scratch_s(row.summary) for key, row in self.rows.items() if row.summary}
-        self.points = {key: point for key, row in self.rows.items() if (point := standing.point(row)) is not None}
+        self.points = {key: point for key, row in self.rows.items() if (point := ranking.point(row)) is not None}
         columns = list(zip(*self.points.values(), strict=True))
         self.reference = [max(c) + 0.1 * (max(c) - min(c)) for c in columns]
         self.hypervolume = hypervolume(list(self.points.values()), self.reference)

@@ -112,10 +112,10 @@ class FloatCache:
 
 
 class QuantizedCache:
-    """States as int8 codes, or as int4 codes of which two share a byte, and the most recent ones in floating point.
+    """States stored as int8 codes or as pairs of int4 codes, with the most recent ones also in floating point.
 
-    The recent states are in a ring buffer. The graph reads every slot of the ring, except those that the current
-    tokens overwrite.
+    The recent states are in a ring buffer. Attention reads them instead of their codes. New tokens overwrite the oldest
+    states of the ring before it is read.
     """
 
     def __init__(self, bits: int, buffers: Sequence[Tensor]) -> None:

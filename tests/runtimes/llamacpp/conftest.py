@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.core.artifact import Checkpoint
-from runtimes.onnx.test_onnx import ALL_FAMILIES, import_random_checkpoint
+from runtimes.onnx.random_models import ALL_FAMILIES, import_random_checkpoint
 
 
 @pytest.fixture(scope="module")

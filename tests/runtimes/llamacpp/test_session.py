@@ -21,7 +21,7 @@ from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.llamacpp.layout import MODEL_FILE
 from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
 from runtimes.llamacpp.gguf_engines import ALL_INT4, assert_size_was_predicted, build, quantize, read_tensors
-from runtimes.onnx.test_onnx import import_random_checkpoint, prune_unevenly, torch_logits
+from runtimes.onnx.random_models import import_random_checkpoint, prune_unevenly, torch_logits
 from runtimes.test_families import PROMPT
 
 FP32_CACHE = LlamaCpp(keys_values="fp32")

@@ -18,7 +18,7 @@ from edgeopt.errors import BuildError, ConfigError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.onnx.opset_lowering import EXPORTER_MIN_OPSET, lower
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
-from runtimes.onnx.test_onnx import ALL_FAMILIES, import_random_checkpoint, torch_logits
+from runtimes.onnx.random_models import ALL_FAMILIES, import_random_checkpoint, torch_logits
 from runtimes.test_families import PROMPT
 
 SHAPE = [2, 3, 6]
