@@ -1,1 +1,1 @@
-"""Describe this computer and observe it: inventory, bandwidth, processes, energy, device leases."""
+"""Describe this machine and observe it: hardware, bandwidth, processes, energy, contention and device leases."""

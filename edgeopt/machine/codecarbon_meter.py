@@ -1,4 +1,4 @@
-"""Read energy with codecarbon: per instrument, and in total for this process."""
+"""Measure energy with codecarbon: per component, and in total for this process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ J_PER_KWH = 3.6e6
 
 
 class EnergyMeter:
-    """Count the joules of this process and of those it starts.
+    """Meter of the energy that this process and its children use, in joules.
 
-    Create one meter per process: codecarbon needs two seconds to find its instruments. Where no counter can be read,
-    the joules come from a model, as `method` states.
+    Create one meter per process: codecarbon needs two seconds to detect its instruments. Without a readable energy
+    counter, codecarbon estimates the energy with a model; `method` says which components are estimated.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class EnergyMeter:
 
     @property
     def method(self) -> str:
-        """Each component with "measured" or "estimated"."""
+        """Return a description that marks each component as "measured" or "estimated"."""
         components = [describe_instrument(hardware) for hardware in self._tracker._hardware]
         return ", ".join(f"{name} {kind}" for name, kind, _ in components) + ", by codecarbon for this process"
 
@@ -50,7 +50,7 @@ def create_quiet_tracker(**settings: Any) -> OfflineEmissionsTracker:
 def describe_instrument(hardware: Any) -> tuple[str, Kind, str]:
     """Return (component, kind, method) of a codecarbon hardware object.
 
-    A hardware object that is not known to read a counter counts as estimated.
+    An unknown hardware class counts as estimated.
     """
     name = type(hardware).__name__
     mode = getattr(hardware, "_mode", "")
@@ -61,7 +61,7 @@ def describe_instrument(hardware: Any) -> tuple[str, Kind, str]:
     if name == "Raspberry":
         return hardware.chip_part.lower(), "measured", "power rails read by the Raspberry Pi's PMIC"
     if name == "RAM":
-        return "ram", "estimated", "codecarbon's watts for the memory modules of such a machine"
+        return "ram", "estimated", "codecarbon's power model of the memory modules"
     if name == "CPU":
-        return "cpu", "estimated", f"codecarbon's model {mode}: load of the whole machine and {hardware._tdp} W of TDP"
+        return "cpu", "estimated", f"codecarbon's model {mode}: machine load and {hardware._tdp} W of TDP"
     return getattr(hardware, "chip_part", name).lower(), "estimated", f"codecarbon's {name}"

@@ -1,11 +1,11 @@
-"""How fast cores compute just now, where other virtual machines share them.
+"""Detect when other virtual machines slow down the cores of this one, and time tokens without those moments.
 
-A virtual core is one of the two threads of a physical one, as a rule. While its neighbour computes, all that runs here
-takes longer, and no counter of this machine shows it. Seen on a shared AMD EPYC: engines decoded in 64 us a token or in
-105, in turns of a tenth of a second to seconds, and the bit of work below took 0.25 ms or 0.40 ms with them.
+A virtual core is usually one of the two threads of a physical core. While the other thread computes, this one runs
+slower, and no counter of this machine shows it. On a shared AMD EPYC, engines decoded a token in 64 us or in 105 us,
+in phases of a tenth of a second to seconds. The probe workload below took 0.25 ms or 0.40 ms in the same phases.
 
-Machines of their own have no such neighbours. Where they slow down, they are hot, and that is to be measured: all of
-their moments count as usual.
+A physical machine has no such neighbors. If it slows down, it throttles because of heat, and measurements must include
+that. On a physical machine every moment counts as undisturbed.
 """
 
 from __future__ import annotations
@@ -23,128 +23,136 @@ from edgeopt.machine.procfs import ROOT
 
 T = TypeVar("T")
 
-STEPS = 10_000
-"""Of the bit of work: some tenth of a millisecond."""
+PROBE_ITERATIONS = 10_000
+"""Loop length of the probe workload: a few tenths of a millisecond."""
 TOLERANCE = 1.15
-"""Times the shortest that the bit of work took: what takes longer than that is slowed down."""
-STRETCH_S = 0.05
-"""The work between two looks at the pace."""
+"""A moment counts as disturbed if the probe takes longer than this factor times its best time."""
+PROBE_INTERVAL_S = 0.05
+"""Longest run of tokens between two probes, in seconds."""
 BURST_GAP_S = 20e-6
-"""Between two tokens, less than an engine takes for one: both were computed together."""
-PATIENCE = 5
-"""How often work is done in all, at most, until there is a try that nobody slowed down."""
+"""Tokens closer together than this were computed by one step: no engine computes a token this fast."""
+MAX_ATTEMPTS = 5
+"""Attempts of `ContentionProbe.retry`, the first one included."""
 
 
 class ContentionProbe:
-    """Looks at the pace of the cores that this thread may use; 0 on machines without neighbours."""
+    """Probe that times a fixed workload on every core that this thread may use.
+
+    Attributes:
+        best_s: shortest probe time so far.
+    """
 
     def __init__(self, root: Path = ROOT) -> None:
         self._virtual = is_virtual(root)
         self.best_s = float("inf")
 
-    def now(self) -> float:
-        """Seconds that a fixed bit of work takes on the slowest of the cores."""
+    def measure_s(self) -> float:
+        """Return the seconds that the workload takes on the slowest core; 0 on a physical machine."""
         if not self._virtual:
             return 0.0
         cores = os.sched_getaffinity(0)
-        taken = max(map(_seconds_on, cores) if len(cores) > 1 else (_seconds(),))
+        slowest_s = max(map(_workload_s_on, cores) if len(cores) > 1 else (_workload_s(),))
         if len(cores) > 1:
             os.sched_setaffinity(0, cores)
-        self.best_s = min(self.best_s, taken)
-        return taken
+        self.best_s = min(self.best_s, slowest_s)
+        return slowest_s
 
-    def is_undisturbed(self, pace_s: float) -> bool:
-        """Whether nobody slowed down the core at a moment, as far as is known now."""
-        return is_undisturbed(pace_s, self.best_s)
+    def is_undisturbed(self, probe_s: float) -> bool:
+        """Return True if `probe_s` is within the tolerance of the best probe time so far."""
+        return is_undisturbed(probe_s, self.best_s)
 
     def retry(self, work: Callable[[], T]) -> T:
-        """What `work` gives in the first try that nobody slowed down, or in that at the best pace."""
-        tries = []
-        for _ in range(PATIENCE):
-            before = self.now()
-            found = work()
-            tries.append((max(before, self.now()), found))
-            if self.is_undisturbed(tries[-1][0]):
+        """Call `work` until it runs undisturbed and return its result.
+
+        After `MAX_ATTEMPTS` calls, return the result of the least disturbed one.
+        """
+        attempts = []
+        for _ in range(MAX_ATTEMPTS):
+            before_s = self.measure_s()
+            result = work()
+            attempts.append((max(before_s, self.measure_s()), result))
+            if self.is_undisturbed(attempts[-1][0]):
                 break
-        return min(tries, key=lambda one: one[0])[1]
+        return min(attempts, key=lambda attempt: attempt[0])[1]
 
 
 def is_virtual(root: Path = ROOT) -> bool:
-    """Whether this is a virtual machine, whose cores others may share."""
+    """Return True if this is a virtual machine, whose physical cores others may share."""
     path = root / "proc/cpuinfo"
     return path.is_file() and " hypervisor" in path.read_text()
 
 
-def is_undisturbed(pace_s: float, best_s: float) -> bool:
-    return pace_s <= TOLERANCE * best_s
+def is_undisturbed(probe_s: float, best_s: float) -> bool:
+    return probe_s <= TOLERANCE * best_s
 
 
-def select_undisturbed(values: Iterable[float], paces_s: Iterable[float], best_s: float) -> list[float]:
-    """Those of the values that were found at a usual pace."""
-    return [value for value, pace_s in zip(values, paces_s, strict=True) if is_undisturbed(pace_s, best_s)]
+def select_undisturbed(values: Iterable[float], probe_times_s: Iterable[float], best_s: float) -> list[float]:
+    """Return the values whose probe time counts as undisturbed."""
+    return [value for value, probe_s in zip(values, probe_times_s, strict=True) if is_undisturbed(probe_s, best_s)]
 
 
 def time_decode_rounds(
-    session: Session, prompt: Sequence[int], count: int, pace: ContentionProbe, *, rounds: int, most_s: float
+    session: Session, prompt: Sequence[int], count: int, probe: ContentionProbe, *, rounds: int, timeout_s: float
 ) -> list[tuple[list[float], list[float]]]:
-    """Times of tokens and the pace meanwhile, of `rounds` decodes or more: until as many tokens were at a usual pace.
+    """Decode `count` tokens per round and return (token times, probe times) of each round, in seconds.
 
-    After `most_s` seconds it is left at that.
+    Run at least `rounds` rounds. Continue until `rounds * count` tokens were undisturbed or `timeout_s` has passed.
     """
-    found: list[tuple[list[float], list[float]]] = []
-    end = time.monotonic() + most_s
-    while len(found) < rounds or (
-        sum(len(select_undisturbed(*one, pace.best_s)) for one in found) < rounds * count and time.monotonic() < end
+    results: list[tuple[list[float], list[float]]] = []
+    end_s = time.monotonic() + timeout_s
+    while len(results) < rounds or (
+        sum(len(select_undisturbed(*result, probe.best_s)) for result in results) < rounds * count
+        and time.monotonic() < end_s
     ):
-        found.append(time_tokens(session, prompt, count, pace))
-    return found
+        results.append(time_tokens(session, prompt, count, probe))
+    return results
 
 
 def time_tokens(
-    session: Session, prompt: Sequence[int], count: int, pace: ContentionProbe
+    session: Session, prompt: Sequence[int], count: int, probe: ContentionProbe
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each of `count` tokens after the first, and the pace of the cores meanwhile.
+    """Return (token times, probe times) of `count` tokens after the first, in seconds.
 
-    Of tokens that come at once each took its share of the time until they came.
+    Tokens that arrive in one burst share its time equally. Raises MeasureError if the engine generates too few tokens.
     """
-    times: list[float] = []
-    paces: list[float] = []
+    times_s: list[float] = []
+    probe_times_s: list[float] = []
     tokens = session.generate(prompt, count + 1, stop_at_end=False)
-    made = int(next(tokens, None) is not None)
-    while len(times) < count and made:
-        before = pace.now()
-        moments = [time.perf_counter()]
+    first_count = int(next(tokens, None) is not None)
+    while len(times_s) < count and first_count:
+        before_s = probe.measure_s()
+        arrivals_s = [time.perf_counter()]
         for _ in tokens:
-            moments.append(time.perf_counter())
-            if moments[-1] - moments[0] > STRETCH_S:
+            arrivals_s.append(time.perf_counter())
+            if arrivals_s[-1] - arrivals_s[0] > PROBE_INTERVAL_S:
                 break
-        if len(moments) == 1:
+        if len(arrivals_s) == 1:
             break
-        slower = max(before, pace.now())
-        times += [after - earlier for earlier, after in pairwise(moments)]
-        paces += [slower] * (len(moments) - 1)
-    if len(times) != count:
-        raise MeasureError(f"the engine generated {made + len(times)} of {count + 1} tokens")
-    return spread_bursts(times), paces
+        slower_s = max(before_s, probe.measure_s())
+        times_s += [later - earlier for earlier, later in pairwise(arrivals_s)]
+        probe_times_s += [slower_s] * (len(arrivals_s) - 1)
+    if len(times_s) != count:
+        raise MeasureError(f"the engine generated {first_count + len(times_s)} of {count + 1} tokens")
+    return spread_bursts(times_s), probe_times_s
 
 
-def spread_bursts(times: Sequence[float]) -> list[float]:
-    """The times between tokens, with those that came at once sharing what the first of them took."""
-    starts = [index for index, seconds in enumerate(times) if index == 0 or seconds >= BURST_GAP_S]
-    parts = [times[start:end] for start, end in pairwise([*starts, len(times)])]
-    return [sum(part) / len(part) for part in parts for _ in part]
+def spread_bursts(times_s: Sequence[float]) -> list[float]:
+    """Return the token times with the time of each burst divided equally among its tokens."""
+    starts = [index for index, seconds in enumerate(times_s) if index == 0 or seconds >= BURST_GAP_S]
+    bursts = [times_s[start:end] for start, end in pairwise([*starts, len(times_s)])]
+    return [sum(burst) / len(burst) for burst in bursts for _ in burst]
 
 
-def _seconds_on(core: int) -> float:
+def _workload_s_on(core: int) -> float:
     os.sched_setaffinity(0, {core})
-    return _seconds()
+    return _workload_s()
 
 
-def _seconds() -> float:
-    """The shorter of two times, as an interrupt is no neighbour."""
-    found = []
+def _workload_s() -> float:
+    """Return the shorter of two runs: an interrupt during one of them is not contention."""
+    durations_s = []
     for _ in range(2):
-        start = time.perf_counter()
-        sum(range(STEPS))
-        found.append(time.perf_counter() - start)
-    return min(found)
+        start_s = time.perf_counter()
+        sum(range(PROBE_ITERATIONS))
+        durations_s.append(time.perf_counter() - start_s)
+    return min(durations_s)

@@ -1,12 +1,13 @@
-"""The lease on this machine: no two measurements overlap, and none overlaps with what works on all cores.
+"""Lease this machine: no measurement overlaps another one, or work that uses all cores.
 
-A measurement holds the device alone (`hold`). What trains, rounds and builds holds it together with others of its
-kind (`work`). Two files are locked: `device.turn` by who is next, and `device.lock` by who has the device. A
-measurement keeps the turn while it waits and while it measures, so that work that comes later waits behind it;
-work takes the turn for a moment only, so that any number of it goes on at once and no measurement is starved.
+A measurement takes the device exclusively (`exclusive`). Training, quantization and builds share it with each other
+(`shared`). Two files are locked: `device.turn` by the process that is next, and `device.lock` by the processes that use
+the device. A measurement keeps the turn while it waits and while it measures. Shared work that arrives later waits
+behind it, so measurements never starve. Shared work gives the turn back at once, so any number of such processes run
+concurrently.
 
-The kernel releases locks when their holder dies, so nothing has to be cleaned up after a crash. Several hosts that
-share one device would lock more than files: `_locked` is the only place that knows what is locked.
+The kernel releases the locks of a process that dies, so a crash needs no cleanup. Hosts that share one device need a
+lock beyond files: see edgeopt.machine.postgres_lease.
 """
 
 from __future__ import annotations
@@ -23,82 +24,89 @@ from edgeopt.core.protocols import Progress
 from edgeopt.errors import MeasureError
 
 # not tempfile.gettempdir(): two processes with different TMPDIR still share the machine
-FOLDER = Path("/tmp")  # noqa: S108  the folder made in it must belong to this user
+FOLDER = Path("/tmp")  # noqa: S108  the folder created in it must belong to this user
 _TURN, _DEVICE = "device.turn", "device.lock"
 _POLL_S = 0.2
 _REPORT_S = 10.0
 
 
-class _Own(threading.local):
-    """What this thread has of the device, so that it never waits for itself."""
+class _ThreadState(threading.local):
+    """Locks that this thread holds, so that a nested lease never waits for its own thread.
 
-    alone = False
+    Attributes:
+        exclusive: this thread is inside `exclusive`.
+        shared: descriptor of the `device.lock` that `shared` has locked in this thread.
+    """
+
+    exclusive = False
     shared: int | None = None
-    """The descriptor of `device.lock`, which `work` locked."""
 
 
-_own = _Own()
+_thread = _ThreadState()
 
 
 @contextmanager
 def exclusive(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
-    """Have the device alone while the block runs; waits for measurements and work of this user's other processes.
+    """Hold the device exclusively while the block runs; wait for this user's other measurements and shared work.
 
-    Inside `work` of the same thread that work lets others measure first and goes on after the block; inside
-    another `hold` this one adds nothing. Raises MeasureError where a lock file cannot be used.
+    Inside `shared` of the same thread, release the shared lock during the block, so that waiting measurements run
+    first, and take it again afterwards. Inside another `exclusive` of the same thread, do nothing.
+
+    Raises MeasureError if a lock file cannot be used.
     """
-    if _own.alone:
+    if _thread.exclusive:
         yield
         return
-    lent = _own.shared
-    if lent is not None:
-        fcntl.flock(lent, fcntl.LOCK_UN)
+    released = _thread.shared
+    if released is not None:
+        fcntl.flock(released, fcntl.LOCK_UN)
     try:
         with (
-            _locked(folder, _TURN, fcntl.LOCK_EX, progress) as turn,
-            _locked(folder, _DEVICE, fcntl.LOCK_EX, progress),
+            _lock(folder, _TURN, fcntl.LOCK_EX, progress) as turn,
+            _lock(folder, _DEVICE, fcntl.LOCK_EX, progress),
         ):
             os.ftruncate(turn, 0)
             os.pwrite(turn, str(os.getpid()).encode(), 0)
-            _own.alone = True
+            _thread.exclusive = True
             try:
                 yield
             finally:
-                _own.alone = False
+                _thread.exclusive = False
     finally:
-        if lent is not None:
-            with _locked(folder, _TURN, fcntl.LOCK_SH, progress):
-                _acquire(lent, fcntl.LOCK_SH, progress, _worked_on)
+        if released is not None:
+            with _lock(folder, _TURN, fcntl.LOCK_SH, progress):
+                _acquire(released, fcntl.LOCK_SH, progress, _describe_shared_work)
 
 
 @contextmanager
 def shared(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
-    """Keep the device from being measured while the block runs, beside others who work; waits while it is measured.
+    """Prevent measurements while the block runs; wait for running and waiting ones first.
 
-    Inside `work` or `hold` of the same thread this one adds nothing. Raises MeasureError where a lock file cannot be
-    used.
+    Other `shared` blocks run concurrently. Inside `shared` or `exclusive` of the same thread, do nothing.
+
+    Raises MeasureError if a lock file cannot be used.
     """
-    if _own.alone or _own.shared is not None:
+    if _thread.exclusive or _thread.shared is not None:
         yield
         return
     with (
-        _locked(folder, _TURN, fcntl.LOCK_SH, progress) as turn,
-        _locked(folder, _DEVICE, fcntl.LOCK_SH, progress) as device,
+        _lock(folder, _TURN, fcntl.LOCK_SH, progress) as turn,
+        _lock(folder, _DEVICE, fcntl.LOCK_SH, progress) as device,
     ):
         fcntl.flock(turn, fcntl.LOCK_UN)
-        _own.shared = device
+        _thread.shared = device
         try:
             yield
         finally:
-            _own.shared = None
+            _thread.shared = None
 
 
 @contextmanager
-def _locked(folder: Path, name: str, how: int, progress: Progress) -> Iterator[int]:
-    """The descriptor of the locked file; closing it at the end of the block unlocks it."""
+def _lock(folder: Path, name: str, mode: int, progress: Progress) -> Iterator[int]:
+    """Lock a file during the block and yield its descriptor; closing the descriptor unlocks the file."""
     descriptor = _open(folder / f"edgeopt-{os.getuid()}" / name)
     try:
-        _acquire(descriptor, how, progress, _measured if name == _TURN else _worked_on)
+        _acquire(descriptor, mode, progress, _describe_measurement if name == _TURN else _describe_shared_work)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -112,37 +120,39 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise MeasureError(
-            f"the lease on the device cannot be taken ({error})", location=str(path), hint="Make this file writable"
+            f"the lock file of the device lease cannot be opened ({error})",
+            location=str(path),
+            hint="Make this file writable",
         ) from error
 
 
-def _measured(descriptor: int) -> str:
+def _describe_measurement(descriptor: int) -> str:
     holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
-    return f"which process {holder} measures"
+    return f"process {holder} measures"
 
 
-def _worked_on(_: int) -> str:
-    return "on which others compress or build"
+def _describe_shared_work(_: int) -> str:
+    return "other processes compress or build"
 
 
-def _acquire(descriptor: int, how: int, progress: Progress, why: Callable[[int], str]) -> None:
-    def taken() -> bool:
+def _acquire(descriptor: int, mode: int, progress: Progress, describe_holder: Callable[[int], str]) -> None:
+    def try_lock() -> bool:
         try:
-            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
-    wait_until(taken, progress, lambda: why(descriptor))
+    wait_for_lock(try_lock, progress, lambda: describe_holder(descriptor))
 
 
-def wait_until(taken: Callable[[], bool], progress: Progress, why: Callable[[], str]) -> None:
-    """Try until the device is `taken`, and tell every ten seconds what is waited for."""
+def wait_for_lock(try_lock: Callable[[], bool], progress: Progress, describe_holder: Callable[[], str]) -> None:
+    """Call `try_lock` until it returns True; report the current holder every ten seconds."""
     waited_s = 0.0
     reported_s = -_REPORT_S
-    while not taken():
+    while not try_lock():
         if waited_s - reported_s >= _REPORT_S:
-            progress(f"waiting for the device, {why()} ({waited_s:.0f} s)")
+            progress(f"waiting for the device: {describe_holder()} ({waited_s:.0f} s)")
             reported_s = waited_s
         time.sleep(_POLL_S)
         waited_s += _POLL_S

@@ -1,4 +1,4 @@
-"""What this machine is: the Device of a target, read from /proc and /sys and, where asked, measured."""
+"""Detect the hardware of this machine from /proc and /sys, and measure its throughput on request."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edgeopt.core.target import Device, Target
 from edgeopt.machine import bandwidth
 from edgeopt.machine.procfs import ROOT, read_memory_cap, read_text
 
-# instruction sets that decide which matrix kernels a runtime takes
-_ISA = (
+# extensions by which runtimes select their matrix kernels
+_ISA_EXTENSIONS = (
     "f16c",
     "fma",
     "avx2",
@@ -46,14 +46,17 @@ _ACCELERATOR_NODES = {
 
 
 def detect_device(*, measure_rates: bool, root: Path = ROOT) -> Device:
-    """This machine; with `rates` its read bandwidths and matrix rates are measured, which takes some seconds."""
+    """Return the device description of this machine.
+
+    With `measure_rates`, also measure its read bandwidths and matrix throughput, which takes a few seconds.
+    """
     return Device(
         name=platform.node() or "this machine",
         cpu=cpu_model(root),
         cores=len(os.sched_getaffinity(0)),
         ram_bytes=ram_bytes(root),
         isa=instruction_sets(root),
-        swap_bytes=_meminfo(root).get("SwapTotal", 0),
+        swap_bytes=_read_meminfo(root).get("SwapTotal", 0),
         storage_bytes=shutil.disk_usage(root).total,
         accelerators=accelerators(root),
         power_sensors=power_sensors(root),
@@ -66,16 +69,16 @@ def detect_device(*, measure_rates: bool, root: Path = ROOT) -> Device:
 
 
 def target_yaml(target: Target) -> str:
-    """`target` as a file for conf/target."""
+    """Return the content of a conf/target YAML file for `target`."""
     import yaml
 
-    described = {"target": to_config(target)}
-    return "# @package _global_\n" + yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=120)
+    document = {"target": to_config(target)}
+    return "# @package _global_\n" + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
 def cpu_model(root: Path = ROOT) -> str:
-    """The processor's name; of a board without one the board's name, else the architecture."""
-    info = _cpuinfo(root)
+    """Return the name of the processor, else of the board, else of the architecture."""
+    info = _read_cpuinfo(root)
     board = root / "proc/device-tree/model"
     if "model name" in info:
         return info["model name"]
@@ -85,53 +88,55 @@ def cpu_model(root: Path = ROOT) -> str:
 
 
 def instruction_sets(root: Path = ROOT) -> tuple[str, ...]:
-    info = _cpuinfo(root)
+    """Return the supported instruction set extensions that affect the choice of kernels."""
+    info = _read_cpuinfo(root)
     flags = (info.get("flags") or info.get("Features") or "").split()
-    return tuple(name for name in _ISA if name in flags)
+    return tuple(name for name in _ISA_EXTENSIONS if name in flags)
 
 
 def ram_bytes(root: Path = ROOT) -> int:
-    """Memory of the machine, or of the container where that is less."""
-    machine = _meminfo(root)["MemTotal"]
-    return min(machine, read_memory_cap(root) or machine)
+    """Return the bytes of physical memory, or the memory limit of the container if it is lower."""
+    total_bytes = _read_meminfo(root)["MemTotal"]
+    return min(total_bytes, read_memory_cap(root) or total_bytes)
 
 
 def accelerators(root: Path = ROOT) -> tuple[str, ...]:
-    """NVIDIA GPUs by name and memory, others by the device nodes of their drivers."""
-    nodes = [(what, path) for glob, what in _ACCELERATOR_NODES.items() for path in sorted(root.glob(glob))]
-    return (*_nvidia_gpus(), *(f"{what} ({path.relative_to(root)})" for what, path in nodes))
+    """Return NVIDIA GPUs with name and memory, and other accelerators with the device nodes of their drivers."""
+    nodes = [(name, path) for glob, name in _ACCELERATOR_NODES.items() for path in sorted(root.glob(glob))]
+    return (*_list_nvidia_gpus(), *(f"{name} ({path.relative_to(root)})" for name, path in nodes))
 
 
-def _nvidia_gpus() -> list[str]:
+def _list_nvidia_gpus() -> list[str]:
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # without the module or the driver there is no such GPU that could be used
+    except Exception:  # without the module or the driver, no NVIDIA GPU can be used
         return []
     handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
     return [f"{pynvml.nvmlDeviceGetName(h)} {pynvml.nvmlDeviceGetMemoryInfo(h).total / 2**30:.0f} GiB" for h in handles]
 
 
 def power_sensors(root: Path = ROOT) -> tuple[str, ...]:
-    """RAPL domains and hwmon power inputs that this process may read."""
+    """Return the RAPL domains and hwmon power inputs that this process may read."""
     domains = sorted((root / "sys/class/powercap").glob("*/energy_uj"))
     inputs = sorted((root / "sys/class/hwmon").glob("hwmon*/power*_input"))
-    return tuple(_sensor(path, "name") for path in [*domains, *inputs] if os.access(path, os.R_OK))
+    return tuple(_describe_sensor(path, "name") for path in [*domains, *inputs] if os.access(path, os.R_OK))
 
 
 def thermal_sensors(root: Path = ROOT) -> tuple[str, ...]:
+    """Return the thermal zones and hwmon temperature inputs."""
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
     inputs = sorted((root / "sys/class/hwmon").glob("hwmon*/temp*_input"))
-    return (*(_sensor(path, "type") for path in zones), *(_sensor(path, "name") for path in inputs))
+    return (*(_describe_sensor(path, "type") for path in zones), *(_describe_sensor(path, "name") for path in inputs))
 
 
-def _sensor(path: Path, label: str) -> str:
+def _describe_sensor(path: Path, label: str) -> str:
     return f"{path.parent.name} {read_text(path.parent / label)}".strip()
 
 
-def _cpuinfo(root: Path) -> dict[str, str]:
-    """`name : value` of the first processor, and of the board where ARM kernels add it."""
+def _read_cpuinfo(root: Path) -> dict[str, str]:
+    """Return the `name : value` fields of the first processor, and the board fields that ARM kernels add."""
     fields: dict[str, str] = {}
     for line in (root / "proc/cpuinfo").read_text().splitlines():
         name, separator, value = line.partition(":")
@@ -140,6 +145,7 @@ def _cpuinfo(root: Path) -> dict[str, str]:
     return fields
 
 
-def _meminfo(root: Path) -> dict[str, int]:
+def _read_meminfo(root: Path) -> dict[str, int]:
+    """Return the sizes of /proc/meminfo in bytes."""
     lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}

@@ -1,7 +1,8 @@
-"""How long ONNX Runtime's CPU kernels take to multiply one vector by a matrix, which is most of decoding.
+"""Time ONNX Runtime's CPU kernels for vector-matrix products, which take most of the decoding time.
 
-Chains of equal matrices are timed, as one product has to wait for the one before it in a model too. All their
-weights are read once a run, so that a long chain finds its weights in memory and a short one in a cache.
+Each measurement runs a chain of equal matrices, because in a model each product also waits for the one before it. One
+run of a chain reads all its weights once. A long chain therefore reads its weights from memory and a short one from a
+cache.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ if TYPE_CHECKING:
 
     from edgeopt.core.model_spec import QuantizationScheme
 
-TIMED_S, STRETCH_S = 0.05, 0.02
-LEAST_RUNS = 5
-PATIENCE = 8
-"""How many times as long as needed is waited for moments at a usual pace."""
+TIMED_S, PROBE_INTERVAL_S = 0.05, 0.02
+MIN_RUNS = 5
+TIMEOUT_FACTOR = 8
+"""A measurement stops after this multiple of its undisturbed duration, even if few runs were undisturbed."""
 PASSES = 3
-"""How often a chain is timed, at different moments, of which the median counts: what disturbs one of them is not taken
-for the kernel, nor a moment in which a host's cache was free for what it has to share as a rule."""
-PRODUCTS = (4, 1024)
-"""Products in a chain, at least for its start to weigh little, and at most for its session to be made in seconds."""
-LEAST_SIDE = 8
-"""Of a matrix whose product takes nothing that could be seen."""
-HEADROOM = 8
-"""A chain is held some times over while its session is made: as model, as tensors and packed."""
+"""Each chain is timed this many times, at different moments, and the median counts. The median excludes a disturbance
+during one pass, and a moment in which the cache that this host shares with others happened to be free."""
+MIN_PRODUCTS, MAX_PRODUCTS = 4, 1024
+"""Products in a chain: at least so many that the start of a run has little weight, at most so many that ONNX Runtime
+creates the session within seconds."""
+OVERHEAD_SIDE = 8
+"""Side of a matrix whose product takes no measurable time."""
+MEMORY_FACTOR = 8
+"""Memory needed for a session, as a multiple of the chain's size: ONNX Runtime holds the weights as a serialized model,
+as tensors and prepacked."""
 
 
 def time_matrix_kernels(
@@ -42,69 +45,69 @@ def time_matrix_kernels(
     threads: int,
     ram_bytes: int,
     read_gb_per_s: float,
-    pace: ContentionProbe,
+    probe: ContentionProbe,
     progress: Progress,
 ) -> dict[str, tuple[tuple[float, ...], ...]]:
-    """The times of each kind of matrix, as edgeopt.core.kernel_times.KernelTimes lists them.
+    """Return the microseconds of a product by matrix kind, in the layout of edgeopt.core.kernel_times.KernelTimes.
 
-    Where a chain would be too long, each weight is taken to be slowed down among so many bytes as those of the largest
-    matrices are; where the machine has too little memory for it, as reading it at `read_gb_per_s` makes it.
-    `pace` tells which moments count.
+    Two kinds of entries are extrapolated. If a chain would exceed `MAX_PRODUCTS`, the slowdown per weight of the
+    largest matrices in this working set applies. If the machine has too little memory for a chain, reading the weights
+    at `read_gb_per_s` gives the time.
     """
     import numpy as np
 
-    found: dict[str, list[np.ndarray]] = {}
+    passes_by_kind: dict[str, list[np.ndarray]] = {}
     for _ in range(PASSES):
-        for grid in schemes:
-            progress(f"timing {matrix_kind(grid)} matrices")
-            found.setdefault(matrix_kind(grid), []).append(
-                np.array(_timed(grid, threads, ram_bytes, read_gb_per_s, pace))
-            )
+        for scheme in schemes:
+            progress(f"timing {matrix_kind(scheme)} matrices")
+            seconds = _time_scheme(scheme, threads, ram_bytes, read_gb_per_s, probe)
+            passes_by_kind.setdefault(matrix_kind(scheme), []).append(np.array(seconds))
     times = {}
-    for name, passes in found.items():
-        rising = np.maximum.accumulate(np.maximum.accumulate(np.median(passes, axis=0), axis=0), axis=1)
-        times[name] = tuple(tuple(round(1e6 * float(s), 3) for s in row) for row in rising)
+    for name, passes in passes_by_kind.items():
+        monotonic = np.maximum.accumulate(np.maximum.accumulate(np.median(passes, axis=0), axis=0), axis=1)
+        times[name] = tuple(tuple(round(1e6 * float(s), 3) for s in row) for row in monotonic)
     return times
 
 
-def _timed(
-    grid: QuantizationScheme | None, threads: int, ram_bytes: int, read_gb_per_s: float, pace: ContentionProbe
+def _time_scheme(
+    scheme: QuantizationScheme | None, threads: int, ram_bytes: int, read_gb_per_s: float, probe: ContentionProbe
 ) -> list[list[float]]:
-    """Seconds of a product, a row for each working set."""
-    known: dict[tuple[int, int], float] = {}
+    """Return the seconds of a product: one row per working set, one column per side."""
+    measured: dict[tuple[int, int], float] = {}
     rows: list[list[float]] = []
-    for size in WORKING_SET_BYTES:
+    for size_bytes in WORKING_SET_BYTES:
         row: list[float] = []
         for side in reversed(MATRIX_SIDES):
             weights = side**2
-            count = max(PRODUCTS[0], round(size / bytes_per_weight(grid) / weights))
-            if count > PRODUCTS[1]:
-                slower_s = (row[0] - rows[-1][-1]) / MATRIX_SIDES[-1] ** 2
-                row.append(rows[-1][MATRIX_SIDES.index(side)] + max(0.0, slower_s) * weights)
-            elif rows and size * HEADROOM > ram_bytes:
-                row.append(
-                    max(rows[-1][MATRIX_SIDES.index(side)], weights * bytes_per_weight(grid) / read_gb_per_s / 1e9)
-                )
+            count = max(MIN_PRODUCTS, round(size_bytes / bytes_per_weight(scheme) / weights))
+            if count > MAX_PRODUCTS:
+                slowdown_s = (row[0] - rows[-1][-1]) / MATRIX_SIDES[-1] ** 2
+                row.append(rows[-1][MATRIX_SIDES.index(side)] + max(0.0, slowdown_s) * weights)
+            elif rows and size_bytes * MEMORY_FACTOR > ram_bytes:
+                row.append(max(rows[-1][MATRIX_SIDES.index(side)], weights * bytes_per_weight(scheme) / read_gb_per_s / 1e9))
             else:
-                if (side, count) not in known:
-                    known[side, count] = _seconds(grid, side, count, threads, pace)
-                row.append(known[side, count])
+                if (side, count) not in measured:
+                    measured[side, count] = _time_product(scheme, side, count, threads, probe)
+                row.append(measured[side, count])
         rows.append(row[::-1])
     return rows
 
 
-def _seconds(grid: QuantizationScheme | None, side: int, count: int, threads: int, pace: ContentionProbe) -> float:
-    """Seconds of one product in a chain of `count`, without what a call takes that computes nothing to speak of."""
-    return (_run_s(_chain(grid, side, count), side, threads, pace) - _call_s(threads, pace)) / count
+def _time_product(
+    scheme: QuantizationScheme | None, side: int, count: int, threads: int, probe: ContentionProbe
+) -> float:
+    """Return the seconds of one product in a chain of `count`, without the overhead of a call."""
+    run_s = _time_run(_build_chain(scheme, side, count), side, threads, probe)
+    return (run_s - _time_call_overhead(threads, probe)) / count
 
 
 @cache
-def _call_s(threads: int, pace: ContentionProbe) -> float:
-    return _run_s(_chain(None, LEAST_SIDE, 1), LEAST_SIDE, threads, pace)
+def _time_call_overhead(threads: int, probe: ContentionProbe) -> float:
+    return _time_run(_build_chain(None, OVERHEAD_SIDE, 1), OVERHEAD_SIDE, threads, probe)
 
 
-def _run_s(graph: bytes, side: int, threads: int, pace: ContentionProbe) -> float:
-    """Seconds of one run, the median of some at a usual pace."""
+def _time_run(graph: bytes, side: int, threads: int, probe: ContentionProbe) -> float:
+    """Return the median seconds of the undisturbed runs, or of all runs if none was undisturbed."""
     import numpy as np
     import onnxruntime
 
@@ -112,42 +115,43 @@ def _run_s(graph: bytes, side: int, threads: int, pace: ContentionProbe) -> floa
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     feed = {"x0": np.ones((1, 1, side), np.float32)}
-    for _ in range(LEAST_RUNS):
+    for _ in range(MIN_RUNS):
         session.run(None, feed)
-    taken, paces = list[float](), list[float]()
+    durations_s, probe_times_s = list[float](), list[float]()
     began_s = time.perf_counter()
     while True:
-        before, end = pace.now(), time.perf_counter() + STRETCH_S
-        times: list[float] = []
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
+        before_s, end_s = probe.measure_s(), time.perf_counter() + PROBE_INTERVAL_S
+        batch_s: list[float] = []
+        while not batch_s or time.perf_counter() < end_s:
+            start_s = time.perf_counter()
             session.run(None, feed)
-            times.append(time.perf_counter() - start)
-        taken += times
-        paces += [max(before, pace.now())] * len(times)
-        counted = select_undisturbed(taken, paces, pace.best_s)
-        if len(counted) >= LEAST_RUNS and sum(counted) >= TIMED_S:
-            return median(counted)
-        if time.perf_counter() - began_s > PATIENCE * (TIMED_S + LEAST_RUNS * min(taken)):
-            return median(counted or taken)
+            batch_s.append(time.perf_counter() - start_s)
+        durations_s += batch_s
+        probe_times_s += [max(before_s, probe.measure_s())] * len(batch_s)
+        undisturbed_s = select_undisturbed(durations_s, probe_times_s, probe.best_s)
+        if len(undisturbed_s) >= MIN_RUNS and sum(undisturbed_s) >= TIMED_S:
+            return median(undisturbed_s)
+        if time.perf_counter() - began_s > TIMEOUT_FACTOR * (TIMED_S + MIN_RUNS * min(durations_s)):
+            return median(undisturbed_s or durations_s)
 
 
-def _chain(grid: QuantizationScheme | None, side: int, count: int) -> bytes:
-    """A graph of `count` products, each of the last one's result.
+def _build_chain(scheme: QuantizationScheme | None, side: int, count: int) -> bytes:
+    """Return a serialized graph of `count` products in which each consumes the result of the one before.
 
-    Weights are random, as equal ones might be stored once, and such that results keep their size.
+    The weights are random: ONNX Runtime might store equal weights once. They are scaled so that the magnitude of the
+    results stays constant along the chain.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     nodes: list[Any] = []
     weights: list[Any] = []
-    for number in range(count):
-        tensors = _tensors(grid, side, chance)
-        names = [f"{name}{number}" for name in tensors]
+    for index in range(count):
+        tensors = _create_tensors(scheme, side, rng)
+        names = [f"{name}{index}" for name in tensors]
         weights += [numpy_helper.from_array(tensor, name) for tensor, name in zip(tensors.values(), names, strict=True)]
-        nodes += _nodes(grid, side, names, number)
+        nodes += _create_nodes(scheme, side, names, index)
     graph = helper.make_graph(
         nodes,
         "chain",
@@ -160,46 +164,48 @@ def _chain(grid: QuantizationScheme | None, side: int, count: int) -> bytes:
     return serialized
 
 
-def _tensors(grid: QuantizationScheme | None, side: int, chance: np.random.Generator) -> dict[str, np.ndarray]:
-    """A matrix of `side` rows and columns, and where inputs have a fixed range, that range."""
+def _create_tensors(scheme: QuantizationScheme | None, side: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return the tensors of a `side` x `side` matrix; with static inputs also the input scale and zero point."""
     import numpy as np
 
-    if grid is None:
-        return {"weights": chance.standard_normal((side, side), np.float32) / np.float32(side**0.5)}
-    size = np.float32(12**0.5 / 2**grid.bits / side**0.5)  # of uniform codes, whose variance is 4**bits / 12
-    signed = np.array([-size, size])  # codes have a mean, and would make one of their own products grow
-    if grid.inputs == "float":
-        block = min(grid.block_size, side)
-        blocks = side // block
+    if scheme is None:
+        return {"weights": rng.standard_normal((side, side), np.float32) / np.float32(side**0.5)}
+    scale = np.float32(12**0.5 / 2**scheme.bits / side**0.5)  # uniform codes have a variance of 4**bits / 12
+    # codes have a nonzero mean: with scales of one sign, products would amplify it along the chain
+    signed_scales = np.array([-scale, scale])
+    if scheme.inputs == "float":
+        block_size = min(scheme.block_size, side)
+        blocks = side // block_size
         return {
-            "codes": chance.integers(0, 256, (side, blocks, block * grid.bits // 8), np.uint8),
-            "scales": chance.choice(signed, (side, blocks)),
+            "codes": rng.integers(0, 256, (side, blocks, block_size * scheme.bits // 8), np.uint8),
+            "scales": rng.choice(signed_scales, (side, blocks)),
         }
-    integers: dict[str, np.ndarray] = {
-        "codes": chance.integers(0, 256, (side, side), np.uint8),
-        "scales": chance.choice(signed, side),
+    weights: dict[str, np.ndarray] = {
+        "codes": rng.integers(0, 256, (side, side), np.uint8),
+        "scales": rng.choice(signed_scales, side),
         "zero_points": np.full(side, 128, np.uint8),
     }
-    fixed: dict[str, np.ndarray] = {"scale": np.array(1 / 32, np.float32), "zero_point": np.array(128, np.uint8)}
-    return integers if grid.inputs == "dynamic" else integers | fixed
+    inputs: dict[str, np.ndarray] = {"scale": np.array(1 / 32, np.float32), "zero_point": np.array(128, np.uint8)}
+    return weights if scheme.inputs == "dynamic" else weights | inputs
 
 
-def _nodes(grid: QuantizationScheme | None, side: int, weights: list[str], number: int) -> list[Any]:
+def _create_nodes(scheme: QuantizationScheme | None, side: int, weights: list[str], index: int) -> list[Any]:
+    """Return the nodes of product `index`: the kernel that ONNX Runtime uses for such a matrix."""
     from onnx import helper
 
-    here, there = f"x{number}", f"x{number + 1}"
-    if grid is None:
-        return [helper.make_node("MatMul", [here, *weights], [there])]
-    if grid.inputs == "float":
-        block = min(grid.block_size, side)
-        sizes = {"K": side, "N": side, "bits": grid.bits, "block_size": block, "accuracy_level": 4}
-        return [helper.make_node("MatMulNBits", [here, *weights], [there], domain="com.microsoft", **sizes)]
-    if grid.inputs == "dynamic":
-        return [helper.make_node("DynamicQuantizeMatMul", [here, *weights], [there], domain="com.microsoft")]
+    x, y = f"x{index}", f"x{index + 1}"
+    if scheme is None:
+        return [helper.make_node("MatMul", [x, *weights], [y])]
+    if scheme.inputs == "float":
+        block_size = min(scheme.block_size, side)
+        sizes = {"K": side, "N": side, "bits": scheme.bits, "block_size": block_size, "accuracy_level": 4}
+        return [helper.make_node("MatMulNBits", [x, *weights], [y], domain="com.microsoft", **sizes)]
+    if scheme.inputs == "dynamic":
+        return [helper.make_node("DynamicQuantizeMatMul", [x, *weights], [y], domain="com.microsoft")]
     codes, scales, zero_points, scale, zero_point = weights
-    taken = f"codes of {here}"
-    inputs = [taken, codes, scale, scales, zero_point, zero_points]
+    quantized = f"codes of {x}"
+    inputs = [quantized, codes, scale, scales, zero_point, zero_points]
     return [
-        helper.make_node("QuantizeLinear", [here, scale, zero_point], [taken]),
-        helper.make_node("MatMulIntegerToFloat", inputs, [there], domain="com.microsoft"),
+        helper.make_node("QuantizeLinear", [x, scale, zero_point], [quantized]),
+        helper.make_node("MatMulIntegerToFloat", inputs, [y], domain="com.microsoft"),
     ]

@@ -1,8 +1,8 @@
-"""A cap on the memory of measured processes, enforced by the kernel.
+"""Cap the memory of measured processes with a control group.
 
-The processes live in a control group of their own, which may hold so many bytes of anonymous pages and of cached files
-together and swaps none: the kernel drops cached pages of files to keep the cap, and kills where that is not enough.
-Sources: Linux, admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst; systemd-run(1).
+The processes run in a control group of their own. The cap covers anonymous memory and cached file pages together, and
+the group may not swap. To stay below the cap, the kernel drops cached file pages; if that is not enough, it kills
+processes. References: Linux, admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst; systemd-run(1).
 """
 
 from __future__ import annotations
@@ -18,49 +18,52 @@ from tempfile import mkdtemp
 from edgeopt.errors import first_line
 from edgeopt.machine.procfs import CAP_FILES, ROOT, control_groups
 
-_TRY_S = 10.0
-# file of a group -> what is written into it beside the cap, where the kernel has such a file
-_WITHOUT_SWAP = {"memory.swap.max": "0", "memory.swappiness": "0"}
-# the shell enters the group and becomes the command, so that all its pages are counted
+_SYSTEMD_TIMEOUT_S = 10.0
+# control group file -> value that disables swap, for cgroup v2 and v1; a kernel has one of them or neither
+_DISABLE_SWAP = {"memory.swap.max": "0", "memory.swappiness": "0"}
+# the shell joins the group and then becomes the command, so that all pages of the command count
 _ENTER = ("/bin/sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh")
 
 
 class CapUnavailableError(Exception):
-    """Why nothing can be capped on this system by this user."""
+    """Reason why this user cannot cap memory on this system."""
 
 
 @contextmanager
 def enforce_cap(cap_bytes: int, root: Path = ROOT) -> Iterator[list[str]]:
-    """Put before a command, what is given holds it and all that it starts to `cap_bytes` inside the block.
+    """Yield a command prefix that limits a command and its children to `cap_bytes` while the block runs.
 
-    Raises UnenforcedError where this user may neither make a control group nor ask systemd for one.
+    Raises CapUnavailableError if this user can neither create a control group nor get one from systemd.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            command = held.enter_context(_group(cap_bytes, root))
+            prefix = stack.enter_context(_create_group(cap_bytes, root))
         except OSError as error:
-            command = _scope(cap_bytes, fallback=f"no control group can be made ({error})")
-        yield command
+            prefix = _prepare_systemd_scope(cap_bytes, group_error=f"no control group can be created ({error})")
+        yield prefix
 
 
 def drop_page_cache(folder: Path) -> None:
-    """Have the kernel forget the contents of files, so that whoever reads them next is charged for them.
+    """Drop the files of `folder` from the page cache, so that the next reader is charged for their pages.
 
-    What another process has mapped stays.
+    Pages that another process has mapped stay.
     """
     for path in folder.rglob("*"):
         if path.is_file():
-            file = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(file)  # pages that are yet to be written cannot be dropped
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.fsync(descriptor)  # the kernel does not drop dirty pages
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
-                os.close(file)
+                os.close(descriptor)
 
 
 @contextmanager
-def _group(cap_bytes: int, root: Path) -> Iterator[list[str]]:
-    """A group below that of this process, for whoever may make one: root, or a user to whom it was delegated."""
+def _create_group(cap_bytes: int, root: Path) -> Iterator[list[str]]:
+    """Create a control group below that of this process and yield the prefix that joins it.
+
+    This needs root, or a group that was delegated to this user. Raises OSError otherwise.
+    """
     groups = control_groups("memory", root)
     if not groups:
         raise FileNotFoundError("no memory controller is mounted")
@@ -68,29 +71,32 @@ def _group(cap_bytes: int, root: Path) -> Iterator[list[str]]:
     try:
         files = [folder / name for name in CAP_FILES if (folder / name).exists()]
         if not files:
-            raise FileNotFoundError(f"{groups[0]} passes no memory controller on")
+            raise FileNotFoundError(f"{groups[0]} does not delegate the memory controller")
         files[0].write_text(str(cap_bytes))
-        for name, text in _WITHOUT_SWAP.items():
+        for name, value in _DISABLE_SWAP.items():
             if (folder / name).exists():
-                (folder / name).write_text(text)
+                (folder / name).write_text(value)
         yield [*_ENTER, str(folder / "cgroup.procs")]
     finally:
         folder.rmdir()
 
 
-def _scope(cap_bytes: int, *, fallback: str) -> list[str]:
-    """A transient scope of systemd: of the system for root, else of the user's own manager."""
+def _prepare_systemd_scope(cap_bytes: int, *, group_error: str) -> list[str]:
+    """Return a `systemd-run` prefix that starts a transient scope, of the system manager for root, else of the user's.
+
+    Raises CapUnavailableError if systemd-run is missing or fails.
+    """
     systemd_run = shutil.which("systemd-run")
     if systemd_run is None:
-        raise CapUnavailableError(f"{fallback}, and there is no systemd-run")
-    whose = [] if os.geteuid() == 0 else ["--user"]
-    caps = ["-p", f"MemoryMax={cap_bytes}", "-p", "MemorySwapMax=0"]
-    command = [systemd_run, *whose, "--scope", "--quiet", "--collect", *caps, "--"]
+        raise CapUnavailableError(f"{group_error}, and systemd-run is not installed")
+    manager = [] if os.geteuid() == 0 else ["--user"]
+    limits = ["-p", f"MemoryMax={cap_bytes}", "-p", "MemorySwapMax=0"]
+    prefix = [systemd_run, *manager, "--scope", "--quiet", "--collect", *limits, "--"]
     try:
-        subprocess.run([*command, "true"], check=True, capture_output=True, text=True, timeout=_TRY_S)
+        subprocess.run([*prefix, "true"], check=True, capture_output=True, text=True, timeout=_SYSTEMD_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[0]
-        raise CapUnavailableError(f"{fallback}, and systemd-run refuses ({said})") from error
+        reason = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[0]
+        raise CapUnavailableError(f"{group_error}, and systemd-run refuses ({reason})") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CapUnavailableError(f"{fallback}, and systemd-run fails ({first_line(error)})") from error
-    return command
+        raise CapUnavailableError(f"{group_error}, and systemd-run fails ({first_line(error)})") from error
+    return prefix

@@ -1,7 +1,7 @@
-"""The lease on a device that several hosts or containers reach: advisory locks of PostgreSQL, and inside them files.
+"""Lease a device that several hosts or containers share, with PostgreSQL advisory locks and the local file lease.
 
-There are two locks, as in edgeopt.machine.device_lease: the turn and the device. PostgreSQL releases both when the
-connection that holds them ends. A dead holder therefore blocks nobody, and a restart of the server frees all locks.
+The two locks are those of edgeopt.machine.device_lease: the turn and the device. PostgreSQL releases both when the
+connection that holds them ends. A holder that dies therefore blocks nobody, and a server restart frees all locks.
 """
 
 from __future__ import annotations
@@ -21,100 +21,113 @@ from edgeopt.machine import device_lease
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-PATIENCE_S = 120.0
-"""How long the database may be silent, as one that is restarted is."""
+CONNECT_TIMEOUT_S = 120.0
+"""The lease waits this long for a database that does not answer, for example during a restart."""
 _TURN, _DEVICE = "turn", "device"
-_PAUSE_S = 0.2
+_RETRY_S = 0.2
 
 
-class _Own(threading.local):
-    """What this thread has of the device, so that it never waits for itself."""
+class _ThreadState(threading.local):
+    """Locks that this thread holds, so that a nested lease never waits for its own thread.
 
-    alone = False
+    Attributes:
+        exclusive: this thread is inside `exclusive`.
+        shared: connection that holds the shared lock of this thread.
+    """
+
+    exclusive = False
     shared: Connection | None = None
-    """The connection that holds the lock of `work`."""
 
 
-_own = _Own()
+_thread = _ThreadState()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresLease:
-    """The lease on `device`, a name that all who reach it agree on, by the database `url`."""
+    """Lease on a device through a database.
+
+    Attributes:
+        url: address of the PostgreSQL database.
+        device: name of the device; all hosts that share it use the same name.
+    """
 
     url: str
     device: str
 
     @contextmanager
     def exclusive(self, progress: Progress) -> Iterator[None]:
-        """Have the device alone inside the block. Raises MeasureError where the database does not answer."""
-        if _own.alone:
+        """Hold the device exclusively while the block runs. Raises MeasureError if the database does not answer."""
+        if _thread.exclusive:
             yield
             return
-        with self._lent(progress), self._locked(progress, alone=True), device_lease.exclusive(progress):
-            _own.alone = True
+        with (
+            self._release_shared(progress),
+            self._connect_locked(progress, exclusive=True),
+            device_lease.exclusive(progress),
+        ):
+            _thread.exclusive = True
             try:
                 yield
             finally:
-                _own.alone = False
+                _thread.exclusive = False
 
     @contextmanager
     def shared(self, progress: Progress) -> Iterator[None]:
-        """Nobody measures inside the block. Raises MeasureError where the database does not answer."""
-        if _own.alone or _own.shared is not None:
+        """Prevent measurements while the block runs. Raises MeasureError if the database does not answer."""
+        if _thread.exclusive or _thread.shared is not None:
             yield
             return
-        with self._locked(progress, alone=False) as connection, device_lease.shared(progress):
-            _own.shared = connection
+        with self._connect_locked(progress, exclusive=False) as connection, device_lease.shared(progress):
+            _thread.shared = connection
             try:
                 yield
             finally:
-                _own.shared = None
+                _thread.shared = None
 
     @contextmanager
-    def _lent(self, progress: Progress) -> Iterator[None]:
-        """Inside `work` of the same thread, its lock is given back while the block measures."""
-        lent = _own.shared
-        if lent is not None:
-            self._let_go(lent, _DEVICE)
+    def _release_shared(self, progress: Progress) -> Iterator[None]:
+        """Release the shared lock of this thread, if any, while the block runs."""
+        connection = _thread.shared
+        if connection is not None:
+            self._unlock_shared(connection, _DEVICE)
         try:
             yield
         finally:
-            if lent is not None:
-                self._take(lent, _DEVICE, progress, alone=False)
+            if connection is not None:
+                self._lock(connection, _DEVICE, progress, exclusive=False)
 
     @contextmanager
-    def _locked(self, progress: Progress, *, alone: bool) -> Iterator[Connection]:
-        """The connection that has the device; closing it lets go. The turn is kept by those alone."""
-        connection = self._connected(progress, alone=alone)
+    def _connect_locked(self, progress: Progress, *, exclusive: bool) -> Iterator[Connection]:
+        """Yield a connection that holds the device lock, and the turn if `exclusive`; closing it releases both."""
+        connection = self._connect(progress, exclusive=exclusive)
         try:
             yield connection
         finally:
             connection.close()
 
-    def _connected(self, progress: Progress, *, alone: bool) -> Connection:
+    def _connect(self, progress: Progress, *, exclusive: bool) -> Connection:
         from sqlalchemy.exc import OperationalError
 
-        engine, end = self._engine(), time.monotonic() + PATIENCE_S
+        engine, end_s = self._create_engine(), time.monotonic() + CONNECT_TIMEOUT_S
         while True:
             try:
                 connection = engine.connect()
-                self._take(connection, _TURN, progress, alone=alone)
-                self._take(connection, _DEVICE, progress, alone=alone)
-                if not alone:
-                    self._let_go(connection, _TURN)
+                self._lock(connection, _TURN, progress, exclusive=exclusive)
+                self._lock(connection, _DEVICE, progress, exclusive=exclusive)
+                if not exclusive:
+                    self._unlock_shared(connection, _TURN)
                 return connection
             except OperationalError as error:
-                if time.monotonic() > end:
+                if time.monotonic() > end_s:
                     raise MeasureError(
-                        "the database that keeps the device's lease does not answer",
+                        "the database of the device lease does not answer",
                         location=engine.url.render_as_string(hide_password=True),
-                        hint="Start it again; the same command goes on",
+                        hint="Start the database and run the same command again: it continues",
                     ) from error
-                progress("the database that keeps the device's lease does not answer; waiting for it")
-                time.sleep(_PAUSE_S)
+                progress("waiting for the database of the device lease, which does not answer")
+                time.sleep(_RETRY_S)
 
-    def _engine(self) -> Engine:
+    def _create_engine(self) -> Engine:
         import sqlalchemy as sql
 
         return sql.create_engine(
@@ -124,21 +137,21 @@ class PostgresLease:
             connect_args={"connect_timeout": 10},
         )
 
-    def _take(self, connection: Connection, name: str, progress: Progress, *, alone: bool) -> None:
+    def _lock(self, connection: Connection, name: str, progress: Progress, *, exclusive: bool) -> None:
         from sqlalchemy import text
 
-        asked = text(f"select pg_try_advisory_lock{'' if alone else '_shared'}(:key)")
+        statement = text(f"select pg_try_advisory_lock{'' if exclusive else '_shared'}(:key)")
 
-        def taken() -> bool:
-            return bool(connection.execute(asked, {"key": self._key(name)}).scalar())
+        def try_lock() -> bool:
+            return bool(connection.execute(statement, {"key": self._key(name)}).scalar())
 
-        device_lease.wait_until(taken, progress, lambda: "which another worker has")
+        device_lease.wait_for_lock(try_lock, progress, lambda: "another worker uses it")
 
-    def _let_go(self, connection: Connection, name: str) -> None:
+    def _unlock_shared(self, connection: Connection, name: str) -> None:
         from sqlalchemy import text
 
         connection.execute(text("select pg_advisory_unlock_shared(:key)"), {"key": self._key(name)})
 
     def _key(self, name: str) -> int:
-        """A number of 60 bits, as advisory locks are named by."""
+        """Return the key of an advisory lock: 60 bits, because PostgreSQL keys are signed 64-bit integers."""
         return int(digest(["edgeopt", self.device, name])[:15], 16)

@@ -1,7 +1,7 @@
-"""What Linux says of a process and its machine, read from /proc and /sys without third-party code.
+"""Read the state of processes and the machine from /proc and /sys, with the standard library only.
 
-The measured process uses nothing else, so that its own memory and start stay honest. Every reader
-takes the root folder it reads under, which tests replace.
+The measured process imports no other monitoring code, so that its memory and start time stay undistorted. Every reader
+takes the root folder as a parameter; tests replace it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pathlib import Path
 ROOT = Path("/")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 CAP_FILES = ("memory.max", "memory.limit_in_bytes")
-"""Where a control group of version 2, or of version 1, has its cap."""
-_UNCAPPED = 2**60  # version 1 says "no cap" by the largest number of pages
+"""Files of a control group that hold its memory cap: version 2, version 1."""
+_UNCAPPED = 2**60  # version 1 expresses "no cap" by the largest page count
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def read_memory(root: Path = ROOT) -> dict[str, float]:
-    """Bytes of this process: `rss`, `peak_rss`, and of the resident pages `private`, `shared`, `pss` and `huge`.
+    """Return the memory of this process in bytes: RSS, peak RSS, and the private, shared, PSS and huge pages.
 
-    The peak is VmHWM: `getrusage` would report the parent's peak where that was larger, because
-    Linux keeps ru_maxrss across fork and exec. The others are counted page by page, where VmRSS is
-    summed up lazily and may lag by some hundred kB.
+    The peak is VmHWM. `getrusage` might report a larger peak of the parent, because Linux keeps ru_maxrss across fork
+    and exec. The others come from smaps_rollup, which counts page by page; the kernel updates VmRSS lazily, with a lag
+    of some hundred kB.
     """
-    rollup = _kilobytes(root / "proc/self/smaps_rollup")
+    rollup = _read_kb_fields(root / "proc/self/smaps_rollup")
     return {
         "rss_bytes": rollup["Rss"],
-        "peak_rss_bytes": _kilobytes(root / "proc/self/status")["VmHWM"],
+        "peak_rss_bytes": _read_kb_fields(root / "proc/self/status")["VmHWM"],
         "private_bytes": rollup["Private_Clean"] + rollup["Private_Dirty"],
         "shared_bytes": rollup["Shared_Clean"] + rollup["Shared_Dirty"],
         "pss_bytes": rollup["Pss"],
@@ -41,20 +41,23 @@ def read_memory(root: Path = ROOT) -> dict[str, float]:
     }
 
 
-def _kilobytes(path: Path) -> dict[str, float]:
-    """`name: 123 kB` lines as bytes by name."""
+def _read_kb_fields(path: Path) -> dict[str, float]:
+    """Return the `name: 123 kB` lines of a file as bytes by name."""
     pairs = (line.split(":", 1) for line in path.read_text().splitlines() if line.endswith(" kB"))
     return {name: int(rest.split()[0]) * 1024.0 for name, rest in pairs}
 
 
 def control_groups(controller: str, root: Path = ROOT) -> list[Path]:
-    """Folders of the groups that hold this process to what `controller` says, its own first, of version 1 or 2."""
+    """Return the folders of the control groups of this process for `controller`, the innermost first.
+
+    Supports cgroup versions 1 and 2, and systems that mount both.
+    """
     mount = root / "sys/fs/cgroup"
     for line in read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             mount = mount / controller
-        elif controllers or (mount / controller).is_dir():  # of version 2 there is one group for all that v1 has not
+        elif controllers or (mount / controller).is_dir():  # version 2 only has the controllers that version 1 lacks
             continue
         own = mount / path.strip("/")
         return [folder for folder in (own, *own.parents) if folder.is_relative_to(mount) and folder.is_dir()]
@@ -62,33 +65,33 @@ def control_groups(controller: str, root: Path = ROOT) -> list[Path]:
 
 
 def read_memory_cap(root: Path = ROOT) -> int | None:
-    """Bytes that the kernel lets the control groups of this process hold; None where none of them is capped."""
+    """Return the lowest memory cap of the control groups of this process, in bytes; None if none is capped."""
     files = (folder / name for folder in control_groups("memory", root) for name in CAP_FILES)
-    caps = [int(found) for found in map(read_text, files) if found.isdigit() and int(found) < _UNCAPPED]
+    caps = [int(value) for value in map(read_text, files) if value.isdigit() and int(value) < _UNCAPPED]
     return min(caps, default=None)
 
 
 def read_text(path: Path) -> str:
-    """What a file of the kernel says; empty where there is none."""
+    """Return the stripped content of a file; empty if it does not exist."""
     return path.read_text(errors="replace").strip() if path.is_file() else ""
 
 
 def count_page_faults() -> tuple[int, int]:
-    """Pages that this process had mapped in since it started: from memory (minor), and read from storage (major)."""
+    """Return the minor and major page faults of this process since it started; a major fault reads from storage."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_minflt, usage.ru_majflt
 
 
 def read_own_cpu_s() -> float:
-    """CPU seconds that this process, all its threads and its finished children have used."""
+    """Return the CPU seconds used by this process, its threads and its finished children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def read_busy_s(root: Path = ROOT) -> dict[int, float]:
-    """Seconds since boot in which each core was not idle; time stolen by the hypervisor counts as busy.
+    """Return the busy seconds of each core since boot; time stolen by the hypervisor counts as busy.
 
-    Guest time is left out because Linux already counts it as user time.
+    Linux already includes guest time in user time.
     """
     busy = {}
     for line in (root / "proc/stat").read_text().splitlines():
@@ -101,7 +104,7 @@ def read_busy_s(root: Path = ROOT) -> dict[int, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuClock:
-    """A moment on the clocks that tell whose work the cores did."""
+    """Snapshot of wall clock, CPU time of this process and busy time of each core."""
 
     time_s: float
     own_s: float
@@ -113,16 +116,16 @@ class CpuClock:
 
 
 def foreign_cpu_share(start: CpuClock, end: CpuClock, cores: Iterable[int]) -> float:
-    """Share of CPU capacity between two moments that other processes used, from 0 to 1.
+    """Return the share of CPU capacity that other processes used between two snapshots, from 0 to 1.
 
-    The larger of two shares counts: of all cores (they share memory and clock rate) and of `cores`,
-    to which this process is pinned (on a large machine one lost core is a small share of all).
-    Linux counts busy time in ticks, so one tick for each core is not held against anybody.
+    The result is the larger of two shares: of all cores, which share memory and clock rate, and of `cores`, to which
+    this process is pinned. On a large machine, one lost core is a small share of all cores. Linux counts busy time in
+    ticks, so one tick per core is ignored.
     """
-    return max(_foreign(start, end, set(end.busy_s)), _foreign(start, end, set(cores) & set(end.busy_s)))
+    return max(_foreign_share(start, end, set(end.busy_s)), _foreign_share(start, end, set(cores) & set(end.busy_s)))
 
 
-def _foreign(start: CpuClock, end: CpuClock, cores: set[int]) -> float:
+def _foreign_share(start: CpuClock, end: CpuClock, cores: set[int]) -> float:
     capacity_s = (end.time_s - start.time_s) * len(cores)
     if capacity_s <= 0:
         return 0.0
@@ -132,29 +135,29 @@ def _foreign(start: CpuClock, end: CpuClock, cores: set[int]) -> float:
 
 
 def read_device_state(root: Path = ROOT) -> dict[str, float]:
-    """`temperature_c` (hottest zone) and `frequency_mhz` (mean of the cores), each only where offered."""
+    """Return `temperature_c` of the hottest zone and mean `frequency_mhz` of the cores, each only if available."""
     state = {}
-    degrees = _numbers((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-    if degrees:
-        state["temperature_c"] = max(degrees) / 1e3
-    hertz = _numbers((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
-    if hertz:
-        state["frequency_mhz"] = sum(hertz) / len(hertz) / 1e3
+    millidegrees = _read_numbers((root / "sys/class/thermal").glob("thermal_zone*/temp"))
+    if millidegrees:
+        state["temperature_c"] = max(millidegrees) / 1e3
+    frequencies_khz = _read_numbers((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    if frequencies_khz:
+        state["frequency_mhz"] = sum(frequencies_khz) / len(frequencies_khz) / 1e3
     return state
 
 
-def _numbers(paths: Iterable[Path]) -> list[float]:
-    found = []
+def _read_numbers(paths: Iterable[Path]) -> list[float]:
+    values = []
     for path in paths:
         try:
-            found.append(float(path.read_text()))
-        except (OSError, ValueError):  # a sensor that is asleep or broken offers nothing
+            values.append(float(path.read_text()))
+        except (OSError, ValueError):  # a suspended or broken sensor
             continue
-    return found
+    return values
 
 
 def pinned_cores(threads: int, root: Path = ROOT) -> list[int]:
-    """`threads` of the cores allowed to this process (0: all); one of each physical core comes first."""
+    """Return `threads` cores that this process may use (0: all), one of each physical core first."""
     allowed = sorted(os.sched_getaffinity(0))
     first: list[int] = []
     siblings: list[int] = []
@@ -169,7 +172,7 @@ def pinned_cores(threads: int, root: Path = ROOT) -> list[int]:
 
 @contextmanager
 def pin_threads(threads: int) -> Iterator[None]:
-    """Keep what this thread does inside the block, and the threads that it starts, on `threads` of its cores."""
+    """Pin this thread, and the threads it starts, to `threads` cores while the block runs."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, pinned_cores(threads))
     try:
@@ -179,11 +182,11 @@ def pin_threads(threads: int) -> Iterator[None]:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent, of process id `parent`, dies."""
+    """Make the kernel kill this process when its parent, whose process id is `parent`, dies."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died before the request was made
+    if os.getppid() != parent:  # the parent died before the request took effect
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How busy the machine was while something was done: its processors, memory, disk and network, by psutil."""
+"""Sample the utilization of CPU, memory, disk and network with psutil while a block runs."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from types import TracebackType
 
 import psutil
 
-EVERY_S = 5.0
+INTERVAL_S = 5.0
 _MB = 1e6
 
 
 class UtilizationMonitor:
-    """Readings of the whole machine for as long as the block lasts: every few seconds, and at its end.
+    """Context manager that samples the whole machine every `interval_s` seconds and once at the end of the block.
 
     Attributes:
-        readings: each with `at_s`, seconds since 1970, and figures under the names of MLflow's system metrics, beside
-            which the MLflow UI draws them.
+        readings: one dictionary per sample: `at_s` (seconds since 1970) and figures under the names of MLflow's system
+            metrics, so that the MLflow UI plots them.
     """
 
-    def __init__(self, every_s: float = EVERY_S) -> None:
+    def __init__(self, interval_s: float = INTERVAL_S) -> None:
         self.readings: list[dict[str, float]] = []
-        self._every_s = every_s
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="system use", daemon=True)
-        self._received, self._sent = _traffic_mb()
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="utilization monitor", daemon=True)
+        self._received_mb, self._sent_mb = _read_traffic_mb()
 
     def __enter__(self) -> UtilizationMonitor:
-        psutil.cpu_percent()  # the first call begins to count
+        psutil.cpu_percent()  # the first call starts the measuring interval
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._end.set()
+        self._stop.set()
         self._thread.join()
-        self._read()
+        self._sample()
 
     def _run(self) -> None:
-        while not self._end.wait(self._every_s):
-            self._read()
+        while not self._stop.wait(self._interval_s):
+            self._sample()
 
-    def _read(self) -> None:
+    def _sample(self) -> None:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
-        received, sent = _traffic_mb()
+        received_mb, sent_mb = _read_traffic_mb()
         self.readings.append(
             {
                 "at_s": time.time(),
@@ -53,13 +53,13 @@ class UtilizationMonitor:
                 "system_memory_usage_percentage": 100 * memory.used / memory.total,
                 "disk_usage_percentage": disk.percent,
                 "disk_available_megabytes": disk.free / _MB,
-                "network_receive_megabytes": received - self._received,
-                "network_transmit_megabytes": sent - self._sent,
+                "network_receive_megabytes": received_mb - self._received_mb,
+                "network_transmit_megabytes": sent_mb - self._sent_mb,
             }
         )
 
 
-def _traffic_mb() -> tuple[float, float]:
-    """Megabytes received and sent since the machine started."""
-    count = psutil.net_io_counters()
-    return (count.bytes_recv / _MB, count.bytes_sent / _MB) if count else (0.0, 0.0)
+def _read_traffic_mb() -> tuple[float, float]:
+    """Return the megabytes received and sent since boot."""
+    counters = psutil.net_io_counters()
+    return (counters.bytes_recv / _MB, counters.bytes_sent / _MB) if counters else (0.0, 0.0)

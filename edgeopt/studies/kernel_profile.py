@@ -49,7 +49,7 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> KernelTi
             threads=threads,
             ram_bytes=device.ram_bytes,
             read_gb_per_s=device.read_gb_per_s,
-            pace=pace,
+            probe=pace,
             progress=progress,
         )
         bare = KernelTimes(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
@@ -122,7 +122,7 @@ def _decode_s(spec: ModelSpec, threads: int, pace: ContentionProbe) -> float:
     with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
         session = Genai().open(_engine(spec, Path(folder)), threads=threads)
         prompt = list(range(PROMPT_TOKENS))
-        found = time_decode_rounds(session, prompt, NEW_TOKENS, pace, rounds=ROUNDS, most_s=MOST_S)
+        found = time_decode_rounds(session, prompt, NEW_TOKENS, pace, rounds=ROUNDS, timeout_s=MOST_S)
         session.close()
     counted = [select_undisturbed(*one, pace.best_s) for one in found]
     return median(map(median, filter(None, counted)) if any(counted) else [median(times) for times, _ in found])

@@ -14,19 +14,17 @@ import pytest
 from edgeopt.errors import MeasureError
 from edgeopt.machine import device_lease
 
-HOLDER = """
+EXCLUSIVE_HOLDER = """
 import sys, pathlib
 from edgeopt.machine import device_lease
 with device_lease.exclusive(lambda line: None, pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
+SHARED_HOLDER = EXCLUSIVE_HOLDER.replace("device_lease.exclusive", "device_lease.shared")
 
 
-WORKER = HOLDER.replace("device_lease.exclusive", "device_lease.shared")
-
-
-def start(code: str, folder: Path) -> subprocess.Popen[bytes]:
+def start_holder(code: str, folder: Path) -> subprocess.Popen[bytes]:
     root = Path(device_lease.__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
@@ -36,7 +34,7 @@ def start(code: str, folder: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def ended(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     process.stdout.close()
@@ -44,143 +42,143 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def holder(tmp_path):
-    process = start(HOLDER, tmp_path)
+def exclusive_holder(tmp_path):
+    process = start_holder(EXCLUSIVE_HOLDER, tmp_path)
     yield process
-    ended(process)
+    stop(process)
 
 
 @pytest.fixture
-def worker(tmp_path):
-    process = start(WORKER, tmp_path)
+def shared_holder(tmp_path):
+    process = start_holder(SHARED_HOLDER, tmp_path)
     yield process
-    ended(process)
+    stop(process)
 
 
-def wait_for(
+def start_waiting_thread(
     folder: Path,
-    take: Callable[..., AbstractContextManager[None]] = device_lease.exclusive,
-    done: Callable[[], None] = lambda: None,
+    acquire: Callable[..., AbstractContextManager[None]] = device_lease.exclusive,
+    work: Callable[[], None] = lambda: None,
 ) -> tuple[threading.Thread, threading.Event, list[str]]:
-    """A thread that takes the lease, the event that it did, and what it said while it waited."""
-    said: list[str] = []
-    waiting, held = threading.Event(), threading.Event()
+    """Start a thread that acquires the lease; return it with its acquired event and progress lines once it waits."""
+    lines: list[str] = []
+    waiting, acquired = threading.Event(), threading.Event()
 
     def run() -> None:
-        with take(lambda line: (said.append(line), waiting.set()), folder):
-            done()
-            held.set()
+        with acquire(lambda line: (lines.append(line), waiting.set()), folder):
+            work()
+            acquired.set()
 
     thread = threading.Thread(target=run)
     thread.start()
     assert waiting.wait(10)
-    return thread, held, said
+    return thread, acquired, lines
 
 
-def test_a_second_measurement_waits_and_says_for_whom(holder, tmp_path):
-    thread, held, said = wait_for(tmp_path)
-    assert not held.is_set()
-    assert str(holder.pid) in said[0]
-    holder.stdin.close()
+def test_second_measurement_waits_and_names_holder(exclusive_holder, tmp_path):
+    thread, acquired, lines = start_waiting_thread(tmp_path)
+    assert not acquired.is_set()
+    assert str(exclusive_holder.pid) in lines[0]
+    exclusive_holder.stdin.close()
     thread.join(10)
-    assert held.is_set()
+    assert acquired.is_set()
 
 
-def test_a_holder_that_is_killed_leaves_the_device_free(holder, tmp_path):
-    thread, held, _ = wait_for(tmp_path)
-    os.kill(holder.pid, signal.SIGKILL)
+def test_killed_holder_releases_device(exclusive_holder, tmp_path):
+    thread, acquired, _ = start_waiting_thread(tmp_path)
+    os.kill(exclusive_holder.pid, signal.SIGKILL)
     thread.join(10)
-    assert held.is_set()
+    assert acquired.is_set()
 
 
-def test_a_failed_measurement_leaves_the_device_free(tmp_path):
+def test_failed_measurement_releases_device(tmp_path):
     with pytest.raises(ZeroDivisionError), device_lease.exclusive(lambda line: None, tmp_path):
         1 / 0  # noqa: B018
-    said: list[str] = []
-    with device_lease.exclusive(said.append, tmp_path):
-        assert said == []
+    lines: list[str] = []
+    with device_lease.exclusive(lines.append, tmp_path):
+        assert lines == []
 
 
-def test_a_lock_that_points_elsewhere_is_refused(tmp_path):
+def test_symlinked_lock_file_is_refused(tmp_path):
     folder = tmp_path / f"edgeopt-{os.getuid()}"
     folder.mkdir()
-    (folder / "device.lock").symlink_to(tmp_path / "precious")
+    (folder / "device.lock").symlink_to(tmp_path / "target")
     with pytest.raises(MeasureError, match="lease"), device_lease.exclusive(lambda line: None, tmp_path):
         pass
-    assert not (tmp_path / "precious").exists()
+    assert not (tmp_path / "target").exists()
 
 
-def test_any_number_works_at_once(worker, tmp_path):
-    other = start(WORKER, tmp_path)
-    said: list[str] = []
-    with device_lease.shared(said.append, tmp_path):
-        assert said == []
-    ended(other)
+def test_shared_work_runs_concurrently(shared_holder, tmp_path):
+    other = start_holder(SHARED_HOLDER, tmp_path)
+    lines: list[str] = []
+    with device_lease.shared(lines.append, tmp_path):
+        assert lines == []
+    stop(other)
 
 
-@pytest.mark.parametrize("ends", [signal.SIGKILL, None], ids=["killed", "done"])
-def test_a_measurement_waits_for_work_and_says_so(worker, tmp_path, ends):
-    thread, held, said = wait_for(tmp_path)
-    assert not held.is_set()
-    assert "compress or build" in said[0]
-    if ends is None:
-        worker.stdin.close()
+@pytest.mark.parametrize("end_signal", [signal.SIGKILL, None], ids=["killed", "done"])
+def test_measurement_waits_for_shared_work(shared_holder, tmp_path, end_signal):
+    thread, acquired, lines = start_waiting_thread(tmp_path)
+    assert not acquired.is_set()
+    assert "compress or build" in lines[0]
+    if end_signal is None:
+        shared_holder.stdin.close()
     else:
-        os.kill(worker.pid, ends)
+        os.kill(shared_holder.pid, end_signal)
     thread.join(10)
-    assert held.is_set()
+    assert acquired.is_set()
 
 
-def test_work_waits_while_a_measurement_runs_and_says_for_whom(holder, tmp_path):
-    thread, held, said = wait_for(tmp_path, device_lease.shared)
-    assert not held.is_set()
-    assert f"process {holder.pid} measures" in said[0]
-    holder.stdin.close()
+def test_shared_work_waits_for_measurement(exclusive_holder, tmp_path):
+    thread, acquired, lines = start_waiting_thread(tmp_path, device_lease.shared)
+    assert not acquired.is_set()
+    assert f"process {exclusive_holder.pid} measures" in lines[0]
+    exclusive_holder.stdin.close()
     thread.join(10)
-    assert held.is_set()
+    assert acquired.is_set()
 
 
-def test_new_work_waits_behind_a_measurement_that_waits_for_old_work(worker, tmp_path):
-    measuring, measured, _ = wait_for(tmp_path)
-    working, worked, _ = wait_for(tmp_path, device_lease.shared)
+def test_shared_work_queues_behind_waiting_measurement(shared_holder, tmp_path):
+    measurement, measured, _ = start_waiting_thread(tmp_path)
+    work, worked, _ = start_waiting_thread(tmp_path, device_lease.shared)
     assert not measured.is_set()
     assert not worked.is_set()
-    worker.stdin.close()
-    for thread in (measuring, working):
+    shared_holder.stdin.close()
+    for thread in (measurement, work):
         thread.join(10)
     assert measured.is_set()
     assert worked.is_set()
 
 
-def test_no_process_waits_for_itself(tmp_path):
-    said: list[str] = []
-    with device_lease.shared(said.append, tmp_path), device_lease.shared(said.append, tmp_path):
+def test_nested_leases_never_wait(tmp_path):
+    lines: list[str] = []
+    with device_lease.shared(lines.append, tmp_path), device_lease.shared(lines.append, tmp_path):
         with (
-            device_lease.exclusive(said.append, tmp_path),
-            device_lease.exclusive(said.append, tmp_path),
-            device_lease.shared(said.append, tmp_path),
+            device_lease.exclusive(lines.append, tmp_path),
+            device_lease.exclusive(lines.append, tmp_path),
+            device_lease.shared(lines.append, tmp_path),
         ):
             pass
-        thread, held, _ = wait_for(tmp_path)
-        assert not held.is_set(), "the work goes on after the measurement inside it"
+        thread, acquired, _ = start_waiting_thread(tmp_path)
+        assert not acquired.is_set(), "the shared lock is held again after the nested measurement"
     thread.join(10)
-    assert held.is_set()
-    assert said == []
+    assert acquired.is_set()
+    assert lines == []
 
 
-def test_work_inside_work_starts_though_a_measurement_waits(tmp_path):
+def test_nested_shared_work_passes_waiting_measurement(tmp_path):
     with device_lease.shared(lambda line: None, tmp_path):
-        thread, held, _ = wait_for(tmp_path)
+        thread, acquired, _ = start_waiting_thread(tmp_path)
         with device_lease.shared(lambda line: None, tmp_path):
-            assert not held.is_set()
+            assert not acquired.is_set()
     thread.join(10)
-    assert held.is_set()
+    assert acquired.is_set()
 
 
-def test_a_measurement_inside_work_lets_another_that_waits_go_first(tmp_path):
+def test_nested_measurement_runs_after_waiting_one(tmp_path):
     order: list[str] = []
     with device_lease.shared(lambda line: None, tmp_path):
-        thread, _, _ = wait_for(tmp_path, done=lambda: order.append("other"))
+        thread, _, _ = start_waiting_thread(tmp_path, work=lambda: order.append("other"))
         with device_lease.exclusive(lambda line: None, tmp_path):
             order.append("own")
     thread.join(10)

@@ -9,7 +9,7 @@ import yaml
 from edgeopt.core.config_objects import instantiate
 from edgeopt.core.kernel_times import KernelTimes
 from edgeopt.core.target import Target
-from edgeopt.machine import inventory as of
+from edgeopt.machine import inventory
 from edgeopt.machine.bandwidth import measure_storage_gb_per_s
 from edgeopt.machine.inventory import detect_device, target_yaml
 
@@ -21,7 +21,7 @@ def write(root: Path, path: str, content: str = "") -> None:
 
 @pytest.fixture
 def board(tmp_path):
-    """A single-board computer with an NPU, as its kernel shows it."""
+    """Return the /proc and /sys tree of a single-board computer with an NPU."""
     write(tmp_path, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd asimddp\n\nprocessor\t: 1\nFeatures\t: fp\n")
     write(tmp_path, "proc/meminfo", "MemTotal:  4194304 kB\nSwapTotal:  102400 kB\nHugePages_Total:       0\n")
     write(tmp_path, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
@@ -33,7 +33,7 @@ def board(tmp_path):
     return tmp_path
 
 
-def test_a_board_is_described_by_what_its_kernel_shows(board):
+def test_board_hardware_is_detected(board):
     device = detect_device(measure_rates=False, root=board)
     assert device.cpu == "Raspberry Pi 5 Model B Rev 1.0"
     assert device.isa == ("asimd", "asimddp")
@@ -44,20 +44,20 @@ def test_a_board_is_described_by_what_its_kernel_shows(board):
     assert (device.read_gb_per_s, device.fp32_gflops, device.int8_gops) == (0, 0, 0)
 
 
-def test_a_container_has_the_memory_that_it_may_use(board):
+def test_container_limit_caps_ram_bytes(board):
     write(board, "sys/fs/cgroup/memory.max", str(2**30))
-    assert of.ram_bytes(board) == 2**30
+    assert inventory.ram_bytes(board) == 2**30
     write(board, "sys/fs/cgroup/memory.max", "max\n")
-    assert of.ram_bytes(board) == 4 * 2**30
+    assert inventory.ram_bytes(board) == 4 * 2**30
 
 
-def test_a_processor_with_a_name_goes_by_it(board):
+def test_cpu_model_prefers_model_name(board):
     write(board, "proc/cpuinfo", "model name\t: AMD EPYC\nflags\t: fpu avx2 avx512_vnni\n")
-    assert of.cpu_model(board) == "AMD EPYC"
-    assert of.instruction_sets(board) == ("avx2", "avx512_vnni")
+    assert inventory.cpu_model(board) == "AMD EPYC"
+    assert inventory.instruction_sets(board) == ("avx2", "avx512_vnni")
 
 
-def test_the_target_file_gives_the_device_back():
+def test_target_yaml_round_trips():
     device = replace(detect_device(measure_rates=False), accelerators=("NPU × 2",))
     times = ((1.0, 2.0, 3.0, 4.0),) * 5 + ((1.0, 2.5, 5.0, 6.5),)
     kernels = KernelTimes(threads=2, matrix={"int4/32": times}, layer=(7.0, 8.0, 6.0), token=(9.0, 1.0))
@@ -69,11 +69,11 @@ def test_the_target_file_gives_the_device_back():
     assert target.kernels == kernels
 
 
-def test_storage_that_cannot_be_read_past_the_cache_has_no_rate(tmp_path):
+def test_storage_without_direct_io_reads_zero(tmp_path):
     assert measure_storage_gb_per_s(tmp_path / "absent") == 0
 
 
-def test_rates_of_this_machine_are_measured():
+def test_rates_of_this_machine_are_positive():
     device = detect_device(measure_rates=True)
     assert device.read_gb_per_s > 0
     assert device.storage_gb_per_s > 0

@@ -1,4 +1,4 @@
-"""The kernel holds measured processes to a cap; on a system that caps nothing for us, the figures say so."""
+"""Check that the kernel enforces memory caps, and that figures say so on systems without enforcement."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def write(path, content):
 
 @pytest.fixture
 def capped():
-    """What stands before a command for it to have 64 MiB."""
+    """Return the command prefix for a cap of 64 MiB."""
     try:
-        with enforce_cap(64 * MIB) as before:
-            yield before
-    except CapUnavailableError as why:
-        pytest.skip(str(why))
+        with enforce_cap(64 * MIB) as prefix:
+            yield prefix
+    except CapUnavailableError as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize(
-    ("groups", "files", "found"),
+    ("groups", "files", "expected"),
     [
         ("0::/\n", {}, None),
         ("0::/\n", {"memory.max": "max"}, None),
@@ -51,67 +51,67 @@ def capped():
         ("4:cpu,memory:/c\n0::/\n", {"memory/c/memory.limit_in_bytes": "4096", "unified/memory.max": "1"}, 4096),
         ("0::/elsewhere\n", {"memory.max": "4096"}, 4096),
     ],
-    ids=["none", "uncapped", "container", "nested", "v1 uncapped", "v1 beside v2", "of another namespace"],
+    ids=["none", "uncapped", "container", "nested", "v1 uncapped", "v1 and v2", "of another namespace"],
 )
-def test_the_least_cap_of_all_groups_around_a_process_is_its_own(tmp_path, groups, files, found):
+def test_lowest_enclosing_group_cap_applies(tmp_path, groups, files, expected):
     write(tmp_path / "proc/self/cgroup", groups)
     for name, content in files.items():
         write(tmp_path / "sys/fs/cgroup" / name, content)
-    assert procfs.read_memory_cap(tmp_path) == found
+    assert procfs.read_memory_cap(tmp_path) == expected
 
 
-def test_a_process_under_a_cap_sees_it(capped):
+def test_capped_process_reads_its_cap(capped):
     code = "from edgeopt.machine import procfs; print(procfs.read_memory_cap())"
     assert int(subprocess.check_output([*capped, sys.executable, "-c", code])) == 64 * MIB
 
 
-def test_files_larger_than_the_cap_are_read_under_it_and_memory_is_not_had(capped, tmp_path):
+def test_cap_limits_anonymous_memory_not_file_reads(capped, tmp_path):
     (tmp_path / "weights").write_bytes(os.urandom(MIB) * 96)
     drop_page_cache(tmp_path)
     subprocess.run([*capped, sys.executable, "-c", READ_TWICE, str(tmp_path / "weights")], check=True)
-    hungry = subprocess.run([*capped, sys.executable, "-c", f"b'1' * {96 * MIB}"], check=False)
-    assert hungry.returncode == -9
+    allocating = subprocess.run([*capped, sys.executable, "-c", f"b'1' * {96 * MIB}"], check=False)
+    assert allocating.returncode == -9
 
 
-def test_no_group_stays_behind():
+def test_control_group_is_removed():
     try:
-        with enforce_cap(64 * MIB) as before:
-            group = Path(before[-1]).parent
+        with enforce_cap(64 * MIB) as prefix:
+            group = Path(prefix[-1]).parent
             assert group.is_dir()
-    except CapUnavailableError as why:
-        pytest.skip(str(why))
-    assert before[-1] == "--" or not group.exists(), "a scope of systemd goes by itself"
+    except CapUnavailableError as reason:
+        pytest.skip(str(reason))
+    assert prefix[-1] == "--" or not group.exists(), "systemd removes its scope"
 
 
-def systemd_run(folder, monkeypatch, body):
+def install_fake_systemd_run(folder, monkeypatch, body):
     write(folder / "bin" / "systemd-run", f"#!/bin/sh\n{body}\n")
     (folder / "bin" / "systemd-run").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
 
 
-def test_where_no_group_can_be_made_systemd_is_asked_for_a_scope_without_swap(tmp_path, monkeypatch):
-    systemd_run(
-        tmp_path, monkeypatch, f'echo "$@" >> {tmp_path}/asked; while [ "$1" != -- ]; do shift; done; shift; "$@"'
+def test_systemd_scope_replaces_unavailable_group(tmp_path, monkeypatch):
+    install_fake_systemd_run(
+        tmp_path, monkeypatch, f'echo "$@" >> {tmp_path}/calls; while [ "$1" != -- ]; do shift; done; shift; "$@"'
     )
-    with enforce_cap(64 * MIB, tmp_path) as before:
-        assert subprocess.check_output([*before, "echo", "measured"], text=True) == "measured\n"
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert all("--scope" in line and f"-p MemoryMax={64 * MIB} -p MemorySwapMax=0 --" in line for line in asked)
-    assert asked[-1].endswith("-- echo measured")
+    with enforce_cap(64 * MIB, tmp_path) as prefix:
+        assert subprocess.check_output([*prefix, "echo", "measured"], text=True) == "measured\n"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert all("--scope" in line and f"-p MemoryMax={64 * MIB} -p MemorySwapMax=0 --" in line for line in calls)
+    assert calls[-1].endswith("-- echo measured")
 
 
-def test_where_nobody_caps_both_reasons_are_told(tmp_path, monkeypatch):
-    systemd_run(tmp_path, monkeypatch, "echo Interactive authentication required. >&2; exit 1")
+def test_unavailable_cap_reports_both_reasons(tmp_path, monkeypatch):
+    install_fake_systemd_run(tmp_path, monkeypatch, "echo Interactive authentication required. >&2; exit 1")
     with pytest.raises(
         CapUnavailableError, match=r"no memory controller .* refuses .Interactive authentication required"
     ):
         enforce_cap(64 * MIB, tmp_path).__enter__()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CapUnavailableError, match="there is no systemd-run"):
+    with pytest.raises(CapUnavailableError, match="systemd-run is not installed"):
         enforce_cap(64 * MIB, tmp_path).__enter__()
 
 
-def test_generation_is_measured_under_the_cap_of_the_target(capped, tmp_path):
+def test_generation_is_measured_under_target_cap(capped, tmp_path):
     target = replace(toy_bench.TARGET, memory_cap="128 MiB")
     figures = toy_bench.build_and_measure(
         tmp_path, FakeRuntime(), toy_bench.make_bench("memory", "latency"), target=target
@@ -121,7 +121,7 @@ def test_generation_is_measured_under_the_cap_of_the_target(capped, tmp_path):
     assert figures["latency/decode_p50_ms"].value > 0
 
 
-def test_an_engine_that_outgrows_the_cap_is_killed_and_the_error_names_the_cap(capped, tmp_path):
+def test_engine_exceeding_cap_is_killed(capped, tmp_path):
     target = replace(toy_bench.TARGET, memory_cap="64 MiB")
     with pytest.raises(MeasureError, match=r"killed by SIGKILL under a memory cap of 64 MiB.*memory runs out"):
         toy_bench.build_and_measure(
@@ -129,11 +129,11 @@ def test_an_engine_that_outgrows_the_cap_is_killed_and_the_error_names_the_cap(c
         )
 
 
-def test_a_cap_that_nobody_enforces_is_no_figure_and_every_figure_of_memory_says_so(tmp_path, monkeypatch):
-    def refused(cap_bytes):
-        raise CapUnavailableError("no root here")
+def test_unenforced_cap_is_stated_in_memory_methods(tmp_path, monkeypatch):
+    def refuse(cap_bytes):
+        raise CapUnavailableError("no root")
 
-    monkeypatch.setattr(memory_cap, "enforce_cap", refused)
+    monkeypatch.setattr(memory_cap, "enforce_cap", refuse)
     target = replace(toy_bench.TARGET, memory_cap="16 MiB")
     figures = toy_bench.build_and_measure(tmp_path, FakeRuntime(), toy_bench.make_bench("memory"), target=target)
     assert "memory/cap_mib" not in figures or figures["memory/cap_mib"].value > 16
@@ -142,8 +142,8 @@ def test_a_cap_that_nobody_enforces_is_no_figure_and_every_figure_of_memory_says
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [("512", "has no unit"), ("-1 MiB", "below zero"), ("512 kB", "not even Python")]
+    ("cap", "message"), [("512", "has no unit"), ("-1 MiB", "below zero"), ("512 kB", "not even Python")]
 )
-def test_a_cap_in_no_unit_or_the_wrong_one_is_refused_with_its_place(given, said):
-    with pytest.raises(ConfigError, match=f"memory_cap: .*{said}"):
-        Target(name="t", memory_cap=given)
+def test_invalid_cap_is_refused_with_location(cap, message):
+    with pytest.raises(ConfigError, match=f"memory_cap: .*{message}"):
+        Target(name="t", memory_cap=cap)
