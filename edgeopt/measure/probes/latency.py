@@ -88,7 +88,9 @@ class Latency:
             str(length): [ttft(prompt) for _ in range(self.ttft_repeats)] for length, prompt in context.prompts.items()
         }
         count = min(self.decode_tokens, available_tokens)
-        rounds = time_decode_rounds(context.session, shortest, count, contention, rounds=_ROUNDS, timeout_s=_MAX_DECODE_S)
+        rounds = time_decode_rounds(
+            context.session, shortest, count, contention, rounds=_ROUNDS, timeout_s=_MAX_DECODE_S
+        )
         undisturbed = [select_undisturbed(times, paces, contention.best_s) for times, paces in rounds]
         compared = [selected or times for selected, (times, _) in zip(undisturbed, rounds, strict=True)]
         burst_tokens = min(self.burst_tokens, available_tokens)
