@@ -1,14 +1,14 @@
-"""Content-addressed stage cache: the same step on the same input is done once, and what nobody needs makes room.
+"""Content-addressed cache of stages: run each stage once per input and evict the least recently used results.
 
-    KIND/KEY      a stage, whole and never changed
-    drafts/KEY    the state of unfinished work
-    scratch/KEY   a stage while it is produced or removed; of a dead process it is waste
-    locks/KEY     locked by the one process that produces the stage
-    uses/KEY      locked, shared, by every process that uses the entry; its time of change is the last use,
-                  and in it stand the seconds that the stage took to make
+    KIND/KEY      a stage: complete and immutable
+    drafts/KEY    state of unfinished work, kept for resuming
+    scratch/KEY   a stage while it is produced or removed; waste if its process died
+    locks/KEY     locked by the process that produces the stage
+    uses/KEY      locked (shared) by every process that uses the entry; the modification time is the last use,
+                  and the content is the cost of the stage in seconds
 
-The kernel drops the locks of a process that dies, so nothing has to be cleaned up after a kill. Files that
-are locked stay for ever, since somebody may wait on them; they hold a number at most.
+The kernel releases the locks of a process that dies, so a kill needs no cleanup. Lock files are never deleted, because
+another process may wait on them; they hold one number at most.
 """
 
 from edgeopt.cache.stage_cache import Stage, StageCache, code_digest

@@ -1,4 +1,4 @@
-"""Locks on entries: whoever uses one keeps it, and who removes one must be alone with it."""
+"""Lock cache entries: shared by the processes that use an entry, exclusive for the one that removes it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import IO
 from edgeopt.errors import StoreError
 
 
-def lock_file(path: Path) -> IO[str]:
-    """The file `path` to lock, which closing unlocks. Raises StoreError where it cannot be written."""
+def open_lock_file(path: Path) -> IO[str]:
+    """Open or create a lock file; closing it releases its lock. Raises StoreError if it cannot be written."""
     try:
         path.parent.mkdir(exist_ok=True)
         return path.open("a")
     except OSError as error:
-        raise unwritable(path.parents[1], error) from error
+        raise unwritable_cache_error(path.parents[1], error) from error
 
 
-def share(use: IO[str]) -> None:
-    """Use an entry from now on, beside others; waits while one who removes it is alone with it."""
+def lock_shared(use: IO[str]) -> None:
+    """Lock an entry for use; wait while another process removes it."""
     fcntl.flock(use, fcntl.LOCK_SH)
 
 
-def alone(use: IO[str]) -> bool:
-    """Whether nobody else uses the entry; then nobody can until `use` is shared or closed. Never waits.
+def try_lock_exclusive(use: IO[str]) -> bool:
+    """Return True and lock the entry exclusively if no other process uses it. Never wait.
 
-    Where it is false, `use` is not locked any more, even if it was shared before.
+    If the result is False, `use` is unlocked, even if it was locked before.
     """
     try:
         fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,21 +41,21 @@ def alone(use: IO[str]) -> bool:
     return True
 
 
-def note(use: IO[str]) -> None:
-    """The entry was used last now; the time that a file system itself notes may be off or coarse."""
-    now = time.time_ns()
-    os.utime(use.fileno(), ns=(now, now))
+def record_use(use: IO[str]) -> None:
+    """Set the last use to now. Timestamps set by the file system itself may be coarse or skewed."""
+    now_ns = time.time_ns()
+    os.utime(use.fileno(), ns=(now_ns, now_ns))
 
 
 def write_cost(use: IO[str], seconds: float) -> None:
-    """Remember in the mark how long the entry took to make: beside the entry, whose content is what it is."""
+    """Write the production time of an entry to its lock file: the entry itself must depend on its inputs only."""
     use.truncate(0)
     use.write(f"{seconds:.6g}\n")
     use.flush()
 
 
 def read_cost(root: Path, key: str) -> float:
-    """Seconds that an entry took to make; 0 where they were not remembered, or a crash of the machine spoiled them."""
+    """Return the seconds that it took to produce an entry; 0 if they were not recorded or a crash corrupted them."""
     try:
         return float((root / "uses" / key).read_text())
     except ValueError:
@@ -64,28 +64,29 @@ def read_cost(root: Path, key: str) -> float:
 
 @contextmanager
 def protect_paths(paths: Iterable[Path]) -> Iterator[bool]:
-    """Keep the entries that hold `paths` while the block runs; whether all paths are there.
+    """Protect the cache entries that contain `paths` from eviction while the block runs; yield True if all exist.
 
-    Paths outside a cache are left alone. Nothing is written, so that a read-only cache can be used.
+    Paths outside a cache are not locked. Nothing is written, so a read-only cache works too.
     """
-    with ExitStack() as held:
-        found = [path.resolve() for path in paths]
-        marks = {mark for path in found for mark in _marks(path) if mark.is_file()}
-        for mark in sorted(marks):
-            share(held.enter_context(mark.open()))
-        yield all(path.exists() for path in found)
+    with ExitStack() as stack:
+        resolved = [path.resolve() for path in paths]
+        lock_files = {file for path in resolved for file in _candidate_lock_files(path) if file.is_file()}
+        for file in sorted(lock_files):
+            lock_shared(stack.enter_context(file.open()))
+        yield all(path.exists() for path in resolved)
 
 
-def _marks(path: Path) -> Iterator[Path]:
-    """Where the file of uses would lie, were `path` or a folder above it an entry."""
+def _candidate_lock_files(path: Path) -> Iterator[Path]:
+    """Yield the lock file that each of `path` and its parents has if it is a cache entry."""
     for folder in (path, *path.parents):
         yield folder.parent.parent / "uses" / folder.name
 
 
-def unwritable(root: Path, error: OSError) -> StoreError:
+def unwritable_cache_error(root: Path, error: OSError) -> StoreError:
+    """Return the error for a cache folder that cannot be written, with a hint that depends on the cause."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StoreError(
         f"the cache folder cannot be written ({error.strerror})",
         location=str(root),
-        hint="Free space: edgeopt cache prune" if full else "Set state to a writable folder",
+        hint="Free space with `edgeopt cache prune`" if full else "Set `state` to a writable folder",
     )

@@ -1,7 +1,7 @@
-"""What lies in a cache, and how the least recently used makes room.
+"""List cache entries and evict the least recently used ones.
 
-Eviction never touches what a process uses at the moment. Nothing else needs an entry: MLflow holds copies of
-the engines of feasible trials, and from those models are registered.
+Eviction never removes an entry that a process uses. All other entries can be recomputed: MLflow holds copies of the
+engines of feasible trials, and models are registered from those copies.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.cache.entry_locks import alone, lock_file
+from edgeopt.cache.entry_locks import open_lock_file, try_lock_exclusive
 from edgeopt.errors import StoreError
 
-NO_KINDS = ("locks", "uses")
+LOCK_FOLDERS = ("locks", "uses")
 SCRATCH = "scratch"
 
 Inode = tuple[int, int]
+"""(device, inode number)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +29,8 @@ class Entry:
     """A stage, a draft or a scratch folder.
 
     Attributes:
-        used_ns: when it was used last, in ns since 1970.
-        blocks: bytes on disk of its files and folders by inode, so that hard links count once; of a
-            symbolic link the link itself counts.
+        last_used_ns: time of the last use, in ns since 1970.
+        blocks: bytes on disk by inode, so that hard links count once. A symbolic link counts itself, not its target.
     """
 
     folder: Path
@@ -44,11 +44,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eviction:
-    """What an eviction did.
+    """Result of an eviction.
 
     Attributes:
-        in_use: entries that would have gone, had no process used them.
-        left_bytes: of the whole cache, on disk.
+        in_use: entries that were due for eviction, but a process uses them.
+        remaining_bytes: size of the whole cache on disk afterwards.
     """
 
     evicted: tuple[Entry, ...]
@@ -58,83 +58,92 @@ class Eviction:
 
 
 def list_entries(root: Path) -> list[Entry]:
-    """Everything in the cache `root`, the least recently used first; what vanishes meanwhile is left out."""
-    folders = [f for kind in _subfolders(root) if kind.name not in NO_KINDS for f in _subfolders(kind)]
-    return sorted((e for f in folders if (e := _entry(root, f)) is not None), key=lambda e: e.last_used_ns)
+    """Return all entries of the cache at `root`, least recently used first; skip entries that vanish meanwhile."""
+    folders = [f for kind in _subfolders(root) if kind.name not in LOCK_FOLDERS for f in _subfolders(kind)]
+    return sorted((e for f in folders if (e := _read_entry(root, f)) is not None), key=lambda e: e.last_used_ns)
 
 
-def bytes_on_disk(found: Iterable[Entry]) -> int:
-    """Bytes of all `found` together; a file that several hard links share counts once."""
-    together: dict[Inode, int] = {}
-    for entry in found:
-        together |= entry.blocks
-    return sum(together.values())
+def bytes_on_disk(entries: Iterable[Entry]) -> int:
+    """Return the total bytes on disk of `entries`; a file that several hard links share counts once."""
+    blocks: dict[Inode, int] = {}
+    for entry in entries:
+        blocks |= entry.blocks
+    return sum(blocks.values())
 
 
-def evict(root: Path, to_bytes: int) -> Eviction:
-    """Remove scratch of dead processes, then the least recently used entries until `to_bytes` are left at most.
+def evict(root: Path, max_bytes: int) -> Eviction:
+    """Remove the scratch folders of dead processes, then the least recently used entries down to `max_bytes`.
 
-    Raises StoreError where an entry cannot be removed.
+    Raises StoreError if an entry cannot be removed.
     """
     evicted: list[Entry] = []
     in_use: list[Entry] = []
-    with lock_file(root / "locks" / "eviction") as one_at_a_time:
-        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        found = list_entries(root)
-        before = left = bytes_on_disk(found)
-        links = Counter(inode for entry in found for inode in entry.blocks)
-        for entry in sorted(found, key=lambda e: e.kind != SCRATCH):
-            if entry.kind != SCRATCH and left <= to_bytes:
+    with open_lock_file(root / "locks" / "eviction") as eviction_lock:
+        fcntl.flock(eviction_lock, fcntl.LOCK_EX)
+        entries = list_entries(root)
+        before_bytes = remaining_bytes = bytes_on_disk(entries)
+        link_counts = Counter(inode for entry in entries for inode in entry.blocks)
+        for entry in sorted(entries, key=lambda e: e.kind != SCRATCH):
+            if entry.kind != SCRATCH and remaining_bytes <= max_bytes:
                 break
-            with lock_file(root / "uses" / entry.folder.name) as use:
-                if not alone(use):
-                    in_use += [entry] if left > to_bytes else []
+            with open_lock_file(root / "uses" / entry.folder.name) as use:
+                if not try_lock_exclusive(use):
+                    in_use += [entry] if remaining_bytes > max_bytes else []
                     continue
-                _evicted(root, entry)
+                _evict_entry(root, entry)
             evicted.append(entry)
-            links.subtract(entry.blocks.keys())
-            left -= sum(size for inode, size in entry.blocks.items() if not links[inode])
-    return Eviction(evicted=tuple(evicted), in_use=tuple(in_use), freed_bytes=before - left, remaining_bytes=left)
+            link_counts.subtract(entry.blocks.keys())
+            remaining_bytes -= sum(size for inode, size in entry.blocks.items() if not link_counts[inode])
+    return Eviction(
+        evicted=tuple(evicted),
+        in_use=tuple(in_use),
+        freed_bytes=before_bytes - remaining_bytes,
+        remaining_bytes=remaining_bytes,
+    )
 
 
-def remove(root: Path, folder: Path) -> None:
-    """Remove an entry with which the caller is alone; a kill at any moment leaves all of it or scratch."""
+def remove_entry(root: Path, folder: Path) -> None:
+    """Remove an entry that the caller has locked exclusively.
+
+    The entry is renamed into the scratch folder first, so a kill at any moment never leaves a partial entry.
+    """
     scratch = root / SCRATCH / folder.name
     if folder != scratch:
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
         folder.rename(scratch)
     shutil.rmtree(scratch)
 
 
-def _evicted(root: Path, entry: Entry) -> None:
+def _evict_entry(root: Path, entry: Entry) -> None:
     try:
-        if entry.folder.is_dir():  # a draft may have been finished since it was found
-            remove(root, entry.folder)
+        if entry.folder.is_dir():  # a draft may have been finished and removed since it was listed
+            remove_entry(root, entry.folder)
     except OSError as error:
         raise StoreError(
-            f"it cannot be removed from the cache ({error.strerror})",
+            f"the cache entry cannot be removed ({error.strerror})",
             location=str(entry.folder),
-            hint="Make it writable, or remove it by hand",
+            hint="Make it writable, or remove it manually",
         ) from error
 
 
-def _entry(root: Path, folder: Path) -> Entry | None:
+def _read_entry(root: Path, folder: Path) -> Entry | None:
+    """Return the entry at `folder`, or None if it no longer exists."""
     try:
-        mark = root / "uses" / folder.name
-        last_used_ns = (mark if mark.is_file() else folder).stat().st_mtime_ns
+        use = root / "uses" / folder.name
+        last_used_ns = (use if use.is_file() else folder).stat().st_mtime_ns
     except FileNotFoundError:
         return None
-    return Entry(folder=folder, last_used_ns=last_used_ns, blocks=dict(_blocks(folder)))
+    return Entry(folder=folder, last_used_ns=last_used_ns, blocks=dict(_list_blocks(folder)))
 
 
-def _blocks(path: Path) -> Iterator[tuple[Inode, int]]:
+def _list_blocks(path: Path) -> Iterator[tuple[Inode, int]]:
     for folder, _, names in os.walk(path):
         for name in (".", *names):
             try:
-                found = Path(folder, name).lstat()
+                status = Path(folder, name).lstat()
             except FileNotFoundError:
                 continue
-            yield (found.st_dev, found.st_ino), found.st_blocks * 512
+            yield (status.st_dev, status.st_ino), status.st_blocks * 512
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""Stages, each done once for equal inputs.
+"""Run each stage once per input, code version and set of library versions.
 
-A stage is written into a scratch folder and renamed when it is complete, so that a killed or failed
-stage leaves nothing that looks like an answer. Concurrent processes wait for one another's stage.
+A stage is written to a scratch folder and renamed when it is complete. A killed or failed stage therefore never looks
+like a result. Concurrent processes wait for each other's stages.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from edgeopt.cache.entry_locks import alone, lock_file, note, read_cost, share, unwritable, write_cost
-from edgeopt.cache.eviction import evict, remove
+from edgeopt.cache.entry_locks import (
+    lock_shared,
+    open_lock_file,
+    read_cost,
+    record_use,
+    try_lock_exclusive,
+    unwritable_cache_error,
+    write_cost,
+)
+from edgeopt.cache.eviction import evict, remove_entry
 from edgeopt.core.config_objects import digest
 from edgeopt.core.library_versions import versions
 from edgeopt.core.protocols import Progress
@@ -28,173 +36,186 @@ from edgeopt.errors import StoreError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A stage as it was asked for.
+    """A stage returned by the cache.
 
     Attributes:
-        found: whether it was there, or another process made it meanwhile; else it was made now.
-        cost_s: seconds of work that it took to make, whoever made it; waiting is no work.
+        hit: the stage existed already, or another process produced it meanwhile.
+        cost_s: seconds that its production took in whichever process produced it, without waiting.
     """
 
     folder: Path
-    found: bool
+    hit: bool
     cost_s: float
 
 
 class StageCache:
     """Stages under one folder, each in a folder named after its key.
 
-    After each stage that is made, the least recently used entries go until `limit_bytes` are left on disk;
-    None sets no limit. What a process holds is never evicted, even where the limit cannot be kept then.
+    After producing a stage, the cache evicts the least recently used entries down to `limit_bytes` on disk; None
+    disables eviction. Entries that a process uses are never evicted, even if the cache then exceeds its limit.
 
     Attributes:
-        waited_s: seconds that this store's user has spent in `waiting`, or for stages that another process made.
+        waited_s: seconds that this object has spent in `waiting` and on stages that another process produced.
     """
 
     def __init__(self, root: Path, *, limit_bytes: int | None = None) -> None:
+        """Create the folder. Raises StoreError if it cannot be written."""
         self.root = root
         self.limit_bytes = limit_bytes
         self.waited_s = 0.0
-        self._held: dict[str, IO[str]] | None = None
-        self._tell: Progress | None = None
+        self._protected: dict[str, IO[str]] | None = None
+        self._progress: Progress | None = None
         try:
             (root / "scratch").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise unwritable(root, error) from error
+            raise unwritable_cache_error(root, error) from error
 
     @contextmanager
-    def protect(self, tell: Progress | None = None) -> Iterator[None]:
-        """Keep every stage that this store returns inside the block until the outermost such block ends.
+    def protect(self, progress: Progress | None = None) -> Iterator[None]:
+        """Protect every stage returned inside the block from eviction until the outermost such block ends.
 
-        `tell` hears once of a limit that cannot be kept, because too much is in use.
+        `progress` receives one message if the cache exceeds its limit because too much is in use.
         """
-        self._tell = tell or self._tell
-        if self._held is not None:
+        self._progress = progress or self._progress
+        if self._protected is not None:
             yield
             return
-        self._held = {}
+        self._protected = {}
         try:
             yield
         finally:
-            for use in self._held.values():
+            for use in self._protected.values():
                 use.close()
-            self._held, self._tell = None, None
+            self._protected, self._progress = None, None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What passes inside the block is counted as waiting, and is no part of what a stage costs."""
-        started = time.monotonic()
+        """Count the time of the block as waiting, which is not part of a stage's cost."""
+        start_s = time.monotonic()
         try:
             yield
         finally:
-            self.waited_s += time.monotonic() - started
+            self.waited_s += time.monotonic() - start_s
 
     def get_or_create(
         self,
         kind: str,
         inputs: object,
         produce: Callable[[Path], None],
-        valid: Callable[[Path], bool] = lambda _: True,
+        is_valid: Callable[[Path], bool] = lambda _: True,
     ) -> Path:
-        """The folder of `find`."""
-        return self.get_or_create_stage(kind, inputs, produce, valid).folder
+        """Return the folder of `get_or_create_stage`."""
+        return self.get_or_create_stage(kind, inputs, produce, is_valid).folder
 
     def get_or_create_stage(
         self,
         kind: str,
         inputs: object,
         produce: Callable[[Path], None],
-        valid: Callable[[Path], bool] = lambda _: True,
+        is_valid: Callable[[Path], bool] = lambda _: True,
     ) -> Stage:
-        """The stage that `produce` fills, made once for equal `inputs`, code and library versions.
+        """Return the stage of `kind` for `inputs`; call `produce` if it does not exist.
 
-        Outside `holding` it may be evicted as soon as it is returned.
+        Outside `protect`, the stage may be evicted as soon as it is returned.
 
         Args:
-            inputs: plain JSON data that determines the outcome (digests of what goes in, parameters).
-            produce: fills the empty folder that it is given; what it raises leaves no stage behind.
-            valid: whether a stage found may be taken; one that may not is made anew, unless somebody uses it.
+            inputs: plain JSON data that determines the result, such as digests of inputs and parameters.
+            produce: fills the empty folder that it receives. If it raises, no stage remains.
+            is_valid: returns False for an existing stage that must be produced again. A stage that another process
+                uses is returned even if it is invalid.
+
+        Raises:
+            StoreError: the stage cannot be written.
         """
         key = digest([kind, inputs, versions(), code_digest()])[:32]
-        final = self.root / kind / key
-        with self.protect(), contextlib.ExitStack() as opened:
-            assert self._held is not None
-            if key in self._held:
-                return Stage(folder=final, found=True, cost_s=read_cost(self.root, key))
-            use = opened.enter_context(lock_file(self.root / "uses" / key))
-            share(use)
-            made = False
-            if not (final.is_dir() and valid(final)):
-                fcntl.flock(use, fcntl.LOCK_UN)  # while this waits, others may replace or evict it
-                with lock_file(self.root / "locks" / key) as making:
+        folder = self.root / kind / key
+        with self.protect(), contextlib.ExitStack() as stack:
+            assert self._protected is not None
+            if key in self._protected:
+                return Stage(folder=folder, hit=True, cost_s=read_cost(self.root, key))
+            use = stack.enter_context(open_lock_file(self.root / "uses" / key))
+            lock_shared(use)
+            produced = False
+            if not (folder.is_dir() and is_valid(folder)):
+                fcntl.flock(use, fcntl.LOCK_UN)  # others may replace or evict the stage while this process waits
+                with open_lock_file(self.root / "locks" / key) as producer_lock:
                     with self.waiting():
-                        fcntl.flock(making, fcntl.LOCK_EX)
-                    made = self._make(final, use, produce, valid)
-            note(use)
-            opened.pop_all()
-            self._held[key] = use
-            if made:
-                self._keep_limit()
-            return Stage(folder=final, found=not made, cost_s=read_cost(self.root, key))
+                        fcntl.flock(producer_lock, fcntl.LOCK_EX)
+                    produced = self._produce(folder, use, produce, is_valid)
+            record_use(use)
+            stack.pop_all()
+            self._protected[key] = use
+            if produced:
+                self._enforce_limit()
+            return Stage(folder=folder, hit=not produced, cost_s=read_cost(self.root, key))
 
     @contextmanager
     def resumable_folder(self, inputs: object) -> Iterator[Path]:
-        """A folder for unfinished work on `inputs`: kept when the work fails or is killed, removed when it is done."""
+        """Yield a folder for the state of long work on `inputs`.
+
+        The folder survives an error or a kill, so that the work can resume. It is removed when the block completes.
+        """
         key = digest([inputs, versions(), code_digest()])[:32]
         folder = self.root / "drafts" / key
-        with lock_file(self.root / "uses" / key) as use:
-            share(use)
-            note(use)
+        with open_lock_file(self.root / "uses" / key) as use:
+            lock_shared(use)
+            record_use(use)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise unwritable(self.root, error) from error
+                raise unwritable_cache_error(self.root, error) from error
             yield folder
             shutil.rmtree(folder)
 
-    def _make(self, final: Path, use: IO[str], produce: Callable[[Path], None], valid: Callable[[Path], bool]) -> bool:
-        """Fill `final` unless another process has done so; `use` is shared from before it is there until after."""
-        share(use)
-        if final.is_dir() and valid(final):
+    def _produce(
+        self, folder: Path, use: IO[str], produce: Callable[[Path], None], is_valid: Callable[[Path], bool]
+    ) -> bool:
+        """Fill `folder` and return True; return False if another process has done so.
+
+        `use` is locked before `folder` exists, so that no other process evicts it in between.
+        """
+        lock_shared(use)
+        if folder.is_dir() and is_valid(folder):
             return False
-        scratch = self.root / "scratch" / final.name
+        scratch = self.root / "scratch" / folder.name
         try:
-            if final.is_dir():
-                if alone(use):
-                    remove(self.root, final)
-                share(use)
-                if final.is_dir():
+            if folder.is_dir():
+                if try_lock_exclusive(use):
+                    remove_entry(self.root, folder)
+                lock_shared(use)
+                if folder.is_dir():
                     return False
-            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
             scratch.mkdir(parents=True)
-            started, waited_s = time.monotonic(), self.waited_s
+            start_s, waited_before_s = time.monotonic(), self.waited_s
             produce(scratch)
-            write_cost(use, time.monotonic() - started - (self.waited_s - waited_s))
-            final.parent.mkdir(exist_ok=True)
-            scratch.rename(final)
+            write_cost(use, time.monotonic() - start_s - (self.waited_s - waited_before_s))
+            folder.parent.mkdir(exist_ok=True)
+            scratch.rename(folder)
         except OSError as error:
             raise StoreError(
-                f"stage {final.parent.name} cannot be written ({error})",
+                f"stage {folder.parent.name} cannot be written ({error})",
                 location=str(self.root),
-                hint="Free space (edgeopt cache prune), or set state to another folder",
+                hint="Free space with `edgeopt cache prune`, or set `state` to another folder",
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
 
-    def _keep_limit(self) -> None:
+    def _enforce_limit(self) -> None:
         if self.limit_bytes is None:
             return
-        left = evict(self.root, self.limit_bytes).remaining_bytes
-        if left > self.limit_bytes and self._tell is not None:
-            self._tell(
-                f"the cache holds {left / 2**30:.3g} GiB, above its limit of {self.limit_bytes / 2**30:.3g} GiB: "
-                "what is in use is not evicted"
+        remaining_bytes = evict(self.root, self.limit_bytes).remaining_bytes
+        if remaining_bytes > self.limit_bytes and self._progress is not None:
+            self._progress(
+                f"the cache exceeds its limit of {self.limit_bytes / 2**30:.3g} GiB: "
+                f"entries in use keep it at {remaining_bytes / 2**30:.3g} GiB"
             )
-            self._tell = None
+            self._progress = None
 
 
 STAGE_PACKAGES = ("core", "checkpoints", "machine", "compress", "runtimes", "measure", "pipeline")
-"""Packages whose code decides what a stage contains."""
+"""Packages whose code determines the content of stages."""
 
 
 @cache

@@ -84,11 +84,11 @@ class BoundBench:
         progress: Progress,
         probes: Sequence[str] = (),
         *,
-        fresh: bool = True,
+        isolated: bool = True,
     ) -> tuple[Measurement, ...]:
         bench = self.bench.select_probes(probes) if probes else self.bench
         return measure(
-            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, isolated=fresh
+            engine, runtime, bench, self.target, self.evaluation, directory, references, progress, isolated=isolated
         )
 
     def alone(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
@@ -185,7 +185,7 @@ def _lease(store: str) -> Lease:
 def checked(config: Config, config_dir: Path | None) -> Job:
     """The job, after model, order, values and the length of the texts were found good; nothing is built for it."""
     made = job(config, config_dir)
-    pipeline.check(made, store(config))
+    pipeline.plan_job(made, store(config))
     folder = made.source.locate()
     for key in ("calibration", "evaluation"):
         tokenizer.windows(text(canonical_json(config[key])), folder, length=made.target.context_length, limit=1)

@@ -84,7 +84,9 @@ def _time_scheme(
                 slowdown_s = (row[0] - rows[-1][-1]) / MATRIX_SIDES[-1] ** 2
                 row.append(rows[-1][MATRIX_SIDES.index(side)] + max(0.0, slowdown_s) * weights)
             elif rows and size_bytes * MEMORY_FACTOR > ram_bytes:
-                row.append(max(rows[-1][MATRIX_SIDES.index(side)], weights * bytes_per_weight(scheme) / read_gb_per_s / 1e9))
+                row.append(
+                    max(rows[-1][MATRIX_SIDES.index(side)], weights * bytes_per_weight(scheme) / read_gb_per_s / 1e9)
+                )
             else:
                 if (side, count) not in measured:
                     measured[side, count] = _time_product(scheme, side, count, threads, probe)

@@ -1,1 +1,1 @@
-"""Turn one recipe into one result: compress, build, measure and judge."""
+"""Evaluate one recipe: compress, build, measure and judge."""

@@ -1,4 +1,4 @@
-"""When to stop an evaluation: even the best that is possible by what is known so far breaks a limit."""
+"""Decide when to stop an evaluation: a limit is certainly broken, even with the best values inside all intervals."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ from edgeopt.core.target import Limit
 def early_stop_verdicts(
     figures: Sequence[Measurement], limits: Sequence[Limit], baseline: Mapping[str, float]
 ) -> tuple[Verdict, ...]:
-    """Verdicts of all limits where one of them is broken even if all is as good as intervals allow; else none.
+    """Return the verdicts on all limits if at least one is certainly broken, else ().
 
-    Of two figures of one metric the later counts, so that `figures` gives what was predicted before what was
-    measured. What is noisy breaks no limit here. A verdict is on what was measured, else on the best that was
-    predicted, else on nothing.
+    A limit is certainly broken if even the best end of the figure's interval breaks it. Noisy figures break no limit
+    here. A verdict refers to the measured figure, else to the best predicted value, else to nothing.
+
+    Args:
+        figures: predictions first, then measurements: of two figures of one metric the later counts.
+        baseline: values of the uncompressed model by metric.
     """
-    known = {m.metric: m for m in figures}
-    from_below = {limit.metric for limit in limits if limit.is_minimum}
-    hoped = [_at(m, m.high if m.metric in from_below else m.low) for m in known.values() if not m.noisy]
-    at_best = judge(hoped, limits, baseline)
-    if not any(v.excess is not None and v.excess > 0 for v in at_best):
+    latest = {m.metric: m for m in figures}
+    lower_limited = {limit.metric for limit in limits if limit.is_minimum}
+    best = [_collapse(m, m.high if m.metric in lower_limited else m.low) for m in latest.values() if not m.noisy]
+    best_verdicts = judge(best, limits, baseline)
+    if not any(v.excess is not None and v.excess > 0 for v in best_verdicts):
         return ()
-    predicted = {m.metric: m.unit for m in known.values() if m.kind == "predicted"}
-    found = judge([m for m in known.values() if m.metric not in predicted], limits, baseline)
+    predicted_units = {m.metric: m.unit for m in latest.values() if m.kind == "predicted"}
+    measured_verdicts = judge([m for m in latest.values() if m.metric not in predicted_units], limits, baseline)
     return tuple(
-        _predicted(hope, predicted[hope.metric]) if hope.metric in predicted else verdict
-        for hope, verdict in zip(at_best, found, strict=True)
+        _mark_predicted(at_best, predicted_units[at_best.metric]) if at_best.metric in predicted_units else measured
+        for at_best, measured in zip(best_verdicts, measured_verdicts, strict=True)
     )
 
 
-def _at(figure: Measurement, value: float) -> Measurement:
+def _collapse(figure: Measurement, value: float) -> Measurement:
+    """Return the figure with its interval reduced to one value."""
     return replace(figure, value=value, low=value, high=value)
 
 
-def _predicted(verdict: Verdict, unit: str) -> Verdict:
+def _mark_predicted(verdict: Verdict, unit: str) -> Verdict:
     if verdict.excess is None or verdict.excess <= 0:
         return replace(verdict, predicted=True)
     value, bound = (units.show(number or 0.0, unit) for number in (verdict.value, verdict.bound))

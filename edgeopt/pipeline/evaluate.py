@@ -1,11 +1,11 @@
-"""recipe → compress → build → measure → judge: one recipe becomes one TrialResult.
+"""Evaluate one recipe: compress, build, measure, judge, and return a TrialResult.
 
-The line is climbed in rungs, from what costs nothing to what costs most, and left at the first after which even the
-best that intervals allow for breaks a limit:
+An evaluation proceeds in rungs, from the cheapest to the most expensive. It stops after the first rung at which a limit
+is certainly broken, even with the best values inside all intervals:
 
-    estimate      by arithmetic, before any work; limits that refer to the baseline once that was measured
-    divergence    what the compressed checkpoint predicts in torch, before an engine is built of it
-    build         the engine's files
+    prediction    by arithmetic, before any work; limits relative to the baseline once the baseline is measured
+    divergence    the quality of the compressed checkpoint in PyTorch, before an engine is built
+    build         the size of the engine's files
     generation, quality, energy, …    each group of probes, in the order of the bench
 """
 
@@ -26,53 +26,57 @@ from edgeopt.core.protocols import FILES_GROUP, DeviceBound, ModelSource, Progre
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.result import PREDICTION, Failure, Measurement, TrialResult
 from edgeopt.errors import BuildError, ConfigError, EdgeoptError
+from edgeopt.pipeline import stages
 from edgeopt.pipeline.early_stop import early_stop_verdicts
-from edgeopt.pipeline.job import Job
-from edgeopt.pipeline.stages import Work
+from edgeopt.pipeline.job import Job, QualityPredictor
+from edgeopt.pipeline.stage_runner import StageRunner
 
 PARITY_TOLERANCE = 1e-3
-"""Largest logit error of an unquantized engine against torch, relative to the largest logit."""
+"""Largest logit error of an unquantized engine relative to PyTorch, as a share of the largest logit."""
 
 
-def evaluate(job: Job, store: StageCache, progress: Progress, *, build_only: bool = False) -> TrialResult:
-    """Climb the line for one recipe. A failure is part of the result, with its stage and cause.
+def evaluate(job: Job, cache: StageCache, progress: Progress, *, build_only: bool = False) -> TrialResult:
+    """Evaluate one recipe. A failure is part of the result, with its stage and cause.
 
-    With `build_only` nothing is measured, neither the engine nor the baseline, and only what arithmetic refuses is
-    refused: the engine lies in the store for whoever measures it, on the device.
+    With `build_only`, build the engine and measure nothing, neither the engine nor the baseline. Only predictions can
+    then stop the evaluation. Another process measures the engine on the device.
 
-    What the result names lies in the store, which may evict it after this unless the caller is holding it.
+    Paths in the result refer to the cache, which may evict them afterwards. Call inside `cache.protect()` to use them.
     """
-    with store.protect(progress):
-        return _evaluate(job, store, progress, build_only=build_only)
+    with cache.protect(progress):
+        return _evaluate(job, cache, progress, build_only=build_only)
 
 
-def _evaluate(job: Job, store: StageCache, progress: Progress, *, build_only: bool) -> TrialResult:
-    work = Work(store, progress, job.lease)
-    climb = _Climb(job, work)
+def _evaluate(job: Job, cache: StageCache, progress: Progress, *, build_only: bool) -> TrialResult:
+    runner = StageRunner(cache, progress, job.lease)
+    evaluation = _Evaluation(job, runner)
     try:
         try:
-            for rung in climb.rungs(build_only=build_only):
-                if job.stop_early and (broken := early_stop_verdicts(climb.figures, job.limits, climb.baseline)):
-                    climb.result = replace(climb.result, verdicts=broken, refused=rung)
+            for rung in evaluation.run_rungs(build_only=build_only):
+                if job.stop_early and (
+                    verdicts := early_stop_verdicts(evaluation.figures, job.limits, evaluation.baseline)
+                ):
+                    evaluation.result = replace(evaluation.result, verdicts=verdicts, refused=rung)
                     break
         finally:
-            climb.keep_samples()
-    except Exception as error:  # whatever went wrong is the trial's outcome, told with its stage and cause
+            evaluation.merge_samples()
+    except Exception as error:  # any error is the outcome of the trial, recorded with its stage and cause
         progress(traceback.format_exc() if not isinstance(error, EdgeoptError) else str(error))
-        failure = Failure(stage=work.now, kind=type(error).__name__, message=str(error))
-        climb.result = replace(climb.result, failure=failure)
-    return replace(climb.result, timings_s=work.timings_s, saved_s=work.saved_s, artifacts=work.kept)
+        failure = Failure(stage=runner.current_stage, kind=type(error).__name__, message=str(error))
+        evaluation.result = replace(evaluation.result, failure=failure)
+    return replace(evaluation.result, timings_s=runner.timings_s, saved_s=runner.saved_s, artifacts=runner.artifacts)
 
 
-class _Climb:
-    """What is known of one trial on its way up.
+class _Evaluation:
+    """State of one evaluation.
 
     Attributes:
-        baseline: the uncompressed model's figures by metric, once they were measured.
+        baseline: values of the uncompressed model by metric; empty until they are measured.
+        result: everything known so far.
     """
 
-    def __init__(self, job: Job, work: Work) -> None:
-        self.job, self.work = job, work
+    def __init__(self, job: Job, runner: StageRunner) -> None:
+        self.job, self.runner = job, runner
         self.baseline: Mapping[str, float] = {}
         self._folders: list[Path] = []
         self.result = TrialResult(
@@ -85,70 +89,69 @@ class _Climb:
 
     @property
     def figures(self) -> tuple[Measurement, ...]:
-        """What was predicted, then what was measured."""
+        """All predictions, then all measurements."""
         return (*self.result.predictions, *self.result.measurements)
 
-    def rungs(self, *, build_only: bool) -> Iterator[str]:
-        """Do the work of one rung after another; say the name of each that more would follow."""
-        job, work = self.job, self.work
-        with work.at("fetch"):
-            original = work.fetch(job.source)
-        with work.at("plan"):
+    def run_rungs(self, *, build_only: bool) -> Iterator[str]:
+        """Run one rung after another; yield the name of each rung that is not the last."""
+        job, runner = self.job, self.runner
+        with runner.timed("fetch"):
+            original = stages.fetch(runner, job.source)
+        with runner.timed("plan"):
             planned = plan(job.steps, job.runtime, original.spec)
             self.job = job = replace(job, runtime=planned.runtime)
             self.result = replace(self.result, notes=planned.notes)
-            carried = importing.carried_bytes(original.directory)
-            self._foresee(job.runtime.predict(planned.spec, job.target, carried_bytes=carried))
+            carried_bytes = importing.carried_bytes(original.directory)
+            self._add_predictions(job.runtime.predict(planned.spec, job.target, carried_bytes=carried_bytes))
         yield PREDICTION
         if build_only or is_device_missing(job.runtime):
             engine = self._build(self._compress(original))
             if not build_only:
                 raise BuildError(
-                    "its device is not here, so that there is a plan of it alone",
+                    "this machine lacks the device of the runtime: wrote a build plan instead of an engine",
                     location=str(engine.directory),
-                    hint=f"Build and measure it there: edgeopt build-plan {engine.directory}",
+                    hint=f"Build and measure the engine on the device: edgeopt build-plan {engine.directory}",
                 )
             return
-        with work.at("baseline"):
-            self.baseline, base_folders = work.baseline(job, original)
+        with runner.timed("baseline"):
+            self.baseline, baseline_folders = stages.measure_baseline(runner, job, original)
             self.result = replace(self.result, baseline=self.baseline)
         yield PREDICTION
         checkpoint = self._compress(original)
-        if (
-            job.quality_predictor is not None
-            and checkpoint.digest != original.digest
-            and self._is_foreseeable(checkpoint.spec)
-        ):
-            with work.at("divergence"):
-                observed = work.observe(job, job.quality_predictor.bench, checkpoint, original)
-                self._foresee(job.quality_predictor.predict(observed, self.baseline))
+        predictor = job.quality_predictor
+        if predictor is not None and self._can_predict(predictor, checkpoint, original):
+            with runner.timed("divergence"):
+                observed = stages.observe(runner, job, predictor.bench, checkpoint, original)
+                self._add_predictions(predictor.predict(observed, self.baseline))
             yield "divergence"
         engine = self._build(checkpoint)
         groups = tuple(job.bench.groups)
         for group in groups:
-            with work.at(f"measure/{group}"):
-                self._measure(engine, checkpoint, group, base_folders)
+            with runner.timed(f"measure/{group}"):
+                self._measure_group(engine, checkpoint, group, baseline_folders)
             if group != groups[-1]:
                 yield "build" if group == FILES_GROUP else group
         self.result = replace(self.result, verdicts=judge(self.result.measurements, job.limits, self.baseline))
 
-    def keep_samples(self) -> None:
-        """Keep what the processes reported that measured the engine so far."""
+    def merge_samples(self) -> None:
+        """Keep the raw samples of all probe groups that were measured so far."""
         if self._folders:
-            self.work.gather(self.job.bench, self._folders)
+            stages.merge_samples(self.runner, self.job.bench, self._folders)
 
     def _compress(self, original: Checkpoint) -> Checkpoint:
         checkpoint = float_checkpoint = original
         for name, step in self.job.steps:
-            with self.work.at(f"compress/{name}"):
-                checkpoint = self.work.compress(step, checkpoint, original, float_checkpoint, self.job.calibration)
+            with self.runner.timed(f"compress/{name}"):
+                checkpoint = stages.compress(
+                    self.runner, step, checkpoint, original, float_checkpoint, self.job.calibration
+                )
                 float_checkpoint = checkpoint if checkpoint.spec == checkpoint.spec.in_fp32 else float_checkpoint
-                self.work.keep(f"steps/{name}", checkpoint.directory / "artifacts")
+                self.runner.keep_artifact(f"steps/{name}", checkpoint.directory / "artifacts")
         return checkpoint
 
     def _build(self, checkpoint: Checkpoint) -> Engine:
-        with self.work.at("build"):
-            engine = self.work.build(self.job.runtime, checkpoint, self.job.recipe)
+        with self.runner.timed("build"):
+            engine = stages.build(self.runner, self.job.runtime, checkpoint, self.job.recipe)
         self.result = replace(
             self.result,
             engine=engine.summary(),
@@ -156,51 +159,57 @@ class _Climb:
         )
         return engine
 
-    def _is_foreseeable(self, spec: ModelSpec) -> bool:
-        """Whether a limit is set on what could be predicted of such a model."""
-        quality_predictor = self.job.quality_predictor
-        asked = {limit.metric for limit in self.job.limits}
+    def _can_predict(self, predictor: QualityPredictor, checkpoint: Checkpoint, original: Checkpoint) -> bool:
+        """Return True if the predictor covers the checkpoint and one of the limited metrics."""
+        limited = {limit.metric for limit in self.job.limits}
         return (
-            quality_predictor is not None
-            and not asked.isdisjoint(quality_predictor.metrics)
-            and quality_predictor.covers(spec)
+            checkpoint.digest != original.digest
+            and not limited.isdisjoint(predictor.metrics)
+            and predictor.covers(checkpoint.spec)
         )
 
-    def _foresee(self, predictions: Sequence[Measurement]) -> None:
+    def _add_predictions(self, predictions: Sequence[Measurement]) -> None:
         self.result = replace(self.result, predictions=(*self.result.predictions, *predictions))
 
-    def _measure(self, engine: Engine, checkpoint: Checkpoint, group: str, baseline: Mapping[str, Path]) -> None:
-        found, folder = self.work.measure(self.job, engine, checkpoint, group, baseline)
+    def _measure_group(
+        self, engine: Engine, checkpoint: Checkpoint, group: str, baseline_folders: Mapping[str, Path]
+    ) -> None:
+        added, folder = stages.measure_group(self.runner, self.job, engine, checkpoint, group, baseline_folders)
         self._folders.append(folder)
-        measurements = (*self.result.measurements, *found)
-        verdicts = judge(measurements, self.job.limits, self.baseline)  # so far, should what follows fail
+        measurements = (*self.result.measurements, *added)
+        # judge after every group: if a later group fails, the result has verdicts on what was measured
+        verdicts = judge(measurements, self.job.limits, self.baseline)
         self.result = replace(self.result, measurements=measurements, verdicts=verdicts)
-        require_parity(found, checkpoint.spec)
+        require_parity(added, checkpoint.spec)
 
 
-def check(job: Job, store: StageCache) -> ModelSpec:
-    """The spec that the recipe leads to; raises what is wrong with model, order or values before any work."""
-    with store.protect():
-        original = Work(store, lambda _: None).fetch(job.source)
+def plan_job(job: Job, cache: StageCache) -> ModelSpec:
+    """Return the model spec after all steps; fetch the model but do no other work.
+
+    Raises InputError for the model, and ConfigError for the order or the values of steps.
+    """
+    with cache.protect():
+        original = stages.fetch(StageRunner(cache, lambda _: None), job.source)
     return plan(job.steps, job.runtime, original.spec).spec
 
 
-def build_engine(source: ModelSource, runtime: Runtime, store: StageCache, progress: Progress) -> Engine:
-    """The engine of a model as it is, which the caller's `store.holding` keeps."""
-    with store.protect(progress):
-        work = Work(store, progress)
-        model = work.fetch(source)
-        return work.build(runtime, model, Recipe(model=to_config(source), steps=(), runtime=to_config(runtime)))
+def build_engine(source: ModelSource, runtime: Runtime, cache: StageCache, progress: Progress) -> Engine:
+    """Build the engine of an uncompressed model. Call inside `cache.protect()` to use it."""
+    with cache.protect(progress):
+        runner = StageRunner(cache, progress)
+        model = stages.fetch(runner, source)
+        recipe = Recipe(model=to_config(source), steps=(), runtime=to_config(runtime))
+        return stages.build(runner, runtime, model, recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a recipe leads to, by arithmetic.
+    """Outcome of a recipe by arithmetic.
 
     Attributes:
-        specs: the model before all steps and after each.
-        runtime: takes the model before and after them.
-        notes: why it is not the one that was asked for, where it is another.
+        specs: the model before all steps and after each one.
+        runtime: the requested runtime, or the fallback that supports the model before and after all steps.
+        notes: reasons for using a fallback.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -214,47 +223,52 @@ class Plan:
 
 
 def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> Plan:
-    """ConfigError for values, orders and sizes that cannot be, and for models that no runtime takes."""
+    """Return the plan of a recipe.
+
+    Raises ConfigError for invalid values, orders or sizes, and for models that no runtime supports.
+    """
     specs = [spec]
     for name, step in steps:
         try:
             specs.append(step.plan(specs[-1]))
         except EdgeoptError as error:
             raise (error if error.location == "order" else error.at(f"step.{name}")) from error
-    chosen, notes = _fitting(runtime, (spec, specs[-1]))
+    chosen, notes = _choose_runtime(runtime, (spec, specs[-1]))
     return Plan(specs=tuple(specs), runtime=chosen, notes=notes)
 
 
-def _fitting(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tuple[str, ...]]:
-    """`runtime`, or the one that takes over where it does not take all of `specs`, and why."""
+def _choose_runtime(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runtime, tuple[str, ...]]:
+    """Return `runtime`, or the first of its fallbacks that supports all `specs`, and the reasons for the fallback."""
     try:
         for spec in specs:
             runtime.check(spec)
-    except ConfigError as refusal:
+    except ConfigError as error:
         if runtime.fallback is None:
             raise
         try:
-            chosen, notes = _fitting(runtime.fallback, specs)
-        except ConfigError as another:
-            if another.message == refusal.message:
+            chosen, notes = _choose_runtime(runtime.fallback, specs)
+        except ConfigError as fallback_error:
+            if fallback_error.message == error.message:
                 raise
             raise ConfigError(
-                f"{refusal.message}; {another.message}", location=refusal.location, hint="Use another model or recipe"
-            ) from another
-        return chosen, (f"runtime: {refusal.message}; {type(runtime.fallback).__name__} takes its place", *notes)
+                f"{error.message}; {fallback_error.message}",
+                location=error.location,
+                hint="Use another model or recipe",
+            ) from fallback_error
+        return chosen, (f"runtime: {error.message}; {type(runtime.fallback).__name__} replaces it", *notes)
     return runtime, ()
 
 
 def is_device_missing(runtime: Runtime) -> bool:
-    """Whether the runtime's engines are built on a device that is not here."""
+    """Return True if the runtime builds engines only on their device, and this machine lacks it."""
     return isinstance(runtime, DeviceBound) and not runtime.build_device()
 
 
 def require_parity(measurements: Sequence[Measurement], spec: ModelSpec) -> None:
-    """BuildError where an engine that rounds nothing differs from its torch checkpoint."""
+    """Raise BuildError if the logits of an unquantized engine differ from PyTorch."""
     error = next((m.value for m in measurements if m.metric == "quality/parity_error"), 0.0)
     if spec == spec.in_fp32 and error > PARITY_TOLERANCE:
         raise BuildError(
-            f"the engine's logits differ from torch by {error:.2g} of the largest logit, above {PARITY_TOLERANCE:g}",
-            hint="The runtime computes this architecture wrongly: use another runtime",
+            f"engine logits differ from PyTorch by {error:.2g} of the largest logit (limit {PARITY_TOLERANCE:g})",
+            hint="This runtime does not support the architecture correctly: use another runtime",
         )

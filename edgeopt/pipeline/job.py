@@ -1,4 +1,4 @@
-"""What one evaluation is handed: a recipe's parts, how engines are measured, and what is promised of them."""
+"""Define the input of one evaluation: the objects of a recipe, the bench, the target and its limits."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from edgeopt.core.target import Device, Limit, Target
 
 
 class EngineBench(Protocol):
-    """How engines are measured: a bench bound to a device, a target and an evaluation text."""
+    """Measures engines: probes bound to a device, a target and an evaluation text."""
 
     @property
     def evaluation(self) -> Text: ...
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Names of the probes by group, in the order in which groups are measured."""
+        """Return the probe names by group, in the order of measurement."""
         ...
 
     @property
     def uncapped(self) -> EngineBench:
-        """The same without the target's memory cap, for a model that need not fit the target."""
+        """Return this bench without the target's memory cap, for a model that need not fit the target."""
         ...
 
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
-        """Plain data that determines the figures of these probes, for the store."""
+        """Return plain data that determines the results of these probes; part of the cache key."""
         ...
 
     def __call__(
@@ -45,52 +45,60 @@ class EngineBench(Protocol):
         progress: Progress,
         probes: Sequence[str] = (),
         *,
-        fresh: bool = True,
+        isolated: bool = True,
     ) -> tuple[Measurement, ...]:
-        """The figures of the named probes, or of all.
+        """Run `probes`, or all probes if empty, and return their measurements.
 
-        Without `fresh` they collect in this process: they keep a reference for other engines, or nothing is timed.
+        Args:
+            directory: receives the raw samples, the logs and the scratch folder.
+            references: scratch folders of engines to compare with, by role: `baseline`, `checkpoint`.
+            isolated: run each probe in fresh processes. Otherwise run them in this process, for references and
+                observations that need no timing.
         """
         ...
 
     def gather(self, folders: Sequence[Path], directory: Path) -> None:
-        """Write `samples.json`, `tables` and `logs` of one engine, measured group by group into `folders`, as one."""
+        """Merge `samples.json`, `tables` and `logs` of the measurement folders of one engine into `directory`."""
         ...
 
 
 class QualityPredictor(Protocol):
-    """Predicts from a compressed checkpoint, computed in torch, what its engine will be measured to be."""
+    """Predicts the quality of an engine from its compressed checkpoint, computed in PyTorch."""
 
     @property
     def metrics(self) -> Collection[str]:
-        """What is predicted, by the names and units that measurements have."""
+        """Return the predicted metrics, under the names of the measured ones."""
         ...
 
     @property
     def bench(self) -> EngineBench:
-        """How a checkpoint is looked at: in this process, against a reference that was looked at alike."""
+        """Return the bench that observes the checkpoint and the original model in this process."""
         ...
 
     def covers(self, spec: ModelSpec) -> bool:
-        """Whether torch computes such a model as an engine does."""
+        """Return True if PyTorch computes such a model like an engine does."""
         ...
 
     def predict(self, observed: Sequence[Measurement], baseline: Mapping[str, float]) -> tuple[Measurement, ...]:
-        """Figures of the engine from those of the checkpoint; `baseline` maps metrics to the original engine's."""
+        """Return predictions for the engine from measurements of the checkpoint.
+
+        `baseline` has the values of the original model's engine by metric.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that an evaluation is handed.
+    """Input of one evaluation.
 
     Attributes:
-        reference: the runtime whose logits every engine is compared with.
-        quality_predictor: None where it could predict nothing that is measured.
-        lease: taken while this process measures, or works on all cores.
-        device: the machine that measures; the target may name another, whose limits are then emulated.
-        limits: kept or broken by the result; those that refer to the baseline make it be measured too.
-        stop_early: whether the evaluation ends at the first rung after which a limit is surely broken.
+        steps: compression steps with their names, in the order of application.
+        reference: runtime whose logits every engine is compared with.
+        quality_predictor: None if the bench measures no quality.
+        lease: lease on the device, taken for measurements and for work that uses all cores.
+        device: machine that measures. If the target names another device, this machine emulates its limits.
+        limits: limits on the result.
+        stop_early: stop after the first rung at which a limit is certainly broken.
     """
 
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""One recipe climbs the line rung by rung: where it stops, what it leaves behind, and what it never does twice."""
+"""Evaluate recipes with fakes: where an evaluation stops, what its result contains and what the cache saves."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from edgeopt.errors import ConfigError, StepError
 from edgeopt.pipeline.evaluate import evaluate
 from edgeopt.pipeline.job import Job
 
-SIZE, MEMORY, SPEED, RATIO, POWER = (
+SIZE, MEMORY, LATENCY, PERPLEXITY_RATIO, POWER = (
     "size/engine_mib",
     "memory/peak_rss_mib",
     "latency/decode_p50_ms",
     "quality/perplexity_ratio",
     "energy/measured/power_w",
 )
-METRICS = {"size": SIZE, "memory": MEMORY, "latency": SPEED, "quality": RATIO, "energy": POWER}
+METRICS = {"size": SIZE, "memory": MEMORY, "latency": LATENCY, "quality": PERPLEXITY_RATIO, "energy": POWER}
 GROUPS = {"files": ("size",), "generation": ("memory", "latency"), "quality": ("quality",), "energy": ("energy",)}
 UNIT = "MiB"
 EVALUATION = Text(name="e", documents=("other words",))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class LocalModel:
     path: str
 
     def locate(self) -> Path:
@@ -47,8 +47,8 @@ class Folder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copy:
-    """A step that changes nothing but a name, so that its checkpoint is another one."""
+class CopyStep:
+    """Step that copies the checkpoint and adds a file, so that the result has another digest."""
 
     log: ClassVar[list[str]] = []
     name: str = "copy"
@@ -60,41 +60,47 @@ class Copy:
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         self.log.append("compress")
         if self.fails:
-            raise StepError("it cannot be")
+            raise StepError("this step always fails")
         modeling.link(checkpoint, directory)
-        shared = context.cache.get_or_create("found_out", "once", lambda d: (d / "fact").write_text("42") and None)
-        shutil.copytree(shared, directory / "artifacts")
+        cached = context.cache.get_or_create("analysis", "once", lambda d: (d / "value").write_text("42") and None)
+        shutil.copytree(cached, directory / "artifacts")
         (directory / "name").write_text(self.name)
         return checkpoint.spec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copier:
-    """A runtime whose engines are copies, and that predicts a size of 8 to 12."""
+class CopyRuntime:
+    """Runtime whose engines are copies of the checkpoint. It predicts a size between 8 and 12.
+
+    Attributes:
+        session_option: affects the session only, not the files.
+        refuses: error message of `check`; empty to accept every model.
+        loss: suffix that only engines of compressed models get.
+    """
 
     format: ClassVar[str] = "copy-1"
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
-    SESSION_FIELDS: ClassVar[frozenset[str]] = frozenset({"opened"})
+    SESSION_FIELDS: ClassVar[frozenset[str]] = frozenset({"session_option"})
     log: ClassVar[list[str]] = []
     kind: str = "runtime"
-    opened: str = ""
+    session_option: str = ""
     refuses: str = ""
-    fallback: Copier | None = None
-    loses: str = ""
+    fallback: CopyRuntime | None = None
+    loss: str = ""
 
     @property
-    def baseline(self) -> Copier:
-        return replace(self, loses="")
+    def baseline(self) -> CopyRuntime:
+        return replace(self, loss="")
 
     def check(self, spec: ModelSpec) -> None:
         if self.refuses:
-            raise ConfigError(self.refuses, location="runtime", hint="Ask another")
+            raise ConfigError(self.refuses, location="runtime", hint="Use another runtime")
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        return (figure(SIZE, 8.0, 10.0, 12.0, kind="predicted"),)
+        return (make_measurement(SIZE, 8.0, 10.0, 12.0, kind="predicted"),)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
-        self.log.append(f"build {self.kind}{self.loses}")
+        self.log.append(f"build {self.kind}{self.loss}")
         modeling.link(checkpoint, directory)
 
     def lint(self, engine: Engine) -> list[str]:
@@ -105,22 +111,27 @@ class Copier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elsewhere(Copier):
-    """One whose engines are built on a device that may not be here."""
+class DeviceBoundRuntime(CopyRuntime):
+    """Runtime whose engines need a device that this machine may lack."""
 
-    here: ClassVar[str] = ""
+    device_name: ClassVar[str] = ""
 
     def build_device(self) -> str:
-        return self.here
+        return self.device_name
 
 
-def figure(metric: str, low: float, value: float, high: float, **values: Any) -> Measurement:
+def make_measurement(metric: str, low: float, value: float, high: float, **values: Any) -> Measurement:
     return Measurement(metric=metric, unit=UNIT, value=value, low=low, high=high, count=1, method="m", **values)
 
 
 @dataclass(kw_only=True)
-class Bench:
-    """Gives every engine the figures 9 to 11, some noisy, or fails; tells what it was asked."""
+class FakeBench:
+    """Bench that measures 10 (interval 9 to 11) for every metric and records its calls.
+
+    Attributes:
+        noisy: probes whose measurements are noisy.
+        fails: probes that fail for every engine but the baseline.
+    """
 
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: GROUPS)
     evaluation: Text = EVALUATION
@@ -132,7 +143,7 @@ class Bench:
     caps: dict[str, list[bool]] = field(default_factory=dict)
 
     @property
-    def uncapped(self) -> Bench:
+    def uncapped(self) -> FakeBench:
         return replace(self, capped=False)
 
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
@@ -147,18 +158,18 @@ class Bench:
         progress: Progress,
         probes: Sequence[str] = (),
         *,
-        fresh: bool = True,
+        isolated: bool = True,
     ) -> tuple[Measurement, ...]:
-        what = f"{'measure' if fresh else 'observe'} {'+'.join(probes)}"
-        self.log.append(what)
-        self.references[what] = references
-        self.caps.setdefault(what, []).append(self.capped)
+        call = f"{'measure' if isolated else 'observe'} {'+'.join(probes)}"
+        self.log.append(call)
+        self.references[call] = references
+        self.caps.setdefault(call, []).append(self.capped)
         if set(probes) & set(self.fails) and references:
-            raise StepError("no process lives")
+            raise StepError("the process died")
         (directory / "scratch").mkdir()
-        (directory / "scratch" / "of").write_text(what)
+        (directory / "scratch" / "call").write_text(call)
         (directory / "logs").mkdir()
-        return tuple(figure(METRICS[p], 9.0, 10.0, 11.0, noisy=p in self.noisy) for p in probes)
+        return tuple(make_measurement(METRICS[p], 9.0, 10.0, 11.0, noisy=p in self.noisy) for p in probes)
 
     def gather(self, folders: Sequence[Path], directory: Path) -> None:
         (directory / "samples.json").write_text(json.dumps([len(list(f.iterdir())) for f in folders]))
@@ -166,68 +177,72 @@ class Bench:
 
 
 @dataclass(kw_only=True)
-class Seer:
-    bench: Bench
+class FakePredictor:
+    """Predictor that widens the observed intervals to 7 to 13."""
+
+    bench: FakeBench
     covered: bool = True
-    metrics: tuple[str, ...] = (RATIO,)
+    metrics: tuple[str, ...] = (PERPLEXITY_RATIO,)
 
     def covers(self, spec: ModelSpec) -> bool:
         return self.covered
 
     def predict(self, observed: Sequence[Measurement], baseline: Mapping[str, float]) -> tuple[Measurement, ...]:
-        assert baseline[RATIO] == 10.0, "the baseline was measured before"
+        assert baseline[PERPLEXITY_RATIO] == 10.0, "the baseline is measured first"
         return tuple(replace(m, low=7.0, high=13.0, kind="predicted") for m in observed)
 
 
 @dataclass(kw_only=True)
-class Lease:
-    """Tells when the device is held, and by whom."""
+class RecordingLease:
+    """Lease that records when it is acquired and released, and in which mode."""
 
     log: list[str]
 
     def exclusive(self, progress: Progress) -> AbstractContextManager[None]:
-        return self._taken("hold")
+        return self._record("exclusive")
 
     def shared(self, progress: Progress) -> AbstractContextManager[None]:
-        return self._taken("work")
+        return self._record("shared")
 
     @contextmanager
-    def _taken(self, how: str) -> Iterator[None]:
-        self.log.append(f"({how}")
+    def _record(self, mode: str) -> Iterator[None]:
+        self.log.append(f"({mode}")
         yield
         self.log.append(")")
 
 
 @pytest.fixture
 def log() -> list[str]:
-    """What was done, in order."""
-    Copy.log.clear()
-    Copier.log.clear()
-    return Copier.log
+    """Return the list of calls that all fakes append to."""
+    CopyStep.log.clear()
+    CopyRuntime.log.clear()
+    return CopyRuntime.log
 
 
-Make = Callable[..., Job]
+JobFactory = Callable[..., Job]
 
 
 @pytest.fixture
-def make(tiny_model: Path, log: list[str], monkeypatch: pytest.MonkeyPatch) -> Make:
-    monkeypatch.setattr(Copy, "log", log)
+def make_job(tiny_model: Path, log: list[str], monkeypatch: pytest.MonkeyPatch) -> JobFactory:
+    monkeypatch.setattr(CopyStep, "log", log)
 
-    def job(*limits: tuple[str, float], steps: tuple[Copy, ...] = (Copy(),), **values: Any) -> Job:
-        bench = values.pop("bench", None) or Bench()
+    def job(*limits: tuple[str, float], steps: tuple[CopyStep, ...] = (CopyStep(),), **values: Any) -> Job:
+        bench = values.pop("bench", None) or FakeBench()
         bench.log = log
-        source = Folder(path=str(tiny_model))
+        source = LocalModel(path=str(tiny_model))
         named = tuple((f"step{n}", step) for n, step in enumerate(steps))
-        seer = Seer(bench=Bench(groups={"quality": ("quality",)}, log=log), covered=values.pop("covered", True))
+        predictor = FakePredictor(
+            bench=FakeBench(groups={"quality": ("quality",)}, log=log), covered=values.pop("covered", True)
+        )
         defaults = {
             "recipe": Recipe(model={}, steps=(), runtime={}),
             "source": source,
             "steps": named,
-            "runtime": Copier(),
-            "reference": Copier(kind="torch"),
+            "runtime": CopyRuntime(),
+            "reference": CopyRuntime(kind="torch"),
             "bench": bench,
-            "quality_predictor": seer,
-            "lease": Lease(log=log),
+            "quality_predictor": predictor,
+            "lease": RecordingLease(log=log),
             "target": Target(name="toy"),
             "device": Device(name="toy", cpu="c", cores=1, ram_bytes=2**30),
             "limits": tuple(Limit(metric=metric, unit=UNIT, absolute=bound) for metric, bound in limits),
@@ -238,26 +253,27 @@ def make(tiny_model: Path, log: list[str], monkeypatch: pytest.MonkeyPatch) -> M
     return job
 
 
-def climbed(job: Job, folder: Path) -> TrialResult:
+def run_evaluation(job: Job, folder: Path) -> TrialResult:
+    """Evaluate the job and check that its result survives a JSON round trip."""
     result = evaluate(job, StageCache(folder / "cache"), lambda line: None)
-    read = TrialResult.from_json(json.loads(json.dumps(result.to_json())))
-    assert replace(read, recipe=result.recipe) == result
+    restored = TrialResult.from_json(json.loads(json.dumps(result.to_json())))
+    assert replace(restored, recipe=result.recipe) == result
     return result
 
 
-def done(log: list[str]) -> list[str]:
-    """What was done, without what was asked of the lease."""
+def without_leases(log: list[str]) -> list[str]:
+    """Return the recorded calls without those of the lease."""
     return [entry for entry in log if entry[0] not in "()"]
 
 
-def test_a_trial_that_keeps_every_limit_climbs_all_rungs(make: Make, log: list[str], tmp_path: Path) -> None:
-    result = climbed(make((SIZE, 20.0), (RATIO, 20.0), (POWER, 20.0)), tmp_path)
+def test_feasible_trial_passes_all_rungs(make_job: JobFactory, log: list[str], tmp_path: Path) -> None:
+    result = run_evaluation(make_job((SIZE, 20.0), (PERPLEXITY_RATIO, 20.0), (POWER, 20.0)), tmp_path)
     assert result.failure is None
     assert (result.refused, result.feasible) == ("", True)
     assert {m.metric for m in result.measurements} == set(METRICS.values())
-    assert {m.metric for m in result.predictions} == {SIZE, RATIO}
+    assert {m.metric for m in result.predictions} == {SIZE, PERPLEXITY_RATIO}
     measured = ["measure size", "measure memory+latency", "measure quality", "measure energy"]
-    assert done(log) == [
+    assert without_leases(log) == [
         "build runtime",
         *measured,
         "compress",
@@ -270,57 +286,51 @@ def test_a_trial_that_keeps_every_limit_climbs_all_rungs(make: Make, log: list[s
     ]
 
 
-def test_what_a_runtime_refuses_is_built_and_measured_by_the_one_that_takes_its_place_and_this_is_told(
-    make: Make, log: list[str], tmp_path: Path
-) -> None:
-    runtime = Copier(refuses="too wide", fallback=Copier(kind="other"))
-    result = climbed(make((RATIO, 20.0), runtime=runtime), tmp_path)
+def test_fallback_runtime_builds_and_is_reported(make_job: JobFactory, log: list[str], tmp_path: Path) -> None:
+    runtime = CopyRuntime(refuses="too wide", fallback=CopyRuntime(kind="other"))
+    result = run_evaluation(make_job((PERPLEXITY_RATIO, 20.0), runtime=runtime), tmp_path)
     assert result.failure is None
-    assert result.notes == ("runtime: too wide; Copier takes its place", "lint: slow")
+    assert result.notes == ("runtime: too wide; CopyRuntime replaces it", "lint: slow")
     assert "build runtime" not in log
     assert log.count("build other") == 2, "the baseline too"
     assert result.engine is not None
     assert Engine.read(Path(result.engine["directory"])).made_by["runtime"]["kind"] == "other"
 
 
-def test_the_original_is_measured_on_the_runtime_without_what_that_loses_by_itself(
-    make: Make, log: list[str], tmp_path: Path
-) -> None:
-    climbed(make((RATIO, 20.0), steps=(), runtime=Copier(loses=" with loss")), tmp_path)
+def test_baseline_runs_on_lossless_runtime(make_job: JobFactory, log: list[str], tmp_path: Path) -> None:
+    run_evaluation(make_job((PERPLEXITY_RATIO, 20.0), steps=(), runtime=CopyRuntime(loss=" with loss")), tmp_path)
     assert [entry for entry in log if entry.startswith("build runtime")] == ["build runtime", "build runtime with loss"]
 
 
-def test_engines_that_are_opened_differently_are_built_once_and_each_names_its_own_way(
-    make: Make, log: list[str], tmp_path: Path
-) -> None:
+def test_session_options_share_engine_files(make_job: JobFactory, log: list[str], tmp_path: Path) -> None:
     engines = []
-    for opened in ("quickly", "sparingly"):
-        result = climbed(make(runtime=Copier(opened=opened)), tmp_path)
+    for option in ("fast", "small"):
+        result = run_evaluation(make_job(runtime=CopyRuntime(session_option=option)), tmp_path)
         assert result.engine is not None
         engines.append(Engine.read(Path(result.engine["directory"])))
     assert log.count("build runtime") == 2, "the baseline and the recipe"
     assert log.count("measure size") == 4
     assert engines[0].digest == engines[1].digest
-    assert [engine.made_by["runtime"]["opened"] for engine in engines] == ["quickly", "sparingly"]
+    assert [engine.made_by["runtime"]["session_option"] for engine in engines] == ["fast", "small"]
 
 
-def test_an_engine_whose_device_is_not_here_is_built_as_a_plan_and_measured_nowhere(
-    make: Make, log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_device_yields_build_plan_only(
+    make_job: JobFactory, log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = climbed(make(runtime=Elsewhere()), tmp_path)
+    result = run_evaluation(make_job(runtime=DeviceBoundRuntime()), tmp_path)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind) == ("build", "BuildError")
     assert "edgeopt build-plan" in result.failure.message
     assert result.engine is not None
-    assert done(log) == ["compress", "build runtime"]
-    monkeypatch.setattr(Elsewhere, "here", "a GPU")
-    assert climbed(make(runtime=Elsewhere()), tmp_path).failure is None
-    assert log.count("build runtime") == 3, "the plan is no engine"
+    assert without_leases(log) == ["compress", "build runtime"]
+    monkeypatch.setattr(DeviceBoundRuntime, "device_name", "a GPU")
+    assert run_evaluation(make_job(runtime=DeviceBoundRuntime()), tmp_path).failure is None
+    assert log.count("build runtime") == 3, "the plan does not count as the engine"
 
 
-def test_a_model_that_no_runtime_takes_fails_the_plan_with_the_words_of_each(make: Make, tmp_path: Path) -> None:
-    runtime = Copier(refuses="too wide", fallback=Copier(refuses="too deep"))
-    result = climbed(make(runtime=runtime), tmp_path)
+def test_unsupported_model_fails_with_all_reasons(make_job: JobFactory, tmp_path: Path) -> None:
+    runtime = CopyRuntime(refuses="too wide", fallback=CopyRuntime(refuses="too deep"))
+    result = run_evaluation(make_job(runtime=runtime), tmp_path)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind) == ("plan", "ConfigError")
     assert result.failure.message == "runtime: too wide; too deep. Use another model or recipe"
@@ -330,17 +340,17 @@ def test_a_model_that_no_runtime_takes_fails_the_plan_with_the_words_of_each(mak
     ("limit", "rung", "measured", "engine"),
     [
         ((SIZE, 7.0), "prediction", [], False),
-        ((RATIO, 6.0), "divergence", [], False),
+        ((PERPLEXITY_RATIO, 6.0), "divergence", [], False),
         ((SIZE, 8.5), "build", ["size"], True),
-        ((SPEED, 8.5), "generation", ["size", "memory", "latency"], True),
-        ((RATIO, 8.5), "quality", ["size", "memory", "latency", "quality"], True),
+        ((LATENCY, 8.5), "generation", ["size", "memory", "latency"], True),
+        ((PERPLEXITY_RATIO, 8.5), "quality", ["size", "memory", "latency", "quality"], True),
         ((POWER, 8.5), "", ["size", "memory", "latency", "quality", "energy"], True),
     ],
 )
-def test_it_stops_at_the_first_rung_that_breaks_a_limit_for_sure(
-    limit: tuple[str, float], rung: str, measured: list[str], engine: bool, make: Make, tmp_path: Path
+def test_evaluation_stops_at_first_certain_violation(
+    limit: tuple[str, float], rung: str, measured: list[str], engine: bool, make_job: JobFactory, tmp_path: Path
 ) -> None:
-    result = climbed(make(limit, (MEMORY, 20.0)), tmp_path)
+    result = run_evaluation(make_job(limit, (MEMORY, 20.0)), tmp_path)
     assert result.failure is None
     assert result.refused == rung
     assert [m.metric for m in result.measurements] == [METRICS[probe] for probe in measured]
@@ -355,23 +365,25 @@ def test_it_stops_at_the_first_rung_that_breaks_a_limit_for_sure(
     assert [v.metric for v in result.violated] == [limit[0]]
 
 
-def test_a_limit_inside_the_interval_stops_nothing(make: Make, tmp_path: Path) -> None:
-    result = climbed(make((SIZE, 10.5), (RATIO, 9.0)), tmp_path)
+def test_limit_inside_interval_does_not_stop(make_job: JobFactory, tmp_path: Path) -> None:
+    result = run_evaluation(make_job((SIZE, 10.5), (PERPLEXITY_RATIO, 9.0)), tmp_path)
     assert (result.refused, result.feasible) == ("", False)
     assert len(result.measurements) == len(METRICS)
 
 
-def test_a_noisy_figure_stops_nothing(make: Make, tmp_path: Path) -> None:
-    result = climbed(make((SPEED, 1.0), bench=Bench(noisy=("latency",))), tmp_path)
+def test_noisy_measurement_does_not_stop(make_job: JobFactory, tmp_path: Path) -> None:
+    result = run_evaluation(make_job((LATENCY, 1.0), bench=FakeBench(noisy=("latency",))), tmp_path)
     assert result.refused == ""
     assert len(result.measurements) == len(METRICS)
 
 
-def test_a_bench_that_does_not_stop_early_measures_everything(make: Make, tmp_path: Path) -> None:
-    result = climbed(make((SIZE, 1.0), (RATIO, 1.0), stop_early=False), tmp_path)
+def test_disabled_early_stop_measures_everything(make_job: JobFactory, tmp_path: Path) -> None:
+    result = run_evaluation(make_job((SIZE, 1.0), (PERPLEXITY_RATIO, 1.0), stop_early=False), tmp_path)
     assert result.refused == ""
     assert len(result.measurements) == len(METRICS)
-    assert {m.metric for m in result.predictions} == {SIZE, RATIO}, "predictions can be held against what is measured"
+    assert {m.metric for m in result.predictions} == {SIZE, PERPLEXITY_RATIO}, (
+        "predictions can be compared with measurements"
+    )
     assert [v.predicted for v in result.verdicts] == [False, False]
 
 
@@ -383,99 +395,99 @@ def test_a_bench_that_does_not_stop_early_measures_everything(make: Make, tmp_pa
         {"quality_predictor": None},
         {"steps": ()},
     ],
-    ids=["no limit on it", "no such model", "nobody foresees", "nothing compressed"],
+    ids=["no quality limit", "model not covered", "no predictor", "uncompressed"],
 )
-def test_torch_is_asked_only_where_it_can_foretell_a_limit(
-    values: dict[str, Any], make: Make, log: list[str], tmp_path: Path
+def test_checkpoint_is_observed_only_for_predictable_limits(
+    values: dict[str, Any], make_job: JobFactory, log: list[str], tmp_path: Path
 ) -> None:
-    result = climbed(make((RATIO, 20.0), **values), tmp_path)
+    result = run_evaluation(make_job((PERPLEXITY_RATIO, 20.0), **values), tmp_path)
     assert result.failure is None
     assert not [entry for entry in log if entry.startswith("observe")]
     assert "divergence" not in result.timings_s
 
 
-def test_each_rung_is_measured_against_the_baselines_folder_of_that_rung(make: Make, tmp_path: Path) -> None:
-    bench = Bench()
-    climbed(make((RATIO, 20.0), bench=bench), tmp_path)
+def test_each_group_references_its_baseline_folder(make_job: JobFactory, tmp_path: Path) -> None:
+    bench = FakeBench()
+    run_evaluation(make_job((PERPLEXITY_RATIO, 20.0), bench=bench), tmp_path)
     for group, probes in GROUPS.items():
-        what = f"measure {'+'.join(probes)}"
-        assert (bench.references[what]["baseline"] / "of").read_text() == what, group
+        call = f"measure {'+'.join(probes)}"
+        assert (bench.references[call]["baseline"] / "call").read_text() == call, group
 
 
-def test_the_targets_memory_cap_holds_the_engine_and_not_the_model_that_it_was_made_of(make, tmp_path):
-    bench = Bench(groups={"generation": ("memory",)})
-    climbed(make(bench=bench), tmp_path)
+def test_memory_cap_applies_to_engine_not_baseline(make_job: JobFactory, tmp_path: Path) -> None:
+    bench = FakeBench(groups={"generation": ("memory",)})
+    run_evaluation(make_job(bench=bench), tmp_path)
     assert bench.caps == {"measure memory": [False, True]}
 
 
-def test_a_later_attempt_reuses_the_rungs_that_were_climbed(make: Make, log: list[str], tmp_path: Path) -> None:
-    stopped = climbed(make((SPEED, 8.5)), tmp_path)
+def test_later_evaluation_reuses_completed_rungs(make_job: JobFactory, log: list[str], tmp_path: Path) -> None:
+    stopped = run_evaluation(make_job((LATENCY, 8.5)), tmp_path)
     assert stopped.refused == "generation"
     log.clear()
-    result = climbed(make((SPEED, 20.0)), tmp_path)
-    assert done(log) == ["measure quality", "measure energy"]
+    result = run_evaluation(make_job((LATENCY, 20.0)), tmp_path)
+    assert without_leases(log) == ["measure quality", "measure energy"]
     assert result.feasible
-    made_now = {"measure/quality", "measure/energy"}
-    assert result.saved_s.keys() == result.timings_s.keys() - made_now - {"plan", "wait"}
+    computed = {"measure/quality", "measure/energy"}
+    assert result.saved_s.keys() == result.timings_s.keys() - computed - {"plan", "wait"}
     assert all(seconds > 0 for seconds in result.saved_s.values())
 
 
-def test_a_trial_tells_what_the_cache_saved_it_inside_of_what_it_made(make: Make, tmp_path: Path) -> None:
-    first = climbed(make(), tmp_path)
+def test_saved_time_includes_nested_cache_hits(make_job: JobFactory, tmp_path: Path) -> None:
+    first = run_evaluation(make_job(), tmp_path)
     assert first.saved_s == {}
-    second = climbed(make(steps=(Copy(name="other"),)), tmp_path)
-    assert second.saved_s.keys() == {"fetch", "baseline", "compress/step0/found_out"}
+    second = run_evaluation(make_job(steps=(CopyStep(name="other"),)), tmp_path)
+    assert second.saved_s.keys() == {"fetch", "baseline", "compress/step0/analysis"}
 
 
-def test_what_loads_all_cores_shares_the_device_and_a_measurement_has_it_alone(
-    make: Make, log: list[str], tmp_path: Path
+def test_device_is_shared_for_work_exclusive_for_measurements(
+    make_job: JobFactory, log: list[str], tmp_path: Path
 ) -> None:
-    climbed(make((RATIO, 20.0)), tmp_path)
-    now = ""
-    seen = []
+    run_evaluation(make_job((PERPLEXITY_RATIO, 20.0)), tmp_path)
+    mode = ""
+    calls = []
     for entry in log:
         if entry[0] in "()":
-            now = entry[1:]
+            mode = entry[1:]
         else:
-            seen.append((entry, now))
-    for entry, held in seen:
-        expected = "hold" if entry.startswith("measure") else "work"
-        assert held == ("" if entry == "measure size" else expected), entry
+            calls.append((entry, mode))
+    for entry, lease_mode in calls:
+        expected = "exclusive" if entry.startswith("measure") else "shared"
+        assert lease_mode == ("" if entry == "measure size" else expected), entry
     log.clear()
-    climbed(make((RATIO, 20.0)), tmp_path)
-    assert log == [], "what is in the cache needs no device"
+    run_evaluation(make_job((PERPLEXITY_RATIO, 20.0)), tmp_path)
+    assert log == [], "cache hits need no lease"
 
 
-def test_waiting_for_the_device_is_told_apart_from_work(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_waiting_is_timed_separately_from_work(
+    make_job: JobFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import time
 
     @contextmanager
-    def slow(self: Lease, how: str) -> Iterator[None]:
+    def slow(self: RecordingLease, mode: str) -> Iterator[None]:
         time.sleep(0.1)
         yield
 
-    monkeypatch.setattr(Lease, "_taken", slow)
-    result = climbed(make(), tmp_path)
+    monkeypatch.setattr(RecordingLease, "_record", slow)
+    result = run_evaluation(make_job(), tmp_path)
     assert result.timings_s["wait"] >= 0.1 * 9
     assert result.timings_s["compress/step0"] < 0.1
-    assert climbed(make(), tmp_path).saved_s["compress/step0"] < 0.1
+    assert run_evaluation(make_job(), tmp_path).saved_s["compress/step0"] < 0.1
 
 
-def test_a_failure_tells_its_stage_and_keeps_what_was_found_before(make: Make, tmp_path: Path) -> None:
-    result = climbed(make((MEMORY, 20.0), (POWER, 20.0), bench=Bench(fails=("quality",))), tmp_path)
+def test_failure_keeps_stage_and_earlier_measurements(make_job: JobFactory, tmp_path: Path) -> None:
+    result = run_evaluation(make_job((MEMORY, 20.0), (POWER, 20.0), bench=FakeBench(fails=("quality",))), tmp_path)
     assert result.failure is not None
-    assert (result.failure.stage, result.failure.message) == ("measure/quality", "no process lives")
+    assert (result.failure.stage, result.failure.message) == ("measure/quality", "the process died")
     assert [v.satisfied for v in result.verdicts] == [True, False]
-    assert [m.metric for m in result.measurements] == [SIZE, MEMORY, SPEED]
+    assert [m.metric for m in result.measurements] == [SIZE, MEMORY, LATENCY]
     assert {"samples.json", "logs"} <= result.artifacts.keys()
-    early = climbed(make(steps=(Copy(fails=True),)), tmp_path)
+    early = run_evaluation(make_job(steps=(CopyStep(fails=True),)), tmp_path)
     assert early.failure is not None
     assert early.failure.stage == "compress/step0"
 
 
-def test_a_result_from_before_savings_were_known_is_read(make: Make, tmp_path: Path) -> None:
-    data = climbed(make((SIZE, 20.0)), tmp_path).to_json()
+def test_result_without_saved_time_is_read(make_job: JobFactory, tmp_path: Path) -> None:
+    data = run_evaluation(make_job((SIZE, 20.0)), tmp_path).to_json()
     del data["saved_s"]
     assert TrialResult.from_json(data).saved_s == {}

@@ -1,4 +1,4 @@
-"""What torch predicts of an engine before it is built holds what is then measured of it."""
+"""Check that quality predicted from a checkpoint in PyTorch covers the quality measured of its engine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StageCache:
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4", "prune_int4"])
-def test_the_prediction_of_a_checkpoint_holds_what_is_measured_of_its_engine(
-    recipe: str, tiny_model: Path, store: StageCache
-) -> None:
+def test_checkpoint_prediction_covers_engine_measurement(recipe: str, tiny_model: Path, store: StageCache) -> None:
     chosen = ("model=local", f"model.path={tiny_model}", f"recipe={recipe}")
     job = assemble.job(Request(overrides=(*BENCH, *chosen)).compose(), None)
     result = evaluate(job, store, lambda line: None)
