@@ -337,7 +337,7 @@ def test_a_model_that_no_runtime_takes_is_refused_with_the_reason_of_each(
     line = refused("run", *rounded, "model=local", f"model.path={realdata / 'stories260K'}")
     assert line.startswith("runtime: ")
     assert [
-        part for part in ("multiple of 16", "is 8", "portable ONNX does not support keys") if part not in line
+        part for part in ("multiple of 16", "got 8", "portable ONNX does not support keys") if part not in line
     ] == []
     assert not list(work.glob(".edgeopt/cache/engine"))
     assert not (work / "mlflow.db").exists()

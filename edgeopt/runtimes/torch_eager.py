@@ -72,7 +72,7 @@ class TorchSession:
         checkpoint = Checkpoint(**{name: getattr(engine, name) for name in Checkpoint.__dataclass_fields__})
         self._network: Any = modeling.load(checkpoint)
         self._spec, self._directory = engine.spec, engine.directory
-        self._end_tokens = eos_token_ids(engine.directory)
+        self._eos_token_ids = eos_token_ids(engine.directory)
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
@@ -92,7 +92,7 @@ class TorchSession:
             return logits
 
         yield from greedy.decode(
-            forward, tokens, max_new_tokens, eos_token_ids=self._end_tokens, stop_at_end=stop_at_end
+            forward, tokens, max_new_tokens, eos_token_ids=self._eos_token_ids, stop_at_end=stop_at_end
         )
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:

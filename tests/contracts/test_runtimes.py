@@ -254,7 +254,7 @@ class TestWhatGenaiRefusesBeforeBuilding:
             Genai().check(replace(checkpoint.spec, head_size=8))
 
     def test_an_architecture_that_the_builder_does_not_know(self, checkpoint):
-        with pytest.raises(ConfigError, match="does not build GPT2LMHeadModel"):
+        with pytest.raises(ConfigError, match="does not support GPT2LMHeadModel"):
             Genai().check(replace(checkpoint.spec, architecture="GPT2LMHeadModel"))
 
     def test_layers_with_different_numbers_of_key_value_heads(self, checkpoint):
@@ -263,7 +263,7 @@ class TestWhatGenaiRefusesBeforeBuilding:
             Genai().check(checkpoint.spec.with_layers((replace(first, kv_heads=1, heads=2), *rest)))
 
     def test_an_accuracy_level_that_does_not_exist(self):
-        with pytest.raises(ConfigError, match="accuracy level"):
+        with pytest.raises(ConfigError, match="`accuracy_level` must be 1 or 4"):
             Genai(accuracy_level=3)
 
 

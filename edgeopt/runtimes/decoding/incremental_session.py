@@ -31,7 +31,7 @@ class SequenceState(Protocol):
 class IncrementalSession(ABC):
     """Base of sessions that compute through one `SequenceState` per sequence."""
 
-    _end_tokens: Collection[int]
+    _eos_token_ids: Collection[int]
     _chunk_tokens: int
     """Largest count of prompt tokens computed at once."""
     _draft_tokens: int = 0
@@ -54,10 +54,12 @@ class IncrementalSession(ABC):
                 tokens,
                 max_new_tokens,
                 draft_tokens=self._draft_tokens,
-                eos_token_ids=self._end_tokens,
+                eos_token_ids=self._eos_token_ids,
                 stop_at_end=stop_at_end,
             )
-        return greedy.decode(forward, tokens, max_new_tokens, eos_token_ids=self._end_tokens, stop_at_end=stop_at_end)
+        return greedy.decode(
+            forward, tokens, max_new_tokens, eos_token_ids=self._eos_token_ids, stop_at_end=stop_at_end
+        )
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
         import numpy as np

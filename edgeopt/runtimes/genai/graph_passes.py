@@ -1,4 +1,4 @@
-"""Rewrites of a built ONNX graph that onnxruntime-genai's builder does not offer."""
+"""Rewrite built ONNX graphs in ways that onnxruntime-genai's builder does not offer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 LM_HEAD = "/lm_head/MatMul"
-LAST_ROW = "/lm_head/last_row"
+LAST_POSITION = "/lm_head/last_row"
 
 
-def store_weights_as_half(path: Path) -> None:
-    """Keep the fp32 matrices of the model at `path` as fp16, cast back by ORT when it loads them.
+def store_weights_as_fp16(path: Path) -> None:
+    """Store the fp32 matrices of the model at `path` as fp16, with a Cast that ONNX Runtime folds when it loads them.
 
-    fp16 is a storage type on CPUs, whose kernels for it are slow or absent.
+    Computation stays in fp32, because CPU kernels for fp16 are slow or absent.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
@@ -28,8 +28,8 @@ def store_weights_as_half(path: Path) -> None:
         for tensor in model.graph.initializer:
             if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or tensor.name in inputs:
                 continue
-            name, half = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
+            name, fp16 = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(fp16, f"{name}.fp16"))
             casts.append(helper.make_node("Cast", [f"{name}.fp16"], [name], name=f"{name}/Cast", to=TensorProto.FLOAT))
         nodes = list(model.graph.node)
         del model.graph.node[:]
@@ -37,10 +37,10 @@ def store_weights_as_half(path: Path) -> None:
 
 
 def split_scoring(path: Path, scoring: Path) -> None:
-    """Keep the graph at `path`, which writes logits of every token, as `scoring`; `path` then writes the last token's.
+    """Copy the graph at `path` to `scoring`, and reduce the one at `path` to the logits of the last token.
 
-    Both read the same external data. Generation needs one row of logits after a prompt: the lm_head of
-    all others would cost time and memory in proportion to prompt and vocabulary.
+    Both read the same external data. Generation needs only the last logits of a prompt. The logits of all tokens would
+    cost time and memory in proportion to prompt length times vocabulary size.
     """
     import numpy as np
     import onnx
@@ -50,33 +50,34 @@ def split_scoring(path: Path, scoring: Path) -> None:
     model: Any = onnx.load(path, load_external_data=False)
     nodes = list(model.graph.node)
     hidden = next(n for n in nodes if n.name.startswith(LM_HEAD) and n.op_type.startswith("MatMul")).input[0]
-    first = next(n for n in nodes if hidden in n.input)
+    first_consumer = next(n for n in nodes if hidden in n.input)
     bounds = {"starts": [-1], "ends": [np.iinfo(np.int64).max], "axes": [1]}
-    inputs = [f"{LAST_ROW}/{name}" for name in bounds]
+    inputs = [f"{LAST_POSITION}/{name}" for name in bounds]
     for name, value in zip(inputs, bounds.values(), strict=True):
         model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), name))
-    last = helper.make_node("Slice", [hidden, *inputs], [f"{LAST_ROW}/output_0"], name=LAST_ROW)
+    last = helper.make_node("Slice", [hidden, *inputs], [f"{LAST_POSITION}/output_0"], name=LAST_POSITION)
     for node in nodes:
         if node.name.startswith(LM_HEAD) and node.input[:1] == [hidden]:
             node.input[0] = last.output[0]
-    model.graph.node.insert(nodes.index(first), last)
+    model.graph.node.insert(nodes.index(first_consumer), last)
     (logits,) = (o for o in model.graph.output if o.name == "logits")
     logits.type.tensor_type.shape.dim[1].dim_value = 1
-    _forget_shapes(model, first)
+    _drop_shapes_after(model, first_consumer)
     onnx.save(model, path)
 
 
-def _forget_shapes(model: ModelProto, first: NodeProto) -> None:
-    """Drop the recorded shapes of what is computed after the last token was chosen."""
-    names = {name for node in list(model.graph.node)[list(model.graph.node).index(first) :] for name in node.output}
-    kept = [info for info in model.graph.value_info if info.name not in names]
+def _drop_shapes_after(model: ModelProto, node: NodeProto) -> None:
+    """Drop the recorded shapes of all values computed from `node` on."""
+    nodes = list(model.graph.node)
+    outdated = {name for later in nodes[nodes.index(node) :] for name in later.output}
+    valid = [info for info in model.graph.value_info if info.name not in outdated]
     del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
+    model.graph.value_info.extend(valid)
 
 
 @contextmanager
 def _edited(path: Path) -> Iterator[ModelProto]:
-    """The model at `path` with its tensors in memory, written back with one external data file."""
+    """Load the model at `path` with its tensors, and write it back with one external data file on exit."""
     import onnx
 
     model: Any = onnx.load(path)

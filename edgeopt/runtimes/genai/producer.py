@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-GRAPHS = ("model.onnx", "scoring.onnx")
+from edgeopt.runtimes.genai.runtime import GENERATION_GRAPH, SCORING_GRAPH
+
+GRAPHS = (GENERATION_GRAPH, SCORING_GRAPH)
 _REVISION_LENGTH = 7
 
 

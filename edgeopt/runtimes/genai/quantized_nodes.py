@@ -1,4 +1,4 @@
-"""Matrices that a checkpoint holds on a grid, as nodes of onnxruntime-genai's builder.
+"""Write the quantized matrices of a checkpoint as nodes of onnxruntime-genai's builder.
 
 Specification: onnxruntime ContribOperators.md, MatMulNBits, GatherBlockQuantized, DynamicQuantizeMatMul and
 MatMulIntegerToFloat.
@@ -17,55 +17,61 @@ if TYPE_CHECKING:
     from edgeopt.core.model_spec import QuantizationScheme
     from edgeopt.runtimes.genai.runtime import Genai
 
-TABLE = "model.embed_tokens"
-HEAD_NODE = "/lm_head/MatMul"
-PART_BYTES = 8 * 2**20
-"""Larger matrices are split along their rows: ONNX Runtime holds each twice for a moment while it packs it."""
+EMBEDDING_PREFIX = "model.embed_tokens"
+LM_HEAD_NODE = "/lm_head/MatMul"
+MAX_NODE_BYTES = 8 * 2**20
+"""Larger matrices are split along their rows, because ONNX Runtime holds two copies of each while it packs it."""
 
 
-class GridNodes:
-    """Writes MatMulNBits and GatherBlockQuantized for what is on a grid, in place of the builder's float nodes."""
+class QuantizedNodes:
+    """Write MatMulNBits and GatherBlockQuantized instead of the builder's float nodes for quantized matrices."""
 
     def __init__(self, model: Any, network: Any, checkpoint: Checkpoint, runtime: Genai) -> None:
         self._model, self._spec, self._accuracy_level = model, checkpoint.spec, runtime.accuracy_level
-        self._matrices = _by_node(network, checkpoint, fused=runtime.gate_up_fused)
-        self._ranges = modeling.input_ranges(checkpoint)
-        self._make_float, self._make_lookup = model.make_matmul_float, model.make_embedding_lookup
+        self._matrices = _matrices_by_node(network, checkpoint, fused=runtime.gate_up_fused)
+        self._input_ranges = modeling.input_ranges(checkpoint)
+        self._make_float, self._make_float_lookup = model.make_matmul_float, model.make_embedding_lookup
 
     def install(self) -> None:
-        self._model.make_matmul_float, self._model.make_embedding_lookup = self.matmul, self.lookup
+        """Replace the builder's methods."""
+        self._model.make_matmul_float, self._model.make_embedding_lookup = self.make_matmul, self.make_lookup
 
-    def matmul(self, float_matrix: Any, name: str, root_input: str, **options: Any) -> str:
-        """As the builder's make_matmul_float: the node's name, whose output is `logits` where options say so."""
+    def make_matmul(self, float_matrix: Any, name: str, root_input: str, **options: Any) -> str:
+        """Implement the builder's make_matmul_float: return the node's name.
+
+        The output is called `logits` if `options` ask for it.
+        """
         if name not in self._matrices:
-            made: str = self._make_float(float_matrix, name, root_input, **options)
-            return made
-        matrix, form = self._matrices[name]
-        if form.inputs != "float":
-            return self._multiply_integers(name, root_input)
+            float_node: str = self._make_float(float_matrix, name, root_input, **options)
+            return float_node
+        matrix, scheme = self._matrices[name]
+        if scheme.inputs != "float":
+            return self._make_integer_matmul(name, root_input)
         node, prefix = f"{name}NBits", name[1:].replace("/", ".")
         output = "logits" if options.get("logits") else f"{node}/output_0"
-        parts = matrix.split(_parts(len(matrix.codes), PART_BYTES * 8 // (matrix.codes.shape[1] * form.bits)))
-        if name == HEAD_NODE and self._spec.tied_embeddings:
-            self._multiply(node, form, matrix, root_input, self._tied(node, form, matrix), output)
+        rows, columns = matrix.codes.shape
+        parts = matrix.split(_split_rows(rows, MAX_NODE_BYTES * 8 // (columns * scheme.bits)))
+        if name == LM_HEAD_NODE and self._spec.tied_embeddings:
+            weights = self._reshape_embedding(node, scheme, matrix)
+            self._make_matmul_nbits(node, scheme, matrix, root_input, weights, output)
         elif len(parts) == 1:
-            self._multiply(node, form, matrix, root_input, self._store(matrix, form, prefix), output)
+            self._make_matmul_nbits(node, scheme, matrix, root_input, self._store(matrix, scheme, prefix), output)
         else:
             outputs = [f"{node}/{number}/output_0" for number in range(len(parts))]
             for number, part in enumerate(parts):
-                stored = self._store(part, form, f"{prefix}.{number}")
-                self._multiply(f"{node}/{number}", form, part, root_input, stored, outputs[number])
+                weights = self._store(part, scheme, f"{prefix}.{number}")
+                self._make_matmul_nbits(f"{node}/{number}", scheme, part, root_input, weights, outputs[number])
             self._model.make_node("Concat", inputs=outputs, outputs=[output], name=f"{node}/Concat", axis=-1)
-            self._note(output, len(matrix.codes))
+            self._declare_output(output, rows)
         return node
 
-    def lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
-        """As the builder's make_embedding_lookup: the name of the output."""
+    def make_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
+        """Implement the builder's make_embedding_lookup: return the name of the output."""
         if EMBEDDING not in self._matrices:
-            made: str = self._make_lookup(embedding, basename, lm_head)
-            return made
-        matrix, form = self._matrices[EMBEDDING]
-        codes, scales, *zero_points = self._store(matrix, form, TABLE, flat=True)
+            float_output: str = self._make_float_lookup(embedding, basename, lm_head)
+            return float_output
+        matrix, scheme = self._matrices[EMBEDDING]
+        codes, scales, *zero_points = self._store(matrix, scheme, EMBEDDING_PREFIX, flat=True)
         name = f"{basename}/GatherBlockQuantized"
         self._model.make_node(
             "GatherBlockQuantized",
@@ -73,47 +79,43 @@ class GridNodes:
             outputs=[f"{name}/output_0"],
             name=name,
             domain="com.microsoft",
-            bits=form.bits,
-            block_size=form.block_size,
+            bits=scheme.bits,
+            block_size=scheme.block_size,
             gather_axis=0,
             quantize_axis=1,
         )
         return f"{name}/output_0"
 
-    def _multiply(
+    def _make_matmul_nbits(
         self,
         node: str,
-        form: QuantizationScheme,
+        scheme: QuantizationScheme,
         matrix: QuantizedMatrix,
         root_input: str,
-        stored: list[str],
+        weights: list[str],
         output: str,
     ) -> None:
         rows, columns = matrix.codes.shape
         self._model.make_node(
             "MatMulNBits",
-            inputs=[root_input, *stored],
+            inputs=[root_input, *weights],
             outputs=[output],
             name=node,
             domain="com.microsoft",
             accuracy_level=self._accuracy_level,
-            bits=form.bits,
-            block_size=form.block_size,
+            bits=scheme.bits,
+            block_size=scheme.block_size,
             K=columns,
             N=rows,
         )
-        self._note(output, rows)
+        self._declare_output(output, rows)
 
-    def _multiply_integers(self, name: str, root_input: str) -> str:
-        """8-bit inputs times 8-bit weights; weights are unsigned, as signed ones saturate on CPUs without VNNI."""
+    def _make_integer_matmul(self, name: str, root_input: str) -> str:
+        """Multiply 8-bit inputs by 8-bit weights, unsigned because signed ones saturate on CPUs without VNNI."""
         import numpy as np
 
-        model, (matrix, form), prefix, node = (
-            self._model,
-            self._matrices[name],
-            name[1:].replace("/", "."),
-            f"{name}Integer",
-        )
+        model, (matrix, scheme) = self._model, self._matrices[name]
+        prefix, node = name[1:].replace("/", "."), f"{name}Integer"
         rows = len(matrix.codes)
         tensors = {
             "codes": np.ascontiguousarray(matrix.codes.numpy().T),
@@ -123,91 +125,96 @@ class GridNodes:
         for key, tensor in tensors.items():
             model.make_initializer(tensor, f"{prefix}.{key}")
         codes, scales, zero_points = (f"{prefix}.{key}" for key in tensors)
-        if form.inputs == "dynamic":
+        if scheme.inputs == "dynamic":
             operator, inputs = "DynamicQuantizeMatMul", [root_input, codes, scales, zero_points]
         else:
-            found, scale, zero_point = self._quantized(name, root_input)
-            operator, inputs = "MatMulIntegerToFloat", [found, codes, scale, scales, zero_point, zero_points]
+            quantized, scale, zero_point = self._quantize_input(name, root_input)
+            operator, inputs = "MatMulIntegerToFloat", [quantized, codes, scale, scales, zero_point, zero_points]
         output = f"{node}/output_0"
         model.make_node(operator, inputs=inputs, outputs=[output], name=node, domain="com.microsoft")
-        self._note(output, rows)
+        self._declare_output(output, rows)
         return node
 
-    def _quantized(self, name: str, root_input: str) -> list[str]:
-        """Inputs in 8 bits with their scale and zero-point; matrices that read the same input share the node."""
+    def _quantize_input(self, name: str, root_input: str) -> list[str]:
+        """Return the names of the 8-bit input, its scale and zero-point; matrices with one input share the node."""
         import numpy as np
 
-        scale, zero_point = self._ranges[_unit(name)]
-        node, stored = f"{root_input}/Quantize", root_input.strip("/").replace("/", ".")
-        names = [f"{node}/output_0", f"{stored}.scale", f"{stored}.zero_point"]
+        scale, zero_point = self._input_ranges[_unit_of_node(name)]
+        node, prefix = f"{root_input}/Quantize", root_input.strip("/").replace("/", ".")
+        names = [f"{node}/output_0", f"{prefix}.scale", f"{prefix}.zero_point"]
         if node not in self._model.node_names:
             self._model.make_initializer(np.array(scale, np.float32), names[1])
             self._model.make_initializer(np.array(zero_point, np.uint8), names[2])
         self._model.make_node("QuantizeLinear", inputs=[root_input, *names[1:]], outputs=names[:1], name=node)
         return names
 
-    def _note(self, output: str, width: int) -> None:
+    def _declare_output(self, output: str, width: int) -> None:
         model = self._model
         model.make_value(output, model.io_dtype, shape=model.make_hidden_state_shape(last_dim=width))
 
-    def _tied(self, node: str, form: QuantizationScheme, matrix: QuantizedMatrix) -> list[str]:
-        """The embedding's stored matrix in the shape that lm_head reads."""
+    def _reshape_embedding(self, node: str, scheme: QuantizationScheme, matrix: QuantizedMatrix) -> list[str]:
+        """Reshape the stored embedding for the tied lm_head; return the inputs of its node."""
         import onnx_ir as ir
 
-        codes, *others = _names(TABLE, form)
-        shape = _shape(matrix, form)
+        codes, *others = _input_names(EMBEDDING_PREFIX, scheme)
+        shape = _packed_shape(matrix, scheme)
         self._model.make_reshape(f"{node}/codes", [codes, f"/model/constants/INT64/{shape}"], ir.DataType.UINT8, shape)
         return [f"{node}/codes/output_0", *others]
 
     def _store(
-        self, matrix: QuantizedMatrix, form: QuantizationScheme, prefix: str, *, flat: bool = False
+        self, matrix: QuantizedMatrix, scheme: QuantizationScheme, prefix: str, *, flat: bool = False
     ) -> list[str]:
-        """Initializers of a matrix: packed codes, fp16 scales that are widened at load, packed zero-points."""
+        """Store a matrix and return the inputs of its node.
+
+        Initializers are packed codes, fp16 scales with a Cast that is folded on loading, and packed zero-points.
+        """
         import numpy as np
         import onnx_ir as ir
 
-        codes, scales, *zero_points = _names(prefix, form)
-        shape = _shape(matrix, form)
-        packed = quantized_matrix.pack(matrix.codes, form.bits)
+        codes, scales, *zero_points = _input_names(prefix, scheme)
+        shape = _packed_shape(matrix, scheme)
+        packed = quantized_matrix.pack(matrix.codes, scheme.bits)
         self._model.make_initializer(packed if flat else packed.reshape(shape), codes)
-        half = matrix.scales.numpy().astype(np.float16)
-        self._model.make_initializer(half, f"{prefix}.scales")
-        self._model.make_cast(f"{prefix}.scales/Cast", f"{prefix}.scales", ir.DataType.FLOAT, shape=list(half.shape))
+        scales_fp16 = matrix.scales.numpy().astype(np.float16)
+        self._model.make_initializer(scales_fp16, f"{prefix}.scales")
+        self._model.make_cast(
+            f"{prefix}.scales/Cast", f"{prefix}.scales", ir.DataType.FLOAT, shape=list(scales_fp16.shape)
+        )
         for name in zero_points:
-            self._model.make_initializer(quantized_matrix.pack(matrix.zero_points, form.bits), name)
+            self._model.make_initializer(quantized_matrix.pack(matrix.zero_points, scheme.bits), name)
         return [codes, scales, *zero_points]
 
 
-def _shape(matrix: QuantizedMatrix, form: QuantizationScheme) -> list[int]:
-    """(rows, blocks, bytes of a block), as MatMulNBits reads it."""
+def _packed_shape(matrix: QuantizedMatrix, scheme: QuantizationScheme) -> list[int]:
+    """Return the shape that MatMulNBits expects: (rows, blocks per row, bytes per block)."""
     rows, columns = matrix.codes.shape
-    return [rows, columns // form.block_size, form.block_size * form.bits // 8]
+    return [rows, columns // scheme.block_size, scheme.block_size * scheme.bits // 8]
 
 
-def _by_node(
+def _matrices_by_node(
     network: Any, checkpoint: Checkpoint, *, fused: bool
 ) -> dict[str, tuple[QuantizedMatrix, QuantizationScheme]]:
-    """Matrices by the name that the builder gives their node; the embedding by that of its unit."""
+    """Return matrix and scheme by the name of the builder's node, or by `embedding` for the embedding."""
     spec, modules = checkpoint.spec, modeling.units(network)
-    rounded = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
+    quantized = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
     if spec.tied_embeddings and EMBEDDING in spec.schemes:
-        rounded[modules[LM_HEAD][0]] = rounded[modules[EMBEDDING][0]]
-    found: dict[str, tuple[QuantizedMatrix, QuantizationScheme]] = {}
-    for unit, form in spec.schemes.items():
-        whole = quantized_matrix.stack(rounded[name] for name in modules[unit])
-        parts = nodes(unit, len(whole.codes), fused=fused)
-        matrices = whole.split(list(parts.values()))
-        found |= {name: (matrix, form) for name, matrix in zip(parts, matrices, strict=True)}
-    return found
+        quantized[modules[LM_HEAD][0]] = quantized[modules[EMBEDDING][0]]
+    by_node: dict[str, tuple[QuantizedMatrix, QuantizationScheme]] = {}
+    for unit, scheme in spec.schemes.items():
+        stacked = quantized_matrix.stack(quantized[name] for name in modules[unit])
+        rows_by_node = node_rows(unit, len(stacked.codes), fused=fused)
+        matrices = stacked.split(list(rows_by_node.values()))
+        by_node |= {name: (matrix, scheme) for name, matrix in zip(rows_by_node, matrices, strict=True)}
+    return by_node
 
 
-def nodes(unit: str, rows: int, *, fused: bool = False) -> dict[str, int]:
-    """The nodes that the builder makes of a unit, from its first row to its last, with the rows of each.
+def node_rows(unit: str, rows: int, *, fused: bool = False) -> dict[str, int]:
+    """Return the builder's nodes of a unit with the row count of each, in the order of the rows.
 
-    With `fused` gate and up are one.
+    With `fused`, gate and up share one node.
     """
     if unit in (LM_HEAD, EMBEDDING):
-        return {HEAD_NODE if unit == LM_HEAD else EMBEDDING: rows}
+        return {LM_HEAD_NODE if unit == LM_HEAD else EMBEDDING: rows}
     _, layer, kind = unit.split(".")
     base = f"/model/layers.{layer}"
     if kind == "gate_up" and not fused:
@@ -215,21 +222,21 @@ def nodes(unit: str, rows: int, *, fused: bool = False) -> dict[str, int]:
     return {f"{base}/{'mlp' if kind in ('gate_up', 'down') else 'attn'}/{kind}_proj/MatMul": rows}
 
 
-def _unit(node: str) -> str:
-    """The unit that a layer's node belongs to."""
+def _unit_of_node(node: str) -> str:
+    """Return the unit of a layer's node."""
     _, _, layer, _, projection, _ = node.split("/")
     kind = projection.removesuffix("_proj")
     return f"{layer}.{'gate_up' if kind in ('gate', 'up') else kind}"
 
 
-def _parts(rows: int, most: int) -> list[int]:
-    """`rows` in nearly equal parts of at most `most`, multiples of 16 but for the last."""
-    count = -(-rows // most)
+def _split_rows(rows: int, max_rows: int) -> list[int]:
+    """Split `rows` into nearly equal parts of at most `max_rows`. All but the last are multiples of 16."""
+    count = -(-rows // max_rows)
     size = -(-rows // (16 * count)) * 16
     return [min(size, rows - start) for start in range(0, rows, size)]
 
 
-def _names(prefix: str, form: QuantizationScheme) -> list[str]:
-    """Codes, scales and, where a grid has them, zero-points as inputs of a node."""
+def _input_names(prefix: str, scheme: QuantizationScheme) -> list[str]:
+    """Return the names of codes, scales and, if the scheme has them, zero-points as inputs of a node."""
     names = [f"{prefix}.codes", f"{prefix}.scales/Cast/output_0"]
-    return names if form.symmetric else [*names, f"{prefix}.zero_points"]
+    return names if scheme.symmetric else [*names, f"{prefix}.zero_points"]

@@ -1,7 +1,7 @@
-"""Tables of rotary position embeddings (arXiv 2104.09864) as nodes that ONNX Runtime computes once, when it loads.
+"""Compute the tables of rotary position embeddings (arXiv 2104.09864) when ONNX Runtime loads the graph.
 
-The builder stores cos and sin of every position up to the model's context: 2 MB for a context of 8,192 and heads of
-64, as much as some small models' layers.
+The builder stores cos and sin for every position of the context instead. For a context of 8,192 tokens and a head size
+of 64 these are 2 MB, as much as the layers of some small models.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FUNCTIONS = {"cos_cache": "Cos", "sin_cache": "Sin"}
-"""Beginnings of the tables' names, and what each holds."""
+"""Operator that computes a table, by the prefix of the table's name."""
 TOLERANCE = 1e-6
 
 
 class RotaryNodes:
-    """Writes nodes in place of each table that the network's frequencies explain; others are stored as they are."""
+    """Replace each table that follows from the network's frequencies by nodes. Other tables are stored."""
 
     def __init__(self, model: Any, network: PreTrainedModel) -> None:
         self._model, self._store = model, model.make_initializer
-        self._frequencies = list(frequencies(network))
+        self._frequencies = list(rotary_frequencies(network))
 
     def install(self) -> None:
-        self._model.make_initializer = self.initializer
+        """Replace the builder's method."""
+        self._model.make_initializer = self.make_initializer
 
-    def initializer(self, tensor: Any, name: str, *rest: Any, **options: Any) -> None:
-        """As the builder's make_initializer."""
-        function = next((f for beginning, f in FUNCTIONS.items() if name.startswith(beginning)), None)
-        found = None if function is None else explained(tensor, function, self._frequencies)
-        if function is None or found is None:
+    def make_initializer(self, tensor: Any, name: str, *rest: Any, **options: Any) -> None:
+        """Implement the builder's make_initializer."""
+        function = next((f for prefix, f in FUNCTIONS.items() if name.startswith(prefix)), None)
+        match = None if function is None else match_frequencies(tensor, function, self._frequencies)
+        if function is None or match is None:
             self._store(tensor, name, *rest, **options)
         else:
-            self._compute(name, function, len(tensor), *found)
+            self._compute(name, function, len(tensor), *match)
 
     def _compute(self, name: str, function: str, length: int, frequency: Tensor, scale: float) -> None:
         import numpy as np
@@ -60,10 +61,10 @@ class RotaryNodes:
         model.make_value(name, table, shape=shape)
 
 
-def frequencies(network: PreTrainedModel) -> Iterator[tuple[Tensor, float]]:
-    """Angles by which one position turns, shape (rotary dimensions / 2,), with the scale of cos and sin.
+def rotary_frequencies(network: PreTrainedModel) -> Iterator[tuple[Tensor, float]]:
+    """Yield the angles per position, shape (rotary dimensions / 2,), with the scale of cos and sin.
 
-    Some families have one for each type of layer.
+    Some families have different ones for each layer type.
     """
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -71,12 +72,18 @@ def frequencies(network: PreTrainedModel) -> Iterator[tuple[Tensor, float]]:
                 yield buffer, float(getattr(module, name.replace("inv_freq", "attention_scaling"), 1.0))
 
 
-def explained(table: Tensor, function: str, known: list[tuple[Tensor, float]]) -> tuple[Tensor, float] | None:
-    """The frequencies and scale of which `table`, (positions, frequencies), is the cosine or sine; None of none."""
+def match_frequencies(
+    table: Tensor, function: str, candidates: list[tuple[Tensor, float]]
+) -> tuple[Tensor, float] | None:
+    """Return the frequencies and scale from which `function` (Cos or Sin) computes `table`, or None.
+
+    Args:
+        table: shape (positions, rotary dimensions / 2).
+    """
     import torch
 
     compute = {"Cos": torch.cos, "Sin": torch.sin}[function]
-    for frequency, scale in known:
+    for frequency, scale in candidates:
         if table.dtype == torch.float32 and table.shape[1:] == frequency.shape:
             angles = torch.outer(torch.arange(len(table)).float(), frequency)
             if float((compute(angles) * scale - table).abs().max()) <= TOLERANCE:

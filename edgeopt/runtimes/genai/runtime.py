@@ -1,4 +1,4 @@
-"""ONNX Runtime through onnxruntime-genai: fused attention, packed projections, block-quantized weights."""
+"""Run models on onnxruntime-genai: fused attention, block-quantized weights, CPU."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from edgeopt.core.result import Measurement
     from edgeopt.core.target import Target
     from edgeopt.runtimes.genai.c_api import Adapters, Generator, Model
-    from edgeopt.runtimes.genai.predict import Estimate
+    from edgeopt.runtimes.genai.predict import EngineSizes
 
-HEAD_MULTIPLE = 16
+HEAD_SIZE_MULTIPLE = 16
 GENERATION_GRAPH, SCORING_GRAPH = "model.onnx", "scoring.onnx"
-UNKNOWN = {
+UNPREDICTABLE: Mapping[str, tuple[str, ...]] = {
     "packed_on_disk": ("memory/peak_rss_mib",),
     "prompt_lookup": ("latency/decode_p50_ms",),
     "gate_up_fused": ("size/engine_mib",),
 }
-"""What is not known beforehand where these are chosen."""
-LONG_ROPE = "phi3"
-"""The model type whose rotary factors may depend on the length of the prompt, which is then read as a whole."""
+"""Metrics that cannot be predicted if the field is set."""
+LENGTH_DEPENDENT_ROPE_TYPE = "phi3"
+"""Model type whose rotary frequencies may depend on the prompt length, so that its prompts are read at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Genai(SessionOptions):
-    """CPU engines built by onnxruntime-genai's model builder in process.
+    """CPU engines built in process by onnxruntime-genai's model builder.
 
     Attributes:
-        accuracy_level: arithmetic of quantized products: 4 multiplies in int8, 1 in fp32 (slow, most exact).
-        gate_up_fused: both matrices that an MLP begins with are multiplied at once.
+        accuracy_level: precision of quantized matrix products: 4 computes in int8, 1 in fp32 (slow, most exact).
+        gate_up_fused: fuse the gate and up projections of an MLP into one matrix product.
     """
 
     format: ClassVar[str] = "genai-1"
@@ -59,13 +59,16 @@ class Genai(SessionOptions):
         SessionOptions.__post_init__(self)
         if self.graph_optimization == "none":
             raise ConfigError(
-                "ONNX Runtime multiplies rounded weights wrongly where it did not compute their scales beforehand",
+                "`graph_optimization` must not be none: ONNX Runtime computes quantized products wrongly unless it "
+                "folds their scales on opening",
                 location="graph_optimization",
-                hint="Give basic, extended or all",
+                hint="Use basic, extended or all",
             )
         if self.accuracy_level not in (1, 4):
             raise ConfigError(
-                f"{self.accuracy_level} is no accuracy level", location="accuracy_level", hint="Choose 1 or 4"
+                f"`accuracy_level` must be 1 or 4, got {self.accuracy_level}",
+                location="accuracy_level",
+                hint="Use 4 for speed, or 1 for exact results",
             )
 
     @property
@@ -78,14 +81,14 @@ class Genai(SessionOptions):
         reject_llamacpp_types(spec)
         if spec.architecture not in ARCHITECTURES:
             raise ConfigError(
-                f"onnxruntime-genai does not build {spec.architecture}",
+                f"onnxruntime-genai does not support {spec.architecture}",
                 location="runtime",
                 hint=f"Use runtime=onnx, or one of: {', '.join(ARCHITECTURES)}",
             )
-        if spec.head_size % HEAD_MULTIPLE:
+        if spec.head_size % HEAD_SIZE_MULTIPLE:
             raise ConfigError(
-                f"ONNX Runtime's GroupQueryAttention takes head sizes that are a multiple of {HEAD_MULTIPLE}, "
-                f"and this model's is {spec.head_size}",
+                f"the head size must be a multiple of {HEAD_SIZE_MULTIPLE} for ONNX Runtime's GroupQueryAttention, "
+                f"got {spec.head_size}",
                 location="runtime",
                 hint="Use runtime=onnx or another model",
             )
@@ -93,22 +96,27 @@ class Genai(SessionOptions):
             prepacked_weights.check(spec)
         if self.gate_up_fused and spec.adapters:
             raise ConfigError(
-                "onnxruntime-genai fuses no matrices that adapters update",
+                "`gate_up_fused` must be false for a model with adapters: the fused product has no adapter branch",
                 location="runtime.gate_up_fused",
-                hint="Give false, or merge them: step.lora.merge=true",
+                hint="Use false, or merge the adapters with step.lora.merge=true",
             )
         if len({layer.kv_heads for layer in spec.layers}) > 1:
             raise ConfigError(
-                "onnxruntime-genai keeps one key-value cache shape for all layers, and this model's differ",
+                "all layers must have the same number of key-value heads: onnxruntime-genai has one key-value cache "
+                "shape",
                 location="runtime",
-                hint="Use runtime=onnx, or prune the same share of heads in every layer",
+                hint="Use runtime=onnx, or prune the same ratio of heads in every layer",
             )
 
-    def estimate(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Estimate:
-        """What an engine takes on a target, part by part; `carried_bytes` as in `predict`."""
-        from edgeopt.runtimes.genai import predict as genai_estimate
+    def predict_sizes(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> EngineSizes:
+        """Return the predicted bytes of each part of an engine on a target.
 
-        return genai_estimate.estimate(
+        Args:
+            carried_bytes: as in `Runtime.predict`.
+        """
+        from edgeopt.runtimes.genai.predict import predict_sizes
+
+        return predict_sizes(
             spec,
             context_length=min(target.context_length, spec.context_length),
             chunk_tokens=self.prompt_tokens,
@@ -117,20 +125,20 @@ class Genai(SessionOptions):
         )
 
     def breakdown(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
-        found = self.estimate(spec, target, carried_bytes=carried_bytes)
-        on_disk = {} if "size/engine_mib" in self._unknown else found.on_disk
-        return on_disk | ({} if "memory/peak_rss_mib" in self._unknown else found.in_memory)
+        sizes = self.predict_sizes(spec, target, carried_bytes=carried_bytes)
+        on_disk = {} if "size/engine_mib" in self._unpredictable else sizes.on_disk
+        return on_disk | ({} if "memory/peak_rss_mib" in self._unpredictable else sizes.in_memory)
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        from edgeopt.runtimes.genai.predict import predictions
+        from edgeopt.runtimes.genai.predict import predict_metrics
 
-        found = predictions(self.estimate(spec, target, carried_bytes=carried_bytes), spec, target)
-        return tuple(m for m in found if m.metric not in self._unknown)
+        predictions = predict_metrics(self.predict_sizes(spec, target, carried_bytes=carried_bytes), spec, target)
+        return tuple(m for m in predictions if m.metric not in self._unpredictable)
 
     @property
-    def _unknown(self) -> set[str]:
-        """Metrics of which arithmetic says nothing, as this runtime is set."""
-        return {metric for knob, metrics in UNKNOWN.items() if getattr(self, knob) for metric in metrics}
+    def _unpredictable(self) -> set[str]:
+        """Return the metrics that cannot be predicted under the options of this runtime."""
+        return {metric for field, metrics in UNPREDICTABLE.items() if getattr(self, field) for metric in metrics}
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.genai import builder
@@ -140,7 +148,7 @@ class Genai(SessionOptions):
     def lint(self, engine: Engine) -> list[str]:
         from edgeopt.runtimes.onnxruntime_common.lint import slow_paths
 
-        return slow_paths(engine.directory / "model.onnx")
+        return slow_paths(engine.directory / GENERATION_GRAPH)
 
     def open(self, engine: Engine, *, threads: int) -> Session:
         engine.require_format(self.format)
@@ -148,7 +156,7 @@ class Genai(SessionOptions):
 
 
 class GenaiSession(IncrementalSession):
-    """One engine in memory, one of its two graphs at a time; sequences run one after another."""
+    """One engine in memory. It holds one of its two graphs at a time and runs one sequence at a time."""
 
     backends = ("CPUExecutionProvider",)
 
@@ -161,18 +169,20 @@ class GenaiSession(IncrementalSession):
             **runtime.config_entries(threads),
         }
         self._pin_thread = thread_affinity.pin_calling_thread(runtime.cpu_ids(threads))
-        described = json.loads((self._directory / "genai_config.json").read_text())["model"]
-        self._window = int(described["decoder"].get("sliding_window", {}).get("window_size", 0))
-        self._chunk_tokens = described["context_length"] if described["type"] == LONG_ROPE else runtime.prompt_tokens
+        config = json.loads((self._directory / "genai_config.json").read_text())["model"]
+        self._sliding_window = int(config["decoder"].get("sliding_window", {}).get("window_size", 0))
+        read_at_once = config["type"] == LENGTH_DEPENDENT_ROPE_TYPE
+        self._chunk_tokens = config["context_length"] if read_at_once else runtime.prompt_tokens
         self._draft_tokens = runtime.prompt_lookup
-        ends = described["eos_token_id"]
-        self._end_tokens = frozenset(ends if isinstance(ends, list) else [ends])
+        eos = config["eos_token_id"]
+        self._eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
         self._graph = ""
         self._model: Model | None = None
         self._adapters: Adapters | None = None
         self._load(SCORING_GRAPH if runtime.prompt_lookup else GENERATION_GRAPH)
 
     def _load(self, graph: str) -> Model:
+        """Return the model of `graph`, loaded in place of the other graph if necessary."""
         from edgeopt.runtimes.genai.c_api import Model
 
         if self._model is None or self._graph != graph:
@@ -182,9 +192,9 @@ class GenaiSession(IncrementalSession):
                 self._model = Model(self._directory, {"model": {"decoder": decoder}})
             except RuntimeError as error:
                 raise BuildError(f"the engine cannot be opened ({error})", location=str(self._directory)) from error
-            data = self._directory / f"{GENERATION_GRAPH}.data"
-            apply_memory_options(data, self._runtime)
-            make_resident(mapped_regions(data), self._runtime.mapped_weights)
+            weights = self._directory / f"{GENERATION_GRAPH}.data"
+            apply_memory_options(weights, self._runtime)
+            make_resident(mapped_regions(weights), self._runtime.mapped_weights)
             self._graph = graph
         return self._model
 
@@ -195,57 +205,58 @@ class GenaiSession(IncrementalSession):
             yield from super().generate(tokens, max_new_tokens, stop_at_end=stop_at_end, adapter=adapter)
             return
         length = len(tokens) + max_new_tokens
-        generator = self._generator(GENERATION_GRAPH, length, minimum=0 if stop_at_end else length, adapter=adapter)
-        for part in chunked_prefill.split(tokens, self._chunk_tokens):
-            generator.append(part)
+        min_length = 0 if stop_at_end else length
+        generator = self._new_generator(GENERATION_GRAPH, length, min_length=min_length, adapter=adapter)
+        for chunk in chunked_prefill.split(tokens, self._chunk_tokens):
+            generator.append_tokens(chunk)
         for _ in range(max_new_tokens):
-            token = generator.next()
-            if stop_at_end and token in self._end_tokens:
+            token = generator.generate_next_token()
+            if stop_at_end and token in self._eos_token_ids:
                 return
             yield token
 
     def close(self) -> None:
         self._graph, self._model, self._adapters = "", None, None
 
-    def _new_sequence(self, length: int, adapter: str | None) -> _Sequence:
-        """By the graph that computes the logits of every token."""
-        return _Sequence(self._generator(SCORING_GRAPH, length, minimum=0, adapter=adapter))
+    def _new_sequence(self, length: int, adapter: str | None) -> _GeneratorState:
+        # only the scoring graph returns the logits of every token
+        return _GeneratorState(self._new_generator(SCORING_GRAPH, length, min_length=0, adapter=adapter))
 
-    def _generator(self, graph: str, length: int, *, minimum: int, adapter: str | None) -> Generator:
+    def _new_generator(self, graph: str, length: int, *, min_length: int, adapter: str | None) -> Generator:
         from edgeopt.runtimes.genai.c_api import Generator
 
-        capacity = max(length, self._window)  # of the key-value cache, which must hold a sliding window
+        max_length = max(length, self._sliding_window)  # the key-value cache must hold a full sliding window
         model = self._load(graph)
-        generator = Generator(model, capacity=capacity, minimum=minimum, pin_thread=self._pin_thread)
+        generator = Generator(model, max_length=max_length, min_length=min_length, pin_thread=self._pin_thread)
         if adapter is not None:
-            self._activate(adapter, model, generator)
+            self._activate_adapter(adapter, model, generator)
         return generator
 
-    def _activate(self, adapter: str, model: Model, generator: Generator) -> None:
-        """Let the generator compute with an adapter, which stays loaded as long as the graph does."""
+    def _activate_adapter(self, adapter: str, model: Model, generator: Generator) -> None:
+        """Make the generator compute with an adapter. The adapter stays loaded as long as the graph."""
         from edgeopt.checkpoints import adapters
-        from edgeopt.runtimes.genai.adapters import path_of
+        from edgeopt.runtimes.genai.adapters import adapter_path
         from edgeopt.runtimes.genai.c_api import Adapters
 
         adapters.require(adapter, self._spec)
         self._adapters = self._adapters or Adapters(model)
-        self._adapters.load(adapter, path_of(self._directory, adapter))
-        generator.activate(self._adapters, adapter)
+        self._adapters.load(adapter, adapter_path(self._directory, adapter))
+        generator.set_active_adapter(self._adapters, adapter)
 
 
-class _Sequence:
-    """What a generator has read of one sequence, and can take back."""
+class _GeneratorState:
+    """A SequenceState on the scoring graph."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator, self._length = generator, 0
 
     def forward(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        self._generator.append(tokens)
+        self._generator.append_tokens(tokens)
         self._length += len(tokens)
-        found: np.ndarray = self._generator.output("logits")[0, list(rows)]
-        return found
+        logits: np.ndarray = self._generator.get_output("logits")[0, list(rows)]
+        return logits
 
     def rollback(self, count: int) -> None:
         if count:
             self._length -= count
-            self._generator.rewind(self._length)
+            self._generator.rewind_to(self._length)

@@ -37,7 +37,7 @@ class LlamaCppSession(IncrementalSession):
     def __init__(self, runtime: LlamaCpp, engine: Engine, threads: int) -> None:
         library.silence()
         self._runtime, self._spec, self._threads = runtime, engine.spec, threads
-        self._directory, self._end_tokens = engine.directory, eos_token_ids(engine.directory)
+        self._directory, self._eos_token_ids = engine.directory, eos_token_ids(engine.directory)
         self._chunk_tokens, self._draft_tokens = runtime.prompt_tokens, runtime.prompt_lookup
         self._adapters: dict[str, Any] = {}
         params = llama_cpp.llama_model_default_params()

@@ -52,7 +52,7 @@ class RaySession(IncrementalSession):
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._runtime, self._engine, self._threads = runtime, engine, threads
-        self._end_tokens = eos_token_ids(engine.directory)
+        self._eos_token_ids = eos_token_ids(engine.directory)
         self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
         self._draft_tokens = runtime.prompt_lookup
         count = len(shards.read(engine.directory))

@@ -39,7 +39,7 @@ class PortableSession(IncrementalSession):
 
     def __init__(self, runtime: PortableOnnx, engine: Engine, threads: int) -> None:
         self._spec, self._directory = engine.spec, engine.directory
-        self._end_tokens = eos_token_ids(engine.directory)
+        self._eos_token_ids = eos_token_ids(engine.directory)
         self._window, self._draft_tokens = runtime.kv_window, runtime.prompt_lookup
         self._chunk_tokens = resolve_chunk_tokens(engine.directory, engine.spec, runtime.prompt_tokens)
         self._pin_thread = thread_affinity.pin_calling_thread(runtime.cpu_ids(threads))

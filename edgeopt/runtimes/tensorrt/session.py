@@ -44,7 +44,7 @@ class TensorRtSession(IncrementalSession):
         identity.require_loadable(directory, tensorrt=str(trt.__version__), gpu=gpu.identity)
         self._spec, self._gpu, self._trt, self._cuda_graphs = engine.spec, gpu, trt, runtime.cuda_graphs
         self.backends = (gpu.identity.name,)
-        self._end_tokens, self._draft_tokens = eos_token_ids(directory), runtime.prompt_lookup
+        self._eos_token_ids, self._draft_tokens = eos_token_ids(directory), runtime.prompt_lookup
         profiles = plans.read(directory).profiles
         _, _, max_tokens_shape = profiles[plans.PREFILL][INPUT_IDS]
         self._chunk_tokens = max_tokens_shape[1]

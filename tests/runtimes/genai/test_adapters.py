@@ -24,7 +24,7 @@ from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.config_objects import to_config
 from edgeopt.errors import BuildError
 from edgeopt.measure.stats.divergence import relative_error
-from edgeopt.runtimes.genai.adapters import export, path_of, stacked
+from edgeopt.runtimes.genai.adapters import adapter_path, export, slice_stacked_updates
 from edgeopt.runtimes.genai.runtime import Genai
 from runtimes.test_families import FAMILIES, random_checkpoint
 
@@ -46,7 +46,7 @@ def test_stacked_updates_are_the_rows_of_the_stacked_weights(
     ]
     start, stop = sorted(min(edge, sum(sizes)) for edge in cut)
     whole = torch.cat([torch.zeros(rows, 6) if update is None else update.weight for rows, update in parts])
-    found = stacked(parts, start, stop - start)
+    found = slice_stacked_updates(parts, start, stop - start)
     if found is None:
         assert not whole[start:stop].any()
     else:
@@ -118,14 +118,14 @@ def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Check
     assert "adapters/r4.onnx_adapter" in {record.path for record in engine.files}
     (finding,) = Genai().lint(engine)
     assert finding.startswith("2 × matrix with an adapter branch")
-    added = path_of(engine.directory, "r4").stat().st_size
+    added = adapter_path(engine.directory, "r4").stat().st_size
     assert 0 <= added - engine.spec.adapter_bytes("r4") < 2000
 
 
 def test_an_update_for_which_the_graph_has_no_place_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     engine = build(checkpoint, tmp_path / "engine")
     update = LowRankUpdate(down=torch.zeros(2, 64), up=torch.zeros(64, 2))
-    with pytest.raises(BuildError, match=r"no place for .* of adapter 'lost'"):
+    with pytest.raises(BuildError, match=r"no input .* for adapter 'lost'"):
         export({"lost": {"/model/layers.0/attn/o_proj/MatMul": update}}, engine.directory)
 
 

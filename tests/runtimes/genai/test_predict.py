@@ -9,7 +9,7 @@ from support import specs
 from edgeopt.compress.pruning.sparsify import Sparsify
 from edgeopt.core.model_spec import Adapter, LayerSpec, ModelSpec, QuantizationScheme
 from edgeopt.pipeline.next_steps import suggest_next_step
-from edgeopt.runtimes.genai.predict import estimate
+from edgeopt.runtimes.genai.predict import predict_sizes
 
 SPEC = specs.llama(tied=False)
 
@@ -21,9 +21,9 @@ def on(bits: int, block_size: int = 32, *, spec: ModelSpec = SPEC, but: tuple[st
 
 
 def test_an_fp32_engine_holds_four_bytes_a_parameter() -> None:
-    found = estimate(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
+    found = predict_sizes(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
     assert found.weights + found.tables == 4 * SPEC.parameters
-    half = estimate(replace(SPEC, weight_dtype="fp16"), context_length=128, chunk_tokens=16, carried_bytes=1000)
+    half = predict_sizes(replace(SPEC, weight_dtype="fp16"), context_length=128, chunk_tokens=16, carried_bytes=1000)
     norms = 64 * (2 * len(SPEC.layers) + 1)
     assert half.weights + half.tables == 2 * (SPEC.parameters - norms) + 4 * norms
 
@@ -33,13 +33,13 @@ def test_the_cache_holds_keys_and_values_of_every_layer_in_fp32() -> None:
         LayerSpec(intermediate_size=128, heads=4, kv_heads=2),
         LayerSpec(intermediate_size=64, heads=2, kv_heads=1),
     )
-    found = estimate(SPEC.with_layers(layers), context_length=100, chunk_tokens=1, carried_bytes=0)
+    found = predict_sizes(SPEC.with_layers(layers), context_length=100, chunk_tokens=1, carried_bytes=0)
     assert found.kv_cache == 2 * 100 * 16 * (2 + 1) * 4
 
 
 def test_a_tied_table_is_counted_once_where_it_is_stored_once() -> None:
     def tables(spec: ModelSpec) -> int:
-        return estimate(spec, context_length=128, chunk_tokens=16, carried_bytes=0).tables
+        return predict_sizes(spec, context_length=128, chunk_tokens=16, carried_bytes=0).tables
 
     tied = replace(SPEC, tied_embeddings=True)
     assert tables(tied) * 2 == tables(SPEC)
@@ -50,7 +50,7 @@ def test_a_tied_table_is_counted_once_where_it_is_stored_once() -> None:
 def test_adapters_count_on_disk_and_in_memory() -> None:
     adapter = Adapter(rank=4, targets=("o_proj",))
     bare, found = (
-        estimate(spec, context_length=128, chunk_tokens=16, carried_bytes=0)
+        predict_sizes(spec, context_length=128, chunk_tokens=16, carried_bytes=0)
         for spec in (SPEC, replace(SPEC, adapters={"a": adapter, "b": adapter}))
     )
     added = 2 * len(SPEC.layers) * 4 * 4 * (64 + 64)
@@ -58,7 +58,7 @@ def test_adapters_count_on_disk_and_in_memory() -> None:
 
 
 def test_a_block_has_three_floats_in_memory_where_it_has_half_of_one_on_disk() -> None:
-    found = estimate(on(4), context_length=128, chunk_tokens=16, carried_bytes=0)
+    found = predict_sizes(on(4), context_length=128, chunk_tokens=16, carried_bytes=0)
     packed = sum(rows * columns // 32 for name, (rows, columns) in SPEC.matrices.items() if name != "embedding")
     norms = 4 * 64 * (2 * len(SPEC.layers) + 1)
     assert found.resident == found.weights + found.tables - norms + (3 * 4 - 2) * packed
@@ -68,7 +68,7 @@ def test_of_a_large_mapped_embedding_the_rows_of_some_texts_are_resident() -> No
     wide, wider = (replace(SPEC, vocabulary_size=size) for size in (200_000, 400_000))
 
     def resident(spec: ModelSpec) -> int:
-        return estimate(spec, context_length=128, chunk_tokens=16, carried_bytes=0).resident
+        return predict_sizes(spec, context_length=128, chunk_tokens=16, carried_bytes=0).resident
 
     head = 200_000 * 64
     assert resident(on(8, spec=wider)) - resident(on(8, spec=wide)) == head + 12 * head // 32 + 2**24 - head * 34 // 32
@@ -79,9 +79,9 @@ def test_of_a_large_mapped_embedding_the_rows_of_some_texts_are_resident() -> No
 
 def test_the_largest_float_matrix_is_held_twice_while_an_engine_is_loaded() -> None:
     wide = replace(SPEC, vocabulary_size=20_000)
-    found = estimate(wide, context_length=8, chunk_tokens=1, carried_bytes=0)
+    found = predict_sizes(wide, context_length=8, chunk_tokens=1, carried_bytes=0)
     assert found.packing == 4 * 20_000 * 64 > found.kv_cache + found.activations
-    rounded = estimate(on(8, spec=wide), context_length=8, chunk_tokens=1, carried_bytes=0)
+    rounded = predict_sizes(on(8, spec=wide), context_length=8, chunk_tokens=1, carried_bytes=0)
     assert rounded.packing == 0, "on a grid it is split"
     assert found.peak_bytes - found.resident == rounded.peak_bytes - rounded.resident + found.packing - (
         rounded.kv_cache + rounded.activations
@@ -90,7 +90,7 @@ def test_the_largest_float_matrix_is_held_twice_while_an_engine_is_loaded() -> N
 
 def test_fp16_is_computed_in_fp32() -> None:
     half, full = (
-        estimate(replace(SPEC, weight_dtype=dtype), context_length=128, chunk_tokens=16, carried_bytes=0)
+        predict_sizes(replace(SPEC, weight_dtype=dtype), context_length=128, chunk_tokens=16, carried_bytes=0)
         for dtype in ("fp16", "fp32")
     )
     assert half.disk_bytes < full.disk_bytes
@@ -99,7 +99,7 @@ def test_fp16_is_computed_in_fp32() -> None:
 
 def test_fewer_bits_heads_channels_layers_and_tokens_are_never_more_bytes() -> None:
     def peak(spec: ModelSpec, tokens: int = 128) -> int:
-        return estimate(spec, context_length=tokens, chunk_tokens=tokens, carried_bytes=0).peak_bytes
+        return predict_sizes(spec, context_length=tokens, chunk_tokens=tokens, carried_bytes=0).peak_bytes
 
     assert peak(on(4)) < peak(on(8)) < peak(SPEC)
     shorter = SPEC.with_layers(SPEC.layers[:1])
@@ -111,7 +111,7 @@ def test_fewer_bits_heads_channels_layers_and_tokens_are_never_more_bytes() -> N
 
 
 def test_the_parts_add_up() -> None:
-    e = estimate(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
+    e = predict_sizes(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
     assert e.peak_bytes > e.resident + max(e.packing, e.kv_cache + e.activations)
     assert e.disk_bytes >= e.weights + e.tables + 1000
 
@@ -135,4 +135,4 @@ def test_zeros_save_neither_bytes_nor_memory(pattern: Literal["unstructured", "2
     sparse = Sparsify(pattern=pattern).plan(SPEC)
     assert sparse != SPEC
     sizes = {"context_length": 128, "chunk_tokens": 16, "carried_bytes": 0}
-    assert estimate(sparse, **sizes) == estimate(SPEC, **sizes)
+    assert predict_sizes(sparse, **sizes) == predict_sizes(SPEC, **sizes)
