@@ -57,7 +57,8 @@ def seal(model: Path, directory: Path, made_by: str) -> None:
     from edgeopt.core.artifact import Engine
     from edgeopt.core.config_objects import to_config
     from edgeopt.runtimes.genai import graph_passes
-    from edgeopt.runtimes.genai.runtime import GENERATION_GRAPH, SCORING_GRAPH, Genai
+    from edgeopt.runtimes.genai.layout import GENERATION_GRAPH, SCORING_GRAPH
+    from edgeopt.runtimes.genai.runtime import Genai
 
     modeling.carry(model, directory)
     graph_passes.split_scoring(directory / GENERATION_GRAPH, directory / SCORING_GRAPH)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.checkpoints import adapters, modeling
 from edgeopt.checkpoints.adapters import LowRankUpdate
 from edgeopt.errors import BuildError
+from edgeopt.runtimes.genai.layout import GENERATION_GRAPH, adapter_path
 from edgeopt.runtimes.genai.quantized_nodes import node_rows
-from edgeopt.runtimes.genai.runtime import GENERATION_GRAPH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,12 +123,7 @@ def export(by_adapter: Mapping[str, Mapping[str, LowRankUpdate]], directory: Pat
             raise BuildError(f"the graph has no input {min(arrays.keys() - graph_inputs)} for adapter {name!r}")
         adapter = AdapterFormat()
         adapter.set_parameters({key: OrtValue.ortvalue_from_numpy(array) for key, array in arrays.items()})
-        adapter.export_adapter(str(adapter_path(directory, name)))
-
-
-def adapter_path(directory: Path, name: str) -> Path:
-    """Return the path of the adapter `name` in an engine."""
-    return directory / adapters.FOLDER / f"{name}.onnx_adapter"
+        adapter.export_adapter(str(directory / adapter_path(name)))
 
 
 def _factor_inputs(node: str) -> tuple[str, str]:

@@ -18,9 +18,9 @@ from edgeopt.checkpoints import modeling
 from edgeopt.core.model_spec import LM_HEAD
 from edgeopt.errors import BuildError
 from edgeopt.runtimes.genai import adapters, graph_passes, producer
+from edgeopt.runtimes.genai.layout import GENERATION_GRAPH, SCORING_GRAPH
 from edgeopt.runtimes.genai.quantized_nodes import QuantizedNodes
 from edgeopt.runtimes.genai.rotary import RotaryNodes
-from edgeopt.runtimes.genai.runtime import GENERATION_GRAPH, SCORING_GRAPH
 from edgeopt.runtimes.onnxruntime_common import prepacked_weights
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeopt.runtimes.genai.runtime import GENERATION_GRAPH, SCORING_GRAPH
+from edgeopt.runtimes.genai.layout import GENERATION_GRAPH, SCORING_GRAPH
 
 GRAPHS = (GENERATION_GRAPH, SCORING_GRAPH)
 _REVISION_LENGTH = 7

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from edgeopt.errors import BuildError, ConfigError
 from edgeopt.runtimes.decoding import chunked_prefill
 from edgeopt.runtimes.decoding.incremental_session import IncrementalSession
+from edgeopt.runtimes.genai.layout import GENERATION_GRAPH, SCORING_GRAPH, adapter_path
 from edgeopt.runtimes.onnx.runtime import PortableOnnx
 from edgeopt.runtimes.onnxruntime_common import prepacked_weights, thread_affinity
 from edgeopt.runtimes.onnxruntime_common.mapped_memory import apply_memory_options, make_resident, mapped_regions
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from edgeopt.runtimes.genai.predict import EngineSizes
 
 HEAD_SIZE_MULTIPLE = 16
-GENERATION_GRAPH, SCORING_GRAPH = "model.onnx", "scoring.onnx"
 UNPREDICTABLE: Mapping[str, tuple[str, ...]] = {
     "packed_on_disk": ("memory/peak_rss_mib",),
     "prompt_lookup": ("latency/decode_p50_ms",),
@@ -235,12 +235,11 @@ class GenaiSession(IncrementalSession):
     def _activate_adapter(self, adapter: str, model: Model, generator: Generator) -> None:
         """Make the generator compute with an adapter. The adapter stays loaded as long as the graph."""
         from edgeopt.checkpoints import adapters
-        from edgeopt.runtimes.genai.adapters import adapter_path
         from edgeopt.runtimes.genai.c_api import Adapters
 
         adapters.require(adapter, self._spec)
         self._adapters = self._adapters or Adapters(model)
-        self._adapters.load(adapter, adapter_path(self._directory, adapter))
+        self._adapters.load(adapter, self._directory / adapter_path(adapter))
         generator.set_active_adapter(self._adapters, adapter)
 
 

@@ -24,7 +24,8 @@ from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.config_objects import to_config
 from edgeopt.errors import BuildError
 from edgeopt.measure.stats.divergence import relative_error
-from edgeopt.runtimes.genai.adapters import adapter_path, export, slice_stacked_updates
+from edgeopt.runtimes.genai.adapters import export, slice_stacked_updates
+from edgeopt.runtimes.genai.layout import adapter_path
 from edgeopt.runtimes.genai.runtime import Genai
 from runtimes.test_families import FAMILIES, random_checkpoint
 
@@ -118,7 +119,7 @@ def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Check
     assert "adapters/r4.onnx_adapter" in {record.path for record in engine.files}
     (finding,) = Genai().lint(engine)
     assert finding.startswith("2 × matrix with an adapter branch")
-    added = adapter_path(engine.directory, "r4").stat().st_size
+    added = (engine.directory / adapter_path("r4")).stat().st_size
     assert 0 <= added - engine.spec.adapter_bytes("r4") < 2000
 
 
