@@ -253,5 +253,5 @@ def _quantized_tensor(matrix: QuantizedMatrix, scheme: QuantizationScheme, rows:
 
 def _as_bytes(values: np.ndarray) -> np.ndarray:
     """View fp16 values as two bytes each, along a new last axis."""
-    found: np.ndarray = np.ascontiguousarray(values)[..., None].view(np.uint8)
-    return found
+    as_bytes: np.ndarray = np.ascontiguousarray(values)[..., None].view(np.uint8)
+    return as_bytes

@@ -101,11 +101,11 @@ def _require_layers(actual: list[bool], expected: list[bool], feature: str) -> N
     """Raise BuildError if a feature is in other layers than llama.cpp assumes, such as after depth pruning."""
     if actual != expected:
         actual_layers, expected_layers = (
-            ", ".join(str(index) for index, has_feature in enumerate(flags) if has_feature) or "none"
-            for flags in (actual, expected)
+            [index for index, has_feature in enumerate(flags) if has_feature] for flags in (actual, expected)
         )
         raise BuildError(
-            f"llama.cpp expects {feature} in layers {expected_layers}, got {actual_layers}", hint=OTHER_RUNTIME_HINT
+            f"{feature} must be in layers {expected_layers} for llama.cpp, got {actual_layers}",
+            hint=OTHER_RUNTIME_HINT,
         )
 
 

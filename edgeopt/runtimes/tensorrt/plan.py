@@ -42,7 +42,7 @@ class Plan:
     """Everything that an engine is built from.
 
     Attributes:
-        graph: path of the ONNX file; its weights lie beside it.
+        graph: path of the ONNX file; its weights are in the same folder.
         graph_sha256: digest of the ONNX file at planning time. The artifact's manifest covers the weights.
         profiles: optimization profiles by name, in the engine's order.
         input_ranges: largest input magnitude of each unit with 8-bit inputs, measured on calibration text.
@@ -118,6 +118,7 @@ def create(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress:
     options = export.ExportOptions(opset=opset, fp16_units=frozenset(fp16_units), signed_inputs=True)
     export.export_checkpoint(checkpoint, directory, options=options, progress=progress)
     prompt_tokens = resolve_chunk_tokens(directory, spec, runtime.prompt_tokens)
+    calibrated = modeling.input_ranges(checkpoint)
     plan = Plan(
         runtime=runtime,
         graph=directory / GRAPH_FILE,
@@ -126,7 +127,7 @@ def create(runtime: TensorRt, checkpoint: Checkpoint, directory: Path, progress:
             PREFILL: _shape_ranges(spec, min(prompt_tokens, spec.context_length)),
             DECODE: _shape_ranges(spec, 1),
         },
-        input_ranges={unit: qdq.max_magnitude(*found) for unit, found in modeling.input_ranges(checkpoint).items()},
+        input_ranges={unit: qdq.max_magnitude(*quantization) for unit, quantization in calibrated.items()},
     )
     progress("checking the TensorRT build plan")
     plan.check()

@@ -90,7 +90,10 @@ class _BufferAllocator:
 
     @property
     def has_only_gpu_buffers(self) -> bool:
-        """Return whether no input decides on shapes. Such inputs are read by the host and prevent CUDA graphs."""
+        """Return whether all buffers are in GPU memory.
+
+        TensorRT reads inputs that determine shapes on the host, which prevents CUDA graphs.
+        """
         return not self._host_names
 
     def kv_cache(self) -> dict[str, torch.Tensor]:
