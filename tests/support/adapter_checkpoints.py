@@ -13,7 +13,7 @@ from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.model_spec import Adapter
 
 
-def beside(
+def add_adapter(
     checkpoint: Checkpoint, directory: Path, adapter: str, targets: Sequence[str] = PROJECTION_NAMES
 ) -> Checkpoint:
     """The checkpoint with one more adapter, named after its rank (`r4`), of random updates that are not small."""

@@ -162,6 +162,7 @@ def _trainable_weight(matrix: QuantizedMatrix, bits: int, float_weight: Tensor) 
                 return codes, round_to_fp16(self.initial_scales * (1 + SCALE_STEP * self.scale_change))
 
         def to_matrix(self) -> QuantizedMatrix:
+            """Return the quantized matrix that a checkpoint stores."""
             codes, scales = self.round()
             return QuantizedMatrix(
                 codes=(codes - self.min_code).flatten(1).to(torch.uint8),

@@ -72,6 +72,7 @@ class Quantize:
 
     @property
     def remaining_error(self) -> float:
+        """Return the typical increase of perplexity, as a share of the increase by rounding to nearest."""
         return self.rounding.REMAINING_ERROR
 
     def plan(self, spec: ModelSpec) -> ModelSpec:

@@ -126,6 +126,7 @@ def search_scales(blocks: Tensor, scheme: QuantizationScheme, importance: Tensor
 
 
 def _search_scales(blocks: Tensor, scheme: QuantizationScheme, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Search one chunk of rows."""
     import torch
 
     candidates = candidate_scales(blocks, scheme)

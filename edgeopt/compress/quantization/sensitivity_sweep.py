@@ -124,6 +124,7 @@ class _SensitivitySweep:
     def _matrix(
         self, name: str, schemes: Sequence[QuantizationScheme], rounding: Rounding, hessian: Tensor
     ) -> list[float]:
+        """Return the predicted divergence of each scheme from a sample of the rows of a unit."""
         import torch
 
         weight = self._weight(name)
@@ -136,6 +137,7 @@ class _SensitivitySweep:
         return [predict_divergence(change, fisher, hessian) for change in changes]
 
     def _embedding(self, schemes: Sequence[QuantizationScheme], second_moment: Tensor | None) -> list[float]:
+        """Return the predicted divergence of each scheme from the rows of the most frequent tokens."""
         weight, frequencies = self._weight(EMBEDDING), self._fisher[ROW_FREQUENCIES]
         rows = frequencies.topk(min(SAMPLED_TOKENS, len(frequencies))).indices
         frequency = frequencies[rows] / frequencies[rows].sum()
