@@ -1,4 +1,4 @@
-"""Content-addressed cache of stages: run each stage once per input and evict the least recently used results.
+"""Cache stages by the digest of their inputs, and evict the least recently used ones.
 
     KIND/KEY      a stage: complete and immutable
     drafts/KEY    state of unfinished work, kept for resuming

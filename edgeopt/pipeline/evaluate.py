@@ -54,7 +54,7 @@ def _evaluate(job: Job, cache: StageCache, progress: Progress, *, build_only: bo
         try:
             for rung in evaluation.run_rungs(build_only=build_only):
                 if job.stop_early and (
-                    verdicts := early_stop_verdicts(evaluation.figures, job.limits, evaluation.baseline)
+                    verdicts := early_stop_verdicts(evaluation.figures, job.limits, evaluation.result.baseline)
                 ):
                     evaluation.result = replace(evaluation.result, verdicts=verdicts, refused=rung)
                     break
@@ -71,13 +71,11 @@ class _Evaluation:
     """State of one evaluation.
 
     Attributes:
-        baseline: values of the uncompressed model by metric; empty until they are measured.
-        result: everything known so far.
+        result: outcome so far; every rung adds to it.
     """
 
     def __init__(self, job: Job, runner: StageRunner) -> None:
         self.job, self.runner = job, runner
-        self.baseline: Mapping[str, float] = {}
         self._folders: list[Path] = []
         self.result = TrialResult(
             recipe=job.recipe.summary(),
@@ -89,7 +87,7 @@ class _Evaluation:
 
     @property
     def figures(self) -> tuple[Measurement, ...]:
-        """All predictions, then all measurements."""
+        """Return all predictions, then all measurements."""
         return (*self.result.predictions, *self.result.measurements)
 
     def run_rungs(self, *, build_only: bool) -> Iterator[str]:
@@ -114,15 +112,15 @@ class _Evaluation:
                 )
             return
         with runner.timed("baseline"):
-            self.baseline, baseline_folders = stages.measure_baseline(runner, job, original)
-            self.result = replace(self.result, baseline=self.baseline)
+            baseline, baseline_folders = stages.measure_baseline(runner, job, original)
+            self.result = replace(self.result, baseline=baseline)
         yield PREDICTION
         checkpoint = self._compress(original)
         predictor = job.quality_predictor
         if predictor is not None and self._can_predict(predictor, checkpoint, original):
             with runner.timed("divergence"):
                 observed = stages.observe(runner, job, predictor.bench, checkpoint, original)
-                self._add_predictions(predictor.predict(observed, self.baseline))
+                self._add_predictions(predictor.predict(observed, self.result.baseline))
             yield "divergence"
         engine = self._build(checkpoint)
         groups = tuple(job.bench.groups)
@@ -131,7 +129,7 @@ class _Evaluation:
                 self._measure_group(engine, checkpoint, group, baseline_folders)
             if group != groups[-1]:
                 yield "build" if group == FILES_GROUP else group
-        self.result = replace(self.result, verdicts=judge(self.result.measurements, job.limits, self.baseline))
+        self.result = replace(self.result, verdicts=judge(self.result.measurements, job.limits, self.result.baseline))
 
     def merge_samples(self) -> None:
         """Keep the raw samples of all probe groups that were measured so far."""
@@ -178,7 +176,7 @@ class _Evaluation:
         self._folders.append(folder)
         measurements = (*self.result.measurements, *added)
         # judge after every group: if a later group fails, the result has verdicts on what was measured
-        verdicts = judge(measurements, self.job.limits, self.baseline)
+        verdicts = judge(measurements, self.job.limits, self.result.baseline)
         self.result = replace(self.result, measurements=measurements, verdicts=verdicts)
         require_parity(added, checkpoint.spec)
 
@@ -218,7 +216,7 @@ class Plan:
 
     @property
     def spec(self) -> ModelSpec:
-        """The model after all steps."""
+        """Return the model after all steps."""
         return self.specs[-1]
 
 
