@@ -1,3 +1,111 @@
-"""edgeopt: find, measure and release the compressed form of a language model that fits a device."""
+"""Find, measure and release the compressed version of a language model that fits a device.
+
+    import edgeopt
+
+    study = edgeopt.sweep(model="./my-llama", limits={"memory.peak_rss_mib": "200 MiB"})
+    study.front.to_pandas()
+    edgeopt.promote(study)
+
+Every public name is imported on first use, so that `import edgeopt` takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeopt.api import (
+        Champion,
+        LoadedEngine,
+        Measurement,
+        Promotion,
+        RecipePrediction,
+        Rollback,
+        SingleRun,
+        Study,
+        StudySnapshot,
+        Target,
+        TrialResult,
+        TrialSnapshot,
+        Trials,
+        Verdict,
+        Verification,
+        load_engine,
+        load_study,
+        predict,
+        profile,
+        promote,
+        rollback,
+        run,
+        sweep,
+        verify,
+    )
+    from edgeopt.errors import (
+        BuildError,
+        ConfigError,
+        EdgeoptError,
+        GateError,
+        InfeasibleError,
+        InputError,
+        MeasureError,
+        StepError,
+        StoreError,
+        TrackingError,
+        UnreachableError,
+    )
 
 __version__ = "0.1.0"
+
+_ERRORS = (
+    "BuildError",
+    "ConfigError",
+    "EdgeoptError",
+    "GateError",
+    "InfeasibleError",
+    "InputError",
+    "MeasureError",
+    "StepError",
+    "StoreError",
+    "TrackingError",
+    "UnreachableError",
+)
+_API = (
+    "Champion",
+    "LoadedEngine",
+    "Measurement",
+    "Promotion",
+    "RecipePrediction",
+    "Rollback",
+    "SingleRun",
+    "Study",
+    "StudySnapshot",
+    "Target",
+    "TrialResult",
+    "TrialSnapshot",
+    "Trials",
+    "Verdict",
+    "Verification",
+    "load_engine",
+    "load_study",
+    "predict",
+    "profile",
+    "promote",
+    "rollback",
+    "run",
+    "sweep",
+    "verify",
+)
+__all__ = ["__version__", *_API, *_ERRORS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        return getattr(import_module("edgeopt.api"), name)
+    if name in _ERRORS:
+        return getattr(import_module("edgeopt.errors"), name)
+    raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Approval of a version by a person, bound to the bytes of its engine."""
+"""Approve a version, or revoke an approval. An approval is bound to the digest of the engine."""
 
 from __future__ import annotations
 
@@ -15,34 +15,65 @@ from edgeopt.release.registry.client import Reference
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
+    """An approval that was given or revoked.
+
+    Attributes:
+        changed: False if the ledger already said so.
+    """
+
     model: str
     version: str
     digest: str
     actor: str
+    changed: bool = True
 
 
 def approve(
     reference: Reference, reason: str, *, tracking_uri: str | None = None, progress: Progress = lambda _: None
 ) -> Approval:
-    """Enter into the ledger that this user approves a version.
+    """Write into the ledger that this user approves a version. A second approval by the same user changes nothing.
 
-    Raises GateError where this user registered it, or where it is not what was registered.
+    Raises GateError if this user registered the version, or if the version differs from what was registered.
     """
     with registry.answering(tracking_uri) as client:
         version = reference.find(client)
         number, digest = str(version.version), version.tags.get(tags.ENGINE_DIGEST, "")
         desk = Desk(client, reference.name, progress)
-        known = desk.settle().registered.get(number)
+        history = desk.settle()
+        known = history.registered.get(number)
         name = f"{reference.name}/{number}"
         if known is None or known.digest != digest:
             raise GateError(
-                f"version {name} is not what the ledger says that was registered",
+                f"version {name} differs from what the ledger says was registered",
                 location="approve",
                 hint=f"Find out who changed it: `edgeopt audit {reference.name}`",
             )
         if known.actor == actor():
             raise GateError(
-                f"{known.actor} registered version {name}, so somebody else has to approve it", location="approve"
+                f"{known.actor} registered version {name}, so somebody else must approve it", location="approve"
             )
-        desk.note("approved", reason, version=number, digest=digest)
+        given = actor() in history.approvers(number, digest)
+        if not given:
+            desk.note("approved", reason, version=number, digest=digest)
+    return Approval(model=reference.name, version=number, digest=digest, actor=actor(), changed=not given)
+
+
+def revoke(
+    reference: Reference, reason: str, *, tracking_uri: str | None = None, progress: Progress = lambda _: None
+) -> Approval:
+    """Write into the ledger that this user takes an approval back. Aliases that already moved stay where they are.
+
+    Raises GateError if this user has not approved the version.
+    """
+    with registry.answering(tracking_uri) as client:
+        version = reference.find(client)
+        number, digest = str(version.version), version.tags.get(tags.ENGINE_DIGEST, "")
+        desk = Desk(client, reference.name, progress)
+        if actor() not in desk.settle().approvers(number, digest):
+            raise GateError(
+                f"{actor()} has not approved version {reference.name}/{number}",
+                location="approve",
+                hint="Only the person who approved a version can revoke the approval",
+            )
+        desk.note("revoked", reason, version=number, digest=digest)
     return Approval(model=reference.name, version=number, digest=digest, actor=actor())

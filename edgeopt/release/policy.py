@@ -87,6 +87,20 @@ def load(name: str = "default", config_dir: Path | None = None) -> Policy:
     return parse(data, name=path.stem, location=str(path), folder=path.parent)
 
 
+def for_model(model: str, config_dir: Path | None = None) -> list[Policy]:
+    """Return the valid policies in registry/ for a registered model. The user's folder comes before edgeopt's own."""
+    found: dict[str, Policy] = {}
+    for folder in folders(config_dir):
+        for path in sorted(folder.glob("*.yaml")):
+            try:
+                policy = load(str(path))
+            except ConfigError:
+                continue  # a policy of another model may be invalid: it does not matter here
+            if policy.model == model:
+                found.setdefault(policy.name, policy)
+    return list(found.values())
+
+
 def parse(data: object, *, name: str, location: str, folder: Path = Path()) -> Policy:
     """The policy that `data` describes; files that it names lie beside it in `folder`.
 

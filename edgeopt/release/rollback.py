@@ -1,4 +1,4 @@
-"""Rollback: an alias goes back to the version that it pointed at before."""
+"""Point an alias back at an earlier version."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeopt.core.protocols import Progress
 from edgeopt.errors import GateError, InputError
 from edgeopt.release import signature
-from edgeopt.release.ledger.history import ROLLBACK
+from edgeopt.release.ledger.history import ROLLBACK, History
 from edgeopt.release.ledger.operation import Desk
 from edgeopt.release.registry import client as registry
 from edgeopt.release.registry.client import Reference
@@ -17,6 +17,12 @@ from edgeopt.release.webhook import Webhooks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollback:
+    """A rollback that was done.
+
+    Attributes:
+        before, after: version to which the alias pointed before and points now.
+    """
+
     model: str
     alias: str
     before: str
@@ -27,36 +33,65 @@ def rollback(
     reference: Reference,
     reason: str,
     *,
+    to: str | None = None,
     public_key: Path | None = None,
     webhooks: Webhooks | None = None,
     tracking_uri: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Rollback:
-    """Let the alias point at the last version before the present one that was not rolled back itself.
+    """Point an alias at an earlier version, after fetching and verifying that version.
 
-    That version is fetched and verified first. Raises GateError where there is none, or where it is not what was
-    registered.
+    Args:
+        to: a version to which the alias pointed earlier. Default: the last one before the present version that was
+            not rolled back itself.
+
+    Raises:
+        InputError: the reference names no alias, or the alias does not exist.
+        GateError: there is no such earlier version, or it differs from what was registered.
     """
     if not reference.alias:
-        raise InputError("a version cannot be rolled back", location="uri", hint="Name an alias: NAME@champion")
+        raise InputError(
+            f"a rollback needs an alias, got the version {reference.name}/{reference.version}",
+            location="NAME@ALIAS",
+            hint=f"Name an alias: {reference.name}@champion",
+        )
     model, alias = reference.name, reference.alias
     with registry.answering(tracking_uri) as client:
         reference.find(client)
         desk = Desk(client, model, progress)
-        told = webhooks or Webhooks()
-        with desk.operation(ROLLBACK, reason, alias=alias, webhooks=list(told.urls)):
-            present, before = desk.history.aliases[alias], desk.history.before(alias)
-            if before is None:
-                raise GateError(
-                    f"{alias} never pointed at another version than {present}",
-                    location=model,
-                    hint="Promote another one",
-                )
-            progress(f"verifying version {before}")
-            version = Reference(name=model, version=before).find(client)
+        hooks = webhooks or Webhooks()
+        with desk.operation(ROLLBACK, reason, alias=alias, webhooks=list(hooks.urls)):
+            present = desk.history.aliases[alias]
+            target = _target(desk.history, model, alias, to)
+            progress(f"verifying version {target}")
+            version = Reference(name=model, version=target).find(client)
             engine = registry.fetch(version)
             if public_key is not None:
                 signature.verify(engine, version.tags.get(signature.TAG, ""), public_key)
-            desk.move({alias: before})
-        told.deliver(desk)
-    return Rollback(model=model, alias=alias, before=present, after=before)
+            desk.move({alias: target})
+        hooks.deliver(desk)
+    return Rollback(model=model, alias=alias, before=present, after=target)
+
+
+def _target(history: History, model: str, alias: str, to: str | None) -> str:
+    """Return the version to go back to; GateError if there is none."""
+    present = history.aliases[alias]
+    earlier = [v for v in dict.fromkeys(history.pointed.get(alias, ())) if v != present and v in history.registered]
+    if to is None:
+        before = history.before(alias)
+        if before is not None:
+            return before
+        hint = f"Choose one: edgeopt rollback {model}@{alias} --to {earlier[-1]}" if earlier else "Promote another one"
+        rolled_back = f"; {', '.join(earlier)} came later and were rolled back" if earlier else ""
+        raise GateError(
+            f"{alias} points at version {present}, and no earlier version is left{rolled_back}",
+            location=model,
+            hint=hint,
+        )
+    if to in earlier:
+        return to
+    raise GateError(
+        f"`--to` must be a version to which {alias} pointed earlier, got {to!r}",
+        location=model,
+        hint=f"Choose one of: {', '.join(earlier)}" if earlier else f"{alias} never pointed at another version",
+    )

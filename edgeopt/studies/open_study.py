@@ -224,16 +224,22 @@ class OpenStudy:
         policy: Policy,
         config_dir: Path | None = None,
         *,
+        trial: int | None = None,
         reason: str = "",
         private_key: Path | None = None,
         dry_run: bool = False,
     ) -> Promotion:
-        """Register the trials on the front of a snapshot. Raises InfeasibleError if the front is empty."""
+        """Register the trials on the front of a snapshot, or only `trial` of them.
+
+        Raises InfeasibleError if the front is empty, InputError if `trial` is not on it.
+        """
         from edgeopt.release import webhook
         from edgeopt.release.promote import promote
 
         if not found.front:
             raise nothing_feasible(found)
+        if trial is not None:
+            found = _only(found, trial)
         with self.reporter.step("promoting") as progress:
             promotion = promote(
                 found,
@@ -267,6 +273,19 @@ class OpenStudy:
 def _config_copy(state: Path, study: str) -> Path:
     """The user's configs as they were when the study was opened, for all of its workers."""
     return state / "studies" / study
+
+
+def _only(found: StudySnapshot, number: int) -> StudySnapshot:
+    """Return the snapshot with a single trial of its front."""
+    chosen = tuple(trial for trial in found.front if trial.number == number)
+    if not chosen:
+        numbers = ", ".join(str(trial.number) for trial in found.front)
+        raise InputError(
+            f"only trials on the front can be promoted, got trial {number}",
+            location="--trial",
+            hint=f"Choose one of: {numbers}. `edgeopt explain {number}` says why it is not on the front",
+        )
+    return replace(found, trials=chosen)
 
 
 def nothing_feasible(found: StudySnapshot) -> InfeasibleError:

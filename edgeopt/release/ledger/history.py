@@ -5,6 +5,7 @@
 - judged: what the gates said of the candidates
 - registered: a version, with the digest of its engine
 - approved: a version by a person, bound to the digest of its engine
+- revoked: the approval of a version, by the person who gave it
 - retired: versions that are removed because the policy keeps no more; written before they are
 - moved: aliases, from one version to another; written before they are set
 - ended: the operation, as done, refused or failed, or by another process as completed or undone
@@ -38,6 +39,7 @@ class History:
     """Attributes:
     aliases: alias → the version that it points at.
     held: alias → the versions that it pointed at, the present one last; what was rolled back is no longer among them.
+    pointed: alias → every version that it ever pointed at, in order.
     registered: version → its registration.
     approvals: version → the entries that approve it.
     open: the operation that has begun and not ended.
@@ -50,6 +52,7 @@ class History:
     held: dict[str, list[str]] = field(default_factory=dict)
     registered: dict[str, Registration] = field(default_factory=dict)
     approvals: dict[str, list[Entry]] = field(default_factory=dict)
+    pointed: dict[str, list[str]] = field(default_factory=dict)
     open: Entry | None = None
     moves: dict[str, str] = field(default_factory=dict)
     retired: set[str] = field(default_factory=set)
@@ -73,6 +76,9 @@ class History:
                 self._register(entry, {facts["version"]: facts["digest"]})
             case "approved":
                 self.approvals.setdefault(facts["version"], []).append(entry)
+            case "revoked":
+                given = self.approvals.get(facts["version"], [])
+                given[:] = [one for one in given if one.actor != entry.actor]
             case "moved":
                 self.moves = {alias: to for alias, (_, to) in facts["aliases"].items()}
                 back = self.open is not None and self.open.facts["action"] == ROLLBACK
@@ -107,6 +113,7 @@ class History:
                 bad = self.aliases.get(alias)
                 before[:] = [v for v in before[: before.index(version)] if v != bad]
             before.append(version)
+            self.pointed.setdefault(alias, []).append(version)
             self.aliases[alias] = version
 
     def approvers(self, version: str, digest: str) -> set[str]:
@@ -149,6 +156,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "judged": lambda f: f"judged {_named('trial', sorted(f['verdicts'], key=int))} by policy {f['policy']}",
     "registered": lambda f: f"registered version {f['version']}, engine {f['digest'][:12]}…",
     "approved": lambda f: f"approved version {f['version']}, engine {f['digest'][:12]}…",
+    "revoked": lambda f: f"revoked the approval of version {f['version']}",
     "moved": _moves,
     "retired": lambda f: f"retired {_named('version', f['versions'])}",
     "posted": lambda f: f"told {redact_password(f['url'])}" if f["delivered"] else "could not tell a webhook",

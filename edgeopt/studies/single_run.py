@@ -1,0 +1,79 @@
+"""Evaluate one recipe and log it to MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.config import assemble
+from edgeopt.config import parse as configs
+from edgeopt.core.result import TrialResult, undone
+from edgeopt.errors import ConfigError, EdgeoptError, InfeasibleError, InputError
+from edgeopt.pipeline.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from edgeopt.config.assemble import Request
+    from edgeopt.studies.progress import Reporter
+
+STUDY = "single-runs"
+"""Study that single runs are logged into."""
+_WIDER = "Compress further, or set wider limits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SingleRun:
+    """A recipe that was evaluated outside a sweep.
+
+    Attributes:
+        run_id: its MLflow run.
+    """
+
+    result: TrialResult
+    run_id: str
+
+    @property
+    def error(self) -> EdgeoptError | None:
+        """Return the failure of the run, or the error for limits that it does not satisfy; None if it is feasible."""
+        result = self.result
+        if result.failure is not None:
+            kind = {"ConfigError": ConfigError, "InputError": InputError}.get(result.failure.kind, EdgeoptError)
+            return kind(result.failure.message)
+        if result.refused:
+            return InfeasibleError(f"{undone(result.refused)}: {result.broken[0].message}", hint=_WIDER)
+        unsatisfied = [verdict for verdict in result.verdicts if not verdict.satisfied]
+        if unsatisfied:
+            return InfeasibleError(
+                f"{len(unsatisfied)} of {len(result.verdicts)} limits are not satisfied: {unsatisfied[0].message}",
+                hint=_WIDER,
+            )
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `edgeopt run --json`."""
+        return {**self.result.to_json(), "feasible": self.result.feasible, "run_id": self.run_id}
+
+
+def evaluate_recipe(request: Request, reporter: Reporter) -> SingleRun:
+    """Check, evaluate and log the recipe of a request.
+
+    Raises ConfigError or InputError before any work if the request is invalid. A failed evaluation is logged and
+    returned.
+    """
+    config = request.compose()
+    assemble.quiet()
+    job = assemble.checked(config, request.config_dir)
+    recorder = configs.part(config, "tracking")
+    recorder.connect()
+    recorder.open_study(STUDY, config, {})
+    number = max(recorder.runs(STUDY), default=-1) + 1
+    recorder.begin(STUDY, number, {}, config)
+    store = assemble.store(config)
+    with store.protect():
+        try:
+            with reporter.step(str(job.recipe)) as progress:
+                result = assemble.observed(lambda: evaluate(job, store, progress))
+        except KeyboardInterrupt:
+            recorder.kill(STUDY, number, "interrupted by Ctrl-C")
+            raise
+        run_id = recorder.record(STUDY, number, {}, config, result)
+    return SingleRun(result=result, run_id=run_id)
