@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         StudySnapshot,
         Target,
         TrialResult,
-        TrialSnapshot,
         Trials,
+        TrialSnapshot,
         Verdict,
         Verification,
         load_engine,
@@ -57,35 +57,34 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ERRORS = (
+__all__ = [
     "BuildError",
+    "Champion",
     "ConfigError",
     "EdgeoptError",
     "GateError",
     "InfeasibleError",
     "InputError",
-    "MeasureError",
-    "StepError",
-    "StoreError",
-    "TrackingError",
-    "UnreachableError",
-)
-_API = (
-    "Champion",
     "LoadedEngine",
     "Measurement",
+    "MeasureError",
     "Promotion",
     "RecipePrediction",
     "Rollback",
     "SingleRun",
+    "StepError",
+    "StoreError",
     "Study",
     "StudySnapshot",
     "Target",
+    "TrackingError",
     "TrialResult",
     "TrialSnapshot",
     "Trials",
+    "UnreachableError",
     "Verdict",
     "Verification",
+    "__version__",
     "load_engine",
     "load_study",
     "predict",
@@ -95,16 +94,13 @@ _API = (
     "run",
     "sweep",
     "verify",
-)
-__all__ = ["__version__", *_API, *_ERRORS]
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _API:
-        return getattr(import_module("edgeopt.api"), name)
-    if name in _ERRORS:
-        return getattr(import_module("edgeopt.errors"), name)
-    raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
+    return getattr(import_module("edgeopt.errors" if name.endswith("Error") else "edgeopt.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -247,9 +247,7 @@ def rollback(
     )
 
 
-def verify(
-    reference: str, *, public_key: str | Path | None = None, tracking_uri: str | None = None
-) -> Verification:
+def verify(reference: str, *, public_key: str | Path | None = None, tracking_uri: str | None = None) -> Verification:
     """Check the files, signature and ledger of a registered version.
 
     Args:

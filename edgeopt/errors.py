@@ -11,6 +11,7 @@
     │   └── UnreachableError     1  MLflow does not answer
     ├── InfeasibleError          3  nothing keeps every limit
     └── GateError                4  a release gate refused
+        └── ApprovalPendingError 4  versions are registered and wait for approval
 
 A message says what was received, where it stands and how to mend it.
 """
@@ -76,6 +77,10 @@ class InfeasibleError(EdgeoptError):
 
 class GateError(EdgeoptError):
     exit_code = 4
+
+
+class ApprovalPendingError(GateError):
+    """Versions were registered and wait for approval before an alias moves."""
 
 
 def first_line(error: BaseException) -> str:

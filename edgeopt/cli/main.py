@@ -1,4 +1,4 @@
-"""The `edgeopt` command line: parse, execute one of edgeopt.cli.commands, print what it returns."""
+"""Run the `edgeopt` command line: parse, execute one of edgeopt.cli.commands, print its document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,36 +16,17 @@ from edgeopt import __version__
 from edgeopt.cli.commands.outcome import written
 from edgeopt.errors import EdgeoptError
 
+DESCRIPTION = "Find, measure and release the compressed version of a language model that fits a device."
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage or config error, 3 nothing feasible, 4 refused by a gate"
 INTERRUPTED = 130
-COMMANDS = (
-    "run",
-    "sweep",
-    "worker",
-    "status",
-    "front",
-    "ui",
-    "sync",
-    "gc",
-    "rebuild",
-    "promote",
-    "releases",
-    "approve",
-    "rollback",
-    "verify",
-    "audit",
-    "pull",
-    "copy",
-    "predict",
-    "profile",
-    "build-plan",
-    "bench",
-    "generate",
-    "serve",
-    "cache",
-    "doctor",
-)
-"""In the order of the work; each is a module of edgeopt.cli.commands, with _ for -."""
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "search": ("run", "sweep", "worker", "predict", "profile"),
+    "inspect": ("status", "front", "explain", "compare", "ui", "bench", "generate"),
+    "release": ("promote", "approve", "rollback", "verify", "audit", "releases", "pull", "copy"),
+    "operate": ("serve", "build-plan", "rebuild", "sync", "gc", "cache", "doctor", "completion"),
+}
+"""Commands by task, in the order of the work. Each is a module of edgeopt.cli.commands, with _ for -."""
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +80,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _file_of(error: EdgeoptError, args: argparse.Namespace) -> str:
-    """Where in a user's folder of configs the key stands that an error names, unless an override set it."""
+    """Return ` (file:line)` of the key that an error names in the user's configs, unless an override set it."""
     overridden = any(o.lstrip("+").startswith(f"{error.location}=") for o in getattr(args, "overrides", ()))
     if args.config_dir is None or not args.config_dir.is_dir() or not error.location or overridden:
         return ""
@@ -110,14 +91,19 @@ def _file_of(error: EdgeoptError, args: argparse.Namespace) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a usage error in one line."""
+    """A parser that prints a usage error as one line, and the commands of the top level in groups."""
+
+    groups: str = ""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"edgeopt: {message}. See {self.prog} --help\n")
 
+    def format_help(self) -> str:
+        return self.groups or super().format_help()
+
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may stand before, between and after options, which argparse alone does not take."""
+    """Parse arguments; Hydra overrides may come before, between and after options."""
     top = parser()
     args, rest = top.parse_known_args(arguments)
     if rest and ("overrides" not in args or any(r.startswith("-") for r in rest)):
@@ -128,18 +114,18 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = _Parser(
-        prog="edgeopt",
-        description="Find, measure and release the compressed form of a language model that fits a device.",
-        epilog=EXIT_CODES,
-    )
+    """Return the parser of the whole command line."""
+    top = _Parser(prog="edgeopt", description=DESCRIPTION, epilog=EXIT_CODES)
     top.add_argument("--version", action="version", version=f"edgeopt {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         command = _command(name)
         sub = commands.add_parser(
-            name, help=command.SUMMARY, description=f"{command.SUMMARY}.", epilog=f"example: {command.EXAMPLE}"
+            name,
+            help=command.SUMMARY,
+            description=f"{command.SUMMARY}.",
+            epilog=_epilog(command),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -147,7 +133,27 @@ def parser() -> argparse.ArgumentParser:
             "--config-dir", type=Path, metavar="DIR", help="a folder of your own configs, which come first"
         )
         command.arguments(sub)
+    top.groups = _grouped_help()
     return top
+
+
+def _epilog(command: Any) -> str:
+    """Return the example of a command and the config keys that matter to it."""
+    keys = getattr(command, "KEYS", ())
+    lines = [f"example: {command.EXAMPLE}"]
+    if keys:
+        lines.append(f"config keys: {', '.join(keys)}")
+        lines.append("all keys: edgeopt run --cfg")
+    return "\n".join(lines)
+
+
+def _grouped_help() -> str:
+    lines = ["usage: edgeopt [-h] [--version] COMMAND ...", "", DESCRIPTION]
+    width = max(map(len, COMMANDS))
+    for group, names in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:<{width}}  {_command(name).SUMMARY}" for name in names)]
+    lines += ["", "edgeopt COMMAND --help shows the options of a command with an example.", EXIT_CODES, ""]
+    return "\n".join(lines)
 
 
 def entry() -> None:

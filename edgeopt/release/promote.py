@@ -15,7 +15,7 @@ from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.protocols import Progress
 from edgeopt.core.recipe import label
 from edgeopt.core.study_snapshot import StudySnapshot
-from edgeopt.errors import GateError, InfeasibleError
+from edgeopt.errors import ApprovalPendingError, GateError, InfeasibleError
 from edgeopt.release import model_card, signature
 from edgeopt.release.candidate import Candidate, GateVerdict, Remeasure
 from edgeopt.release.ledger.operation import DESCRIPTION, Desk, link
@@ -167,10 +167,11 @@ class _Case:
         aliases = {alias: release.version for release in releases for alias in release.aliases}
         lacking = [text for alias in aliases if (text := self._lacking(alias, aliases[alias]))]
         if lacking:
-            raise GateError(
-                f"no alias was moved, {'; '.join(dict.fromkeys(lacking))}",
+            names = ", ".join(f"{self.policy.model}/{release.version}" for release in releases)
+            raise ApprovalPendingError(
+                f"registered and waiting for approval: {names}. No alias moved: {'; '.join(dict.fromkeys(lacking))}",
                 location=f"registry policy {self.policy.name}",
-                hint="Promote again when it is approved",
+                hint="Promote again once it is approved",
             )
         moved = self.desk.move(aliases)
         self.desk.retire(self._spare(releases))

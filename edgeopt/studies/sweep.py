@@ -89,7 +89,7 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
 
 @contextmanager
 def _starting(study: OpenStudy, workers: int) -> Iterator[Callable[[], None]]:
-    """Yield the function that runs the search. A single worker's subprocess starts at once: its imports take seconds."""
+    """Yield the function that runs the search. The subprocess of a single worker starts here: imports take seconds."""
     if workers > 1 or study.study.search.engine != "local":
         yield partial(launch.run, study, workers)
         return

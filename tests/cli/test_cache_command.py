@@ -13,11 +13,11 @@ from support import samples
 
 from edgeopt.cache import StageCache
 from edgeopt.cache.eviction import bytes_on_disk, evict, list_entries
-from edgeopt.cli.commands import engines
 from edgeopt.cli.main import main
 from edgeopt.config import assemble, compose
 from edgeopt.core.artifact import Engine
 from edgeopt.core.result import TrialResult
+from edgeopt.studies.engine import verified_engine
 
 Document = dict[str, Any]
 SIZE = 100_000
@@ -163,7 +163,7 @@ def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
 
 def test_an_engine_of_the_cache_that_a_command_opened_stays_until_it_is_done(store: StageCache) -> None:
     folder = store.get_or_create("engine", "toy", toy)
-    with engines.opened(str(folder)) as (engine, _):
+    with verified_engine(str(folder)) as (engine, _):
         evict(store.root, 0)
         assert Engine.read(folder).digest == engine.digest
     evict(store.root, 0)

@@ -6,7 +6,6 @@ import argparse
 from dataclasses import asdict
 
 from edgeopt.cli.commands import arguments as shared
-from edgeopt.cli.commands import engines
 from edgeopt.cli.commands.outcome import Document, Outcome
 
 SUMMARY = "Measure an engine folder or a registered model"
@@ -21,9 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
     from edgeopt.config import assemble
+    from edgeopt.studies.engine import verified_engine
 
     bound = assemble.bench(shared.request(args).compose())
-    with engines.opened(args.engine) as (engine, _), display.progress("measuring") as progress:
+    with verified_engine(args.engine) as (engine, _), display.progress("measuring") as progress:
         measurements = bound.alone(engine, progress)
     return Outcome(
         document={

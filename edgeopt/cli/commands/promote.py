@@ -1,4 +1,4 @@
-"""`edgeopt promote`."""
+"""Implement `edgeopt promote`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from edgeopt.cli.commands import registered
 from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import GateError
 
-SUMMARY = "Register the front's members by a policy"
-EXAMPLE = "edgeopt promote reference"
+SUMMARY = "Register the front of a study by a release policy"
+EXAMPLE = "edgeopt promote reference --dry-run"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.study(parser)
     registered.policy(parser)
-    parser.add_argument("--dry-run", action="store_true", help="judge every gate and change nothing")
+    parser.add_argument("--trial", type=int, metavar="N", help="register only this trial of the front")
+    parser.add_argument("--dry-run", action="store_true", help="run every gate and change nothing")
     registered.reason(parser, required=False)
     registered.private_key(parser)
 
@@ -28,32 +29,37 @@ def execute(args: argparse.Namespace) -> Outcome:
     study = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     policy = study.policy(args.policy, args.config_dir)
     study.recorder.connect()
-    document = study.promote(
-        study.snapshot(), policy, args.config_dir, reason=args.reason, private_key=args.key, dry_run=args.dry_run
-    ).to_json()
-    refused = sum(1 for release in document["releases"] if not all(gate["passed"] for gate in release["gates"]))
-    error = GateError(f"{refused} of {len(document['releases'])} would be refused") if refused else None
-    return Outcome(document=document, error=error)
+    promotion = study.promote(
+        study.snapshot(),
+        policy,
+        args.config_dir,
+        trial=args.trial,
+        reason=args.reason,
+        private_key=args.key,
+        dry_run=args.dry_run,
+    )
+    refused = [release for release in promotion.releases if not all(gate.passed for gate in release.gates)]
+    error = GateError(f"{len(refused)} of {len(promotion.releases)} would be refused") if refused else None
+    return Outcome(document=promotion.to_json(), error=error)
 
 
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
     for release in document["releases"]:
+        name = f"{document['model']} version {release['version'] or 'new'}"
         if document["dry_run"]:
-            told = f"would be {document['model']} version {release['version'] or 'new'}"
-            names = [f"{alias}, {_before(document, alias)}" for alias in release["aliases"]]
+            words = f"would be {name}"
+            aliases = [f"{alias} ({_before(document, alias)})" for alias in release["aliases"]]
         else:
-            told = f"is {document['model']} version {release['version']}" + (
-                "" if release["created"] else ", as before"
-            )
-            names = release["aliases"]
-        display.out.print(f"trial {release['number']} {told}" + "".join(f", alias {name}" for name in names))
+            words = f"is {name}" + ("" if release["created"] else ", as before")
+            aliases = release["aliases"]
+        display.out.print(f"trial {release['number']} {words}" + "".join(f", alias {alias}" for alias in aliases))
         if document["dry_run"]:
             display.gates(release["gates"])
 
 
 def _before(document: Document, alias: str) -> str:
     if alias not in document["moved"]:
-        return "which points there already"
-    return f"which points at {document['moved'][alias] or 'nothing'} now"
+        return "points there already"
+    return f"now at {document['moved'][alias] or 'no version'}"

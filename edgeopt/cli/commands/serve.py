@@ -32,12 +32,13 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.serving.app import Service
     from edgeopt.serving.request_parser import RequestParser
     from edgeopt.serving.worker import Worker
+    from edgeopt.studies.engine import verified_engine
 
     for name in ("waiting", "patience"):
         if getattr(args, name) <= 0:
             raise ConfigError(f"{getattr(args, name):g} lets no request through", location=f"--{name}", hint="Give 1")
     assemble.quiet()
-    with engines.opened(args.engine) as (engine, runtime):
+    with verified_engine(args.engine) as (engine, runtime):
         parser = RequestParser(engine, args.name, context_length=engine.spec.context_length)
         session = runtime.open(engine, threads=assemble.this_machine().cores)
         worker = Worker(session, parser.tokenizer, queue_size=args.waiting)

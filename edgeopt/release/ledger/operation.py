@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.protocols import Progress
-from edgeopt.errors import GateError
+from edgeopt.errors import ApprovalPendingError, GateError
 from edgeopt.machine import process_identity
 from edgeopt.release.ledger.actor import actor
 from edgeopt.release.ledger.hash_chain import Reading
@@ -68,7 +68,9 @@ class Desk:
                 yield
         except BaseException as error:
             if not self._moving:  # else the next command completes it
-                outcome = "refused" if isinstance(error, GateError) else "failed"
+                outcome = "failed"
+                if isinstance(error, GateError):
+                    outcome = "waiting for approval" if isinstance(error, ApprovalPendingError) else "refused"
                 self.note("ended", str(error) or type(error).__name__, action=action, outcome=outcome)
             raise
         self.note("ended", action=action, outcome="done")
