@@ -121,7 +121,7 @@ def predict_recipe(request: Request) -> RecipePrediction:
     )
     breakdown: Mapping[str, int] = {}
     if isinstance(runtime, SupportsBreakdown):
-        breakdown = runtime.parts(spec, job.target, carried_bytes=carried)
+        breakdown = runtime.breakdown(spec, job.target, carried_bytes=carried)
     return RecipePrediction(
         recipe=str(job.recipe),
         target=job.target.name,

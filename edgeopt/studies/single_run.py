@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.config import assemble
 from edgeopt.config import parse as configs
-from edgeopt.core.result import TrialResult, undone
+from edgeopt.core.result import TrialResult, skipped_work
 from edgeopt.errors import ConfigError, EdgeoptError, InfeasibleError, InputError
 from edgeopt.pipeline.evaluate import evaluate
 
@@ -39,7 +39,7 @@ class SingleRun:
             kind = {"ConfigError": ConfigError, "InputError": InputError}.get(result.failure.kind, EdgeoptError)
             return kind(result.failure.message)
         if result.refused:
-            return InfeasibleError(f"{undone(result.refused)}: {result.broken[0].message}", hint=_WIDER)
+            return InfeasibleError(f"{skipped_work(result.refused)}: {result.violated[0].message}", hint=_WIDER)
         unsatisfied = [verdict for verdict in result.verdicts if not verdict.satisfied]
         if unsatisfied:
             return InfeasibleError(

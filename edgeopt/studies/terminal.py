@@ -156,7 +156,7 @@ def trial_line(row: Row, result: TrialResult) -> Text:
         return Text.assemble(("✗", "red"), f"{trial}: failed at {result.failure.stage}: {cause}")
     if result.refused:
         outcome = "refused by prediction" if result.refused == PREDICTION else f"stopped early at {result.refused}"
-        return Text.assemble(("⊘", "yellow"), f"{trial}: {outcome}: {result.broken[0].message}")
+        return Text.assemble(("⊘", "yellow"), f"{trial}: {outcome}: {result.violated[0].message}")
     if result.feasible:
         return Text.assemble(("✓", "green"), f"{trial}: feasible")
     cause = next((verdict.message for verdict in result.verdicts if not verdict.satisfied), "nothing was measured")
