@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -186,7 +186,7 @@ class Study:
         key = signature.key_of_environment() if private_key is None else Path(private_key)
         chosen = self._opened.policy(policy, folder)
         self._opened.recorder.connect()
-        return self._opened.promote(
+        promotion = self._opened.promote(
             self._opened.snapshot(),
             chosen,
             folder,
@@ -195,6 +195,9 @@ class Study:
             private_key=key,
             dry_run=dry_run,
         )
+        if not dry_run:
+            self._opened = replace(self._opened, promoted=chosen.model)
+        return promotion
 
     def _trial(self, trial: int | TrialSnapshot) -> TrialSnapshot:
         number = trial.number if isinstance(trial, TrialSnapshot) else trial

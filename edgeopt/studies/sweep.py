@@ -83,6 +83,7 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
     if policy is None or not snapshot.front:
         return SweepResult(study=study, snapshot=snapshot, links=links)
     promotion = study.promote(snapshot, policy, private_key=signature.key_of_environment())
+    study = replace(study, promoted=policy.model)
     snapshot = replace(snapshot, champion=study.champion(policy.model))
     return SweepResult(study=study, snapshot=snapshot, links=links, promotion=promotion)
 

@@ -1,4 +1,4 @@
-"""`edgeopt estimate` says of every runtime what arithmetic knows, and no more."""
+"""Check `edgeopt predict` for every runtime."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 
 def test_parts_add_up_to_what_is_predicted(told: Any) -> None:
     found = told("recipe=int4")
-    parts = found["parts"]
+    parts = found["breakdown"]
     assert (found["parameters"], found["tier"]) == (4_196_608, "tiny")
     assert parts["disk_bytes"] == sum(parts[name] for name in ("weights", "tables", "adapters", "graphs", "carried"))
     assert found["figures"][SIZE]["value"] == pytest.approx(parts["disk_bytes"] / 2**20)
@@ -39,13 +39,13 @@ def test_parts_add_up_to_what_is_predicted(told: Any) -> None:
 )
 def test_a_sum_that_is_not_predicted_has_no_parts(knob: str, absent: str, told: Any) -> None:
     found = told("recipe=int4", f"runtime.{knob}=true")
-    assert {"disk_bytes", "peak_bytes"} - found["parts"].keys() == {absent}
+    assert {"disk_bytes", "peak_bytes"} - found["breakdown"].keys() == {absent}
     assert len(found["figures"]) == 1
 
 
 def test_where_no_parts_are_known_the_figures_are_told_with_their_bands(told: Any) -> None:
     found = told("recipe=int4", "runtime=onnx")
-    assert found["parts"] == {}
+    assert found["breakdown"] == {}
     assert found["figures"].keys() == {SIZE}
     assert found["figures"][SIZE]["low"] < found["figures"][SIZE]["value"] < found["figures"][SIZE]["high"]
 
