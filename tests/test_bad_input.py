@@ -69,7 +69,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "key that nothing resembles": (["zzz=1"], ["zzz: there is no such key", "limits"]),
     "added key that nothing reads": (["+zzz=1"], ["zzz: no part of edgeopt reads this key"]),
     "step without +": (["step@step.q=int4"], ["Add it by +step@step.q=CHOICE"]),
-    "no override": (["int4"], ["'int4' is no override", "key=value"]),
+    "no override": (["int4"], ["key=value, got 'int4'", "key=value"]),
     "unreadable override": (["recipe=[a"], ["'recipe=[a' cannot be read", "quote"]),
     "unquoted =": (["state=a=b"], ["'state=a=b' cannot be read", "quote"]),
     "runtime of which arithmetic knows nothing": (["runtime=torch"], ["runtime: ", "Torch", "edgeopt run"]),
@@ -186,7 +186,7 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     ),
     "objective that nothing measures": (
         ["measure.probes.quality=null", "model=local", "model.path={tiny}"],
-        ["search.objectives.quality/perplexity: no active probe", "null"],
+        ["search.objectives.quality/perplexity: the objective quality/perplexity is not measured", "null"],
     ),
     "no objective left": (
         ["search.objectives={quality/perplexity: null, latency/decode_p50_ms: null, size/engine_mib: null}"],
@@ -664,6 +664,8 @@ def test_a_front_fits_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     failed = replace(second, state="failed", failure="config: order: Add it: order=[prune,quantize]")
     front.show(samples.snapshot([replace(first, params=params), failed, third]).to_json())
     out = capsys.readouterr().out
-    assert "int4 block_size=32 rounding=rtn" in out
+    row = next(line for line in out.splitlines() if "int4" in line)
+    assert [cell.strip() for cell in row.split("│")[2:5]] == ["int4", "32", "rtn"]
+    assert max(map(len, out.splitlines())) <= 100
     assert "order=[prune,quantize]" in out, "brackets are no markup"
-    assert max(map(len, out.splitlines())) <= display.FILE_WIDTH
+    assert max(map(len, out.splitlines())) <= terminal.FILE_WIDTH

@@ -82,7 +82,7 @@ def _target(history: History, model: str, alias: str, to: str | None) -> str:
         if before is not None:
             return before
         hint = f"Choose one: edgeopt rollback {model}@{alias} --to {earlier[-1]}" if earlier else "Promote another one"
-        rolled_back = f"; {', '.join(earlier)} came later and were rolled back" if earlier else ""
+        rolled_back = f"; rolled back since: {', '.join(earlier)}" if earlier else ""
         raise GateError(
             f"{alias} points at version {present}, and no earlier version is left{rolled_back}",
             location=model,

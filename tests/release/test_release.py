@@ -10,8 +10,8 @@ import pytest
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.study_snapshot import TrialSnapshot
-from edgeopt.errors import GateError, InputError
-from edgeopt.release.approve import approve
+from edgeopt.errors import ApprovalPendingError, GateError, InputError
+from edgeopt.release.approve import approve, revoke
 from edgeopt.release.audit import audit
 from edgeopt.release.overview import overview
 from edgeopt.release.promote import promote
@@ -88,7 +88,7 @@ def test_an_alias_waits_for_the_approval_of_somebody_else(desk: Desk, monkeypatc
         promote(**desk.arguments(policy=strict))
     assert caught.value.exit_code == 4
     assert aliases(desk) == {}
-    with pytest.raises(GateError, match=r"ada registered version .*/3, so somebody else has to approve it"):
+    with pytest.raises(GateError, match=r"ada registered version .*/3, so somebody else must approve it"):
         approve(at(desk, "/3"), "trust me", tracking_uri=desk.uri)
     be(monkeypatch, "eve")
     approve(at(desk, "/3"), "ran for a week", tracking_uri=desk.uri)
@@ -106,7 +106,7 @@ def test_an_approval_is_void_when_the_bytes_change(desk: Desk, monkeypatch: pyte
         promote(**desk.arguments(policy=replace(desk.policy, approvals=1)))
     desk.client.set_model_version_tag(desk.policy.model, "3", tags.ENGINE_DIGEST, "f" * 64)
     be(monkeypatch, "eve")
-    with pytest.raises(GateError, match="is not what the ledger says that was registered"):
+    with pytest.raises(GateError, match="differs from what the ledger says was registered"):
         approve(at(desk, "/3"), "whatever it is", tracking_uri=desk.uri)
     assert (
         "version 3 names another engine than was registered" in audit(desk.policy.model, tracking_uri=desk.uri).faults
@@ -122,7 +122,7 @@ def test_a_rollback_goes_back_verified_and_within_seconds(desk: Desk) -> None:
     assert (done.before, done.after) == ("1", "3")
     assert time.monotonic() - begun < 60, "a benchmark holds the five seconds"
     assert aliases(desk) == {"champion": "3"}
-    with pytest.raises(GateError, match="champion never pointed at another version than 3"):
+    with pytest.raises(GateError, match=r"no earlier version is left; rolled back since: 1.*--to 1"):
         rollback(at(desk, "@champion"), "again", tracking_uri=desk.uri)
     assert audit(desk.policy.model, tracking_uri=desk.uri).faults == ()
 
@@ -139,7 +139,7 @@ def test_a_rollback_to_an_engine_that_was_damaged_is_refused(desk: Desk, spare: 
 
 def test_only_an_alias_is_rolled_back(desk: Desk) -> None:
     promote(**desk.arguments())
-    with pytest.raises(InputError, match="NAME@champion"):
+    with pytest.raises(InputError, match="a rollback needs an alias"):
         rollback(at(desk, "/3"), "why not", tracking_uri=desk.uri)
     with pytest.raises(InputError, match="no alias 'smallest'"):
         rollback(at(desk, "@smallest"), "why not", tracking_uri=desk.uri)
@@ -227,5 +227,39 @@ def test_what_was_retired_is_no_version_to_roll_back_to(desk: Desk) -> None:
     assert aliases(desk) == {"champion": "1"}
     promote(**desk.arguments(policy=replace(desk.policy, versions_kept=1), rows=[desk.rows[2]]))
     assert aliases(desk) == {"champion": "3"}
-    with pytest.raises(GateError, match="never pointed at another version"):
+    with pytest.raises(GateError, match="no earlier version is left"):
         rollback(at(desk, "@champion"), "bad", tracking_uri=desk.uri)
+
+
+def test_rollback_goes_to_a_chosen_earlier_version(desk: Desk) -> None:
+    for criteria in ("quality/perplexity_ratio", "latency/decode_p50_ms"):
+        best = (Criterion(metric=criteria, direction="minimize", weight=1.0),)
+        promote(**desk.arguments(policy=replace(desk.policy, aliases={"champion": best})))
+    assert aliases(desk) == {"champion": "3"}
+    rollback(at(desk, "@champion"), "slow", tracking_uri=desk.uri)
+    assert aliases(desk) == {"champion": "1"}
+    with pytest.raises(GateError, match=r"`--to` must be a version to which champion pointed earlier, got '2'.*3"):
+        rollback(at(desk, "@champion"), "wrong", to="2", tracking_uri=desk.uri)
+    done = rollback(at(desk, "@champion"), "fixed on the device", to="3", tracking_uri=desk.uri)
+    assert (done.before, done.after) == ("1", "3")
+    assert audit(desk.policy.model, tracking_uri=desk.uri).faults == ()
+
+
+def test_approval_is_revoked_by_its_author(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = replace(desk.policy, approvals=1)
+    be(monkeypatch, "ada")
+    with pytest.raises(ApprovalPendingError, match="registered and waiting for approval"):
+        promote(**desk.arguments(policy=strict))
+    ended = audit(desk.policy.model, tracking_uri=desk.uri).entries[-1]
+    assert (ended.kind, ended.facts["outcome"]) == ("ended", "waiting for approval")
+    be(monkeypatch, "eve")
+    assert approve(at(desk, "/3"), "fine", tracking_uri=desk.uri).changed
+    assert not approve(at(desk, "/3"), "fine again", tracking_uri=desk.uri).changed
+    be(monkeypatch, "bob")
+    with pytest.raises(GateError, match="bob has not approved version"):
+        revoke(at(desk, "/3"), "mine", tracking_uri=desk.uri)
+    be(monkeypatch, "eve")
+    revoke(at(desk, "/3"), "it crashed", tracking_uri=desk.uri)
+    be(monkeypatch, "ada")
+    with pytest.raises(ApprovalPendingError, match="0 of 1 approvals"):
+        promote(**desk.arguments(policy=strict))

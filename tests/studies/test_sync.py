@@ -78,7 +78,7 @@ def test_what_a_server_that_stayed_away_lacks_is_sent_by_sync(folder: Path, serv
     server.kill()
     code, _, err = ended(sweep)
     assert code == 1
-    assert "trials are kept and not in MLflow yet" in err.splitlines()[-1]
+    assert "trials are stored locally and not in MLflow yet" in err.splitlines()[-1]
     assert "edgeopt sync kill" in err.splitlines()[-1]
     assert over(folder) == 3
     code, told, err = ended(start(folder, "status"))

@@ -96,7 +96,7 @@ def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["workers=0"], "0 workers cannot work"),
+        (["workers=0"], "`workers` must be a positive integer, got 0"),
         (["store=postgresql://me:secret@db/studies"], "a password in a config would be logged"),
         (["store=mysql://db/studies"], "studies are not kept in mysql"),
         (["search.stagnation=0"], "0 is too few"),

@@ -1,4 +1,4 @@
-"""`edgeopt front`."""
+"""Implement `edgeopt front`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 
 from edgeopt.cli.commands import arguments as shared
 from edgeopt.cli.commands.outcome import Document, Outcome
-from edgeopt.core.recipe import label
 
-SUMMARY = "Show a study's trials and its Pareto front"
+SUMMARY = "Show the trials of a study and its Pareto front"
 EXAMPLE = "edgeopt front --json"
 BRIEF = True
 SHOWN = 100
-"""Trials in the table, and as many as the front has where those are more."""
+"""Trials in the table; the front is always shown as a whole."""
+_ORDER = {"finished": 0, "stopped": 1, "refused": 2, "running": 3, "waiting": 4, "failed": 5}
+_REASON_CHARACTERS = 90
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,44 +32,81 @@ def show(document: Document) -> None:
     from rich.table import Table
 
     from edgeopt.cli import display
-    from edgeopt.core import units
 
-    names = [o["metric"] for o in document["objectives"]]
-    unit_of = {o["metric"]: o["unit"] for o in document["objectives"]}
-    table = Table(
-        title=f"study {document['study']}: {len(document['trials'])} trials, front of {len(document['front'])}"
+    objectives = document["objectives"]
+    trials = sorted(
+        document["trials"],
+        key=lambda t: (_ORDER[t["state"]], t["pareto_rank"] or 10**6, not t["feasible"], t["number"]),
     )
-    table.add_column("trial", justify="right")
-    table.add_column("recipe", overflow="fold")
-    for name in names:
-        table.add_column(name.replace("/", "/\n"), justify="right")
-    table.add_column("limits")
-    ordered = sorted(document["trials"], key=lambda t: (t["pareto_rank"] or 10**6, t["number"]))
-    shown = max(SHOWN, len(document["front"]))
-    for trial in ordered[:shown]:
-        figures = [units.show(trial["metrics"][n], unit_of[n]) if n in trial["metrics"] else "–" for n in names]
+    shown = trials[: max(SHOWN, len(document["front"]))]
+    params = list(dict.fromkeys(name for trial in shown for name in trial["params"]))
+    table = Table(
+        title=f"study {document['study']}: {len(trials)} trials, {len(document['front'])} on the front",
+        padding=(0, 0),
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("trial", justify="right", no_wrap=True)
+    for name in params:
+        table.add_column(name.rpartition(".")[2].replace("_", "\n"), no_wrap=True)
+    for objective in objectives:
+        table.add_column(_head(objective["metric"]), justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    baseline = _baseline(trials)
+    if any(objective["metric"] in baseline for objective in objectives):
+        values = [_value(baseline.get(objective["metric"])) for objective in objectives]
+        table.add_row("–", *["" for _ in params], *values, "original model", style="italic")
+    for trial in shown:
+        values = [_value(trial["metrics"].get(objective["metric"])) for objective in objectives]
         style = "bold green" if trial["pareto_rank"] == 1 else "" if trial["feasible"] else "dim"
-        table.add_row(str(trial["number"]), label(trial["params"]), *figures, _state(trial), style=style)
+        settings = ["" if name not in trial["params"] else f"{trial['params'][name]}" for name in params]
+        table.add_row(str(trial["number"]), *settings, *values, _outcome(trial), style=style)
     display.out.print(table)
-    if len(ordered) > shown:
-        display.out.print(f"and {len(ordered) - shown} more: edgeopt front {document['study']} --json")
+    if len(trials) > len(shown):
+        display.out.print(f"{len(trials) - len(shown)} more trials: edgeopt front {document['study']} --json")
+    for trial in shown:
+        if trial["failure"]:
+            reason = " ".join(trial["failure"].split())[:_REASON_CHARACTERS]
+            display.out.print(f"trial {trial['number']} failed at {reason}")
     for limit in document["limits"]:
-        display.out.print(f"limit: {limit['metric']} {limit['limit']}")
+        display.out.print(f"limit: {limit['metric']} {_limit(limit)}")
     if document["champion"]:
         champion = document["champion"]
         display.out.print(f"champion: models:/{champion['name']}@champion (version {champion['version']})")
 
 
-def _state(trial: Document) -> str:
-    if trial["failure"]:
-        return f"failed: {trial['failure']}"[:80]
-    if trial["feasible"]:
-        return "kept"
+def _head(metric: str) -> str:
+    """Return the last part of a metric's name, with its unit on a line of its own."""
+    name, _, unit = metric.rpartition("/")[2].rpartition("_")
+    return f"{name.replace('_', ' ')}\n{unit}" if name else unit
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _baseline(trials: list[Document]) -> Document:
+    """Return the values of the original model on which all trials agree."""
+    values: dict[str, set[float]] = {}
+    for trial in trials:
+        for metric, value in trial["baseline"].items():
+            values.setdefault(metric, set()).add(value)
+    return {metric: found.pop() for metric, found in values.items() if len(found) == 1}
+
+
+def _outcome(trial: Document) -> str:
+    """Return the outcome, with the first limit that the trial does not satisfy."""
+    if trial["feasible"] or trial["failure"]:
+        return str(trial["outcome"])
     broken = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
     if trial["refused"]:
-        certain = [metric for metric, excess in trial["excess"].items() if excess is not None and excess > 0]
-        word = "refused" if trial["state"] == "refused" else "stopped"
-        return f"{word} by {trial['refused']}: {', '.join(certain)}"
-    if broken:
-        return f"breaks {', '.join(broken)}"
-    return "not proven: disturbed" if trial["state"] == "finished" else trial["state"]
+        broken = [metric for metric, excess in trial["excess"].items() if excess is not None and excess > 0]
+    return f"{trial['outcome']}: {broken[0].rpartition('/')[2]}" if broken else str(trial["outcome"])
+
+
+def _limit(limit: Document) -> str:
+    from edgeopt.core import units
+
+    if limit["bound"] is None or "baseline" not in limit["limit"]:
+        return str(limit["limit"])
+    return f"{limit['limit']} = {units.show(limit['bound'], limit['unit'])}"
