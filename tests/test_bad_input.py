@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from support import samples
 
-from edgeopt.cli import display
 from edgeopt.cli.commands import doctor, front
 from edgeopt.cli.main import main
 from edgeopt.config import assemble
 from edgeopt.config import parse as configs
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
+from edgeopt.studies import terminal
 from edgeopt.studies.open_study import OpenStudy
 
 Refused = Callable[..., str]
