@@ -108,7 +108,7 @@ class _Evaluation:
                 raise BuildError(
                     "this machine lacks the device of the runtime: wrote a build plan instead of an engine",
                     location=str(engine.directory),
-                    hint=f"Build and measure the engine on the device: edgeopt build-plan {engine.directory}",
+                    hint=f"Build and measure the engine on the device with `edgeopt build-plan {engine.directory}`",
                 )
             return
         with runner.timed("baseline"):
