@@ -1,4 +1,4 @@
-"""What every runtime promises about the engines that it builds and opens."""
+"""Test what every runtime guarantees about the engines that it builds and opens."""
 
 from dataclasses import replace
 from importlib import metadata
@@ -63,12 +63,12 @@ def session(runtime, engine):
 
 
 class TestEveryRuntime:
-    def test_logits_are_those_of_the_checkpoint(self, session, logits):
-        found = session.logits(PROMPT)
-        assert found.dtype == np.float32
-        assert np.abs(found - logits).max() < 1e-3 * np.abs(logits).max()
+    def test_logits_match_checkpoint(self, session, logits):
+        engine_logits = session.logits(PROMPT)
+        assert engine_logits.dtype == np.float32
+        assert np.abs(engine_logits - logits).max() < 1e-3 * np.abs(logits).max()
 
-    def test_layers_of_different_widths_compute_as_in_torch(self, runtime, checkpoint, tmp_path):
+    def test_layers_of_different_widths_match_torch(self, runtime, checkpoint, tmp_path):
         import torch
 
         network = modeling.load(checkpoint)
@@ -79,63 +79,63 @@ class TestEveryRuntime:
         pruned = Checkpoint.seal(tmp_path / "pruned", format="checkpoint-1", spec=spec, made_by={})
         opened = runtime.open(build_engine(runtime, pruned, tmp_path / "engine"), threads=1)
         expected = network(torch.tensor([PROMPT])).logits[0].numpy()
-        found = opened.logits(PROMPT)
+        engine_logits = opened.logits(PROMPT)
         opened.close()
-        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+        assert np.abs(engine_logits - expected).max() < 1e-3 * np.abs(expected).max()
 
-    def test_greedy_decoding_follows_the_logits(self, session):
+    def test_greedy_decoding_follows_logits(self, session):
         tokens = list(PROMPT)
         for token in session.generate(PROMPT, 6, stop_at_end=False):
             scores = session.logits(tokens)[-1]
-            assert scores[token] >= np.sort(scores)[-2]  # the end token is left out, so it may be the second
+            assert scores[token] >= np.sort(scores)[-2]  # the end token is excluded, so the token may rank second
             tokens.append(token)
         assert len(tokens) == len(PROMPT) + 6
 
-    def test_generating_twice_gives_the_same(self, session):
+    def test_generation_is_repeatable(self, session):
         first, second = (list(session.generate(PROMPT, 8, stop_at_end=False)) for _ in range(2))
         assert first == second
 
     @pytest.mark.parametrize("tokens", [1, 3, 64])
-    def test_prompts_that_are_read_in_parts_say_the_same(self, runtime, engine, logits, tokens):
-        in_parts = replace(runtime, prompt_tokens=tokens) if hasattr(runtime, "prompt_tokens") else runtime
-        opened = in_parts.open(engine, threads=1)
+    def test_chunked_prefill_gives_same_logits(self, runtime, engine, logits, tokens):
+        chunked = replace(runtime, prompt_tokens=tokens) if hasattr(runtime, "prompt_tokens") else runtime
+        opened = chunked.open(engine, threads=1)
         assert relative_error(logits, opened.logits(PROMPT)) < 1e-3
         opened.close()
 
-    def test_the_end_token_is_not_yielded(self, session, checkpoint):
+    def test_end_token_is_not_yielded(self, session, checkpoint):
         assert 0 not in list(session.generate(PROMPT, 64))
 
-    def test_a_clean_build_has_no_slow_path(self, runtime, engine):
+    def test_build_has_no_slow_path(self, runtime, engine):
         assert runtime.lint(engine) == []
 
-    def test_the_same_checkpoint_gives_the_same_engine(self, runtime, engine, checkpoint, tmp_path):
+    def test_build_is_deterministic(self, runtime, engine, checkpoint, tmp_path):
         assert build_engine(runtime, checkpoint, tmp_path / "again").digest == engine.digest
 
-    def test_a_size_that_it_predicts_is_that_of_the_engine(self, runtime, engine):
+    def test_predicted_size_matches_engine(self, runtime, engine):
         sizes = predicted_figures(runtime, engine)
         assert bool(sizes) != isinstance(runtime, Torch), "the reference predicts nothing"
         for size in sizes:
             assert size.low < engine.size_bytes / 2**20 < size.high
             assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.05)
 
-    def test_its_libraries_are_installed_under_the_names_that_a_registered_model_asks_for(self, runtime):
+    def test_libraries_belong_to_installed_distributions(self, runtime):
         assert all(metadata.version(distribution(module)) for module in runtime.LIBRARIES)
 
-    def test_an_engine_of_another_format_is_refused(self, runtime, engine):
+    def test_engine_of_another_format_is_rejected(self, runtime, engine):
         with pytest.raises(BuildError, match="this is a other-1 engine"):
             runtime.open(replace(engine, format="other-1"), threads=1)
 
 
 @pytest.fixture(scope="module")
 def two_adapters(checkpoint, tmp_path_factory) -> Checkpoint:
-    """Two adapters of other ranks, one of them for a part of the projections."""
+    """Return the model with adapters of rank 8 on all projections and of rank 3 on some of them."""
     folder = tmp_path_factory.mktemp("adapters")
     one = adapter_checkpoints.add_adapter(checkpoint, folder / "one", "r8")
     return adapter_checkpoints.add_adapter(one, folder / "two", "r3", targets=("q_proj", "v_proj", "up_proj"))
 
 
 @pytest.fixture(scope="module")
-def switching(runtime, two_adapters, tmp_path_factory):
+def adapter_session(runtime, two_adapters, tmp_path_factory):
     opened = runtime.open(
         build_engine(runtime, two_adapters, tmp_path_factory.mktemp("engines") / "adapters"), threads=1
     )
@@ -144,7 +144,7 @@ def switching(runtime, two_adapters, tmp_path_factory):
 
 
 class TestEveryRuntimeWithAdapters:
-    def test_one_chosen_equals_an_engine_with_it_merged(self, runtime, switching, two_adapters, session, tmp_path):
+    def test_active_adapter_equals_merged_adapter(self, runtime, adapter_session, two_adapters, session, tmp_path):
         base = session.logits(PROMPT)
         for name in ("r8", "r3"):
             merged = adapter_checkpoints.merge_adapter(two_adapters, tmp_path / name, name)
@@ -152,32 +152,32 @@ class TestEveryRuntimeWithAdapters:
                 PROMPT
             )
             assert relative_error(expected, base) > 0.1
-            assert relative_error(expected, switching.logits(PROMPT, adapter=name)) < 1e-3
+            assert relative_error(expected, adapter_session.logits(PROMPT, adapter=name)) < 1e-3
 
-    def test_without_one_the_base_is_computed(self, switching, session):
-        assert relative_error(session.logits(PROMPT), switching.logits(PROMPT)) < 1e-6
+    def test_no_adapter_computes_base(self, adapter_session, session):
+        assert relative_error(session.logits(PROMPT), adapter_session.logits(PROMPT)) < 1e-6
 
-    def test_requests_may_choose_in_any_order(self, switching):
+    def test_requests_select_adapters_in_any_order(self, adapter_session):
         order = ("r8", None, "r3", "r8", None, "r3")
-        logits = [switching.logits(PROMPT, adapter=name) for name in order]
-        tokens = [list(switching.generate(PROMPT, 6, stop_at_end=False, adapter=name)) for name in order]
-        for first, again in ((0, 3), (1, 4), (2, 5)):
-            np.testing.assert_array_equal(logits[first], logits[again])
-            assert tokens[first] == tokens[again]
+        logits = [adapter_session.logits(PROMPT, adapter=name) for name in order]
+        tokens = [list(adapter_session.generate(PROMPT, 6, stop_at_end=False, adapter=name)) for name in order]
+        for first, second in ((0, 3), (1, 4), (2, 5)):
+            np.testing.assert_array_equal(logits[first], logits[second])
+            assert tokens[first] == tokens[second]
         assert len(set(map(tuple, tokens))) == 3
 
-    def test_generated_tokens_follow_the_chosen_adapter(self, switching):
-        (token,) = switching.generate(PROMPT, 1, stop_at_end=False, adapter="r8")
-        scores = switching.logits(PROMPT, adapter="r8")[-1]
+    def test_generation_uses_active_adapter(self, adapter_session):
+        (token,) = adapter_session.generate(PROMPT, 1, stop_at_end=False, adapter="r8")
+        scores = adapter_session.logits(PROMPT, adapter="r8")[-1]
         assert scores[token] >= np.sort(scores)[-2]
 
-    def test_an_unknown_name_is_refused_with_those_that_there_are(self, switching, session):
+    def test_unknown_adapter_error_lists_known_ones(self, adapter_session, session):
         with pytest.raises(ConfigError, match=r"no adapter 'r9'\. Choose one of: r8, r3"):
-            switching.logits(PROMPT, adapter="r9")
+            adapter_session.logits(PROMPT, adapter="r9")
         with pytest.raises(ConfigError, match="built without adapters"):
             list(session.generate(PROMPT, 1, adapter="r8"))
 
-    def test_the_same_checkpoint_gives_the_same_engine(self, runtime, two_adapters, tmp_path):
+    def test_build_is_deterministic(self, runtime, two_adapters, tmp_path):
         first, second = (build_engine(runtime, two_adapters, tmp_path / name) for name in ("first", "second"))
         assert first.digest == second.digest
 
@@ -203,7 +203,7 @@ def quantized(checkpoint: Checkpoint, directory: Path, **values) -> Checkpoint:
     ],
     ids=lambda v: "-".join(map(str, v.values())),
 )
-def test_quantized_engines_compute_what_their_checkpoint_simulates_and_are_smaller(values, checkpoint, tmp_path):
+def test_quantized_engine_matches_its_checkpoint(values, checkpoint, tmp_path):
     import torch
 
     full = build_engine(Genai(), checkpoint, tmp_path / "full")
@@ -230,14 +230,14 @@ def test_quantized_engines_compute_what_their_checkpoint_simulates_and_are_small
     ],
     ids=["fp32", "fp16", "int4", "int4 with biases", "int8 inputs, static", "int8 inputs, dynamic", "8-bit cache"],
 )
-def test_the_estimate_knows_what_an_engine_weighs(step, checkpoint, tmp_path):
+def test_genai_predicts_engine_size(step, checkpoint, tmp_path):
     engine = build_engine(Genai(), apply_step(step, checkpoint, tmp_path / "source"), tmp_path / "engine")
     (size,) = predicted_figures(Genai(), engine)
     assert size.low < engine.size_bytes / 2**20 < size.high
     assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.01)
 
 
-def test_bits_really_reach_every_projection(checkpoint, tmp_path):
+def test_every_projection_has_configured_bits(checkpoint, tmp_path):
     import onnx
 
     source = quantized(checkpoint, tmp_path / "source", weights="int8", lm_head="int4", embedding="int4")
@@ -248,31 +248,33 @@ def test_bits_really_reach_every_projection(checkpoint, tmp_path):
     assert {b for name, b in bits.items() if "lm_head" in name} == {4}
 
 
-class TestWhatGenaiRefusesBeforeBuilding:
-    def test_a_head_size_that_the_kernel_cannot_take(self, checkpoint):
+class TestGenaiChecksBeforeBuilding:
+    def test_unsupported_head_size_is_rejected(self, checkpoint):
         with pytest.raises(ConfigError, match="multiple of 16"):
             Genai().check(replace(checkpoint.spec, head_size=8))
 
-    def test_an_architecture_that_the_builder_does_not_know(self, checkpoint):
+    def test_unsupported_architecture_is_rejected(self, checkpoint):
         with pytest.raises(ConfigError, match="does not support GPT2LMHeadModel"):
             Genai().check(replace(checkpoint.spec, architecture="GPT2LMHeadModel"))
 
-    def test_layers_with_different_numbers_of_key_value_heads(self, checkpoint):
+    def test_varying_key_value_heads_are_rejected(self, checkpoint):
         first, *rest = checkpoint.spec.layers
         with pytest.raises(ConfigError, match="one key-value cache shape"):
             Genai().check(checkpoint.spec.with_layers((replace(first, kv_heads=1, heads=2), *rest)))
 
-    def test_an_accuracy_level_that_does_not_exist(self):
+    def test_unknown_accuracy_level_is_rejected(self):
         with pytest.raises(ConfigError, match="`accuracy_level` must be 1 or 4"):
             Genai(accuracy_level=3)
 
 
-@pytest.mark.parametrize("runtime", [Genai(), PortableOnnx(), TensorRt(), Torch()], ids=lambda one: type(one).__name__)
-def test_types_of_llama_cpp_are_refused_by_all_others(runtime, checkpoint):
+@pytest.mark.parametrize(
+    "runtime", [Genai(), PortableOnnx(), TensorRt(), Torch()], ids=lambda runtime: type(runtime).__name__
+)
+def test_llamacpp_types_are_rejected_by_other_runtimes(runtime, checkpoint):
     with pytest.raises(ConfigError, match=r"Q4_K_M is a llama.cpp weight type|only fp32 models"):
         runtime.check(LlamaQuantize().plan(checkpoint.spec))
 
 
-def test_torch_refuses_rounded_weights(checkpoint):
+def test_torch_rejects_quantized_weights(checkpoint):
     with pytest.raises(ConfigError, match="only fp32 models"):
         Torch().check(Quantize().plan(checkpoint.spec))

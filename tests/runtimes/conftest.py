@@ -1,4 +1,4 @@
-"""What tests of several runtimes look at."""
+"""Share the small model between the tests of all runtimes."""
 
 from pathlib import Path
 

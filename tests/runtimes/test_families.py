@@ -1,4 +1,4 @@
-"""Decoder families of transformers, as random checkpoints: their engines compute as torch."""
+"""Test that engines of each decoder family compute like PyTorch, with random checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgeopt.core.corpus import Text
 from edgeopt.runtimes.genai.runtime import Genai
 
 PROMPT = [2 + 7 * i % 290 for i in range(160)]
-"""Longer than a chunk of a prompt and than every sliding window below."""
+"""A prompt longer than a prefill chunk and than every sliding window below."""
 CALIBRATION = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 60,))
 SHAPE = {
     "vocab_size": 300,
@@ -120,18 +120,18 @@ def logits(engine: Engine) -> np.ndarray:
 def torch_logits(checkpoint: Checkpoint) -> np.ndarray:
     import torch
 
-    found: np.ndarray = modeling.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
-    return found
+    logits: np.ndarray = modeling.load(checkpoint)(torch.tensor([PROMPT])).logits[0].numpy()
+    return logits
 
 
-def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+def apply(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     directory.mkdir()
     spec = step.apply(checkpoint, directory, compression_context(checkpoint, CALIBRATION))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 
-FUSED = ("phi3", "phi4")
-"""Their projections are one matrix, which cannot be cut yet."""
+FUSED_FAMILIES = ("phi3", "phi4")
+"""Families with fused projections, which cannot be pruned yet."""
 
 
 @pytest.fixture
@@ -141,14 +141,14 @@ def checkpoint(request: pytest.FixtureRequest, families: dict[str, Path], tmp_pa
 
 
 @pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)
-def test_an_engine_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_engine_matches_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
     expected = torch_logits(checkpoint)
-    found = logits(build(checkpoint, tmp_path / "engine"))
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    engine_logits = logits(build(checkpoint, tmp_path / "engine"))
+    assert np.abs(engine_logits - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("checkpoint", ["llama 3", "gemma3", "phi3"], indirect=True)
-def test_an_engine_stores_no_rotary_tables(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_engine_stores_no_rotary_tables(checkpoint: Checkpoint, tmp_path: Path) -> None:
     import onnx
 
     engine = build(checkpoint, tmp_path / "engine")
@@ -156,42 +156,42 @@ def test_an_engine_stores_no_rotary_tables(checkpoint: Checkpoint, tmp_path: Pat
     assert not [name for name in stored if name in ("cos_cache", "sin_cache", "cos_cache_local", "cos_cache_global")]
 
 
-@pytest.mark.parametrize("checkpoint", [f for f in FAMILIES if f not in FUSED], indirect=True)
-def test_an_engine_of_a_cut_checkpoint_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint", [f for f in FAMILIES if f not in FUSED_FAMILIES], indirect=True)
+def test_pruned_engine_matches_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for step in (PruneWidth(ratio=0.25), PruneDepth(layers=1), PruneHeads(ratio=0.5)):
-        checkpoint = applied(step, checkpoint, tmp_path / type(step).__name__)
+        checkpoint = apply(step, checkpoint, tmp_path / type(step).__name__)
     expected = torch_logits(checkpoint)
-    found = logits(build(checkpoint, tmp_path / "engine"))
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    engine_logits = logits(build(checkpoint, tmp_path / "engine"))
+    assert np.abs(engine_logits - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("checkpoint", [f for f in FAMILIES if f not in FUSED], indirect=True)
-def test_an_engine_of_a_student_computes_as_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint", [f for f in FAMILIES if f not in FUSED_FAMILIES], indirect=True)
+def test_student_engine_matches_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
     step = Student(layers=2, hidden_size=48, intermediate_size=96, windows=2, window_tokens=64)
-    student = applied(step, checkpoint, tmp_path / "student")
+    student = apply(step, checkpoint, tmp_path / "student")
     expected = torch_logits(student)
     assert student.spec.hidden_size == 48
-    found = logits(build(student, tmp_path / "engine"))
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    engine_logits = logits(build(student, tmp_path / "engine"))
+    assert np.abs(engine_logits - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)
-def test_an_8_bit_engine_is_near_torch_and_has_no_slow_path(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    rounded = applied(Quantize(weights="int8", lm_head="int8", embedding="int8"), checkpoint, tmp_path / "rounded")
-    engine, expected = build(rounded, tmp_path / "int8"), torch_logits(checkpoint)
-    found = logits(engine)
-    assert (found * expected).sum() / np.sqrt((found**2).sum() * (expected**2).sum()) > 0.98
+def test_int8_engine_is_close_to_torch_and_fast(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    quantized = apply(Quantize(weights="int8", lm_head="int8", embedding="int8"), checkpoint, tmp_path / "quantized")
+    engine, expected = build(quantized, tmp_path / "int8"), torch_logits(checkpoint)
+    engine_logits = logits(engine)
+    assert (engine_logits * expected).sum() / np.sqrt((engine_logits**2).sum() * (expected**2).sum()) > 0.98
     assert Genai().lint(engine) == []
 
 
 @pytest.mark.parametrize("checkpoint", ["qwen2", "gemma3", "phi3"], indirect=True)
-def test_corrected_biases_reach_the_engine(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_engine_uses_corrected_biases(checkpoint: Checkpoint, tmp_path: Path) -> None:
     step = Quantize(weights="int8", block_size=64, bias_correction=True, windows=2, window_tokens=64)
-    rounded = applied(step, checkpoint, tmp_path / "rounded")
-    biases = [name for name in safetensors_io.read_folder(rounded.directory) if name.endswith("proj.bias")]
+    quantized = apply(step, checkpoint, tmp_path / "quantized")
+    biases = [name for name in safetensors_io.read_folder(quantized.directory) if name.endswith("proj.bias")]
     assert len(biases) == 3 * (4 if checkpoint.spec.architecture == "Phi3ForCausalLM" else 7)
-    found, expected = logits(build(rounded, tmp_path / "engine")), torch_logits(rounded)
-    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    engine_logits, expected = logits(build(quantized, tmp_path / "engine")), torch_logits(quantized)
+    assert np.abs(engine_logits - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -200,24 +200,24 @@ def test_corrected_biases_reach_the_engine(checkpoint: Checkpoint, tmp_path: Pat
     ids=["awq", "smooth_quant"],
 )
 @pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)
-def test_scaling_channels_leaves_what_the_network_computes(step: Any, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_channel_scaling_preserves_logits(step: Any, checkpoint: Checkpoint, tmp_path: Path) -> None:
     expected = torch_logits(checkpoint)
-    scaled = applied(step, checkpoint, tmp_path / "scaled")
+    scaled = apply(step, checkpoint, tmp_path / "scaled")
     (report,) = (scaled.directory / "artifacts").glob("*.json")
     assert any(json.loads(report.read_text()).values()), "nothing was scaled"
-    found = torch_logits(scaled)
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    scaled_logits = torch_logits(scaled)
+    assert np.abs(scaled_logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("checkpoint", ["gemma3"], indirect=True)
-def test_a_text_shorter_than_the_sliding_window_is_generated(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_generation_shorter_than_sliding_window(checkpoint: Checkpoint, tmp_path: Path) -> None:
     session = Genai().open(build(checkpoint, tmp_path / "engine"), threads=1)
     assert len(list(session.generate(PROMPT[:5], 6, stop_at_end=False))) == 6
     session.close()
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
-def test_a_whole_recipe_runs(
+def test_recipe_runs_end_to_end(
     family: str,
     families: dict[str, Path],
     tmp_path: Path,
@@ -226,8 +226,8 @@ def test_a_whole_recipe_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = ["recipe=prune_lora_int4", "step.prune.ratio=0.25", "step.lora.rank=4", "step.lora.tokens=2048"]
-    quick = ["measure.prompt_lengths=[16]", "measure.max_windows=2", "measure.window_tokens=64"]
-    off = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]
+    fast = ["measure.prompt_lengths=[16]", "measure.max_windows=2", "measure.window_tokens=64"]
+    disabled = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]
     limits = ["limits.size.engine_mib=1 MiB"]
     assert (
         main(
@@ -236,8 +236,8 @@ def test_a_whole_recipe_runs(
                 "model=local",
                 f"model.path={families[family]}",
                 *recipe,
-                *quick,
-                *off,
+                *fast,
+                *disabled,
                 "target.context_length=96",
                 *limits,
                 "--json",

@@ -1,4 +1,4 @@
-"""Every slow path that FACTS of the kernels name is found, and only these."""
+"""Test that lint reports each known slow path of ONNX Runtime's kernels and nothing else."""
 
 import numpy as np
 import onnx
@@ -8,16 +8,16 @@ from onnx import helper, numpy_helper
 from edgeopt.runtimes.onnxruntime_common.lint import slow_paths
 
 
-def graph(
+def save_graph(
     tmp_path, *, accuracy_level=4, zero_points=None, g_idx=None, attention="GroupQueryAttention", bits=4, block_size=32
 ):
     tensors = [numpy_helper.from_array(np.zeros((4, 1, 16), np.uint8), "weight")]
     tensors.append(numpy_helper.from_array(np.zeros(4, np.float32), "scales"))
     inputs = ["x", "weight", "scales", "", ""]
-    for slot, (name, array) in enumerate((("zero_points", zero_points), ("g_idx", g_idx)), start=3):
+    for index, (name, array) in enumerate((("zero_points", zero_points), ("g_idx", g_idx)), start=3):
         if array is not None:
             tensors.append(numpy_helper.from_array(array, name))
-            inputs[slot] = name
+            inputs[index] = name
     attributes = {"K": 32, "N": 4, "bits": bits, "block_size": block_size}
     if accuracy_level is not None:
         attributes["accuracy_level"] = accuracy_level
@@ -30,12 +30,12 @@ def graph(
     return path
 
 
-def test_a_fast_node_has_no_finding(tmp_path):
-    assert slow_paths(graph(tmp_path, zero_points=np.zeros((4, 1), np.uint8))) == []
+def test_fast_graph_has_no_findings(tmp_path):
+    assert slow_paths(save_graph(tmp_path, zero_points=np.zeros((4, 1), np.uint8))) == []
 
 
 @pytest.mark.parametrize(
-    ("values", "word"),
+    ("values", "expected"),
     [
         ({"accuracy_level": None}, "accuracy_level"),
         ({"accuracy_level": 0}, "accuracy_level"),
@@ -45,6 +45,6 @@ def test_a_fast_node_has_no_finding(tmp_path):
         ({"attention": "MultiHeadAttention"}, "not fused"),
     ],
 )
-def test_each_slow_path_is_named(tmp_path, values, word):
-    (finding,) = slow_paths(graph(tmp_path, **values))
-    assert word in finding
+def test_slow_path_is_reported(tmp_path, values, expected):
+    (finding,) = slow_paths(save_graph(tmp_path, **values))
+    assert expected in finding

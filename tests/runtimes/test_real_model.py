@@ -1,4 +1,4 @@
-"""A trained model of somebody else, where a checkout has it: published perplexities are reproduced."""
+"""Reproduce the published perplexities of a trained model, if its files are available."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def checkpoint(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Chec
 
 @pytest.fixture(scope="module")
 def stories(realdata: Path, checkpoint: Checkpoint) -> list[list[int]]:
-    tokenizer, begin = tokens.load(checkpoint.directory), tokens.prefix(checkpoint.directory)
+    tokenizer, prefix = tokens.load(checkpoint.directory), tokens.prefix(checkpoint.directory)
     with (realdata / "tinystories" / "evaluation.jsonl").open() as lines:
         texts = [json.loads(line)["text"] for line in islice(lines, STORIES)]
-    return [(begin + tokenizer.encode(text, add_special_tokens=False).ids)[:STORY_TOKENS] for text in texts]
+    return [(prefix + tokenizer.encode(text, add_special_tokens=False).ids)[:STORY_TOKENS] for text in texts]
 
 
 def perplexity(engine: Engine, stories: list[list[int]]) -> float:
@@ -37,15 +37,15 @@ def perplexity(engine: Engine, stories: list[list[int]]) -> float:
     nats, count = 0.0, 0
     for story in stories:
         logits = session.logits(story)[:-1].astype(np.float64)
-        predicted = logits[np.arange(len(logits)), story[1:]]
-        nats += float((np.log(np.exp(logits).sum(axis=1)) - predicted).sum())
+        target_logits = logits[np.arange(len(logits)), story[1:]]
+        nats += float((np.log(np.exp(logits).sum(axis=1)) - target_logits).sum())
         count += len(logits)
     session.close()
     return float(np.exp(nats / count))
 
 
 @pytest.mark.parametrize(
-    ("values", "least", "most"),
+    ("values", "lowest", "highest"),
     [
         ({"weights": "fp32"}, 22.495, 22.505),
         ({"weights": "int8", "lm_head": "int8", "embedding": "float"}, 22.45, 22.54),
@@ -53,14 +53,15 @@ def perplexity(engine: Engine, stories: list[list[int]]) -> float:
     ],
     ids=lambda v: v["weights"] if isinstance(v, dict) else "",
 )
-def test_perplexity_is_the_published_one_and_rounding_loses_no_more_than_that_of_onnx_runtime(
-    values: dict[str, str], least: float, most: float, checkpoint: Checkpoint, stories: list, tmp_path: Path
+def test_perplexity_matches_published_values(
+    values: dict[str, str], lowest: float, highest: float, checkpoint: Checkpoint, stories: list, tmp_path: Path
 ) -> None:
+    """The upper bound of int4 is the perplexity under ONNX Runtime's own quantizer."""
     source, directory = tmp_path / "source", tmp_path / "engine"
     source.mkdir()
     directory.mkdir()
     spec = Quantize(**values).apply(checkpoint, source, compression_context(checkpoint))
-    rounded = Checkpoint.seal(source, format="checkpoint-1", spec=spec, made_by={})
-    Genai().build(rounded, directory, lambda _: None)
+    quantized = Checkpoint.seal(source, format="checkpoint-1", spec=spec, made_by={})
+    Genai().build(quantized, directory, lambda _: None)
     engine = Engine.seal(directory, format="genai-1", spec=spec, made_by={})
-    assert least <= perplexity(engine, stories) <= most
+    assert lowest <= perplexity(engine, stories) <= highest

@@ -1,4 +1,4 @@
-"""Branches for adapters beside every kind of product, and what is stacked in one."""
+"""Test adapter branches on float and quantized products, and updates of stacked matrices."""
 
 from __future__ import annotations
 
@@ -37,24 +37,22 @@ PROMPT = [2 + 7 * i % 290 for i in range(40)]
     ranks=st.lists(st.integers(0, 3), min_size=4, max_size=4),
     cut=st.tuples(st.integers(0, 20), st.integers(0, 20)),
 )
-def test_stacked_updates_are_the_rows_of_the_stacked_weights(
-    sizes: list[int], ranks: list[int], cut: tuple[int, int]
-) -> None:
-    """Rank 0 stands for a matrix without update."""
+def test_sliced_update_equals_rows_of_stacked_weights(sizes: list[int], ranks: list[int], cut: tuple[int, int]) -> None:
+    """A rank of 0 means a matrix without update."""
     parts = [
         (rows, LowRankUpdate(down=torch.randn(rank, 6), up=torch.randn(rows, rank)) if rank else None)
         for rows, rank in zip(sizes, ranks, strict=False)
     ]
     start, stop = sorted(min(edge, sum(sizes)) for edge in cut)
-    whole = torch.cat([torch.zeros(rows, 6) if update is None else update.weight for rows, update in parts])
-    found = slice_stacked_updates(parts, start, stop - start)
-    if found is None:
-        assert not whole[start:stop].any()
+    stacked_weight = torch.cat([torch.zeros(rows, 6) if update is None else update.weight for rows, update in parts])
+    update = slice_stacked_updates(parts, start, stop - start)
+    if update is None:
+        assert not stacked_weight[start:stop].any()
     else:
-        torch.testing.assert_close(found.weight, whole[start:stop])
+        torch.testing.assert_close(update.weight, stacked_weight[start:stop])
 
 
-def applied(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+def apply(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     directory.mkdir()
     spec = step.apply(checkpoint, directory, compression_context(checkpoint))
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
@@ -67,8 +65,8 @@ def build(checkpoint: Checkpoint, directory: Path) -> Engine:
     return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": to_config(runtime)})
 
 
-def assert_computes_as_torch(checkpoint: Checkpoint, directory: Path, tolerance: float = 1e-3) -> None:
-    """With the adapter r4 and without, also after another request."""
+def assert_matches_torch(checkpoint: Checkpoint, directory: Path, tolerance: float = 1e-3) -> None:
+    """Compare logits with the adapter r4, without it, and with it again."""
     session, network = Genai().open(build(checkpoint, directory), threads=1), modeling.load(checkpoint)
     for name in ("r4", None, "r4"):
         updates = adapters.read(checkpoint.directory, name) if name else {}
@@ -88,31 +86,31 @@ def assert_computes_as_torch(checkpoint: Checkpoint, directory: Path, tolerance:
     ],
     ids=["int4", "int8 and float", "fp16", "dynamic inputs"],
 )
-def test_an_adapter_on_a_rounded_base_computes_as_in_torch(
+def test_adapter_on_quantized_base_matches_torch(
     step: Any, tolerance: float, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    rounded = applied(step, checkpoint, tmp_path / "rounded")
-    assert_computes_as_torch(
-        adapter_checkpoints.add_adapter(rounded, tmp_path / "beside", "r4"), tmp_path / "engine", tolerance
+    quantized = apply(step, checkpoint, tmp_path / "quantized")
+    assert_matches_torch(
+        adapter_checkpoints.add_adapter(quantized, tmp_path / "beside", "r4"), tmp_path / "engine", tolerance
     )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "phi3"])
-def test_biases_and_stacked_projections_are_no_obstacle(family: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_adapter_with_biases_and_fused_projections_matches_torch(family: str, tiny_model: Path, tmp_path: Path) -> None:
     for folder in ("source", "in"):
         (tmp_path / folder).mkdir()
     source = import_checkpoint(random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "source"), tmp_path / "in")
-    assert_computes_as_torch(adapter_checkpoints.add_adapter(source, tmp_path / "beside", "r4"), tmp_path / "engine")
+    assert_matches_torch(adapter_checkpoints.add_adapter(source, tmp_path / "beside", "r4"), tmp_path / "engine")
 
 
-def test_keys_and_values_may_be_stored_in_8_bits_as_well(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_adapter_works_with_int8_kv_cache(checkpoint: Checkpoint, tmp_path: Path) -> None:
     beside = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "beside", "r4")
-    rounded = applied(KvCache(windows=4, window_tokens=64), beside, tmp_path / "rounded")
-    assert adapters.read(rounded.directory, "r4").keys() == adapters.read(beside.directory, "r4").keys()
-    assert_computes_as_torch(rounded, tmp_path / "engine", 0.1)
+    quantized = apply(KvCache(windows=4, window_tokens=64), beside, tmp_path / "quantized")
+    assert adapters.read(quantized.directory, "r4").keys() == adapters.read(beside.directory, "r4").keys()
+    assert_matches_torch(quantized, tmp_path / "engine", 0.1)
 
 
-def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_adapter_is_engine_file_and_lint_finding(checkpoint: Checkpoint, tmp_path: Path) -> None:
     engine = build(
         adapter_checkpoints.add_adapter(checkpoint, tmp_path / "beside", "r4", targets=("o_proj",)), tmp_path / "engine"
     )
@@ -123,25 +121,25 @@ def test_adapters_are_files_of_the_engine_and_told_by_the_lint(checkpoint: Check
     assert 0 <= added - engine.spec.adapter_bytes("r4") < 2000
 
 
-def test_an_update_for_which_the_graph_has_no_place_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_update_without_graph_input_is_rejected(checkpoint: Checkpoint, tmp_path: Path) -> None:
     engine = build(checkpoint, tmp_path / "engine")
     update = LowRankUpdate(down=torch.zeros(2, 64), up=torch.zeros(64, 2))
     with pytest.raises(BuildError, match=r"no input .* for adapter 'lost'"):
         export({"lost": {"/model/layers.0/attn/o_proj/MatMul": update}}, engine.directory)
 
 
-def test_a_whole_recipe_is_measured_with_its_adapter_and_generates_with_it(
+def test_adapter_recipe_runs_end_to_end(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = ["model=local", f"model.path={tiny_model}", "recipe=int4_adapter", "step.lora.rank=4"]
     recipe += ["step.lora.tokens=4096", "step.lora.learning_rate=0.02", "measure.prompt_lengths=[16]"]
-    quick = ["measure.max_windows=2", "measure.window_tokens=64", "target.context_length=96"]
-    off = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]
+    fast = ["measure.max_windows=2", "measure.window_tokens=64", "target.context_length=96"]
+    disabled = [f"measure.probes.{name}=null" for name in ("energy", "latency", "memory")]
 
-    assert main(["run", *recipe, *quick, *off, "--json"]) == 0
+    assert main(["run", *recipe, *fast, *disabled, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     metrics = {m["metric"]: m["value"] for m in document["measurements"]}
-    assert metrics["quality/perplexity_ratio"] < 0.95, "that of the base is above 1"
+    assert metrics["quality/perplexity_ratio"] < 0.95, "the base model's ratio is above 1"
     engine = document["engine"]["directory"]
     assert main(["generate", engine, "--prompt", "def", "--adapter", "default", "--json"]) == 0

@@ -1,4 +1,4 @@
-"""What the builder of fused engines is told, and what it leaves behind in the process that builds one."""
+"""Test the builder of genai engines: fused MLPs, logging and the stamped revision."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ assert logging.getLogger().level == logging.WARNING and logging.getLogger().hand
 """
 
 
-def test_a_program_that_builds_an_engine_keeps_its_own_logging(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The builder imports a library that makes the root logger tell everything on stderr."""
+def test_build_keeps_logging_of_process(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The builder imports a library that configures the root logger to write everything to stderr."""
     (tmp_path / "engine").mkdir()
     command = [sys.executable, "-c", BUILD, str(checkpoint.directory), str(tmp_path / "engine")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_program_that_builds_an_engine_keeps_its_own_logging(checkpoint: Check
     ],
     ids=["fp32", "pruned", "int4", "int8 with biases", "dynamic int8", "static int8"],
 )
-def test_gate_and_up_in_one_product_compute_the_same(checkpoint: Checkpoint, tmp_path: Path, step: Step | None) -> None:
+def test_fused_gate_and_up_compute_the_same(checkpoint: Checkpoint, tmp_path: Path, step: Step | None) -> None:
     model = checkpoint if step is None else apply_step(step, checkpoint, tmp_path / "checkpoint")
     products, logits = [], []
     for fused in (False, True):
@@ -66,7 +66,7 @@ def test_gate_and_up_in_one_product_compute_the_same(checkpoint: Checkpoint, tmp
     assert np.abs(logits[0] - logits[1]).max() < 1e-5 * np.abs(logits[0]).max()
 
 
-def test_gate_and_up_that_adapters_update_stay_apart(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_gate_up_fusion_rejects_adapters(checkpoint: Checkpoint, tmp_path: Path) -> None:
     updated = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r8")
     with pytest.raises(ConfigError, match=r"runtime\.gate_up_fused: .*merge=true"):
         Genai(gate_up_fused=True).check(updated.spec)
