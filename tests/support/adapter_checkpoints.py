@@ -1,4 +1,4 @@
-"""Checkpoints with invented adapters, and the same adapters merged into the weights."""
+"""Build checkpoints with random adapters, and the same adapters merged into the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeopt.core.model_spec import Adapter
 def add_adapter(
     checkpoint: Checkpoint, directory: Path, adapter: str, targets: Sequence[str] = PROJECTION_NAMES
 ) -> Checkpoint:
-    """The checkpoint with one more adapter, named after its rank (`r4`), of random updates that are not small."""
+    """Return the checkpoint with one more adapter of large random updates, named after its rank (`r4`)."""
     import torch
 
     directory.mkdir()
@@ -35,7 +35,7 @@ def add_adapter(
 
 
 def merge_adapter(checkpoint: Checkpoint, directory: Path, adapter: str) -> Checkpoint:
-    """A float checkpoint whose weights hold one of the adapters of `checkpoint`, and that has none itself."""
+    """Return a float checkpoint with one adapter of `checkpoint` merged and no separate adapters."""
     directory.mkdir()
     network, spec = modeling.load(checkpoint), replace(checkpoint.spec.in_fp32, adapters={})
     for name, update in adapters.read(checkpoint.directory, adapter).items():

@@ -91,7 +91,7 @@ def test_adapter_on_quantized_base_matches_torch(
 ) -> None:
     quantized = apply(step, checkpoint, tmp_path / "quantized")
     assert_matches_torch(
-        adapter_checkpoints.add_adapter(quantized, tmp_path / "beside", "r4"), tmp_path / "engine", tolerance
+        adapter_checkpoints.add_adapter(quantized, tmp_path / "adapted", "r4"), tmp_path / "engine", tolerance
     )
 
 
@@ -100,19 +100,19 @@ def test_adapter_with_biases_and_fused_projections_matches_torch(family: str, ti
     for folder in ("source", "in"):
         (tmp_path / folder).mkdir()
     source = import_checkpoint(random_checkpoint(*FAMILIES[family], tiny_model, tmp_path / "source"), tmp_path / "in")
-    assert_matches_torch(adapter_checkpoints.add_adapter(source, tmp_path / "beside", "r4"), tmp_path / "engine")
+    assert_matches_torch(adapter_checkpoints.add_adapter(source, tmp_path / "adapted", "r4"), tmp_path / "engine")
 
 
 def test_adapter_works_with_int8_kv_cache(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    beside = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "beside", "r4")
-    quantized = apply(KvCache(windows=4, window_tokens=64), beside, tmp_path / "quantized")
-    assert adapters.read(quantized.directory, "r4").keys() == adapters.read(beside.directory, "r4").keys()
+    adapted = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r4")
+    quantized = apply(KvCache(windows=4, window_tokens=64), adapted, tmp_path / "quantized")
+    assert adapters.read(quantized.directory, "r4").keys() == adapters.read(adapted.directory, "r4").keys()
     assert_matches_torch(quantized, tmp_path / "engine", 0.1)
 
 
 def test_adapter_is_engine_file_and_lint_finding(checkpoint: Checkpoint, tmp_path: Path) -> None:
     engine = build(
-        adapter_checkpoints.add_adapter(checkpoint, tmp_path / "beside", "r4", targets=("o_proj",)), tmp_path / "engine"
+        adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r4", targets=("o_proj",)), tmp_path / "engine"
     )
     assert "adapters/r4.onnx_adapter" in {record.path for record in engine.files}
     (finding,) = Genai().lint(engine)
