@@ -133,7 +133,7 @@ def test_empty_prompt_chunk_is_rejected(runtime) -> None:
 
 def test_prompt_lookup_rejects_lossy_kv_cache() -> None:
     for lossy in ({"kv_window": 64}, {"keys_values": "int8"}, {"keys_values": "int4"}):
-        with pytest.raises(ConfigError, match="prompt_lookup: guesses that were wrong are taken back"):
+        with pytest.raises(ConfigError, match="`prompt_lookup` requires a lossless cache"):
             PortableOnnx(prompt_lookup=4, **lossy)
     with pytest.raises(ConfigError, match=r"`prompt_lookup` must be between 0 and 3, got 4"):
         LlamaCpp(prompt_tokens=4, prompt_lookup=4)

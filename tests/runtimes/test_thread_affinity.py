@@ -157,5 +157,5 @@ def test_invalid_processor_list_is_rejected(runtime: Genai, affinity: str | int)
 
 
 def test_ray_processes_reject_affinity() -> None:
-    with pytest.raises(ConfigError, match="affinity: processes may lie on hosts whose processors are others"):
+    with pytest.raises(ConfigError, match="`affinity` requires a single process"):
         PortableOnnx(shards=2, processes=2, affinity="0,1")

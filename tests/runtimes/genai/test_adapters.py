@@ -112,7 +112,8 @@ def test_adapter_works_with_int8_kv_cache(checkpoint: Checkpoint, tmp_path: Path
 
 def test_adapter_is_engine_file_and_lint_finding(checkpoint: Checkpoint, tmp_path: Path) -> None:
     engine = build(
-        adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r4", targets=("o_proj",)), tmp_path / "engine"
+        adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r4", targets=("o_proj",)),
+        tmp_path / "engine",
     )
     assert "adapters/r4.onnx_adapter" in {record.path for record in engine.files}
     (finding,) = Genai().lint(engine)
