@@ -178,7 +178,7 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "config that is no sweep": (["--config-name", "config"], ["search: nothing is configured"]),
     "misspelt direction": (
         ["search.objectives={latency/decode_p50_ms: minimise}"],
-        ["search.objectives.latency/decode_p50_ms: 'minimise'", "minimize or maximize"],
+        ["search.objectives.latency/decode_p50_ms: ", "minimize or maximize, got 'minimise'"],
     ),
     "unknown metric in objectives": (
         ["++search.objectives={quality/perplexty: minimize}"],
@@ -190,16 +190,16 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no objective left": (
         ["search.objectives={quality/perplexity: null, latency/decode_p50_ms: null, size/engine_mib: null}"],
-        ["search.objectives: there is no objective"],
+        ["search.objectives: `objectives` must set the direction of at least one metric"],
     ),
     "unknown metric in limits": (["limits.size.engine_mbi=3 MiB"], ["'size/engine_mbi'", "size/engine_mib"]),
     "limit without unit": (["limits.size.engine_mib=3"], ["limits.size.engine_mib: 3 has no unit"]),
-    "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: 'int3' for recipe"]),
+    "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: ", "got 'int3' for recipe"]),
     "enqueued without a parameter": (["search.enqueue=[{recipe: int4}]"], ["search.enqueue: ", "block_size"]),
     "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: 3 is not a mapping"]),
     "unknown sampler": (["search.sampler=tpee"], ["search.sampler: 'tpee'", "tpe, nsga2, gp, random"]),
-    "no trials": (["search.trials=0"], ["search.trials: 0"]),
-    "study with a slash": (["search.study=a/b"], ["search.study: 'a/b'"]),
+    "no trials": (["search.trials=0"], ["search.trials: `trials` must be at least 1, got 0"]),
+    "study with a slash": (["search.study=a/b"], ["search.study: `study` must be a name without slashes, got 'a/b'"]),
     "parameter that is no range": (["search.parameters.recipe=3"], ["search.parameters.recipe: 3"]),
     "unknown policy": (["promote=nope", "model=local", "model.path={tiny}"], ["nope.yaml", "default.yaml"]),
     "parameter that sets nothing": (

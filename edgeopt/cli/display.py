@@ -22,7 +22,7 @@ REPORTER = terminal.TerminalReporter()
 
 def status(document: Document) -> None:
     """`edgeopt status` for people."""
-    trials = ", ".join(f"{count} {state}" for state, count in document["trials"].items()) or "none yet"
+    trials = ", ".join(f"{count} {outcome}" for outcome, count in document["outcomes"].items()) or "none yet"
     out.print(f"study {document['study']}: {document['over'] or 'goes on'}")
     out.print(f"trials: {trials}; budget {document['budget']}; {document['attempts_lost']} attempts were lost")
     if document["unrecorded"]:

@@ -39,7 +39,7 @@ from edgeopt.runtimes.torch_eager import Torch
 from edgeopt.search.expected_error import expected_error
 from edgeopt.search.prediction import Prediction
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.space.space import overrides
+from edgeopt.search.space.search_space import to_overrides
 from edgeopt.search.storage.database import file_url
 
 _held = ExitStack()
@@ -110,7 +110,7 @@ class Request:
     config_dir: Path | None = None
 
     def compose(self, params: Params | None = None) -> Config:
-        return _composer(self).compose(params or {}, overrides)
+        return _composer(self).compose(params or {}, to_overrides)
 
 
 @cache
@@ -202,7 +202,7 @@ def cache_folder(state: Path) -> Path:
 
 def blank(request: Request, params: Params) -> TrialResult:
     """A result without figures: what was to be tried, for whom, on which machine."""
-    recipe = {"text": " ".join(overrides(params)), "digest": ""}
+    recipe = {"text": " ".join(to_overrides(params)), "digest": ""}
     return TrialResult(recipe=recipe, target=_target_name(request), device=to_config(this_machine()), emulated=False)
 
 

@@ -16,13 +16,13 @@ from edgeopt.core.target import Limit
 from edgeopt.core.trial_context import trial_environment
 from edgeopt.errors import ConfigError, InfeasibleError
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.snapshot import snapshot
+from edgeopt.search.snapshot import take_snapshot
 from edgeopt.search.space.definition import Search
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.space.space import overrides
+from edgeopt.search.space.search_space import to_overrides
 from edgeopt.search.storage.database import file_url
-from edgeopt.search.storage.trial import Row
-from edgeopt.search.storage.trial_store import Ledger
+from edgeopt.search.storage.trial import Trial
+from edgeopt.search.storage.trial_storage import TrialStorage
 from edgeopt.search.study import Study
 from edgeopt.search.workers import loop
 
@@ -75,8 +75,8 @@ class Sweep:
 
     def study(self) -> Study:
         """Return the study in its trial storage."""
-        ledger = Ledger(self.url, self.search.study)
-        return Study(ledger=ledger, search=self.search, objectives=self.objectives, limits=self.limits)
+        storage = TrialStorage(self.url, self.search.study)
+        return Study(storage=storage, search=self.search, objectives=self.objectives, limits=self.limits)
 
     def worker(self, task: Callable[[Any], Any], hydra_context: Any, config: Any) -> Worker:
         """Return a worker that evaluates trials with the application's task function."""
@@ -87,7 +87,7 @@ class Sweep:
 
         Raises InfeasibleError if no trial satisfies every limit.
         """
-        study = snapshot(self.study(), {})
+        study = take_snapshot(self.study(), {})
         if not study.front:
             raise InfeasibleError(
                 "no trial satisfies every limit",
@@ -111,7 +111,11 @@ class Worker:
         """Evaluate trials and return their numbers."""
         trials = _TrialJobs(self)
         study = self.sweep.study()
-        loop.run(loop.Sweep(study=study, evaluator=trials, log=_NoTracking(), watcher=trials, blank=_empty_result))
+        loop.run_worker(
+            loop.WorkerContext(
+                study=study, evaluator=trials, log=_NoTracking(), watcher=trials, empty_result=_empty_result
+            )
+        )
         return trials.numbers
 
 
@@ -123,15 +127,15 @@ class _TrialJobs:
         self._current_number = -1
         self.numbers: list[int] = []
 
-    def started(self, row: Row) -> None:
-        self._current_number = row.number
+    def started(self, trial: Trial) -> None:
+        self._current_number = trial.number
 
     def progress(self, line: str) -> None: ...
 
-    def finished(self, row: Row, result: TrialResult) -> None:
-        self.numbers.append(row.number)
+    def finished(self, trial: Trial, result: TrialResult) -> None:
+        self.numbers.append(trial.number)
 
-    def told(self, line: str) -> None:
+    def message(self, line: str) -> None:
         logging.getLogger(__name__).warning(line)
 
     def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
@@ -140,12 +144,12 @@ class _TrialJobs:
         from omegaconf import open_dict
 
         sweep, context = self._worker.sweep, self._worker.hydra_context
-        job_overrides = [*sweep.fixed_overrides, *overrides(params)]
+        job_overrides = [*sweep.fixed_overrides, *to_overrides(params)]
         config = context.config_loader.load_sweep_config(copy.deepcopy(self._worker.config), job_overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = self._current_number
         try:
-            with trial_environment(sweep.search.study, self._current_number, " ".join(overrides(params))):
+            with trial_environment(sweep.search.study, self._current_number, " ".join(to_overrides(params))):
                 return_value = run_job(
                     hydra_context=context,
                     task_function=self._worker.task,
@@ -193,13 +197,13 @@ def _parse_metrics(return_value: Any, metrics: Sequence[str]) -> dict[str, float
 class _NoTracking:
     """A tracking log that records nothing: the trial storage and the application's own logs hold everything."""
 
-    def begin(self, row: Row) -> str:
+    def begin(self, trial: Trial) -> str:
         return ""
 
-    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
+    def record(self, trial: Trial, result: TrialResult, front: Collection[int]) -> str:
         return ""
 
-    def kill(self, number: int, attempt: int, why: str) -> None: ...
+    def kill(self, number: int, attempt: int, reason: str) -> None: ...
 
     def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None: ...
 
@@ -210,7 +214,7 @@ class _NoTracking:
 
 
 def _empty_result(params: Params) -> TrialResult:
-    return TrialResult(recipe={"text": " ".join(overrides(params))}, target="hydra", device=DEVICE, emulated=False)
+    return TrialResult(recipe={"text": " ".join(to_overrides(params))}, target="hydra", device=DEVICE, emulated=False)
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How much a recipe is expected to change what a model predicts, by arithmetic before any work."""
+"""Estimate by arithmetic the share of the weights' energy that a recipe loses."""
 
 from __future__ import annotations
 
@@ -10,35 +10,41 @@ from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import ErrorReducing, Step
 
 
-def expected_error(steps: Sequence[Step], planned: Sequence[ModelSpec]) -> float:
-    """The share of the weights' energy that is expected to be lost; `planned` are the specs before and after each step.
+def expected_error(steps: Sequence[Step], specs: Sequence[ModelSpec]) -> float:
+    """Return the expected share of the weights' energy that the steps lose.
 
-    A step that knows of a way to lose less, or to make good what was lost before it, says which share remains. All of
-    it is rough: it orders recipes until trials tell better.
+    A step that implements `ErrorReducing` scales its own error, or the error of earlier steps if it adds none. The
+    estimate is rough: it orders recipes until trials provide better information.
+
+    Args:
+        steps: steps of the recipe.
+        specs: planned models before the first step and after each step.
     """
-    lost = 0.0
-    for step, (before, after) in zip(steps, pairwise(planned), strict=True):
+    error = 0.0
+    for step, (before, after) in zip(steps, pairwise(specs), strict=True):
         remaining_error = step.remaining_error if isinstance(step, ErrorReducing) else 1.0
-        done = added(before, after)
-        lost = lost + remaining_error * done if done else remaining_error * lost
-    return lost
+        added = added_error(before, after)
+        error = error + remaining_error * added if added else remaining_error * error
+    return error
 
 
-def added(before: ModelSpec, after: ModelSpec) -> float:
-    """What the plainest way from one model to the other loses: removing what matters least, rounding to nearest.
+def added_error(before: ModelSpec, after: ModelSpec) -> float:
+    """Return the share of energy lost between two models with pruning by importance and round-to-nearest.
 
-    Of a matrix's importance, where that of its channels is distributed exponentially, the least share s holds
-    s + (1 - s) ln(1 - s). Rounding to b bits in blocks of B loses (2/3) ln(2B) 4^-b, the variance of a uniform error
-    over steps of 2/2^b of the largest of B normal weights, sqrt(2 ln 2B) standard deviations.
+    Pruning: with exponentially distributed channel importance, the least important share s of the channels holds
+    s + (1 - s) ln(1 - s) of the total importance.
+
+    Rounding to b bits in blocks of B weights loses (2/3) ln(2B) 4^-b. This is the variance of a uniform error in steps
+    of 2/2^b of the largest of B normal weights, which is sqrt(2 ln 2B) standard deviations.
     """
-    sizes = {name: math.prod(sides) for name, sides in before.matrices.items()}
-    left = {name: math.prod(sides) for name, sides in after.matrices.items()}
-    lost = sum(size * _least(1 - left.get(name, 0) / size) for name, size in sizes.items())
-    for name, grid in after.schemes.items():
+    sizes = {name: math.prod(shape) for name, shape in before.matrices.items()}
+    remaining = {name: math.prod(shape) for name, shape in after.matrices.items()}
+    lost = sum(size * _pruned_importance(1 - remaining.get(name, 0) / size) for name, size in sizes.items())
+    for name, scheme in after.schemes.items():
         if name not in before.schemes:
-            lost += left[name] * min(1.0, 2 / 3 * math.log(2 * grid.block_size) * 4.0**-grid.bits)
+            lost += remaining[name] * min(1.0, 2 / 3 * math.log(2 * scheme.block_size) * 4.0**-scheme.bits)
     return lost / sum(sizes.values())
 
 
-def _least(share: float) -> float:
+def _pruned_importance(share: float) -> float:
     return share + (1 - share) * math.log1p(-share) if 0 < share < 1 else max(0.0, share)

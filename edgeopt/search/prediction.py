@@ -1,4 +1,4 @@
-"""What arithmetic says of a recipe before anything is done for it."""
+"""Predict a recipe's result by arithmetic, before any work."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ from edgeopt.search.space.parameter import Params
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What is known of a recipe by arithmetic.
+    """Prediction for one recipe.
 
     Attributes:
-        result: without figures, but with the predictions; failed where the recipe cannot be planned.
-        damage: share of the weights' energy that is expected to be lost.
-        baseline: what is predicted of the uncompressed model, by metric.
+        result: result with predictions and without measurements; failed if the recipe cannot be planned.
+        expected_error: expected share of the weights' energy that the recipe loses.
+        baseline: predicted values of the uncompressed model, by metric.
     """
 
     result: TrialResult
     expected_error: float = 0.0
     baseline: Mapping[str, float] = field(default_factory=dict)
 
-    def refused(self, limits: Sequence[Limit], bounds: Mapping[str, float]) -> TrialResult | None:
-        """The result of a recipe that cannot be planned, or that breaks a limit even at best; else None.
+    def refused_result(self, limits: Sequence[Limit], bounds: Mapping[str, float]) -> TrialResult | None:
+        """Return the result of a recipe that cannot satisfy the limits or cannot be planned; None for any other.
 
-        `bounds` are the limits, in their metrics' units, that were found to hold relative to the baseline.
+        Args:
+            limits: limits of the study.
+            bounds: bounds of limits in the unit of their metric, for limits relative to a measured baseline.
         """
         if self.result.failure is not None:
             return self.result
-        known = [replace(x, absolute=bounds[x.metric]) if x.metric in bounds else x for x in limits]
-        verdicts = early_stop_verdicts(self.result.predictions, known, {})
+        absolute_limits = [replace(x, absolute=bounds[x.metric]) if x.metric in bounds else x for x in limits]
+        verdicts = early_stop_verdicts(self.result.predictions, absolute_limits, {})
         return replace(self.result, verdicts=verdicts, refused=PREDICTION) if verdicts else None
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
+        """Return predicted values by metric."""
         return {m.metric: m.value for m in self.result.predictions}
 
 
-Foresee = Callable[[Params], Prediction]
+PredictTrial = Callable[[Params], Prediction]
+"""Function that predicts the result of a recipe in milliseconds."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeopt.core.study_snapshot import LimitSnapshot, ObjectiveSnapshot, StudySnapshot, TrialSnapshot
-from edgeopt.search.pareto.ranking import bounds
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import Row
+from edgeopt.search.pareto.ranking import limit_bounds
+from edgeopt.search.storage.trial import Trial
+from edgeopt.search.storage.trial_summary import TrialSummary
 from edgeopt.search.study import Study
 
 
-def snapshot(study: Study, units: Mapping[str, str]) -> StudySnapshot:
+def take_snapshot(study: Study, units: Mapping[str, str]) -> StudySnapshot:
     """Return the study as it is now.
 
     Args:
         units: unit of each metric.
     """
-    rows, ranks = study.rows(), study.ranks()
-    known = bounds(rows)
+    trials, ranks = study.trials(), study.ranks()
+    bounds = limit_bounds(trials)
     return StudySnapshot(
         study=study.name,
         objectives=tuple(
@@ -26,29 +26,29 @@ def snapshot(study: Study, units: Mapping[str, str]) -> StudySnapshot:
             for o in study.objectives
         ),
         limits=tuple(
-            LimitSnapshot(metric=x.metric, text=str(x), bound=known.get(x.metric, x.absolute), unit=x.unit)
+            LimitSnapshot(metric=x.metric, text=str(x), bound=bounds.get(x.metric, x.absolute), unit=x.unit)
             for x in study.limits
         ),
-        trials=tuple(trial_snapshot(row, ranks.get(row.number)) for row in rows),
+        trials=tuple(snapshot_trial(trial, ranks.get(trial.number)) for trial in trials),
     )
 
 
-def trial_snapshot(row: Row, rank: int | None) -> TrialSnapshot:
+def snapshot_trial(trial: Trial, rank: int | None) -> TrialSnapshot:
     """Return one trial with its Pareto rank."""
-    summary = row.summary or Summary()
+    summary = trial.summary or TrialSummary()
     return TrialSnapshot(
-        number=row.number,
-        state=row.state,
+        number=trial.number,
+        state=trial.state,
         feasible=summary.feasible,
         pareto_rank=rank,
-        origin=row.origin,
-        params=dict(row.params),
+        origin=trial.origin,
+        params=dict(trial.params),
         metrics=dict(summary.metrics),
         intervals=dict(summary.intervals),
         baseline=dict(summary.baseline),
         predicted=dict(summary.predicted),
-        excess={metric: held.excess for metric, held in summary.verdicts.items()},
+        excess={metric: verdict.excess for metric, verdict in summary.verdicts.items()},
         rung=summary.refused,
-        run_id=row.run_id or None,
+        run_id=trial.run_id or None,
         failure=summary.failure,
     )

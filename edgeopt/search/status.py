@@ -1,4 +1,4 @@
-"""How a study goes, in plain data: who works, what was spent and saved, how the front grows, when it may end."""
+"""Summarize the progress of a study: workers, trials, time spent and saved, and growth of the front."""
 
 from __future__ import annotations
 
@@ -6,95 +6,110 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from edgeopt.search.pareto.ranking import EVALUATED, spent_j, spent_s
-from edgeopt.search.storage.trial import DONE, Row
+from edgeopt.core.study_snapshot import OUTCOMES
+from edgeopt.search.pareto.ranking import total_spent_j, total_spent_s
+from edgeopt.search.snapshot import snapshot_trial
+from edgeopt.search.storage.trial import ENDED_STATES, EVALUATED_STATES, Trial
 from edgeopt.search.study import Study
 
 
-def status(study: Study) -> dict[str, Any]:
-    """The document of `edgeopt status`. Seconds and joules are those of all trials together, whoever evaluated them."""
-    rows, members, standing = study.rows(), study.ledger.members(), study.standing
-    at_work = {row.worker: row for row in rows if row.state == "running"}
-    evaluated = [row for row in rows if row.state in EVALUATED]
-    over, front = study.over(), standing.front(rows)
+def collect_status(study: Study) -> dict[str, Any]:
+    """Return the document of `edgeopt status`.
+
+    Seconds and joules are totals over all trials and workers. `trials` counts trials by state, `outcomes` by the words
+    of `OUTCOMES`.
+    """
+    trials, workers, ranking = study.trials(), study.storage.active_workers(), study.ranking
+    running = {trial.worker: trial.number for trial in trials if trial.state == "running"}
+    evaluated = [trial for trial in trials if trial.state in EVALUATED_STATES]
+    stop_reason, front = study.stop_reason(), ranking.front(trials)
     return {
         "study": study.name,
-        "over": over,
-        "workers": [
-            {"worker": m.worker, "role": m.role, "trial": at_work[m.worker].number if m.worker in at_work else None}
-            for m in members
-        ],
-        "trials": dict(Counter(row.state for row in rows)),
+        "over": stop_reason,
+        "workers": [{"worker": w.worker, "role": w.role, "trial": running.get(w.worker)} for w in workers],
+        "trials": dict(Counter(trial.state for trial in trials)),
+        "outcomes": _count_outcomes(study, trials),
         "unrecorded": len(study.unrecorded()),
         "budget": study.search.trials,
-        "feasible": _feasible(rows),
+        "feasible": _count_feasible(trials),
         "front": len(front),
-        "rungs": dict(Counter(row.summary.refused for row in rows if row.summary is not None and row.summary.refused)),
-        "broken_limits": _broken(rows),
-        "attempts_lost": _lost(rows),
-        "spent_s": spent_s(rows),
-        "spent_j": spent_j(rows),
-        "saved_s": _saved(rows),
-        "hypervolume": standing.volume(rows, front),
-        "left_s": None if over else _left_s(study, evaluated, max(1, len(members))),
+        "rungs": dict(Counter(t.summary.refused for t in trials if t.summary is not None and t.summary.refused)),
+        "broken_limits": _count_exceeded_limits(trials),
+        "attempts_lost": _count_lost_attempts(trials),
+        "spent_s": total_spent_s(trials),
+        "spent_j": total_spent_j(trials),
+        "saved_s": _saved_s(trials),
+        "hypervolume": ranking.hypervolume(trials, front),
+        "left_s": None if stop_reason else _remaining_s(study, evaluated, max(1, len(workers))),
     }
 
 
-def progress(study: Study, last: Row) -> tuple[dict[str, float], int]:
-    """Where the study stood when `last` ended: numbers by name, and how many trials were over by then.
+def progress_metrics(study: Study, last: Trial) -> tuple[dict[str, float], int]:
+    """Return metrics of the study at the end of the trial `last`, and the number of trials ended by then.
 
-    What comes later changes nothing of it, so that it can be told at any time.
+    Later trials do not change the metrics, so they can be logged at any time.
     """
-    rows = [row for row in study.rows() if row.state in DONE and _end(row) <= _end(last)]
-    front = study.standing.front(rows)
-    found = {f"trials/{state}": float(count) for state, count in Counter(row.state for row in rows).items()}
-    found |= {
-        "progress/feasible": float(_feasible(rows)),
+    trials = [trial for trial in study.trials() if trial.state in ENDED_STATES and _end(trial) <= _end(last)]
+    front = study.ranking.front(trials)
+    states = Counter(trial.state for trial in trials)
+    metrics = {f"trials/{state}": float(count) for state, count in states.items()}
+    metrics |= {
+        "progress/feasible": float(_count_feasible(trials)),
         "progress/front": float(len(front)),
-        "progress/hypervolume": study.standing.volume(rows, front),
-        "progress/attempts_lost": float(_lost(rows)),
-        "spent/trials_s": spent_s(rows),
-        "spent/trials_j": spent_j(rows),
+        "progress/hypervolume": study.ranking.hypervolume(trials, front),
+        "progress/attempts_lost": float(_count_lost_attempts(trials)),
+        "spent/trials_s": total_spent_s(trials),
+        "spent/trials_j": total_spent_j(trials),
     }
-    return found | {f"saved/{by}_s": seconds for by, seconds in _saved(rows).items()}, len(rows)
+    metrics |= {f"saved/{source}_s": seconds for source, seconds in _saved_s(trials).items()}
+    return metrics, len(trials)
 
 
-def _end(row: Row) -> tuple[float, int]:
-    return row.ended_s or 0.0, row.number
+def _end(trial: Trial) -> tuple[float, int]:
+    return trial.ended_s or 0.0, trial.number
 
 
-def _feasible(rows: list[Row]) -> int:
-    return sum(1 for row in rows if row.summary is not None and row.summary.feasible)
+def _count_outcomes(study: Study, trials: list[Trial]) -> dict[str, int]:
+    """Return the number of trials by outcome, in the order and words of `OUTCOMES`."""
+    ranks = study.ranking.ranks(trials)
+    counts = Counter(snapshot_trial(trial, ranks.get(trial.number)).outcome for trial in trials)
+    return {words: counts[outcome] for outcome, words in OUTCOMES.items() if counts[outcome]}
 
 
-def _lost(rows: list[Row]) -> int:
-    """Attempts that came to nothing."""
-    return sum(row.attempt - 1 for row in rows)
+def _count_feasible(trials: list[Trial]) -> int:
+    return sum(1 for trial in trials if trial.summary is not None and trial.summary.feasible)
 
 
-def _broken(rows: list[Row]) -> dict[str, int]:
-    """How many trials break each limit, by what was measured or predicted."""
-    held = [(metric, h) for row in rows if row.summary is not None for metric, h in row.summary.verdicts.items()]
-    return dict(Counter(metric for metric, h in held if not h.satisfied and h.excess is not None and h.excess > 0))
+def _count_lost_attempts(trials: list[Trial]) -> int:
+    return sum(trial.attempt - 1 for trial in trials)
 
 
-def _saved(rows: list[Row]) -> dict[str, float]:
-    """Seconds that were not spent: by refusals and by stopping early, as long trials take else, and by the cache."""
-    summaries = [row.summary for row in rows if row.summary is not None]
-    whole = [s.spent_s + sum(s.saved_s.values()) for s in summaries if s.metrics and not s.refused and not s.failure]
-    usual = statistics.median(whole) if whole else 0.0
-    refused = sum(1 for row in rows if row.state == "refused")
-    stopped = [row.summary for row in rows if row.state == "stopped" and row.summary is not None]
+def _count_exceeded_limits(trials: list[Trial]) -> dict[str, int]:
+    """Return the number of trials that exceed each limit, by measurement or prediction."""
+    verdicts = [item for trial in trials if trial.summary is not None for item in trial.summary.verdicts.items()]
+    return dict(Counter(metric for metric, v in verdicts if not v.satisfied and v.excess is not None and v.excess > 0))
+
+
+def _saved_s(trials: list[Trial]) -> dict[str, float]:
+    """Return the seconds saved by prediction, by early stopping and by the cache.
+
+    The savings of refused and stopped trials are relative to the median time of a completely evaluated trial.
+    """
+    summaries = [trial.summary for trial in trials if trial.summary is not None]
+    complete = [s.spent_s + sum(s.saved_s.values()) for s in summaries if s.metrics and not s.refused and not s.failure]
+    median_s = statistics.median(complete) if complete else 0.0
+    refused = sum(1 for trial in trials if trial.state == "refused")
+    stopped = [trial.summary for trial in trials if trial.state == "stopped" and trial.summary is not None]
     return {
-        "prediction": refused * usual,
-        "rungs": sum(max(0.0, usual - s.spent_s - sum(s.saved_s.values())) for s in stopped),
+        "prediction": refused * median_s,
+        "rungs": sum(max(0.0, median_s - s.spent_s - sum(s.saved_s.values())) for s in stopped),
         "cache": sum(sum(s.saved_s.values()) for s in summaries),
     }
 
 
-def _left_s(study: Study, evaluated: list[Row], workers: int) -> float | None:
-    """Seconds until the budget of trials is spent, if they go on as they went; None before the first."""
-    spent = [row.summary.spent_s for row in evaluated if row.summary is not None]
+def _remaining_s(study: Study, evaluated: list[Trial], workers: int) -> float | None:
+    """Return the predicted seconds until the budget of trials is used up; None before the first trial ends."""
+    spent = [trial.summary.spent_s for trial in evaluated if trial.summary is not None]
     if not spent:
         return None
     return max(0, study.search.trials - len(evaluated)) * statistics.mean(spent) / workers

@@ -1,4 +1,4 @@
-"""A study: its trials, what to try next, and when it is over."""
+"""Run a study: hand out trials to workers, store their results and decide when the search ends."""
 
 from __future__ import annotations
 
@@ -8,202 +8,221 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeopt.core.result import PREDICTION, TrialResult
+from edgeopt.core.study_snapshot import TrialState
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.pareto.hypervolume import without_growth
-from edgeopt.search.pareto.ranking import EVALUATED, Ranking, begun, spent_j, spent_s
-from edgeopt.search.prediction import Foresee
-from edgeopt.search.samplers.proposals import Proposal, Proposals
+from edgeopt.search.pareto.hypervolume import trials_without_growth
+from edgeopt.search.pareto.ranking import Ranking, count_started, total_spent_j, total_spent_s
+from edgeopt.search.prediction import PredictTrial
+from edgeopt.search.samplers.proposer import Proposal, Proposer
 from edgeopt.search.space.definition import Search
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import DONE, Row, State
-from edgeopt.search.storage.trial_store import Ledger, Member
+from edgeopt.search.storage.trial import ENDED_STATES, EVALUATED_STATES, Trial
+from edgeopt.search.storage.trial_storage import TrialStorage
+from edgeopt.search.storage.trial_summary import TrialSummary
+from edgeopt.search.storage.worker_record import WorkerRecord
 
-REFUSALS = 200
-"""Recipes in a row that the estimate refuses, after which a search gives up."""
-ATTEMPTS = 5
-"""How often a trial is begun whose worker dies, before it is taken to be the cause."""
+MAX_CONSECUTIVE_REFUSALS = 200
+"""Number of consecutive recipes refused by prediction after which no more are proposed."""
+MAX_ATTEMPTS = 5
+"""Number of attempts after which a trial whose worker dies every time is recorded as failed."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Study:
-    """One search in a ledger, as one of its workers sees it.
+    """A search in a trial storage, from the view of one worker.
 
     Attributes:
-        foresee: what arithmetic says of a recipe; it costs milliseconds.
-        worker: under which name trials are taken.
-        standing: how the trials compare.
-        built: takes trials alone whose engine was built (True), or was not (False); None takes all.
+        predict_trial: predicts recipes in milliseconds; None disables predictions.
+        worker: name under which trials are claimed.
+        built: True to claim only trials whose engine is built, False to claim only those without; None for both.
+        ranking: comparison of the trials.
     """
 
-    ledger: Ledger
+    storage: TrialStorage
     search: Search
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
-    predict_trial: Foresee | None = None
+    predict_trial: PredictTrial | None = None
     worker: str = ""
     built: bool | None = None
-    _rows: dict[int, Row] = field(init=False, default_factory=dict, repr=False)
+    ranking: Ranking = field(init=False, repr=False)
+    _trials: dict[int, Trial] = field(init=False, default_factory=dict, repr=False)
     _revision: int = field(init=False, default=0)
-    standing: Ranking = field(init=False, repr=False)
-    _proposals: Proposals = field(init=False, repr=False)
+    _proposer: Proposer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.standing = Ranking(objectives=self.objectives, limits=self.limits)
-        self._proposals = Proposals(self.search, self.standing, self.predict_trial)
+        self.ranking = Ranking(objectives=self.objectives, limits=self.limits)
+        self._proposer = Proposer(self.search, self.ranking, self.predict_trial)
 
     @property
     def name(self) -> str:
+        """Return the name of the study."""
         return self.search.study
 
-    def open(self, sweep: Mapping[str, Any]) -> None:
-        """Begin the study or go on with it; ConfigError where it was begun with another definition.
+    def open(self, sweep_info: Mapping[str, Any]) -> None:
+        """Create the study, or continue it if it exists.
 
-        A new study gets the recipes of `search.enqueue` and the spread of the estimate to begin with.
+        A new study starts with the recipes of `search.enqueue` and an initial spread.
+
+        Args:
+            sweep_info: data from which another worker opens the study.
+
+        Raises:
+            ConfigError: the stored study has other objectives, limits or parameters.
         """
-        self.ledger.open(
+        self.storage.open(
             {
                 "objectives": [[o.metric, o.direction] for o in self.objectives],
                 "limits": sorted([limit.metric, str(limit)] for limit in self.limits),
                 "parameters": self.search.parameters,
             },
-            sweep,
+            sweep_info,
         )
-        known = [self.search.space.normal(params) for params in self.search.enqueue]
-        for params in known:
-            self.ledger.add(params, origin="enqueued")
-        if all(row.state == "waiting" for row in self.rows()):
-            for params in self._proposals.spread(known):
-                self.ledger.add(params, origin="spread")
+        enqueued = [self.search.space.normalize(params) for params in self.search.enqueue]
+        for params in enqueued:
+            self.storage.add(params, origin="enqueued")
+        if all(trial.state == "waiting" for trial in self.trials()):
+            for params in self._proposer.initial_recipes(enqueued):
+                self.storage.add(params, origin="spread")
 
-    # what is known
+    # state
 
-    def rows(self) -> list[Row]:
-        """All trials in order, as they are now."""
+    def trials(self) -> list[Trial]:
+        """Return all trials as they are now, by number."""
         self._sync()
-        return list(self._rows.values())
+        return list(self._trials.values())
 
-    def result(self, number: int) -> TrialResult:
-        return TrialResult.from_json(self.ledger.result(number))
+    def load_result(self, number: int) -> TrialResult:
+        """Return the complete result of an ended trial."""
+        return TrialResult.from_json(self.storage.load_result(number))
 
     def ranks(self) -> dict[int, int]:
-        """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
-        return self.standing.ranks(self.rows())
+        """Return the Pareto rank of every feasible trial with all objectives measured, by trial number."""
+        return self.ranking.ranks(self.trials())
 
-    def front(self) -> list[Row]:
-        """The feasible trials that no other dominates."""
-        return self.standing.front(self.rows())
+    def front(self) -> list[Trial]:
+        """Return the feasible trials that no other trial dominates."""
+        return self.ranking.front(self.trials())
 
-    def volumes(self) -> list[float]:
-        """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1."""
-        return self.standing.volumes(self.rows())
+    def hypervolume_history(self) -> list[float]:
+        """Return the hypervolume of the front after each evaluated trial, from 0 to 1, in the order of their ends."""
+        return self.ranking.hypervolume_history(self.trials())
 
-    def over(self) -> str:
-        """Why no further trial begins; empty while some may."""
-        search, rows = self.search, self.rows()
-        count = sum(1 for row in rows if row.state in EVALUATED)
-        if count >= search.trials:
-            return f"{count} trials were evaluated"
-        if search.time_s is not None and spent_s(rows) >= search.time_s:
-            return f"{search.time} were spent"
-        if search.energy_j is not None and spent_j(rows) >= search.energy_j:
-            return f"{search.energy} were spent"
-        if search.stagnation is not None and without_growth(self.standing.volumes(rows)) >= search.stagnation:
-            return f"the front has not grown for {search.stagnation} trials"
+    def stop_reason(self) -> str:
+        """Return the reason why no more trials start; empty while more may start."""
+        search, trials = self.search, self.trials()
+        evaluated = sum(1 for trial in trials if trial.state in EVALUATED_STATES)
+        if evaluated >= search.trials:
+            return f"budget of {search.trials} trials reached"
+        if search.time_s is not None and total_spent_s(trials) >= search.time_s:
+            return f"time budget of {search.time} spent"
+        if search.energy_j is not None and total_spent_j(trials) >= search.energy_j:
+            return f"energy budget of {search.energy} spent"
+        if search.stagnation is not None:
+            without_growth = trials_without_growth(self.ranking.hypervolume_history(trials))
+            if without_growth >= search.stagnation:
+                return f"no growth of the front for {search.stagnation} trials"
         return ""
 
-    # what is tried
-
-    def ask(self) -> Row | None:
-        """The next trial: running by this worker, or refused by the estimate; None where there is none now.
-
-        Trials that wait come first. A new one is proposed as long as the open ones leave room in the budget.
-        """
-        if self.over():
-            return None
-        if any(row.state == "waiting" for row in self._rows.values()):
-            waiting = self.ledger.claim(self.worker, built=self.built)
-            if waiting is not None:
-                return self._checked(waiting)
-        if self.built:
-            return None
-        return self._proposed()
-
-    def finish(self, row: Row, result: TrialResult) -> bool:
-        """Keep a result; whether the trial still belonged to this worker."""
-        return self.ledger.finish(row, state_of(result), Summary.of(result), result.to_json())
-
-    def reclaim(self, member: Member) -> list[Row]:
-        """Take over what a dead worker left; the trials that it had at work."""
-        return self.ledger.reclaim(member, new_owner=self.worker, attempts=ATTEMPTS, given_up=_given_up)
-
-    def unrecorded(self) -> list[Row]:
-        """Trials that are over and of which the tracking server does not know all."""
-        return [row for row in self.rows() if row.state in DONE and not row.recorded]
+    def unrecorded(self) -> list[Trial]:
+        """Return the ended trials that the tracking server does not have completely."""
+        return [trial for trial in self.trials() if trial.state in ENDED_STATES and not trial.recorded]
 
     def open_attempts(self) -> set[tuple[int, int]]:
-        """Number and attempt of the trials that are at work, or wait to be measured or recorded."""
-        at_work = [r for r in self.rows() if r.state == "running" or (r.state == "waiting" and r.built)]
-        return {(row.number, row.attempt) for row in (*at_work, *self.unrecorded())}
+        """Return number and attempt of the trials that run, wait to be measured, or wait to be recorded."""
+        open_trials = [t for t in self.trials() if t.state == "running" or (t.state == "waiting" and t.built)]
+        return {(trial.number, trial.attempt) for trial in (*open_trials, *self.unrecorded())}
 
-    def settled(self) -> bool:
-        """Whether nothing is left to do: no trial begins any more, and those that were begun are over and recorded."""
-        if self.unrecorded() or any(row.state == "running" for row in self._rows.values()):
+    def is_complete(self) -> bool:
+        """Return True if no trial runs, no more trials start, and all ended trials are recorded."""
+        if self.unrecorded() or any(trial.state == "running" for trial in self._trials.values()):
             return False
-        return bool(self.over()) or not any(row.state == "waiting" for row in self._rows.values())
+        return bool(self.stop_reason()) or not any(trial.state == "waiting" for trial in self._trials.values())
 
-    # inside
+    # trials
 
-    def _room(self) -> bool:
-        return begun(self._rows.values()) < self.search.trials and self._refusals() < REFUSALS
+    def ask(self) -> Trial | None:
+        """Return the next trial, claimed by this worker; None if there is none at the moment.
 
-    def _refusals(self) -> int:
-        """How many of the latest trials the estimate refused in a row."""
-        latest = itertools.takewhile(lambda row: row.state == "refused", reversed(self._rows.values()))
-        return sum(1 for _ in latest)
+        Waiting trials come first. Otherwise a new recipe is proposed if the budget allows one more. The trial is
+        running, or has ended already if its prediction violates a limit or its plan fails.
+        """
+        if self.stop_reason():
+            return None
+        if any(trial.state == "waiting" for trial in self._trials.values()):
+            waiting = self.storage.claim(self.worker, built=self.built)
+            if waiting is not None:
+                return self._refuse_if_predicted(waiting)
+        if self.built:
+            return None
+        return self._add_next()
 
-    def _proposed(self) -> Row | None:
-        """A new recipe, running or refused; None where every recipe was tried, or enough of them."""
-        worker_index = len(self.ledger.members())
-        while self._room() and (proposal := self._proposals.next(self.rows(), worker_index=worker_index)) is not None:
-            row = self._added(proposal)
-            if row is not None:  # else another worker was faster
-                return row
+    def finish(self, trial: Trial, result: TrialResult) -> bool:
+        """Store a result. Return False if the trial does not belong to this worker any more."""
+        return self.storage.finish(trial, final_state(result), TrialSummary.from_result(result), result.to_json())
+
+    def reclaim(self, dead_worker: WorkerRecord) -> list[Trial]:
+        """Take over the trials of a dead worker and return those that it was running."""
+        return self.storage.reclaim(
+            dead_worker, new_owner=self.worker, max_attempts=MAX_ATTEMPTS, summarize_failure=_summarize_dead_workers
+        )
+
+    def _may_propose(self) -> bool:
+        return (
+            count_started(self._trials.values()) < self.search.trials
+            and self._consecutive_refusals() < MAX_CONSECUTIVE_REFUSALS
+        )
+
+    def _consecutive_refusals(self) -> int:
+        """Return the number of latest trials that were refused without another trial in between."""
+        refused = itertools.takewhile(lambda trial: trial.state == "refused", reversed(self._trials.values()))
+        return sum(1 for _ in refused)
+
+    def _add_next(self) -> Trial | None:
+        """Propose a recipe and add it as a trial; return None if all recipes were tried or the budget is used up."""
+        worker_index = len(self.storage.active_workers())
+        while (
+            self._may_propose()
+            and (proposal := self._proposer.propose(self.trials(), worker_index=worker_index)) is not None
+        ):
+            trial = self._add(proposal)
+            if trial is not None:  # None: another worker added the same recipe first
+                return trial
         return None
 
-    def _added(self, proposal: Proposal) -> Row | None:
-        """A proposed trial, running by this worker or over because it is refused; None where it was tried meanwhile."""
-        params, origin, hints = proposal
-        refused = self._proposals.refused(params)
-        return self.ledger.add(
-            params,
-            origin=origin,
+    def _add(self, proposal: Proposal) -> Trial | None:
+        """Add a proposal as a running trial, or as an ended one if it is refused; None if the recipe exists."""
+        refused = self._proposer.refused_result(proposal.params)
+        return self.storage.add(
+            proposal.params,
+            origin=proposal.origin,
             worker=self.worker,
-            state="running" if refused is None else state_of(refused),
-            hints=hints,
-            summary=None if refused is None else Summary.of(refused),
+            state="running" if refused is None else final_state(refused),
+            sampler_attrs=proposal.sampler_attrs,
+            summary=None if refused is None else TrialSummary.from_result(refused),
             result=None if refused is None else refused.to_json(),
             budget=self.search.trials,
         )
 
-    def _checked(self, row: Row) -> Row:
-        """A claimed trial, which may turn out to be refused before any work."""
-        refused = self._proposals.refused(row.params)
-        if refused is None or not self.finish(row, refused):
-            return row
-        return next(r for r in self.rows() if r.number == row.number)
+    def _refuse_if_predicted(self, trial: Trial) -> Trial:
+        """End a claimed trial if its prediction refuses it; return the trial as it is then."""
+        refused = self._proposer.refused_result(trial.params)
+        if refused is None or not self.finish(trial, refused):
+            return trial
+        return next(t for t in self.trials() if t.number == trial.number)
 
     def _sync(self) -> None:
-        news = self.ledger.changes(self._revision)
-        if not news:
+        """Load the trials that changed since the last call."""
+        changed = self.storage.trials_since(self._revision)
+        if not changed:
             return
-        self._rows |= {row.number: row for row in news}  # new numbers are the highest, so the order holds
-        self._revision = max(row.revision for row in news)
-        self._proposals.learn(news)
+        self._trials |= {trial.number: trial for trial in changed}  # stays sorted: new trials have the highest numbers
+        self._revision = max(trial.revision for trial in changed)
+        self._proposer.update(changed)
 
 
-def state_of(result: TrialResult) -> State:
-    """How a trial with such a result is over."""
+def final_state(result: TrialResult) -> TrialState:
+    """Return the state of a trial that ended with this result."""
     if result.failure is not None:
         return "failed"
     if result.refused:
@@ -211,5 +230,5 @@ def state_of(result: TrialResult) -> State:
     return "finished"
 
 
-def _given_up(row: Row) -> Summary:
-    return Summary(failure=f"worker: it was begun {row.attempt} times, and each time its worker died")
+def _summarize_dead_workers(trial: Trial) -> TrialSummary:
+    return TrialSummary(failure=f"worker: the worker died in all {trial.attempt} attempts")

@@ -57,7 +57,7 @@ def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> Non
 def _process(opened: OpenStudy, log: Path, count: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "edgeopt.cli", "worker", opened.name, "--state", str(opened.config["state"])]
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, "EDGEOPT_STORE": opened.study.ledger.url}
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, "EDGEOPT_STORE": opened.study.storage.url}
     with log.open("ab") as output:
         return subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
@@ -92,7 +92,7 @@ def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
             hint=f"Start those that measure by ray start --resources '{{\"{resource}\": 1}}'",
         )
     task = ray.remote(max_retries=0)(_task)
-    known = (opened.name, str(Path(opened.config["state"]).absolute()), opened.study.ledger.url)
+    known = (opened.name, str(Path(opened.config["state"]).absolute()), opened.study.storage.url)
 
     def begin(role: str) -> Any:
         needs = {"num_cpus": 0, "resources": {resource: 1}} if role == "measure" else {"num_cpus": 1}

@@ -24,12 +24,12 @@ from edgeopt.errors import ConfigError, InfeasibleError, InputError, TrackingErr
 from edgeopt.release import policy as policies
 from edgeopt.release.policy import Policy
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.pareto.param_importance import importance
-from edgeopt.search.snapshot import snapshot
+from edgeopt.search.pareto.param_importance import compute_importance
+from edgeopt.search.snapshot import take_snapshot
 from edgeopt.search.space.definition import Search
-from edgeopt.search.status import status as study_status
-from edgeopt.search.storage import database, trial_store
-from edgeopt.search.storage.trial_store import Ledger
+from edgeopt.search.status import collect_status
+from edgeopt.search.storage import database, trial_storage
+from edgeopt.search.storage.trial_storage import TrialStorage
 from edgeopt.search.study import Study
 from edgeopt.studies.progress import Reporter, SilentReporter
 from edgeopt.studies.recorder import StudyLog
@@ -81,7 +81,7 @@ class OpenStudy:
             )
         known = metrics or assemble.known_metrics(request.config_dir)
         study = Study(
-            ledger=Ledger(store or assemble.store_url(config), search.study, tell=reporter.message),
+            storage=TrialStorage(store or assemble.store_url(config), search.study, on_message=reporter.message),
             search=search,
             objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.directions.items()),
             limits=configs.limits(config, known),
@@ -96,7 +96,7 @@ class OpenStudy:
         """A study of a store, by name or the latest; `state` is the folder that its workers share."""
         url = store or os.environ.get("EDGEOPT_STORE") or database.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
-        known = trial_store.studies(url) if file == url or Path(file).is_file() else {}
+        known = trial_storage.list_studies(url) if file == url or Path(file).is_file() else {}
         location = redact_password(url)
         if not known:
             raise InputError(
@@ -161,7 +161,7 @@ class OpenStudy:
 
     def snapshot(self) -> StudySnapshot:
         """Return the study as it is now, without the champion."""
-        return snapshot(self.study, self.metrics)
+        return take_snapshot(self.study, self.metrics)
 
     def snapshot_with_champion(self) -> StudySnapshot:
         """Return the study as it is now, with the champion if one of its trials is the champion."""
@@ -175,9 +175,9 @@ class OpenStudy:
         """
         from edgeopt.tracking.report import Course
 
-        found, known = self.snapshot(), study_status(self.study)
+        found, known = self.snapshot(), collect_status(self.study)
         course = Course(
-            hypervolumes=self.study.volumes(),
+            hypervolumes=self.study.hypervolume_history(),
             importance=self._importance(),
             spent_s=known["spent_s"],
             spent_j=known["spent_j"],
@@ -200,10 +200,10 @@ class OpenStudy:
         for metric in (objective.metric for objective in self.study.objectives):
             known = [
                 (row.params, value)
-                for row in self.study.rows()
+                for row in self.study.trials()
                 if row.summary is not None and math.isfinite(value := row.summary.metrics.get(metric, math.nan))
             ]
-            found[metric] = importance([params for params, _ in known], [value for _, value in known])
+            found[metric] = compute_importance([params for params, _ in known], [value for _, value in known])
         return found
 
     def policy(self, name: str, config_dir: Path | None = None) -> Policy:
@@ -254,7 +254,7 @@ class OpenStudy:
                 progress=progress,
             )
         if not dry_run:
-            self.study.ledger.note(promoted=policy.model)
+            self.study.storage.update_sweep_info(promoted=policy.model)
         return promotion
 
     def _measured(self, progress: Progress, engine: Engine, metrics: Collection[str]) -> tuple[Measurement, ...]:

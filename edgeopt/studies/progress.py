@@ -10,7 +10,7 @@ from edgeopt.core.protocols import Progress
 
 if TYPE_CHECKING:
     from edgeopt.core.result import TrialResult
-    from edgeopt.search.storage.trial import Row
+    from edgeopt.search.storage.trial import Trial
     from edgeopt.search.study import Study
     from edgeopt.search.workers.loop import Watcher
 
@@ -36,13 +36,13 @@ class Reporter(Protocol):
 
 
 class _SilentWatcher:
-    def started(self, row: Row) -> None: ...
+    def started(self, trial: Trial) -> None: ...
 
     def progress(self, line: str) -> None: ...
 
-    def finished(self, row: Row, result: TrialResult) -> None: ...
+    def finished(self, trial: Trial, result: TrialResult) -> None: ...
 
-    def told(self, line: str) -> None: ...
+    def message(self, line: str) -> None: ...
 
 
 class SilentReporter:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.config.compose import Config
 from edgeopt.core.result import TrialResult
 from edgeopt.errors import ConfigError
-from edgeopt.search.storage.trial import Row
+from edgeopt.search.storage.trial import Trial
 
 if TYPE_CHECKING:
     from edgeopt.config.assemble import Request
@@ -31,30 +31,30 @@ class StudyLog:
     take_snapshot: Callable[[], StudySnapshot]
     _composed: dict[tuple[int, int], Config] = field(default_factory=dict, init=False)
 
-    def begin(self, row: Row) -> str:
-        config = self._composed[row.number, row.attempt] = self._config(row.params)
-        return self.recorder.begin(self.study, row.number, row.params, config, row.attempt)
+    def begin(self, trial: Trial) -> str:
+        config = self._composed[trial.number, trial.attempt] = self._config(trial.params)
+        return self.recorder.begin(self.study, trial.number, trial.params, config, trial.attempt)
 
-    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
-        on_front = row.number in front
-        config = self._composed.pop((row.number, row.attempt), None) or self._config(row.params)
+    def record(self, trial: Trial, result: TrialResult, front: Collection[int]) -> str:
+        on_front = trial.number in front
+        config = self._composed.pop((trial.number, trial.attempt), None) or self._config(trial.params)
         run_id = self.recorder.record(
             self.study,
-            row.number,
-            row.params,
+            trial.number,
+            trial.params,
             config,
             result,
-            attempt=row.attempt,
-            run_id=row.run_id,
-            ended_s=row.ended_s,
+            attempt=trial.attempt,
+            run_id=trial.run_id,
+            ended_s=trial.ended_s,
             keep_engine=on_front,
         )
         if on_front:  # it may have driven others off
             self.recorder.release(self.study, front)
         return run_id
 
-    def kill(self, number: int, attempt: int, why: str) -> None:
-        self.recorder.kill(self.study, number, why, attempt)
+    def kill(self, number: int, attempt: int, reason: str) -> None:
+        self.recorder.kill(self.study, number, reason, attempt)
 
     def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
         self.recorder.progress(self.study, values, step, at_s)

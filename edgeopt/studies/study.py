@@ -136,7 +136,7 @@ class Study:
 
     def result(self, trial: int | TrialSnapshot) -> TrialResult:
         """Return everything that was measured of a trial that is over."""
-        return self._opened.study.result(self._trial(trial).number)
+        return self._opened.study.load_result(self._trial(trial).number)
 
     def summary(self) -> str:
         """Return the recommended trial compared with the original model, in one or two sentences."""

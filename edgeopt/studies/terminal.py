@@ -17,7 +17,7 @@ from edgeopt.core.result import PREDICTION
 
 if TYPE_CHECKING:
     from edgeopt.core.result import TrialResult
-    from edgeopt.search.storage.trial import Row
+    from edgeopt.search.storage.trial import Trial
     from edgeopt.search.study import Study
 
 REFRESHES_PER_S = 2
@@ -57,37 +57,37 @@ class SweepWatcher:
         self._number = -1
         self.refresh()
 
-    def started(self, row: Row) -> None:
+    def started(self, trial: Trial) -> None:
         """Show that a trial has started."""
-        self._number = row.number
-        self._bar.update(self._task, description=f"trial {row.number}")
+        self._number = trial.number
+        self._bar.update(self._task, description=f"trial {trial.number}")
 
     def progress(self, line: str) -> None:
         """Show what the running trial does."""
         text = f"trial {self._number}: {_first_line(line)}" if self._number >= 0 else _first_line(line)
         self._bar.update(self._task, description=text)
 
-    def finished(self, row: Row, result: TrialResult) -> None:
+    def finished(self, trial: Trial, result: TrialResult) -> None:
         """Print the line of a trial that has ended."""
-        self.told(trial_line(row, result))
+        self.message(trial_line(trial, result))
         self.refresh()
 
-    def told(self, line: str | Text) -> None:
+    def message(self, line: str | Text) -> None:
         """Print a line above the progress bar."""
         self._bar.console.print(line)
 
     def refresh(self) -> None:
         """Show the state of the study, whichever process changed it."""
-        from edgeopt.search.status import status
+        from edgeopt.search.status import collect_status
 
-        known = status(self._study)
+        known = collect_status(self._study)
         left = "" if known["left_s"] is None else f"{known['left_s'] / 60:.0f} min left"
         done = sum(known["trials"].get(state, 0) for state in ("finished", "stopped", "failed"))
         self._bar.update(self._task, completed=done, left=left, best=self._best())
 
     def _best(self) -> str:
         objective = self._study.objectives[0]
-        feasible = [r.summary.metrics for r in self._study.rows() if r.summary is not None and r.summary.feasible]
+        feasible = [t.summary.metrics for t in self._study.trials() if t.summary is not None and t.summary.feasible]
         values = [metrics[objective.metric] for metrics in feasible if objective.metric in metrics]
         if not values:
             return "nothing feasible yet"
@@ -114,15 +114,15 @@ def watch_sweep(study: Study) -> Iterator[SweepWatcher]:
 def watch_workers(study: Study) -> Iterator[Callable[[], None]]:
     """Show the trials that other processes evaluate; the yielded function prints those that have ended since."""
     with watch_sweep(study) as watcher:
-        shown = {row.number for row in study.rows() if row.recorded}
+        shown = {trial.number for trial in study.trials() if trial.recorded}
 
         def refresh() -> None:
-            for row in study.rows():
-                if row.recorded and row.number not in shown:
-                    shown.add(row.number)
-                    if row.state in ("finished", "stopped", "refused"):
-                        watcher.finished(row, study.result(row.number))
-            watcher.progress(f"{len(study.ledger.members())} workers")
+            for trial in study.trials():
+                if trial.recorded and trial.number not in shown:
+                    shown.add(trial.number)
+                    if trial.state in ("finished", "stopped", "refused"):
+                        watcher.finished(trial, study.load_result(trial.number))
+            watcher.progress(f"{len(study.storage.active_workers())} workers")
             watcher.refresh()
 
         yield refresh
@@ -148,19 +148,19 @@ class TerminalReporter:
         return watch_workers(study)
 
 
-def trial_line(row: Row, result: TrialResult) -> Text:
+def trial_line(trial: Trial, result: TrialResult) -> Text:
     """Return one line on a trial that has ended: its parameters, its duration and its outcome with the cause."""
-    trial = f" trial {row.number} {label(row.params)} ({sum(result.timings_s.values()):.0f} s)"
+    text = f" trial {trial.number} {label(trial.params)} ({sum(result.timings_s.values()):.0f} s)"
     if result.failure is not None:
         cause = _first_line(result.failure.message)[:_ERROR_CHARACTERS]
-        return Text.assemble(("✗", "red"), f"{trial}: failed at {result.failure.stage}: {cause}")
+        return Text.assemble(("✗", "red"), f"{text}: failed at {result.failure.stage}: {cause}")
     if result.refused:
         outcome = "refused by prediction" if result.refused == PREDICTION else f"stopped early at {result.refused}"
-        return Text.assemble(("⊘", "yellow"), f"{trial}: {outcome}: {result.violated[0].message}")
+        return Text.assemble(("⊘", "yellow"), f"{text}: {outcome}: {result.violated[0].message}")
     if result.feasible:
-        return Text.assemble(("✓", "green"), f"{trial}: feasible")
+        return Text.assemble(("✓", "green"), f"{text}: feasible")
     cause = next((verdict.message for verdict in result.verdicts if not verdict.satisfied), "nothing was measured")
-    return Text.assemble(("·", "yellow"), f"{trial}: infeasible: {cause}")
+    return Text.assemble(("·", "yellow"), f"{text}: infeasible: {cause}")
 
 
 def _first_line(text: str) -> str:

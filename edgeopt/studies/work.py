@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.config import assemble
 from edgeopt.search.workers import loop
-from edgeopt.search.workers.subprocess_evaluator import Evaluator
+from edgeopt.search.workers.subprocess_evaluator import SubprocessEvaluator
 
 if TYPE_CHECKING:
     from edgeopt.config.assemble import Request
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from edgeopt.studies.open_study import OpenStudy
 
 
-def start_evaluator(request: Request, search: Search, *, role: str = "all") -> Evaluator:
+def start_evaluator(request: Request, search: Search, *, role: str = "all") -> SubprocessEvaluator:
     """Start the process that evaluates the trials of a search. Its imports take seconds, so start it early."""
     evaluate = partial(assemble.evaluate_trial, request, build_only=role == "build")
-    made = Evaluator(evaluate, timeout_s=search.trial_timeout_s, prepare=assemble.prepare)
+    made = SubprocessEvaluator(evaluate, timeout_s=search.trial_timeout_s, prepare=assemble.prepare)
     made.start()
     return made
 
 
-def work(opened: OpenStudy, evaluator: Evaluator, *, role: str = "all") -> None:
+def work(opened: OpenStudy, evaluator: SubprocessEvaluator, *, role: str = "all") -> None:
     """Run one worker of the study in this process until the study is over."""
     study = opened.study
     study.built = {"build": False, "measure": True}.get(role)
     with opened.reporter.sweep(study) as watcher:
-        loop.run(
-            loop.Sweep(
+        loop.run_worker(
+            loop.WorkerContext(
                 study=study,
                 evaluator=evaluator,
                 log=opened.log(),
                 watcher=watcher,
-                blank=partial(assemble.blank, opened.request),
+                empty_result=partial(assemble.blank, opened.request),
                 role=role,
                 patience_s=opened.recorder.patience_s,
             )

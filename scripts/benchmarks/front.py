@@ -18,8 +18,9 @@ from edgeopt.config.assemble import Request
 from edgeopt.core.config_objects import canonical_json
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.search.pareto.hypervolume import hypervolume
-from edgeopt.search.pareto.ranking import EVALUATED, Ranking, bounds
-from edgeopt.search.storage.summary import Summary
+from edgeopt.search.pareto.ranking import Ranking, limit_bounds
+from edgeopt.search.storage.trial import EVALUATED_STATES
+from edgeopt.search.storage.trial_summary import TrialSummary
 from edgeopt.studies.open_study import OpenStudy
 
 SEEDS = (0, 1, 2)
@@ -81,7 +82,7 @@ class GridResults:
         study = opened.study
         ranking = Ranking(objectives=study.objectives, limits=study.limits)
         self.opened, self.predict_trial = opened, partial(assemble.predict_trial, opened.request)
-        self.rows = {canonical_json(row.params): row for row in study.rows() if row.summary is not None}
+        self.rows = {canonical_json(row.params): row for row in study.trials() if row.summary is not None}
         self.seconds = {key: _from_scratch_s(row.summary) for key, row in self.rows.items() if row.summary}
         self.points = {key: point for key, row in self.rows.items() if (point := ranking.point(row)) is not None}
         columns = list(zip(*self.points.values(), strict=True))
@@ -104,7 +105,7 @@ class GridResults:
         return float("inf")
 
 
-def _from_scratch_s(summary: Summary) -> float:
+def _from_scratch_s(summary: TrialSummary) -> float:
     """Return the seconds of a trial without a cache and without the baseline, which every search measures once."""
     saved = sum(seconds for stage, seconds in summary.saved_s.items() if not stage.startswith("baseline"))
     return summary.spent_s - summary.timings_s.get("baseline", 0.0) + saved
@@ -116,7 +117,7 @@ def latency_limit(opened: OpenStudy) -> str:
     As for every limit, the worse end of an interval counts. The limit is in the widest gap near the median, so that
     noise misclassifies few recipes, and so that it suits every machine.
     """
-    feasible = [row.summary for row in opened.study.rows() if row.summary is not None and row.summary.feasible]
+    feasible = [row.summary for row in opened.study.trials() if row.summary is not None and row.summary.feasible]
     verdicts = [summary.verdicts["latency/decode_p50_ms"] for summary in feasible]
     times = sorted((1 + h.excess) * h.bound for h in verdicts if h.excess is not None and h.bound is not None)
     near = times[len(times) * 2 // 5 : len(times) * 7 // 10]
@@ -134,7 +135,7 @@ def replay(folder: Path, results: GridResults, limit: str, sampler: str, seed: i
         key = canonical_json(row.params)
         summary = results.rows[key].summary
         assert summary is not None
-        replayed.ledger.finish(row, results.rows[key].state, summary, {})
+        replayed.storage.finish(row, results.rows[key].state, summary, {})
         elapsed_s += results.seconds[key]
         order.append((key, elapsed_s))
     return order
@@ -237,7 +238,7 @@ def _run_edgeopt(folder: Path, results: GridResults, *overrides: str) -> SearchR
     opened = sweep(folder, *overrides)
     ended_s = time.time()
     started_s = ended_s - (time.perf_counter() - start)
-    ended = [row for row in opened.study.rows() if row.ended_s and row.summary and row.state in EVALUATED]
+    ended = [row for row in opened.study.trials() if row.ended_s and row.summary and row.state in EVALUATED_STATES]
     ended.sort(key=lambda row: row.ended_s or 0.0)
     first = ended[0].summary
     assert first is not None
@@ -253,14 +254,14 @@ def print_rejections(results: GridResults) -> None:
     """Print the number of infeasible recipes that prediction rejects, and of feasible ones that it rejects wrongly."""
     limits, known_bounds, predict_trial = (
         results.opened.study.limits,
-        bounds(results.rows.values()),
+        limit_bounds(results.rows.values()),
         results.predict_trial,
     )
     infeasible = rejected = wrongly_rejected = feasible = 0
     for row in results.rows.values():
         assert row.summary is not None
         violated = {m for m, h in row.summary.verdicts.items() if h.excess is not None and h.excess > 0}
-        is_rejected = predict_trial(row.params).refused(limits, known_bounds) is not None
+        is_rejected = predict_trial(row.params).refused_result(limits, known_bounds) is not None
         if violated & {"size/engine_mib", "memory/peak_rss_mib"}:
             infeasible, rejected = infeasible + 1, rejected + is_rejected
         elif row.summary.feasible:

@@ -22,11 +22,11 @@ from benchmarks.common import EDGEOPT, cli, interval_of, only, worker_processes
 from edgeopt.config.assemble import Request
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.result import Measurement, TrialResult, Verdict
-from edgeopt.search.storage.trial import DONE, Row
-from edgeopt.search.storage.trial_store import Ledger, studies
+from edgeopt.search.storage.trial import ENDED_STATES, Trial
+from edgeopt.search.storage.trial_storage import TrialStorage, list_studies
 from edgeopt.search.workers import loop
-from edgeopt.search.workers.subprocess_evaluator import Evaluator
-from edgeopt.search.workers.tracking_outbox import Delivery
+from edgeopt.search.workers.subprocess_evaluator import SubprocessEvaluator
+from edgeopt.search.workers.tracking_outbox import TrackingOutbox
 from edgeopt.studies.open_study import OpenStudy
 
 SPACE = {
@@ -71,13 +71,13 @@ def evaluate_instantly(params: Mapping[str, Any], progress: Callable[[str], None
 class SilentObserver:
     """Discards the progress of a worker."""
 
-    def started(self, row: Row) -> None: ...
+    def started(self, row: Trial) -> None: ...
 
     def progress(self, line: str) -> None: ...
 
-    def finished(self, row: Row, result: TrialResult) -> None: ...
+    def finished(self, row: Trial, result: TrialResult) -> None: ...
 
-    def told(self, line: str) -> None: ...
+    def message(self, line: str) -> None: ...
 
 
 def create_study(folder: Path, store: str | None, *, tracking_uri: str = "", **search: Any) -> OpenStudy:
@@ -102,16 +102,16 @@ def create_study(folder: Path, store: str | None, *, tracking_uri: str = "", **s
     return opened
 
 
-def run_worker(opened: OpenStudy, evaluator: Evaluator) -> None:
+def run_worker(opened: OpenStudy, evaluator: SubprocessEvaluator) -> None:
     """Run one worker until the study ends."""
     blank = evaluate_instantly({}, print)
-    loop.run(
-        loop.Sweep(
+    loop.run_worker(
+        loop.WorkerContext(
             study=opened.study,
             evaluator=evaluator,
             log=opened.log(),
             watcher=SilentObserver(),
-            blank=lambda _: replace(blank, measurements=(), verdicts=()),
+            empty_result=lambda _: replace(blank, measurements=(), verdicts=()),
         )
     )
 
@@ -123,7 +123,7 @@ def machinery(folder: Path) -> None:
     """
     from support.postgresql import server
 
-    with server() as postgresql, closing(Evaluator(evaluate_instantly, timeout_s=60)) as evaluator:
+    with server() as postgresql, closing(SubprocessEvaluator(evaluate_instantly, timeout_s=60)) as evaluator:
         for name, store in (("SQLite", None), ("PostgreSQL", postgresql.database())):
             opened = create_study(folder / name, store, trials=10)
             run_worker(opened, evaluator)
@@ -154,13 +154,13 @@ def add_finished_trials(opened: OpenStudy, count: int) -> None:
     """Add `count` finished trials to a study without logging them to MLflow."""
     study, rng = opened.study, random.Random(0)
     space = study.search.space
-    while len(study._rows) < count:
-        params = space.draw(rng)
-        row = study.ledger.add(params, origin="sampled", worker="bench", state="running")
+    while len(study._trials) < count:
+        params = space.sample(rng)
+        row = study.storage.add(params, origin="sampled", worker="bench", state="running")
         if row is not None:
             study.finish(row, evaluate_instantly(params, print))
-            study.ledger.annotate(row, run_id="0" * 32)
-            study._rows[row.number] = row
+            study.storage.mark_recorded(row, run_id="0" * 32)
+            study._trials[row.number] = row
 
 
 def ten_thousand(folder: Path) -> None:
@@ -171,15 +171,15 @@ def ten_thousand(folder: Path) -> None:
     print(f"10,000 trials stored in {time.perf_counter() - start:.0f} s")
     reopened = reopen(opened)
     start = time.perf_counter()
-    delivery = Delivery(reopened.study, reopened.log(), print)
+    outbox = TrackingOutbox(reopened.study, reopened.log(), print)
     times = []
     for _ in range(10):
         start = time.perf_counter()
         row = reopened.study.ask()
         assert row is not None
-        delivery.begin(row)
+        outbox.begin(row)
         reopened.study.finish(row, evaluate_instantly(row.params, print))
-        delivery.deliver()
+        outbox.flush()
         times.append(time.perf_counter() - start)
     print(
         f"sampling, storing and logging: {times[0]:.2f} s for the first trial, then "
@@ -216,7 +216,7 @@ def kills(folder: Path) -> None:
         command += [f"search.objectives={objectives}", "search.lease_s=20", "--json"]
         with (folder / "front.json").open("wb") as out, (folder / "sweep.log").open("wb") as log:
             sweep = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=log)
-        ledger = wait_for_storage(store, sweep)
+        storage = wait_for_storage(store, sweep)
         killed, finished = 0, dict[int, Any]()
         while sweep.poll() is None:
             time.sleep(rng.uniform(2, 8))
@@ -227,16 +227,16 @@ def kills(folder: Path) -> None:
                 time.sleep(5)
                 postgresql.start()
             if killed < 30 and workers:
-                now_finished = {row.number: row.summary for row in ledger.changes(0) if row.state in DONE}
+                now_finished = {row.number: row.summary for row in storage.trials_since(0) if row.state in ENDED_STATES}
                 assert finished.items() <= now_finished.items(), "a finished trial was lost or changed"
                 finished = now_finished
                 rng.choice(workers).kill()
                 killed += 1
-        rows = ledger.changes(0)
+        rows = storage.trials_since(0)
         states = collections.Counter(row.state for row in rows)
         lost = sum(row.attempt - 1 for row in rows)
         print(f"{killed} workers killed: exit {sweep.returncode}, trials {dict(states)}, lost attempts: {lost}")
-        assert not [row for row in rows if row.state == "running" or (row.state in DONE and not row.recorded)]
+        assert not [row for row in rows if row.state == "running" or (row.state in ENDED_STATES and not row.recorded)]
         runs = trial_runs(folder)
         status = collections.Counter(run.info.status for run in runs)
         ended = collections.Counter(run.data.tags[tags.TRIAL] for run in runs if run.info.status == "FINISHED")
@@ -246,7 +246,7 @@ def kills(folder: Path) -> None:
         agree = []
         for row in rows:
             if row.state == "finished":
-                result = ledger.result(row.number)
+                result = storage.load_result(row.number)
                 remeasured = cli(folder, "bench", "--engine", result["engine"]["directory"], *measured)
                 metric = "latency/decode_p50_ms"
                 low, high = interval_of({"measurements": result["measurements"]}, metric)
@@ -255,12 +255,12 @@ def kills(folder: Path) -> None:
         print(f"{sum(agree)} of {len(agree)} decode latencies agree with measurements on the idle machine\n")
 
 
-def wait_for_storage(url: str, sweep: subprocess.Popen[bytes]) -> Ledger:
+def wait_for_storage(url: str, sweep: subprocess.Popen[bytes]) -> TrialStorage:
     """Return the trial storage of the study `kills` once the sweep has created it."""
-    while "kills" not in studies(url):
+    while "kills" not in list_studies(url):
         assert sweep.poll() is None, "the sweep ended before it created the study"
         time.sleep(0.5)
-    return Ledger(url, "kills")
+    return TrialStorage(url, "kills")
 
 
 def trial_runs(folder: Path) -> list[Any]:

@@ -82,7 +82,7 @@ def five_thousand(folder: Path) -> None:
         for _ in range(TRIALS):
             client.create_run(experiment)
         create_promoted_model(client, "edgeopt", PROMOTIONS)
-        opened.study.ledger.note(promoted="edgeopt")
+        opened.study.storage.update_sweep_info(promoted="edgeopt")
         print_time("edgeopt front", lambda: cli(folder, "front", opened.name, "--state", str(folder)))
         print_time("edgeopt audit", lambda: cli(folder, "audit", "edgeopt", "--tracking-uri", server.uri))
     finally:

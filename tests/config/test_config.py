@@ -14,7 +14,7 @@ from edgeopt.config.parse import compose
 from edgeopt.core.config_objects import instantiate
 from edgeopt.errors import ConfigError
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.space.space import Space, overrides
+from edgeopt.search.space.search_space import SearchSpace, to_overrides
 from edgeopt.search.study import Search
 
 ROOT = Path(__file__).parents[2]
@@ -116,11 +116,11 @@ def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, 
         Objective.parse(metric, direction, known)
     if config["promote"] is not None:
         assert (ROOT / "registry" / f"{config['promote']}.yaml").is_file()
-    corners = list(every_corner(Space.parse(search.parameters)))
+    corners = list(every_corner(SearchSpace.parse(search.parameters)))
     used = {key for params in corners for key in params}
     assert used == search.parameters.keys(), "a parameter that no condition admits is never searched"
     for params in [*map(dict, search.enqueue), *corners]:
-        composed = compose(overrides(params), name=name)
+        composed = compose(to_overrides(params), name=name)
         spec = SPEC
         for step, description in configs.recipe(composed).steps:
             spec = instantiate(description, f"step.{step}").plan(spec)
@@ -133,7 +133,7 @@ GROUPS = ("recipe", "rounding", "runtime")
 """Parameters that choose a file of a group, and are no key of the config."""
 
 
-def every_corner(space: Space) -> Sequence[dict[str, Any]]:
+def every_corner(space: SearchSpace) -> Sequence[dict[str, Any]]:
     """Recipes in which every parameter takes its first and its last value."""
     found = []
     first = space.parameters[0]
@@ -141,7 +141,7 @@ def every_corner(space: Space) -> Sequence[dict[str, Any]]:
         for end in (0, -1):
             params: dict[str, Any] = {first.key: value}
             for parameter in space.parameters[1:]:
-                if parameter.exists(params):
+                if parameter.is_active(params):
                     params[parameter.key] = (
                         parameter.choices[end] if parameter.choices else (parameter.low, parameter.high)[end]
                     )

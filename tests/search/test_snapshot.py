@@ -7,16 +7,16 @@ from support import samples
 from support.studies import FAILED, SIZE, finish, predicted, study
 
 from edgeopt.core.study_snapshot import StudySnapshot
-from edgeopt.search.snapshot import snapshot, trial_snapshot
+from edgeopt.search.snapshot import snapshot_trial, take_snapshot
 
 
 def test_failed_and_waiting_trials_have_no_figures(tmp_path: Path) -> None:
     opened = study(tmp_path, enqueue=({"bits": 4}, {"bits": 8}))
-    failed = trial_snapshot(finish(opened, samples.result(failure=FAILED)), None)
+    failed = snapshot_trial(finish(opened, samples.result(failure=FAILED)), None)
     assert (failed.number, failed.state, failed.feasible, failed.pareto_rank) == (0, "failed", False, None)
     assert (failed.origin, failed.params, failed.metrics, failed.excess) == ("enqueued", {"bits": 4}, {}, {})
     assert (failed.rung, failed.run_id, failed.failure) == ("", None, "build: no")
-    waiting = trial_snapshot(opened.rows()[1], None)
+    waiting = snapshot_trial(opened.trials()[1], None)
     assert (waiting.state, waiting.feasible, waiting.failure) == ("waiting", False, None)
 
 
@@ -24,9 +24,9 @@ def test_finished_trial_keeps_every_figure(tmp_path: Path) -> None:
     opened = study(tmp_path)
     outcome = replace(samples.result(), predictions=(predicted(SIZE, 1.4),), baseline=samples.BASELINE)
     measured = tuple(replace(m, low=m.value - 0.1) for m in outcome.measurements)
-    row = finish(opened, replace(outcome, measurements=measured))
-    opened.ledger.annotate(row, run_id="r")
-    found = trial_snapshot(opened.rows()[0], 1)
+    trial = finish(opened, replace(outcome, measurements=measured))
+    opened.storage.mark_recorded(trial, run_id="r")
+    found = snapshot_trial(opened.trials()[0], 1)
     assert (found.feasible, found.pareto_rank, found.run_id) == (True, 1, "r")
     assert found.metrics == samples.result().metrics
     assert found.predicted == {SIZE: 1.4}
@@ -38,6 +38,6 @@ def test_finished_trial_keeps_every_figure(tmp_path: Path) -> None:
 def test_snapshot_survives_json(tmp_path: Path) -> None:
     opened = study(tmp_path)
     finish(opened, samples.result())
-    found = snapshot(opened, {"latency/decode_p50_ms": "ms"})
+    found = take_snapshot(opened, {"latency/decode_p50_ms": "ms"})
     assert StudySnapshot.from_json(found.to_json()) == found
     assert [trial.number for trial in found.front] == [0]

@@ -9,7 +9,7 @@ from support import samples
 from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, by_bits, dead_member, finish, recorded, study
 
 from edgeopt.core.target import Limit
-from edgeopt.search.status import status
+from edgeopt.search.status import collect_status
 
 
 def timed(seconds: float, *, saved: float = 0.0, **more: float) -> samples.TrialResult:
@@ -17,7 +17,7 @@ def timed(seconds: float, *, saved: float = 0.0, **more: float) -> samples.Trial
 
 
 def test_a_study_that_has_not_begun_says_so(tmp_path: Path) -> None:
-    told = status(study(tmp_path, enqueue=({"bits": 4},)))
+    told = collect_status(study(tmp_path, enqueue=({"bits": 4},)))
     assert told["study"] == "s"
     assert told["over"] == ""
     assert told["trials"] == {"waiting": 1}
@@ -31,12 +31,12 @@ def test_a_study_that_has_not_begun_says_so(tmp_path: Path) -> None:
 def test_workers_are_shown_with_what_they_do(tmp_path: Path) -> None:
     opened = study(tmp_path)
     for name in ("w", "idle"):
-        opened.ledger.join(replace(dead_member(name), role="measure"))
-    row = opened.ask()
-    assert row is not None
-    told = status(opened)
+        opened.storage.register_worker(replace(dead_member(name), role="measure"))
+    trial = opened.ask()
+    assert trial is not None
+    told = collect_status(opened)
     shown = {w["worker"]: w for w in told["workers"]}
-    assert shown["w"] == {"worker": "w", "role": "measure", "trial": row.number}
+    assert shown["w"] == {"worker": "w", "role": "measure", "trial": trial.number}
     assert shown["idle"]["trial"] is None
     assert told["trials"] == {"running": 1}
 
@@ -48,7 +48,7 @@ def test_states_rungs_and_broken_limits_are_counted(tmp_path: Path) -> None:
     finish(opened, samples.result())
     finish(opened, samples.result(decode_ms=9.0, ratio=9.0))
     finish(opened, replace(samples.result(ratio=9.0), refused="quality"))
-    told = status(opened)
+    told = collect_status(opened)
     assert told["trials"] == {"refused": 1, "finished": 2, "stopped": 1}
     assert told["rungs"] == {"prediction": 1, "quality": 1}
     assert told["broken_limits"] == {RSS: 1, DECODE: 1, RATIO: 2}
@@ -59,7 +59,7 @@ def test_what_was_spent_is_that_of_all_trials(tmp_path: Path) -> None:
     opened = study(tmp_path)
     finish(opened, replace(timed(10.0), energy_j=5.0))
     finish(opened, replace(timed(2.0, failure=FAILED), energy_j=1.0))
-    told = status(opened)
+    told = collect_status(opened)
     assert (told["spent_s"], told["spent_j"]) == (12.0, 6.0)
     assert told["left_s"] == pytest.approx(2 * 6.0), "two trials are left, which take as long as those before"
 
@@ -68,8 +68,8 @@ def test_workers_share_what_is_left(tmp_path: Path) -> None:
     opened = study(tmp_path)
     finish(opened, timed(10.0))
     for name in ("a", "b", "c"):
-        opened.ledger.join(dead_member(name))
-    assert status(opened)["left_s"] == pytest.approx(10.0)
+        opened.storage.register_worker(dead_member(name))
+    assert collect_status(opened)["left_s"] == pytest.approx(10.0)
 
 
 def test_what_was_saved_is_told_by_its_cause(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_what_was_saved_is_told_by_its_cause(tmp_path: Path) -> None:
     finish(opened, timed(10.0))
     finish(opened, timed(6.0, saved=6.0))
     finish(opened, replace(timed(3.0), refused="quality"))
-    saved = status(opened)["saved_s"]
+    saved = collect_status(opened)["saved_s"]
     usual = 11.0  # the median of 10 and 12 that whole trials take
     assert saved == pytest.approx({"prediction": usual, "rungs": usual - 3.0, "cache": 6.0})
 
@@ -87,22 +87,22 @@ def test_what_was_saved_is_told_by_its_cause(tmp_path: Path) -> None:
 def test_a_study_that_is_over_says_why_and_has_nothing_left(tmp_path: Path) -> None:
     opened = study(tmp_path, trials=1)
     recorded(opened, finish(opened))
-    told = status(opened)
-    assert told["over"] == "1 trials were evaluated"
+    told = collect_status(opened)
+    assert told["over"] == "budget of 1 trials reached"
     assert told["left_s"] is None
-    assert opened.volumes() == [told["hypervolume"]]
+    assert opened.hypervolume_history() == [told["hypervolume"]]
     assert 0 < told["hypervolume"] <= 1
 
 
 def test_lost_attempts_are_counted(tmp_path: Path) -> None:
     opened = study(tmp_path)
     for _ in range(2):
-        opened.ledger.release(opened.ask() or pytest.fail("it waits"))
-    assert status(opened)["attempts_lost"] == 2
+        opened.storage.release(opened.ask() or pytest.fail("it waits"))
+    assert collect_status(opened)["attempts_lost"] == 2
 
 
 def test_the_document_is_plain_data(tmp_path: Path) -> None:
     opened = study(tmp_path)
     finish(opened)
-    told = status(opened)
+    told = collect_status(opened)
     assert json.loads(json.dumps(told)) == told

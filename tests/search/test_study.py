@@ -15,28 +15,28 @@ from edgeopt.core.result import TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.errors import ConfigError
 from edgeopt.search import study as study_module
-from edgeopt.search.pareto.ranking import spent_j, spent_s
+from edgeopt.search.pareto.ranking import total_spent_j, total_spent_s
 from edgeopt.search.prediction import PREDICTION, Prediction
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import Row
-from edgeopt.search.study import ATTEMPTS, Study, state_of
+from edgeopt.search.storage.trial import Trial
+from edgeopt.search.storage.trial_summary import TrialSummary
+from edgeopt.search.study import MAX_ATTEMPTS, Study, final_state
 
 STOPPED = replace(samples.result(decode_ms=9.0), refused="quality")
 
 
-def bits(rows: list[Row]) -> list[int]:
-    return [row.params["bits"] for row in rows]
+def bits(trials: list[Trial]) -> list[int]:
+    return [trial.params["bits"] for trial in trials]
 
 
-def work_off(opened: Study, answer: Callable[[Row], TrialResult] = lambda _: samples.result()) -> list[Row]:
+def work_off(opened: Study, answer: Callable[[Trial], TrialResult] = lambda _: samples.result()) -> list[Trial]:
     """Ask, finish and record until there is nothing to ask for; the rows as they were asked."""
     asked = []
-    while (row := opened.ask()) is not None:
-        asked.append(row)
-        if row.state == "running":
-            assert opened.finish(row, answer(row))
-        recorded(opened, row)
+    while (trial := opened.ask()) is not None:
+        asked.append(trial)
+        if trial.state == "running":
+            assert opened.finish(trial, answer(trial))
+        recorded(opened, trial)
     return asked
 
 
@@ -48,27 +48,27 @@ def test_a_search_ends_with_its_budget_of_which_every_session_takes(tmp_path: Pa
     for n in (1, 2):
         finish(first, samples.result(decode_ms=0.1 * n))
     again = study(tmp_path)
-    assert [row.summary and row.summary.metrics[DECODE] for row in again.rows()] == [0.1, 0.2]
+    assert [trial.summary and trial.summary.metrics[DECODE] for trial in again.trials()] == [0.1, 0.2]
     finish(again)
     finish(again)
     assert again.ask() is None
-    assert again.over() == "4 trials were evaluated"
+    assert again.stop_reason() == "budget of 4 trials reached"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_finite_space_is_tried_whole_and_without_repeats(tmp_path: Path, sampler: str) -> None:
     opened = study(tmp_path, trials=50, sampler=sampler)
     work_off(opened)
-    assert sorted(bits(opened.rows())) == [4, 8, 16, 32]
-    assert opened.over() == "", "the budget is not spent"
-    assert opened.settled()
+    assert sorted(bits(opened.trials())) == [4, 8, 16, 32]
+    assert opened.stop_reason() == "", "the budget is not spent"
+    assert opened.is_complete()
 
 
 def test_a_conditional_space_is_tried_whole(tmp_path: Path) -> None:
     parameters = {"recipe": {"choices": ["a", "b"]}, "x": {"low": 1, "high": 12, "when": {"recipe": "b"}}}
     opened = study(tmp_path, trials=99, parameters=parameters, sampler="tpe")
     work_off(opened)
-    tried = [row.params for row in opened.rows()]
+    tried = [trial.params for trial in opened.trials()]
     assert len(tried) == 13
     assert all(params in tried for params in [{"recipe": "a"}, *({"recipe": "b", "x": x} for x in range(1, 13))])
 
@@ -77,8 +77,8 @@ def test_a_failed_recipe_is_not_tried_again(tmp_path: Path) -> None:
     opened = study(tmp_path, parameters={"bits": {"choices": [4, 8]}}, trials=9)
     finish(opened, samples.result(failure=FAILED))
     finish(opened)
-    assert sorted(bits(opened.rows())) == [4, 8]
-    assert [row.state for row in opened.rows()] == ["failed", "finished"]
+    assert sorted(bits(opened.trials())) == [4, 8]
+    assert [trial.state for trial in opened.trials()] == ["failed", "finished"]
     assert opened.ask() is None
 
 
@@ -86,7 +86,7 @@ def test_known_recipes_come_first_then_a_spread_and_both_once(tmp_path: Path) ->
     known = ({"bits": 16}, {"bits": 8})
     for _ in range(2):
         opened = study(tmp_path, enqueue=known, predict_trial=by_bits, spread=2, limits=())
-    queued = [(row.params["bits"], row.origin) for row in opened.rows()]
+    queued = [(trial.params["bits"], trial.origin) for trial in opened.trials()]
     assert queued[:2] == [(16, "enqueued"), (8, "enqueued")]
     assert sorted(queued[2:]) == [(4, "spread"), (32, "spread")]
     assert bits(work_off(opened))[:2] == [16, 8]
@@ -96,21 +96,21 @@ def test_a_known_recipe_is_one_of_the_space_however_it_is_written(tmp_path: Path
     parameters = {"x": {"low": 0.0, "high": 0.5, "step": 0.5}, "y": {"choices": [1, 2]}}
     opened = study(tmp_path, parameters=parameters, enqueue=({"y": 1, "x": 0}, {"x": 0.5, "y": 2.0}), trials=9)
     work_off(opened)
-    assert [row.params for row in opened.rows()][:2] == [{"x": 0.0, "y": 1}, {"x": 0.5, "y": 2}]
-    assert len(opened.rows()) == 4
+    assert [trial.params for trial in opened.trials()][:2] == [{"x": 0.0, "y": 1}, {"x": 0.5, "y": 2}]
+    assert len(opened.trials()) == 4
 
 
 @pytest.mark.parametrize(("trials", "spread"), [(3, 2), (2, 1), (1, 0)])
 def test_a_spread_leaves_the_budget_to_what_is_known(tmp_path: Path, trials: int, spread: int) -> None:
     opened = study(tmp_path, trials=trials, spread=9, enqueue=({"bits": 8},), predict_trial=by_bits, limits=())
-    assert sum(row.origin == "spread" for row in opened.rows()) == spread
+    assert sum(trial.origin == "spread" for trial in opened.trials()) == spread
 
 
 def test_trials_of_others_count_as_begun(tmp_path: Path) -> None:
     workers = [study(tmp_path, worker=f"w{n}", trials=3) for n in range(4)]
     asked = [worker.ask() for worker in workers]
-    assert [row is None for row in asked] == [False, False, False, True]
-    assert len({row.params["bits"] for row in asked if row}) == 3
+    assert [trial is None for trial in asked] == [False, False, False, True]
+    assert len({trial.params["bits"] for trial in asked if trial}) == 3
 
 
 # what the estimate refuses
@@ -124,18 +124,18 @@ FITS = replace(samples.result(), verdicts=(replace(samples.result().verdicts[2],
 def test_what_the_estimate_refuses_costs_no_budget_and_is_over_with_its_reason(tmp_path: Path) -> None:
     opened = study(tmp_path, limits=NARROW, predict_trial=by_bits, trials=2)
     asked = work_off(opened, lambda _: FITS)
-    states = {row.params["bits"]: row.state for row in opened.rows()}
+    states = {trial.params["bits"]: trial.state for trial in opened.trials()}
     assert (states.pop(4), states.pop(8)) == ("finished", "finished"), "both that fit were evaluated"
     assert set(states.values()) == {"refused"}
-    assert opened.over() == "2 trials were evaluated"
-    for row in (row for row in asked if row.state == "refused"):
-        assert row.summary is not None
-        assert row.summary.refused == PREDICTION
-        assert row.summary.verdicts[RSS].excess == pytest.approx((50 + row.params["bits"]) / 60 - 1)
-        assert row.summary.verdicts[RSS].predicted
-        result = opened.result(row.number)
-        assert state_of(result) == "refused"
-        assert Summary.of(result) == row.summary
+    assert opened.stop_reason() == "budget of 2 trials reached"
+    for trial in (trial for trial in asked if trial.state == "refused"):
+        assert trial.summary is not None
+        assert trial.summary.refused == PREDICTION
+        assert trial.summary.verdicts[RSS].excess == pytest.approx((50 + trial.params["bits"]) / 60 - 1)
+        assert trial.summary.verdicts[RSS].predicted
+        result = opened.load_result(trial.number)
+        assert final_state(result) == "refused"
+        assert TrialSummary.from_result(result) == trial.summary
         assert result.verdicts[0].reason.startswith("is predicted to be")
 
 
@@ -145,20 +145,20 @@ def test_a_known_recipe_is_refused_when_its_turn_comes(tmp_path: Path) -> None:
     assert first is not None
     assert second is not None
     assert (first.state, first.origin, first.params) == ("refused", "enqueued", {"bits": 32})
-    assert opened.result(first.number).refused == PREDICTION
+    assert opened.load_result(first.number).refused == PREDICTION
     assert (second.state, second.params) == ("running", {"bits": 4})
 
 
 def test_a_recipe_that_cannot_be_planned_is_a_failed_trial_of_its_own_words(tmp_path: Path) -> None:
     opened = study(tmp_path, predict_trial=lambda _: forecast(failure=FAILED), trials=2)
-    row = opened.ask()
-    assert row is not None
-    assert row.state == "failed"
-    assert row.summary is not None
-    assert row.summary.failure == "build: no"
-    assert opened.result(row.number).failure == FAILED
+    trial = opened.ask()
+    assert trial is not None
+    assert trial.state == "failed"
+    assert trial.summary is not None
+    assert trial.summary.failure == "build: no"
+    assert opened.load_result(trial.number).failure == FAILED
     opened.ask()
-    assert opened.over() == "2 trials were evaluated", "failed ones count"
+    assert opened.stop_reason() == "budget of 2 trials reached", "failed ones count"
 
 
 def test_a_limit_relative_to_the_baseline_refuses_as_soon_as_it_was_measured(tmp_path: Path) -> None:
@@ -166,20 +166,20 @@ def test_a_limit_relative_to_the_baseline_refuses_as_soon_as_it_was_measured(tmp
     opened = study(tmp_path, limits=relative, predict_trial=by_bits, enqueue=({"bits": 4}, {"bits": 32}))
     finish(opened, FITS)
     again = study(tmp_path, limits=relative, predict_trial=by_bits)
-    row = again.ask()
-    assert row is not None
-    assert (row.params["bits"], row.state) == (32, "refused")
-    assert row.summary is not None
-    assert row.summary.verdicts[RSS].bound == 60.0
+    trial = again.ask()
+    assert trial is not None
+    assert (trial.params["bits"], trial.state) == (32, "refused")
+    assert trial.summary is not None
+    assert trial.summary.verdicts[RSS].bound == 60.0
 
 
 def test_a_search_that_finds_nothing_to_try_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_module, "REFUSALS", 5)
+    monkeypatch.setattr(study_module, "MAX_CONSECUTIVE_REFUSALS", 5)
     parameters = {"bits": {"low": 20, "high": 4000}}
     opened = study(tmp_path, limits=NARROW, predict_trial=by_bits, parameters=parameters)
     asked = work_off(opened)
-    assert [row.state for row in asked] == ["refused"] * 5
-    assert opened.settled()
+    assert [trial.state for trial in asked] == ["refused"] * 5
+    assert opened.is_complete()
 
 
 # attempts
@@ -187,30 +187,30 @@ def test_a_search_that_finds_nothing_to_try_gives_up(tmp_path: Path, monkeypatch
 
 def test_a_trial_that_is_given_up_is_the_next_one_and_costs_no_budget(tmp_path: Path) -> None:
     opened = study(tmp_path, trials=1)
-    row = opened.ask()
-    assert row is not None
-    opened.ledger.release(row)
+    trial = opened.ask()
+    assert trial is not None
+    opened.storage.release(trial)
     again = study(tmp_path, trials=1).ask()
     assert again is not None
-    assert (again.number, again.params, again.attempt) == (row.number, row.params, 2)
+    assert (again.number, again.params, again.attempt) == (trial.number, trial.params, 2)
 
 
 def test_a_recipe_that_kills_its_worker_every_time_is_a_failed_trial(tmp_path: Path) -> None:
     from support.studies import dead_member
 
     opened = study(tmp_path, trials=2)
-    for n in range(ATTEMPTS):
+    for n in range(MAX_ATTEMPTS):
         opened.worker = f"w{n}"
-        opened.ledger.join(dead_member(opened.worker))
-        row = opened.ask()
-        assert row is not None
-        assert (row.number, row.attempt) == (0, n + 1)
-        (lost,) = opened.reclaim(opened.ledger.members()[0])
-        assert lost == row
-    (given_up,) = opened.rows()
+        opened.storage.register_worker(dead_member(opened.worker))
+        trial = opened.ask()
+        assert trial is not None
+        assert (trial.number, trial.attempt) == (0, n + 1)
+        (lost,) = opened.reclaim(opened.storage.active_workers()[0])
+        assert lost == trial
+    (given_up,) = opened.trials()
     assert given_up.state == "failed"
     assert given_up.summary is not None
-    assert given_up.summary.failure == f"worker: it was begun {ATTEMPTS} times, and each time its worker died"
+    assert given_up.summary.failure == f"worker: the worker died in all {MAX_ATTEMPTS} attempts"
     assert given_up.recorded
     follower = opened.ask()
     assert follower is not None
@@ -222,11 +222,11 @@ def test_those_who_build_leave_built_trials_to_those_who_measure(tmp_path: Path)
     measurer = study(tmp_path, worker="m", built=True, trials=2)
     assert measurer.ask() is None, "nothing is built yet, and it proposes nothing"
     for _ in range(2):
-        row = builder.ask()
-        assert row is not None
-        assert builder.ledger.release(row, built=True)
+        trial = builder.ask()
+        assert trial is not None
+        assert builder.storage.release(trial, built=True)
     assert builder.ask() is None, "built trials take their place in the budget"
-    assert not builder.settled()
+    assert not builder.is_complete()
     assert [finish(measurer).number for _ in range(2)] == [0, 1]
     assert measurer.ask() is None
 
@@ -237,61 +237,61 @@ def test_those_who_build_leave_built_trials_to_those_who_measure(tmp_path: Path)
 def test_a_search_ends_when_its_time_is_spent(tmp_path: Path) -> None:
     opened = study(tmp_path, time="3 s")  # a trial takes 1.5 s
     finish(opened)
-    assert opened.over() == ""
+    assert opened.stop_reason() == ""
     finish(opened)
-    assert opened.over() == "3 s were spent"
-    assert spent_s(opened.rows()) == 3.0
+    assert opened.stop_reason() == "time budget of 3 s spent"
+    assert total_spent_s(opened.trials()) == 3.0
     assert opened.ask() is None
 
 
 def test_a_search_ends_when_its_energy_is_spent(tmp_path: Path) -> None:
     opened = study(tmp_path, energy="1 kJ")
     finish(opened, replace(samples.result(), energy_j=999.0))
-    assert opened.over() == ""
+    assert opened.stop_reason() == ""
     finish(opened, replace(samples.result(failure=FAILED), energy_j=1.0))
-    assert opened.over() == "1 kJ were spent"
-    assert spent_j(opened.rows()) == 1000.0
+    assert opened.stop_reason() == "energy budget of 1 kJ spent"
+    assert total_spent_j(opened.trials()) == 1000.0
 
 
 def test_a_search_ends_when_its_front_grows_no_more(tmp_path: Path) -> None:
     opened = study(tmp_path, stagnation=2)
     finish(opened, samples.result(decode_ms=0.5, ratio=1.1))
     finish(opened, samples.result(decode_ms=0.9, ratio=1.01))
-    assert opened.over() == ""
+    assert opened.stop_reason() == ""
     finish(opened, samples.result(decode_ms=0.95, ratio=1.12))
-    assert opened.over() == "", "one trial without growth is not two"
+    assert opened.stop_reason() == "", "one trial without growth is not two"
     finish(opened, samples.result(failure=FAILED))
-    assert opened.over() == "4 trials were evaluated"
+    assert opened.stop_reason() == "budget of 4 trials reached"
     longer = study(tmp_path, stagnation=2, trials=9)
-    assert longer.over() == "the front has not grown for 2 trials"
+    assert longer.stop_reason() == "no growth of the front for 2 trials"
 
 
 def test_a_growing_front_is_no_stagnation_where_one_objective_never_changes(tmp_path: Path) -> None:
     opened = study(tmp_path, (), stagnation=1, trials=9, objectives={SIZE: "minimize", DECODE: "minimize"})
     for decode_ms in (0.8, 0.4, 0.2):
         finish(opened, samples.result(decode_ms=decode_ms))
-        assert opened.over() == ""
+        assert opened.stop_reason() == ""
 
 
 def test_what_waits_does_not_begin_when_it_is_over(tmp_path: Path) -> None:
     opened = study(tmp_path, enqueue=({"bits": 4}, {"bits": 8}), time="1 s")
     recorded(opened, finish(opened))
     assert opened.ask() is None
-    assert opened.settled()
+    assert opened.is_complete()
 
 
 def test_a_study_is_settled_when_all_is_over_and_recorded(tmp_path: Path) -> None:
     opened = study(tmp_path, trials=1)
-    row = opened.ask()
-    assert row is not None
-    assert not opened.settled(), "it runs"
-    opened.finish(row, samples.result())
-    assert not opened.settled(), "it is not recorded"
+    trial = opened.ask()
+    assert trial is not None
+    assert not opened.is_complete(), "it runs"
+    opened.finish(trial, samples.result())
+    assert not opened.is_complete(), "it is not recorded"
     assert opened.open_attempts() == {(0, 1)}
     assert [r.number for r in opened.unrecorded()] == [0]
     assert [r.number for r in study(tmp_path, worker="other").unrecorded()] == [0], "whoever looks"
-    recorded(opened, row)
-    assert opened.settled()
+    recorded(opened, trial)
+    assert opened.is_complete()
     assert opened.open_attempts() == set()
 
 
@@ -306,7 +306,7 @@ def test_only_feasible_trials_are_ranked(tmp_path: Path) -> None:
     finish(opened, STOPPED)
     assert opened.ranks() == {good.number: 1}
     assert opened.front() == [good]
-    assert [row.state for row in opened.rows()] == ["finished", "finished", "failed", "stopped"]
+    assert [trial.state for trial in opened.trials()] == ["finished", "finished", "failed", "stopped"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -314,10 +314,10 @@ def test_a_figure_that_is_no_number_is_a_finished_trial_and_never_on_the_front(t
     whole = samples.result()
     broken = tuple(replace(m, value=value) if m.metric == DECODE else m for m in whole.measurements)
     opened = study(tmp_path, limits=())
-    row = finish(opened, replace(whole, measurements=broken, verdicts=()))
-    assert row.state == "finished"
+    trial = finish(opened, replace(whole, measurements=broken, verdicts=()))
+    assert trial.state == "finished"
     assert opened.ranks() == {}
-    assert opened.volumes() == [0.0]
+    assert opened.hypervolume_history() == [0.0]
     assert opened.ask() is not None, "the search goes on"
 
 
@@ -325,7 +325,7 @@ def test_a_maximized_objective_grows_the_front_upwards(tmp_path: Path) -> None:
     opened = study(tmp_path, limits=(), objectives={SIZE: "minimize", DECODE: "maximize"})
     slow, fast = (finish(opened, samples.result(decode_ms=ms)) for ms in (0.2, 0.8))
     assert opened.ranks() == {slow.number: 2, fast.number: 1}
-    first, second = opened.volumes()
+    first, second = opened.hypervolume_history()
     assert 0 < first < second <= 1
 
 
@@ -337,7 +337,7 @@ def test_volumes_follow_the_order_in_which_trials_ended(tmp_path: Path) -> None:
     other.finish(late, samples.result(decode_ms=0.9, ratio=1.1))
     one.finish(early, samples.result(failure=FAILED))
     finish(other, samples.result(decode_ms=0.2, ratio=1.0))
-    volumes = one.volumes()
+    volumes = one.hypervolume_history()
     assert 0 < volumes[0] == volumes[1] < volumes[2] <= 1
 
 
@@ -346,7 +346,7 @@ def test_later_trials_do_not_change_what_the_front_was_worth(tmp_path: Path) -> 
     known: list[float] = []
     for ms, ratio in ((0.2, 1.0), (0.001, 50.0), (0.8, 0.2), (0.4, 0.0)):
         finish(opened, samples.result(decode_ms=ms, ratio=ratio))
-        volumes = opened.volumes()
+        volumes = opened.hypervolume_history()
         assert volumes[:-1] == known
         assert all(a <= b for a, b in itertools.pairwise(volumes))
         known = volumes
@@ -355,14 +355,14 @@ def test_later_trials_do_not_change_what_the_front_was_worth(tmp_path: Path) -> 
 def test_the_front_is_worth_its_share_of_what_lies_within_the_limits(tmp_path: Path) -> None:
     opened = study(tmp_path, objectives={DECODE: "minimize", RATIO: "minimize"})
     finish(opened, samples.result(decode_ms=0.5, ratio=1.0))
-    assert opened.volumes() == pytest.approx([(1 - 0.5 / 1.04) * (1 - 1.0 / 1.15)])
+    assert opened.hypervolume_history() == pytest.approx([(1 - 0.5 / 1.04) * (1 - 1.0 / 1.15)])
 
 
 def test_a_rate_is_worth_the_more_the_higher_it_is(tmp_path: Path) -> None:
     opened = study(tmp_path, limits=(), objectives={DECODE: "maximize"})
     for rate in (0.2, 0.8):
         finish(opened, samples.result(decode_ms=rate))
-    assert opened.volumes() == pytest.approx([1 - 1 / 2, 1 - 1 / 8])
+    assert opened.hypervolume_history() == pytest.approx([1 - 1 / 2, 1 - 1 / 8])
 
 
 # samplers
@@ -395,14 +395,14 @@ def test_every_sampler_searches_under_constraints_with_whatever_comes_of_trials(
         ]
     )
     opened = study(tmp_path, sampler=sampler, parameters=parameters, predict_trial=predict_trial, trials=24)
-    work_off(opened, lambda row: next(answers))
-    rows = opened.rows()
-    assert sum(row.state != "refused" for row in rows) == 24
-    assert {row.state for row in rows} >= {"finished", "stopped", "failed"}
-    for row in rows:
-        opened.search.space.require(row.params)
+    work_off(opened, lambda trial: next(answers))
+    trials = opened.trials()
+    assert sum(trial.state != "refused" for trial in trials) == 24
+    assert {trial.state for trial in trials} >= {"finished", "stopped", "failed"}
+    for trial in trials:
+        opened.search.space.validate(trial.params)
     again = study(tmp_path, sampler=sampler, parameters=parameters, predict_trial=predict_trial, trials=25)
-    assert work_off(again, lambda row: next(answers)), "a resumed search goes on"
+    assert work_off(again, lambda trial: next(answers)), "a resumed search goes on"
 
 
 def test_a_resumed_search_does_not_propose_what_it_proposed(tmp_path: Path) -> None:
@@ -411,14 +411,14 @@ def test_a_resumed_search_does_not_propose_what_it_proposed(tmp_path: Path) -> N
     two = study(tmp_path / "other", parameters=parameters, trials=2)
     assert finish(one).params == finish(two).params, "the seed decides"
     again = study(tmp_path, parameters=parameters, trials=2)
-    assert finish(again).params != one.rows()[0].params
+    assert finish(again).params != one.trials()[0].params
 
 
 def test_tpe_learns_where_limits_are_kept(tmp_path: Path) -> None:
     parameters = {"x": {"low": 0.0, "high": 1.0}}
     opened = study(tmp_path, sampler="tpe", parameters=parameters, trials=40)
-    work_off(opened, lambda row: samples.result(ratio=1.0 + abs(row.params["x"] - 0.8)))
-    late = [row.params["x"] for row in opened.rows()[20:]]
+    work_off(opened, lambda trial: samples.result(ratio=1.0 + abs(trial.params["x"] - 0.8)))
+    late = [trial.params["x"] for trial in opened.trials()[20:]]
     assert sum(0.65 <= x <= 0.95 for x in late) > 0.6 * len(late), "chance alone would hit 0.3 of them"
 
 
@@ -429,45 +429,61 @@ def test_at_last_untried_neighbours_of_the_front_are_tried(tmp_path: Path) -> No
     parameters = {"bits": {"low": 1, "high": 64, "step": 1}}
     opened = study(tmp_path, (), parameters=parameters, predict_trial=by_bits, trials=8, refine=0.5)
 
-    def answer(row: Row) -> TrialResult:
-        result = samples.result(decode_ms=row.params["bits"] / 10, ratio=1 + 1 / row.params["bits"])
+    def answer(trial: Trial) -> TrialResult:
+        result = samples.result(decode_ms=trial.params["bits"] / 10, ratio=1 + 1 / trial.params["bits"])
         return replace(result, verdicts=())
 
     asked = work_off(opened, answer)
-    assert [row.origin for row in asked] == ["sampled"] * 4 + ["refined"] * 4
-    for n, row in enumerate(asked[4:], start=4):
+    assert [trial.origin for trial in asked] == ["sampled"] * 4 + ["refined"] * 4
+    for n, trial in enumerate(asked[4:], start=4):
         before = [r.params["bits"] for r in asked[:n]]
         step = max(63 / 10, 1)  # a range without wider steps is taken in tenths
-        assert any(abs(row.params["bits"] - b) in (1, round(step)) for b in before), row.params
+        assert any(abs(trial.params["bits"] - b) in (1, round(step)) for b in before), trial.params
 
 
 def test_without_a_front_there_is_nothing_to_refine(tmp_path: Path) -> None:
     opened = study(tmp_path, predict_trial=by_bits, refine=1.0, limits=())
     asked = work_off(opened, lambda _: samples.result(failure=FAILED))
-    assert {row.origin for row in asked} == {"sampled"}
+    assert {trial.origin for trial in asked} == {"sampled"}
 
 
 # definitions
 
 
-CHANGED: dict[str, Callable[[Path], Study]] = {
-    "objectives": lambda f: study(f, objectives={RATIO: "maximize", DECODE: "minimize"}),
-    "limits": lambda f: study(f, limits=LIMITS[:2]),
-    "parameters": lambda f: study(f, parameters={"bits": {"choices": [4, 8]}}),
+CHANGED: dict[str, tuple[Callable[[Path], Study], str]] = {
+    "objective": (
+        lambda folder: study(folder, objectives={RATIO: "maximize", DECODE: "minimize"}),
+        f"objective {RATIO}: stored minimize, new maximize",
+    ),
+    "limit": (
+        lambda folder: study(folder, (*LIMITS[:2], Limit(metric=RSS, unit="MiB", absolute=80.0))),
+        f"limit {RSS}: stored at most 90 MiB, new at most 80 MiB",
+    ),
+    "removed limit": (
+        lambda folder: study(folder, limits=LIMITS[:2]),
+        f"limit {RSS}: stored at most 90 MiB, new none",
+    ),
+    "parameter": (
+        lambda folder: study(folder, parameters={"bits": {"choices": [4, 8]}}),
+        'parameter bits: stored {"choices": [4, 8, 16, 32]}, new {"choices": [4, 8]}',
+    ),
 }
 
 
 @pytest.mark.parametrize("changed", CHANGED)
-def test_a_study_is_not_continued_under_another_definition(tmp_path: Path, changed: str) -> None:
+def test_changed_definition_is_rejected_with_both_values(tmp_path: Path, changed: str) -> None:
     study(tmp_path)
-    with pytest.raises(ConfigError, match=rf"begun with other {changed}.*search\.study=NAME"):
-        CHANGED[changed](tmp_path)
+    reopen, difference = CHANGED[changed]
+    with pytest.raises(ConfigError, match=r"search\.study=NAME") as caught:
+        reopen(tmp_path)
+    assert difference in str(caught.value)
+    assert "already exists with another definition" in str(caught.value)
 
 
 def test_budget_sampler_seed_and_the_order_of_limits_may_change(tmp_path: Path) -> None:
     finish(study(tmp_path))
     other = study(tmp_path, LIMITS[::-1], trials=9, sampler="tpe", seed=5, trial_timeout_s=1.0, time="1 h", refine=0.5)
-    assert len(other.rows()) == 1
+    assert len(other.trials()) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from edgeopt.core.kernel_times import WORKING_SET_BYTES, KernelTimes
 from edgeopt.machine.contention import ContentionProbe
 from edgeopt.studies import kernel_profile
 
-TIMES = tuple(tuple(us * (1 + 0.2 * row) for us in (1.0, 2.0, 4.0, 8.0)) for row in range(len(WORKING_SET_BYTES)))
+TIMES = tuple(tuple(us * (1 + 0.2 * trial) for us in (1.0, 2.0, 4.0, 8.0)) for trial in range(len(WORKING_SET_BYTES)))
 TRUE = KernelTimes(
     threads=1,
     matrix={f"int{bits}/{block}": TIMES for bits, blocks in BLOCK_SIZES.items() for block in blocks},

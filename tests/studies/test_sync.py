@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from support.mlflow_server import MlflowServer
-from support.sweeping import ended, ledger_of, require_whole, runs, start
+from support.sweeping import ended, open_storage, require_whole, runs, start
 
 from edgeopt.core import mlflow_tags as tags
-from edgeopt.search.storage.trial import DONE
-from edgeopt.search.storage.trial_store import studies
+from edgeopt.search.storage.trial import ENDED_STATES
+from edgeopt.search.storage.trial_storage import list_studies
 
 MANY = ", ".join(f"{share / 100:.2f}" for share in range(5, 95, 5))
 
@@ -32,10 +32,10 @@ def server(folder: Path) -> Iterator[MlflowServer]:
 
 def over(folder: Path) -> int:
     """How many trials are over."""
-    ledger = ledger_of(folder)
-    if not (folder / ".edgeopt" / "studies.db").is_file() or "kill" not in studies(ledger.url):
+    storage = open_storage(folder)
+    if not (folder / ".edgeopt" / "studies.db").is_file() or "kill" not in list_studies(storage.url):
         return 0
-    return sum(row.state in DONE for row in ledger.changes(0))
+    return sum(trial.state in ENDED_STATES for trial in storage.trials_since(0))
 
 
 def wait_for(folder: Path, trials: int, sweep: subprocess.Popen[str]) -> None:
@@ -64,7 +64,7 @@ def test_a_sweep_goes_on_while_its_server_is_away_and_tells_it_everything_later(
     assert "MLflow does not answer" in err
     assert "MLflow answers again" in err
     assert document["champion"]["name"] == "tiny"
-    require_whole(folder, ledger_of(folder))
+    require_whole(folder, open_storage(folder))
     parent, status = study_run(folder)
     assert status == "FINISHED"
     history = MlflowClient(tracking_uri=server.uri).get_metric_history(parent, "trials/finished")
@@ -94,7 +94,7 @@ def test_what_a_server_that_stayed_away_lacks_is_sent_by_sync(folder: Path, serv
     assert code == 0, err
     assert len(sent["sent"]) == told["unrecorded"]
     assert (sent["left"], sent["evicted"]) == ([], [])
-    require_whole(folder, ledger_of(folder))
+    require_whole(folder, open_storage(folder))
     parent, status = study_run(folder)
     assert status == "FINISHED"
     kept = [file.path for file in MlflowClient(tracking_uri=server.uri).list_artifacts(parent, "front")]
@@ -125,5 +125,5 @@ def test_a_server_that_is_killed_again_and_again_has_all_of_twenty_trials_once(
     assert code == 0, err
     assert kills >= 2
     assert len(document["trials"]) == 20
-    require_whole(folder, ledger_of(folder))
+    require_whole(folder, open_storage(folder))
     assert study_run(folder)[1] == "FINISHED"

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 from benchmarks.common import workers_of
-from support import trial_stores
+from support import trial_storages
 from support.postgresql import Postgres
-from support.sweeping import ended, ledger_of, require_whole, runs, start, sweep
+from support.sweeping import ended, open_storage, require_whole, runs, start, sweep
 
 from edgeopt.core import mlflow_tags as tags
-from edgeopt.search.storage.trial import DONE
-from edgeopt.search.storage.trial_store import Ledger, Member
+from edgeopt.search.storage.trial import ENDED_STATES
+from edgeopt.search.storage.trial_storage import TrialStorage
+from edgeopt.search.storage.worker_record import WorkerRecord
 
 
 def test_two_workers_share_a_sweep_and_its_course_is_drawn(folder: Path) -> None:
@@ -28,16 +29,16 @@ def test_two_workers_share_a_sweep_and_its_course_is_drawn(folder: Path) -> None
     assert code == 0, err
     assert document["front"]
     assert document["champion"]["name"] == "tiny"
-    require_whole(folder, ledger_of(folder))
-    rows = ledger_of(folder).changes(0)
-    assert len({row.worker for row in rows}) == 2
-    assert len({json.dumps(row.params, sort_keys=True) for row in rows}) == len(rows)
+    require_whole(folder, open_storage(folder))
+    trials = open_storage(folder).trials_since(0)
+    assert len({trial.worker for trial in trials}) == 2
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == len(trials)
     (parent,) = [run for run in runs(folder) if run.data.tags.get(tags.ROLE) == "study"]
-    assert parent.data.metrics["trials/finished"] == len(rows) == 5
+    assert parent.data.metrics["trials/finished"] == len(trials) == 5
     assert 0 < parent.data.metrics["progress/hypervolume"] <= 1
     code, told, err = ended(start(folder, "status"))
     assert code == 0, err
-    assert told["over"] == "5 trials were evaluated"
+    assert told["over"] == "budget of 5 trials reached"
     assert told["trials"] == {"finished": 5}
     assert told["workers"] == []
     assert len(told["hypervolumes"]) == 5
@@ -46,9 +47,9 @@ def test_two_workers_share_a_sweep_and_its_course_is_drawn(folder: Path) -> None
 def test_builders_build_and_measurers_measure_from_any_working_folder(folder: Path, tmp_path: Path) -> None:
     code, _, err = sweep(folder, "search.trials=1", "promote=null")
     assert code == 0, err
-    ledger = ledger_of(folder)
+    storage = open_storage(folder)
     for bits in (0.25, 0.5):
-        ledger.add({"recipe": "prune_int4", "step.prune.ratio": bits}, origin="enqueued")
+        storage.add({"recipe": "prune_int4", "step.prune.ratio": bits}, origin="enqueued")
     sweep_file = folder / "tiny_sweep.yaml"
     sweep_file.write_text(sweep_file.read_text().replace("trials: 5", "trials: 3"))
     _reopen(folder, trials=3)
@@ -57,17 +58,17 @@ def test_builders_build_and_measurers_measure_from_any_working_folder(folder: Pa
     state = ["--state", str(folder / ".edgeopt")]
     builder = start(folder, "worker", "kill", *state, "--role", "build", cwd=elsewhere)
     deadline = time.monotonic() + 120
-    while sum(row.built for row in ledger.changes(0)) < 2 and time.monotonic() < deadline:
+    while sum(trial.built for trial in storage.trials_since(0)) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
-    built = [row for row in ledger.changes(0) if row.built]
-    assert [row.state for row in built] == ["waiting"] * 2, "they wait for one who measures"
+    built = [trial for trial in storage.trials_since(0) if trial.built]
+    assert [trial.state for trial in built] == ["waiting"] * 2, "they wait for one who measures"
     measured = ended(start(folder, "worker", "kill", *state, "--role", "measure", cwd=elsewhere))
     assert measured[0] == 0, measured[2]
-    assert measured[1]["trials"] == [row.number for row in built]
+    assert measured[1]["trials"] == [trial.number for trial in built]
     assert ended(builder)[0] == 0
-    require_whole(folder, ledger)
-    for row in built:
-        timings = ledger.result(row.number)["timings_s"]
+    require_whole(folder, storage)
+    for trial in built:
+        timings = storage.load_result(trial.number)["timings_s"]
         assert any(stage.startswith("measure/") for stage in timings)
 
 
@@ -84,13 +85,13 @@ def _reopen(folder: Path, *, trials: int) -> None:
 
 def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) -> None:
     assert sweep(folder, "search.trials=1", "promote=null")[0] == 0
-    other = Member(worker="other", host="elsewhere", process="1:1", role="all", code="0.0.1+abc", beat=0)
-    ledger_of(folder).join(other)
+    other = WorkerRecord(worker="other", host="elsewhere", process="1:1", role="all", code="0.0.1+abc", beat=0)
+    open_storage(folder).register_worker(other)
     _reopen(folder, trials=2)
     code, _, err = ended(start(folder, "worker", "kill"))
     assert code == 2
-    assert "worker other of study 'kill' runs 0.0.1+abc" in err
-    assert len(ledger_of(folder).changes(0)) == 1
+    assert "worker other runs 0.0.1+abc" in err
+    assert len(open_storage(folder).trials_since(0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -98,10 +99,10 @@ def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) 
     [
         (["workers=0"], "`workers` must be a positive integer, got 0"),
         (["store=postgresql://me:secret@db/studies"], "a password in a config would be logged"),
-        (["store=mysql://db/studies"], "studies are not kept in mysql"),
-        (["search.stagnation=0"], "0 is too few"),
+        (["store=mysql://db/studies"], "must be a SQLite or PostgreSQL URL, got mysql"),
+        (["search.stagnation=0"], "`stagnation` must be at least 1, got 0"),
         (["search.time=soon"], "'soon' is not a quantity"),
-        (["search.energy='0 J'"], "allows no trial"),
+        (["search.energy='0 J'"], "`energy` must be above 0"),
         (["search.sampler=guess"], "guess"),
     ],
 )
@@ -115,7 +116,7 @@ def test_what_cannot_be_is_refused_before_any_work(folder: Path, arguments: list
 
 
 def test_a_study_that_is_not_there_is_told_with_those_that_are(folder: Path) -> None:
-    trial_stores.opened(ledger_of(folder).url, "kill")
+    trial_storages.open_study(open_storage(folder).url, "kill")
     for command in ("worker", "status", "front"):
         code, _, err = ended(start(folder, command, "other"))
         assert code == 2
@@ -128,7 +129,7 @@ def test_a_study_that_is_not_there_is_told_with_those_that_are(folder: Path) -> 
 def test_workers_and_database_may_die_at_any_time(folder: Path, postgresql: Postgres) -> None:
     store, chance = postgresql.database(), random.Random(3)
     process = start(folder, "sweep", "--config-name", "tiny_sweep", "workers=3", "promote=null", store=store)
-    ledger, seen, kills = Ledger(store, "kill"), {}, 0
+    storage, seen, kills = TrialStorage(store, "kill"), {}, 0
     while process.poll() is None:
         time.sleep(chance.uniform(2, 6))
         if kills == 4:
@@ -138,14 +139,14 @@ def test_workers_and_database_may_die_at_any_time(folder: Path, postgresql: Post
             chance.choice(workers).send_signal(signal.SIGKILL)
             kills += 1
         try:
-            over = {row.number: row.summary for row in ledger.changes(0) if row.state in DONE}
+            over = {trial.number: trial.summary for trial in storage.trials_since(0) if trial.state in ENDED_STATES}
         except Exception:
             continue
         assert seen.items() <= over.items(), "a finished trial was lost or changed"
         seen = over
     assert ended(process)[0] == 0
-    assert len(seen) <= len([row for row in ledger.changes(0) if row.state in DONE]) == 5
-    require_whole(folder, ledger)
+    assert len(seen) <= len([trial for trial in storage.trials_since(0) if trial.state in ENDED_STATES]) == 5
+    require_whole(folder, storage)
 
 
 CLUSTER = """
@@ -180,7 +181,7 @@ def test_a_ray_cluster_builds_anywhere_and_measures_on_the_device_although_a_nod
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    require_whole(folder, ledger_of(folder))
-    rows = ledger_of(folder).changes(0)
-    assert [row.state for row in rows] == ["finished"] * 5
-    assert all(row.built for row in rows)
+    require_whole(folder, open_storage(folder))
+    trials = open_storage(folder).trials_since(0)
+    assert [trial.state for trial in trials] == ["finished"] * 5
+    assert all(trial.built for trial in trials)

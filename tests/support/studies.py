@@ -11,15 +11,16 @@ from edgeopt.core.result import Failure, Measurement, TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.machine import process_identity
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.prediction import Foresee, Prediction
+from edgeopt.search.prediction import Prediction, PredictTrial
 from edgeopt.search.space.definition import Search
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.storage.database import file_url
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import Row
-from edgeopt.search.storage.trial_store import Ledger, Member
+from edgeopt.search.storage.trial import Trial
+from edgeopt.search.storage.trial_storage import TrialStorage
+from edgeopt.search.storage.trial_summary import TrialSummary
+from edgeopt.search.storage.worker_record import WorkerRecord
 from edgeopt.search.study import Study
-from edgeopt.search.workers.loop import Sweep
+from edgeopt.search.workers.loop import WorkerContext
 from support import samples
 
 DECODE, RATIO, RSS = "latency/decode_p50_ms", "quality/perplexity_ratio", "memory/peak_rss_mib"
@@ -49,7 +50,7 @@ def study(
     folder: Path,
     limits: tuple[Limit, ...] = LIMITS,
     *,
-    predict_trial: Foresee | None = None,
+    predict_trial: PredictTrial | None = None,
     worker: str = "w",
     built: bool | None = None,
     url: str = "",
@@ -59,7 +60,7 @@ def study(
     found = search(**more)
     objectives = tuple(Objective(metric=m, direction=d) for m, d in found.objectives.items())  # type: ignore[arg-type]
     made = Study(
-        ledger=Ledger(url or file_url(folder / "studies.db"), found.study),
+        storage=TrialStorage(url or file_url(folder / "studies.db"), found.study),
         search=found,
         objectives=objectives,
         limits=limits,
@@ -71,17 +72,17 @@ def study(
     return made
 
 
-def finish(opened: Study, result: TrialResult | None = None) -> Row:
+def finish(opened: Study, result: TrialResult | None = None) -> Trial:
     """Ask, and finish what was asked."""
-    row = opened.ask()
-    assert row is not None
-    assert row.state == "running"
-    assert opened.finish(row, result or samples.result())
-    return next(r for r in opened.rows() if r.number == row.number)
+    trial = opened.ask()
+    assert trial is not None
+    assert trial.state == "running"
+    assert opened.finish(trial, result or samples.result())
+    return next(r for r in opened.trials() if r.number == trial.number)
 
 
-def recorded(opened: Study, row: Row) -> None:
-    opened.ledger.annotate(row, run_id="r")
+def recorded(opened: Study, trial: Trial) -> None:
+    opened.storage.mark_recorded(trial, run_id="r")
 
 
 def predicted(metric: str, value: float, unit: str = "MiB") -> Measurement:
@@ -103,16 +104,16 @@ def by_bits(params: Params) -> Prediction:
     return forecast(expected_error=4.0 ** -params["bits"], size=float(params["bits"]), rss=50.0 + params["bits"])
 
 
-def dead_member(worker: str = "dead") -> Member:
+def dead_member(worker: str = "dead") -> WorkerRecord:
     """A worker of this host whose process has ended."""
-    from edgeopt.search.workers.heartbeat import myself
+    from edgeopt.search.workers.heartbeat import create_worker_record
 
-    return replace(myself("all"), worker=worker, host=process_identity.host_id(), process="4194304:1")
+    return replace(create_worker_record("all"), worker=worker, host=process_identity.host_id(), process="4194304:1")
 
 
-def finished_row(number: int, params: Params, summary: Summary) -> Row:
+def finished_row(number: int, params: Params, summary: TrialSummary) -> Trial:
     """A trial that is over and recorded, as the ledger tells it."""
-    return Row(
+    return Trial(
         number=number,
         params=params,
         state="finished",
@@ -123,13 +124,13 @@ def finished_row(number: int, params: Params, summary: Summary) -> Row:
         recorded=True,
         run_id="r",
         ended_s=1.0,
-        hints={},
+        sampler_attrs={},
         summary=summary,
         revision=number,
     )
 
 
-class Log:
+class FakeTrackingLog:
     """What the tracking server was told, in order, and which runs it has open."""
 
     def __init__(self) -> None:
@@ -138,15 +139,15 @@ class Log:
         self.left_open: set[tuple[int, int]] = set()
         self.progressed: list[tuple[int, dict[str, float]]] = []
 
-    def begin(self, row: Row) -> str:
-        self.told.append(("begin", row.number, row.attempt))
-        self.left_open.add((row.number, row.attempt))
-        return f"run {row.number}/{row.attempt}"
+    def begin(self, trial: Trial) -> str:
+        self.told.append(("begin", trial.number, trial.attempt))
+        self.left_open.add((trial.number, trial.attempt))
+        return f"run {trial.number}/{trial.attempt}"
 
-    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
-        self.told.append(("record", row.number, row.attempt))
-        self.left_open.discard((row.number, row.attempt))
-        return f"run {row.number}/{row.attempt}"
+    def record(self, trial: Trial, result: TrialResult, front: Collection[int]) -> str:
+        self.told.append(("record", trial.number, trial.attempt))
+        self.left_open.discard((trial.number, trial.attempt))
+        return f"run {trial.number}/{trial.attempt}"
 
     def kill(self, number: int, attempt: int, why: str) -> None:
         self.told.append(("kill", number, attempt))
@@ -183,25 +184,27 @@ class Silent:
         self.seen: list[tuple[str, int]] = []
         self.lines: list[str] = []
 
-    def started(self, row: Row) -> None:
-        self.seen.append(("started", row.number))
+    def started(self, trial: Trial) -> None:
+        self.seen.append(("started", trial.number))
 
     def progress(self, line: str) -> None: ...
 
-    def finished(self, row: Row, result: TrialResult) -> None:
-        self.seen.append(("finished", row.number))
+    def finished(self, trial: Trial, result: TrialResult) -> None:
+        self.seen.append(("finished", trial.number))
 
-    def told(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self.lines.append(line)
 
 
-def sweep(opened: Study, script: list[Any] | None = None, log: Log | None = None, *, role: str = "all") -> Sweep:
+def sweep(
+    opened: Study, script: list[Any] | None = None, log: FakeTrackingLog | None = None, *, role: str = "all"
+) -> WorkerContext:
     blank = replace(samples.result(), measurements=(), verdicts=())
-    return Sweep(
+    return WorkerContext(
         study=opened,
         evaluator=Stub(script or []),  # type: ignore[arg-type]
-        log=log or Log(),
+        log=log or FakeTrackingLog(),
         watcher=Silent(),
-        blank=lambda _: blank,
+        empty_result=lambda _: blank,
         role=role,
     )

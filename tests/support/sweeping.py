@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.search.storage.database import file_url
-from edgeopt.search.storage.trial import DONE
-from edgeopt.search.storage.trial_store import Ledger, studies
+from edgeopt.search.storage.trial import ENDED_STATES
+from edgeopt.search.storage.trial_storage import TrialStorage, list_studies
 
 SPACE = """
 defaults:
@@ -113,20 +113,24 @@ def runs(folder: Path) -> list[Any]:
     return list(client.search_runs(experiments, max_results=1000))
 
 
-def ledger_of(folder: Path) -> Ledger:
-    return Ledger(file_url(folder / ".edgeopt" / "studies.db"), "kill")
+def open_storage(folder: Path) -> TrialStorage:
+    return TrialStorage(file_url(folder / ".edgeopt" / "studies.db"), "kill")
 
 
-def require_whole(folder: Path, ledger: Ledger) -> None:
+def require_whole(folder: Path, storage: TrialStorage) -> None:
     """Every trial is over and recorded once, under its last attempt; no run is open."""
-    rows = ledger.changes(0)
-    assert not [row for row in rows if row.state == "running" or (row.state in DONE and not row.recorded)]
+    trials = storage.trials_since(0)
+    assert not [
+        trial for trial in trials if trial.state == "running" or (trial.state in ENDED_STATES and not trial.recorded)
+    ]
     logged = [run for run in runs(folder) if tags.TRIAL in run.data.tags]
     assert not [run for run in logged if run.info.status == "RUNNING"]
     keys = [(run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in logged]
     assert len(set(keys)) == len(keys)
     done = sorted(run.data.tags[tags.TRIAL] for run in logged if run.info.status == "FINISHED")
-    assert done == sorted(f"kill/{row.number}" for row in rows if row.state in ("finished", "stopped", "refused"))
+    assert done == sorted(
+        f"kill/{trial.number}" for trial in trials if trial.state in ("finished", "stopped", "refused")
+    )
 
 
 def finished(folder: Path) -> dict[int, str]:
@@ -134,8 +138,8 @@ def finished(folder: Path) -> dict[int, str]:
     file = folder / ".edgeopt" / "studies.db"
     if not file.is_file():
         return {}
-    ledger = ledger_of(folder)
-    if "kill" not in studies(ledger.url):
+    storage = open_storage(folder)
+    if "kill" not in list_studies(storage.url):
         return {}
-    done = [row.number for row in ledger.changes(0) if row.state == "finished"]
-    return {number: json.dumps(ledger.result(number), sort_keys=True) for number in done}
+    done = [trial.number for trial in storage.trials_since(0) if trial.state == "finished"]
+    return {number: json.dumps(storage.load_result(number), sort_keys=True) for number in done}

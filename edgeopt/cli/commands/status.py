@@ -21,13 +21,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
-    from edgeopt.search.status import status
+    from edgeopt.search.status import collect_status
     from edgeopt.studies.open_study import OpenStudy
 
     study = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER).study
     while True:
-        document = {**status(study), "hypervolumes": study.volumes()}
-        if not args.watch or (study.settled() and not document["workers"]):
+        document = {**collect_status(study), "hypervolumes": study.hypervolume_history()}
+        if not args.watch or (study.is_complete() and not document["workers"]):
             return Outcome(document=document)
         if args.json:
             print(json.dumps(document), flush=True)

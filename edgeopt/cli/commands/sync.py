@@ -29,9 +29,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     lacking = {row.number for row in study.unrecorded()}
     recorder.connect()
     recorder.open_study(opened.name, opened.config, {})
-    loop.send(study, opened.log(), display.err.print)
+    loop.sync_tracking(study, opened.log(), display.err.print)
     left = {row.number for row in study.unrecorded()}
-    sent = {row.number for row in study.rows() if row.recorded} & lacking
+    sent = {row.number for row in study.trials() if row.recorded} & lacking
     document: Document = {
         "study": opened.name,
         "sent": sorted(sent),
@@ -43,9 +43,9 @@ def execute(args: argparse.Namespace) -> Outcome:
             f"{len(left)} trials of {opened.name} belong to workers that live", hint="They send them, or die"
         )
         return Outcome(document=document, error=error)
-    if study.ledger.members():
+    if study.storage.active_workers():
         return Outcome(document=document)
-    opened.close("FINISHED" if study.settled() else "KILLED")
+    opened.close("FINISHED" if study.is_complete() else "KILLED")
     return Outcome(document=document | {"mlflow": asdict(recorder.ui_hint(opened.name))})
 
 

@@ -36,9 +36,9 @@ def execute(args: argparse.Namespace) -> Outcome:
         assemble.checked(opened.request.compose(first), opened.request.config_dir)  # a host may lack the model
         opened.recorder.connect()
         work(opened, starting, role=args.role)
-    if not opened.study.ledger.members():
+    if not opened.study.storage.active_workers():
         opened.close("FINISHED")
-    mine = [row.number for row in opened.study.rows() if row.worker == opened.study.worker]
+    mine = [row.number for row in opened.study.trials() if row.worker == opened.study.worker]
     return Outcome(document={"study": opened.name, "worker": opened.study.worker, "role": args.role, "trials": mine})
 
 

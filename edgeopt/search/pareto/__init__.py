@@ -1,1 +1,1 @@
-"""Pareto fronts: non-dominated sorting, hypervolume, ranking and parameter importance."""
+"""Compare trials: Pareto fronts, hypervolume, ranking and parameter importance."""

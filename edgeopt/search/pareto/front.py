@@ -1,4 +1,4 @@
-"""Who is best: non-dominated sorting of the trials in which every limit was measured and kept."""
+"""Sort points by Pareto dominance."""
 
 from __future__ import annotations
 
@@ -18,54 +18,60 @@ class Objective:
 
     @property
     def sign(self) -> float:
+        """Return the factor that turns the metric into a value to minimize."""
         return 1.0 if self.direction == "minimize" else -1.0
 
     @classmethod
     def parse(cls, metric: str, direction: str, known: Mapping[str, str]) -> Objective:
+        """Build an objective from its config entry; `known` has all metrics.
+
+        Raises ConfigError if the metric is unknown or the direction is invalid.
+        """
         location = f"search.objectives.{metric}"
         if metric not in known:
             raise ConfigError(
                 f"unknown metric {metric!r}", location=location, hint=f"Choose one of: {', '.join(sorted(known))}"
             )
         if direction not in ("minimize", "maximize"):
-            raise ConfigError(f"{direction!r} is no direction", location=location, hint="Give minimize or maximize")
+            raise ConfigError(f"the direction must be minimize or maximize, got {direction!r}", location=location)
         return cls(metric=metric, direction="minimize" if direction == "minimize" else "maximize")
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether `a` is nowhere larger than `b` and somewhere smaller."""
+    """Return True if `a` is at most `b` in every objective and less in at least one."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
 def pareto_ranks(points: Sequence[Sequence[float]]) -> list[int]:
-    """1 for points that none dominates, 2 for those that only rank 1 dominates, and so on; all minimized.
+    """Return the Pareto rank of each point: 1 on the front, 2 on the front of the rest, and so on.
 
-    Non-dominated sorting of NSGA-II (Deb et al., 2002, doi:10.1109/4235.996017).
+    All objectives are minimized. This is the non-dominated sorting of NSGA-II (Deb et al., 2002,
+    doi:10.1109/4235.996017).
     """
     ranks, rank = [0] * len(points), 0
-    left = list(range(len(points)))
-    while left:
+    unranked = list(range(len(points)))
+    while unranked:
         rank += 1
-        for index in pareto_front([points[n] for n in left]):
-            ranks[left[index]] = rank
-        left = [n for n in left if ranks[n] == 0]
+        for index in pareto_front([points[n] for n in unranked]):
+            ranks[unranked[index]] = rank
+        unranked = [n for n in unranked if ranks[n] == 0]
     return ranks
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
-    """The places of the points that none dominates; all minimized.
+    """Return the indices of the points that no other point dominates. All objectives are minimized.
 
-    In lexicographic order no point is dominated by a later one, so the first of those that are left is on the front.
+    In lexicographic order a later point never dominates an earlier one, so the first remaining point is on the front.
     """
     import numpy as np
 
     if not points:
         return []
     values = np.asarray(points, dtype=float)
-    pool, front = np.lexsort(values.T[::-1]), []
-    while pool.size:
-        first, others = values[pool[0]], values[pool]
-        front.append(int(pool[0]))
+    remaining, front = np.lexsort(values.T[::-1]), []
+    while remaining.size:
+        first, others = values[remaining[0]], values[remaining]
+        front.append(int(remaining[0]))
         dominated = (others >= first).all(axis=1) & (others > first).any(axis=1)
-        pool = pool[~dominated][1:]
+        remaining = remaining[~dominated][1:]
     return sorted(front)

@@ -1,4 +1,4 @@
-"""Where a study stands: which trials are best, and how the front grew."""
+"""Rank the trials of a study and compute the growth of its Pareto front."""
 
 from __future__ import annotations
 
@@ -8,75 +8,77 @@ from dataclasses import dataclass
 
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective, pareto_front, pareto_ranks
-from edgeopt.search.pareto.hypervolume import Archive
-from edgeopt.search.storage.trial import Row
-
-EVALUATED = ("finished", "stopped", "failed")
-"""States of trials that cost work, and count against the budget."""
+from edgeopt.search.pareto.hypervolume import HypervolumeTracker
+from edgeopt.search.storage.trial import EVALUATED_STATES, Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """Trials held against one another, by objectives, among those that keep every limit."""
+    """Comparison of trials by objectives, among those that satisfy every limit."""
 
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
 
-    def ranks(self, rows: Iterable[Row]) -> dict[int, int]:
-        """Pareto rank of every feasible trial whose objectives were all measured, by trial number."""
-        kept = self._kept(rows)
-        return {row.number: rank for (row, _), rank in zip(kept, pareto_ranks([p for _, p in kept]), strict=True)}
+    def ranks(self, trials: Iterable[Trial]) -> dict[int, int]:
+        """Return the Pareto rank of every feasible trial with all objectives measured, by trial number."""
+        ranked = self._with_points(trials)
+        ranks = pareto_ranks([point for _, point in ranked])
+        return {trial.number: rank for (trial, _), rank in zip(ranked, ranks, strict=True)}
 
-    def front(self, rows: Iterable[Row]) -> list[Row]:
-        """The feasible trials that no other dominates."""
-        kept = self._kept(rows)
-        return [kept[index][0] for index in pareto_front([point for _, point in kept])]
+    def front(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Return the feasible trials that no other trial dominates."""
+        ranked = self._with_points(trials)
+        return [ranked[index][0] for index in pareto_front([point for _, point in ranked])]
 
-    def volume(self, rows: Sequence[Row], front: Sequence[Row]) -> float:
-        """The hypervolume of the front of `rows`, from 0 to 1: see `volumes`."""
-        archive = self._archive(rows)
-        if archive is None:
+    def hypervolume(self, trials: Sequence[Trial], front: Sequence[Trial]) -> float:
+        """Return the hypervolume of the front of `trials`, from 0 to 1; see `hypervolume_history`."""
+        tracker = self._create_tracker(trials)
+        if tracker is None:
             return 0.0
-        return max(archive.add(self._costs(point)) for _, point in self._kept(front))
+        return max(tracker.add(self._costs(point)) for _, point in self._with_points(front))
 
-    def volumes(self, rows: Sequence[Row]) -> list[float]:
-        """The hypervolume of the front after each evaluated trial, in the order in which they ended; from 0 to 1.
+    def hypervolume_history(self, trials: Sequence[Trial]) -> list[float]:
+        """Return the hypervolume of the front after each evaluated trial, from 0 to 1, in the order of their ends.
 
-        It is a share of what lies between nothing at all and the limits. Of an objective without a limit, what is
-        twice as bad as the first feasible trial takes the limit's place. So it never falls, whatever comes later.
+        The reference of an objective is its limit. Without a limit it is twice the cost of the first feasible trial.
+        Later trials do not change it, so the hypervolume never decreases.
         """
-        ended = _ended(rows)
-        archive = self._archive(rows)
-        if archive is None:
+        ended = _by_end(trials)
+        tracker = self._create_tracker(trials)
+        if tracker is None:
             return [0.0] * len(ended)
         points = map(self.point, ended)
-        return [archive.volume if point is None else archive.add(self._costs(point)) for point in points]
+        return [tracker.volume if point is None else tracker.add(self._costs(point)) for point in points]
 
-    def point(self, row: Row) -> list[float] | None:
-        """The objectives of a feasible trial, all minimized; None of any other."""
-        if row.summary is None or not row.summary.feasible:
+    def point(self, trial: Trial) -> list[float] | None:
+        """Return the objectives of a feasible trial, all to be minimized.
+
+        Return None if the trial is not feasible or an objective is not finite.
+        """
+        if trial.summary is None or not trial.summary.feasible:
             return None
-        values = [o.sign * row.summary.metrics.get(o.metric, math.nan) for o in self.objectives]
+        values = [o.sign * trial.summary.metrics.get(o.metric, math.nan) for o in self.objectives]
         return values if all(map(math.isfinite, values)) else None
 
-    def _kept(self, rows: Iterable[Row]) -> list[tuple[Row, list[float]]]:
-        return [(row, point) for row in rows if (point := self.point(row)) is not None]
+    def _with_points(self, trials: Iterable[Trial]) -> list[tuple[Trial, list[float]]]:
+        return [(trial, point) for trial in trials if (point := self.point(trial)) is not None]
 
-    def _archive(self, rows: Sequence[Row]) -> Archive | None:
-        """Empty, up to the worst that counts; None while no trial is feasible."""
-        first = next((point for row in _ended(rows) if (point := self.point(row)) is not None), None)
+    def _create_tracker(self, trials: Sequence[Trial]) -> HypervolumeTracker | None:
+        """Return an empty tracker with the reference of this study; None while no trial is feasible."""
+        first = next((point for trial in _by_end(trials) if (point := self.point(trial)) is not None), None)
         if first is None:
             return None
-        known = bounds(rows)
-        bound = {limit.metric: known.get(limit.metric, limit.absolute) for limit in self.limits}
-        return Archive([_worst(o, bound.get(o.metric), x) for o, x in zip(self.objectives, first, strict=True)])
+        judged = limit_bounds(trials)
+        bound = {limit.metric: judged.get(limit.metric, limit.absolute) for limit in self.limits}
+        reference = [_reference_cost(o, bound.get(o.metric), x) for o, x in zip(self.objectives, first, strict=True)]
+        return HypervolumeTracker(reference)
 
     def _costs(self, point: Sequence[float]) -> list[float]:
         return [_cost(o, o.sign * x) for o, x in zip(self.objectives, point, strict=True)]
 
 
-def _worst(objective: Objective, bound: float | None, first: float) -> float:
-    """The cost from which on a value counts for nothing; `first` is as in a point."""
+def _reference_cost(objective: Objective, bound: float | None, first: float) -> float:
+    """Return the worst cost that contributes to the hypervolume; `first` is the first feasible value, minimized."""
     if bound:
         return _cost(objective, bound)
     twice = 2 * _cost(objective, objective.sign * first)
@@ -84,33 +86,36 @@ def _worst(objective: Objective, bound: float | None, first: float) -> float:
 
 
 def _cost(objective: Objective, value: float) -> float:
-    """A metric's value such that 0 is the best that can be: of what is maximized the reciprocal."""
+    """Return a cost with optimum 0: the value of a minimized metric, the reciprocal of a maximized one."""
     if objective.direction == "minimize":
         return value
     return 1 / value if value > 0 else math.inf
 
 
-def _ended(rows: Iterable[Row]) -> list[Row]:
-    """The evaluated trials in the order in which they ended."""
-    return sorted((r for r in rows if r.state in EVALUATED), key=lambda r: (r.ended_s or 0.0, r.number))
+def _by_end(trials: Iterable[Trial]) -> list[Trial]:
+    """Return the evaluated trials in the order of their ends."""
+    return sorted((t for t in trials if t.state in EVALUATED_STATES), key=lambda t: (t.ended_s or 0.0, t.number))
 
 
-def spent_s(rows: Iterable[Row]) -> float:
-    """Seconds of all trials together, whoever evaluated them."""
-    return sum(row.summary.spent_s for row in rows if row.summary is not None)
+def total_spent_s(trials: Iterable[Trial]) -> float:
+    """Return the seconds spent on all trials, summed over workers."""
+    return sum(trial.summary.spent_s for trial in trials if trial.summary is not None)
 
 
-def spent_j(rows: Iterable[Row]) -> float:
-    """Joules of all trials together."""
-    return sum(row.summary.energy_j for row in rows if row.summary is not None)
+def total_spent_j(trials: Iterable[Trial]) -> float:
+    """Return the joules spent on all trials."""
+    return sum(trial.summary.energy_j for trial in trials if trial.summary is not None)
 
 
-def begun(rows: Iterable[Row]) -> int:
-    """How many trials have or will have cost work."""
-    return sum(1 for row in rows if row.state != "refused")
+def count_started(trials: Iterable[Trial]) -> int:
+    """Return the number of trials that count against the budget once they end."""
+    return sum(1 for trial in trials if trial.state != "refused")
 
 
-def bounds(rows: Iterable[Row]) -> dict[str, float]:
-    """The limits in their metrics' units as trials were judged by them, those relative to the baseline too."""
-    held = (item for row in rows if row.summary is not None for item in row.summary.verdicts.items())
-    return {metric: verdict.bound for metric, verdict in held if verdict.bound is not None}
+def limit_bounds(trials: Iterable[Trial]) -> dict[str, float]:
+    """Return the bound of each limit in the unit of its metric, as the verdicts of the trials used it.
+
+    Limits relative to the baseline are included once a trial measured the baseline.
+    """
+    verdicts = (item for trial in trials if trial.summary is not None for item in trial.summary.verdicts.items())
+    return {metric: verdict.bound for metric, verdict in verdicts if verdict.bound is not None}

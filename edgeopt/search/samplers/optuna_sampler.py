@@ -1,7 +1,7 @@
-"""Optuna as the one who proposes: an in-memory study that is told what the ledger holds.
+"""Propose recipes with a sampler of Optuna.
 
-Nothing that must last is kept here, so a worker that dies, or joins late, loses nothing, and a trial that is begun
-again starts with clean constraints.
+The Optuna study lives in memory and is filled from the trial storage. It holds no state of its own, so a worker that
+dies or joins late loses nothing, and a new attempt of a trial starts without constraints.
 """
 
 from __future__ import annotations
@@ -15,21 +15,28 @@ from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective
 from edgeopt.search.space.definition import Search
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import DONE, Row
+from edgeopt.search.storage.trial import ENDED_STATES, Trial
+from edgeopt.search.storage.trial_summary import TrialSummary
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 UNMEASURED_EXCESS = 1.0
-"""Constraint of a limit whose metric was not measured: as bad as twice the limit."""
-UNPROVEN_EXCESS = 0.01
-"""Least constraint of a limit that is not proven kept although its figure lies within."""
+"""Constraint value of a limit whose metric was not measured: twice the limit."""
+MIN_UNPROVEN_EXCESS = 0.01
+"""Smallest constraint value of a limit that is not satisfied although the measured value is within it."""
 
 
-class Sampler:
-    """Proposals by the sampler that a search names, from all trials that it was told of."""
+class OptunaSampler:
+    """Sampler of Optuna that learns from the trials of the study.
+
+    Args:
+        search: search with the name of the sampler and the search space.
+        objectives: objectives of the study.
+        limits: limits of the study, which become constraints.
+        seed: seed of the sampler.
+    """
 
     def __init__(self, search: Search, objectives: Sequence[Objective], limits: Sequence[Limit], *, seed: int) -> None:
         import optuna
@@ -37,82 +44,85 @@ class Sampler:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._objectives, self._limits = search.space, objectives, limits
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of experimental arguments
+            warnings.simplefilter("ignore")  # warnings about experimental arguments
             self._study: Any = optuna.create_study(
-                sampler=_sampler(search.sampler, seed), directions=[o.direction for o in objectives]
+                sampler=_create_sampler(search.sampler, seed), directions=[o.direction for o in objectives]
             )
         self._running: dict[int, int] = {}
-        self._over: set[tuple[int, int]] = set()
+        """Number in the Optuna study by number of the running trial."""
+        self._ended: set[tuple[int, int]] = set()
+        """Number and attempt of the ended trials in the Optuna study."""
 
-    def learn(self, rows: Iterable[Row]) -> None:
-        """Take in trials that are new or have changed; those that wait are not told, and what is over is told once."""
-        for row in rows:
-            known = self._running.pop(row.number, None)
-            if known is not None:  # from now on its place in memory tells nothing
-                self._withdraw(known)
-            if row.state == "running":
-                self._study.add_trial(self._frozen(row))
-                self._running[row.number] = len(self._study.get_trials(deepcopy=False)) - 1
-            elif row.state in DONE and (row.number, row.attempt) not in self._over:
-                self._study.add_trial(self._frozen(row))
-                self._over.add((row.number, row.attempt))
+    def update(self, trials: Iterable[Trial]) -> None:
+        """Add trials that are new or have changed. Waiting trials are ignored; each ended attempt is added once."""
+        for trial in trials:
+            optuna_number = self._running.pop(trial.number, None)
+            if optuna_number is not None:
+                self._discard(optuna_number)
+            if trial.state == "running":
+                self._study.add_trial(self._to_frozen_trial(trial))
+                self._running[trial.number] = len(self._study.get_trials(deepcopy=False)) - 1
+            elif trial.state in ENDED_STATES and (trial.number, trial.attempt) not in self._ended:
+                self._study.add_trial(self._to_frozen_trial(trial))
+                self._ended.add((trial.number, trial.attempt))
 
     def propose(self) -> tuple[Params, Mapping[str, Any]]:
-        """A recipe, and what the sampler wants to find again beside it."""
+        """Return a recipe and the attributes that the sampler must find again in its trial."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial = self._study.ask()
-            params = self._space.suggest(trial)
-            hints = dict(self._study.get_trials(deepcopy=False)[trial.number].system_attrs)
-            self._withdraw(trial.number)
-        return params, hints
+            optuna_trial = self._study.ask()
+            params = self._space.suggest(optuna_trial)
+            sampler_attrs = dict(self._study.get_trials(deepcopy=False)[optuna_trial.number].system_attrs)
+            self._discard(optuna_trial.number)
+        return params, sampler_attrs
 
-    def _withdraw(self, number: int) -> None:
+    def _discard(self, optuna_number: int) -> None:
+        """Set a trial of the Optuna study to failed, so that samplers ignore it."""
         from optuna.trial import TrialState
 
-        self._study.tell(number, state=TrialState.FAIL)
+        self._study.tell(optuna_number, state=TrialState.FAIL)
 
-    def _frozen(self, row: Row) -> FrozenTrial:
-        """Constraints and values; a trial without all values is pruned, from which TPE still learns."""
+    def _to_frozen_trial(self, trial: Trial) -> FrozenTrial:
+        """Return the trial for Optuna. An ended trial without all objectives is pruned: TPE still learns from it."""
         from optuna.trial import TrialState, create_trial
 
         state, values = TrialState.RUNNING, None
         constraints: dict[str, float] = {}
-        if row.summary is not None:
-            figures = [row.summary.metrics.get(o.metric, math.nan) for o in self._objectives]
-            whole = not (row.summary.failure or row.summary.refused) and all(map(math.isfinite, figures))
-            state, values = (TrialState.COMPLETE, figures) if whole else (TrialState.PRUNED, None)
-            constraints = excesses(row.summary, self._limits)
-        dists = self._space.distributions(row.params)
+        if trial.summary is not None:
+            metrics = [trial.summary.metrics.get(o.metric, math.nan) for o in self._objectives]
+            is_complete = not (trial.summary.failure or trial.summary.refused) and all(map(math.isfinite, metrics))
+            state, values = (TrialState.COMPLETE, metrics) if is_complete else (TrialState.PRUNED, None)
+            constraints = constraint_values(trial.summary, self._limits)
+        distributions = self._space.distributions(trial.params)
         return create_trial(
             state=state,
             values=values,
-            params={key: row.params[key] for key in dists},
-            distributions=dists,
-            system_attrs=dict(row.hints),
+            params={key: trial.params[key] for key in distributions},
+            distributions=distributions,
+            system_attrs=dict(trial.sampler_attrs),
             constraints=constraints or None,
         )
 
 
-def excesses(summary: Summary, limits: Sequence[Limit]) -> dict[str, float]:
-    """How far each limit is broken (above zero) or kept, as a share of it, for a sampler that adds these up.
+def constraint_values(summary: TrialSummary, limits: Sequence[Limit]) -> dict[str, float]:
+    """Return the relative excess of each limit, above 0 if it is not satisfied, as constraints for a sampler.
 
-    Of a trial that a rung stopped, limits that nobody looked at count as just kept: it is infeasible by the others,
-    and what is not known must not mislead. Of any other trial what was not measured is broken.
+    Samplers add these values up. For a trial that ended early, a limit that was not judged counts as just satisfied:
+    other limits make the trial infeasible already. For any other trial it counts as violated.
     """
-    found = {}
+    values = {}
     for limit in limits:
-        held = summary.verdicts.get(limit.metric)
-        if held is None or held.excess is None:
-            found[limit.metric] = 0.0 if summary.refused else UNMEASURED_EXCESS
-        elif held.satisfied or held.predicted or (summary.refused and held.excess <= 0):
-            found[limit.metric] = held.excess
+        verdict = summary.verdicts.get(limit.metric)
+        if verdict is None or verdict.excess is None:
+            values[limit.metric] = 0.0 if summary.refused else UNMEASURED_EXCESS
+        elif verdict.satisfied or verdict.predicted or (summary.refused and verdict.excess <= 0):
+            values[limit.metric] = verdict.excess
         else:
-            found[limit.metric] = max(held.excess, UNPROVEN_EXCESS)
-    return found
+            values[limit.metric] = max(verdict.excess, MIN_UNPROVEN_EXCESS)
+    return values
 
 
-def _sampler(name: str, seed: int) -> BaseSampler:
+def _create_sampler(name: str, seed: int) -> BaseSampler:
     from optuna import samplers
 
     if name == "nsga2":

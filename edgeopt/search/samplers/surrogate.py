@@ -1,10 +1,9 @@
-"""What an untried recipe may turn out to be: linear models of logarithms, drawn from their posterior.
+"""Propose recipes with Bayesian linear models of the logarithms of metrics.
 
-Recipes of one space differ in few choices, and what a choice does to a figure is much the same whatever the others
-are. So a handful of trials tells much about all recipes, where models without structure need dozens. What is proposed
-is the recipe that lets the front grow most on average over some worlds that are still possible, each drawn from the
-posterior of the weights: the expected hypervolume improvement under constraints (Emmerich et al., 2006,
-doi:10.1109/TEVC.2005.859463) by Monte Carlo.
+Recipes of one space differ in few choices, and the effect of a choice on a metric depends little on the other choices.
+A linear model therefore learns from a handful of trials, where models without structure need dozens. The proposal is
+the recipe with the largest expected hypervolume improvement under constraints (Emmerich et al., 2006,
+doi:10.1109/TEVC.2005.859463), estimated by Monte Carlo over samples of the posterior.
 """
 
 from __future__ import annotations
@@ -19,193 +18,201 @@ from typing import TYPE_CHECKING
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective
 from edgeopt.search.pareto.hypervolume import hypervolume
-from edgeopt.search.prediction import Foresee, Prediction
+from edgeopt.search.prediction import Prediction, PredictTrial
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.space.space import Space
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import Row
+from edgeopt.search.space.search_space import SearchSpace
+from edgeopt.search.storage.trial import Trial
+from edgeopt.search.storage.trial_summary import TrialSummary
 
 if TYPE_CHECKING:
     import numpy as np
 
-PRIOR_SPREADS = (0.003, 0.01, 0.03, 0.1, 0.3)
-"""Standard deviations that the effect of a choice on a logarithm may have."""
-TRUST = 10.0
-"""How many times more the expected damage may explain than a choice: what it tells need not be learnt of each."""
-NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)
-"""Standard deviations that what neither choices nor arithmetic explain may have."""
-WORLDS = 16
-MODELLED = 2
-"""Trials from which on a figure is modelled."""
+PRIOR_STDS = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""Candidates for the prior standard deviation of a weight, the effect of a choice on a logarithm."""
+NOISE_STDS = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""Candidates for the standard deviation of the noise, the part that the features do not explain."""
+ERROR_FEATURE_SCALE = 10.0
+"""Factor on the expected error, so that the prior lets it explain more than a single choice."""
+POSTERIOR_SAMPLES = 16
+MIN_OBSERVATIONS = 2
+"""Number of trials from which a target is modelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """A recipe as the models see it.
+class RecipeFeatures:
+    """Input of the models for one recipe.
 
     Attributes:
-        features: the expected damage, then the place of each parameter.
-        predicted: figures by arithmetic, of which only the ratio to what is measured is modelled.
+        features: expected error, followed by the encoded parameters.
+        predicted: predicted values by metric. Only the ratio of the measured value to them is modelled.
     """
 
     features: Sequence[float]
     predicted: Mapping[str, float]
 
     @classmethod
-    def of(cls, space: Space, params: Params, forecast: Prediction) -> Recipe:
-        return cls(features=[forecast.expected_error, *space.places(params)], predicted=forecast.figures)
+    def from_prediction(cls, space: SearchSpace, params: Params, prediction: Prediction) -> RecipeFeatures:
+        """Build the features of a recipe from its prediction."""
+        return cls(features=[prediction.expected_error, *space.encode(params)], predicted=prediction.metrics)
 
-    def only(self, metrics: Collection[str]) -> Recipe:
-        """The same without what is predicted of others than `metrics`."""
+    def restrict_predicted(self, metrics: Collection[str]) -> RecipeFeatures:
+        """Return a copy that keeps the predicted values of `metrics` only."""
         return replace(self, predicted={m: value for m, value in self.predicted.items() if m in metrics})
 
 
-class Surrogate:
-    """Linear models over the features of recipes.
+class LinearSurrogate:
+    """Bayesian linear models over the features of recipes, one per target.
 
     Args:
-        recipes: those that were evaluated.
-        targets: by name, what is modelled of each recipe; None where a recipe teaches nothing of it.
+        recipes: evaluated recipes.
+        targets: values of each target in the same order as `recipes`; None if a recipe has no value.
     """
 
-    def __init__(self, recipes: Sequence[Recipe], targets: Mapping[str, Sequence[float | None]]) -> None:
+    def __init__(self, recipes: Sequence[RecipeFeatures], targets: Mapping[str, Sequence[float | None]]) -> None:
         import numpy as np
 
-        rows = np.array([recipe.features for recipe in recipes], dtype=float)
-        self._centre, spread = rows.mean(axis=0), rows.std(axis=0)
-        self._scale = np.where(spread > 1e-9, spread, 1.0)
-        self._scale[0] /= TRUST
+        features = np.array([recipe.features for recipe in recipes], dtype=float)
+        self._mean, std = features.mean(axis=0), features.std(axis=0)
+        self._scale = np.where(std > 1e-9, std, 1.0)
+        self._scale[0] /= ERROR_FEATURE_SCALE
         self._models: dict[str, tuple[float, np.ndarray, np.ndarray]] = {}
         for name, values in targets.items():
-            known = [n for n, value in enumerate(values) if value is not None]
-            if len(known) >= MODELLED:
-                self._models[name] = self._fitted(rows[known], np.array([values[n] for n in known], dtype=float))
+            observed = [n for n, value in enumerate(values) if value is not None]
+            if len(observed) >= MIN_OBSERVATIONS:
+                observations = np.array([values[n] for n in observed], dtype=float)
+                self._models[name] = self._fit(features[observed], observations)
 
     @property
-    def names(self) -> set[str]:
-        """What there were trials enough to model."""
+    def modelled_targets(self) -> set[str]:
+        """Return the targets with enough observations."""
         return set(self._models)
 
-    def worlds(self, recipes: Sequence[Recipe], count: int, chance: random.Random) -> dict[str, np.ndarray]:
-        """What each target may be: arrays of shape (worlds, recipes), drawn from the posterior."""
+    def sample_posterior(
+        self, recipes: Sequence[RecipeFeatures], count: int, rng: random.Random
+    ) -> dict[str, np.ndarray]:
+        """Return `count` samples of each target from the posterior, as arrays of shape (samples, recipes)."""
         import numpy as np
 
-        generator = np.random.default_rng(chance.getrandbits(32))
-        given = self._scaled(np.array([recipe.features for recipe in recipes], dtype=float))
-        drawn = {}
-        for name, (middle, mean, root) in self._models.items():
+        generator = np.random.default_rng(rng.getrandbits(32))
+        features = self._standardize(np.array([recipe.features for recipe in recipes], dtype=float))
+        samples = {}
+        for name, (intercept, mean, root) in self._models.items():
             weights = mean + generator.standard_normal((count, len(mean))) @ root.T
-            drawn[name] = middle + weights @ given.T
-        return drawn
+            samples[name] = intercept + weights @ features.T
+        return samples
 
-    def _scaled(self, rows: np.ndarray) -> np.ndarray:
-        scaled: np.ndarray = (rows - self._centre) / self._scale
-        return scaled
+    def _standardize(self, features: np.ndarray) -> np.ndarray:
+        standardized: np.ndarray = (features - self._mean) / self._scale
+        return standardized
 
-    def _fitted(self, rows: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """Middle of the values, mean of the weights, and a root of their covariance.
+    def _fit(self, features: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return the intercept, the posterior mean of the weights and the Cholesky factor of their covariance.
 
-        Of the prior spreads and noises those that make the values most likely (Bishop, 2006, sections 3.3 and 3.5).
+        The prior and noise standard deviations maximize the evidence (Bishop, 2006, sections 3.3 and 3.5).
         """
         import numpy as np
 
-        given, centred = self._scaled(rows), values - values.mean()
-        best, found = -math.inf, (np.zeros(given.shape[1]), np.eye(given.shape[1]))
-        for spread, noise in itertools.product(PRIOR_SPREADS, NOISES):
-            precision = np.eye(given.shape[1]) / spread**2 + given.T @ given / noise**2
+        x, y = self._standardize(features), values - values.mean()
+        best_evidence, best = -math.inf, (np.zeros(x.shape[1]), np.eye(x.shape[1]))
+        for prior, noise in itertools.product(PRIOR_STDS, NOISE_STDS):
+            precision = np.eye(x.shape[1]) / prior**2 + x.T @ x / noise**2
             covariance = np.linalg.inv(precision)
-            mean = covariance @ given.T @ centred / noise**2
-            misfit = np.sum((centred - given @ mean) ** 2) / noise**2 + np.sum(mean**2) / spread**2
-            size = 2 * len(centred) * math.log(noise) + 2 * len(mean) * math.log(spread)
-            evidence = -0.5 * (misfit + size + np.linalg.slogdet(precision)[1])
-            if evidence > best:
-                best, found = evidence, (mean, covariance)
-        mean, covariance = found
+            mean = covariance @ x.T @ y / noise**2
+            misfit = np.sum((y - x @ mean) ** 2) / noise**2 + np.sum(mean**2) / prior**2
+            normalization = 2 * len(y) * math.log(noise) + 2 * len(mean) * math.log(prior)
+            evidence = -0.5 * (misfit + normalization + np.linalg.slogdet(precision)[1])
+            if evidence > best_evidence:
+                best_evidence, best = evidence, (mean, covariance)
+        mean, covariance = best
         return float(values.mean()), mean, np.linalg.cholesky(covariance + 1e-12 * np.eye(len(mean)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guide:
-    """Proposes by a surrogate of the search's own trials."""
+class SurrogateSampler:
+    """Sampler that proposes recipes by a surrogate fitted to the trials of the study."""
 
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
-    space: Space
-    predict_trial: Foresee
+    space: SearchSpace
+    predict_trial: PredictTrial
 
-    def best(self, rows: Sequence[Row], candidates: Sequence[Params], chance: random.Random) -> Params | None:
-        """Of the candidates, that which lets the front of `rows` grow most on average; None where none does.
+    def propose(self, trials: Sequence[Trial], candidates: Sequence[Params], rng: random.Random) -> Params | None:
+        """Return the candidate with the largest expected improvement of the front of `trials`.
 
-        None too while the trials are too few to model every objective.
+        Return None if no candidate is expected to improve it, or if there are too few trials to model every objective.
         """
-        known = [(self._seen(row.params), row.summary) for row in rows if row.summary is not None]
-        if not known or not candidates:
+        evaluated = [(self._features(trial.params), trial.summary) for trial in trials if trial.summary is not None]
+        if not evaluated or not candidates:
             return None
-        seen = [self._seen(params) for params in candidates]
-        # a ratio to what is predicted of some recipes and not of others would be no one quantity
-        measured = [recipe.predicted for recipe, summary in known if summary.metrics]
-        shared = set.intersection(*map(set, (*measured, *(recipe.predicted for recipe in seen))))
-        seen, known = [recipe.only(shared) for recipe in seen], [(recipe.only(shared), s) for recipe, s in known]
-        recipes = [recipe for recipe, _ in known]
+        untried = [self._features(params) for params in candidates]
+        # A target is a ratio to the prediction only if all recipes have this prediction; ratios and plain values
+        # cannot share one model.
+        measured = [recipe.predicted for recipe, summary in evaluated if summary.metrics]
+        shared = set.intersection(*map(set, (*measured, *(recipe.predicted for recipe in untried))))
+        untried = [recipe.restrict_predicted(shared) for recipe in untried]
+        evaluated = [(recipe.restrict_predicted(shared), summary) for recipe, summary in evaluated]
         targets: dict[str, list[float | None]] = {
-            **{f"figure {o.metric}": [_figure(r, s, o.metric) for r, s in known] for o in self.objectives},
-            **{f"limit {x.metric}": [_excess(s, x) for _, s in known] for x in self.limits},
+            **{f"metric {o.metric}": [_log_metric(r, s, o.metric) for r, s in evaluated] for o in self.objectives},
+            **{f"limit {x.metric}": [_log_excess(s, x) for _, s in evaluated] for x in self.limits},
         }
-        surrogate = Surrogate(recipes, targets)
-        if not surrogate.names >= {f"figure {o.metric}" for o in self.objectives}:
+        surrogate = LinearSurrogate([recipe for recipe, _ in evaluated], targets)
+        if not surrogate.modelled_targets >= {f"metric {o.metric}" for o in self.objectives}:
             return None
-        worlds = surrogate.worlds(seen, WORLDS, chance)
-        kept = [s.metrics for _, s in known if s.feasible and all(o.metric in s.metrics for o in self.objectives)]
-        growth = self._growth(seen, worlds, [[o.sign * metrics[o.metric] for o in self.objectives] for metrics in kept])
-        index = max(range(len(candidates)), key=lambda n: growth[n])
-        return candidates[index] if growth[index] > 0 else None
+        samples = surrogate.sample_posterior(untried, POSTERIOR_SAMPLES, rng)
+        feasible = [
+            s.metrics for _, s in evaluated if s.feasible and all(o.metric in s.metrics for o in self.objectives)
+        ]
+        front = [[o.sign * metrics[o.metric] for o in self.objectives] for metrics in feasible]
+        improvements = self._improvements(untried, samples, front)
+        best = max(range(len(candidates)), key=lambda n: improvements[n])
+        return candidates[best] if improvements[best] > 0 else None
 
-    def _growth(
-        self, seen: Sequence[Recipe], worlds: Mapping[str, np.ndarray], front: list[list[float]]
+    def _improvements(
+        self, recipes: Sequence[RecipeFeatures], samples: Mapping[str, np.ndarray], front: list[list[float]]
     ) -> list[float]:
-        """By how much each candidate lets the front's hypervolume grow, over all worlds in which it is feasible."""
+        """Return each recipe's improvement of the hypervolume, summed over the samples in which it is feasible."""
         import numpy as np
 
-        figures = np.stack(
+        points = np.stack(
             [
                 o.sign
-                * np.array([recipe.predicted.get(o.metric, 1.0) for recipe in seen])
-                * np.exp(worlds[f"figure {o.metric}"])
+                * np.array([recipe.predicted.get(o.metric, 1.0) for recipe in recipes])
+                * np.exp(samples[f"metric {o.metric}"])
                 for o in self.objectives
             ],
             axis=-1,
         )
-        broken = np.zeros(figures.shape[:2], dtype=bool)
+        infeasible = np.zeros(points.shape[:2], dtype=bool)
         for limit in self.limits:
-            if f"limit {limit.metric}" in worlds:
-                broken |= worlds[f"limit {limit.metric}"] > 0
-        every = [*front, *figures[~broken].tolist()]
-        reference = [max(c) + 0.1 * ((max(c) - min(c)) or 1.0) for c in zip(*every, strict=True)]
-        before = hypervolume(front, reference)
-        growth = [0.0] * len(seen)
-        for world, index in np.argwhere(~broken):
-            point = list(figures[world, index])
+            if f"limit {limit.metric}" in samples:
+                infeasible |= samples[f"limit {limit.metric}"] > 0
+        all_points = [*front, *points[~infeasible].tolist()]
+        reference = [max(c) + 0.1 * ((max(c) - min(c)) or 1.0) for c in zip(*all_points, strict=True)]
+        current_volume = hypervolume(front, reference)
+        improvements = [0.0] * len(recipes)
+        for sample, index in np.argwhere(~infeasible):
+            point = list(points[sample, index])
             if not any(all(x <= y for x, y in zip(member, point, strict=True)) for member in front):
-                growth[index] += hypervolume([*front, point], reference) - before
-        return growth
+                improvements[index] += hypervolume([*front, point], reference) - current_volume
+        return improvements
 
-    def _seen(self, params: Params) -> Recipe:
-        return Recipe.of(self.space, params, self.predict_trial(params))
-
-
-def _figure(recipe: Recipe, summary: Summary, metric: str) -> float | None:
-    """The logarithm of a figure, or of its ratio to what was predicted."""
-    return _logarithm(summary.metrics.get(metric, math.nan) / recipe.predicted.get(metric, 1.0))
+    def _features(self, params: Params) -> RecipeFeatures:
+        return RecipeFeatures.from_prediction(self.space, params, self.predict_trial(params))
 
 
-def _excess(summary: Summary, limit: Limit) -> float | None:
-    """The logarithm of the worse end of a figure's interval as a multiple of its limit: above zero it is broken."""
-    held = summary.verdicts.get(limit.metric)
-    if held is None or held.excess is None or held.predicted:
+def _log_metric(recipe: RecipeFeatures, summary: TrialSummary, metric: str) -> float | None:
+    """Return the logarithm of a metric, or of its ratio to the predicted value."""
+    return _log(summary.metrics.get(metric, math.nan) / recipe.predicted.get(metric, 1.0))
+
+
+def _log_excess(summary: TrialSummary, limit: Limit) -> float | None:
+    """Return the logarithm of the worse end of the interval relative to the limit, above 0 if it is violated."""
+    verdict = summary.verdicts.get(limit.metric)
+    if verdict is None or verdict.excess is None or verdict.predicted:
         return None
-    ratio = _logarithm(1 - held.excess if limit.is_minimum else 1 + held.excess)
+    ratio = _log(1 - verdict.excess if limit.is_minimum else 1 + verdict.excess)
     return None if ratio is None else -ratio if limit.is_minimum else ratio
 
 
-def _logarithm(value: float) -> float | None:
+def _log(value: float) -> float | None:
     return math.log(value) if math.isfinite(value) and value > 0 else None

@@ -1,4 +1,4 @@
-"""What a sweep file says under `search`."""
+"""Define the `search` section of a sweep file."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from typing import Any, Literal
 
 from edgeopt.core import units
 from edgeopt.errors import ConfigError
-from edgeopt.search.space.space import Space
+from edgeopt.search.space.search_space import SearchSpace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """A search: what is varied, what is wanted, how proposals are made and when it ends.
+    """A search: objectives, search space, sampler and budget.
 
     Attributes:
-        objectives: direction by metric; null takes one away.
-        enqueue: recipes known to be good, tried first.
-        sampler: who proposes, once the spread has been tried; `surrogate` models what the choices do.
-        spread: recipes that the estimate finds best at first, spread along its front.
-        refine: share of `trials` that is left for neighbours of the front's members.
-        trials: evaluated trials, failed ones included and refused ones not, after which the search ends.
-        time, energy: what may be spent before no further trial begins, such as `2 h` and `50 kJ`; None sets no end.
-        stagnation: trials in a row by which the front may fail to grow before the search ends; None sets no end.
-        trial_timeout_s: a trial that takes longer is ended and recorded as failed.
-        lease_s: a worker that gives no sign of life for so long has lost its trial to the others.
-        engine: who starts the workers: this machine, or a Ray cluster, which measures on the device's nodes alone.
+        study: name of the study.
+        objectives: direction (`minimize` or `maximize`) by metric; null removes an objective.
+        parameters: searched parameters by config key, see `Parameter`.
+        enqueue: recipes to try first.
+        sampler: proposes recipes after the initial spread; `surrogate` is edgeopt's own, the others are Optuna's.
+        seed: seed of all samplers.
+        spread: number of initial recipes, spread along the front of the predictions.
+        refine: share of `trials` reserved for neighbours of the front.
+        trials: budget of evaluated trials. Failed trials count, refused trials do not.
+        time: total time after which no trial starts, such as `2 h`; None for no limit.
+        energy: total energy after which no trial starts, such as `50 kJ`; None for no limit.
+        stagnation: number of consecutive trials without growth of the front after which the search ends; None for no
+            limit.
+        trial_timeout_s: seconds after which a trial is stopped and recorded as failed.
+        lease_s: seconds without a heartbeat after which another worker takes over the trials of a worker.
+        engine: starts the workers: `local` on this machine, or `ray` on a cluster whose device nodes measure.
     """
 
     study: str
@@ -47,46 +52,47 @@ class Search:
 
     def __post_init__(self) -> None:
         if not self.study or "/" in self.study:
-            raise ConfigError(f"{self.study!r} is no name", location="study", hint="Give a name without slashes")
-        for name, least in (("trials", 1), ("spread", 0), ("refine", 0), ("stagnation", 1)):
+            raise ConfigError(f"`study` must be a name without slashes, got {self.study!r}", location="study")
+        for name, minimum in (("trials", 1), ("spread", 0), ("refine", 0), ("stagnation", 1)):
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ConfigError(f"{value} is too few", location=name, hint=f"Give {least} or more")
+            if value is not None and not value >= minimum:
+                raise ConfigError(f"`{name}` must be at least {minimum}, got {value}", location=name)
         if self.refine > 1:
-            raise ConfigError(f"{self.refine} is no share", location="refine", hint="Give 0 to 1")
+            raise ConfigError(f"`refine` must be between 0 and 1, got {self.refine}", location="refine")
         for name in ("trial_timeout_s", "lease_s"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{getattr(self, name)} s is no time", location=name, hint="Give more than 0")
+                raise ConfigError(f"`{name}` must be above 0, got {getattr(self, name)}", location=name)
         for name, limit in (("time", self.time_s), ("energy", self.energy_j)):
             if limit is not None and not limit > 0:
-                raise ConfigError(f"{getattr(self, name)!r} allows no trial", location=name, hint="Give more than 0")
+                raise ConfigError(f"`{name}` must be above 0, got {getattr(self, name)!r}", location=name)
         if not self.directions:
-            raise ConfigError(
-                "there is no objective", location="objectives", hint="Give at least one metric and its direction"
-            )
+            raise ConfigError("`objectives` must set the direction of at least one metric", location="objectives")
         space = self.space
         for params in self.enqueue:
-            space.require(dict(params))
+            space.validate(dict(params))
 
     @property
-    def space(self) -> Space:
-        return Space.parse(self.parameters)
+    def space(self) -> SearchSpace:
+        """Return the search space."""
+        return SearchSpace.parse(self.parameters)
 
     @property
     def directions(self) -> dict[str, str]:
-        """The objectives that were not taken away."""
+        """Return the direction of every objective that is not null."""
         return {metric: direction for metric, direction in self.objectives.items() if direction is not None}
 
     @property
     def time_s(self) -> float | None:
-        return None if self.time is None else _parsed(self.time, "s", "time")
+        """Return the time budget in seconds."""
+        return None if self.time is None else _parse(self.time, "s", "time")
 
     @property
     def energy_j(self) -> float | None:
-        return None if self.energy is None else _parsed(self.energy, "J", "energy")
+        """Return the energy budget in joules."""
+        return None if self.energy is None else _parse(self.energy, "J", "energy")
 
 
-def _parsed(text: str, unit: str, location: str) -> float:
+def _parse(text: str, unit: str, location: str) -> float:
     try:
         return units.parse(text, unit)
     except ConfigError as error:

@@ -1,16 +1,16 @@
-"""The tables of studies, their trials, results and workers."""
+"""Define the database tables of studies, trials, results and workers."""
 
 from __future__ import annotations
 
 import sqlalchemy as sql
 from sqlalchemy import Column, Float, Index, Integer, String, Table, Text
 
-_NAME = 200
+_NAME_LENGTH = 200
 METADATA = sql.MetaData()
 STUDIES = Table(
     "edgeopt_studies",
     METADATA,
-    Column("study", String(_NAME), primary_key=True),
+    Column("study", String(_NAME_LENGTH), primary_key=True),
     Column("revision", Integer, nullable=False),
     Column("definition", Text, nullable=False),
     Column("sweep", Text, nullable=False),
@@ -19,14 +19,14 @@ STUDIES = Table(
 TRIALS = Table(
     "edgeopt_trials",
     METADATA,
-    Column("study", String(_NAME), primary_key=True),
+    Column("study", String(_NAME_LENGTH), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("revision", Integer, nullable=False),
     Column("state", String(16), nullable=False),
     Column("origin", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("worker", String(_NAME), nullable=False),
+    Column("worker", String(_NAME_LENGTH), nullable=False),
     Column("built", Integer, nullable=False),
     Column("recorded", Integer, nullable=False),
     Column("run_id", String(64), nullable=False),
@@ -40,17 +40,17 @@ TRIALS = Table(
 RESULTS = Table(
     "edgeopt_results",
     METADATA,
-    Column("study", String(_NAME), primary_key=True),
+    Column("study", String(_NAME_LENGTH), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("result", Text, nullable=False),
 )
 WORKERS = Table(
     "edgeopt_workers",
     METADATA,
-    Column("worker", String(_NAME), primary_key=True),
-    Column("study", String(_NAME), nullable=False, index=True),
-    Column("host", String(_NAME), nullable=False),
-    Column("process", String(_NAME), nullable=False),
+    Column("worker", String(_NAME_LENGTH), primary_key=True),
+    Column("study", String(_NAME_LENGTH), nullable=False, index=True),
+    Column("host", String(_NAME_LENGTH), nullable=False),
+    Column("process", String(_NAME_LENGTH), nullable=False),
     Column("role", String(16), nullable=False),
     Column("code", String(128), nullable=False),
     Column("beat", Integer, nullable=False),

@@ -1,4 +1,4 @@
-"""A worker of a study: ask, evaluate, keep, record, until the study is over."""
+"""Run a worker: ask for a trial, evaluate it, store and record its result, until the study is complete."""
 
 from __future__ import annotations
 
@@ -12,182 +12,202 @@ from typing import Protocol
 from edgeopt.core.result import Failure, TrialResult
 from edgeopt.errors import StoreError
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.storage.trial import DONE, Row
-from edgeopt.search.study import ATTEMPTS, Study
-from edgeopt.search.workers.heartbeat import Heartbeat, LivenessMonitor, myself
-from edgeopt.search.workers.tracking_outbox import Delivery, Log
+from edgeopt.search.storage.trial import ENDED_STATES, Trial
+from edgeopt.search.study import MAX_ATTEMPTS, Study
+from edgeopt.search.workers.heartbeat import Heartbeat, LivenessMonitor, create_worker_record
+from edgeopt.search.workers.tracking_outbox import TrackingLog, TrackingOutbox
 
-IDLE_S = 0.5
-"""How often a worker looks for a trial while there is none for it."""
+POLL_S = 0.5
+"""Seconds between two requests for a trial while none is available."""
+GC_THRESHOLD = 100_000
+"""Number of new objects before a garbage collection. MLflow's store creates many short-lived objects, and collections
+took a sixth of the time between two trials with the default."""
 
 
 class Watcher(Protocol):
-    """Shows a person how the sweep goes."""
+    """Display of a worker's progress."""
 
-    def started(self, row: Row) -> None: ...
+    def started(self, trial: Trial) -> None:
+        """Show that a trial starts."""
+        ...
 
-    def progress(self, line: str) -> None: ...
+    def progress(self, line: str) -> None:
+        """Show a progress line of the current trial."""
+        ...
 
-    def finished(self, row: Row, result: TrialResult) -> None: ...
+    def finished(self, trial: Trial, result: TrialResult) -> None:
+        """Show that a trial ended."""
+        ...
 
-    def told(self, line: str) -> None:
-        """Something to know that is no news of a trial."""
+    def message(self, line: str) -> None:
+        """Show a message that does not belong to a trial."""
         ...
 
 
-class Evaluates(Protocol):
-    """Evaluates one trial at a time."""
+class Evaluator(Protocol):
+    """Evaluation of one trial at a time."""
 
-    def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure: ...
+    def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
+        """Evaluate a recipe; return a Failure if there is no result."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """What one worker works with.
+class WorkerContext:
+    """Collaborators of one worker.
 
     Attributes:
-        role: what it does; a worker of role `build` leaves measuring to others, one of role `measure` building.
-        blank: a result without figures, for trials whose process ended without an answer.
-        patience_s: how long a worker that has nothing else to do waits for a tracking server that does not answer.
+        empty_result: returns a result without measurements, for a trial whose process ended without a result.
+        role: `build` builds engines and leaves their measurement to workers of role `measure`; `all` does both.
+        patience_s: seconds that an idle worker waits for a tracking server that does not answer.
     """
 
     study: Study
-    evaluator: Evaluates
-    log: Log
+    evaluator: Evaluator
+    log: TrackingLog
     watcher: Watcher
-    blank: Callable[[Params], TrialResult]
+    empty_result: Callable[[Params], TrialResult]
     role: str = "all"
     patience_s: float = 0.0
-    watch: LivenessMonitor = field(init=False)
-    delivery: Delivery = field(init=False)
+    monitor: LivenessMonitor = field(init=False)
+    outbox: TrackingOutbox = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "watch", LivenessMonitor(self.study.search.lease_s))
-        object.__setattr__(self, "delivery", Delivery(self.study, self.log, self.watcher.told))
+        object.__setattr__(self, "monitor", LivenessMonitor(self.study.search.lease_s))
+        object.__setattr__(self, "outbox", TrackingOutbox(self.study, self.log, self.watcher.message))
 
 
-def run(sweep: Sweep) -> None:
-    """Work on the study until it is over.
+def run_worker(context: WorkerContext) -> None:
+    """Work on the study until it is complete.
 
-    A Ctrl-C queues the trial at work again and goes up. So does a cache that cannot be written, as StoreError: every
-    other trial would end as this one did, and none of them is at fault. A tracking server that fails stops no work;
-    TrackingError where it has not got everything when nothing else is left to do.
+    Failures of the tracking server do not stop the work.
+
+    Raises:
+        KeyboardInterrupt: the user pressed Ctrl-C. The running trial is queued again.
+        StoreError: the cache cannot be written, which would fail every trial. The running trial is queued again.
+        TrackingError: nothing else is left to do, and the tracking server does not have all results.
     """
-    with _seldom_collected():
-        while not _serve(sweep):
+    with _infrequent_garbage_collection():
+        while not _work_under_one_name(context):
             pass
 
 
 @contextmanager
-def _seldom_collected() -> Iterator[None]:
-    """Look for garbage after 100,000 new objects: those of MLflow's store live briefly, and looking took a sixth of the
-    time between two trials."""
-    known = gc.get_threshold()
-    gc.set_threshold(100_000, *known[1:])
+def _infrequent_garbage_collection() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
     try:
         yield
     finally:
-        gc.set_threshold(*known)
+        gc.set_threshold(*thresholds)
 
 
-def _serve(sweep: Sweep) -> bool:
-    """Work under one name until the study is over (True), or the others took this worker for dead.
+def _work_under_one_name(context: WorkerContext) -> bool:
+    """Work until the study is complete (True) or the other workers consider this one dead (False).
 
-    Whoever ends in any other way is found dead: what it left is for the others.
+    A worker that ends by an exception stays registered. Other workers find its process dead and take over its trials.
     """
-    study, delivery = sweep.study, sweep.delivery
-    with joined(study, sweep.watch, delivery, sweep.role) as heart:
-        while heart.trusted:
-            row = study.ask()
-            if row is not None:
-                if not _work(sweep, row):
+    study, outbox = context.study, context.outbox
+    with worker_session(study, context.monitor, outbox, context.role) as heartbeat:
+        while heartbeat.is_alive:
+            trial = study.ask()
+            if trial is not None:
+                if not _run_trial(context, trial):
                     return False
-            elif study.settled():
+            elif study.is_complete():
                 break
             else:
-                delivery.require(sweep.patience_s)
-                time.sleep(IDLE_S)
-            inherit(study, sweep.watch, delivery)
+                outbox.raise_if_failing(context.patience_s)
+                time.sleep(POLL_S)
+            recover_orphans(study, context.monitor, outbox)
         else:
             return False
-    study.ledger.leave(study.worker)
-    delivery.tidy()
+    study.storage.unregister_worker(study.worker)
+    outbox.end_stale_runs()
     return True
 
 
-def send(study: Study, log: Log, tell: Callable[[str], None]) -> None:
-    """Deliver what dead workers left undelivered, and evaluate nothing.
+def sync_tracking(study: Study, log: TrackingLog, on_message: Callable[[str], None]) -> None:
+    """Record the results that dead workers left unrecorded, without evaluating trials.
 
-    What belongs to workers that live is theirs to deliver. Raises TrackingError where the server fails.
+    Active workers record their own results. Raises TrackingError if the server fails.
     """
-    watch, delivery = LivenessMonitor(study.search.lease_s), Delivery(study, log, tell)
-    last = time.monotonic() + 1.5 * study.search.lease_s  # by then the dead of other hosts are known
-    with joined(study, watch, delivery, "sync"):
-        while left := study.unrecorded():
-            delivery.require(0.0)
-            if not any(row.worker == study.worker for row in left) and time.monotonic() > last:
+    monitor, outbox = LivenessMonitor(study.search.lease_s), TrackingOutbox(study, log, on_message)
+    deadline = time.monotonic() + 1.5 * study.search.lease_s  # dead workers of other hosts are known by then
+    with worker_session(study, monitor, outbox, "sync"):
+        while unrecorded := study.unrecorded():
+            outbox.raise_if_failing(0.0)
+            if not any(trial.worker == study.worker for trial in unrecorded) and time.monotonic() > deadline:
                 break
-            time.sleep(IDLE_S)
-            inherit(study, watch, delivery)
-    study.ledger.leave(study.worker)
-    delivery.tidy()
+            time.sleep(POLL_S)
+            recover_orphans(study, monitor, outbox)
+    study.storage.unregister_worker(study.worker)
+    outbox.end_stale_runs()
 
 
 @contextmanager
-def joined(study: Study, watch: LivenessMonitor, delivery: Delivery, role: str) -> Iterator[Heartbeat]:
-    """Be a worker of the study inside the block, under a new name, with what the dead left."""
-    member = myself(role)
-    study.worker = member.worker
-    study.ledger.join(member, dead={m.worker for m in watch.dead(study.ledger.members())})
-    inherit(study, watch, delivery)
-    delivery.tidy()
+def worker_session(study: Study, monitor: LivenessMonitor, outbox: TrackingOutbox, role: str) -> Iterator[Heartbeat]:
+    """Register as a worker under a new name, recover orphaned trials, and send heartbeats inside the block."""
+    worker = create_worker_record(role)
+    study.worker = worker.worker
+    dead = monitor.find_dead(study.storage.active_workers())
+    study.storage.register_worker(worker, dead={record.worker for record in dead})
+    recover_orphans(study, monitor, outbox)
+    outbox.end_stale_runs()
     try:
-        with Heartbeat(study.ledger, member.worker, study.search.lease_s) as heart:
-            yield heart
+        with Heartbeat(study.storage, worker.worker, study.search.lease_s) as heartbeat:
+            yield heartbeat
     finally:
-        delivery.close()
+        outbox.close()
 
 
-def _work(sweep: Sweep, row: Row) -> bool:
-    """Evaluate one trial, or record one that was refused before any work; whether it was this worker's to the end."""
-    study, delivery = sweep.study, sweep.delivery
-    if row.state in DONE:
-        delivery.deliver()
-        sweep.watcher.finished(row, study.result(row.number))
+def _run_trial(context: WorkerContext, trial: Trial) -> bool:
+    """Evaluate a trial, or record one that ended without evaluation. Return False if this worker lost the trial."""
+    study, outbox = context.study, context.outbox
+    if trial.state in ENDED_STATES:
+        outbox.flush()
+        context.watcher.finished(trial, study.load_result(trial.number))
         return True
-    row = delivery.begin(row)
-    sweep.watcher.started(row)
+    trial = outbox.begin(trial)
+    context.watcher.started(trial)
     try:
-        result = _evaluated(sweep, row.params)
+        result = _evaluate(context, trial.params)
     except (KeyboardInterrupt, StoreError) as error:
-        study.ledger.release(row)
-        delivery.kill(row.number, row.attempt, f"{str(error) or 'interrupted by Ctrl-C'}; the recipe is queued again")
+        study.storage.release(trial)
+        reason = str(error) or "interrupted by Ctrl-C"
+        outbox.kill(trial.number, trial.attempt, f"{reason}; the recipe is queued again")
         raise
-    if sweep.role == "build" and not (result.failure or result.refused):
-        return study.ledger.release(row, built=True)
-    if not study.finish(row, result):
-        delivery.kill(row.number, row.attempt, "its worker was taken for dead; the recipe was queued again")
+    if context.role == "build" and not (result.failure or result.refused):
+        return study.storage.release(trial, built=True)
+    if not study.finish(trial, result):
+        outbox.kill(trial.number, trial.attempt, "the worker was considered dead; the recipe was queued again")
         return False
-    delivery.deliver()
-    sweep.watcher.finished(row, result)
+    outbox.flush()
+    context.watcher.finished(trial, result)
     return True
 
 
-def inherit(study: Study, watch: LivenessMonitor, delivery: Delivery) -> None:
-    """Queue again what dead workers had begun, and deliver what they had finished."""
-    others = [member for member in study.ledger.members() if member.worker != study.worker]
-    for member in watch.dead(others):
-        for row in study.reclaim(member):
-            follows = (
-                "the recipe is queued again" if row.attempt < ATTEMPTS else "so did those before it: it has failed"
+def recover_orphans(study: Study, monitor: LivenessMonitor, outbox: TrackingOutbox) -> None:
+    """Queue the running trials of dead workers again, and record their ended trials."""
+    others = [worker for worker in study.storage.active_workers() if worker.worker != study.worker]
+    for worker in monitor.find_dead(others):
+        for trial in study.reclaim(worker):
+            consequence = (
+                "the recipe is queued again"
+                if trial.attempt < MAX_ATTEMPTS
+                else f"the trial failed after {trial.attempt} attempts"
             )
-            delivery.kill(row.number, row.attempt, f"its worker {member.worker} died; {follows}")
-    delivery.deliver()
+            outbox.kill(trial.number, trial.attempt, f"worker {worker.worker} died; {consequence}")
+    outbox.flush()
 
 
-def _evaluated(sweep: Sweep, params: Params) -> TrialResult:
-    outcome = sweep.evaluator.run(params, sweep.watcher.progress)
+def _evaluate(context: WorkerContext, params: Params) -> TrialResult:
+    """Return the result of a recipe, failed if its process ended without one.
+
+    Raises StoreError if the evaluation failed because the cache cannot be written.
+    """
+    outcome = context.evaluator.run(params, context.watcher.progress)
     failure = outcome if isinstance(outcome, Failure) else outcome.failure
     if failure is not None and failure.kind == StoreError.__name__:
         raise StoreError(failure.message)
-    return replace(sweep.blank(dict(params)), failure=outcome) if isinstance(outcome, Failure) else outcome
+    return replace(context.empty_result(dict(params)), failure=outcome) if isinstance(outcome, Failure) else outcome

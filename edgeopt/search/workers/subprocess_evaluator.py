@@ -1,4 +1,4 @@
-"""Evaluates trials in a process of its own, so that a crash or a time-out ends a trial and not the sweep."""
+"""Evaluate trials in a subprocess, so that a crash or a timeout ends one trial and not the sweep."""
 
 from __future__ import annotations
 
@@ -15,78 +15,91 @@ from typing import Any
 
 from edgeopt.core.result import Failure, TrialResult
 
-Evaluate = Callable[[Mapping[str, Any], Callable[[str], None]], TrialResult]
-"""Parameters and a progress callback to a result; importable by name, since another process calls it."""
+EvaluateFunction = Callable[[Mapping[str, Any], Callable[[str], None]], TrialResult]
+"""Function of parameters and a progress callback that returns a result. The subprocess imports it by name."""
 
 PR_SET_PDEATHSIG = 1
+"""Option of prctl(2) for the signal that a process gets when its parent dies."""
 
 
-class Evaluator:
-    """One long-lived process that evaluates trials one after another; it is started again when it died.
+class SubprocessEvaluator:
+    """Subprocess that evaluates one trial after another and is restarted when it dies.
 
     Args:
-        prepare: done in the process as soon as it starts.
+        evaluate: evaluates a trial in the subprocess.
+        timeout_s: seconds after which a trial is ended.
+        prepare: runs once in each subprocess before its first trial.
     """
 
-    def __init__(self, evaluate: Evaluate, *, timeout_s: float, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, evaluate: EvaluateFunction, *, timeout_s: float, prepare: Callable[[], None] | None = None
+    ) -> None:
         self._evaluate, self._timeout_s, self._prepare = evaluate, timeout_s, prepare
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
     def run(self, params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult | Failure:
-        """The result of one trial, or how its process ended without one."""
+        """Return the result of a trial, or a Failure if it times out or its process dies.
+
+        Args:
+            params: parameters of the trial.
+            progress: receives the progress lines of the evaluation.
+        """
         pipe = self.start()
         deadline = time.monotonic() + self._timeout_s
         stage = "start"
-        with contextlib.suppress(BrokenPipeError):  # it died while nothing was asked of it: `recv` finds out
+        with contextlib.suppress(BrokenPipeError):  # the process died while idle: `recv` reports it
             pipe.send(dict(params))
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or not pipe.poll(min(left, 1.0)):
-                if left > 0:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0 or not pipe.poll(min(remaining_s, 1.0)):
+                if remaining_s > 0:
                     continue
                 self.close()
                 return Failure(stage=stage, kind="Timeout", message=f"the trial took longer than {self._timeout_s:g} s")
             try:
                 kind, content = pipe.recv()
-            except (EOFError, ConnectionResetError):  # reset: it died before it had read the parameters
-                return Failure(stage=stage, kind="Crash", message=self._last_words())
+            except (EOFError, ConnectionResetError):  # reset: the process died before it read the parameters
+                return Failure(stage=stage, kind="Crash", message=self._exit_message())
             if kind == "result":
                 return TrialResult.from_json(content)
             stage = content.splitlines()[0] if content else stage
             progress(content)
 
     def start(self) -> Connection:
-        """Start the process where none is alive, and do not wait for it; where its trials go in."""
+        """Start the process if it does not run, without waiting for it, and return the pipe to it."""
         if self._process is None or self._pipe is None or not self._process.is_alive():
             context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._evaluate, self._prepare), daemon=False)
+            self._pipe, child_pipe = context.Pipe()
+            self._process = context.Process(
+                target=_serve, args=(child_pipe, self._evaluate, self._prepare), daemon=False
+            )
             self._process.start()
-            theirs.close()
+            child_pipe.close()
         return self._pipe
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
         self._process, self._pipe = None, None
 
-    def _last_words(self) -> str:
+    def _exit_message(self) -> str:
+        """Wait for the end of the process and return a message with its exit code or signal."""
         assert self._process is not None
         self._process.join()
         code = self._process.exitcode or 0
         self._process, self._pipe = None, None
         if code == -signal.SIGKILL:
-            return "the trial's process was killed (SIGKILL), which usually means that memory ran out"
+            return "the trial process was killed (SIGKILL), most likely because memory ran out"
         if code < 0:
-            return f"the trial's process ended by {signal.Signals(-code).name}"
-        return f"the trial's process ended with exit code {code}"
+            return f"the trial process was ended by {signal.Signals(-code).name}"
+        return f"the trial process ended with exit code {code}"
 
 
-def _serve(pipe: Connection, evaluate: Evaluate, prepare: Callable[[], None] | None) -> None:
-    """Answer trials until the pipe closes; die with the parent, and leave Ctrl-C to it."""
+def _serve(pipe: Connection, evaluate: EvaluateFunction, prepare: Callable[[], None] | None) -> None:
+    """Evaluate trials until the pipe closes or the parent dies. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""What a worker tells the tracking server: at once, or in order as soon as it answers again.
+"""Record results on the tracking server, and retry while the server does not answer.
 
-The ledger is the queue. A trial that is over waits there with its whole result, and counts as recorded once the server
-has all of it. What a worker could not deliver before it ended is for the others, or for `edgeopt sync`.
+The trial storage is the queue: an ended trial keeps its complete result there until the server has it. If a worker ends
+before that, another worker or `edgeopt sync` records the result.
 """
 
 from __future__ import annotations
@@ -16,183 +16,202 @@ from typing import Protocol
 from edgeopt.cache.entry_locks import protect_paths
 from edgeopt.core.result import TrialResult
 from edgeopt.errors import TrackingError, UnreachableError
-from edgeopt.search.status import progress
-from edgeopt.search.storage.trial import Row
+from edgeopt.search.status import progress_metrics
+from edgeopt.search.storage.trial import Trial
 from edgeopt.search.study import Study
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
-"""How long a server that failed is left alone; twice as long after each failure, up to the longest."""
+"""Pause after the first failed call to the server, and the longest pause. Each failure doubles the pause."""
+PUBLISH_INTERVAL_S, MAX_PUBLISH_SHARE = 10.0, 0.02
+"""Shortest time between two publications of all trials, and the largest share of time that they may take."""
 
 
-PUBLISH_S, PUBLISHING_SHARE = 10.0, 0.02
-"""How often all trials are shown at most, and the share of the time that it may take."""
+class TrackingLog(Protocol):
+    """Recorder of one study on the tracking server.
 
-
-class Log(Protocol):
-    """The recorder bound to one study. A trial's attempts are told apart; each call may be repeated.
-
-    Each raises UnreachableError where the server does not answer, TrackingError where it refuses.
+    Every call may be repeated. Each method raises UnreachableError if the server does not answer, and TrackingError if
+    it rejects the call.
     """
 
-    def begin(self, row: Row) -> str:
-        """The id of the run of a trial that starts now."""
+    def begin(self, trial: Trial) -> str:
+        """Create the run of a trial that starts now and return the run id."""
         ...
 
-    def record(self, row: Row, result: TrialResult, front: Collection[int]) -> str:
-        """Log a finished trial whole; the id of its run. Engines are kept of the trials in `front` alone."""
+    def record(self, trial: Trial, result: TrialResult, front: Collection[int]) -> str:
+        """Log the complete result of a trial and return the run id.
+
+        Args:
+            front: numbers of the trials on the front. Only their engines are kept.
+        """
         ...
 
-    def kill(self, number: int, attempt: int, why: str) -> None: ...
+    def kill(self, number: int, attempt: int, reason: str) -> None:
+        """End the run of an attempt as killed."""
+        ...
 
     def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
-        """Where the study stood after so many trials, at a time in seconds since 1970."""
+        """Log metrics of the study after `step` ended trials, at a time in Unix seconds."""
         ...
 
     def publish(self) -> None:
-        """Show all trials as they stand now to those who look on."""
+        """Upload the current state of all trials for viewers."""
         ...
 
     def open_attempts(self) -> set[tuple[int, int]]:
-        """Number and attempt of the trials whose run has not ended."""
+        """Return number and attempt of the trials whose run has not ended."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
-class _Parcel:
-    """A result on its way, and the hold on its files in the cache."""
+class _PendingResult:
+    """A result that is not recorded yet, and the locks that protect its files in the cache from eviction."""
 
     result: TrialResult
-    files: ExitStack
+    file_locks: ExitStack
 
 
-class Delivery:
-    """One worker's way to the server.
+class TrackingOutbox:
+    """Outbox of one worker: records its ended trials on the tracking server, in order.
 
     Args:
-        tell: hears once when the server fails, and once when it has everything again.
+        study: the study, opened by the worker.
+        log: recorder of the study.
+        on_message: receives one line when the server fails, and one when it has everything again.
+        clock: returns seconds.
     """
 
     def __init__(
-        self, study: Study, log: Log, tell: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+        self,
+        study: Study,
+        log: TrackingLog,
+        on_message: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._study, self._log, self._tell, self._clock = study, log, tell, clock
-        self._parcels: dict[int, _Parcel] = {}
-        self._begun: dict[tuple[int, int], str] = {}
-        self._why = ""
-        self._since_s = self._again_s = 0.0
+        self._study, self._log, self._on_message, self._clock = study, log, on_message, clock
+        self._pending: dict[int, _PendingResult] = {}
+        self._run_ids: dict[tuple[int, int], str] = {}
+        self._last_error = ""
+        self._failing_since_s = self._retry_at_s = 0.0
         self._pause_s = FIRST_PAUSE_S
-        self._publish_s = -math.inf
+        self._publish_at_s = -math.inf
 
-    def begin(self, row: Row) -> Row:
-        """The trial with the id of its run, where the server gave one; else it gets its run when it is over."""
-        with self._heard():
-            if self._due:
-                self._begun[row.number, row.attempt] = self._log.begin(row)
-        return replace(row, run_id=self._begun.get((row.number, row.attempt), ""))
+    def begin(self, trial: Trial) -> Trial:
+        """Create the run of a trial and return the trial with its run id.
 
-    def kill(self, number: int, attempt: int, why: str) -> None:
-        """End the run of an attempt; where the server cannot be told now, `tidy` ends it later."""
-        with self._heard():
-            if self._due:
-                self._log.kill(number, attempt, why)
-
-    def deliver(self) -> list[int]:
-        """Record what is over and is this worker's to record; the numbers of those that the server has now.
-
-        What it does not take is kept from eviction until it does. A trial whose files are gone is queued again.
+        If the server does not answer, the run id is empty and `flush` creates the run at the end of the trial.
         """
-        due, failure, done = self._due, None, []
-        mine = [row for row in self._study.unrecorded() if row.worker == self._study.worker]
-        for row in mine:
-            parcel = self._parcels.get(row.number) or self._taken(row)
-            if parcel is None or not due:
+        with self._errors_noted():
+            if self._may_call:
+                self._run_ids[trial.number, trial.attempt] = self._log.begin(trial)
+        return self._with_run_id(trial)
+
+    def kill(self, number: int, attempt: int, reason: str) -> None:
+        """End the run of an attempt as killed. If the server does not answer, `end_stale_runs` ends it later."""
+        with self._errors_noted():
+            if self._may_call:
+                self._log.kill(number, attempt, reason)
+
+    def flush(self) -> list[int]:
+        """Record the ended trials of this worker and return the numbers of those that were recorded.
+
+        The files of the others are protected from eviction. A trial whose files are already evicted is queued again.
+        """
+        may_call, failure, recorded = self._may_call, None, []
+        own = [trial for trial in self._study.unrecorded() if trial.worker == self._study.worker]
+        for trial in own:
+            pending = self._pending.get(trial.number) or self._load_pending(trial)
+            if pending is None or not may_call:
                 continue
             try:
-                self._send(row, parcel)
-                done.append(row.number)
+                self._record(trial, pending)
+                recorded.append(trial.number)
             except TrackingError as error:
-                failure, due = error, not isinstance(error, UnreachableError)
+                failure, may_call = error, not isinstance(error, UnreachableError)
         try:
-            if done and failure is None:
+            if recorded and failure is None:
                 self._publish()
         except TrackingError as error:
             failure = error
         if failure is not None:
-            self._failed(failure)
-        elif due and self._why:
-            if done:
-                self._tell(f"MLflow answers again and has {len(done)} trials more")
-            self._why, self._pause_s = "", FIRST_PAUSE_S
-        return done
+            self._note_failure(failure)
+        elif may_call and self._last_error:
+            if recorded:
+                self._on_message(f"MLflow answers again; recorded {len(recorded)} trials")
+            self._last_error, self._pause_s = "", FIRST_PAUSE_S
+        return recorded
 
-    def tidy(self) -> None:
-        """End runs whose trial is not at work any more: nobody could, or lived to, tell the server."""
-        with self._heard():
-            if not self._due:
+    def end_stale_runs(self) -> None:
+        """End the runs of attempts that are not in progress any more, such as those of dead workers."""
+        with self._errors_noted():
+            if not self._may_call:
                 return
-            begun = self._log.open_attempts()  # read first: what begins from now on is not among them
-            for number, attempt in sorted(begun - self._study.open_attempts()):
-                self._log.kill(number, attempt, "this attempt was given up")
+            open_runs = self._log.open_attempts()  # read before the trials, so a run that starts now is not included
+            for number, attempt in sorted(open_runs - self._study.open_attempts()):
+                self._log.kill(number, attempt, "the attempt was abandoned")
 
-    def require(self, patience_s: float) -> None:
-        """Raise TrackingError where the server still lacks something, after it was waited for long enough."""
-        if self._parcels and self._clock() - self._since_s >= patience_s:
+    def raise_if_failing(self, patience_s: float) -> None:
+        """Raise TrackingError if results are not recorded and the server has failed for `patience_s` seconds."""
+        if self._pending and self._clock() - self._failing_since_s >= patience_s:
             raise TrackingError(
-                f"{len(self._parcels)} trials are kept and not in MLflow yet: {self._why}",
-                hint=f"Then send them: edgeopt sync {self._study.name}",
+                f"{len(self._pending)} trials are stored locally and not in MLflow yet: {self._last_error}",
+                hint=f"Once it answers, send them: edgeopt sync {self._study.name}",
             )
 
     def close(self) -> None:
-        """Keep nothing from eviction any more."""
-        for parcel in self._parcels.values():
-            parcel.files.close()
-        self._parcels.clear()
+        """Release the protection of all files from eviction."""
+        for pending in self._pending.values():
+            pending.file_locks.close()
+        self._pending.clear()
 
     @property
-    def _due(self) -> bool:
-        return not self._why or self._clock() >= self._again_s
+    def _may_call(self) -> bool:
+        return not self._last_error or self._clock() >= self._retry_at_s
 
-    def _taken(self, row: Row) -> _Parcel | None:
-        """A result that is to be sent; None where its files were evicted."""
-        result, files = self._study.result(row.number), ExitStack()
-        if files.enter_context(protect_paths(result.paths)):
-            self._parcels[row.number] = _Parcel(result=result, files=files)
-            return self._parcels[row.number]
-        files.close()
-        self._study.ledger.forget(row)
-        self.kill(row.number, row.attempt, "its files were evicted; the recipe is queued again")
+    def _with_run_id(self, trial: Trial) -> Trial:
+        return replace(trial, run_id=self._run_ids.get((trial.number, trial.attempt), ""))
+
+    def _load_pending(self, trial: Trial) -> _PendingResult | None:
+        """Load a result and protect its files; queue the trial again and return None if they were evicted."""
+        result, file_locks = self._study.load_result(trial.number), ExitStack()
+        if file_locks.enter_context(protect_paths(result.paths)):
+            self._pending[trial.number] = _PendingResult(result=result, file_locks=file_locks)
+            return self._pending[trial.number]
+        file_locks.close()
+        self._study.storage.discard_result(trial)
+        self.kill(trial.number, trial.attempt, "the files of the result were evicted; the recipe is queued again")
         return None
 
-    def _send(self, row: Row, parcel: _Parcel) -> None:
-        begun = replace(row, run_id=self._begun.get((row.number, row.attempt), ""))
-        run_id = self._log.record(begun, parcel.result, {r.number for r in self._study.front()})
-        if row.state != "refused":  # what was refused before any work is counted with the next trial
-            values, step = progress(self._study, row)
-            self._log.progress(values, step, row.ended_s or 0.0)
-        self._study.ledger.annotate(row, run_id=run_id)
-        self._parcels.pop(row.number).files.close()
-        self._begun.pop((row.number, row.attempt), None)
+    def _record(self, trial: Trial, pending: _PendingResult) -> None:
+        front = {t.number for t in self._study.front()}
+        run_id = self._log.record(self._with_run_id(trial), pending.result, front)
+        if trial.state != "refused":  # the next evaluated trial counts refused trials
+            values, step = progress_metrics(self._study, trial)
+            self._log.progress(values, step, trial.ended_s or 0.0)
+        self._study.storage.mark_recorded(trial, run_id=run_id)
+        self._pending.pop(trial.number).file_locks.close()
+        self._run_ids.pop((trial.number, trial.attempt), None)
 
     def _publish(self) -> None:
-        began = self._clock()
-        if began < self._publish_s:
+        started_s = self._clock()
+        if started_s < self._publish_at_s:
             return
         self._log.publish()
-        ended = self._clock()
-        self._publish_s = ended + max(PUBLISH_S, (ended - began) / PUBLISHING_SHARE)
+        ended_s = self._clock()
+        self._publish_at_s = ended_s + max(PUBLISH_INTERVAL_S, (ended_s - started_s) / MAX_PUBLISH_SHARE)
 
     @contextmanager
-    def _heard(self) -> Iterator[None]:
-        """What fails inside the block is noted, and stops nothing."""
+    def _errors_noted(self) -> Iterator[None]:
+        """Note a tracking error inside the block instead of raising it: tracking never stops an evaluation."""
         try:
             yield
         except TrackingError as error:
-            self._failed(error)
+            self._note_failure(error)
 
-    def _failed(self, error: TrackingError) -> None:
+    def _note_failure(self, error: TrackingError) -> None:
         now = self._clock()
-        if not self._why:
-            self._since_s = now
-            self._tell(f"{error}. The sweep goes on, and what is to be logged is kept")
-        self._why, self._again_s = str(error), now + self._pause_s
+        if not self._last_error:
+            self._failing_since_s = now
+            self._on_message(f"{error}. The sweep continues; results are stored locally until MLflow answers")
+        self._last_error, self._retry_at_s = str(error), now + self._pause_s
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)

@@ -54,5 +54,5 @@ def test_objectives_are_checked_against_known_metrics() -> None:
     assert Objective.parse("m", "maximize", {"m": ""}).sign == -1.0
     with pytest.raises(ConfigError, match=r"search.objectives.x: unknown metric 'x'.*m"):
         Objective.parse("x", "minimize", {"m": ""})
-    with pytest.raises(ConfigError, match=r"'min' is no direction"):
+    with pytest.raises(ConfigError, match=r"direction must be minimize or maximize, got 'min'"):
         Objective.parse("m", "min", {"m": ""})

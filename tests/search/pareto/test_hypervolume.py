@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
-from edgeopt.search.pareto.hypervolume import Archive, hypervolume, without_growth
+from edgeopt.search.pareto.hypervolume import HypervolumeTracker, hypervolume, trials_without_growth
 
 coordinates = st.integers(0, 6).map(float) | st.floats(-3, 3)
 clouds = st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[coordinates] * n), min_size=1, max_size=9))
@@ -38,7 +38,7 @@ def test_a_point_at_the_reference_or_beyond_dominates_nothing() -> None:
 @given(points=clouds)
 def test_an_archive_grows_from_0_to_1_whatever_the_order(points: list[tuple[float, ...]]) -> None:
     reference = [4.0] * len(points[0])
-    archive, other = Archive(reference), Archive(reference)
+    archive, other = HypervolumeTracker(reference), HypervolumeTracker(reference)
     volumes = [0.0, *(archive.add(p) for p in points)]
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(volumes))
     assert volumes[-1] <= 1 + 1e-12
@@ -49,19 +49,19 @@ def test_an_archive_grows_from_0_to_1_whatever_the_order(points: list[tuple[floa
 
 
 def test_an_archive_counts_shares_of_the_worst_that_counts() -> None:
-    archive = Archive([10.0, 2.0])
+    archive = HypervolumeTracker([10.0, 2.0])
     assert [archive.add((5.0, 1.0)), archive.add((10.0, 0.0)), archive.add((0.0, 1.5))] == pytest.approx(
         [0.25, 0.25, 0.375]
     )
 
 
 def test_nothing_is_better_than_nothing_at_all() -> None:
-    assert Archive([1.0, 1.0]).add((-5.0, 0.5)) == pytest.approx(0.5)
+    assert HypervolumeTracker([1.0, 1.0]).add((-5.0, 0.5)) == pytest.approx(0.5)
 
 
 def test_the_scale_of_an_objective_does_not_matter() -> None:
     points = [(1.0, 5.0), (2.0, 3.0), (4.0, 1.0)]
-    one, other = Archive([6.0, 6.0]), Archive([6e6, 6e-6])
+    one, other = HypervolumeTracker([6.0, 6.0]), HypervolumeTracker([6e6, 6e-6])
     assert [one.add(p) for p in points] == pytest.approx([other.add((x * 1e6, y * 1e-6)) for x, y in points])
 
 
@@ -72,4 +72,4 @@ def test_trials_without_growth_are_counted_from_the_end(steps: list[float], star
     for n in range(1, len(volumes)):
         if volumes[-1] <= volumes[-1 - n] * 1.001:
             counted = n
-    assert without_growth(volumes) == counted
+    assert trials_without_growth(volumes) == counted

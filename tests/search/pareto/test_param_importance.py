@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import f_oneway
 
-from edgeopt.search.pareto.param_importance import importance
+from edgeopt.search.pareto.param_importance import compute_importance
 
 LEVELS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(-100, 100)), min_size=8, max_size=30)
 
@@ -16,7 +16,7 @@ LEVELS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(-100, 100)), min_s
 def test_it_follows_from_the_f_statistic(trials: list[tuple[str, float]]) -> None:
     values = [value for _, value in trials]
     groups = [[v for g, v in trials if g == level] for level in sorted({g for g, _ in trials})]
-    found = importance([{"p": g} for g, _ in trials], values)["p"]
+    found = compute_importance([{"p": g} for g, _ in trials], values)["p"]
     assert 0 <= found <= 1
     if len(groups) < 2 or max(values) - min(values) < 1e-3 or len(values) <= len(groups):
         return
@@ -30,7 +30,7 @@ def test_it_follows_from_the_f_statistic(trials: list[tuple[str, float]]) -> Non
 def test_what_decides_comes_first_and_what_does_not_is_nothing() -> None:
     draw = random.Random(0)
     params = [{"bits": draw.choice([4, 8]), "ratio": draw.random(), "noise": draw.random()} for _ in range(200)]
-    found = importance(params, [10.0 * p["bits"] + 30.0 * p["ratio"] for p in params])
+    found = compute_importance(params, [10.0 * p["bits"] + 30.0 * p["ratio"] for p in params])
     assert list(found)[:2] == ["bits", "ratio"]
     assert found["bits"] > 0.7
     assert found["noise"] < 0.05
@@ -38,10 +38,10 @@ def test_what_decides_comes_first_and_what_does_not_is_nothing() -> None:
 
 def test_a_parameter_that_was_not_asked_for_is_a_choice_too() -> None:
     params = [{"recipe": "a"}, {"recipe": "b", "ratio": 0.3}] * 5
-    assert importance(params, [1.0, 2.0] * 5)["ratio"] == pytest.approx(1.0)
+    assert compute_importance(params, [1.0, 2.0] * 5)["ratio"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0, 2.0]])
 def test_where_nothing_differs_nothing_decides(values: list[float]) -> None:
-    found = importance([{"p": n % 2} for n in range(len(values))], values)
+    found = compute_importance([{"p": n % 2} for n in range(len(values))], values)
     assert set(found.values()) <= {0.0}

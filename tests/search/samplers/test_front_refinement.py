@@ -14,12 +14,13 @@ from edgeopt.core.config_objects import canonical_json
 from edgeopt.core.target import Limit
 from edgeopt.search.pareto.front import Objective, dominates
 from edgeopt.search.pareto.hypervolume import hypervolume
-from edgeopt.search.prediction import Foresee, Prediction
-from edgeopt.search.samplers.front_refinement import LOOKED_AT, Refinement, candidates, spread
+from edgeopt.search.prediction import Prediction, PredictTrial
+from edgeopt.search.samplers.front_refinement import FrontRefinement
+from edgeopt.search.samplers.spread import MAX_CANDIDATES, choose_spread, sample_candidates
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.space.space import Space
-from edgeopt.search.storage.summary import Summary
-from edgeopt.search.storage.trial import Row
+from edgeopt.search.space.search_space import SearchSpace
+from edgeopt.search.storage.trial import Trial
+from edgeopt.search.storage.trial_summary import TrialSummary
 
 SMALL = Objective(metric=SIZE)
 QUALITY = Objective(metric="quality/accuracy", direction="maximize")
@@ -36,15 +37,15 @@ def foreseen(*points: tuple[float, float], rss: float = 0.0) -> list[tuple[Param
 
 def chosen_of(*arguments: Any, **more: Any) -> list[Params]:
     """A spread over a space whose one parameter tells recipes hardly apart."""
-    return spread(*arguments, space=Space.parse({"n": {"low": 0, "high": 10**9}}), **more)
+    return choose_spread(*arguments, space=SearchSpace.parse({"n": {"low": 0, "high": 10**9}}), **more)
 
 
 def test_among_recipes_that_are_foreseen_alike_choices_are_spread_too() -> None:
-    space = Space.parse({"kind": {"choices": ["a", "b", "c"]}, "size": {"choices": [1, 2]}})
+    space = SearchSpace.parse({"kind": {"choices": ["a", "b", "c"]}, "size": {"choices": [1, 2]}})
     every = [
         ({"kind": kind, "size": size}, forecast(expected_error=0.1, size=1.0)) for kind in "abc" for size in (1, 2)
     ]
-    chosen = spread(every, (SMALL,), (), 3, space=space)
+    chosen = choose_spread(every, (SMALL,), (), 3, space=space)
     assert {params["kind"] for params in chosen} == {"a", "b", "c"}
     assert {params["size"] for params in chosen} == {1, 2}
 
@@ -91,7 +92,7 @@ def test_what_others_dominate_comes_after_the_front() -> None:
 def test_what_breaks_limits_comes_last_and_the_worst_at_the_very_last() -> None:
     sizes = [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
     found = [
-        (params, forecast(expected_error=f.expected_error, size=f.figures[SIZE], rss=rss))
+        (params, forecast(expected_error=f.expected_error, size=f.metrics[SIZE], rss=rss))
         for (params, f), rss in zip(foreseen(*sizes), (120.0, 66.0, 50.0), strict=True)
     ]
     assert numbers(chosen_of(found, (SMALL, QUALITY), NARROW, 3)) == [2, 1, 0]
@@ -139,20 +140,20 @@ def test_units_do_not_matter_to_a_spread(scale: float) -> None:
 
 
 def test_candidates_are_all_recipes_or_different_ones_by_chance() -> None:
-    few = Space.parse({"x": {"choices": [1, 2, 3]}})
-    assert sorted(params["x"] for params in candidates(few, random.Random(0))) == [1, 2, 3]
+    few = SearchSpace.parse({"x": {"choices": [1, 2, 3]}})
+    assert sorted(params["x"] for params in sample_candidates(few, random.Random(0))) == [1, 2, 3]
     for entry in ({"low": 1, "high": 5000}, {"low": 0.0, "high": 1.0}, {"low": 1, "high": 10**9}):
-        found = candidates(Space.parse({"x": entry}), random.Random(0))
+        found = sample_candidates(SearchSpace.parse({"x": entry}), random.Random(0))
         assert len({canonical_json(params) for params in found}) == len(found)
-        assert len(found) == pytest.approx(LOOKED_AT, abs=2)
-        assert found == candidates(Space.parse({"x": entry}), random.Random(0)), "the seed decides"
-    assert len(candidates(few, random.Random(0), count=2)) == 2
+        assert len(found) == pytest.approx(MAX_CANDIDATES, abs=2)
+        assert found == sample_candidates(SearchSpace.parse({"x": entry}), random.Random(0)), "the seed decides"
+    assert len(sample_candidates(few, random.Random(0), count=2)) == 2
 
 
 # the refinement
 
 
-SPACE = Space.parse({"bits": {"low": 1, "high": 16, "step": 1}, "kind": {"choices": ["a", "b"]}})
+SPACE = SearchSpace.parse({"bits": {"low": 1, "high": 16, "step": 1}, "kind": {"choices": ["a", "b"]}})
 
 
 def by_size(params: Mapping[str, Any]) -> Prediction:
@@ -161,9 +162,9 @@ def by_size(params: Mapping[str, Any]) -> Prediction:
     )
 
 
-def member(number: int, params: Params, **metrics: float) -> Row:
+def member(number: int, params: Params, **metrics: float) -> Trial:
     named = {SIZE: metrics["size"], QUALITY.metric: metrics["accuracy"]}
-    return finished_row(number, params, Summary(feasible=True, metrics=named))
+    return finished_row(number, params, TrialSummary(feasible=True, metrics=named))
 
 
 FRONT = [
@@ -173,10 +174,10 @@ FRONT = [
 
 
 def best(
-    front: list[Row], tried: set[str] | None = None, predict_trial: Foresee = by_size, seed: int = 0
+    front: list[Trial], tried: set[str] | None = None, predict_trial: PredictTrial = by_size, seed: int = 0
 ) -> Params | None:
-    refinement = Refinement(objectives=(SMALL, QUALITY), space=SPACE, predict_trial=predict_trial)
-    return refinement.best(front, tried or set(), random.Random(seed))
+    refinement = FrontRefinement(objectives=(SMALL, QUALITY), space=SPACE, predict_trial=predict_trial)
+    return refinement.propose(front, tried or set(), random.Random(seed))
 
 
 def test_the_neighbour_is_the_one_that_promises_the_largest_growth() -> None:
@@ -184,12 +185,12 @@ def test_the_neighbour_is_the_one_that_promises_the_largest_growth() -> None:
     points = [(4.4, -0.5), (8.2, -0.8)]
     reference = (8.2 * 1.1, -0.5 + 0.05)
     promised = {}
-    for row in FRONT:
-        size, accuracy = row.summary.metrics[SIZE], row.summary.metrics[QUALITY.metric]  # type: ignore[union-attr]
-        for near in SPACE.neighbours(row.params, random.Random(0)):
-            here, there = by_size(row.params), by_size(near)
+    for trial in FRONT:
+        size, accuracy = trial.summary.metrics[SIZE], trial.summary.metrics[QUALITY.metric]  # type: ignore[union-attr]
+        for near in SPACE.neighbours(trial.params, random.Random(0)):
+            here, there = by_size(trial.params), by_size(near)
             guess = (
-                size * there.figures[SIZE] / here.figures[SIZE],
+                size * there.metrics[SIZE] / here.metrics[SIZE],
                 -accuracy + accuracy * (there.expected_error - here.expected_error),
             )
             promised[canonical_json(near)] = hypervolume([*points, guess], reference)
@@ -204,7 +205,7 @@ def test_a_neighbour_that_was_tried_is_not_tried_again_until_none_is_left() -> N
         assert canonical_json(near) not in tried
         tried.add(canonical_json(near))
         found.append(near)
-    expected = {canonical_json(n) for row in FRONT for n in SPACE.neighbours(row.params, random.Random(0))}
+    expected = {canonical_json(n) for trial in FRONT for n in SPACE.neighbours(trial.params, random.Random(0))}
     assert tried == expected
     assert len(found) == len(expected)
 

@@ -8,17 +8,24 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 from support import samples
 from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, search
 
 from edgeopt.core.result import TrialResult, Verdict
+from edgeopt.core.study_snapshot import TrialState
 from edgeopt.search.pareto.front import Objective
-from edgeopt.search.samplers.optuna_sampler import UNMEASURED_EXCESS, UNPROVEN_EXCESS, Sampler, excesses
+from edgeopt.search.samplers.optuna_sampler import (
+    MIN_UNPROVEN_EXCESS,
+    UNMEASURED_EXCESS,
+    OptunaSampler,
+    constraint_values,
+)
 from edgeopt.search.space.parameter import Params
-from edgeopt.search.storage.summary import Held, Summary
-from edgeopt.search.storage.trial import Row, State
-from edgeopt.search.study import state_of
+from edgeopt.search.storage.trial import Trial
+from edgeopt.search.storage.trial_summary import TrialSummary, VerdictSummary
+from edgeopt.search.study import final_state
 
 OBJECTIVES = (Objective(metric=RATIO), Objective(metric=DECODE))
 SPACE = {"x": {"low": 0.0, "high": 1.0}}
@@ -29,13 +36,13 @@ def row(
     result: TrialResult | None = None,
     params: Params | None = None,
     *,
-    state: State = "running",
-    hints: Mapping[str, Any] | None = None,
-) -> Row:
-    return Row(
+    state: TrialState = "running",
+    sampler_attrs: Mapping[str, Any] | None = None,
+) -> Trial:
+    return Trial(
         number=number,
         params={"x": number / 100} if params is None else params,
-        state=state if result is None else state_of(result),
+        state=state if result is None else final_state(result),
         origin="sampled",
         attempt=1,
         worker="w",
@@ -43,29 +50,36 @@ def row(
         recorded=False,
         run_id="",
         ended_s=None,
-        hints=hints or {},
-        summary=None if result is None else Summary.of(result),
+        sampler_attrs=sampler_attrs or {},
+        summary=None if result is None else TrialSummary.from_result(result),
         revision=number,
     )
 
 
-def sampler(name: str = "tpe", parameters: Mapping[str, Any] = SPACE, *, seed: int = 0) -> Sampler:
-    return Sampler(search(sampler=name, parameters=parameters), OBJECTIVES, LIMITS, seed=seed)
+def sampler(name: str = "tpe", parameters: Mapping[str, Any] = SPACE, *, seed: int = 0) -> OptunaSampler:
+    return OptunaSampler(search(sampler=name, parameters=parameters), OBJECTIVES, LIMITS, seed=seed)
 
 
-def told(made: Sampler) -> list[FrozenTrial]:
+def told(made: OptunaSampler) -> list[FrozenTrial]:
     """What Optuna knows, without what was withdrawn."""
-    return [trial for trial in made._study.trials if trial.state != TrialState.FAIL]
+    return [trial for trial in made._study.trials if trial.state != OptunaState.FAIL]
 
 
-def judged(metric: str, excess: float | None, *, kept: bool = False, predicted: bool = False) -> Verdict:
+def judged(metric: str, excess: float | None, *, satisfied: bool = False, predicted: bool = False) -> Verdict:
     return Verdict(
-        metric=metric, limit="", bound=1.0, value=1.0, excess=excess, satisfied=kept, reason="", predicted=predicted
+        metric=metric,
+        limit="",
+        bound=1.0,
+        value=1.0,
+        excess=excess,
+        satisfied=satisfied,
+        reason="",
+        predicted=predicted,
     )
 
 
-def with_verdicts(*verdicts: Verdict, refused: str = "") -> Summary:
-    return Summary.of(replace(samples.result(), verdicts=verdicts, refused=refused))
+def with_verdicts(*verdicts: Verdict, refused: str = "") -> TrialSummary:
+    return TrialSummary.from_result(replace(samples.result(), verdicts=verdicts, refused=refused))
 
 
 def with_figure(metric: str, value: float) -> TrialResult:
@@ -80,23 +94,23 @@ def with_figure(metric: str, value: float) -> TrialResult:
 
 
 def test_every_limit_is_a_constraint_by_its_excess() -> None:
-    summary = Summary.of(samples.result(decode_ms=2.08, ratio=1.0, rss_mib=45.0))
-    assert excesses(summary, LIMITS) == pytest.approx({RATIO: 1.0 / 1.15 - 1, DECODE: 1.0, RSS: -0.5})
+    summary = TrialSummary.from_result(samples.result(decode_ms=2.08, ratio=1.0, rss_mib=45.0))
+    assert constraint_values(summary, LIMITS) == pytest.approx({RATIO: 1.0 / 1.15 - 1, DECODE: 1.0, RSS: -0.5})
 
 
 def test_a_failed_trial_violates_every_constraint() -> None:
-    summary = Summary.of(samples.result(failure=FAILED))
-    assert excesses(summary, LIMITS) == dict.fromkeys((RATIO, DECODE, RSS), UNMEASURED_EXCESS)
+    summary = TrialSummary.from_result(samples.result(failure=FAILED))
+    assert constraint_values(summary, LIMITS) == dict.fromkeys((RATIO, DECODE, RSS), UNMEASURED_EXCESS)
 
 
 def test_what_was_not_measured_or_is_no_number_is_a_violated_constraint() -> None:
     summary = with_verdicts(judged(RATIO, None), judged(DECODE, -0.5, satisfied=True))
-    assert excesses(summary, LIMITS) == {RATIO: UNMEASURED_EXCESS, DECODE: -0.5, RSS: UNMEASURED_EXCESS}
+    assert constraint_values(summary, LIMITS) == {RATIO: UNMEASURED_EXCESS, DECODE: -0.5, RSS: UNMEASURED_EXCESS}
 
 
 def test_a_figure_that_proves_nothing_is_a_violated_constraint() -> None:
     summary = with_verdicts(judged(RATIO, -0.5), judged(DECODE, 0.0), judged(RSS, 0.3))
-    assert excesses(summary, LIMITS) == {RATIO: UNPROVEN_EXCESS, DECODE: UNPROVEN_EXCESS, RSS: 0.3}
+    assert constraint_values(summary, LIMITS) == {RATIO: MIN_UNPROVEN_EXCESS, DECODE: MIN_UNPROVEN_EXCESS, RSS: 0.3}
 
 
 def test_of_a_refused_trial_what_is_known_counts_and_nothing_else_misleads() -> None:
@@ -106,20 +120,20 @@ def test_of_a_refused_trial_what_is_known_counts_and_nothing_else_misleads() -> 
         judged(RSS, 0.7, predicted=True),
         refused="prediction",
     )
-    assert excesses(summary, LIMITS) == {RATIO: 0.0, DECODE: -0.2, RSS: 0.7}
-    assert excesses(replace(summary, verdicts={}), LIMITS) == dict.fromkeys((RATIO, DECODE, RSS), 0.0)
+    assert constraint_values(summary, LIMITS) == {RATIO: 0.0, DECODE: -0.2, RSS: 0.7}
+    assert constraint_values(replace(summary, verdicts={}), LIMITS) == dict.fromkeys((RATIO, DECODE, RSS), 0.0)
 
 
 def test_of_a_stopped_trial_limits_within_are_kept_as_far_as_is_known() -> None:
     summary = with_verdicts(judged(RATIO, -0.2), judged(DECODE, 0.4), refused="quality")
-    assert excesses(summary, LIMITS) == {RATIO: -0.2, DECODE: 0.4, RSS: 0.0}
+    assert constraint_values(summary, LIMITS) == {RATIO: -0.2, DECODE: 0.4, RSS: 0.0}
 
 
 @given(
     held=st.dictionaries(
         st.sampled_from([RATIO, DECODE, RSS]),
         st.builds(
-            Held,
+            VerdictSummary,
             excess=st.none() | st.floats(-1, 5),
             satisfied=st.just(False),
             predicted=st.just(False),
@@ -127,8 +141,8 @@ def test_of_a_stopped_trial_limits_within_are_kept_as_far_as_is_known() -> None:
         ),
     )
 )
-def test_a_trial_that_broke_something_is_infeasible_to_the_sampler_too(held: dict[str, Held]) -> None:
-    assert any(value > 0 for value in excesses(Summary(verdicts=held), LIMITS).values())
+def test_a_trial_that_broke_something_is_infeasible_to_the_sampler_too(held: dict[str, VerdictSummary]) -> None:
+    assert any(value > 0 for value in constraint_values(TrialSummary(verdicts=held), LIMITS).values())
 
 
 # what Optuna is told
@@ -136,9 +150,9 @@ def test_a_trial_that_broke_something_is_infeasible_to_the_sampler_too(held: dic
 
 def test_a_finished_trial_is_complete_with_values_and_constraints() -> None:
     made = sampler()
-    made.learn([row(3, samples.result(decode_ms=0.5, ratio=1.1))])
+    made.update([row(3, samples.result(decode_ms=0.5, ratio=1.1))])
     (trial,) = told(made)
-    assert (trial.state, trial.values, trial.params) == (TrialState.COMPLETE, [1.1, 0.5], {"x": 0.03})
+    assert (trial.state, trial.values, trial.params) == (OptunaState.COMPLETE, [1.1, 0.5], {"x": 0.03})
     assert trial.constraints == pytest.approx({RATIO: 1.1 / 1.15 - 1, DECODE: 0.5 / 1.04 - 1, RSS: 70 / 90 - 1})
 
 
@@ -156,40 +170,40 @@ def test_a_finished_trial_is_complete_with_values_and_constraints() -> None:
 )
 def test_a_trial_without_all_values_is_pruned_with_its_constraints(result: TrialResult) -> None:
     made = sampler()
-    made.learn([row(0, result)])
+    made.update([row(0, result)])
     (trial,) = told(made)
-    assert trial.state == TrialState.PRUNED
+    assert trial.state == OptunaState.PRUNED
     assert set(trial.constraints) == {RATIO, DECODE, RSS}
 
 
 def test_what_waits_is_not_told_and_what_runs_has_no_constraints() -> None:
     made = sampler()
-    made.learn([row(0, state="waiting"), row(1, state="running")])
+    made.update([row(0, state="waiting"), row(1, state="running")])
     (trial,) = told(made)
-    assert (trial.state, trial.params) == (TrialState.RUNNING, {"x": 0.01})
+    assert (trial.state, trial.params) == (OptunaState.RUNNING, {"x": 0.01})
     assert not trial.constraints
 
 
 def test_a_trial_is_told_once_however_often_it_changes() -> None:
     made, result = sampler(), samples.result()
     for _ in range(2):
-        made.learn([row(0), row(1)])
-    assert [trial.state for trial in told(made)] == [TrialState.RUNNING] * 2
-    made.learn([row(0, state="waiting")])
-    made.learn([row(0)])
+        made.update([row(0), row(1)])
+    assert [trial.state for trial in told(made)] == [OptunaState.RUNNING] * 2
+    made.update([row(0, state="waiting")])
+    made.update([row(0)])
     for recorded in (False, True):
-        made.learn([replace(row(0, result), recorded=recorded)])
-    assert sorted(trial.state for trial in told(made)) == [TrialState.RUNNING, TrialState.COMPLETE]
+        made.update([replace(row(0, result), recorded=recorded)])
+    assert sorted(trial.state for trial in told(made)) == [OptunaState.RUNNING, OptunaState.COMPLETE]
 
 
 def test_a_trial_that_is_tried_again_begins_with_clean_constraints() -> None:
     made = sampler()
-    made.learn([row(0, samples.result(failure=FAILED))])
-    made.learn([row(0, state="waiting")])
+    made.update([row(0, samples.result(failure=FAILED))])
+    made.update([row(0, state="waiting")])
     for again in (row(0), row(0, samples.result())):
-        made.learn([replace(again, attempt=2)])
+        made.update([replace(again, attempt=2)])
     constraints = [trial.constraints for trial in told(made)]
-    assert excesses(Summary.of(samples.result()), LIMITS) in constraints
+    assert constraint_values(TrialSummary.from_result(samples.result()), LIMITS) in constraints
 
 
 def test_an_empty_proposal_leaves_nothing_behind() -> None:
@@ -208,18 +222,18 @@ def test_generations_go_on_in_another_process() -> None:
     from optuna.samplers import NSGAIISampler
 
     size = NSGAIISampler()._population_size
-    first, rows = sampler("nsga2"), list[Row]()
+    first, rows = sampler("nsga2"), list[Trial]()
     for number in range(size):
-        params, hints = first.propose()
-        rows.append(row(number, samples.result(ratio=1 + params["x"]), params, hints=hints))
-        first.learn(rows[-1:])
-    (key,) = {key for r in rows for key in r.hints if "generation" in key}
-    assert {r.hints[key] for r in rows} == {0}
+        params, sampler_attrs = first.propose()
+        rows.append(row(number, samples.result(ratio=1 + params["x"]), params, sampler_attrs=sampler_attrs))
+        first.update(rows[-1:])
+    (key,) = {key for r in rows for key in r.sampler_attrs if "generation" in key}
+    assert {r.sampler_attrs[key] for r in rows} == {0}
     other = sampler("nsga2", seed=9)
-    other.learn(rows)
+    other.update(rows)
     assert other.propose()[1][key] == first.propose()[1][key] == 1
     without = sampler("nsga2", seed=9)
-    without.learn([replace(r, hints={}) for r in rows])
+    without.update([replace(r, sampler_attrs={}) for r in rows])
     assert without.propose()[1][key] == 0, "it is the hints that tell"
 
 
@@ -229,8 +243,17 @@ def test_hints_are_plain_data(name: str) -> None:
 
     made = sampler(name)
     for number in range(12):
-        params, hints = made.propose()
-        made.learn([row(number, samples.result(ratio=1 + params["x"]), params, hints=json.loads(json.dumps(hints)))])
+        params, sampler_attrs = made.propose()
+        made.update(
+            [
+                row(
+                    number,
+                    samples.result(ratio=1 + params["x"]),
+                    params,
+                    sampler_attrs=json.loads(json.dumps(sampler_attrs)),
+                )
+            ]
+        )
 
 
 # spaces
@@ -251,9 +274,9 @@ def test_proposals_stand_in_the_space_and_can_be_told_again(seed: int, name: str
     made = sampler(name, CONDITIONAL, seed=seed)
     space = search(parameters=CONDITIONAL).space
     for number in range(12):
-        params, hints = made.propose()
-        space.require(params)
-        made.learn([row(number, samples.result(ratio=1 + number / 20), params, hints=hints)])
+        params, sampler_attrs = made.propose()
+        space.validate(params)
+        made.update([row(number, samples.result(ratio=1 + number / 20), params, sampler_attrs=sampler_attrs)])
     assert [set(trial.params) for trial in told(made)] == [set(t.distributions) for t in told(made)]
 
 
@@ -261,7 +284,7 @@ def test_proposals_stand_in_the_space_and_can_be_told_again(seed: int, name: str
 def test_the_same_seed_and_history_propose_the_same(name: str) -> None:
     def proposals() -> list[Params]:
         made = sampler(name, seed=4)
-        made.learn([row(n, samples.result(ratio=1 + n / 50)) for n in range(10)])
+        made.update([row(n, samples.result(ratio=1 + n / 50)) for n in range(10)])
         return [made.propose()[0] for _ in range(3)]
 
     assert proposals() == proposals()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from edgeopt.core.result import Failure, Measurement, TrialResult
-from edgeopt.search.workers.subprocess_evaluator import Evaluator
+from edgeopt.search.workers.subprocess_evaluator import SubprocessEvaluator
 
 Progress = Callable[[str], None]
 
@@ -48,17 +48,17 @@ class DiesOnArrival:
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Evaluator]:
-    made = Evaluator(evaluate, timeout_s=30)
+def worker() -> Iterator[SubprocessEvaluator]:
+    made = SubprocessEvaluator(evaluate, timeout_s=30)
     yield made
     made.close()
 
 
-def answer(worker: Evaluator, do: str, lines: list[str] | None = None) -> TrialResult | Failure:
+def answer(worker: SubprocessEvaluator, do: str, lines: list[str] | None = None) -> TrialResult | Failure:
     return worker.run({"do": do}, (lines if lines is not None else []).append)
 
 
-def test_results_and_progress_come_from_one_other_process(worker: Evaluator) -> None:
+def test_results_and_progress_come_from_one_other_process(worker: SubprocessEvaluator) -> None:
     lines: list[str] = []
     first, second = answer(worker, "work", lines), answer(worker, "work", lines)
     assert isinstance(first, TrialResult)
@@ -77,7 +77,7 @@ def test_results_and_progress_come_from_one_other_process(worker: Evaluator) -> 
         ("raise", "exit code 1"),
     ],
 )
-def test_a_crash_ends_the_trial_and_the_next_one_works(worker: Evaluator, do: str, told: str) -> None:
+def test_a_crash_ends_the_trial_and_the_next_one_works(worker: SubprocessEvaluator, do: str, told: str) -> None:
     failure = answer(worker, do)
     assert isinstance(failure, Failure)
     assert (failure.kind, failure.stage) == ("Crash", "measure")
@@ -85,7 +85,7 @@ def test_a_crash_ends_the_trial_and_the_next_one_works(worker: Evaluator, do: st
     assert isinstance(answer(worker, "work"), TrialResult)
 
 
-def test_a_trial_that_takes_too_long_is_ended(worker: Evaluator) -> None:
+def test_a_trial_that_takes_too_long_is_ended(worker: SubprocessEvaluator) -> None:
     assert isinstance(answer(worker, "work"), TrialResult)  # started, so that the time-out is of the trial alone
     worker._timeout_s, before = 1.5, worker._timeout_s
     started = time.monotonic()
@@ -98,7 +98,7 @@ def test_a_trial_that_takes_too_long_is_ended(worker: Evaluator) -> None:
     assert isinstance(answer(worker, "work"), TrialResult)
 
 
-def test_a_process_that_dies_between_trials_is_started_again(worker: Evaluator) -> None:
+def test_a_process_that_dies_between_trials_is_started_again(worker: SubprocessEvaluator) -> None:
     first = answer(worker, "work")
     assert isinstance(first, TrialResult)
     os.kill(int(first.metrics["pid"]), signal.SIGKILL)
@@ -109,12 +109,12 @@ def test_a_process_that_dies_between_trials_is_started_again(worker: Evaluator) 
     assert second.metrics["pid"] != first.metrics["pid"]
 
 
-def test_ctrl_c_is_left_to_the_parent(worker: Evaluator) -> None:
+def test_ctrl_c_is_left_to_the_parent(worker: SubprocessEvaluator) -> None:
     assert isinstance(answer(worker, "interrupt"), TrialResult)
 
 
 def test_a_process_that_dies_before_it_reads_its_trial_is_a_crash() -> None:
-    worker = Evaluator(partial(evaluate, DiesOnArrival()), timeout_s=30)  # type: ignore[arg-type]
+    worker = SubprocessEvaluator(partial(evaluate, DiesOnArrival()), timeout_s=30)  # type: ignore[arg-type]
     for _ in range(2):
         failure = answer(worker, "work")
         assert isinstance(failure, Failure)
@@ -130,7 +130,7 @@ def prepare(path: Path) -> None:
 
 def test_it_starts_and_prepares_before_the_first_trial_and_once_a_process(tmp_path: Path) -> None:
     told = tmp_path / "told"
-    with closing(Evaluator(evaluate, timeout_s=30, prepare=partial(prepare, told))) as worker:
+    with closing(SubprocessEvaluator(evaluate, timeout_s=30, prepare=partial(prepare, told))) as worker:
         worker.start()
         worker.start()
         while not told.is_file() or not told.read_text():
@@ -144,7 +144,7 @@ def test_it_starts_and_prepares_before_the_first_trial_and_once_a_process(tmp_pa
 
 
 def test_closing_ends_the_process_and_may_be_repeated() -> None:
-    worker = Evaluator(evaluate, timeout_s=30)
+    worker = SubprocessEvaluator(evaluate, timeout_s=30)
     worker.close()
     result = answer(worker, "work")
     assert isinstance(result, TrialResult)
@@ -158,9 +158,10 @@ def test_the_process_dies_with_a_killed_parent(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from search.workers.test_subprocess_evaluator import evaluate\n"
-        "from edgeopt.search.workers.subprocess_evaluator import Evaluator\n"
+        "from edgeopt.search.workers.subprocess_evaluator import SubprocessEvaluator\n"
         "if __name__ == '__main__':\n"
-        "    print(int(Evaluator(evaluate, timeout_s=30).run({'do': 'work'}, str).metrics['pid']), flush=True)\n"
+        "    result = SubprocessEvaluator(evaluate, timeout_s=30).run({'do': 'work'}, str)\n"
+        "    print(int(result.metrics['pid']), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     script = tmp_path / "parent.py"

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from support import samples
 from support.studies import DECODE, FAILED, RATIO, RSS, SIZE, predicted
 
-from edgeopt.search.storage.summary import Held, Summary
+from edgeopt.search.storage.trial_summary import TrialSummary, VerdictSummary
 
 figures = st.floats(allow_nan=True, allow_infinity=True)
 names = st.text(max_size=8)
 helds = st.builds(
-    Held,
+    VerdictSummary,
     excess=st.none() | figures,
     satisfied=st.booleans(),
     predicted=st.booleans(),
     bound=st.none() | figures,
 )
 summaries = st.builds(
-    Summary,
+    TrialSummary,
     feasible=st.booleans(),
     metrics=st.dictionaries(names, figures, max_size=3),
     predicted=st.dictionaries(names, figures, max_size=3),
@@ -35,8 +35,8 @@ summaries = st.builds(
 
 
 @given(summary=summaries)
-def test_a_summary_survives_its_text(summary: Summary) -> None:
-    assert repr(Summary.from_json(summary.to_json())) == repr(summary)  # equal also where figures are NaN
+def test_a_summary_survives_its_text(summary: TrialSummary) -> None:
+    assert repr(TrialSummary.from_json(summary.to_json())) == repr(summary)  # equal also where figures are NaN
 
 
 def test_a_summary_says_what_the_search_needs_of_a_result() -> None:
@@ -47,25 +47,27 @@ def test_a_summary_says_what_the_search_needs_of_a_result() -> None:
         saved_s={"compress": 9.0},
         energy_j=3.0,
     )
-    summary = Summary.of(result)
+    summary = TrialSummary.from_result(result)
     assert not summary.feasible
     assert summary.metrics == {RATIO: 1.05, DECODE: 2.08, RSS: 70.0, SIZE: 1.5}
     assert summary.predicted == {SIZE: 1.4}
-    assert summary.verdicts[DECODE] == Held(excess=pytest.approx(1.0), satisfied=False, predicted=False, bound=1.04)
+    assert summary.verdicts[DECODE] == VerdictSummary(
+        excess=pytest.approx(1.0), satisfied=False, predicted=False, bound=1.04
+    )
     assert (summary.refused, summary.failure) == ("", None)
     assert (summary.spent_s, summary.saved_s, summary.energy_j) == (2.0, {"compress": 9.0}, 3.0)
 
 
 def test_a_failure_is_told_by_stage_and_message() -> None:
-    assert Summary.of(samples.result(failure=FAILED)).failure == "build: no"
+    assert TrialSummary.from_result(samples.result(failure=FAILED)).failure == "build: no"
 
 
 def test_a_summary_is_small() -> None:
     noted = replace(samples.result(), notes=("lint: " + "x" * 100_000,))
-    assert len(Summary.of(noted).to_json()) < 2000
+    assert len(TrialSummary.from_result(noted).to_json()) < 2000
 
 
 def test_an_empty_summary_is_infeasible_and_cost_nothing() -> None:
-    assert not Summary().feasible
-    assert Summary().spent_s == 0.0
-    assert not math.isnan(Summary().energy_j)
+    assert not TrialSummary().feasible
+    assert TrialSummary().spent_s == 0.0
+    assert not math.isnan(TrialSummary().energy_j)

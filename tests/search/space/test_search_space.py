@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgeopt.core.config_objects import canonical_json
 from edgeopt.errors import ConfigError
 from edgeopt.search.space.parameter import Parameter, Params
-from edgeopt.search.space.space import Space, overrides
+from edgeopt.search.space.search_space import SearchSpace, to_overrides
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 SPACE = {
@@ -34,9 +34,9 @@ def trial(seed: int = 0, fixed: dict[str, Any] | None = None) -> optuna.Trial:
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**31))
 def test_what_is_proposed_stands_in_the_space(seed: int) -> None:
-    space = Space.parse(SPACE)
+    space = SearchSpace.parse(SPACE)
     params = space.suggest(trial(seed))
-    space.require(params)
+    space.validate(params)
     assert ("step.quantize.block_size" in params) == (params["recipe"] != "baseline")
     assert ("step.prune.ratio" in params) == (params["recipe"] == "prune_int4")
     assert list(params) == [key for key in SPACE if key in params], "parameters keep the order of the space"
@@ -52,7 +52,7 @@ def test_a_value_between_stays_between_and_is_not_rounded_away(bounds: list[floa
     parameter = Parameter.parse("x", {"low": low, "high": high, "log": log})
     value = parameter.suggest(trial(seed))
     assert low <= value <= high
-    assert parameter.holds(value)
+    assert parameter.contains(value)
 
 
 def test_whole_numbers_stay_whole() -> None:
@@ -72,8 +72,8 @@ def test_whole_numbers_stay_whole() -> None:
 )
 def test_a_parameter_holds_what_it_could_propose(entry: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
     parameter = Parameter.parse("x", entry)
-    assert [v for v in good if not parameter.holds(v)] == []
-    assert [v for v in bad if parameter.holds(v)] == []
+    assert [v for v in good if not parameter.contains(v)] == []
+    assert [v for v in bad if parameter.contains(v)] == []
     for value in good:
         assert parameter.suggest(trial(fixed={"x": value})) == value, "what is queued is what is tried"
 
@@ -107,19 +107,19 @@ def test_a_parameter_that_cannot_be_searched_names_its_key(entry: Any) -> None:
 
 
 def test_an_empty_space_and_a_later_condition_are_refused() -> None:
-    with pytest.raises(ConfigError, match="nothing to search"):
-        Space.parse({})
-    with pytest.raises(ConfigError, match=r"a\.when: it depends on 'b'.*Move b above a"):
-        Space.parse({"a": {"choices": [1], "when": {"b": 1}}, "b": {"choices": [1]}})
+    with pytest.raises(ConfigError, match="at least one parameter"):
+        SearchSpace.parse({})
+    with pytest.raises(ConfigError, match=r"a\.when: .*listed earlier, got 'b'.*Move b above a"):
+        SearchSpace.parse({"a": {"choices": [1], "when": {"b": 1}}, "b": {"choices": [1]}})
 
 
 def test_examples_stand_in_the_space_and_leave_no_choice_out() -> None:
-    space = Space.parse(SPACE)
+    space = SearchSpace.parse(SPACE)
     examples = space.examples()
     for params in examples:
-        space.require(params)
+        space.validate(params)
     for parameter in space.parameters:
-        assert {params[parameter.key] for params in examples if parameter.key in params} >= set(parameter.ends)
+        assert {params[parameter.key] for params in examples if parameter.key in params} >= set(parameter.endpoints)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_examples_stand_in_the_space_and_leave_no_choice_out() -> None:
 )
 def test_a_known_recipe_outside_the_space_is_refused(params: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"search\.enqueue"):
-        Space.parse(SPACE).require(params)
+        SearchSpace.parse(SPACE).validate(params)
 
 
 # whatever the space
@@ -157,7 +157,7 @@ def entries(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def spaces(draw: st.DrawFn, *, finite: bool = False) -> Space:
+def spaces(draw: st.DrawFn, *, finite: bool = False) -> SearchSpace:
     """Up to four parameters, some of which exist only for values of those before them."""
     found: dict[str, Any] = {}
     for name in draw(st.sampled_from([["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]])):
@@ -169,33 +169,33 @@ def spaces(draw: st.DrawFn, *, finite: bool = False) -> Space:
             key = draw(st.sampled_from(above))
             entry["when"] = {key: draw(st.lists(st.sampled_from(found[key]["choices"]), min_size=1, max_size=2))}
         found[name] = entry
-    return Space.parse(found)
+    return SearchSpace.parse(found)
 
 
-def require_told(space: Space, params: Params) -> None:
+def require_told(space: SearchSpace, params: Params) -> None:
     """It is a recipe of the space, which Optuna takes too."""
-    space.require(params)
+    space.validate(params)
     assert list(params) == [p.key for p in space.parameters if p.key in params]
     optuna.trial.create_trial(value=0.0, params=dict(params), distributions=space.distributions(params))
 
 
 @settings(max_examples=150)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_every_recipe_that_is_drawn_stands_in_the_space(space: Space, seed: int) -> None:
-    require_told(space, space.draw(random.Random(seed)))
+def test_every_recipe_that_is_drawn_stands_in_the_space(space: SearchSpace, seed: int) -> None:
+    require_told(space, space.sample(random.Random(seed)))
 
 
 @settings(max_examples=60)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_every_recipe_that_is_suggested_stands_in_the_space(space: Space, seed: int) -> None:
+def test_every_recipe_that_is_suggested_stands_in_the_space(space: SearchSpace, seed: int) -> None:
     require_told(space, space.suggest(trial(seed)))
 
 
 @settings(max_examples=150)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_every_neighbour_stands_in_the_space_and_differs_in_one_value(space: Space, seed: int) -> None:
+def test_every_neighbour_stands_in_the_space_and_differs_in_one_value(space: SearchSpace, seed: int) -> None:
     chance = random.Random(seed)
-    params = space.draw(chance)
+    params = space.sample(chance)
     for near in space.neighbours(params, chance):
         require_told(space, near)
         changed = [key for key in params if key in near and near[key] != params[key]]
@@ -206,27 +206,27 @@ def test_every_neighbour_stands_in_the_space_and_differs_in_one_value(space: Spa
 
 @settings(max_examples=150)
 @given(space=spaces())
-def test_every_example_stands_in_the_space(space: Space) -> None:
+def test_every_example_stands_in_the_space(space: SearchSpace) -> None:
     for params in space.examples():
         require_told(space, params)
 
 
 @settings(max_examples=150)
 @given(space=spaces(finite=True), limit=st.integers(0, 60), seed=st.integers(0, 99))
-def test_a_space_is_listed_whole_and_each_recipe_once(space: Space, limit: int, seed: int) -> None:
+def test_a_space_is_listed_whole_and_each_recipe_once(space: SearchSpace, limit: int, seed: int) -> None:
     expected = product(space)
-    found = space.every(limit)
+    found = space.list_recipes(limit)
     assert (found is None) == (len(expected) > limit)
     if found is not None:
         listed = [canonical_json(params) for params in found]
         assert len(listed) == len(set(listed))
         assert set(listed) == expected
         chance = random.Random(seed)
-        drawn = space.draw(chance)
+        drawn = space.sample(chance)
         assert {canonical_json(p) for p in [drawn, *space.neighbours(drawn, chance)]} <= expected
 
 
-def product(space: Space) -> set[str]:
+def product(space: SearchSpace) -> set[str]:
     """All recipes: every combination of values, without those of parameters that do not exist then."""
     sides = [p.choices or tuple(range(int(p.low or 0), int(p.high or 0) + 1)) for p in space.parameters]
     found = set()
@@ -241,12 +241,12 @@ def product(space: Space) -> set[str]:
 
 @settings(max_examples=100)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_a_recipe_of_the_search_is_in_its_normal_form(space: Space, seed: int) -> None:
+def test_a_recipe_of_the_search_is_in_its_normal_form(space: SearchSpace, seed: int) -> None:
     chance = random.Random(seed)
-    params = space.draw(chance)
+    params = space.sample(chance)
     for found in [params, *space.neighbours(params, chance), *space.examples()]:
-        assert canonical_json(space.normal(found)) == canonical_json(found)
-        assert list(space.normal(dict(reversed(found.items())))) == list(found)
+        assert canonical_json(space.normalize(found)) == canonical_json(found)
+        assert list(space.normalize(dict(reversed(found.items())))) == list(found)
 
 
 @pytest.mark.parametrize(
@@ -260,23 +260,23 @@ def test_a_recipe_of_the_search_is_in_its_normal_form(space: Space, seed: int) -
     ],
 )
 def test_the_same_value_is_written_in_one_way(entry: dict[str, Any], written: Any, normal: str) -> None:
-    assert repr(Parameter.parse("x", entry).normal(written)) == normal
+    assert repr(Parameter.parse("x", entry).normalize(written)) == normal
 
 
 def test_a_parameter_that_does_not_exist_has_no_value_and_not_null() -> None:
     parameter = Parameter.parse("x", {"choices": [1], "when": {"rounding": None}})
-    assert parameter.exists({"rounding": None})
-    assert not parameter.exists({})
+    assert parameter.is_active({"rounding": None})
+    assert not parameter.is_active({})
 
 
 def test_a_space_of_a_range_without_steps_is_not_listed() -> None:
-    assert Space.parse({"x": {"low": 0.0, "high": 1.0}}).every(10**9) is None
+    assert SearchSpace.parse({"x": {"low": 0.0, "high": 1.0}}).list_recipes(10**9) is None
 
 
 def test_a_huge_range_is_drawn_from_and_not_listed() -> None:
-    space = Space.parse({"x": {"low": 1, "high": 10**12}, "y": {"low": 0.0, "high": 1e3, "step": 1e-3}})
-    assert space.every(20_000) is None
-    drawn = [space.draw(random.Random(seed)) for seed in range(5)]
+    space = SearchSpace.parse({"x": {"low": 1, "high": 10**12}, "y": {"low": 0.0, "high": 1e3, "step": 1e-3}})
+    assert space.list_recipes(20_000) is None
+    drawn = [space.sample(random.Random(seed)) for seed in range(5)]
     for params in drawn:
         require_told(space, params)
     assert len({params["x"] for params in drawn}) == 5
@@ -305,7 +305,7 @@ def test_neighbours_are_the_values_next_to_one(entry: dict[str, Any], value: Any
 
 
 def test_neighbours_bring_and_drop_what_exists_with_them() -> None:
-    space, chance = Space.parse(SPACE), random.Random(0)
+    space, chance = SearchSpace.parse(SPACE), random.Random(0)
     baseline = list(space.neighbours({"recipe": "baseline"}, chance))
     assert [params["recipe"] for params in baseline] == ["int4", "prune_int4"]
     assert [len(params) for params in baseline] == [2, 4]
@@ -318,11 +318,11 @@ def test_neighbours_bring_and_drop_what_exists_with_them() -> None:
 @given(entry=entries())
 def test_optuna_knows_the_same_parameter(entry: dict[str, Any]) -> None:
     parameter = Parameter.parse("x", entry)
-    single = Space.parse({"x": entry})
+    single = SearchSpace.parse({"x": entry})
     for seed in range(5):
-        assert parameter.holds(single.suggest(trial(seed))["x"])
+        assert parameter.contains(single.suggest(trial(seed))["x"])
     assert set(single.distributions({})) == set()
-    assert set(single.distributions({"x": parameter.ends[0]})) == {"x"}
+    assert set(single.distributions({"x": parameter.endpoints[0]})) == {"x"}
 
 
 names = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1, max_size=12).map(lambda s: f"k{s}")
@@ -332,7 +332,7 @@ values = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1
 @settings(max_examples=60)
 @given(value=values | st.lists(st.integers() | names, max_size=3))
 def test_hydra_reads_an_override_as_the_value_that_was_proposed(value: Any) -> None:
-    written = overrides({"step.x": value})
+    written = to_overrides({"step.x": value})
     parsed = OverridesParser.create().parse_override(written[0])
     assert parsed.key_or_group == "step.x"
     assert parsed.value() == value
@@ -360,6 +360,6 @@ def test_hydra_reads_an_override_as_the_value_that_was_proposed(value: Any) -> N
     ],
 )
 def test_text_stays_text_whatever_it_looks_like(value: str) -> None:
-    parsed = OverridesParser.create().parse_override(overrides({"step.x": value})[0])
+    parsed = OverridesParser.create().parse_override(to_overrides({"step.x": value})[0])
     assert str(parsed.value()) == value
     assert isinstance(parsed.value(), str)

@@ -1,4 +1,4 @@
-"""A trial's result in short: what the search and the front need of it, small enough for ten thousand trials."""
+"""Summarize a trial's result: the part that the search needs, small enough to keep 10,000 trials in memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from edgeopt.core.result import TrialResult, current_rung, with_current_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """A verdict without its words; `bound` is the limit in the metric's unit, None where it is not known."""
+class VerdictSummary:
+    """Verdict without its texts.
+
+    Attributes:
+        excess: relative distance of the worse end of the interval beyond the bound; None if nothing was measured.
+        bound: limit in the unit of the metric; None if it is not known.
+    """
 
     excess: float | None
     satisfied: bool
@@ -20,22 +25,23 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What is kept of a result beside every trial.
+class TrialSummary:
+    """Summary of a result, stored with every ended trial.
 
     Attributes:
-        refused: the rung that stopped it; empty where none did.
-        failure: stage and message of what went wrong; None where nothing did.
-        timings_s, saved_s: seconds by stage that were spent, and that the cache saved.
-        energy_j: joules that were spent, as far as is known.
+        refused: rung that ended the trial early; empty if none did.
+        failure: stage and message of the error; None if nothing failed.
+        timings_s: seconds spent, by stage.
+        saved_s: seconds that the cache saved, by stage.
+        energy_j: energy spent in joules; 0 if it is not known.
         intervals: 95 % confidence intervals (low, high) of `metrics`, where an interval has width.
-        baseline: values of the uncompressed model on the same runtime, of the metrics that were measured.
+        baseline: values of the uncompressed model on the same runtime, for the measured metrics.
     """
 
     feasible: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
-    verdicts: Mapping[str, Held] = field(default_factory=dict)
+    verdicts: Mapping[str, VerdictSummary] = field(default_factory=dict)
     refused: str = ""
     failure: str | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
@@ -45,13 +51,14 @@ class Summary:
     baseline: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, result: TrialResult) -> Summary:
+    def from_result(cls, result: TrialResult) -> TrialSummary:
+        """Summarize a result."""
         return cls(
             feasible=result.feasible,
             metrics=result.metrics,
             predicted={m.metric: m.value for m in result.predictions},
             verdicts={
-                v.metric: Held(excess=v.excess, satisfied=v.satisfied, predicted=v.predicted, bound=v.bound)
+                v.metric: VerdictSummary(excess=v.excess, satisfied=v.satisfied, predicted=v.predicted, bound=v.bound)
                 for v in result.verdicts
             },
             refused=result.refused,
@@ -65,14 +72,17 @@ class Summary:
 
     @property
     def spent_s(self) -> float:
+        """Return the seconds spent on the trial, over all stages."""
         return sum(self.timings_s.values())
 
     def to_json(self) -> str:
+        """Return the summary as JSON text."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Summary:
+    def from_json(cls, text: str) -> TrialSummary:
+        """Parse JSON text, including summaries of older versions."""
         data = json.loads(text)
-        verdicts = {metric: Held(**with_current_names(held)) for metric, held in data["verdicts"].items()}
+        verdicts = {metric: VerdictSummary(**with_current_names(v)) for metric, v in data["verdicts"].items()}
         intervals = {metric: (low, high) for metric, (low, high) in data.get("intervals", {}).items()}
         return cls(**data | {"verdicts": verdicts, "refused": current_rung(data["refused"]), "intervals": intervals})
