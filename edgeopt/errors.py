@@ -1,26 +1,26 @@
-"""Every error that edgeopt raises on purpose, and the exit code it ends a command with.
+"""Define every error that edgeopt raises on purpose, with the exit code of the command.
 
-    EdgeoptError                 1  something failed
-    ├── ConfigError              2  a value in a config, an override or an argument
-    ├── InputError               2  a file that was given: model, text, engine
-    ├── StepError                1  a compression step failed on a valid input
+    EdgeoptError                 1  an operation failed
+    ├── ConfigError              2  invalid value in a config, an override or an argument
+    ├── InputError               2  invalid file: model, text or engine
+    ├── StepError                1  a compression step failed on valid input
     ├── BuildError               1  a runtime could not build or open an engine
     ├── MeasureError             1  a measurement could not be taken
-    ├── StoreError               1  the cache or study folder cannot be written
-    ├── TrackingError            1  MLflow refuses
-    │   └── UnreachableError     1  MLflow does not answer
-    ├── InfeasibleError          3  nothing keeps every limit
-    └── GateError                4  a release gate refused
+    ├── StoreError               1  the cache or the study folder cannot be written
+    ├── TrackingError            1  MLflow rejected a request
+    │   └── UnreachableError     1  MLflow does not respond
+    ├── InfeasibleError          3  no result satisfies every limit
+    └── GateError                4  a release gate rejected the candidate
         └── ApprovalPendingError 4  versions are registered and wait for approval
 
-A message says what was received, where it stands and how to mend it.
+A message states the rule and the value found. `location` names the file or key, `hint` the action that fixes it.
 """
 
 from __future__ import annotations
 
 
 class EdgeoptError(Exception):
-    """`what` happened, the `place` (file and key) where its cause stands, and the `mend`."""
+    """Error with the `location` of its cause (file or config key) and a `hint` for fixing it."""
 
     exit_code = 1
 
@@ -35,7 +35,7 @@ class EdgeoptError(Exception):
         return f"{text}. {self.hint}" if self.hint else text
 
     def at(self, location: str) -> EdgeoptError:
-        """The same error, with the outer place put before its own."""
+        """Return the same error with `location` prepended to its own location."""
         return type(self)(self.message, location=".".join(p for p in (location, self.location) if p), hint=self.hint)
 
 
@@ -84,9 +84,9 @@ class ApprovalPendingError(GateError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library's exception says, or its name where it says nothing.
+    """Return the first line of an exception's message, or its class name if the message is empty.
 
-    Of a database's error it is the driver's own word, without the statement and its values.
+    For a SQLAlchemy error, return the message of the driver, without the statement and its parameters.
     """
     cause = getattr(error, "orig", None) or error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

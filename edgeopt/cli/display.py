@@ -73,7 +73,9 @@ def measurements(found: list[Document]) -> None:
     for m in found:
         interval = "" if m["low"] == m["high"] else f"{m['low']:.4g} … {m['high']:.4g}"
         marks = ("" if m["kind"] == "measured" else "estimated: ") + ("noisy: " if m["noisy"] else "")
-        table.add_row(m["metric"], units.show(m["value"], m["unit"]), interval, str(m["count"]), marks + m["method"])
+        table.add_row(
+            m["metric"], units.format_quantity(m["value"], m["unit"]), interval, str(m["count"]), marks + m["method"]
+        )
     out.print(table)
 
 

@@ -1,1 +1,1 @@
-"""Define the plain data that every package shares; needs only the standard library."""
+"""Define the plain data types that every package shares. Only the standard library is imported."""

@@ -1,7 +1,7 @@
-"""Checkpoint and Engine: a directory plus a manifest that names every file, its bytes and sha256.
+"""Read, write and verify checkpoints and engines: folders with a manifest of every file, its size and its SHA-256.
 
-A directory without a manifest is not an artifact: it is written last, so a killed writer leaves
-nothing that looks complete.
+The manifest is written last. A folder without one is not an artifact, so a killed writer leaves nothing that looks
+complete.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ MANIFEST = "edgeopt.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
+    """Path relative to the folder, size and SHA-256 of one file."""
+
     path: str
     size_bytes: int
     sha256: str
@@ -29,10 +31,14 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A directory of files with its manifest.
+    """Folder of files with a manifest.
 
-    `made_by` is plain data about the maker (recipe, versions); it is no part of the digest, which
-    depends on `format`, `spec` and the files' content alone.
+    Attributes:
+        directory: folder of the files.
+        format: name and version of the layout.
+        spec: sizes of the model.
+        files: every file except the manifest.
+        made_by: origin (recipe, library versions) as plain data. It has no effect on the digest.
     """
 
     directory: Path
@@ -43,21 +49,22 @@ class Artifact:
 
     @property
     def digest(self) -> str:
+        """Return the digest of format, spec, and the path and content of every file."""
         content = [[f.path, f.sha256] for f in sorted(self.files, key=lambda f: f.path)]
         return digest([self.format, self.spec.to_json(), content])
 
     @property
     def size_bytes(self) -> int:
-        """Bytes to deploy: every file of the artifact, without the manifest."""
+        """Return the bytes to deploy: all files without the manifest."""
         return sum(f.size_bytes for f in self.files)
 
     @property
     def manifest_sha256(self) -> str:
-        """Of the manifest as it lies in the folder."""
+        """Return the SHA-256 of the manifest in the folder."""
         return sha256_of(self.directory / MANIFEST)
 
     def summary(self) -> dict[str, Any]:
-        """Where it lies and what it is, in plain JSON types."""
+        """Return folder, digests and size in plain JSON types."""
         return {
             "directory": str(self.directory),
             "digest": self.digest,
@@ -67,7 +74,7 @@ class Artifact:
 
     @classmethod
     def seal(cls, directory: Path, *, format: str, spec: ModelSpec, made_by: Mapping[str, Any]) -> Self:
-        """Hash the files in `directory`, write its manifest and return the artifact."""
+        """Hash the files in `directory`, write the manifest and return the artifact."""
         paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
         files = tuple(
             FileRecord(path=p.relative_to(directory).as_posix(), size_bytes=p.stat().st_size, sha256=sha256_of(p))
@@ -86,10 +93,18 @@ class Artifact:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """The artifact in `directory`; sizes are compared, `verify` also compares hashes."""
+        """Read the artifact in `directory` and check the size of every file. `verify` also checks hashes.
+
+        Raises:
+            InputError: the manifest is missing or invalid, or a file is missing or has another size.
+        """
         path = directory / MANIFEST
         if not path.is_file():
-            raise InputError("no manifest is here", location=str(directory), hint="Give a folder that edgeopt made")
+            raise InputError(
+                f"the folder has no manifest {MANIFEST}",
+                location=str(directory),
+                hint="Use a checkpoint or an engine that edgeopt wrote",
+            )
         try:
             document = json.loads(path.read_text())
             artifact = cls(
@@ -103,74 +118,85 @@ class Artifact:
             unchanged = artifact.digest == document["digest"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"the manifest cannot be read ({error})", location=str(path), hint="Build it again"
+                f"the manifest cannot be read ({error})", location=str(path), hint="Build the artifact again"
             ) from error
         for record, pure in zip(artifact.files, paths, strict=True):
             if pure.is_absolute() or ".." in pure.parts:
                 raise InputError(
-                    f"file name {record.path!r} leaves the folder", location=str(path), hint="Do not use it"
+                    f"file path {record.path!r} leads out of the folder",
+                    location=str(path),
+                    hint="Do not use this artifact, the manifest may be malicious",
                 )
             file = directory / record.path
             if not file.is_file():
-                raise InputError(f"file {record.path!r} is missing", location=str(directory), hint="Build it again")
+                raise InputError(
+                    f"file {record.path!r} is missing", location=str(directory), hint="Build the artifact again"
+                )
             if file.stat().st_size != record.size_bytes:
-                raise _changed(file, f"{file.stat().st_size} bytes instead of {record.size_bytes}")
+                raise _modified(file, f"its size is {file.stat().st_size} bytes, the manifest has {record.size_bytes}")
         if not unchanged:
-            raise InputError("the manifest was changed after it was written", location=str(path), hint="Build it again")
+            raise InputError(
+                "the manifest was modified after it was written", location=str(path), hint="Build the artifact again"
+            )
         return artifact
 
     def verify(self) -> None:
-        """Compare every file's sha256 with the manifest; InputError names the first that differs."""
+        """Compare the SHA-256 of every file with the manifest. Raises InputError for the first difference."""
         for record in self.files:
             if sha256_of(self.directory / record.path) != record.sha256:
-                raise _changed(self.directory / record.path, "its sha256 differs from the manifest")
+                raise _modified(self.directory / record.path, "its SHA-256 differs from the manifest")
 
 
 class Checkpoint(Artifact):
-    """Weights as safetensors in Hugging Face layout, with tokenizer and per-layer sizes."""
+    """Weights as safetensors in Hugging Face layout, with tokenizer and sizes of every layer."""
 
     __slots__ = ()
     FORMAT: ClassVar[str] = "checkpoint-1"
 
 
 class Engine(Artifact):
-    """What a runtime executes; `format` is the runtime's name and version of the layout."""
+    """Model in the form that a runtime executes. `format` is the runtime's name and the version of its layout."""
 
     __slots__ = ()
 
     def require_format(self, format: str) -> None:
-        """BuildError where it is an engine of another runtime, or of another version of its layout."""
+        """Raise BuildError if the engine has another format."""
         if self.format != format:
             raise BuildError(
-                f"this is a {self.format} engine", location=str(self.directory), hint=f"Give one of format {format}"
+                f"the engine must have the format {format}, got {self.format}",
+                location=str(self.directory),
+                hint="Open it with the runtime that built it, or build it again",
             )
 
 
 def link_file(source: Path, target: Path) -> None:
-    """The same file under another name, as a hard link where the file system allows."""
+    """Create a hard link to `source` at `target`, or a copy if the file system does not support links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     origin = source.resolve()
     try:
         os.link(origin, target)
     except OSError:
-        import shutil  # which the measured process does without
+        import shutil  # not imported at the top, to keep the measured process small
 
         shutil.copyfile(origin, target)
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """The same files in another folder, as hard links where the file system allows."""
+    """Link every file of `source` into the folder `target`, as `link_file` does."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             link_file(path, target / path.relative_to(source))
 
 
 def sha256_of(path: Path) -> str:
-    import hashlib  # its library takes 5 MiB, which the measured process does without
+    """Return the SHA-256 of a file in hexadecimal."""
+    import hashlib  # importing hashlib at the top would cost the measured process 5 MiB
 
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _changed(path: Path, how: str) -> InputError:
-    return InputError(f"the file was changed: {how}", location=str(path), hint="Build it again or restore the file")
+def _modified(path: Path, difference: str) -> InputError:
+    return InputError(
+        f"the file was modified: {difference}", location=str(path), hint="Restore the file or build the artifact again"
+    )

@@ -1,4 +1,4 @@
-"""Texts that calibrate and evaluate: documents with a digest, and the rule that they never overlap."""
+"""Represent calibration and evaluation texts, and check that they share no document."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from edgeopt.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """Documents in order; `name` says where they come from."""
+    """Ordered documents. `name` states their source.
+
+    Raises InputError if every document is blank.
+    """
 
     name: str
     documents: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not any(document.strip() for document in self.documents):
-            raise InputError("the text is empty", location=self.name, hint="Give a file with at least one document")
+            raise InputError("the text is empty", location=self.name, hint="Use a text with at least one document")
 
     @property
     def digest(self) -> str:
+        """Return the digest of the documents in order. The name has no effect."""
         return digest(list(self.documents))
 
     def summary(self) -> dict[str, Any]:
-        """What it is, in plain JSON types, without the text itself."""
+        """Return name, digest and size in plain JSON types, without the documents."""
         return {
             "name": self.name,
             "digest": self.digest,
@@ -36,16 +40,19 @@ class Text:
 
 
 def require_disjoint(calibration: Text, evaluation: Text) -> None:
-    """InputError where a document stands in both texts: quality would be measured on what was seen."""
-    seen = {_fingerprint(document) for document in calibration.documents}
-    for number, document in enumerate(evaluation.documents):
-        if _fingerprint(document) in seen:
+    """Raise InputError if a document is part of both texts, because quality would be measured on calibration data.
+
+    Documents that differ only in white space are equal.
+    """
+    calibration_hashes = {_hash(document) for document in calibration.documents}
+    for index, document in enumerate(evaluation.documents):
+        if _hash(document) in calibration_hashes:
             raise InputError(
-                f"document {number} ({document.strip()[:40]!r}…) is also in the calibration text {calibration.name}",
+                f"document {index} ({document.strip()[:40]!r}…) is also in the calibration text {calibration.name}",
                 location=evaluation.name,
-                hint="Calibrate and evaluate on different documents",
+                hint="Use different documents for calibration and evaluation",
             )
 
 
-def _fingerprint(document: str) -> bytes:
+def _hash(document: str) -> bytes:
     return hashlib.sha256(" ".join(document.split()).encode()).digest()

@@ -1,4 +1,4 @@
-"""Measurements held against limits: pure arithmetic, where missing and noisy are never good."""
+"""Compare measurements with limits. A missing or noisy measurement never satisfies a limit."""
 
 from __future__ import annotations
 
@@ -13,51 +13,60 @@ from edgeopt.core.target import Limit
 def judge(
     measurements: Iterable[Measurement], limits: Iterable[Limit], baseline: Mapping[str, float]
 ) -> tuple[Verdict, ...]:
-    """One verdict a limit.
+    """Return one verdict for each limit, in order.
 
-    A limit is kept where the worse end of the figure's confidence interval lies within it (the upper
-    end, or the lower one of a limit from below) and the figure is not noisy. `baseline` maps metrics
-    to the uncompressed model's values.
+    A limit is satisfied if the worse end of the confidence interval is within the limit and the measurement is not
+    noisy. The worse end is the upper one for an upper limit and the lower one for a lower limit.
+
+    Args:
+        measurements: metrics of the engine.
+        limits: limits to compare with.
+        baseline: values of the uncompressed model by metric, for relative limits.
     """
-    measured = {m.metric: m for m in measurements}
+    by_metric = {m.metric: m for m in measurements}
     baseline = {metric: value for metric, value in baseline.items() if math.isfinite(value)}
     return tuple(
-        _verdict(limit, measured.get(limit.metric), limit.bound(baseline.get(limit.metric))) for limit in limits
+        _verdict(limit, by_metric.get(limit.metric), limit.bound(baseline.get(limit.metric))) for limit in limits
     )
 
 
-def _verdict(limit: Limit, found: Measurement | None, bound: float | None) -> Verdict:
-    excess, reason = _judged(limit, found, bound)
+def _verdict(limit: Limit, measurement: Measurement | None, bound: float | None) -> Verdict:
+    excess, reason = _excess_and_reason(limit, measurement, bound)
     return Verdict(
         metric=limit.metric,
         limit=str(limit),
         bound=bound,
-        value=None if found is None else found.value,
+        value=None if measurement is None else measurement.value,
         excess=excess,
         satisfied=reason == "",
         reason=reason,
     )
 
 
-def _judged(limit: Limit, found: Measurement | None, bound: float | None) -> tuple[float | None, str]:
-    """(excess, why the limit is not kept)."""
-    if found is None:
-        return None, "it was not measured"
+def _excess_and_reason(limit: Limit, measurement: Measurement | None, bound: float | None) -> tuple[float | None, str]:
+    """Return the excess and the reason why the limit is not satisfied, "" if it is."""
+    if measurement is None:
+        return None, "not measured"
     if bound is None:
-        return None, "the baseline that it refers to was not measured"
-    worse, way, side = (found.low, "down", "below") if limit.is_minimum else (found.high, "up", "above")
-    shown = f"{units.show(found.value, limit.unit)}, interval {way} to {units.show(worse, limit.unit)}"
-    if not (math.isfinite(found.value) and math.isfinite(worse)):
-        return None, f"{shown}, is no number"
+        return None, "the baseline of this relative limit was not measured"
+    if limit.is_minimum:
+        worse, end, side = measurement.low, "down", "below"
+    else:
+        worse, end, side = measurement.high, "up", "above"
+    value = units.format_quantity(measurement.value, limit.unit)
+    interval = f"{value}, interval {end} to {units.format_quantity(worse, limit.unit)},"
+    if not (math.isfinite(measurement.value) and math.isfinite(worse)):
+        return None, f"{interval} is not finite"
     excess = _excess(worse, bound, limit.is_minimum)
     if excess > 0:
-        return excess, f"{shown}, is {side} {units.show(bound, limit.unit)}"
-    if found.noisy:
-        return excess, f"{shown}, is within the limit but was disturbed by other processes"
+        return excess, f"{interval} is {side} {units.format_quantity(bound, limit.unit)}"
+    if measurement.noisy:
+        return excess, f"{interval} is within the limit, but other processes disturbed the measurement"
     return excess, ""
 
 
 def _excess(worse: float, bound: float, is_minimum: bool) -> float:
-    if bound == 0:  # a multiple of a baseline of zero: kept by zero, and any more is as bad as twice a limit
+    """Return the relative distance by which `worse` violates `bound`, negative if it is within."""
+    if bound == 0:  # A multiple of a zero baseline: only zero satisfies it, and every excess counts as 100 %.
         return 0.0 if is_minimum or worse <= 0 else 1.0
     return 1.0 - worse / bound if is_minimum else worse / bound - 1.0

@@ -1,4 +1,4 @@
-"""What decoding a token costs on a device: measured times of its kernels, and predictions from them by arithmetic."""
+"""Predict the decode time of a model from kernel times that were measured on the device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from edgeopt.errors import ConfigError
 MATRIX_SIDES = (128, 256, 512, 1024)
 """Sides of the square matrices that are timed."""
 WORKING_SET_BYTES = (2**20, 2**22, 2**24, 2**25, 2**26, 2**28)
-"""Bytes of all weights that a token reads, which decide whether a cache still holds them: closer together where most
-of the last-level caches end."""
+"""Sizes of the working set, the weights that are read for one token. They decide which cache level holds the weights
+and are spaced more closely where most last-level caches end."""
 FLOAT = "fp32"
+_MEASURE_AGAIN = "Measure the device again with `edgeopt profile`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +23,12 @@ class KernelTimes:
     """Times of one runtime on one device, measured by `edgeopt profile`.
 
     Attributes:
-        threads: compute threads that they hold for.
-        matrix: by kind of matrix (`fp32`, `int4/32` for 4 bits in blocks of 32, `int8/static`): microseconds of a
-            product, a row for each of `WORKING_SETS`, in it an entry for each of `SIDES`.
-        layer: microseconds of what a layer does beside its matrices, and nanoseconds more for each hidden channel and
-            for each query head.
-        token: microseconds of what a token costs beside its layers, and nanoseconds more for each vocabulary entry.
+        threads: compute threads during the measurement.
+        matrix: matrix-vector product times in microseconds by matrix kind (`fp32`, `int4/32` for 4 bits in blocks of
+            32, `int8/static`). Shape (len(WORKING_SET_BYTES), len(MATRIX_SIDES)).
+        layer: time of a layer without its matrices: microseconds per layer, nanoseconds per hidden channel and
+            nanoseconds per query head.
+        token: time of a token without its layers: microseconds per token and nanoseconds per vocabulary entry.
     """
 
     threads: int
@@ -39,82 +40,91 @@ class KernelTimes:
         for name, rows in self.matrix.items():
             if [len(row) for row in rows] != [len(MATRIX_SIDES)] * len(WORKING_SET_BYTES):
                 raise ConfigError(
-                    f"its times are no {len(WORKING_SET_BYTES)} rows of {len(MATRIX_SIDES)}",
+                    f"`{name}` must have {len(WORKING_SET_BYTES)} rows of {len(MATRIX_SIDES)} times, got rows of "
+                    f"{', '.join(str(len(row)) for row in rows)} times",
                     location=f"matrix.{name}",
-                    hint="Measure the device again: edgeopt profile",
+                    hint=_MEASURE_AGAIN,
                 )
         if (len(self.layer), len(self.token)) != (3, 2):
             raise ConfigError(
-                f"{len(self.layer)} times of a layer and {len(self.token)} of a token are not 3 and 2",
+                f"`layer` must have 3 times and `token` 2 times, got {len(self.layer)} and {len(self.token)}",
                 location="layer",
-                hint="Measure the device again: edgeopt profile",
+                hint=_MEASURE_AGAIN,
             )
 
     def decode_us(self, spec: ModelSpec) -> float:
-        """Microseconds of one token after a short prompt."""
+        """Return the predicted microseconds of one token after a short prompt."""
         schemes = {name: spec.schemes.get(name) for name in spec.matrices}
-        read = sum(bytes_per_token(spec, name, grid) for name, grid in schemes.items())
-        return self.non_matrix_us(spec) + sum(self.unit_us(spec, name, grid, read) for name, grid in schemes.items())
+        working_set = sum(bytes_per_token(spec, name, scheme) for name, scheme in schemes.items())
+        units_us = sum(self.unit_us(spec, name, scheme, working_set) for name, scheme in schemes.items())
+        return self.non_matrix_us(spec) + units_us
 
     def non_matrix_us(self, spec: ModelSpec) -> float:
-        """Microseconds of one token without its matrices."""
-        each_us, channel_ns, head_ns = self.layer
+        """Return the microseconds of one token without its matrix products."""
+        layer_us, channel_ns, head_ns = self.layer
+        token_us, entry_ns = self.token
         heads = sum(layer.heads for layer in spec.layers)
-        layers = len(spec.layers) * (each_us + 1e-3 * channel_ns * spec.hidden_size) + 1e-3 * head_ns * heads
-        return layers + self.token[0] + 1e-3 * self.token[1] * spec.vocabulary_size
+        layers = len(spec.layers) * (layer_us + 1e-3 * channel_ns * spec.hidden_size) + 1e-3 * head_ns * heads
+        return layers + token_us + 1e-3 * entry_ns * spec.vocabulary_size
 
-    def unit_us(self, spec: ModelSpec, name: str, grid: QuantizationScheme | None, working_set: float) -> float:
-        """Microseconds that the unit `name` takes on `grid` (None: in float) in an engine of `working_set` bytes.
+    def unit_us(self, spec: ModelSpec, name: str, scheme: QuantizationScheme | None, working_set: float) -> float:
+        """Return the microseconds of the unit `name` in an engine that reads `working_set` bytes per token.
 
-        Of an embedding one row is read, which takes no time that could be seen.
+        A `scheme` of None stands for float weights. An embedding reads one row, which takes no measurable time.
         """
         if name == EMBEDDING:
             return 0.0
-        calls = 2 if name.endswith("gate_up") else 1
-        weights = math.prod(spec.matrices[name]) / calls
-        found = [_product_us(row, weights) for row in self._times(grid)]
-        return calls * _line([math.log(n) for n in WORKING_SET_BYTES], found, math.log(max(1.0, working_set)))
+        products = 2 if name.endswith("gate_up") else 1
+        weights = math.prod(spec.matrices[name]) / products
+        times_us = [_product_us(row, weights) for row in self._rows(scheme)]
+        log_sizes = [math.log(size) for size in WORKING_SET_BYTES]
+        return products * _interpolate(log_sizes, times_us, math.log(max(1.0, working_set)))
 
-    def _times(self, grid: QuantizationScheme | None) -> tuple[tuple[float, ...], ...]:
+    def _rows(self, scheme: QuantizationScheme | None) -> tuple[tuple[float, ...], ...]:
         try:
-            return self.matrix[matrix_kind(grid)]
+            return self.matrix[matrix_kind(scheme)]
         except KeyError as error:
+            kinds = ", ".join(self.matrix) or "none"
             raise ConfigError(
-                f"no times of {matrix_kind(grid)} matrices were measured",
+                f"`kernels` must include times of {matrix_kind(scheme)} matrices, got {kinds}",
                 location="target.kernels",
-                hint="Measure the device again: edgeopt profile",
+                hint=_MEASURE_AGAIN,
             ) from error
 
 
-def matrix_kind(grid: QuantizationScheme | None) -> str:
-    """The kind of matrix that a device's times are listed by; fp16 is computed in fp32."""
-    if grid is None:
+def matrix_kind(scheme: QuantizationScheme | None) -> str:
+    """Return the key of `KernelTimes.matrix` for a scheme. fp16 weights are computed in fp32."""
+    if scheme is None:
         return FLOAT
-    return f"int{grid.bits}/{grid.block_size if grid.inputs == 'float' else grid.inputs}"
+    return f"int{scheme.bits}/{scheme.block_size if scheme.inputs == 'float' else scheme.inputs}"
 
 
-def bytes_per_token(spec: ModelSpec, name: str, grid: QuantizationScheme | None) -> int:
-    """Bytes of the unit `name` on `grid` that each token reads; all units together are the working set."""
-    return 0 if name == EMBEDDING else round(math.prod(spec.matrices[name]) * bytes_per_weight(grid))
+def bytes_per_token(spec: ModelSpec, name: str, scheme: QuantizationScheme | None) -> int:
+    """Return the bytes of the unit `name` that are read for one token. The sum over all units is the working set."""
+    return 0 if name == EMBEDDING else round(math.prod(spec.matrices[name]) * bytes_per_weight(scheme))
 
 
-def bytes_per_weight(grid: QuantizationScheme | None) -> float:
-    """Bytes that are read for each weight: packed blocks have a scale and the sum of their weights beside, in fp32."""
-    if grid is None:
+def bytes_per_weight(scheme: QuantizationScheme | None) -> float:
+    """Return the bytes read per weight. Packed blocks include a scale and the sum of their weights, both in fp32."""
+    if scheme is None:
         return 4.0
-    return grid.bits / 8 + (8 / grid.block_size if grid.inputs == "float" else 0.0)
+    return scheme.bits / 8 + (8 / scheme.block_size if scheme.inputs == "float" else 0.0)
 
 
-def _product_us(times: tuple[float, ...], weights: float) -> float:
-    """A straight line in logarithms between two sides, and beyond them as long for each weight as at the last."""
-    known = [side**2 for side in MATRIX_SIDES]
-    if weights >= known[-1]:
-        return times[-1] * weights / known[-1]
-    return math.exp(_line([math.log(n) for n in known], [math.log(us) for us in times], math.log(weights)))
+def _product_us(times_us: tuple[float, ...], weights: float) -> float:
+    """Return the time of a product with `weights` weights.
+
+    The time is interpolated linearly in logarithms between two sides and extrapolated in proportion to the weights.
+    """
+    timed_weights = [side**2 for side in MATRIX_SIDES]
+    if weights >= timed_weights[-1]:
+        return times_us[-1] * weights / timed_weights[-1]
+    log_weights, log_times = [math.log(n) for n in timed_weights], [math.log(us) for us in times_us]
+    return math.exp(_interpolate(log_weights, log_times, math.log(weights)))
 
 
-def _line(xs: list[float], ys: list[float], x: float) -> float:
-    """Between two points of a rising curve; before and after them its ends."""
+def _interpolate(xs: list[float], ys: list[float], x: float) -> float:
+    """Return the piecewise linear interpolation of (xs, ys) at `x`, constant outside of xs."""
     for low, high, at_low, at_high in zip(xs, xs[1:], ys, ys[1:], strict=False):
         if x <= high:
             return at_low + (at_high - at_low) * max(0.0, x - low) / (high - low)

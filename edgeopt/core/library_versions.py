@@ -1,4 +1,4 @@
-"""Which versions of which libraries are installed: they decide what a recipe is compressed, built and measured to."""
+"""Look up the versions of installed libraries that affect compressed models, engines and measurements."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TRACKED_LIBRARIES = (
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what an engine is."""
+    """Return the versions of the installed libraries that affect the content of an engine."""
     return installed(TRACKED_LIBRARIES)
 
 
 def distribution(module: str) -> str:
-    """The name under which the library with this module is installed."""
+    """Return the distribution name of the library that contains `module`."""
     return "llama-cpp-python" if module == "llama_cpp" else module.replace("_", "-")
 
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:
-    """Versions of those of the libraries that are there."""
+    """Return the versions of those libraries in `names` that are installed."""
     found = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

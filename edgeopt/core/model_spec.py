@@ -1,7 +1,7 @@
-"""What a decoder-only model is, without its weights: sizes of every layer and how weights are stored.
+"""Describe a decoder-only model without its weights: the sizes of every layer and the storage of weights.
 
-Steps predict their effect on a spec by arithmetic alone, so an impossible recipe is refused and a
-size estimated before any tensor is touched.
+Steps predict their effect on a spec by arithmetic. Impossible recipes are rejected and sizes are predicted before any
+tensor is loaded.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 from edgeopt.errors import InputError
 
-_OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+_ALTERNATIVE_KEYS: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd",),
     "num_hidden_layers": ("n_layer",),
     "num_attention_heads": ("n_head",),
     "intermediate_size": ("ffn_dim", "n_inner"),
     "max_position_embeddings": ("n_positions",),
 }
-"""What older families call the sizes in their `config.json`."""
+"""Alternative keys for sizes in the `config.json` of older model families."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +34,16 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationScheme:
-    """How one matrix is stored: whole numbers of `bits`, with a scale for each block along the input side.
-
-    A symmetric grid has its zero in the middle, another one stores a zero-point for each block.
+    """Integer storage of one matrix, with a scale for each block along the input dimension.
 
     Attributes:
-        inputs: how an engine takes what the matrix is multiplied with: in `float`, or in 8 bits with a range of
-            each call (`dynamic`) or of calibration text (`static`); for 8 bits with one block a row alone.
-        bias: whether each output channel has a constant that makes up for the mean of what rounding changed.
+        bits: bits of each integer weight.
+        block_size: weights that share a scale.
+        symmetric: True for a zero-point in the middle of the integer range, False for a stored zero-point per block.
+        inputs: precision of the activations that the matrix multiplies: `float`, or 8 bits with a range per call
+            (`dynamic`) or from calibration text (`static`). 8-bit activations need 8-bit weights with one block per
+            row.
+        bias: True if each output channel has a bias that corrects the mean rounding error.
     """
 
     bits: int
@@ -51,9 +53,9 @@ class QuantizationScheme:
     bias: bool = False
 
     def size_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a matrix: packed integers, fp16 scales, and zero-points and fp32 biases where it has them.
+        """Return the bytes of a matrix: packed integers, fp16 scales, optional zero-points and optional fp32 biases.
 
-        For inputs in 8 bits each output channel has a scale in fp32 and a zero-point of one byte.
+        With 8-bit activations, each output channel has an fp32 scale and a one-byte zero-point.
         """
         if self.inputs != "float":
             return rows * (columns + 5)
@@ -65,7 +67,7 @@ class QuantizationScheme:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvCacheScheme:
-    """How keys and values are stored: symmetric whole numbers of `bits`, a scale for each tensor or each channel."""
+    """Integer storage of the KV cache: symmetric, with a scale per tensor or per channel."""
 
     bits: int
     per_channel: bool
@@ -75,28 +77,30 @@ LLAMA_CPP_BITS: Mapping[str, float] = {
     **{"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.68, "Q4_K_M": 4.84, "Q4_K_S": 4.58, "Q4_0": 4.55, "IQ4_XS": 4.31},
     **{"Q3_K_M": 3.91, "Q2_K": 3.35},
 }
-"""About how many bits a weight takes in what llama.cpp rounds to by itself: those that it lists for Llama 2 7B."""
+"""Approximate bits per weight of llama.cpp's own quantization types, as llama.cpp lists them for Llama 2 7B."""
 DTYPE_BITS: Mapping[str, float] = {"fp32": 32, "fp16": 16, **LLAMA_CPP_BITS}
+"""Bits per weight of every weight type."""
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
     "o": ("o_proj",),
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
+"""Projections of each unit. A unit is the group of matrices in a layer that read the same input and share a scheme."""
 UNITS = tuple(PROJECTIONS)
-"""Matrices of a decoder layer that read the same input, which share a grid: in the order of computation."""
+"""Units of a decoder layer in the order of computation."""
 LM_HEAD, EMBEDDING = "lm_head", "embedding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """Low-rank updates that stand beside the weights, W + up · down with `rank` rows in between, for `targets`."""
+    """LoRA adapter that is not merged into the weights: W + up · down with inner dimension `rank`, for `targets`."""
 
     rank: int
     targets: tuple[str, ...]
 
     def size_bytes(self, unit: str, rows: int, columns: int) -> int:
-        """Bytes of the unit's updates in an engine: fp32, block-diagonal where its matrices are one (qkv)."""
+        """Return the bytes of the unit's updates in an engine: fp32, block-diagonal for fused matrices (qkv)."""
         ranks = self.rank * sum(target in self.targets for target in PROJECTIONS[unit])
         return 4 * ranks * (columns + (rows // 2 if unit == "gate_up" else rows))
 
@@ -106,13 +110,12 @@ class ModelSpec:
     """Sizes of a decoder-only transformer.
 
     Attributes:
-        weight_dtype: the type in which an engine stores matrices that have no grid: fp32, fp16, or what llama.cpp
-            rounds them to by itself, such as Q4_K_M.
-        grids: the grid of each quantized unit, named `layers.<number>.<unit>`, `lm_head` or `embedding`.
-        kv_cache: the grid of keys and values; None where they stay in float.
-        adapters: updates by name, of which each request may choose one; none is part of the weights.
-        sparsity: the pattern in which weights of the layers are zero: `dense`, `unstructured` or `2:4`. They are
-            stored all the same.
+        tied_embeddings: True if embedding and lm_head share one table.
+        weight_dtype: storage type of matrices without a scheme: fp32, fp16, or a type of llama.cpp such as Q4_K_M.
+        schemes: scheme of each quantized unit, by name: `layers.<index>.<unit>`, `lm_head` or `embedding`.
+        kv_cache: scheme of keys and values; None for float.
+        adapters: adapters by name. Each request may select one. None is part of the weights.
+        sparsity: pattern of zero weights in the layers: `dense`, `unstructured` or `2:4`. Zeros take space as well.
     """
 
     architecture: str
@@ -129,80 +132,86 @@ class ModelSpec:
     sparsity: str = "dense"
 
     @property
-    def varied(self) -> bool:
-        """Whether layers differ in size."""
+    def has_varied_layers(self) -> bool:
+        """Return True if layers differ in size."""
         return len(set(self.layers)) > 1
 
     @property
     def parameters(self) -> int:
-        """Weights of the matrices and norms without biases, each table counted once where it is tied."""
+        """Return the parameters of matrices and norms, without biases. Tied tables count once."""
         tables = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return tables + sum(self.layer_parameters(layer) for layer in self.layers) + self.hidden_size
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """(rows, columns) of every unit, its matrices stacked along the output side; tied tables stand twice."""
+        """Return (rows, columns) of every unit, with its matrices stacked along the output dimension.
+
+        Tied tables are listed under both names.
+        """
         shapes: dict[str, tuple[int, int]] = {}
-        for number, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers):
             query, key_value = layer.heads * self.head_size, layer.kv_heads * self.head_size
-            sides = {
+            unit_shapes = {
                 "qkv": (query + 2 * key_value, self.hidden_size),
                 "o": (self.hidden_size, query),
                 "gate_up": (2 * layer.intermediate_size, self.hidden_size),
                 "down": (self.hidden_size, layer.intermediate_size),
             }
-            shapes |= {f"layers.{number}.{unit}": sides[unit] for unit in UNITS}
+            shapes |= {f"layers.{index}.{unit}": unit_shapes[unit] for unit in UNITS}
         table = (self.vocabulary_size, self.hidden_size)
         return {**shapes, LM_HEAD: table, EMBEDDING: table}
 
     def size_bytes(self, name: str) -> int:
-        """Bytes that an engine stores for the matrices of the unit `name`."""
+        """Return the bytes that an engine stores for the matrices of the unit `name`."""
         rows, columns = self.matrices[name]
-        grid = self.schemes.get(name)
-        return (
-            int(rows * columns * DTYPE_BITS[self.weight_dtype] / 8) if grid is None else grid.size_bytes(rows, columns)
-        )
+        scheme = self.schemes.get(name)
+        if scheme is None:
+            return int(rows * columns * DTYPE_BITS[self.weight_dtype] / 8)
+        return scheme.size_bytes(rows, columns)
 
     def adapter_bytes(self, name: str) -> int:
-        """Bytes that an engine stores for the adapter `name`."""
+        """Return the bytes that an engine stores for the adapter `name`."""
         return sum(
-            self.adapters[name].size_bytes(unit.rpartition(".")[2], *sides)
-            for unit, sides in self.matrices.items()
+            self.adapters[name].size_bytes(unit.rpartition(".")[2], *shape)
+            for unit, shape in self.matrices.items()
             if unit not in (LM_HEAD, EMBEDDING)
         )
 
     @property
     def in_fp32(self) -> ModelSpec:
-        """The same sizes, and the same adapters, with everything stored in fp32."""
+        """Return the spec with the same sizes and adapters and with fp32 storage."""
         return replace(self, weight_dtype="fp32", schemes={}, kv_cache=None)
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean bits of the matrices' weights, scales and zero-points counted; a tied table counts once."""
+        """Return the mean bits per weight, including scales and zero-points. A tied table counts once."""
         stored = [name for name in self.matrices if name != EMBEDDING or not self.tied_embeddings]
         weights = sum(math.prod(self.matrices[name]) for name in stored)
         return 8 * sum(map(self.size_bytes, stored)) / weights
 
     def layer_parameters(self, layer: LayerSpec) -> int:
+        """Return the parameters of one layer, without biases."""
         attention = 2 * self.hidden_size * self.head_size * (layer.heads + layer.kv_heads)
         mlp = 3 * self.hidden_size * layer.intermediate_size
         return attention + mlp + 2 * self.hidden_size
 
     def to_json(self) -> dict[str, Any]:
+        """Return the spec in plain JSON types, with the keys of sealed manifests."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["layers"] = [{n: getattr(layer, n) for n in layer.__slots__} for layer in self.layers]
-        schemes = fields.pop("schemes").items()  # "grids" is the key that every sealed manifest uses
+        schemes = fields.pop("schemes").items()  # sealed manifests use the key "grids"
         fields["grids"] = {name: {n: getattr(scheme, n) for n in scheme.__slots__} for name, scheme in schemes}
         if self.kv_cache is not None:
             fields["kv_cache"] = {n: getattr(self.kv_cache, n) for n in self.kv_cache.__slots__}
         if self.adapters:
             fields["adapters"] = {name: {n: getattr(a, n) for n in a.__slots__} for name, a in self.adapters.items()}
         else:
-            del fields["adapters"]  # so that what was sealed before there were any keeps its digest
+            del fields["adapters"]  # keeps the digest of manifests from versions without adapters
         return fields
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Read the output of `to_json`."""
         fields = dict(data)
         fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
         schemes = fields.pop("grids").items()
@@ -215,19 +224,23 @@ class ModelSpec:
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any], location: str = "config.json") -> ModelSpec:
-        """The spec of a Hugging Face `config.json`; InputError where it is not a decoder-only model."""
+        """Read the spec from a Hugging Face `config.json`.
+
+        Raises:
+            InputError: the config is not an object or not of a decoder-only language model.
+        """
         if not isinstance(config, Mapping):
-            raise InputError("it is no JSON object", location=location, hint="Copy the file again")
+            raise InputError("the file must contain a JSON object", location=location, hint="Copy the file again")
         architecture = (config.get("architectures") or ["?"])[0]
-        text = _usual_names(config.get("text_config") or config)
+        text = _with_standard_keys(config.get("text_config") or config)
         required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         missing = [key for key in required if not isinstance(text.get(key), int) or text[key] < 1]
         if not architecture.endswith(("ForCausalLM", "LMHeadModel")) or missing:
-            lacks = f" and lacks {', '.join(missing)}" if missing else ""
+            without = f" without {', '.join(missing)}" if missing else ""
             raise InputError(
-                f"architecture {architecture!r} is not a decoder-only language model that edgeopt knows{lacks}",
+                f"the model must be a decoder-only language model, got the architecture {architecture!r}{without}",
                 location=location,
-                hint="Give a model whose architecture ends in ForCausalLM (Llama, Qwen, Gemma, Phi, …)",
+                hint="Use a model whose architecture ends in ForCausalLM, such as Llama, Qwen, Gemma or Phi",
             )
         heads = text["num_attention_heads"]
         layer = LayerSpec(
@@ -246,16 +259,17 @@ class ModelSpec:
         )
 
     def with_layers(self, layers: tuple[LayerSpec, ...]) -> ModelSpec:
+        """Return the spec with other layers."""
         return replace(self, layers=layers)
 
 
-def _usual_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its sizes under the names that most families use."""
-    found = dict(config)
-    for name, others in _OTHER_NAMES.items():
-        given = [config[other] for other in others if config.get(other) is not None]
-        if found.get(name) is None and given:
-            found[name] = given[0]
-    if found.get("intermediate_size") is None and isinstance(config.get("n_embd"), int):
-        found["intermediate_size"] = 4 * config["n_embd"]  # where GPT-2 says nothing
-    return found
+def _with_standard_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with its sizes under the keys that most model families use."""
+    standard = dict(config)
+    for key, alternatives in _ALTERNATIVE_KEYS.items():
+        values = [config[alternative] for alternative in alternatives if config.get(alternative) is not None]
+        if standard.get(key) is None and values:
+            standard[key] = values[0]
+    if standard.get("intermediate_size") is None and isinstance(config.get("n_embd"), int):
+        standard["intermediate_size"] = 4 * config["n_embd"]  # the default of GPT-2
+    return standard

@@ -1,7 +1,7 @@
-"""What the pipeline knows of models, texts, techniques, runtimes, probes and trackers.
+"""Define the protocols that models, texts, techniques, runtimes, probes and trackers implement.
 
-Every implementation is a frozen dataclass (a part, see edgeopt.core.config_objects) that inherits nothing from
-here. `tests/contracts/` holds one suite a port and runs it against every implementation.
+An implementation is a frozen dataclass (a config object, see `edgeopt.core.config_objects`) and inherits nothing from
+this module. `tests/contracts/` holds one test suite for each protocol and runs it against every implementation.
 """
 
 from __future__ import annotations
@@ -22,48 +22,65 @@ if TYPE_CHECKING:
     from edgeopt.core.target import Target
 
 Progress = Callable[[str], None]
-"""Called with one short line on what is being done."""
+"""Callback that receives one short line about the current activity."""
 
 
 @runtime_checkable
 class ModelSource(Protocol):
-    """Where a checkpoint comes from."""
+    """Source of a checkpoint."""
 
     def locate(self) -> Path:
-        """The local folder of the model in Hugging Face layout, downloaded where it is remote.
+        """Return the local folder of the model in Hugging Face layout. Download a remote model first.
 
-        Raises InputError where the model does not exist or is not safe to load.
+        Raises:
+            InputError: the model does not exist or is not safe to load.
         """
         ...
 
 
 class TextSource(Protocol):
-    """Where calibration or evaluation text comes from."""
+    """Source of calibration or evaluation text."""
 
     def load(self) -> Text:
-        """All documents. Raises InputError for a missing, unreadable or empty source."""
+        """Return all documents.
+
+        Raises:
+            InputError: the source is missing, unreadable or empty.
+        """
         ...
 
 
 class Cache(Protocol):
-    """Keeps what is expensive to find out and serves more than one step or trial."""
+    """Store for expensive intermediate results that several steps or trials share."""
 
     def get_or_create(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
-        """The folder that `produce` fills, made once for equal `inputs` (plain JSON data that determine it)."""
+        """Return the folder of the entry for `inputs`. Call `produce` with an empty folder if there is no entry.
+
+        Args:
+            kind: type of entry, such as `checkpoint` or `engine`.
+            inputs: plain JSON data that determines the content.
+            produce: writes the content into the folder that it receives.
+        """
         ...
 
     def resumable_folder(self, inputs: object) -> AbstractContextManager[Path]:
-        """A folder for the state of long work, which is there again after a kill and goes when the work is done."""
+        """Return a context with a folder for the state of a long task.
+
+        The folder survives a kill or an exception and is deleted when the block ends normally.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionContext:
-    """What a step works with beside the checkpoint.
+    """Inputs of a compression step in addition to its checkpoint.
 
     Attributes:
-        original: the uncompressed model of the recipe, which teaches where no other teacher is named.
-        floating: the checkpoint of this recipe whose weights were the last to be in fp32.
+        original: the uncompressed model of the recipe, the default teacher.
+        float_checkpoint: the latest checkpoint of this recipe with all weights in fp32.
+        calibration: text to calibrate and train on.
+        cache: store that this step shares with other steps and trials.
+        progress: receives progress lines.
     """
 
     original: Checkpoint
@@ -74,216 +91,249 @@ class CompressionContext:
 
 
 class Step(Protocol):
-    """A compression technique."""
+    """Compression technique."""
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
-        """The model after this step, by arithmetic; sizes that depend on data are predicted as uniform.
+        """Return the spec after this step, by arithmetic only. Sizes that depend on data are predicted as uniform.
 
-        Raises ConfigError where the step cannot follow what was done or its values do not fit the sizes.
+        Raises:
+            ConfigError: the step cannot follow the previous steps, or its values do not fit the model's sizes.
         """
         ...
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
-        """Write the compressed checkpoint's files into the empty `directory`; return its true spec.
+        """Write the files of the compressed checkpoint into the empty `directory` and return its actual spec.
 
-        Files under `directory/artifacts` are kept beside the trial and are no part of the checkpoint's
-        weights. The same input gives the same bytes. Raises StepError.
+        Equal inputs give equal bytes. Files under `directory/artifacts` are recorded with the trial and are not part
+        of the weights.
+
+        Raises:
+            StepError: the technique fails on a valid checkpoint.
         """
         ...
 
 
 @runtime_checkable
 class ErrorReducing(Protocol):
-    """A step that loses less than the plainest way to do the same, or makes good what was lost before it."""
+    """Step that loses less than the simplest method for the same task, or recovers the error of earlier steps."""
 
     @property
     def remaining_error(self) -> float:
-        """The share of the loss that remains as a rule; of what was lost before where the step itself loses nothing."""
+        """Return the typical fraction of the error that remains, 1 for no improvement.
+
+        It refers to the step's own error or, for a step without error of its own, to the error of the steps before.
+        """
         ...
 
 
 class Session(Protocol):
-    """An engine opened for inference; one sequence at a time.
+    """Engine opened for inference, one sequence at a time.
 
-    Each call may name one of the engine's adapters, and computes the base without; ConfigError for an unknown name.
+    Each call may name one adapter of the engine; without a name it computes the base model. An unknown name raises
+    ConfigError.
     """
 
     @property
     def backends(self) -> Sequence[str]:
-        """What really computes, first what computes most: a provider, a backend, a GPU."""
+        """Return the execution providers, backends or GPUs in use, the one with most of the work first."""
         ...
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
-        """Greedy decoding: token ids one by one, each yielded as soon as it is known.
+        """Decode greedily and yield each token id as soon as it is known.
 
-        With `stop_at_end` the end-of-sequence token ends the iteration and is not yielded.
+        With `stop_at_end`, the end-of-sequence token ends the iteration and is not yielded.
         """
         ...
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> np.ndarray:
-        """Next-token logits at every position from an empty past: float32, shape (tokens, vocabulary)."""
+        """Return next-token logits at every position, without cached context: float32, (tokens, vocabulary)."""
         ...
 
     def close(self) -> None:
-        """Release what the session holds; calling it twice does no harm."""
+        """Release all resources of the session. A second call has no effect."""
         ...
 
 
 @runtime_checkable
 class DistributedSession(Protocol):
-    """A session of which a part lies in other processes: figures of memory would be those of the rest."""
+    """Session that runs parts of the engine in other processes; memory of this process covers the rest only."""
 
     @property
     def processes(self) -> Sequence[str]:
-        """Where they run and what each of them holds."""
+        """Return one description for each process: host, process id and the part of the engine that it holds."""
         ...
 
 
 class Runtime(Protocol):
-    """Builds engines from checkpoints and opens them."""
+    """Builder of engines from checkpoints, and opener of engines."""
 
     format: ClassVar[str]
-    """Name and version of the engine layout, as written into the engine's manifest."""
+    """Name and version of the engine layout, stored in the engine's manifest."""
     LIBRARIES: ClassVar[tuple[str, ...]]
-    """Modules that `open` imports: the measured process imports them before it loads an engine."""
+    """Modules that `open` imports. The measured process imports them before it loads an engine."""
     SESSION_FIELDS: ClassVar[frozenset[str]]
-    """Fields that decide how an engine is opened alone: engines that differ in them have the same files."""
+    """Fields that affect `open` only. Engines that differ in these fields alone consist of the same files."""
 
     @property
     def fallback(self) -> Runtime | None:
-        """The runtime that takes what `check` refuses, where one does; it is told to the user."""
+        """Return the runtime for models that `check` rejects, or None. The user is informed about the switch."""
         ...
 
     @property
     def baseline(self) -> Runtime:
-        """This one on which the original model is measured to be compared with.
+        """Return the variant of this runtime that measures the uncompressed model.
 
-        It loses nothing by itself and has no budget, so that a model shows what was lost and what a budget saves.
+        It is lossless and has no memory or time budget, so that a comparison shows the effect of both.
         """
         ...
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise ConfigError where this runtime cannot take such a model; called before any work."""
+        """Raise ConfigError if this runtime does not support the model. The pipeline calls it before any work."""
         ...
 
     def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-        """Figures of an engine by arithmetic, each with the band by which limits are judged.
+        """Return metrics of an engine by arithmetic, each with an interval. Limits are judged by this interval.
 
-        `carried_bytes` are those of files that an engine takes over from its model, such as the tokenizer. What is
-        not known of this runtime is left out. Costs milliseconds.
+        Metrics that the runtime cannot predict are omitted. The call takes milliseconds.
+
+        Args:
+            spec: model to build.
+            target: device and run settings.
+            carried_bytes: size of the files that an engine copies from its model, such as the tokenizer.
         """
         ...
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
-        """Write the engine's files into the empty `directory`. Raises BuildError."""
+        """Write the engine's files into the empty `directory`.
+
+        Raises:
+            BuildError: the engine cannot be built.
+        """
         ...
 
     def lint(self, engine: Engine) -> list[str]:
-        """Known slow paths that the engine would take, one sentence each; empty where it is clean."""
+        """Return one sentence for each known slow path in the engine."""
         ...
 
     def open(self, engine: Engine, *, threads: int) -> Session:
-        """Raises BuildError where the engine is of another format or cannot be loaded."""
+        """Open an engine for inference on `threads` compute threads.
+
+        Raises:
+            BuildError: the engine has another format or cannot be loaded.
+        """
         ...
 
 
 @runtime_checkable
 class DeviceBound(Protocol):
-    """A runtime whose engines are built on the device that runs them; elsewhere it leaves the plan of one."""
+    """Runtime that builds engines on the target device only. Elsewhere `build` writes a build plan instead."""
 
     def build_device(self) -> str:
-        """What engines are built for on this machine; empty where it can build none."""
+        """Return the local device that engines are built for, or an empty string if this machine cannot build."""
         ...
 
 
 @runtime_checkable
 class SupportsBreakdown(Protocol):
-    """A runtime that knows by arithmetic what each part of an engine takes."""
+    """Runtime that predicts the size of each part of an engine by arithmetic."""
 
     def breakdown(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
-        """Bytes by name: those on disk and their sum, then those in memory and their sum. As `predict` else."""
+        """Return bytes by part: parts on disk and their sum, then parts in memory and their sum.
+
+        The arguments are those of `Runtime.predict`.
+        """
         ...
 
 
 @runtime_checkable
 class SupportsAffinity(Protocol):
-    """A runtime that may have a processor of its own for each thread."""
+    """Runtime that can pin each thread to a CPU."""
 
     def cpu_ids(self, threads: int) -> Sequence[int]:
-        """Those of `threads` threads; none where they may move. BuildError where this process may not use them."""
+        """Return the CPU of each of `threads` threads, or an empty sequence if threads are not pinned.
+
+        Raises:
+            BuildError: this process may not use one of the CPUs.
+        """
         ...
 
 
 FILES_GROUP = "files"
-"""The group of probes that look at an engine's files alone: they collect without a process, and nothing is opened."""
+"""Group of probes that read the engine's files only. They run without a process and open no session."""
 GENERATION_GROUP = "generation"
-"""The group of probes whose processes do what serving does and no more: the target's memory cap holds these."""
+"""Group of probes whose processes only generate text, as in serving. The target's memory cap applies to them."""
 
 Samples = Mapping[str, Any]
-"""Raw figures of one process in plain JSON types, by a probe's own names."""
+"""Raw values of one process in plain JSON types. The keys belong to the probe."""
 
 
 class ProbeContext(Protocol):
-    """What a probe sees inside the measured process."""
+    """Engine under test and its inputs, as a probe sees them inside the measured process."""
 
     engine: Engine
     session: Session
     threads: int
     context_length: int
-    """Tokens, prompt and generated together, that one sequence may hold on the target with this engine."""
+    """Maximum tokens of one sequence, prompt and generated text together, for this engine on the target."""
     memory_cap_bytes: int
-    """What this process was to be held to; 0: nothing. Whether it is, the kernel says."""
+    """Requested memory cap of this process, 0 for none. The kernel reports whether it is in effect."""
     prompts: Mapping[int, list[int]]
-    """A prompt of token ids for each prompt length that the workload names."""
+    """Prompt token ids by prompt length in tokens."""
     documents: list[list[int]]
-    """Evaluation windows of token ids, each from an empty past."""
+    """Evaluation windows of token ids. Each is evaluated without preceding context."""
     references: Mapping[str, Path]
-    """Scratch folders of engines measured before: `baseline` (the uncompressed model on the same runtime) and
-    `checkpoint` (the torch runtime on this engine's own float weights), where they exist."""
+    """Scratch folders of reference engines, if available: `baseline` (the uncompressed model on the same runtime) and
+    `checkpoint` (this engine's own float weights on the torch runtime)."""
     scratch: Path
-    """A folder that outlives the process; what lies in it serves later subjects as a reference."""
+    """Folder that outlives the process. Later engines use its content as a reference."""
     marks: Mapping[str, Mapping[str, float]]
-    """Time and memory when the process was `bare`, had `imported` the runtime and had `loaded` the engine."""
+    """Time and memory at the start of the process (`bare`), after imports (`imported`) and after loading (`loaded`)."""
 
 
 class Probe(Protocol):
-    """Measures one aspect of an engine: `collect` inside fresh processes, `summarize` outside them."""
+    """Measurement of one aspect of an engine.
+
+    `collect` runs inside fresh processes, `summarize` outside of them.
+    """
 
     METRICS: ClassVar[Mapping[str, str]]
-    """Every metric that the probe may report, with its unit."""
+    """Unit of every metric that the probe may report, by metric name."""
     GROUP: ClassVar[str]
-    """Probes of one group share their processes; others never do. Those of the group FILES_GROUP need none."""
+    """Probes of the same group share their processes. Probes in `FILES_GROUP` need none."""
     TIMING_SENSITIVE: ClassVar[bool]
-    """Whether load of other processes spoils the figures."""
+    """True if load from other processes distorts the values."""
     processes: int
-    """How many fresh processes are asked for samples."""
+    """Number of fresh processes to collect samples in."""
 
-    def collect(self, context: ProbeContext) -> Samples: ...
+    def collect(self, context: ProbeContext) -> Samples:
+        """Return the raw values of one process."""
+        ...
 
-    def summarize(self, runs: Sequence[Samples]) -> list[Measurement]: ...
+    def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
+        """Return metrics with confidence intervals from the samples of all processes."""
+        ...
 
 
 class Lease(Protocol):
-    """Who may use the device: one measurement alone, or any number of those who work on all its cores.
+    """Reader-writer lock on a device: exclusive for one measurement, shared for jobs that load all cores.
 
-    Neither waits for what the same thread has already. Several hosts that share a device need another one than
-    files on one of them.
+    Both locks are reentrant within a thread. Hosts that share a device need a lease outside of their file systems.
     """
 
     def exclusive(self, progress: Progress) -> AbstractContextManager[None]:
-        """Have the device alone inside the block, after those who measure or work have ended."""
+        """Hold the device alone inside the block. Wait for all other holders first."""
         ...
 
     def shared(self, progress: Progress) -> AbstractContextManager[None]:
-        """Nobody measures inside the block; it begins after those who measure, or wait to, have ended."""
+        """Hold the device together with other shared holders. Wait for exclusive holders and waiters first."""
         ...
 
 
 class Recorder(Protocol):
-    """Keeps studies and trials where people compare them."""
+    """Tracker of studies and trials, such as MLflow."""
 
     def record(self, number: int, params: Mapping[str, Any], config: Mapping[str, Any], result: TrialResult) -> str:
-        """Log one finished trial once, however often it is called for it; return its run id."""
+        """Log a finished trial and return its run id. Repeated calls for the same trial log it once."""
         ...

@@ -1,4 +1,4 @@
-"""Recipe: a model, ordered compression steps and a runtime, as plain data with one digest."""
+"""Represent a recipe as plain data: a model, ordered compression steps and a runtime."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from edgeopt.core.config_objects import digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """`model`, `runtime` and each step are descriptions of parts (see edgeopt.core.config_objects).
+    """Model, compression steps and runtime of a trial.
 
     Attributes:
-        steps: (name, description) in the order in which they are applied.
+        model: config of the model source (see `edgeopt.core.config_objects`).
+        steps: (name, config) of each step in order of application.
+        runtime: config of the runtime.
     """
 
     model: Mapping[str, Any]
@@ -23,15 +25,15 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Equal for recipes that do the same, whatever their steps are called."""
+        """Return a digest that ignores the names of the steps."""
         return digest([self.model, [step for _, step in self.steps], self.runtime])
 
     def summary(self) -> dict[str, Any]:
-        """Text, digest and descriptions, as results keep them."""
+        """Return text, digest and configs, as stored in a result."""
         return {"text": str(self), "digest": self.digest, **asdict(self)}
 
     def uncompressed(self, runtime: Mapping[str, Any]) -> Recipe:
-        """The same model as it is, on a runtime."""
+        """Return the recipe of the uncompressed model on `runtime`."""
         return Recipe(model=self.model, steps=(), runtime=runtime)
 
     def __str__(self) -> str:
@@ -39,6 +41,6 @@ class Recipe:
 
 
 def label(params: Mapping[str, Any]) -> str:
-    """Searched parameters in a few words: the recipe's name, then `key=value` with the last part of each key."""
+    """Format searched parameters: the name of the recipe, then `key=value` with the last part of each key."""
     recipe = [str(params["recipe"])] if "recipe" in params else []
     return " ".join([*recipe, *(f"{k.rpartition('.')[2]}={v}" for k, v in params.items() if k != "recipe")])

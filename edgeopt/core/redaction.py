@@ -1,4 +1,4 @@
-"""What must not be shown."""
+"""Remove secrets from text that is shown or recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def redact_password(url: str) -> str:
-    """`url` for messages and records."""
+    """Replace passwords in a URL by `***`, in the user part and in the query."""
     location = urlsplit(url).netloc
     user, _, host = location.rpartition("@")
     if ":" in user:

@@ -1,4 +1,4 @@
-"""What a trial leaves behind: measurements, verdicts, timings and, where it failed, the cause."""
+"""Represent the result of a trial: measurements, verdicts, timings and the cause of a failure."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 PREDICTION = "prediction"
-"""The rung at which a recipe is refused by arithmetic, before any work."""
+"""Rung that rejects a recipe by arithmetic, before any work."""
 _FORMER_RUNGS = {"estimate": PREDICTION}
-"""Names that older versions stored for rungs, with today's name."""
+"""Current name of each rung that older versions stored under another name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One figure with its 95 % confidence interval [low, high] and how it was obtained.
+    """Value of a metric with its 95 % confidence interval [low, high] and its method.
 
     Attributes:
-        count: samples behind the figure.
+        count: number of samples.
         method: instrument and statistic, for people ("VmHWM of 3 processes, maximum").
-        kind: whether an instrument gave the figure, a model of the device did (`estimated`), or arithmetic did before
-            there was anything to measure (`predicted`).
-        noisy: other processes disturbed it; such a figure proves no limit.
+        kind: `measured` by an instrument, `estimated` by a model of the device, or `predicted` by arithmetic before an
+            engine existed.
+        noisy: True if other processes disturbed the measurement. A noisy value never satisfies a limit.
     """
 
     metric: str
@@ -38,16 +38,15 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One limit held against what was measured.
+    """Result of comparing a measurement or a prediction with a limit.
 
     Attributes:
-        bound: the limit in the metric's unit, None where it refers to a baseline that is missing.
-        excess: by which share of the bound the worse end of the interval lies beyond it (negative: within);
-            None where nothing was measured or the figure is no number.
-        satisfied: True only where the whole interval is proven to lie within the limit; of a prediction, which proves
-            nothing, where the best that it allows for does.
-        reason: why a limit is not kept, empty where it is.
-        predicted: whether a prediction was held against the limit, of which only the best that it allows for counts.
+        bound: limit in the metric's unit; None if it is relative to a baseline that was not measured.
+        excess: relative distance of the worse end of the interval beyond the bound, negative within the bound; None if
+            the metric was not measured or is not finite.
+        satisfied: True if the whole interval of a measurement, or the better end of a prediction, is within the limit.
+        reason: the reason why the limit is not satisfied; empty if it is.
+        predicted: True if a prediction was judged, by the better end of its interval.
     """
 
     metric: str
@@ -61,13 +60,13 @@ class Verdict:
 
     @property
     def message(self) -> str:
-        """The metric and why its limit is not kept, in one line."""
+        """Return the metric and the reason in one line."""
         return f"{self.metric} {self.reason}" if self.predicted else f"{self.metric}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a trial ended early: the stage it was in, the kind of error and its message."""
+    """Stage, error class and message of a failed trial."""
 
     stage: str
     kind: str
@@ -76,24 +75,27 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """Everything known of one evaluated recipe.
+    """Result of one evaluated recipe.
 
     Attributes:
-        recipe: text, digest and descriptions of the recipe.
-        device: inventory of the machine that measured; `emulated` where the target is another one.
-        engine: folder, digest and bytes of the engine; None where none was built.
-        timings_s: seconds by stage; a stage taken from the store counts its look-up alone. `wait` is what all of them
-            spent waiting for the device or for another process that made the same.
-        saved_s: seconds that what was taken from the store had cost to make, by stage; nothing for what was made now.
-            `<stage>/<kind>` where the stage itself was made, and found a part of its work.
-        texts: name, digest and size of the texts that calibrated and evaluated, by what they were for.
-        system: how busy the machine was meanwhile, reading by reading: figures by name and `at_s`, in s since 1970.
-        energy_j: joules that the evaluation took; `energy_method` says whether they were measured, and how.
-        artifacts: files and folders worth keeping, by the name they get in the tracking server.
+        recipe: text, digest and configs of the recipe.
+        target: name of the target.
+        device: inventory of the measuring machine.
+        emulated: True if the target is another kind of machine.
+        engine: folder, digest and size of the engine; None if none was built.
+        timings_s: seconds by stage. A stage found in the cache counts its lookup only. `wait` is the time that all
+            stages waited for the device or for another process with the same work.
+        saved_s: seconds that cached work originally took, by stage. The key is `<stage>/<kind>` for cached work inside
+            a stage that ran.
+        texts: name, digest and size of each text, by role (`calibration`, `evaluation`).
+        system: readings of machine utilization during the trial: values by name, and `at_s` in Unix seconds.
+        energy_j: energy of the evaluation in joules.
+        energy_method: instrument or model of `energy_j`.
+        artifacts: files and folders to record, by name on the tracking server.
         notes: lint findings and other remarks about the engine.
-        predictions: figures from before there was an engine to measure: by arithmetic, or of the checkpoint.
-        baseline: values of the uncompressed model on the same runtime by metric; empty before they were measured.
-        refused: the rung at which a limit was found broken before all was measured; empty where none was.
+        predictions: metrics predicted before an engine existed, from arithmetic or from the checkpoint.
+        baseline: values of the uncompressed model on the same runtime by metric; empty before they are measured.
+        refused: rung at which a violated limit ended the trial early; empty if none did.
     """
 
     recipe: Mapping[str, Any]
@@ -118,32 +120,38 @@ class TrialResult:
 
     @property
     def feasible(self) -> bool:
-        """Whether the trial finished and every limit was measured and proven kept."""
+        """Return True if the trial finished and measurements satisfy every limit."""
         return (
             not (self.failure or self.refused) and bool(self.measurements) and all(v.satisfied for v in self.verdicts)
         )
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Return measured values by metric."""
         return {m.metric: m.value for m in self.measurements}
 
     @property
     def violated(self) -> tuple[Verdict, ...]:
-        """Verdicts on limits that are surely broken: by the best that was predicted, or by a whole interval."""
-        ends = {m.metric: (m.low, m.high) for m in self.measurements if not m.noisy}
-        return tuple(v for v in self.verdicts if _surely_broken(v, ends.get(v.metric)))
+        """Return verdicts on limits that are certainly violated.
+
+        The whole interval of a measurement, or the better end of a prediction, violates the limit.
+        """
+        intervals = {m.metric: (m.low, m.high) for m in self.measurements if not m.noisy}
+        return tuple(v for v in self.verdicts if _is_certainly_violated(v, intervals.get(v.metric)))
 
     @property
     def paths(self) -> list[Path]:
-        """Files and folders that the result names and does not hold."""
+        """Return the files and folders that the result refers to."""
         engine = [] if self.engine is None else [self.engine["directory"]]
         return [Path(path) for path in (*engine, *self.artifacts.values())]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result in plain JSON types."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
+        """Read a result, including results of older versions."""
         fields = dict(data)
         fields["measurements"] = tuple(Measurement(**m) for m in fields["measurements"])
         fields["verdicts"] = tuple(Verdict(**with_current_names(v)) for v in fields["verdicts"])
@@ -161,20 +169,20 @@ def with_current_names(verdict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_rung(name: str) -> str:
-    """Return today's name of a stored rung."""
+    """Return the current name of a stored rung."""
     return _FORMER_RUNGS.get(name, name)
 
 
 def skipped_work(refused: str) -> str:
-    """What was not done any more once a limit was found broken at the rung `refused`."""
+    """Return a phrase for the work that was skipped after the rung `refused` ended a trial early."""
     return {PREDICTION: "nothing was built", "divergence": "no engine was built"}.get(
         refused, f"nothing was measured after {refused}"
     )
 
 
-def _surely_broken(verdict: Verdict, ends: tuple[float, float] | None) -> bool:
+def _is_certainly_violated(verdict: Verdict, interval: tuple[float, float] | None) -> bool:
     if verdict.excess is None or verdict.excess <= 0 or verdict.bound is None:
         return False
     if verdict.predicted:
         return True
-    return ends is not None and (ends[0] > verdict.bound or ends[1] < verdict.bound)
+    return interval is not None and (interval[0] > verdict.bound or interval[1] < verdict.bound)

@@ -117,7 +117,7 @@ def _limits(snapshot: StudySnapshot, trial: TrialSnapshot) -> str:
 
 
 def _bound(bound: float | None, unit: str, text: str) -> str:
-    return text if bound is None else units.show(bound, unit)
+    return text if bound is None else units.format_quantity(bound, unit)
 
 
 def _outcome(snapshot: StudySnapshot, trial: TrialSnapshot) -> str:

@@ -1,4 +1,4 @@
-"""What a model must fit: a device's inventory and the limits set for it."""
+"""Define the target of a recipe: a device and the limits that an engine must satisfy on it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeopt.core import units
-from edgeopt.core.config_objects import digest
+from edgeopt.core.config_objects import did_you_mean, digest
 from edgeopt.core.kernel_times import KernelTimes
 from edgeopt.errors import ConfigError
 
+MIN_CONTEXT_LENGTH = 64
+MIN_MEMORY_CAP_BYTES = 16 * 2**20
 _DIRECTION = re.compile(r"\s*at (most|least)\s+(.*)")
 _RELATIVE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*[x×*]\s*baseline\s*")
+_RELATIVE_ATTEMPT = re.compile(r"\d\s*[x×*]|\bba?s\w*l", re.IGNORECASE)
+"""Matches a malformed relative limit, such as `0.9x`, `90 % of baseline` or `0.7 x basline`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Inventory of a machine; rates are 0 where they were not measured.
+    """Inventory of a machine. Bandwidths and compute rates are 0 if they were not measured.
 
     Attributes:
         isa: instruction sets that matter to matrix kernels (avx2, avx512_vnni, asimddp, …).
-        read_gb_per_s: sequential read bandwidth of memory, all cores, in 1e9 bytes per second.
-        storage_gb_per_s: sequential read bandwidth of the storage below the working folder, past any cache.
-        fp32_gflops, int8_gops: matrix product rate, all cores.
+        read_gb_per_s: sequential memory read bandwidth of all cores, in 1e9 bytes per second.
+        storage_gb_per_s: sequential read bandwidth of the storage below the working folder, without caches.
+        fp32_gflops, int8_gops: matrix product rate of all cores.
     """
 
     name: str
@@ -42,26 +46,27 @@ class Device:
     int8_gops: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.cores < 1 or self.ram_bytes < 1:
-            raise ConfigError(f"a device has cores and memory, got {self.cores} and {self.ram_bytes}", location="cores")
+        for name, value in (("cores", self.cores), ("ram_bytes", self.ram_bytes)):
+            if value < 1:
+                raise ConfigError(f"`{name}` must be at least 1, got {value}", location=name)
 
     @property
     def fingerprint(self) -> str:
-        """What makes two machines the same kind: processor, cores and memory to the GiB."""
+        """Return the digest of processor, cores and memory in GiB, equal for machines of the same kind."""
         return digest([self.cpu, self.cores, round(self.ram_bytes / 2**30)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A device and how engines run on it.
+    """Device and run settings of an engine.
 
     Attributes:
-        device: None stands for the machine that measures.
-        threads: compute threads of an engine; 0 takes one for each core.
-        context_length: tokens (prompt and generated) for which memory is measured and estimated.
-        memory_cap: to which the kernel holds a process that serves an engine while it is measured, cached pages of its
-            files included, such as `512 MiB`; None caps nothing.
-        kernels: times from which decoding is predicted; None where the device was not profiled.
+        device: inventory of the device; None for the machine that measures.
+        threads: compute threads of an engine; 0 for one per core.
+        context_length: tokens (prompt and generated) for which memory is measured and predicted.
+        memory_cap: memory limit that the kernel enforces on the serving process during the measurement, such as
+            `512 MiB`. It includes cached pages of the process's files. None for no cap.
+        kernels: kernel times for predicting the decode time; None if the device was not profiled.
     """
 
     name: str
@@ -73,38 +78,52 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.threads < 0:
-            raise ConfigError(f"{self.threads} threads cannot run", location="threads", hint="Give 0 or more")
-        if self.context_length < 64:
             raise ConfigError(
-                f"{self.context_length} tokens are too few", location="context_length", hint="Give 64 or more"
+                f"`threads` must not be negative, got {self.threads}",
+                location="threads",
+                hint="Use 0 for one thread per core",
             )
-        if 0 < self.memory_cap_bytes < 16 * 2**20:
+        if self.context_length < MIN_CONTEXT_LENGTH:
             raise ConfigError(
-                f"{self.memory_cap} holds not even Python", location="memory_cap", hint="Give 16 MiB or more, or null"
+                f"`context_length` must be at least {MIN_CONTEXT_LENGTH} tokens, got {self.context_length}",
+                location="context_length",
+            )
+        if 0 < self.memory_cap_bytes < MIN_MEMORY_CAP_BYTES:
+            raise ConfigError(
+                f"`memory_cap` must be at least {MIN_MEMORY_CAP_BYTES // 2**20} MiB for the Python process alone, "
+                f"got {self.memory_cap}",
+                location="memory_cap",
+                hint="Use a larger cap, or null for no cap",
             )
         threads = self.threads or (self.device.cores if self.device is not None else 0)
         if self.kernels is not None and threads not in (0, self.kernels.threads):
             raise ConfigError(
-                f"kernels were timed with {self.kernels.threads} threads, and engines run with {threads}",
+                f"`kernels` must be measured with as many threads as the target uses ({threads}), got times for "
+                f"{self.kernels.threads} threads",
                 location="kernels",
-                hint="Run edgeopt profile with as many cores, or set target.kernels=null",
+                hint=f"Run `edgeopt profile --threads {threads}`, or set target.kernels=null",
             )
 
     @property
     def memory_cap_bytes(self) -> int:
-        """0 without a cap."""
+        """Return the memory cap in bytes, 0 for no cap."""
         return 0 if self.memory_cap is None else units.size_bytes(self.memory_cap, "memory_cap")
 
     def is_emulated_by(self, machine: Device) -> bool:
-        """Whether `machine` measures for another kind of machine."""
+        """Return True if `machine` is of another kind than the target device."""
         return self.device is not None and self.device.fingerprint != machine.fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """`metric` at most `absolute` of its unit, or at most `baseline_factor` times the baseline's value.
+    """Upper or lower limit on a metric, absolute or relative to the baseline.
 
-    With `least` it is at least as much, as for accuracies and rates, of which more is better.
+    Attributes:
+        metric: name of the metric.
+        unit: unit of the metric.
+        absolute: bound in this unit; None for a relative limit.
+        baseline_factor: bound as a multiple of the baseline's value; None for an absolute limit.
+        is_minimum: True for a lower limit, for metrics such as accuracy that should be high.
     """
 
     metric: str
@@ -115,27 +134,40 @@ class Limit:
 
     @classmethod
     def parse(cls, metric: str, text: str | float, known: Mapping[str, str]) -> Limit:
-        """A limit from a config's `3 GiB`, `0.5 x baseline` or `at least 0.6`; `known` maps metrics to units."""
+        """Parse a limit from a config, such as `3 GiB`, `0.5 x baseline` or `at least 0.6`.
+
+        Args:
+            metric: name of the metric.
+            text: the limit.
+            known: units of all metrics by name.
+
+        Raises:
+            ConfigError: the metric is unknown or the limit is malformed. The error names the key of the limit.
+        """
         location = "limits." + metric.replace("/", ".")
-        if metric not in known:
-            near = [m for m in sorted(known) if m.split("/")[0] == metric.split("/")[0]] or sorted(known)
-            raise ConfigError(f"unknown metric {metric!r}", location=location, hint=f"Choose one of: {', '.join(near)}")
+        require_known_metric(metric, known, location)
         unit = known[metric]
         directed = _DIRECTION.fullmatch(str(text))
         is_minimum, quantity = (directed[1] == "least", directed[2]) if directed else (False, text)
         relative = _RELATIVE.fullmatch(str(quantity))
+        if relative is None and _RELATIVE_ATTEMPT.search(str(quantity)):
+            raise ConfigError(
+                f"a limit relative to the baseline must have the form `0.7 x baseline`, got {text!r}",
+                location=location,
+                hint="Use a number above 0 followed by `x baseline`",
+            )
         try:
             bound = float(relative[1]) if relative else units.parse(quantity, unit)
         except ConfigError as error:
             raise error.at(location) from error
         if bound <= 0:
-            raise ConfigError(f"{text!r} can never be kept", location=location, hint="Give a limit above zero")
+            raise ConfigError(f"the limit must be above 0, got {text!r}", location=location)
         if relative:
             return cls(metric=metric, unit=unit, baseline_factor=bound, is_minimum=is_minimum)
         return cls(metric=metric, unit=unit, absolute=bound, is_minimum=is_minimum)
 
     def bound(self, baseline_value: float | None) -> float | None:
-        """The limit in the metric's unit; None where the baseline that it refers to was not measured."""
+        """Return the limit in the metric's unit, or None if it is relative to a baseline without a value."""
         if self.absolute is not None:
             return self.absolute
         if baseline_value is None or self.baseline_factor is None:
@@ -145,5 +177,23 @@ class Limit:
     def __str__(self) -> str:
         direction = "at least" if self.is_minimum else "at most"
         if self.absolute is not None:
-            return f"{direction} {units.show(self.absolute, self.unit)}"
+            return f"{direction} {units.format_quantity(self.absolute, self.unit)}"
         return f"{direction} {self.baseline_factor:g} x baseline"
+
+
+def require_known_metric(metric: str, known: Mapping[str, str], location: str) -> None:
+    """Raise ConfigError if `metric` is not in `known`.
+
+    The hint suggests the closest metric of any group and lists the metrics of the same group, or the groups.
+    """
+    if metric in known:
+        return
+    groups = sorted({name.split("/")[0] for name in known})
+    group = metric.split("/")[0]
+    same_group = [name for name in sorted(known) if name.split("/")[0] == group]
+    suggestion = did_you_mean(metric, known) or did_you_mean(metric.rpartition("/")[2], groups, "a metric of {}")
+    if same_group:
+        listing = f"Metrics of {group}: {', '.join(same_group)}"
+    else:
+        listing = f"Groups of metrics: {', '.join(groups)}"
+    raise ConfigError(f"unknown metric {metric!r}", location=location, hint=f"{suggestion} {listing}".strip())

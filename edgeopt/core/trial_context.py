@@ -1,4 +1,4 @@
-"""The trial that a process works on, told to whatever runs inside it: tags in an environment variable."""
+"""Pass the current trial to code and child processes, as MLflow tags in an environment variable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIABLE = "EDGEOPT_CONTEXT"
 
 @contextmanager
 def trial_environment(study: str, number: int, recipe: str) -> Iterator[None]:
-    """Inside the block, and in processes that are started there, `known` tells of this trial."""
+    """Set the current trial inside the block, for this process and for processes that it starts there."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = json.dumps({tags.STUDY: study, tags.TRIAL: f"{study}/{number}", tags.RECIPE: recipe})
     try:
@@ -26,7 +26,7 @@ def trial_environment(study: str, number: int, recipe: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def known() -> dict[str, str]:
-    """Tags of the trial that this process works on; empty where it works on none."""
-    found: dict[str, str] = json.loads(os.environ.get(VARIABLE, "{}"))
-    return found
+def current_trial_tags() -> dict[str, str]:
+    """Return the MLflow tags of the current trial, or an empty mapping outside of a trial."""
+    trial_tags: dict[str, str] = json.loads(os.environ.get(VARIABLE, "{}"))
+    return trial_tags

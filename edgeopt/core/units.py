@@ -1,4 +1,4 @@
-"""Quantities with units: parsed from configs, checked against a metric's unit, printed for people."""
+"""Parse quantities with units from configs, convert them and format them for people."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ import re
 
 from edgeopt.errors import ConfigError
 
-# dimension -> unit -> how many base units it holds; the first unit of a dimension is its base
 DIMENSIONS: dict[str, dict[str, float]] = {
-    "bytes": {
-        "B": 1,
-        "kB": 1e3,
-        "MB": 1e6,
-        "GB": 1e9,
-        "KiB": 2**10,
-        "MiB": 2**20,
-        "GiB": 2**30,
-    },
+    "size": {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
     "time": {"s": 1, "ms": 1e-3, "us": 1e-6, "min": 60, "h": 3600},
     "power": {"W": 1, "mW": 1e-3},
     "energy": {"J": 1, "mJ": 1e-3, "kJ": 1e3, "Wh": 3600, "kWh": 3.6e6},
@@ -26,57 +17,74 @@ DIMENSIONS: dict[str, dict[str, float]] = {
     "nats": {"nats": 1},
     "count": {"count": 1},
 }
+"""Value of each unit in base units, by dimension. The first unit of a dimension is its base unit."""
 _DIMENSION_OF = {unit: dimension for dimension, units in DIMENSIONS.items() for unit in units}
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z%°/]*)\s*")
+_UNIT_IS_OPTIONAL = ("ratio", "count", "nats")
 
 
 def dimension_of(unit: str) -> str:
-    """The dimension that a unit belongs to; KeyError for a unit that does not exist."""
+    """Return the dimension of a unit. Raises KeyError for an unknown unit."""
     return _DIMENSION_OF[unit]
 
 
 def convert(value: float, unit: str, to: str) -> float:
-    """`value` of `unit` in the unit `to`; ConfigError where the two measure different things."""
+    """Convert `value` from `unit` to the unit `to`. Raises ConfigError if the dimensions differ."""
     if dimension_of(unit) != dimension_of(to):
-        raise ConfigError(f"{unit or 'a plain number'} cannot be given in {to or 'a plain number'}")
+        raise ConfigError(f"cannot convert {unit or 'a plain number'} to {to or 'a plain number'}")
     units = DIMENSIONS[dimension_of(unit)]
     return value * units[unit] / units[to]
 
 
 def parse(text: str | float, to: str) -> float:
-    """A quantity such as `3 GiB`, `100 ms` or `1.05` as a number of the unit `to`.
+    """Parse a quantity such as `3 GiB`, `100 ms` or `1.05` and return its value in the unit `to`.
 
-    A plain number is accepted for ratios and counts alone: a limit in bytes or seconds names its unit.
+    Only ratios, counts and nats may omit the unit.
+
+    Raises:
+        ConfigError: the text is not a quantity, or its unit is missing, unknown or of another dimension.
     """
+    dimension = dimension_of(to)
+    units = [unit for unit in DIMENSIONS[dimension] if unit]
+    optional = dimension in _UNIT_IS_OPTIONAL
+    example = "0.5" if optional else f"3 {to}"
+    unit_list = f"one of the units {', '.join(units)}" if len(units) > 1 else f"the unit {units[0]}"
+    hint = f"Use a number {'alone or ' if optional else ''}with {unit_list}, for example {example}"
     match = _QUANTITY.fullmatch(str(text))
-    known = ", ".join(u for u in DIMENSIONS[dimension_of(to)] if u)
-    wanted = f"Give it as a number and one of: {known}" if known else "Give a plain number"
     if not match:
-        raise ConfigError(f"{text!r} is not a quantity", hint=wanted)
+        raise ConfigError(f"the value must be a quantity, got {text!r}", hint=hint)
     number, unit = float(match[1]), match[2]
-    if unit == "" and dimension_of(to) not in ("ratio", "count", "nats"):
-        raise ConfigError(f"{text!r} has no unit", hint=wanted)
     if unit == "":
+        if not optional:
+            raise ConfigError(f"the value must have a unit, got {text!r}", hint=hint)
         return number
     if unit not in _DIMENSION_OF:
-        raise ConfigError(f"{text!r} has the unknown unit {unit!r}", hint=wanted)
-    if dimension_of(unit) != dimension_of(to):
-        raise ConfigError(f"{text!r} is a {dimension_of(unit)}, not a {dimension_of(to)}", hint=wanted)
+        similar = next((known for known in units if known.lower() == unit.lower()), None)
+        suggestion = f"Did you mean {match[1]} {similar}? " if similar else ""
+        raise ConfigError(f"the value must have a known unit, got {text!r}", hint=suggestion + hint)
+    if dimension_of(unit) != dimension:
+        raise ConfigError(
+            f"the value must have a unit of {dimension}, got {text!r} with a unit of {dimension_of(unit)}", hint=hint
+        )
     return convert(number, unit, to)
 
 
 def size_bytes(text: str | float, location: str) -> int:
-    """A size such as `5 GiB` in whole bytes. ConfigError with `place` for what is no size, or is below zero."""
+    """Parse a size such as `5 GiB` and return whole bytes.
+
+    Raises:
+        ConfigError: the text is not a size or the size is negative. The error has this `location`.
+    """
     try:
-        found = parse(text, "B")
+        size = parse(text, "B")
     except ConfigError as error:
         raise error.at(location) from error
-    if found < 0:
-        raise ConfigError(f"{text!r} is below zero", location=location, hint="Give 0 B or more")
-    return int(found)
+    if size < 0:
+        raise ConfigError(f"the size must not be negative, got {text!r}", location=location, hint="Use 0 B or more")
+    return int(size)
 
 
-def show(value: float, unit: str) -> str:
-    """A figure for people: three or four significant digits and its unit."""
+def format_quantity(value: float, unit: str) -> str:
+    """Format a value with its unit for people: four significant digits, whole numbers from 1000."""
     digits = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{digits} {unit}".rstrip()

@@ -16,10 +16,12 @@ class Context(RunContextProvider):  # type: ignore[misc]
     """Provider of the tags of the trial that this process evaluates."""
 
     def in_context(self) -> bool:
-        return bool(trial_context.known())
+        return bool(trial_context.current_trial_tags())
 
     def tags(self) -> dict[str, str]:
         from edgeopt.machine.inventory import detect_device
         from edgeopt.tracking.mlflow_fields import surroundings
 
-        return surroundings() | trial_context.known() | {tags.DEVICE: detect_device(measure_rates=False).name}
+        return (
+            surroundings() | trial_context.current_trial_tags() | {tags.DEVICE: detect_device(measure_rates=False).name}
+        )

@@ -48,7 +48,7 @@ _TEMPLATES.filters |= {
     "readable": readable,
     "explain": explain,
     "label": label,
-    "show": units.show,
+    "show": units.format_quantity,
     "path": lambda text: quote(str(text), safe=""),
 }
 

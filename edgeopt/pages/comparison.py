@@ -57,7 +57,7 @@ def _figure(own: Measurement | None, first: Measurement | None) -> Figure:
         return Figure(value="–")
     compared = first is not None and first is not own
     return Figure(
-        value=units.show(own.value, own.unit),
+        value=units.format_quantity(own.value, own.unit),
         interval="" if own.low == own.high else f"{own.low:.4g} … {own.high:.4g}",
         ratio=own.value / first.value if compared and first is not None and first.value else None,
         apart=compared and first is not None and (own.low > first.high or own.high < first.low),

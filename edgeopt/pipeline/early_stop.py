@@ -45,5 +45,5 @@ def _collapse(figure: Measurement, value: float) -> Measurement:
 def _mark_predicted(verdict: Verdict, unit: str) -> Verdict:
     if verdict.excess is None or verdict.excess <= 0:
         return replace(verdict, predicted=True)
-    value, bound = (units.show(number or 0.0, unit) for number in (verdict.value, verdict.bound))
+    value, bound = (units.format_quantity(number or 0.0, unit) for number in (verdict.value, verdict.bound))
     return replace(verdict, predicted=True, reason=f"is predicted to be {value} at best, beyond {bound}")

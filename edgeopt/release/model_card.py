@@ -63,7 +63,7 @@ def _limit(limit: LimitSnapshot, trial: TrialSnapshot) -> dict[str, str]:
     excess = trial.excess.get(limit.metric)
     allowed = limit.text
     if limit.bound is not None and "baseline" in allowed:
-        allowed = f"{allowed} = {units.show(limit.bound, limit.unit)}"
+        allowed = f"{allowed} = {units.format_quantity(limit.bound, limit.unit)}"
     return {
         "name": limit.metric,
         "text": allowed,
@@ -74,4 +74,4 @@ def _limit(limit: LimitSnapshot, trial: TrialSnapshot) -> dict[str, str]:
 
 def _value(trial: TrialSnapshot, metric: str, unit: str) -> str:
     value = trial.metrics.get(metric)
-    return "not measured" if value is None else units.show(value, unit)
+    return "not measured" if value is None else units.format_quantity(value, unit)

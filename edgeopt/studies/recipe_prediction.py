@@ -92,7 +92,7 @@ class RecipePrediction:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{escape(m.metric)}</td><td>{escape(units.show(m.value, m.unit))}</td>"
+            f"<tr><td>{escape(m.metric)}</td><td>{escape(units.format_quantity(m.value, m.unit))}</td>"
             f"<td>{m.low:.4g} … {m.high:.4g}</td></tr>"
             for m in self.figures
         )

@@ -31,7 +31,7 @@ def trial(result: TrialResult) -> str:
 
 
 def _verdict(verdict: Verdict, unit: str) -> str:
-    value = "not measured" if verdict.value is None else units.show(verdict.value, unit)
+    value = "not measured" if verdict.value is None else units.format_quantity(verdict.value, unit)
     value += ", predicted at best" if verdict.predicted else ""
     kept = "not excluded" if verdict.predicted else "kept"
     word = kept if verdict.satisfied else f"**not kept**: {_cell(verdict.reason)}"
@@ -55,7 +55,7 @@ def study(snapshot: StudySnapshot) -> str:
 
 
 def _figure(value: float | None, unit: str) -> str:
-    return "–" if value is None else units.show(value, unit)
+    return "–" if value is None else units.format_quantity(value, unit)
 
 
 def _cell(text: str) -> str:

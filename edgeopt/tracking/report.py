@@ -114,11 +114,11 @@ def limit_table(snapshot: StudySnapshot) -> str:
         known = [(trial, trial.excess.get(limit.metric)) for trial in snapshot.trials]
         judged = [excess for _, excess in known if excess is not None]
         front = [-excess for trial, excess in known if excess is not None and trial.on_front]
-        bound = "not known" if limit.bound is None else units.show(limit.bound, limit.unit)
+        bound = "not known" if limit.bound is None else units.format_quantity(limit.bound, limit.unit)
         room = f"{min(front):.0%} to {max(front):.0%}" if front else "–"
         count = f"{sum(1 for excess in judged if excess <= 0)} of {len(judged)}" if judged else "not measured"
         base = snapshot.baseline.get(limit.metric)
-        original = "–" if base is None else units.show(base, limit.unit)
+        original = "–" if base is None else units.format_quantity(base, limit.unit)
         lines.append(_line(readable(limit.metric), limit.text, bound, original, count, room, titles=(limit.metric,)))
     heads = ("Metric", "Limit", "Value of the limit", "Original model", "Satisfied by", "Headroom on the front")
     return _table("", heads, lines)
@@ -214,7 +214,7 @@ def _trial_table(snapshot: StudySnapshot) -> str:
 def _number(value: float | None, unit: str) -> str:
     if value is None:
         return "<td class='n' data-v=''>–</td>"
-    return f"<td class='n' data-v='{value}'>{escape(units.show(value, unit))}</td>"
+    return f"<td class='n' data-v='{value}'>{escape(units.format_quantity(value, unit))}</td>"
 
 
 def _line(*cells: str, titles: Sequence[str] = ()) -> str:

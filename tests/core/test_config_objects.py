@@ -18,39 +18,41 @@ from edgeopt.errors import ConfigError
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def described(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a _target_ whose values are all given in the file itself."""
+def find_configs(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every mapping with a _target_ and without open values."""
     if not isinstance(node, dict):
         return
     if "_target_" in node and "???" not in node.values():
         yield f"{name}:{node['_target_']}", {k: v for k, v in node.items() if k != "defaults"}
         return
     for value in node.values():
-        yield from described(value, name)
+        yield from find_configs(value, name)
 
 
-def narrowed(data: Any, to: Any) -> Any:
-    """`data` without the keys that `to` leaves to their defaults."""
-    return {k: narrowed(data[k], v) for k, v in to.items()} if isinstance(to, dict) else data
+def restrict(data: Any, to: Any) -> Any:
+    """Return `data` with the keys of `to` only."""
+    return {k: restrict(data[k], v) for k, v in to.items()} if isinstance(to, dict) else data
 
 
-def resolved(text: str) -> str:
-    """A file of conf/ with the rounding, the importance and the kernels that another file fills in."""
+def resolve_interpolations(text: str) -> str:
+    """Replace the interpolations that other files of conf/ fill in."""
     text = text.replace("${oc.select:target.kernels,null}", "null")
     text = text.replace("${importance}", "{_target_: edgeopt.compress.pruning.taylor.Taylor}")
     return text.replace("${rounding}", "{_target_: edgeopt.compress.quantization.rtn.Rtn}")
 
 
-def complete(text: str) -> bool:
-    """Whether a file of conf/ holds all that its part requires; test_config composes the others with their files."""
+def is_complete(text: str) -> bool:
+    """Return True if a file of conf/ sets every required field. test_config composes the others."""
     return "probes." not in text and "/step@retrain" not in text
 
 
 IN_CONF = [
-    found
+    named_config
     for path in sorted(CONF.rglob("*.yaml"))
-    if complete(path.read_text())
-    for found in described(yaml.safe_load(resolved(path.read_text())), path.relative_to(CONF).as_posix())
+    if is_complete(path.read_text())
+    for named_config in find_configs(
+        yaml.safe_load(resolve_interpolations(path.read_text())), path.relative_to(CONF).as_posix()
+    )
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -61,23 +63,23 @@ TARGET = {"_target_": "edgeopt.core.target.Target", "name": "box"}
 LORA = {"_target_": "edgeopt.compress.recovery.lora.Lora"}
 
 
-def test_the_configs_name_parts() -> None:
+def test_conf_contains_config_objects() -> None:
     assert len(IN_CONF) > 20
 
 
 @pytest.mark.parametrize("data", [d for _, d in IN_CONF], ids=[n for n, _ in IN_CONF])
-def test_a_part_described_and_constructed_again_is_the_same(data: dict[str, Any]) -> None:
-    part = instantiate(data)
-    again = to_config(part)
-    assert json.loads(json.dumps(again)) == again, "a description is plain JSON"
+def test_config_round_trip_preserves_object(data: dict[str, Any]) -> None:
+    config_object = instantiate(data)
+    again = to_config(config_object)
+    assert json.loads(json.dumps(again)) == again, "a config is plain JSON"
     assert again["_target_"] == data["_target_"]
-    assert narrowed(again, data) == data, "what the file says is what the part holds"
-    assert instantiate(again) == part
+    assert restrict(again, data) == data, "the object has the values of the file"
+    assert instantiate(again) == config_object
     assert to_config(instantiate(again)) == again
     assert digest(to_config(instantiate(again))) == digest(again)
 
 
-def test_parts_inside_parts_survive_the_round_trip() -> None:
+def test_nested_round_trip_preserves_object() -> None:
     device = {
         "_target_": "edgeopt.core.target.Device",
         "name": "d",
@@ -92,51 +94,67 @@ def test_parts_inside_parts_survive_the_round_trip() -> None:
 
 
 @given(data=JSON)
-def test_equal_data_has_one_canonical_text(data: Any) -> None:
+def test_canonical_json_is_unique(data: Any) -> None:
     text = canonical_json(data)
     assert json.loads(text) == data
     assert canonical_json(json.loads(text)) == text
 
 
 @given(st.dictionaries(st.text(), st.integers(), min_size=2))
-def test_the_order_of_keys_does_not_change_the_digest(data: dict[str, int]) -> None:
+def test_digest_ignores_key_order(data: dict[str, int]) -> None:
     assert digest(dict(reversed(data.items()))) == digest(data)
 
 
-def test_the_digest_is_equal_in_every_process() -> None:
+def test_digest_is_stable_across_processes() -> None:
     data = {"b": [1, 2.5, None, "é"], "a": True}
     code = f"from edgeopt.core.config_objects import digest; print(digest({data!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == digest(data)
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == digest(data)
 
 
-WRONG = {
+INVALID = {
     "no target": ({"name": "box"}, "", "_target_"),
-    "target of another type": ({"_target_": 3}, "", "_target_"),
-    "unknown key": ({**TARGET, "treads": 2}, "target", "'treads'.*threads"),
-    "foreign target": ({"_target_": "os.system", "command": "true"}, "step.x", "outside edgeopt"),
-    "foreign target with our name in front": ({"_target_": "edgeopt_evil.X"}, "step.x", "outside edgeopt"),
-    "absent module": ({"_target_": "edgeopt.nowhere.X"}, "step.x", "cannot be loaded"),
-    "absent class": ({"_target_": "edgeopt.core.target.X"}, "step.x", "cannot be loaded"),
-    "a function": ({"_target_": "edgeopt.core.config_objects.to_config"}, "step.x", "not a part"),
-    "a class that is no dataclass": ({"_target_": "edgeopt.cache.StageCache", "root": "/"}, "step.x", "not a part"),
-    "a module that ours imports": ({"_target_": "edgeopt.cache.eviction.shutil.rmtree"}, "step.x", "cannot be loaded"),
+    "target is a number": ({"_target_": 3}, "", "_target_"),
+    "unknown key": (
+        {**TARGET, "treads": 2},
+        "target",
+        r"target\.treads: `treads` is not a field of Target\. Did you mean threads\?",
+    ),
+    "foreign target": ({"_target_": "os.system", "command": "true"}, "step.x", "must name a class of edgeopt"),
+    "foreign target with similar prefix": ({"_target_": "edgeopt_evil.X"}, "step.x", "must name a class of edgeopt"),
+    "missing module": ({"_target_": "edgeopt.nowhere.X"}, "step.x", "cannot be imported"),
+    "missing class": ({"_target_": "edgeopt.core.target.X"}, "step.x", "cannot be imported"),
+    "function": ({"_target_": "edgeopt.core.config_objects.to_config"}, "step.x", "must name a dataclass"),
+    "class that is not a dataclass": (
+        {"_target_": "edgeopt.cache.StageCache", "root": "/"},
+        "step.x",
+        "must name a dataclass",
+    ),
+    "module imported by edgeopt": (
+        {"_target_": "edgeopt.cache.eviction.shutil.rmtree"},
+        "step.x",
+        "cannot be imported",
+    ),
     "missing value": ({"_target_": "edgeopt.core.target.Target"}, "target", "target.name"),
-    "value left open": ({**TARGET, "name": "???"}, "target", "target.name"),
-    "value that is null": ({**TARGET, "name": None}, "target", "target.name"),
-    "text for a number": ({**TARGET, "threads": "four"}, "target", "target.threads.*'four'.*int"),
-    "a fraction for a whole number": ({**TARGET, "threads": 1.5}, "target", "target.threads.*1.5"),
-    "a truth value for a number": ({**TARGET, "threads": True}, "target", "target.threads.*True"),
-    "a number for text": ({**TARGET, "name": 3}, "target", "target.name.*3.*str"),
-    "a value for a list": ({**LORA, "targets": "q_proj"}, "step.lora", "step.lora.targets.*'q_proj'"),
-    "a wrong item of a list": ({**LORA, "targets": ["q_proj", 3]}, "step.lora", r"targets\[1\].*3"),
-    "no member of a choice": (
+    "open value": ({**TARGET, "name": "???"}, "target", "target.name"),
+    "null for a required value": ({**TARGET, "name": None}, "target", "target.name"),
+    "string for an integer": (
+        {**TARGET, "threads": "four"},
+        "target",
+        "target.threads: `threads` must be an integer, got 'four'",
+    ),
+    "float for an integer": ({**TARGET, "threads": 1.5}, "target", "target.threads.*1.5"),
+    "boolean for an integer": ({**TARGET, "threads": True}, "target", "target.threads.*True"),
+    "integer for a string": ({**TARGET, "name": 3}, "target", "target.name: `name` must be a string, got 3"),
+    "string for a list": ({**LORA, "targets": "q_proj"}, "step.lora", "step.lora.targets.*'q_proj'"),
+    "list item of wrong type": ({**LORA, "targets": ["q_proj", 3]}, "step.lora", r"targets\[1\].*3"),
+    "value outside of the choices": (
         {"_target_": "edgeopt.datasets.bundled.BundledText", "split": "train"},
         "text",
-        "text.split.*'train'.*validation",
+        "text.split: `split` must be one of calibration, validation; got 'train'",
     ),
-    "text for a part": ({**TARGET, "device": "box"}, "target", "target.device.*'box'"),
-    "a fault inside a part": (
+    "string for a config object": ({**TARGET, "device": "box"}, "target", "target.device.*'box'"),
+    "invalid nested field": (
         {
             **TARGET,
             "device": {"_target_": "edgeopt.core.target.Device", "name": "d", "cpu": "c", "cores": "2", "ram_bytes": 1},
@@ -144,21 +162,21 @@ WRONG = {
         "target",
         "target.device.cores.*'2'",
     ),
-    "a value that the part refuses": ({**TARGET, "threads": -1}, "target", "target.threads.*-1"),
-    "text instead of a mapping": ("int4", "step.quantize", "step.quantize.*'int4'"),
-    "nothing instead of a mapping": (None, "step.quantize", "step.quantize.*None"),
+    "value rejected by the class": ({**TARGET, "threads": -1}, "target", "target.threads.*-1"),
+    "string for a mapping": ("int4", "step.quantize", "step.quantize.*'int4'"),
+    "null for a mapping": (None, "step.quantize", "step.quantize.*None"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_description_is_one_clear_config_error(case: str) -> None:
-    data, location, told = WRONG[case]
-    with pytest.raises(ConfigError, match=told) as caught:
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_config_raises_one_line_error(case: str) -> None:
+    data, location, message = INVALID[case]
+    with pytest.raises(ConfigError, match=message) as caught:
         instantiate(data, location)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_a_whole_number_is_taken_for_a_fraction() -> None:
+def test_integer_is_accepted_for_float() -> None:
     lora = instantiate({**LORA, "alpha": 16})
     assert (lora.alpha, type(lora.alpha)) == (16.0, float)

@@ -30,7 +30,7 @@ def verdict(measurement: Measurement | None, limit: Limit = AT_MOST_100, baselin
 
 
 @given(value=st.floats(0.001, 1e4), width=st.floats(0, 1e3), bound=st.floats(0.001, 1e4))
-def test_a_limit_is_kept_where_the_whole_interval_lies_within(value: float, width: float, bound: float) -> None:
+def test_upper_limit_needs_whole_interval_within(value: float, width: float, bound: float) -> None:
     found = verdict(measured(value, value + width), Limit(metric=METRIC, unit="ms", absolute=bound))
     assert found.excess == pytest.approx((value + width) / bound - 1)
     assert found.satisfied == (found.excess <= 0)
@@ -38,9 +38,7 @@ def test_a_limit_is_kept_where_the_whole_interval_lies_within(value: float, widt
 
 
 @given(value=st.floats(0.001, 1e4), width=st.floats(0, 1e3), bound=st.floats(0.001, 1e4))
-def test_a_limit_from_below_is_kept_where_the_whole_interval_lies_above(
-    value: float, width: float, bound: float
-) -> None:
+def test_lower_limit_needs_whole_interval_within(value: float, width: float, bound: float) -> None:
     figure = replace(measured(value), low=value - width)
     found = verdict(figure, Limit(metric=METRIC, unit="ms", absolute=bound, is_minimum=True))
     assert found.excess == pytest.approx(1 - (value - width) / bound)
@@ -48,61 +46,61 @@ def test_a_limit_from_below_is_kept_where_the_whole_interval_lies_above(
     assert found.satisfied or "below" in found.reason
 
 
-def test_a_limit_from_below_may_refer_to_the_baseline() -> None:
+def test_lower_limit_may_be_relative() -> None:
     nine_tenths = Limit(metric=METRIC, unit="ms", baseline_factor=0.9, is_minimum=True)
     assert verdict(measured(95.0), nine_tenths, baseline=100.0).satisfied
     assert not verdict(measured(85.0), nine_tenths, baseline=100.0).satisfied
     assert verdict(measured(0.0), nine_tenths, baseline=0.0).satisfied
 
 
-def test_a_figure_within_whose_interval_reaches_above_is_not_proven() -> None:
+def test_interval_above_limit_is_a_violation() -> None:
     found = verdict(measured(99.0, 101.0))
     assert not found.satisfied
     assert "99 ms, interval up to 101 ms, is above 100 ms" in found.reason
 
 
-def test_the_limit_itself_is_kept() -> None:
+def test_value_equal_to_limit_satisfies_it() -> None:
     assert verdict(measured(100.0)).satisfied
 
 
-def test_what_was_not_measured_is_never_kept() -> None:
+def test_missing_measurement_never_satisfies_limit() -> None:
     found = verdict(None)
     assert (found.satisfied, found.value, found.excess) == (False, None, None)
     assert "not measured" in found.reason
 
 
-def test_a_disturbed_figure_proves_nothing() -> None:
+def test_noisy_measurement_never_satisfies_limit() -> None:
     found = verdict(measured(50.0, noisy=True))
     assert not found.satisfied
     assert "disturbed" in found.reason
 
 
-def test_a_disturbed_figure_above_is_told_as_above() -> None:
+def test_noisy_violation_is_reported_as_violation() -> None:
     assert "above" in verdict(measured(150.0, noisy=True)).reason
 
 
-def test_a_relative_limit_is_held_against_the_baseline() -> None:
+def test_relative_limit_scales_the_baseline() -> None:
     assert verdict(measured(49.0), HALF, baseline=100.0).satisfied
     assert not verdict(measured(51.0), HALF, baseline=100.0).satisfied
 
 
-def test_a_relative_limit_without_its_baseline_is_not_kept() -> None:
+def test_relative_limit_needs_its_baseline() -> None:
     found = verdict(measured(1.0), HALF)
     assert (found.satisfied, found.bound, found.excess) == (False, None, None)
     assert "baseline" in found.reason
 
 
-@pytest.mark.parametrize(("value", "kept"), [(0.0, True), (0.001, False)])
-def test_a_baseline_of_zero_is_a_limit_like_another(value: float, kept: bool) -> None:
+@pytest.mark.parametrize(("value", "satisfied"), [(0.0, True), (0.001, False)])
+def test_zero_baseline_has_finite_excess(value: float, satisfied: bool) -> None:
     found = verdict(measured(value), HALF, baseline=0.0)
-    assert found.satisfied is kept
+    assert found.satisfied is satisfied
     assert found.excess is not None
     assert math.isfinite(found.excess)
-    assert (found.excess <= 0) is kept
+    assert (found.excess <= 0) is satisfied
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_figure_that_is_no_number_is_never_kept(value: float) -> None:
+def test_non_finite_measurement_never_satisfies_limit(value: float) -> None:
     for found in (
         verdict(measured(value)),
         verdict(measured(1.0, value)),
@@ -113,16 +111,16 @@ def test_a_figure_that_is_no_number_is_never_kept(value: float) -> None:
 
 
 @pytest.mark.parametrize("baseline", [math.nan, math.inf])
-def test_a_baseline_that_is_no_number_proves_nothing(baseline: float) -> None:
+def test_non_finite_baseline_never_satisfies_limit(baseline: float) -> None:
     assert not verdict(measured(1.0), HALF, baseline=baseline).satisfied
 
 
-def test_limits_keep_their_order_and_every_one_gets_a_verdict() -> None:
+def test_every_limit_gets_a_verdict_in_order() -> None:
     other = Limit(metric="size/engine_mib", unit="MiB", absolute=1.0)
     assert [v.metric for v in judge([measured(1.0)], [other, AT_MOST_100], {})] == [other.metric, METRIC]
 
 
-def test_a_trial_is_feasible_only_where_something_was_measured_and_all_is_kept() -> None:
+def test_feasible_trial_satisfies_every_limit() -> None:
     blank: dict[str, Any] = {"recipe": {}, "target": "t", "device": {}, "emulated": False}
     good, bad = verdict(measured(1.0)), verdict(measured(101.0))
     assert TrialResult(**blank, measurements=(measured(1.0),), verdicts=(good,)).feasible

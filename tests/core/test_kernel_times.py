@@ -1,4 +1,4 @@
-"""Times of a token are sums of the times that were measured, and rise with what they depend on."""
+"""Check that predicted decode times are sums of measured times and grow with sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeopt.errors import ConfigError
 
 
 def table(times: tuple[float, ...], *factors: float) -> tuple[tuple[float, ...], ...]:
-    """A row for each working set, which makes all products slower by its factor."""
+    """Return one row for each factor, with all times multiplied by it."""
     return tuple(tuple(us * factor for us in times) for factor in factors)
 
 
@@ -35,28 +35,28 @@ KERNELS = KernelTimes(
 INT4 = QuantizationScheme(bits=4, block_size=32, symmetric=True)
 
 
-def on(grid: QuantizationScheme) -> ModelSpec:
-    return replace(SPEC, schemes=dict.fromkeys(SPEC.matrices, grid))
+def quantized(scheme: QuantizationScheme) -> ModelSpec:
+    return replace(SPEC, schemes=dict.fromkeys(SPEC.matrices, scheme))
 
 
-def test_what_stands_beside_the_matrices_is_counted_by_layers_channels_heads_and_entries() -> None:
+def test_non_matrix_time_counts_layers_heads_and_vocabulary() -> None:
     heads = SPEC.layers[0].heads
     assert KERNELS.non_matrix_us(SPEC) == pytest.approx(2 * (10 + 0.1 * 128 + 0.5 * heads) + 3 + 0.002 * 512)
 
 
-def test_a_timed_matrix_takes_what_was_timed() -> None:
+def test_timed_size_takes_measured_time() -> None:
     for side, us in zip(MATRIX_SIDES, (1.0, 2.0, 4.0, 8.0), strict=True):
         square = specs.llama(hidden=side, intermediate=side, heads=side // 16, kv_heads=0)
         assert KERNELS.unit_us(square, "layers.0.down", INT4, 1) == pytest.approx(us)
         assert KERNELS.unit_us(square, "layers.0.gate_up", INT4, 1) == pytest.approx(2 * us), "two products"
 
 
-def test_a_larger_matrix_takes_as_long_for_each_weight() -> None:
+def test_larger_matrix_scales_with_weights() -> None:
     large = specs.llama(hidden=2048, intermediate=4096)
     assert KERNELS.unit_us(large, "layers.0.down", INT4, 1) == pytest.approx(8.0 * 8)
 
 
-def test_weights_are_slower_among_many_bytes() -> None:
+def test_time_grows_with_working_set() -> None:
     wide = specs.llama(hidden=1024, intermediate=1024)
     for size, factor in zip(WORKING_SET_BYTES, (1.0, 1.0, 1.5, 2.0, 2.0, 3.0), strict=True):
         assert KERNELS.unit_us(wide, "layers.0.down", INT4, size) == pytest.approx(8 * factor)
@@ -65,48 +65,48 @@ def test_weights_are_slower_among_many_bytes() -> None:
     assert KERNELS.unit_us(wide, "layers.0.down", INT4, 2**40) == pytest.approx(8 * 3.0)
 
 
-def test_a_token_takes_the_sum_of_its_matrices_but_the_embedding() -> None:
-    spec = on(INT4)
+def test_decode_time_sums_units_without_embedding() -> None:
+    spec = quantized(INT4)
     weights = sum(math.prod(sides) for name, sides in spec.matrices.items() if name != "embedding")
-    read = weights * (4 / 8 + 8 / 32)  # codes, and of each block its scale and its sum
+    read = weights * (4 / 8 + 8 / 32)  # codes, and a scale and a sum for each block
     parts = [KERNELS.unit_us(spec, name, INT4, read) for name in spec.matrices if name != "embedding"]
     assert KERNELS.decode_us(spec) == pytest.approx(KERNELS.non_matrix_us(spec) + sum(parts))
 
 
-def test_half_precision_is_computed_in_full() -> None:
+def test_fp16_is_computed_in_fp32() -> None:
     assert KERNELS.decode_us(replace(SPEC, weight_dtype="fp16")) == KERNELS.decode_us(SPEC)
 
 
 @given(st.floats(0, 1e12), st.floats(0, 1e12), st.integers(1, 64), st.integers(1, 64))
-def test_more_bytes_and_more_weights_never_take_less(one: float, other: float, few: int, many: int) -> None:
+def test_time_is_monotonic_in_bytes_and_weights(one: float, other: float, few: int, many: int) -> None:
     low, high = sorted((one, other))
     small, large = (specs.llama(hidden=64, intermediate=16 * size) for size in sorted((few, many)))
     assert KERNELS.unit_us(small, "layers.0.down", INT4, low) <= KERNELS.unit_us(large, "layers.0.down", INT4, high)
 
 
-def test_kinds_tell_bits_blocks_and_inputs() -> None:
+def test_matrix_kind_names_bits_blocks_and_inputs() -> None:
     assert matrix_kind(None) == "fp32"
     assert matrix_kind(INT4) == "int4/32"
     assert matrix_kind(QuantizationScheme(bits=8, block_size=704, symmetric=True, inputs="static")) == "int8/static"
 
 
-def test_a_kind_that_was_not_timed_is_named() -> None:
-    with pytest.raises(ConfigError, match="no times of int2/64 matrices"):
-        KERNELS.decode_us(on(QuantizationScheme(bits=2, block_size=64, symmetric=True)))
+def test_missing_matrix_kind_is_named() -> None:
+    with pytest.raises(ConfigError, match="must include times of int2/64 matrices, got fp32, int4/32, int8/static"):
+        KERNELS.decode_us(quantized(QuantizationScheme(bits=2, block_size=64, symmetric=True)))
 
 
-def test_a_row_of_another_length_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no 6 rows of 4"):
+def test_table_of_wrong_shape_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="must have 6 rows of 4 times, got rows of 2 times"):
         KernelTimes(threads=2, matrix={"fp32": ((1.0, 2.0),)}, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
 
 
-def test_a_device_that_was_timed_before_heads_were_is_refused() -> None:
-    described = {
+def test_outdated_kernel_times_are_rejected() -> None:
+    config = {
         "_target_": "edgeopt.core.kernel_times.KernelTimes",
         "threads": 2,
         "matrix": {},
         "layer": [1.0, 2.0],
         "token": [3, 4],
     }
-    with pytest.raises(ConfigError, match=r"target\.kernels.*2 times of a layer.*edgeopt profile"):
-        instantiate(described, "target.kernels")
+    with pytest.raises(ConfigError, match=r"target\.kernels.*`layer` must have 3 times.*got 2 and 2.*edgeopt profile"):
+        instantiate(config, "target.kernels")

@@ -49,7 +49,7 @@ specs = st.builds(
 
 
 def matrices(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Shapes of every weight of a Llama, listed one by one."""
+    """Return the shape of every weight of a Llama."""
     shapes: list[tuple[int, ...]] = [(spec.vocabulary_size, spec.hidden_size), (spec.hidden_size,)]
     if not spec.tied_embeddings:
         shapes.append((spec.vocabulary_size, spec.hidden_size))
@@ -63,7 +63,7 @@ def matrices(spec: ModelSpec) -> list[tuple[int, ...]]:
 
 
 @given(spec=specs)
-def test_parameters_are_the_sum_over_all_matrices(spec: ModelSpec) -> None:
+def test_parameters_are_the_sum_of_all_shapes(spec: ModelSpec) -> None:
     total = 0
     for shape in matrices(spec):
         count = 1
@@ -74,7 +74,7 @@ def test_parameters_are_the_sum_over_all_matrices(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_are_what_torch_counts(tied: bool) -> None:
+def test_parameters_equal_torch_count(tied: bool) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = {k: v for k, v in CONFIG.items() if k != "architectures"} | {"tie_word_embeddings": tied}
@@ -83,7 +83,7 @@ def test_parameters_are_what_torch_counts(tied: bool) -> None:
     assert ModelSpec.from_hf_config(CONFIG | {"tie_word_embeddings": tied}).parameters == counted
 
 
-def test_the_spec_of_a_saved_model_holds_its_sizes(tiny_model: Path) -> None:
+def test_saved_model_has_expected_spec(tiny_model: Path) -> None:
     spec = ModelSpec.from_hf_config(json.loads((tiny_model / "config.json").read_text()))
     assert spec == ModelSpec.from_hf_config(CONFIG)
     assert spec.layers == (LayerSpec(intermediate_size=128, heads=4, kv_heads=2),) * 2
@@ -91,16 +91,16 @@ def test_the_spec_of_a_saved_model_holds_its_sizes(tiny_model: Path) -> None:
 
 
 @given(spec=specs)
-def test_the_matrices_of_the_units_are_all_matrices_but_norms(spec: ModelSpec) -> None:
+def test_units_cover_all_weights_except_norms(spec: ModelSpec) -> None:
     weights = sum(rows * columns for name, (rows, columns) in spec.matrices.items())
     tables = spec.vocabulary_size * spec.hidden_size
     norms = spec.hidden_size * (2 * len(spec.layers) + 1)
     assert weights + norms == spec.parameters + (tables if spec.tied_embeddings else 0)
 
 
-def packed(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> int:
-    """The tensors of a matrix by their shapes: uint8 (rows, blocks, block · bits / 8), float16 (rows, blocks) and,
-    absent for symmetric weights, uint8 (rows, ceil(blocks · bits / 8))."""
+def packed_bytes(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> int:
+    """Return the bytes of the tensors of a matrix: uint8 (rows, blocks, block · bits / 8), float16 (rows, blocks)
+    and, for asymmetric weights, uint8 (rows, ceil(blocks · bits / 8))."""
     blocks = len(range(0, columns, block))
     weights = np.empty((rows, blocks, block * bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float16)
@@ -115,52 +115,50 @@ def packed(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> i
     block=st.sampled_from([16, 32, 64, 128]),
     symmetric=st.booleans(),
 )
-def test_a_matrix_takes_the_bytes_of_its_tensors(
-    rows: int, columns: int, bits: int, block: int, symmetric: bool
-) -> None:
+def test_matrix_size_is_the_sum_of_its_tensors(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> None:
     found = QuantizationScheme(bits=bits, block_size=block, symmetric=symmetric).size_bytes(rows, columns)
-    assert found == packed(rows, columns, bits, block, symmetric)
+    assert found == packed_bytes(rows, columns, bits, block, symmetric)
 
 
 @given(adapter=adapters)
-def test_an_adapter_takes_the_bytes_of_its_factors(adapter: Adapter) -> None:
-    """Both are fp32, and the rows of query, key and value are updated as one matrix."""
+def test_adapter_size_is_the_sum_of_its_factors(adapter: Adapter) -> None:
+    """Factors are fp32, and the fused matrix of query, key and value gets one update."""
     sides = {"o_proj": (64, 64), "gate_proj": (128, 64), "up_proj": (128, 64), "down_proj": (64, 128)}
     sides |= dict.fromkeys(("q_proj", "k_proj", "v_proj"), (64 + 32 + 32, 64))
     spec = replace(ModelSpec.from_hf_config(CONFIG), adapters={"default": adapter})
     assert spec.adapter_bytes("default") == 2 * sum(4 * adapter.rank * sum(sides[name]) for name in adapter.targets)
 
 
-def test_what_was_sealed_before_there_were_adapters_keeps_its_digest() -> None:
+def test_spec_without_adapters_keeps_former_digest() -> None:
     spec = ModelSpec.from_hf_config(CONFIG)
     assert "adapters" not in spec.to_json()
     assert ModelSpec.from_json(spec.to_json()).adapters == {}
 
 
-def test_bits_per_weight_count_scales_and_a_tied_table_once() -> None:
+def test_bits_per_weight_include_scales() -> None:
     spec = ModelSpec.from_hf_config(CONFIG)
     assert spec.bits_per_weight == 32
-    grid = QuantizationScheme(bits=4, block_size=32, symmetric=True)
-    assert replace(spec, schemes=dict.fromkeys(spec.matrices, grid)).bits_per_weight == 4 + 16 / 32
+    scheme = QuantizationScheme(bits=4, block_size=32, symmetric=True)
+    assert replace(spec, schemes=dict.fromkeys(spec.matrices, scheme)).bits_per_weight == 4 + 16 / 32
 
 
 @given(spec=specs)
-def test_a_spec_survives_json(spec: ModelSpec) -> None:
+def test_json_round_trip_preserves_spec(spec: ModelSpec) -> None:
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def test_what_a_config_leaves_out_follows_the_convention() -> None:
-    kept = {k: v for k, v in CONFIG.items() if k not in ("num_key_value_heads", "head_dim")}
-    spec = ModelSpec.from_hf_config(kept)
-    assert spec.layers[0].kv_heads == 4, "without grouped queries every head has its keys"
+def test_missing_config_keys_have_defaults() -> None:
+    config = {k: v for k, v in CONFIG.items() if k not in ("num_key_value_heads", "head_dim")}
+    spec = ModelSpec.from_hf_config(config)
+    assert spec.layers[0].kv_heads == 4, "without grouped-query attention, every head has its own keys"
     assert spec.head_size == 64 // 4
 
 
-def test_a_text_config_that_is_null_is_left_out() -> None:
+def test_null_text_config_is_ignored() -> None:
     assert ModelSpec.from_hf_config({**CONFIG, "text_config": None}) == ModelSpec.from_hf_config(CONFIG)
 
 
-def test_sizes_of_a_multimodal_config_are_those_of_its_text_model() -> None:
+def test_multimodal_config_uses_text_model_sizes() -> None:
     text = {k: v for k, v in CONFIG.items() if k != "architectures"}
     nested = {"architectures": ["Gemma3ForCausalLM"], "text_config": text, "vision_config": {"hidden_size": 9}}
     assert ModelSpec.from_hf_config(nested).hidden_size == 64
@@ -183,7 +181,7 @@ def test_sizes_of_a_multimodal_config_are_those_of_its_text_model() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_decoder_is_refused_as_input(config: Any) -> None:
+def test_other_architectures_are_rejected(config: Any) -> None:
     with pytest.raises(InputError, match=r"config\.json") as caught:
         ModelSpec.from_hf_config(config)
     assert caught.value.hint

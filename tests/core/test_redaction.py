@@ -6,7 +6,7 @@ from edgeopt.core.redaction import redact_password
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "redacted"),
     [
         ("postgresql://ada:s3cret@host/db", "postgresql://ada:***@host/db"),
         ("postgresql+psycopg://ada:s3@cr:et@host:5432/db", "postgresql+psycopg://ada:***@host:5432/db"),
@@ -17,5 +17,5 @@ from edgeopt.core.redaction import redact_password
         ("", ""),
     ],
 )
-def test_a_password_is_hidden_and_nothing_else(url: str, shown: str) -> None:
-    assert redact_password(url) == shown
+def test_only_passwords_are_redacted(url: str, redacted: str) -> None:
+    assert redact_password(url) == redacted

@@ -27,14 +27,14 @@ def test_runs_inside_trial_get_its_tags() -> None:
     assert resolved[tags.DEVICE]
     assert resolved[tags.VERSION_PREFIX + "mlflow"]
     assert tags.ROLE not in resolved, "only edgeopt's own runs have a role"
-    assert trial_context.known() == {}
+    assert trial_context.current_trial_tags() == {}
 
 
 def test_nested_trial_restores_outer_trial() -> None:
     with trial_context.trial_environment("s", 1, ""):
         with trial_context.trial_environment("s", 2, ""):
-            assert trial_context.known()[tags.TRIAL] == "s/2"
-        assert trial_context.known()[tags.TRIAL] == "s/1"
+            assert trial_context.current_trial_tags()[tags.TRIAL] == "s/2"
+        assert trial_context.current_trial_tags()[tags.TRIAL] == "s/1"
 
 
 APPLICATION = """

@@ -81,7 +81,7 @@ def _cell(trial: Document, first: Document, name: str, unit: str) -> str:
     value, base = trial["metrics"].get(name), first["metrics"].get(name)
     if value is None:
         return "–"
-    text = units.show(value, unit)
+    text = units.format_quantity(value, unit)
     if trial is first or not base:
         return text
     low, high = trial["intervals"].get(name, (value, value))

@@ -109,4 +109,4 @@ def _limit(limit: Document) -> str:
 
     if limit["bound"] is None or "baseline" not in limit["limit"]:
         return str(limit["limit"])
-    return f"{limit['limit']} = {units.show(limit['bound'], limit['unit'])}"
+    return f"{limit['limit']} = {units.format_quantity(limit['bound'], limit['unit'])}"

@@ -51,10 +51,10 @@ def show(document: Document) -> None:
         display.out.print(title)
     display.out.print(f"{document['parameters']:,} parameters, size class {document['tier']}")
     for metric, figure in document["figures"].items():
-        value, low, high = (units.show(figure[name], figure["unit"]) for name in ("value", "low", "high"))
+        value, low, high = (units.format_quantity(figure[name], figure["unit"]) for name in ("value", "low", "high"))
         display.out.print(f"{metric} {value}, between {low} and {high}")
     for check in document["limits"]:
         verdict = "fits" if check["fits"] else "does not fit"
-        predicted = units.show(check["predicted"], check["unit"])
+        predicted = units.format_quantity(check["predicted"], check["unit"])
         display.out.print(f"{check['metric']} {predicted}, {check['limit']}: {verdict}")
     display.out.print(f"next step: {document['next_step']}")

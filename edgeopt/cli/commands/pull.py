@@ -68,7 +68,7 @@ def show(document: Document) -> None:
         table.add_column(column, justify="left" if column == "metric" else "right")
     for here in document["measured"]:
         there = promised.get(here["metric"])
-        told = "–" if there is None else units.show(there["value"], there["unit"])
+        told = "–" if there is None else units.format_quantity(there["value"], there["unit"])
         ratio = "–" if there is None or not there["value"] else f"{here['value'] / there['value']:.2f}"
-        table.add_row(here["metric"], told, units.show(here["value"], here["unit"]), ratio)
+        table.add_row(here["metric"], told, units.format_quantity(here["value"], here["unit"]), ratio)
     display.out.print(table)

@@ -78,7 +78,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _format_cap(job: Job) -> str:
-    return units.show(job.memory_cap_bytes / 2**20, "MiB")
+    return units.format_quantity(job.memory_cap_bytes / 2**20, "MiB")
 
 
 def _failure(exit_code: int, log: Path, job: Job) -> MeasureError:

@@ -130,6 +130,6 @@ def _describe_cap(runs: Sequence[Samples]) -> str:
     requested = max(run["wanted_cap_bytes"] for run in runs)
     if not requested:
         return ""
-    cap = units.show(requested / 2**20, "MiB")
+    cap = units.format_quantity(requested / 2**20, "MiB")
     enforced = all(run["cap_bytes"] is not None and run["cap_bytes"] <= requested for run in runs)
     return f"; memory cap of {cap} enforced by the kernel" if enforced else f"; memory cap of {cap} not enforced"

@@ -78,7 +78,7 @@ class _TensorNames:
 
     def __init__(self, network: PreTrainedModel, spec: ModelSpec) -> None:
         family = FAMILIES[spec.architecture]
-        self.architecture = family.varied_name if spec.varied else family.name
+        self.architecture = family.varied_name if spec.has_varied_layers else family.name
         architecture_id = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
         self._name_map = gguf.get_tensor_name_map(architecture_id, len(spec.layers))
         self._row_orders = _interleaved_rows(network, spec) if family.interleaved_rope else {}
@@ -111,7 +111,7 @@ def _write_sizes(writer: gguf.GGUFWriter, spec: ModelSpec, config: Mapping[str, 
 
     def layer_size(name: str) -> int | list[int]:
         values = [getattr(layer, name) for layer in spec.layers]
-        return values if spec.varied else values[0]
+        return values if spec.has_varied_layers else values[0]
 
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.context_length)

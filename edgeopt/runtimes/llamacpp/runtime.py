@@ -76,7 +76,7 @@ class LlamaCpp:
                 location="runtime",
                 hint="Remove the kv_cache step and set runtime.keys_values=int8",
             )
-        if spec.varied and not FAMILIES[spec.architecture].varied_name:
+        if spec.has_varied_layers and not FAMILIES[spec.architecture].varied_name:
             raise ConfigError(
                 f"all layers must have the same sizes: llama.cpp uses those of the first layer for {spec.architecture}",
                 location="runtime",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeopt.core.target import require_known_metric
 from edgeopt.errors import ConfigError
 
 
@@ -28,10 +29,7 @@ class Objective:
         Raises ConfigError if the metric is unknown or the direction is invalid.
         """
         location = f"search.objectives.{metric}"
-        if metric not in known:
-            raise ConfigError(
-                f"unknown metric {metric!r}", location=location, hint=f"Choose one of: {', '.join(sorted(known))}"
-            )
+        require_known_metric(metric, known, location)
         if direction not in ("minimize", "maximize"):
             raise ConfigError(f"the direction must be minimize or maximize, got {direction!r}", location=location)
         return cls(metric=metric, direction="minimize" if direction == "minimize" else "maximize")

@@ -61,7 +61,7 @@ class Axis:
 
     @property
     def bound_text(self) -> str:
-        return f"limit {units.show(self.bound or 0.0, self.unit)}"
+        return f"limit {units.format_quantity(self.bound or 0.0, self.unit)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

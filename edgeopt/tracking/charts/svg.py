@@ -72,7 +72,7 @@ def _point(view: View, point: Point, x: float, y: float, link: str, at: Pixel | 
     """A point, which says what it is of, and its number in the middle of `at`."""
     radius, fill, stroke = _STYLES[point.kind]
     figures = ", ".join(
-        f"{readable(axis.metric)} {units.show(value, axis.unit)}"
+        f"{readable(axis.metric)} {units.format_quantity(value, axis.unit)}"
         for axis, value in ((view.x, point.x), (view.y, point.y), (view.colour, point.colour))
         if axis is not None and value is not None
     )
@@ -91,8 +91,8 @@ def _baseline(view: View, across: Callable[[float], float], up: Callable[[float]
         return
     x, y = across(view.baseline[0]), up(view.baseline[1])
     words = escape(
-        f"{BASELINE_LABEL}: {readable(view.x.metric)} {units.show(view.baseline[0], view.x.unit)}, "
-        f"{readable(view.y.metric)} {units.show(view.baseline[1], view.y.unit)}"
+        f"{BASELINE_LABEL}: {readable(view.x.metric)} {units.format_quantity(view.baseline[0], view.x.unit)}, "
+        f"{readable(view.y.metric)} {units.format_quantity(view.baseline[1], view.y.unit)}"
     )
     shape = f"<path d='M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z' fill='{LIMIT}' stroke='{INK}'/>"
     name = f"<text x='{x:.1f}' y='{y - 11:.1f}' text-anchor='middle' class='name'>{BASELINE_LABEL}</text>"
