@@ -79,25 +79,40 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "taken away": (["~model"], ["model: it is missing"]),
     "unknown interpolation": (["limits.memory.peak_rss_mib=${nope}"], ["limits.memory.peak_rss_mib: ", "'nope'"]),
     "no state": (["state=null"], ["state: None is no folder"]),
-    "cache limit without unit": (["cache.limit=20"], ["cache.limit: 20 has no unit", "GiB"]),
-    "cache limit below zero": (["cache.limit=-1 GiB"], ["cache.limit: '-1 GiB' is below zero", "0 B or more"]),
-    "cache limit that is no quantity": (["cache.limit=[1]"], ["cache.limit: [1] is not a quantity", "GiB"]),
-    "cache limit of another dimension": (["cache.limit=3 ms"], ["cache.limit: '3 ms' is a time", "GiB"]),
+    "cache limit without unit": (["cache.limit=20"], ["cache.limit: the value must have a unit, got 20", "GiB"]),
+    "cache limit below zero": (
+        ["cache.limit=-1 GiB"],
+        ["cache.limit: the size must not be negative, got '-1 GiB'", "0 B or more"],
+    ),
+    "cache limit that is no quantity": (
+        ["cache.limit=[1]"],
+        ["cache.limit: the value must be a quantity, got [1]", "GiB"],
+    ),
+    "cache limit of another dimension": (
+        ["cache.limit=3 ms"],
+        ["cache.limit: the value must have a unit of size, got '3 ms'", "GiB"],
+    ),
     "misspelt cache limit": (["cache.limt=3 GiB"], ["cache.limt: ", "Did you mean cache.limit?"]),
     "cache that is no mapping": (["cache=3"], ["cache: 3 is no mapping", "Set cache.limit"]),
-    "unknown metric": (["limits.memory.peek_rss_mib=3 GiB"], ["memory/peek_rss_mib", "memory/peak_rss_mib"]),
+    "unknown metric": (
+        ["limits.memory.peek_rss_mib=3 GiB"],
+        ["unknown metric 'memory/peek_rss_mib'", "Did you mean memory/peak_rss_mib?"],
+    ),
     "unknown metric in a target": (
         ["target=sbc_4gib", "limits.size.engine=3 GiB"],
         ["limits.size.engine: ", "size/engine_mib"],
     ),
     "limit without unit": (
         ["limits.memory.peak_rss_mib=3000"],
-        ["limits.memory.peak_rss_mib: 3000 has no unit", "GiB"],
+        ["limits.memory.peak_rss_mib: the value must have a unit, got 3000", "GiB"],
     ),
     "limit with an unknown unit": (["limits.memory.peak_rss_mib=3 GoB"], ["'3 GoB'", "GiB"]),
-    "limit of another dimension": (["limits.memory.peak_rss_mib=3 ms"], ["'3 ms' is a time", "GiB"]),
-    "limit that is no quantity": (["limits.memory.peak_rss_mib=lots"], ["'lots' is not a quantity", "GiB"]),
-    "limit below zero": (["limits.memory.peak_rss_mib=-3 MiB"], ["'-3 MiB' can never be kept"]),
+    "limit of another dimension": (
+        ["limits.memory.peak_rss_mib=3 ms"],
+        ["must have a unit of size, got '3 ms' with a unit of time", "GiB"],
+    ),
+    "limit that is no quantity": (["limits.memory.peak_rss_mib=lots"], ["must be a quantity, got 'lots'", "GiB"]),
+    "limit below zero": (["limits.memory.peak_rss_mib=-3 MiB"], ["the limit must be above 0, got '-3 MiB'"]),
     "limits that are no mapping": (["limits=3"], ["limits: 3 is no mapping"]),
     "ratio above 1": (
         ["recipe=prune", "step.prune.ratio=1.5"],
@@ -107,7 +122,10 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["recipe=heads_int4", "step.prune.ratio=0.0"],
         ["step.prune.ratio: ", "must be between 0 and 1, got 0.0"],
     ),
-    "ratio that is text": (["recipe=prune", "step.prune.ratio=abc"], ["step.prune.ratio: 'abc'", "float"]),
+    "ratio that is text": (
+        ["recipe=prune", "step.prune.ratio=abc"],
+        ["step.prune.ratio: `ratio` must be a number, got 'abc'"],
+    ),
     "rank above 64": (
         ["recipe=prune_lora", "step.lora.rank=99"],
         ["step.lora.rank: `rank` must be from 2 to 64, got 99"],
@@ -127,7 +145,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "unknown rounding": (["recipe=int4", "rounding=gtpq"], ["rounding: ", "Did you mean gptq?"]),
     "rounding by name inside a step": (
         ["recipe=int4", "step.quantize.rounding=gptq"],
-        ["step.quantize.rounding: 'gptq' is no rounding", "rounding=gptq"],
+        ["step.quantize.rounding: `rounding` must be a mapping", "got 'gptq'", "rounding=gptq"],
     ),
     "pattern that matches no unit": (
         ["recipe=int4", "step.quantize.overrides={layers.9.*: int8}"],
@@ -159,7 +177,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown graph optimization": (
         ["runtime.graph_optimization=most"],
-        ["runtime.graph_optimization: 'most' is not allowed", "all, extended, basic, none"],
+        ["runtime.graph_optimization: `graph_optimization` must be one of all, extended, basic, none; got 'most'"],
     ),
     "missing folder of configs": (["--config-dir", "nope"], ["--config-dir: 'nope' is no folder"]),
 }
@@ -193,11 +211,11 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
         ["search.objectives: `objectives` must set the direction of at least one metric"],
     ),
     "unknown metric in limits": (["limits.size.engine_mbi=3 MiB"], ["'size/engine_mbi'", "size/engine_mib"]),
-    "limit without unit": (["limits.size.engine_mib=3"], ["limits.size.engine_mib: 3 has no unit"]),
+    "limit without unit": (["limits.size.engine_mib=3"], ["limits.size.engine_mib: the value must have a unit, got 3"]),
     "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: ", "got 'int3' for recipe"]),
     "enqueued without a parameter": (["search.enqueue=[{recipe: int4}]"], ["search.enqueue: ", "block_size"]),
     "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: 3 is not a mapping"]),
-    "unknown sampler": (["search.sampler=tpee"], ["search.sampler: 'tpee'", "tpe, nsga2, gp, random"]),
+    "unknown sampler": (["search.sampler=tpee"], ["search.sampler: `sampler` must be one of ", "tpe, nsga2, gp, random; got 'tpee'", "Did you mean tpe?"]),
     "no trials": (["search.trials=0"], ["search.trials: `trials` must be at least 1, got 0"]),
     "study with a slash": (["search.study=a/b"], ["search.study: `study` must be a name without slashes, got 'a/b'"]),
     "parameter that is no range": (["search.parameters.recipe=3"], ["search.parameters.recipe: 3"]),
@@ -435,12 +453,12 @@ def make_checkpoint(folder: Path) -> None:
 
 
 ENGINE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "changed file": (change_file, "table.npy: the file was changed"),
-    "longer file": (lengthen_file, "table.npy: the file was changed"),
+    "changed file": (change_file, "table.npy: the file was modified"),
+    "longer file": (lengthen_file, "table.npy: the file was modified"),
     "missing file": (lose_file, "'table.npy' is missing"),
-    "changed manifest": (change_manifest, "the manifest was changed"),
+    "changed manifest": (change_manifest, "the manifest was modified"),
     "broken manifest": (break_manifest, "the manifest cannot be read"),
-    "no manifest": (lose_manifest, "no manifest is here"),
+    "no manifest": (lose_manifest, "the folder has no manifest"),
     "checkpoint": (make_checkpoint, "this is no engine"),
     "missing folder": (shutil.rmtree, "there is no such folder"),
 }
@@ -558,7 +576,7 @@ def own(work: Path) -> Path:
         (["recipe=absent"], ["own/recipe/absent.yaml: ", "'narow'", "Did you mean narrow?"]),
         (["+step@step.a=syntax"], ["own/step/syntax.yaml:2: it is no YAML"]),
         (["+step@step.a=evil", "order=[a]"], ["step.a: ", "'os.system'", "edgeopt.plugins"]),
-        (["+step@step.a=list", "order=[a]"], ["step.a: [1] is not a mapping"]),
+        (["+step@step.a=list", "order=[a]"], ["step.a: `a` must be a mapping with the key `_target_`, got [1]"]),
         (["target=typo"], ["limit: ", "Did you mean limits?", "own/target/typo.yaml:2"]),
     ],
 )

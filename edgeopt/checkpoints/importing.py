@@ -65,7 +65,7 @@ def import_checkpoint(folder: Path, directory: Path) -> Checkpoint:
     for path in weights:
         check_safetensors(path)
     tokenizer.load(folder)
-    files = [folder / "config.json", *weights, *(folder / n for n in CARRIED)]
+    files = [folder / "config.json", *weights, *(folder / n for n in CARRIED_FILES)]
     for path in files:
         if path.is_file():
             (directory / path.name).symlink_to(path.resolve())
@@ -101,7 +101,7 @@ def spec_of(folder: Path) -> ModelSpec:
 
 def carried_bytes(folder: Path) -> int:
     """Bytes of a model's files beside its weights that an engine takes over, such as the tokenizer."""
-    return sum((folder / name).stat().st_size for name in CARRIED if (folder / name).is_file())
+    return sum((folder / name).stat().st_size for name in CARRIED_FILES if (folder / name).is_file())
 
 
 def check_safetensors(path: Path) -> None:

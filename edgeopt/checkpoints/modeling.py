@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import quantized_matrix, safetensors_io
-from edgeopt.checkpoints.importing import CARRIED
+from edgeopt.checkpoints.importing import CARRIED_FILES
 from edgeopt.core.artifact import link_file
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, LayerSpec, ModelSpec
 from edgeopt.errors import InputError, StepError
@@ -153,7 +153,7 @@ def input_ranges(checkpoint: Checkpoint) -> dict[str, tuple[float, int]]:
 
 def carry(source: Path, directory: Path) -> None:
     """Copy the tokenizer and generation settings from one checkpoint folder to another."""
-    for name in CARRIED:
+    for name in CARRIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 

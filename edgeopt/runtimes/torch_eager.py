@@ -50,7 +50,7 @@ class Torch:
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         progress("linking the checkpoint")
-        modeling.link(checkpoint, directory)
+        modeling.link_checkpoint(checkpoint, directory)
 
     def lint(self, engine: Engine) -> list[str]:
         return []

@@ -67,7 +67,7 @@ class RequestParser:
     def __init__(self, engine: Engine, model_name: str, *, context_length: int) -> None:
         self._engine, self.model_name, self._context_length = engine, model_name, context_length
         self.tokenizer = tokenizer.load(engine.directory)
-        self._bos_tokens = tokenizer.prefix(engine.directory)
+        self._bos_tokens = tokenizer.prefix_ids(engine.directory)
         self._chat_template = _load_chat_template(engine.directory)
 
     def parse_completion(self, body: Any) -> CompletionRequest:

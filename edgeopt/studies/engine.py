@@ -108,7 +108,7 @@ class LoadedEngine:
                 hint="Give 1 or more",
             )
         adapters.require(adapter, self.engine.spec, location="--adapter")
-        ids = tokenizer.prefix(self.engine.directory) + self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        ids = tokenizer.prefix_ids(self.engine.directory) + self._tokenizer.encode(prompt, add_special_tokens=False).ids
         room = self.engine.spec.context_length - len(ids)
         if room < 1:
             raise InputError(

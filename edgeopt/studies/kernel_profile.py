@@ -132,7 +132,7 @@ def _engine(spec: ModelSpec, folder: Path) -> Engine:
     model, given, rounded, built = (folder / name for name in ("model", "given", "rounded", "engine"))
     for new in (model, given, rounded, built):
         new.mkdir()
-    modeling.initialize(spec, model)
+    modeling.write_random_llama(spec, model)
     for path in ReferenceModel().locate().glob("tokenizer*"):
         shutil.copy(path, model)
     checkpoint = importing.import_checkpoint(model, given)

@@ -66,7 +66,10 @@ class Trials(Sequence[TrialSnapshot]):
         lines = []
         for trial in self.items:
             values = (trial.metrics.get(o.metric) for o in self.objectives)
-            shown = ("–" if v is None else units.format_quantity(v, o.unit) for v, o in zip(values, self.objectives, strict=True))
+            shown = (
+                "–" if v is None else units.format_quantity(v, o.unit)
+                for v, o in zip(values, self.objectives, strict=True)
+            )
             cells = [str(trial.number), label(trial.params), *shown, trial.outcome_text]
             lines.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
         head = "".join(f"<th>{escape(name)}</th>" for name in heads)

@@ -143,7 +143,7 @@ class Generator:
         self.engine = Engine.read(directory)
         self.engine.verify()
         self._tokenizer = tokenizer.load(directory)
-        self._prefix = tokenizer.prefix(directory)
+        self._prefix = tokenizer.prefix_ids(directory)
         runtime = config_objects.instantiate(self.engine.made_by["runtime"], location="made_by.runtime")
         self._session = runtime.open(self.engine, threads=threads or len(os.sched_getaffinity(0)))
 

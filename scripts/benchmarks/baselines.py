@@ -60,7 +60,7 @@ def seal(model: Path, directory: Path, made_by: str) -> None:
     from edgeopt.runtimes.genai.layout import GENERATION_GRAPH, SCORING_GRAPH
     from edgeopt.runtimes.genai.runtime import Genai
 
-    modeling.carry(model, directory)
+    modeling.copy_carried_files(model, directory)
     graph_passes.split_scoring(directory / GENERATION_GRAPH, directory / SCORING_GRAPH)
     made_by_record = {"runtime": to_config(Genai()), "recipe": {"text": made_by}}
     Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=made_by_record)

@@ -159,6 +159,6 @@ def make_random_llama(folder: Path, context_length: int = 2048) -> None:
         layers=(LayerSpec(intermediate_size=2816, heads=16, kv_heads=4),) * 16,
     )
     folder.mkdir(exist_ok=True)
-    modeling.initialize(spec, folder)
+    modeling.write_random_llama(spec, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(edgeopt.__file__).parent / "reference" / name, folder / name)

@@ -63,7 +63,7 @@ def test_a_checkpoint_that_was_changed_is_refused(model: Path, into: Path, tmp_p
     config.unlink()
     config.write_text(text.replace("64", "65", 1))
     (tmp_path / "again").mkdir()
-    with pytest.raises(InputError, match="was changed"):
+    with pytest.raises(InputError, match="was modified"):
         importing.import_checkpoint(into, tmp_path / "again")
 
 

@@ -36,7 +36,7 @@ def test_bytes_survive_the_tokenizer(tiny_model: Path, document: str) -> None:
 def test_windows_are_the_documents_cut_in_pieces(tiny_model: Path, length: int, count: int) -> None:
     documents = [LONG[n:] for n in range(count)]
     windows = tokens.windows(text(*documents), tiny_model, length=length)
-    begin = tokens.prefix(tiny_model)
+    begin = tokens.prefix_ids(tiny_model)
     assert all(len(begin) < len(window) <= length and len(window) >= 16 for window in windows)
     assert all(window[: len(begin)] == begin for window in windows)
     expected = []
@@ -49,14 +49,14 @@ def test_windows_are_the_documents_cut_in_pieces(tiny_model: Path, length: int, 
 
 
 def test_the_prefix_is_the_beginning_of_sequence_token_where_the_model_wants_one(model: Path) -> None:
-    assert tokens.prefix(model) == [0]
+    assert tokens.prefix_ids(model) == [0]
     for config in ({}, {"add_bos_token": False, "bos_token": "<s>"}, {"add_bos_token": True, "bos_token": "<none>"}):
         (model / "tokenizer_config.json").write_text(json.dumps(config))
-        assert tokens.prefix(model) == []
+        assert tokens.prefix_ids(model) == []
     (model / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "bos_token": {"content": "</s>"}}))
-    assert tokens.prefix(model) == [1]
+    assert tokens.prefix_ids(model) == [1]
     (model / "tokenizer_config.json").unlink()
-    assert tokens.prefix(model) == []
+    assert tokens.prefix_ids(model) == []
 
 
 def test_no_more_windows_than_asked_for(tiny_model: Path) -> None:
@@ -75,4 +75,4 @@ def test_a_text_below_sixteen_tokens_is_refused(tiny_model: Path) -> None:
 def test_a_broken_tokenizer_is_an_input_error(model: Path, name: str, content: str | None) -> None:
     (model / name).unlink() if content is None else (model / name).write_text(content)
     with pytest.raises(InputError, match="tokenizer"):
-        tokens.prefix(model)
+        tokens.prefix_ids(model)

@@ -119,10 +119,10 @@ def test_people_get_a_table(store: StageCache, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["prune", "--to", "5"], "--to: '5' has no unit"),
-        (["prune", "--to=-5 GiB"], "--to: '-5 GiB' is below zero. Give 0 B or more"),
-        (["prune", "--to", "much"], "--to: 'much' is not a quantity"),
-        (["prune", "--to", "5 s"], "--to: '5 s' is a time"),
+        (["prune", "--to", "5"], "--to: the value must have a unit, got '5'"),
+        (["prune", "--to=-5 GiB"], "--to: the size must not be negative, got '-5 GiB'. Use 0 B or more"),
+        (["prune", "--to", "much"], "--to: the value must be a quantity, got 'much'"),
+        (["prune", "--to", "5 s"], "--to: the value must have a unit of size, got '5 s'"),
         (["--to", "5 GiB"], "--to: this is for prune. Give edgeopt cache prune"),
         (["show", "--all"], "--all: this is for prune. Give edgeopt cache prune"),
         (["--state", "elsewhere"], "elsewhere/cache: there is no cache. Run edgeopt run or sweep first"),

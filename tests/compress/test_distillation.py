@@ -167,7 +167,7 @@ class TestQuantizationAwareTraining:
         from edgeopt.compress.quantization.qat import parametrize
 
         network = modeling.load(rounded)
-        matrices = quantized_matrix.rounded(safetensors_io.read_folder(rounded.directory))
+        matrices = quantized_matrix.quantized_matrices(safetensors_io.read_folder(rounded.directory))
         name = "model.layers.0.mlp.down_proj"
         parametrization = parametrize(network, modeling.load(checkpoint), matrices, rounded.spec)[name]
         assert torch.equal(parametrization.to_matrix().codes, matrices[name].codes), (

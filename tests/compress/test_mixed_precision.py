@@ -84,7 +84,7 @@ def test_predicted_divergence_approximates_measured_divergence(unit, checkpoint)
     with torch.no_grad():
         before = [network(torch.tensor([w])).logits[0].log_softmax(-1) for w in windows]
     fisher = fisher_diagonals(network, windows, seed=0, progress=lambda _: None)
-    names = modeling.units(network)[unit]
+    names = modeling.unit_modules(network)[unit]
     window_inputs = []
     module = network.get_submodule(names[0])
     handle = module.register_forward_pre_hook(lambda _, args: window_inputs.append(args[0][0]))

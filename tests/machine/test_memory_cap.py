@@ -142,7 +142,7 @@ def test_unenforced_cap_is_stated_in_memory_methods(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cap", "message"), [("512", "has no unit"), ("-1 MiB", "below zero"), ("512 kB", "not even Python")]
+    ("cap", "message"), [("512", "must have a unit"), ("-1 MiB", "must not be negative"), ("512 kB", "at least 16 MiB")]
 )
 def test_invalid_cap_is_refused_with_location(cap, message):
     with pytest.raises(ConfigError, match=f"memory_cap: .*{message}"):

@@ -69,6 +69,8 @@ def test_invalid_arguments_are_rejected(client: Any, name: str, arguments: dict[
 
 
 def test_failed_start_reports_last_log_line(client: Any, tmp_path: Path) -> None:
-    with pytest.raises(MlflowException, match=r"the service ended during its start: edgeopt: .*no manifest is here"):
+    with pytest.raises(
+        MlflowException, match=r"the service ended during its start: edgeopt: .*the folder has no manifest"
+    ):
         client.create_deployment("toy", str(tmp_path))
     assert client.list_deployments() == []

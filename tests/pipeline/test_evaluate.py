@@ -61,7 +61,7 @@ class CopyStep:
         self.log.append("compress")
         if self.fails:
             raise StepError("this step always fails")
-        modeling.link(checkpoint, directory)
+        modeling.link_checkpoint(checkpoint, directory)
         cached = context.cache.get_or_create("analysis", "once", lambda d: (d / "value").write_text("42") and None)
         shutil.copytree(cached, directory / "artifacts")
         (directory / "name").write_text(self.name)
@@ -101,7 +101,7 @@ class CopyRuntime:
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         self.log.append(f"build {self.kind}{self.loss}")
-        modeling.link(checkpoint, directory)
+        modeling.link_checkpoint(checkpoint, directory)
 
     def lint(self, engine: Engine) -> list[str]:
         return ["slow"]

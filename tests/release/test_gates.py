@@ -248,4 +248,4 @@ def test_limit_gate_requires_unit_for_bytes() -> None:
     )
     verdict = gate.check(member(trial(figure(RSS, 500.0, unit="MiB"))))
     assert not verdict.passed
-    assert "has no unit" in verdict.evidence
+    assert "must have a unit" in verdict.evidence

@@ -52,10 +52,10 @@ retention: {versions: 0}
     for fault in (
         "rankings: unknown key",
         "model: 'a/b'",
-        "gates[0]: _target_ 'os.system' is outside edgeopt",
+        "gates[0]: `_target_` must name a class of edgeopt or of an installed plugin, got 'os.system'",
         "gates[1].metrics: no metric is named",
         "gates[2]: edgeopt.core.target.Target is no gate",
-        "gates[3]: no _target_",
+        "gates[3]: `_target_` must be the dotted name of a class",
         "aliases.champion[0].direction: 'up'",
         "aliases.champion[0].weight: 0",
         "aliases.champion[1]: give exactly metric, direction and weight",

@@ -111,7 +111,7 @@ def remade(folder: Path) -> None:
 
 
 DEFECTS = {
-    "a flipped byte": (flip, r"trial 0, engine: .*table\.npy: the file was changed"),
+    "a flipped byte": (flip, r"trial 0, engine: .*table\.npy: the file was modified"),
     "a missing file": (lambda f: (f / "engine" / "tokenizer.json").unlink(), r"'tokenizer\.json' is missing"),
     "another engine": (reseal, r"digest is .*, measured was"),
     "another manifest": (remade, "the manifest is not the one that was measured"),

@@ -131,7 +131,7 @@ def test_a_rollback_to_an_engine_that_was_damaged_is_refused(desk: Desk, spare: 
     promote(**desk.arguments(rows=[spare], study=desk.policy.model))
     promote(**desk.arguments())
     desk.damage(desk.versions()[0])
-    with pytest.raises(InputError, match="the file was changed"):
+    with pytest.raises(InputError, match="the file was modified"):
         rollback(at(desk, "@champion"), "it crashes", tracking_uri=desk.uri)
     assert aliases(desk) == {"champion": "4"}
     assert audit(desk.policy.model, tracking_uri=desk.uri).faults == ()
@@ -179,7 +179,7 @@ def test_verification_names_a_damaged_file_a_moved_alias_and_a_swapped_version(
     found = verify(at(desk, "@champion"), tracking_uri=desk.uri)
     assert [(c.gate, c.passed) for c in found.checks] == [("ledger", True), ("bytes", True), ("signature", True)]
     desk.damage(desk.versions()[0])
-    with pytest.raises(GateError, match=r"bytes: .*table\.npy: the file was changed"):
+    with pytest.raises(GateError, match=r"bytes: .*table\.npy: the file was modified"):
         verify(at(desk, "@champion"), tracking_uri=desk.uri).require()
     promote(**desk.arguments())
     desk.client.set_registered_model_alias(desk.policy.model, "champion", "2")

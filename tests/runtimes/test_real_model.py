@@ -26,7 +26,7 @@ def checkpoint(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Chec
 
 @pytest.fixture(scope="module")
 def stories(realdata: Path, checkpoint: Checkpoint) -> list[list[int]]:
-    tokenizer, prefix = tokens.load(checkpoint.directory), tokens.prefix(checkpoint.directory)
+    tokenizer, prefix = tokens.load(checkpoint.directory), tokens.prefix_ids(checkpoint.directory)
     with (realdata / "tinystories" / "evaluation.jsonl").open() as lines:
         texts = [json.loads(line)["text"] for line in islice(lines, STORIES)]
     return [(prefix + tokenizer.encode(text, add_special_tokens=False).ids)[:STORY_TOKENS] for text in texts]

@@ -101,7 +101,7 @@ def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) 
         (["store=postgresql://me:secret@db/studies"], "a password in a config would be logged"),
         (["store=mysql://db/studies"], "must be a SQLite or PostgreSQL URL, got mysql"),
         (["search.stagnation=0"], "`stagnation` must be at least 1, got 0"),
-        (["search.time=soon"], "'soon' is not a quantity"),
+        (["search.time=soon"], "must be a quantity, got 'soon'"),
         (["search.energy='0 J'"], "`energy` must be above 0"),
         (["search.sampler=guess"], "guess"),
     ],

@@ -20,7 +20,7 @@ def add_adapter(
     import torch
 
     directory.mkdir()
-    modeling.link(checkpoint, directory)
+    modeling.link_checkpoint(checkpoint, directory)
     network, rank = modeling.load(checkpoint), int(adapter[1:])
     draw = torch.Generator().manual_seed(rank)
     updates = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeopt.checkpoints.importing import CARRIED
+from edgeopt.checkpoints.importing import CARRIED_FILES
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.corpus import Text
@@ -57,6 +57,6 @@ def build_engine(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> E
 
 def predicted_figures(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
     """What arithmetic says of an engine that was built; empty where it says nothing."""
-    carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED)
+    carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED_FILES)
     found = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)
     return [figure for figure in found if figure.metric == metric]

@@ -95,7 +95,7 @@ def test_a_changed_file_is_refused_before_it_is_loaded(tmp_path: Path, name: str
 
 def test_a_changed_engine_is_not_saved(tmp_path: Path) -> None:
     expected_error(samples.engine(tmp_path / "engine").directory / "table.npy")
-    with pytest.raises(InputError, match="was changed"):
+    with pytest.raises(InputError, match="was modified"):
         flavor.save_model(tmp_path / "engine", tmp_path / "model")
 
 

@@ -127,7 +127,7 @@ class PruneGradually:
                 location="max_perplexity_ratio",
                 hint="Use a smaller round_ratio, more retrain.tokens or a higher limit",
             )
-        modeling.link(accepted, directory)
+        modeling.link_checkpoint(accepted, directory)
         (directory / "artifacts").mkdir()
         (directory / "artifacts" / "prune_gradually.json").write_text(json.dumps(report, indent=1) + "\n")
         return accepted.spec
@@ -154,7 +154,7 @@ class PruneGradually:
             context.calibration.digest,
             to_config(self.prune),
             pruned_spec.to_json(),
-            importing.identity(self.retrain),
+            importing.step_identity(self.retrain),
         ]
         return Checkpoint.read(context.cache.get_or_create("pruning_round", inputs, produce))
 

@@ -91,7 +91,7 @@ class Sparsify:
                 checkpoint, context.calibration, count=self.windows, length=self.window_tokens
             )
             forward = LayerwiseForward.start(network, windows)
-        modules, zeros = modeling.units(network), {}
+        modules, zeros = modeling.unit_modules(network), {}
         for index, layer in enumerate(modeling.layers(network)):
             context.progress(f"sparsifying layer {index + 1} of {len(spec.layers)}")
             for unit in UNITS:

@@ -59,7 +59,7 @@ class Awq:
         network, spec = modeling.load(checkpoint), checkpoint.spec
         scheme = QuantizationScheme(bits=self.bits, block_size=self.block_size, symmetric=self.symmetric)
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
-        forward, module_names = LayerwiseForward.start(network, windows), modeling.units(network)
+        forward, module_names = LayerwiseForward.start(network, windows), modeling.unit_modules(network)
         selected_powers = {}
         for index, layer in enumerate(modeling.layers(network)):
             context.progress(f"scaling layer {index + 1} of {len(spec.layers)}")

@@ -79,7 +79,7 @@ class Int8:
         spec, network = self.plan(checkpoint.spec), modeling.load(checkpoint)
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         forward = LayerwiseForward.start(network, windows) if self.ranges != "dynamic" else None
-        module_names = modeling.units(network)
+        module_names = modeling.unit_modules(network)
         quantized: dict[str, QuantizedMatrix] = {}
         input_parameters: dict[str, list[float]] = {}
         for index, layer in enumerate(modeling.layers(network)):

@@ -74,7 +74,7 @@ class KvCache:
         qmax = 2 ** (self.bits - 1)
         scales = [(limit / qmax).tolist() for limit in limits]
         scales_by_name = {"k_scales": scales[::2], "v_scales": scales[1::2]}
-        modeling.link(checkpoint, directory)
+        modeling.link_checkpoint(checkpoint, directory)
         (directory / modeling.KV_CACHE).write_text(json.dumps({"qmax": qmax, "scales": scales_by_name}) + "\n")
         return self.plan(checkpoint.spec)
 

@@ -37,7 +37,7 @@ def quantize_network(
     Returns:
         The quantized matrices by module name.
     """
-    module_names = modeling.units(network)
+    module_names = modeling.unit_modules(network)
     quantized: dict[str, QuantizedMatrix] = {}
 
     def apply(unit: str, method: Rounding, statistic: Tensor | None, mean: Tensor | None = None) -> None:

@@ -44,7 +44,7 @@ class LlamaQuantize:
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
         """Link the checkpoint's files and write the importance matrix if `importance` is set."""
         spec = self.plan(checkpoint.spec)
-        modeling.link(checkpoint, directory)
+        modeling.link_checkpoint(checkpoint, directory)
         if self.importance:
             windows = calibration_windows(
                 checkpoint, context.calibration, count=self.windows, length=self.window_tokens

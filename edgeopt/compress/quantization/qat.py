@@ -71,7 +71,7 @@ class Qat(DistillationTraining):
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
         loss = self.loss(context.original, windows, context)
         network = modeling.load(checkpoint)
-        quantized = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
+        quantized = quantized_matrix.quantized_matrices(safetensors_io.read_folder(checkpoint.directory))
         trained = parametrize(network, modeling.load(context.float_checkpoint), quantized, spec)
         network.to(training_device())
         inputs = [
@@ -110,7 +110,7 @@ def parametrize(
     """
     from torch.nn.utils.parametrize import register_parametrization
 
-    module_names = modeling.units(network)
+    module_names = modeling.unit_modules(network)
     parametrizations = {}
     for unit, scheme in spec.schemes.items():
         for name in module_names[unit] if unit not in (LM_HEAD, EMBEDDING) else ():

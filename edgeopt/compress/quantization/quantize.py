@@ -108,7 +108,7 @@ class Quantize:
         """Write the quantized checkpoint; without quantization link the files of the original one."""
         spec = self.plan(checkpoint.spec)
         if not spec.schemes:
-            modeling.link(checkpoint, directory)
+            modeling.link_checkpoint(checkpoint, directory)
             return spec
         network = modeling.load(checkpoint)
         windows = (

@@ -99,7 +99,7 @@ class _SensitivitySweep:
         fisher: Mapping[str, Tensor],
     ) -> None:
         self._network, self._choices, self._rounding, self._fisher = network, choices, rounding, fisher
-        self._module_names = modeling.units(network)
+        self._module_names = modeling.unit_modules(network)
 
     def unit(self, forward: LayerwiseForward, layer_index: int, unit: str) -> list[float]:
         """Return the predicted divergence of each scheme offered for a unit of the current layer."""

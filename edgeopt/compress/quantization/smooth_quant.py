@@ -66,7 +66,7 @@ class SmoothQuant:
 
         network, spec = modeling.load(checkpoint), checkpoint.spec
         windows = calibration_windows(checkpoint, context.calibration, count=self.windows, length=self.window_tokens)
-        forward, module_names = LayerwiseForward.start(network, windows), modeling.units(network)
+        forward, module_names = LayerwiseForward.start(network, windows), modeling.unit_modules(network)
         selected_alphas = {}
         for index, layer in enumerate(modeling.layers(network)):
             context.progress(f"smoothing layer {index + 1} of {len(spec.layers)}")

@@ -160,7 +160,7 @@ class Lora(DistillationTraining):
         if self.merge:
             modeling.save(peft_model.merge_and_unload().cpu(), directory, checkpoint, checkpoint.spec)
         else:
-            modeling.link(checkpoint, directory)
+            modeling.link_checkpoint(checkpoint, directory)
             adapters.write(extract_updates(peft_model.get_base_model().cpu()), directory, self.name)
         return self.plan(checkpoint.spec)
 
@@ -171,7 +171,7 @@ def target_modules(network: PreTrainedModel, targets: Sequence[str]) -> list[str
     Some model families stack several projections in one module; such a module is included as a whole.
     """
     selected = []
-    for unit, module_names in modeling.units(network).items():
+    for unit, module_names in modeling.unit_modules(network).items():
         projections = PROJECTIONS.get(unit.rpartition(".")[2], ())
         if len(module_names) == len(projections):
             selected += [

@@ -86,7 +86,7 @@ def _tokenize(request: _WindowRequest) -> tuple[list[list[int]], list[int]]:
     from edgeopt.checkpoints import tokenizer as tokens
 
     windows = tokens.windows(request.text, request.directory, length=request.length)
-    return windows, tokens.prefix(request.directory)
+    return windows, tokens.prefix_ids(request.directory)
 
 
 def _tokenizer_digest(directory: Path) -> str:

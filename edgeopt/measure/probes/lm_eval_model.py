@@ -25,7 +25,7 @@ class Scorer:
 
     def __init__(self, session: Session, directory: Path, context_length: int) -> None:
         self._session, self._context_length = session, context_length
-        self._tokenizer, self._prefix = tokenizer.load(directory), tokenizer.prefix(directory)
+        self._tokenizer, self._prefix = tokenizer.load(directory), tokenizer.prefix_ids(directory)
         self._cached: tuple[list[int], int, np.ndarray] | None = None
 
     def log_likelihood(self, context: str, continuation: str) -> tuple[float, bool]:

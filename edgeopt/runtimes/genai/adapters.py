@@ -67,7 +67,7 @@ def updates_by_node(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[st
     for name in checkpoint.spec.adapters:
         updates = adapters.read(checkpoint.directory, name)
         by_adapter[name] = {}
-        for unit, modules in modeling.units(network).items():
+        for unit, modules in modeling.unit_modules(network).items():
             parts = [(len(network.get_submodule(m).weight), updates.get(m)) for m in modules]
             start = 0
             for node, rows in node_rows(unit, sum(size for size, _ in parts)).items():

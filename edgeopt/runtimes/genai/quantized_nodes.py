@@ -195,8 +195,8 @@ def _matrices_by_node(
     network: Any, checkpoint: Checkpoint, *, fused: bool
 ) -> dict[str, tuple[QuantizedMatrix, QuantizationScheme]]:
     """Return matrix and scheme by the name of the builder's node, or by `embedding` for the embedding."""
-    spec, modules = checkpoint.spec, modeling.units(network)
-    quantized = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
+    spec, modules = checkpoint.spec, modeling.unit_modules(network)
+    quantized = quantized_matrix.quantized_matrices(safetensors_io.read_folder(checkpoint.directory))
     if spec.tied_embeddings and EMBEDDING in spec.schemes:
         quantized[modules[LM_HEAD][0]] = quantized[modules[EMBEDDING][0]]
     by_node: dict[str, tuple[QuantizedMatrix, QuantizationScheme]] = {}

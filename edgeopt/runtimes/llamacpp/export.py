@@ -69,7 +69,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
     for name in spec.adapters:
         (directory / adapters.FOLDER).mkdir(exist_ok=True)
         _write_adapter(adapters.read(checkpoint.directory, name), directory / adapter_path(name), names)
-    modeling.carry(checkpoint.directory, directory)
+    modeling.copy_carried_files(checkpoint.directory, directory)
     link_file(checkpoint.directory / "config.json", directory / "config.json")
 
 
@@ -146,8 +146,8 @@ def _write_tensors(writer: gguf.GGUFWriter, tensors: Mapping[str, Tensor]) -> No
 
 def _weight_tensors(network: PreTrainedModel, checkpoint: Checkpoint, names: _TensorNames) -> dict[str, Tensor]:
     """Return all weights by llama.cpp's names, in its row order. Tied embeddings are stored once."""
-    spec, units = checkpoint.spec, modeling.units(network)
-    quantized = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
+    spec, units = checkpoint.spec, modeling.unit_modules(network)
+    quantized = quantized_matrix.quantized_matrices(safetensors_io.read_folder(checkpoint.directory))
     schemes = {module: scheme for unit, scheme in spec.schemes.items() for module in units[unit]}
     tensors: dict[str, Tensor] = {}
     for key, tensor in network.state_dict().items():
@@ -170,7 +170,7 @@ def _importance(network: PreTrainedModel, checkpoint: Checkpoint, names: _Tensor
     path = checkpoint.directory / modeling.IMPORTANCE
     if not path.is_file():
         return {}
-    second_moments, modules = safetensors_io.read_arrays(path), modeling.units(network)
+    second_moments, modules = safetensors_io.read_arrays(path), modeling.unit_modules(network)
     if checkpoint.spec.tied_embeddings:
         modules[LM_HEAD] = modules[EMBEDDING]
     return {f"{names.name(module)}.weight": second_moments[unit] for unit in second_moments for module in modules[unit]}
@@ -202,7 +202,7 @@ def _interleaved_rows(network: PreTrainedModel, spec: ModelSpec) -> dict[str, np
 
     transformers rotates channel i with channel i + head_size / 2, llama.cpp rotates adjacent channels.
     """
-    units, row_orders = modeling.units(network), {}
+    units, row_orders = modeling.unit_modules(network), {}
     for index, layer in enumerate(spec.layers):
         query, key, _ = units[f"layers.{index}.qkv"]
         for module, heads in ((query, layer.heads), (key, layer.kv_heads)):

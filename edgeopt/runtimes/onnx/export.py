@@ -64,7 +64,7 @@ def export_checkpoint(checkpoint: Checkpoint, directory: Path, *, options: Expor
     progress(f"exporting {checkpoint.spec.architecture} to ONNX, opset {options.opset}")
     network = modeling.load(checkpoint)
     adapted_modules = _adapted_modules(checkpoint)
-    units = modeling.units(network) if checkpoint.spec.schemes or options.fp16_units else {}
+    units = modeling.unit_modules(network) if checkpoint.spec.schemes or options.fp16_units else {}
     quantized_units = {unit: units[unit] for unit in units if unit in checkpoint.spec.schemes}
     try:
         network.set_attn_implementation("eager" if _caps_attention_scores(network) else ATTENTION)
@@ -90,11 +90,11 @@ def export_checkpoint(checkpoint: Checkpoint, directory: Path, *, options: Expor
     opset_lowering.lower(model, options.opset)
     if checkpoint.spec.weight_dtype == "fp16" and not options.fp16_units:
         _store_in_fp16(model)
-    _add_input_defaults(model, [name for module in adapted_modules for name in adapters.names(module)])
+    _add_input_defaults(model, [name for module in adapted_modules for name in adapters.factor_names(module)])
     _remove_metadata(model)
     onnx_ir.save(model, directory / graph.GRAPH_FILE, external_data=graph.WEIGHTS_FILE)
-    modeling.carry(checkpoint.directory, directory)
-    for file in (Path("config.json"), *map(adapters.path_of, checkpoint.spec.adapters)):
+    modeling.copy_carried_files(checkpoint.directory, directory)
+    for file in (Path("config.json"), *map(adapters.adapter_path, checkpoint.spec.adapters)):
         link_file(checkpoint.directory / file, directory / file)
 
 
@@ -175,7 +175,7 @@ def _export_program(traced: _TracedDecoder, spec: ModelSpec, options: ExportOpti
         graph.cache_names(len(spec.layers), prefix, options.cache_type)
         for prefix in (graph.PAST_PREFIX, graph.PRESENT_PREFIX)
     )
-    factor_names = [name for module in traced.adapted_modules for name in adapters.names(module)]
+    factor_names = [name for module in traced.adapted_modules for name in adapters.factor_names(module)]
     program = torch.onnx.export(
         traced,
         (tokens, torch.tensor(PAST), torch.tensor(POSITION), rows, past, factors),

@@ -54,7 +54,7 @@ def import_graph(path: Path, source: Path, directory: Path) -> Engine:
         if not (directory / location).exists():
             link_file(file, directory / location)
     link_file(path, directory / graph.GRAPH_FILE)
-    modeling.carry(source, directory)
+    modeling.copy_carried_files(source, directory)
     link_file(source / "config.json", directory / "config.json")
     made_by = {"runtime": to_config(PortableOnnx()), "source": str(path)}
     return Engine.seal(directory, format=PortableOnnx.format, spec=spec, made_by=made_by)

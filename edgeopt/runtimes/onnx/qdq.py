@@ -62,7 +62,7 @@ class QdqNodes:
     ) -> None:
         self._graph, self._spec, self._weight_names = model.graph, checkpoint.spec, weight_names
         self._fp16_units, self._signed_inputs = fp16_units, signed_inputs
-        self._matrices = quantized_matrix.rounded(safetensors_io.read_folder(checkpoint.directory))
+        self._matrices = quantized_matrix.quantized_matrices(safetensors_io.read_folder(checkpoint.directory))
         self._input_ranges = modeling.input_ranges(checkpoint)
         self._quantized_inputs: dict[tuple[str, str], list[ir.Value]] = {}
 

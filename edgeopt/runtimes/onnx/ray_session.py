@@ -76,7 +76,7 @@ class RaySession(IncrementalSession):
 
     def _new_sequence(self, length: int, adapter: str | None) -> _Sequence:
         adapters.require(adapter, self._engine.spec)
-        factors = adapters.arrays(self._engine.directory, adapter) if adapter else {}
+        factors = adapters.read_arrays(self._engine.directory, adapter) if adapter else {}
         if not self._stages:
             self._start()
         capacity = CacheCapacity(length, self._chunk_tokens, self._runtime.kv_window)

@@ -84,4 +84,4 @@ class PortableSession(IncrementalSession):
     def _adapter_factors(self, adapter: str | None) -> Mapping[str, np.ndarray]:
         """Return the low-rank factors of an adapter by input name; empty for the base model."""
         adapters.require(adapter, self._spec)
-        return adapters.arrays(self._directory, adapter) if adapter else {}
+        return adapters.read_arrays(self._directory, adapter) if adapter else {}

@@ -94,7 +94,7 @@ def test_baseline_without_continuations_breaks_its_limit(tmp_path):
     limit = Limit.parse("quality/exact_match", "0.9 x baseline", Generation.METRICS)
     (verdict,) = judge(figures.values(), [limit], {})
     assert not verdict.satisfied
-    assert verdict.reason == "it was not measured"
+    assert verdict.reason == "not measured"
 
 
 def test_baseline_with_other_prompts_is_rejected(baseline, tmp_path):

@@ -25,7 +25,7 @@ from runtimes.llamacpp.gguf_engines import (
 def with_config(checkpoint: Checkpoint, folder: Path, **values: Any) -> Checkpoint:
     """Return a copy of the checkpoint with other values in its `config.json`."""
     folder.mkdir()
-    modeling.link(checkpoint, folder)
+    modeling.link_checkpoint(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps({**config, **values}))

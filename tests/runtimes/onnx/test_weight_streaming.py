@@ -194,7 +194,7 @@ def test_only_streamed_shards_are_released(tmp_path: Path, read_ahead: bool) -> 
     [
         ({"shards": 0}, "shards: `shards` must be between 1 and 99, got 0"),
         ({"shards": 100}, "shards: `shards` must be between 1 and 99, got 100"),
-        ({"resident": "512"}, "resident: .*has no unit"),
+        ({"resident": "512"}, "resident: .*must have a unit"),
         (
             {"resident": "1 GiB", "prepacked": False},
             "resident: .* requires several shards.*Use shards=8",
