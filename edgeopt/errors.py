@@ -8,7 +8,7 @@
     ├── MeasureError             1  a measurement could not be taken
     ├── StoreError               1  the cache or the study folder cannot be written
     ├── TrackingError            1  MLflow rejected a request
-    │   └── UnreachableError     1  MLflow does not respond
+    │   └── UnreachableError     1  MLflow does not answer
     ├── InfeasibleError          3  no result satisfies every limit
     └── GateError                4  a release gate rejected the candidate
         └── ApprovalPendingError 4  versions are registered and wait for approval

@@ -1,7 +1,7 @@
-"""Adapters that are not merged: low-rank updates of a checkpoint's matrices, in a file for each beside the weights.
+"""Read, write and apply adapters that are not merged into the weights, one safetensors file per adapter.
 
-Compression trains them, checkpoints carry them, and runtimes let each request choose one: all add up · down · x to
-what a matrix computes (LoRA, arXiv 2106.09685).
+Compression trains adapters, checkpoints store them, and runtimes let each request select one. An adapter adds
+up · down · x to the output of each of its matrices (LoRA, arXiv 2106.09685).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DOWN, _UP = "lora_A", "lora_B"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRankUpdate:
-    """An update of a matrix of shape (rows, columns).
+    """Low-rank update of a matrix of shape (rows, columns).
 
     Attributes:
         down: float32, shape (rank, columns).
-        up: float32, shape (rows, rank); the scale of the update is multiplied in.
+        up: float32, shape (rows, rank). The scale of the update is included.
     """
 
     down: Tensor
@@ -39,45 +39,45 @@ class LowRankUpdate:
 
     @property
     def weight(self) -> Tensor:
-        """float32, shape (rows, columns)."""
+        """Return the update as a dense matrix, float32, shape (rows, columns)."""
         return self.up @ self.down
 
 
 def write(updates: Mapping[str, LowRankUpdate], directory: Path, name: str) -> None:
-    """Keep the adapter `name`, its updates by the names of their modules, in a checkpoint's folder."""
+    """Write the adapter `name`, given as updates by module name, into a checkpoint folder."""
     (directory / FOLDER).mkdir(exist_ok=True)
-    downs = {names(module)[0]: update.down for module, update in updates.items()}
-    ups = {names(module)[1]: update.up for module, update in updates.items()}
-    safetensors_io.write(downs | ups, directory / path_of(name))
+    downs = {factor_names(module)[0]: update.down for module, update in updates.items()}
+    ups = {factor_names(module)[1]: update.up for module, update in updates.items()}
+    safetensors_io.write(downs | ups, directory / adapter_path(name))
 
 
 def read(directory: Path, name: str) -> dict[str, LowRankUpdate]:
-    """The updates of the adapter `name` by module. Raises InputError where its file is corrupt or missing."""
-    tensors = safetensors_io.read(directory / path_of(name))
+    """Read the updates of the adapter `name` by module name. Raises InputError if its file is missing or corrupt."""
+    tensors = safetensors_io.read(directory / adapter_path(name))
     modules = [key.removesuffix(f".{_DOWN}") for key in tensors if key.endswith(f".{_DOWN}")]
-    factors = {module: [tensors[factor] for factor in names(module)] for module in modules}
+    factors = {module: [tensors[factor] for factor in factor_names(module)] for module in modules}
     return {module: LowRankUpdate(down=down, up=up) for module, (down, up) in factors.items()}
 
 
-def arrays(directory: Path, name: str) -> dict[str, np.ndarray]:
-    """The factors of the adapter `name` as its file names them, without torch: see `names`."""
-    return safetensors_io.read_arrays(directory / path_of(name))
+def read_arrays(directory: Path, name: str) -> dict[str, np.ndarray]:
+    """Read the factors of the adapter `name` by factor name, without importing torch."""
+    return safetensors_io.read_arrays(directory / adapter_path(name))
 
 
-def path_of(name: str) -> Path:
-    """Where the adapter `name` lies in the folder of a checkpoint."""
+def adapter_path(name: str) -> Path:
+    """Return the path of the adapter `name`, relative to the checkpoint folder."""
     return Path(FOLDER) / f"{name}.safetensors"
 
 
-def names(module: str) -> tuple[str, str]:
-    """What a module's factors are called, (rank, columns) and (rows, rank)."""
+def factor_names(module: str) -> tuple[str, str]:
+    """Return the names of a module's factors: down of shape (rank, columns) and up of shape (rows, rank)."""
     return f"{module}.{_DOWN}", f"{module}.{_UP}"
 
 
 @contextmanager
 def attached(network: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Iterator[None]:
-    """While it is entered, the modules in `updates` compute with them; the weights stay as they are."""
-    handles = [network.get_submodule(name).register_forward_hook(_adding(u)) for name, u in updates.items()]
+    """Apply `updates` to the outputs of their modules inside the block. The weights are not modified."""
+    handles = [network.get_submodule(name).register_forward_hook(_make_hook(u)) for name, u in updates.items()]
     try:
         yield
     finally:
@@ -85,19 +85,21 @@ def attached(network: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Iterat
             handle.remove()
 
 
-def _adding(update: LowRankUpdate) -> Callable[..., Tensor]:
-    def add(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+def _make_hook(update: LowRankUpdate) -> Callable[..., Tensor]:
+    def add_update(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         return output + inputs[0] @ update.down.T @ update.up.T
 
-    return add
+    return add_update
 
 
 def require(adapter: str | None, spec: ModelSpec, location: str = "adapter") -> None:
-    """ConfigError where a request asks for an adapter that the engine does not have."""
+    """Raise ConfigError if the engine does not contain `adapter`. None, the base model, is always available."""
     if adapter is not None and adapter not in spec.adapters:
         known = ", ".join(spec.adapters)
         raise ConfigError(
-            f"this engine has no adapter {adapter!r}",
+            f"the adapter must be one of {known}; got {adapter!r}"
+            if known
+            else f"this engine was built without adapters, got {adapter!r}",
             location=location,
-            hint=f"Choose one of: {known}" if known else "Name none: it was built without adapters",
+            hint="" if known else "Omit the adapter",
         )

@@ -1,4 +1,4 @@
-"""A Hugging Face folder taken in as a checkpoint, after checks that run none of its code."""
+"""Import a Hugging Face folder as a checkpoint. All checks run without executing code from the folder."""
 
 from __future__ import annotations
 
@@ -15,116 +15,124 @@ from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import ModelSource
 from edgeopt.errors import InputError
 
-CARRIED = (*tokenizer.FILES, "generation_config.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+CARRIED_FILES = (*tokenizer.FILES, "generation_config.json")
+"""Files that checkpoints and engines copy unchanged from their model."""
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def fingerprint(folder: Path) -> list[list[object]]:
-    """Name, size and time of change of every file: equal as long as nobody wrote into the folder."""
+    """Return name, size and modification time of every file. It changes whenever a file is written."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
     return [[str(folder)], *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
 
 
-def identity(step: Any) -> list[object]:
-    """What determines a step's outcome beside its input: its description, and the models that it reads."""
-    return [to_config(step), [fingerprint(source.locate()) for source in sources(step)]]
+def step_identity(step: Any) -> list[object]:
+    """Return plain data that determines the effect of a step: its config and the models that it reads."""
+    return [to_config(step), [fingerprint(source.locate()) for source in model_sources(step)]]
 
 
-def sources(part: Any) -> list[ModelSource]:
-    """Models that a part or one inside it reads, such as a teacher."""
-    if isinstance(part, ModelSource):
-        return [part]
-    inner = [getattr(part, field.name) for field in fields(part)] if is_dataclass(part) else []
-    return [source for value in inner for source in sources(value)]
+def model_sources(config_object: Any) -> list[ModelSource]:
+    """Return all model sources inside a config object, such as a teacher."""
+    if isinstance(config_object, ModelSource):
+        return [config_object]
+    if not is_dataclass(config_object):
+        return []
+    return [source for field in fields(config_object) for source in model_sources(getattr(config_object, field.name))]
 
 
 def import_checkpoint(folder: Path, directory: Path) -> Checkpoint:
-    """Link the checked files of a Hugging Face folder, or of a checkpoint, into `directory` and seal it.
+    """Link the files of a Hugging Face folder, or of a checkpoint, into `directory` and seal it as a checkpoint.
 
-    Raises InputError for a pickle checkpoint, a missing tokenizer, an unknown architecture, for corrupt or
-    truncated safetensors and for a checkpoint that was changed; nothing is loaded that could run code.
+    Raises:
+        InputError: the weights are pickled, missing, corrupt or truncated, the tokenizer is missing, the architecture
+            is not supported, or a file of a checkpoint was modified.
     """
     if (folder / MANIFEST).is_file():
-        made = _checkpoint(folder)
-        made.verify()
-        for record in made.files:
+        source = _read_checkpoint(folder)
+        source.verify()
+        for record in source.files:
             (directory / record.path).parent.mkdir(parents=True, exist_ok=True)
             (directory / record.path).symlink_to((folder / record.path).resolve())
-        return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=made.spec, made_by=made.made_by)
+        return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=source.spec, made_by=source.made_by)
     spec = spec_of(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        pickled = [p.name for pattern in PICKLES for p in folder.glob(pattern)]
-        if pickled:
+        pickles = [p.name for pattern in PICKLE_PATTERNS for p in folder.glob(pattern)]
+        if pickles:
             raise InputError(
-                f"{pickled[0]} is a pickle, which can run code when it is read",
+                f"the weights must be safetensors, got the pickle {pickles[0]}, which can run code when it is loaded",
                 location=str(folder),
-                hint="Save the model with safe_serialization=True and give the safetensors",
+                hint="Save the model with safe_serialization=True",
             )
-        raise InputError("there are no *.safetensors", location=str(folder), hint="Copy the weights beside config.json")
+        raise InputError(
+            "the folder has no *.safetensors", location=str(folder), hint="Copy the weights next to config.json"
+        )
     for path in weights:
         check_safetensors(path)
     tokenizer.load(folder)
-    files = [folder / "config.json", *weights, *(folder / n for n in CARRIED_FILES)]
-    for path in files:
+    for path in [folder / "config.json", *weights, *(folder / name for name in CARRIED_FILES)]:
         if path.is_file():
             (directory / path.name).symlink_to(path.resolve())
     return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={"source": str(folder)})
 
 
-def _checkpoint(folder: Path) -> Checkpoint:
-    found = Checkpoint.read(folder)
-    if found.format != Checkpoint.FORMAT:
+def _read_checkpoint(folder: Path) -> Checkpoint:
+    checkpoint = Checkpoint.read(folder)
+    if checkpoint.format != Checkpoint.FORMAT:
         raise InputError(
-            f"this is a {found.format} engine",
+            f"the folder must contain a model, got an engine of format {checkpoint.format}",
             location=str(folder),
-            hint="Give a model in Hugging Face layout, or a checkpoint that edgeopt made",
+            hint="Use a model in Hugging Face layout, or a checkpoint that edgeopt wrote",
         )
-    return found
+    return checkpoint
 
 
 def spec_of(folder: Path) -> ModelSpec:
-    """The spec in a checkpoint's manifest, or in a folder's `config.json`.
+    """Return the spec from a checkpoint's manifest, or from the `config.json` of a Hugging Face folder.
 
-    Raises InputError where there is neither or it is not understood.
+    Raises:
+        InputError: both files are missing, or the file is invalid.
     """
     if (folder / MANIFEST).is_file():
-        return _checkpoint(folder).spec
+        return _read_checkpoint(folder).spec
     config = folder / "config.json"
     if not config.is_file():
-        raise InputError("there is no config.json", location=str(folder), hint="Give a folder in Hugging Face layout")
+        raise InputError(
+            "the folder has no config.json", location=str(folder), hint="Use a model in Hugging Face layout"
+        )
     try:
         return ModelSpec.from_hf_config(json.loads(config.read_text()), str(config))
     except ValueError as error:
-        raise InputError(f"it is no JSON ({error})", location=str(config), hint="Copy the file again") from error
+        raise InputError(f"the file is not valid JSON ({error})", location=str(config), hint="Copy it again") from error
 
 
 def carried_bytes(folder: Path) -> int:
-    """Bytes of a model's files beside its weights that an engine takes over, such as the tokenizer."""
+    """Return the size of the files that an engine copies unchanged from its model, such as the tokenizer."""
     return sum((folder / name).stat().st_size for name in CARRIED_FILES if (folder / name).is_file())
 
 
 def check_safetensors(path: Path) -> None:
-    """InputError where the header is broken or the file does not hold the bytes that it promises.
+    """Raise InputError if the header is invalid or the file size differs from the size in the header.
 
     Format: https://github.com/huggingface/safetensors#format
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if 8 + length > size:
-            raise _corrupt(path, "the header is cut off")
+        prefix = file.read(8)
+        header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + header_size > size:
+            raise _corrupt(path, "the header is truncated")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(header_size))
             ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise _corrupt(path, "the header is no safetensors header") from error
-    if 8 + length + max(ends, default=0) != size:
-        raise _corrupt(path, f"{size} bytes are here, {8 + length + max(ends, default=0)} are promised")
+            raise _corrupt(path, "the header is not a safetensors header") from error
+    expected_size = 8 + header_size + max(ends, default=0)
+    if expected_size != size:
+        raise _corrupt(path, f"the size must be {expected_size} bytes according to the header, got {size}")
 
 
-def _corrupt(path: Path, how: str) -> InputError:
+def _corrupt(path: Path, reason: str) -> InputError:
     return InputError(
-        f"the weights are corrupt or truncated: {how}", location=str(path), hint="Download or copy the file again"
+        f"the weights are corrupt or truncated: {reason}", location=str(path), hint="Download or copy the file again"
     )

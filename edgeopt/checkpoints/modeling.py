@@ -1,8 +1,7 @@
-"""A checkpoint as a torch network and back, for every decoder family of transformers.
+"""Load a checkpoint as a PyTorch network and save a network as a checkpoint, for all decoder families of transformers.
 
-Compression and runtimes share this file because layers of one checkpoint may differ in width: the
-library's own loader cannot express that, so a network is built from `config.json`, its matrices are
-cut to the sizes in the manifest's spec, and only then the weights are read.
+The layers of a checkpoint may differ in width, which the loader of transformers does not support. So `load` builds
+the network from `config.json`, cuts its matrices to the sizes in the manifest's spec and then reads the weights.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INPUT_RANGES = "input_ranges.json"
-"""Scale and zero-point of each unit's input in unsigned 8 bits, by the unit's name."""
+"""File with the scale and zero-point of each unit's input, for unsigned 8 bits, by unit name."""
 IMPORTANCE = Path("importance") / "matrix.safetensors"
-"""Mean x² of each unit's input channels, float32 (columns,), by the unit's name."""
+"""File with the mean x² of each unit's input channels, float32 (columns,), by unit name."""
 KV_CACHE = "kv_cache.json"
-"""Scales of keys and values, `{"qmax", "scales": {"k_scales", "v_scales"}}`, one row a layer."""
+"""File with the scales of keys and values: `{"qmax", "scales": {"k_scales", "v_scales"}}`, one row per layer."""
 PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
-"""Lists in `config.json` with one entry a layer."""
-SEPARATE: Mapping[str, tuple[str, ...]] = {
+"""Keys of `config.json` whose value is a list with one entry per layer."""
+SEPARATE_MODULES: Mapping[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-"""Modules of each unit in a decoder layer."""
-FUSED = {**SEPARATE, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
-"""The same in families that stack them in one matrix (Phi-3)."""
+"""Modules of each unit in a decoder layer, in families with separate projections."""
+FUSED_MODULES = {**SEPARATE_MODULES, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
+"""Modules of each unit in families with fused projections (Phi-3)."""
 
 
-def initialize(spec: ModelSpec, directory: Path) -> None:
-    """Write a Llama of random weights, whose layers are all as the first of `spec`, in Hugging Face layout."""
+def write_random_llama(spec: ModelSpec, directory: Path) -> None:
+    """Write a Llama with random weights in Hugging Face layout. Every layer has the sizes of the first in `spec`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -71,9 +70,10 @@ def initialize(spec: ModelSpec, directory: Path) -> None:
 
 
 def load(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The network in evaluation mode, float32, with per-layer sizes as the spec says.
+    """Return the network in evaluation mode, float32, with the layer sizes of the spec. Adapters are not applied.
 
-    Raises InputError where weights are missing, of other shapes, or not safetensors.
+    Raises:
+        InputError: a weight is missing or has another shape, or a file is not valid safetensors.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -83,25 +83,27 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
     with no_init_weights():
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    built = ModelSpec.from_hf_config(config.to_dict()).layers
-    if spec.layers != built:
-        for layer, sizes, present in zip(layers(network), spec.layers, built, strict=True):
-            if sizes != present:
+    default_sizes = ModelSpec.from_hf_config(config.to_dict()).layers
+    if spec.layers != default_sizes:
+        for layer, sizes, default in zip(layers(network), spec.layers, default_sizes, strict=True):
+            if sizes != default:
                 _resize(layer, sizes, spec.head_size)
     state = quantized_matrix.dequantize(safetensors_io.read_folder(checkpoint.directory))
-    _make_biases(network, state)
-    own = network.state_dict()
-    if state.keys() - own.keys():
-        state = _in_present_names(network, state, own)
+    _add_biases(network, state)
+    expected = network.state_dict()
+    if state.keys() - expected.keys():
+        state = _rename_legacy_weights(network, state, expected)
     if spec.tied_embeddings:
         _share_tied(network, state)
-    wrong = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
-    missing = sorted(own.keys() - state.keys())
-    if wrong or missing:
+    wrong_shape = [n for n, t in state.items() if n in expected and expected[n].shape != t.shape]
+    missing = sorted(expected.keys() - state.keys())
+    if wrong_shape or missing:
+        name = (wrong_shape or missing)[0]
+        problem = f"must have the shape {tuple(expected[name].shape)} of config.json" if wrong_shape else "is missing"
         raise InputError(
-            f"weight {(wrong or missing)[0]!r} {'has another shape than config.json says' if wrong else 'is missing'}",
+            f"the weight {name!r} {problem}",
             location=str(checkpoint.directory),
-            hint="Give the weights that belong to this config.json",
+            hint="Use the weights that belong to this config.json",
         )
     network.load_state_dict(state, strict=False)
     network.tie_weights()
@@ -113,22 +115,25 @@ def save(
     directory: Path,
     source: Checkpoint,
     spec: ModelSpec,
-    rounded: Mapping[str, QuantizedMatrix] | None = None,
+    quantized: Mapping[str, QuantizedMatrix] | None = None,
 ) -> None:
-    """Write weights (float32, or on a grid for the modules in `rounded`), `config.json` and the source's tokenizer."""
+    """Write the weights of `network`, a `config.json` for `spec` and the tokenizer of `source` into `directory`.
+
+    Weights are float32, except for the modules in `quantized`.
+    """
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-    for name, matrix in (rounded or {}).items():
+    for name, matrix in (quantized or {}).items():
         del weights[f"{name}.weight"]
         weights |= matrix.tensors(name)
     if spec.tied_embeddings:
         weights.pop("lm_head.weight", None)
     safetensors_io.write(weights, directory / WEIGHTS)
     write_config(network.config.to_dict(), spec, directory)
-    carry(source.directory, directory)
+    copy_carried_files(source.directory, directory)
 
 
 def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) -> None:
-    """`config.json` that agrees with `spec` as far as it can; where layers differ, the spec alone is right."""
+    """Write a `config.json` for `spec`. If layers differ in size, it holds the largest MLP size."""
     first = spec.layers[0]
     text: dict[str, Any] = {
         "num_hidden_layers": len(spec.layers),
@@ -137,29 +142,29 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
         "head_dim": spec.head_size,
         "tie_word_embeddings": spec.tied_embeddings,
     }
-    if spec.hidden_size % first.heads == 0:  # other numbers of heads do not pass transformers' validation
+    if spec.hidden_size % first.heads == 0:  # transformers rejects other head counts
         text |= {"num_attention_heads": first.heads, "num_key_value_heads": first.kv_heads}
     text |= {key: config[key][: len(spec.layers)] for key in PER_LAYER if config.get(key)}
     document = {**config, **text, "dtype": "float32", "architectures": [spec.architecture]}
-    document.pop("_name_or_path", None)  # where the weights lay: a copy elsewhere gives the same bytes
+    document.pop("_name_or_path", None)  # a local path, which would change the digest
     (directory / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def input_ranges(checkpoint: Checkpoint) -> dict[str, tuple[float, int]]:
-    """What INPUT_RANGES says, nothing where inputs have no ranges from calibration text."""
+    """Return (scale, zero-point) by unit name, or an empty mapping if the checkpoint has no calibrated input ranges."""
     path = checkpoint.directory / INPUT_RANGES
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def carry(source: Path, directory: Path) -> None:
-    """Copy the tokenizer and generation settings from one checkpoint folder to another."""
+def copy_carried_files(source: Path, directory: Path) -> None:
+    """Copy the tokenizer and the generation settings from one model folder to another."""
     for name in CARRIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 
 
-def link(source: Checkpoint, directory: Path) -> None:
-    """The checkpoint's files in another folder, as hard links where the file system allows."""
+def link_checkpoint(source: Checkpoint, directory: Path) -> None:
+    """Link the files of a checkpoint into another folder, without its artifacts. See `link_file`."""
     for record in source.files:
         if record.path.startswith("artifacts/"):
             continue
@@ -167,31 +172,31 @@ def link(source: Checkpoint, directory: Path) -> None:
 
 
 def layers(network: PreTrainedModel) -> Any:
-    """The decoder layers in order, an nn.ModuleList; families name what is inside alike, but share no type."""
+    """Return the decoder layers, an nn.ModuleList. Families use the same attribute names but share no base class."""
     return network.get_decoder().layers
 
 
 def norms(network: PreTrainedModel) -> list[Any]:
-    """The norms over hidden channels, in the layers and after them; those inside attention are over heads."""
+    """Return the norms over hidden channels, in the layers and after them. Norms over heads are excluded."""
     inside = [child for layer in layers(network) for child in layer.children()]
     return [module for module in (*inside, network.get_decoder().norm) if hasattr(module, "weight")]
 
 
-def units(network: PreTrainedModel) -> dict[str, list[str]]:
-    """Names of the modules of each unit of a spec, in the order of their rows."""
+def unit_modules(network: PreTrainedModel) -> dict[str, list[str]]:
+    """Return the module names of each unit, in the order of their rows in the stacked matrix."""
     names = {id(module): name for name, module in network.named_modules()}
-    found: dict[str, list[str]] = {}
-    for number, layer in enumerate(layers(network)):
-        modules = FUSED if hasattr(layer.self_attn, "qkv_proj") else SEPARATE
+    by_unit: dict[str, list[str]] = {}
+    for index, layer in enumerate(layers(network)):
+        modules = FUSED_MODULES if hasattr(layer.self_attn, "qkv_proj") else SEPARATE_MODULES
         for unit in UNITS:
-            found[f"layers.{number}.{unit}"] = [f"{names[id(layer)]}.{module}" for module in modules[unit]]
-    found[LM_HEAD] = [names[id(network.get_output_embeddings())]]
-    found[EMBEDDING] = [names[id(network.get_input_embeddings())]]
-    return found
+            by_unit[f"layers.{index}.{unit}"] = [f"{names[id(layer)]}.{module}" for module in modules[unit]]
+    by_unit[LM_HEAD] = [names[id(network.get_output_embeddings())]]
+    by_unit[EMBEDDING] = [names[id(network.get_input_embeddings())]]
+    return by_unit
 
 
 def untie(network: PreTrainedModel) -> None:
-    """Give lm_head a table of its own, equal to the embedding."""
+    """Give lm_head its own copy of the embedding table."""
     from torch import nn
 
     network.config.tie_word_embeddings = False
@@ -201,7 +206,7 @@ def untie(network: PreTrainedModel) -> None:
 
 
 def keep_rows(linear: nn.Linear, index: Tensor) -> None:
-    """Keep the output channels in `index` (int64, shape (kept,)), in that order."""
+    """Keep the output channels in `index` (int64, shape (channels,)), in this order."""
     from torch import nn
 
     linear.weight = nn.Parameter(linear.weight[index].clone(), requires_grad=False)
@@ -211,7 +216,7 @@ def keep_rows(linear: nn.Linear, index: Tensor) -> None:
 
 
 def keep_columns(linear: nn.Linear, index: Tensor) -> None:
-    """Keep the input channels in `index` (int64, shape (kept,)), in that order."""
+    """Keep the input channels in `index` (int64, shape (channels,)), in this order."""
     from torch import nn
 
     linear.weight = nn.Parameter(linear.weight[:, index].clone(), requires_grad=False)
@@ -219,16 +224,20 @@ def keep_columns(linear: nn.Linear, index: Tensor) -> None:
 
 
 def keep_channels(mlp: Any, index: Tensor) -> None:
-    """Keep the MLP channels in `index` in all three matrices of a gated MLP."""
+    """Keep the MLP channels in `index` (int64, shape (channels,)) in all three matrices of a gated MLP."""
     keep_rows(mlp.gate_proj, index)
     keep_rows(mlp.up_proj, index)
     keep_columns(mlp.down_proj, index)
 
 
 def keep_heads(attention: Any, query: Tensor, key_value: Tensor, *, groups: int) -> None:
-    """Keep rows `query` of the query and `key_value` of the key and value projections.
+    """Keep the rows `query` of the query projection and `key_value` of the key and value projections.
 
-    `groups` is how many query heads share one key-value head afterwards.
+    Args:
+        attention: attention module of a layer.
+        query: row indices, int64.
+        key_value: row indices, int64.
+        groups: number of query heads per key-value head after the cut.
     """
     keep_rows(attention.q_proj, query)
     keep_rows(attention.k_proj, key_value)
@@ -237,30 +246,30 @@ def keep_heads(attention: Any, query: Tensor, key_value: Tensor, *, groups: int)
     attention.num_key_value_groups = groups
 
 
-def keep_layers(network: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Keep the decoder layers with these numbers, in this order."""
+def keep_layers(network: PreTrainedModel, indices: Sequence[int]) -> None:
+    """Keep the decoder layers with these indices, in this order."""
     from torch import nn
 
-    network.get_decoder().layers = nn.ModuleList([layers(network)[n] for n in kept])
-    network.config.num_hidden_layers = len(kept)
+    network.get_decoder().layers = nn.ModuleList([layers(network)[n] for n in indices])
+    network.config.num_hidden_layers = len(indices)
     for key in PER_LAYER:
         if entries := getattr(network.config, key, None):
-            setattr(network.config, key, [entries[n] for n in kept])
+            setattr(network.config, key, [entries[n] for n in indices])
 
 
 def require_separate_projections(network: PreTrainedModel, step: str) -> None:
-    """StepError for families that fuse gate with up or the three attention projections (Phi-3)."""
+    """Raise StepError for families that fuse gate and up, or query, key and value (Phi-3)."""
     layer = layers(network)[0]
     if not (hasattr(layer.mlp, "gate_proj") and hasattr(layer.self_attn, "q_proj")):
         raise StepError(
-            f"{type(network).__name__} fuses its projections, which {step} cannot cut",
+            f"{step} needs separate projections, got {type(network).__name__} with fused projections",
             hint="Use quantize or lora for this family",
         )
 
 
 def spec_of(network: PreTrainedModel, base: ModelSpec) -> ModelSpec:
-    """The spec of a network whose layers were cut or dropped, other fields as in `base`."""
-    found = tuple(
+    """Return the spec of a network whose layers were cut or removed. Other fields are those of `base`."""
+    sizes = tuple(
         LayerSpec(
             intermediate_size=layer.mlp.down_proj.in_features,
             heads=layer.self_attn.q_proj.out_features // base.head_size,
@@ -268,11 +277,11 @@ def spec_of(network: PreTrainedModel, base: ModelSpec) -> ModelSpec:
         )
         for layer in layers(network)
     )
-    return base.with_layers(found)
+    return base.with_layers(sizes)
 
 
 def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:
-    """Cut a layer's matrices to `sizes`; which channels remain does not matter before weights are read."""
+    """Cut the matrices of a layer to `sizes`. It keeps the first channels, because the weights are read later."""
     import torch
 
     channels = torch.arange(sizes.intermediate_size)
@@ -281,8 +290,8 @@ def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:
     keep_heads(layer.self_attn, query, key_value, groups=sizes.heads // sizes.kv_heads)
 
 
-def _make_biases(network: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Give linear modules the biases that the weights have beyond those of the family."""
+def _add_biases(network: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Add the biases that the weights contain in addition to those of the family."""
     from torch import nn
 
     for name, module in network.named_modules():
@@ -291,23 +300,23 @@ def _make_biases(network: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             module.bias = nn.Parameter(bias)
 
 
-def _in_present_names(
-    network: PreTrainedModel, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+def _rename_legacy_weights(
+    network: PreTrainedModel, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Weights that a family once called otherwise under the names of now, of which transformers keeps a list."""
+    """Return the weights with legacy names replaced by the current names, from the list that transformers maintains."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    renamings = [known for known in get_model_conversion_mapping(network) if isinstance(known, WeightRenaming)]
-    found = dict(state)
-    for name in state.keys() - own.keys():
-        renamed = (known.rename_source_key(name)[0] for known in renamings)
-        found[next((other for other in renamed if other in own), name)] = found.pop(name)
-    return found
+    renamings = [rule for rule in get_model_conversion_mapping(network) if isinstance(rule, WeightRenaming)]
+    renamed = dict(state)
+    for name in state.keys() - expected.keys():
+        candidates = (rule.rename_source_key(name)[0] for rule in renamings)
+        renamed[next((candidate for candidate in candidates if candidate in expected), name)] = renamed.pop(name)
+    return renamed
 
 
 def _share_tied(network: PreTrainedModel, state: dict[str, Tensor]) -> None:
-    """Some tied checkpoints store the shared table under one of its two names only."""
+    """Add the missing name of a tied table. Some checkpoints store it under one of its two names only."""
     names = {id(module): name for name, module in network.named_modules()}
     tables = network.get_input_embeddings(), network.get_output_embeddings()
     first, second = (f"{names[id(table)]}.weight" for table in tables)

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors alone, which hold nothing that runs."""
+"""Read and write tensors as safetensors, a format that cannot contain code."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ T = TypeVar("T")
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Tensors as one file."""
+    """Write tensors into one file."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file. Raises InputError where it is corrupt or truncated."""
+    """Read the tensors of one file. Raises InputError if it is missing, corrupt or truncated."""
     from safetensors.torch import load_file
 
     return _read(load_file, path)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The same as arrays, where torch is not to be imported."""
+    """Read the tensors of one file as NumPy arrays, without importing torch. Raises the errors of `read`."""
     from safetensors.numpy import load_file
 
     return _read(load_file, path)
 
 
 def read_folder(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's files. Raises InputError where one is corrupt or truncated."""
+    """Read the tensors of all files in a folder. Raises InputError if a file is corrupt or truncated."""
     state: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         state |= read(path)

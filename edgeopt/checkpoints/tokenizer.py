@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the tokenizer that travels with every checkpoint and engine."""
+"""Load the tokenizer of a checkpoint or an engine, and split texts into windows of token ids."""
 
 from __future__ import annotations
 
@@ -15,76 +15,94 @@ if TYPE_CHECKING:
     from edgeopt.core.corpus import Text
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja")
+MIN_WINDOW = 16
+"""Minimum token ids of a window."""
 
 
 def load(directory: Path) -> Tokenizer:
-    """The fast tokenizer in `directory`. Raises InputError where it is absent or broken."""
+    """Load the fast tokenizer in `directory`. Raises InputError if it is missing or invalid."""
     from tokenizers import Tokenizer
 
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise InputError(
-            "the model has no tokenizer.json",
+            "the folder has no tokenizer.json",
             location=str(directory),
-            hint="Put the model's tokenizer.json beside its weights",
+            hint="Copy the model's tokenizer.json next to its weights",
         )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise InputError(f"the tokenizer cannot be read ({error})", location=str(path)) from error
+        raise InputError(
+            f"the tokenizer cannot be read ({error})", location=str(path), hint="Copy the file again"
+        ) from error
 
 
-def prefix(directory: Path) -> list[int]:
-    """The ids that the model expects before a text: its beginning-of-sequence token, or none."""
+def prefix_ids(directory: Path) -> list[int]:
+    """Return the token ids that the model expects before a text: the beginning-of-sequence token, or none.
+
+    Raises InputError if the tokenizer is missing or invalid.
+    """
     tokenizer = load(directory)
-    added = tokenizer.encode("").ids
+    added_by_tokenizer = tokenizer.encode("").ids
     path = directory / "tokenizer_config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise InputError(f"it is no JSON ({error})", location=str(path), hint="Copy the file again") from error
-    if added or not config.get("add_bos_token"):
-        return list(added)
-    begin = config.get("bos_token")
-    name = begin.get("content") if isinstance(begin, dict) else begin
-    number = tokenizer.token_to_id(name) if name else None
-    return [] if number is None else [number]
+        raise InputError(f"the file is not valid JSON ({error})", location=str(path), hint="Copy it again") from error
+    if added_by_tokenizer or not config.get("add_bos_token"):
+        return list(added_by_tokenizer)
+    bos_token = config.get("bos_token")
+    content = bos_token.get("content") if isinstance(bos_token, dict) else bos_token
+    token_id = tokenizer.token_to_id(content) if content else None
+    return [] if token_id is None else [token_id]
 
 
 def eos_token_ids(directory: Path) -> frozenset[int]:
-    """End-of-sequence ids from `generation_config.json` or, without it, `config.json`."""
+    """Return the end-of-sequence ids from `generation_config.json`, or else from `config.json`."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         if path.is_file():
-            ends = json.loads(path.read_text()).get("eos_token_id")
-            if ends is not None:
-                return frozenset(ends if isinstance(ends, list) else [ends])
+            ids = json.loads(path.read_text()).get("eos_token_id")
+            if ids is not None:
+                return frozenset(ids if isinstance(ids, list) else [ids])
     return frozenset()
 
 
 def windows(text: Text, directory: Path, *, length: int, limit: int | None = None) -> list[list[int]]:
-    """`text` as windows of at most `length` ids, each beginning with the model's prefix.
+    """Split `text` into windows of at most `length` token ids, each starting with the model's prefix.
 
-    A document longer than a window goes on in the next one; pieces below 16 ids are left out.
-    Raises InputError where not one window of 16 ids comes out.
+    A longer document continues in the next window. Windows below 16 ids are dropped.
+
+    Args:
+        text: documents to tokenize.
+        directory: folder of the tokenizer.
+        length: maximum token ids of a window, including the prefix.
+        limit: maximum number of windows; None for all.
+
+    Raises:
+        InputError: no document has 16 token ids.
     """
-    return list(_pieces(text.documents, directory, length, limit)) or _refuse(text)
+    found = list(_windows(text.documents, directory, length, limit))
+    if not found:
+        raise InputError(
+            f"the text must have at least {MIN_WINDOW} tokens in one document",
+            location=text.name,
+            hint="Use a longer text",
+        )
+    return found
 
 
-def _pieces(documents: Iterable[str], directory: Path, length: int, limit: int | None) -> Iterable[list[int]]:
-    tokenizer, begin = load(directory), prefix(directory)
-    step, count = length - len(begin), 0
+def _windows(documents: Iterable[str], directory: Path, length: int, limit: int | None) -> Iterable[list[int]]:
+    tokenizer, prefix = load(directory), prefix_ids(directory)
+    stride, count = length - len(prefix), 0
     for document in documents:
         ids = tokenizer.encode(document, add_special_tokens=False).ids
-        for start in range(0, len(ids), step):
-            piece = begin + ids[start : start + step]
-            if len(piece) < 16:
+        for start in range(0, len(ids), stride):
+            window = prefix + ids[start : start + stride]
+            if len(window) < MIN_WINDOW:
                 continue
             if limit is not None and count >= limit:
                 return
             count += 1
-            yield piece
-
-
-def _refuse(text: Text) -> list[list[int]]:
-    raise InputError("the text is shorter than 16 tokens", location=text.name, hint="Give a longer text")
+            yield window

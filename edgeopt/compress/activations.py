@@ -44,7 +44,9 @@ def input_sum_of_squares(
 
 def unit_second_moments(network: PreTrainedModel, windows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Return E[x²] per input channel of every unit except the embedding, float64, shape (columns,)."""
-    modules = {unit: network.get_submodule(names[0]) for unit, names in unit_modules(network).items() if unit != EMBEDDING}
+    modules = {
+        unit: network.get_submodule(names[0]) for unit, names in unit_modules(network).items() if unit != EMBEDDING
+    }
     tokens = sum(map(len, windows))
     return {unit: total / tokens for unit, total in _sums_of_squares(network, windows, modules).items()}
 

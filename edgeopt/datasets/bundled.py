@@ -1,4 +1,4 @@
-"""The text that comes with the reference model, held out from its training."""
+"""Load the bundled texts, which the reference model was not trained on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from edgeopt.datasets.file import read_documents
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundledText:
-    """Python sources and documentation of one split."""
+    """Python sources and documentation of one `split`."""
 
     split: Literal["calibration", "validation"]
 
     def load(self) -> Text:
+        """Return all documents of the split."""
         path = Path(str(files("edgeopt") / "reference" / f"{self.split}.jsonl"))
         return Text(name=f"bundled {self.split}", documents=tuple(read_documents(path)))

@@ -1,4 +1,4 @@
-"""A local text file: `.txt` is one document, `.jsonl` holds one {"text": …} a line."""
+"""Load a local text file: `.txt` with one document, or `.jsonl` with one {"text": …} object per line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeopt.errors import ConfigError, InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFile:
-    """The documents of `path`, at most the first `documents` of them (0 takes all)."""
+    """First `documents` documents of the file `path`, 0 for all."""
 
     path: str
     documents: int = 0
@@ -20,28 +20,33 @@ class TextFile:
     def __post_init__(self) -> None:
         if self.documents < 0:
             raise ConfigError(
-                f"{self.documents} documents cannot be taken", location="documents", hint="Give 0 or more"
+                f"`documents` must not be negative, got {self.documents}",
+                location="documents",
+                hint="Use 0 for all documents",
             )
 
     def load(self) -> Text:
+        """Return the documents. Raises InputError if the file is missing, invalid or blank."""
         path = Path(self.path).expanduser()
-        found = read_documents(path)
-        return Text(name=str(path), documents=tuple(found[: self.documents or None]))
+        documents = read_documents(path)
+        return Text(name=str(path), documents=tuple(documents[: self.documents or None]))
 
 
 def read_documents(path: Path) -> list[str]:
-    """All documents of a .txt or .jsonl file. Raises InputError naming file and line."""
+    """Return all documents of a .txt or .jsonl file. Raises InputError with file and line."""
     if path.suffix not in (".txt", ".jsonl"):
         raise InputError(
-            f"{path.suffix or 'no suffix'} is not a text format", location=str(path), hint="Give .txt or .jsonl"
+            f"the file must end in .txt or .jsonl, got {path.suffix or 'no suffix'}",
+            location=str(path),
+            hint="Convert the text to one of these formats",
         )
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError("there is no such file", location=str(path), hint="Give an existing file") from None
+        raise InputError("the file does not exist", location=str(path), hint="Correct the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"the text cannot be read ({error})", location=str(path), hint="Give a readable UTF-8 file"
+            f"the text cannot be read ({error})", location=str(path), hint="Use a readable UTF-8 file"
         ) from error
     if path.suffix == ".txt":
         return [content]
@@ -56,6 +61,8 @@ def read_documents(path: Path) -> list[str]:
             documents.append(document)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                'the line is no {"text": …} object', location=f"{path}:{number}", hint="Give one JSON object a line"
+                'the line must be a JSON object {"text": "…"}',
+                location=f"{path}:{number}",
+                hint="Write one JSON object per line",
             ) from error
     return documents

@@ -1,4 +1,4 @@
-"""A data set on a Hugging Face hub, at a pinned revision; needs the `datasets` package."""
+"""Load a data set from a Hugging Face hub at a pinned revision. Needs the `datasets` package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from edgeopt.errors import ConfigError, InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubText:
-    """The first `documents` rows of `column` in one split of a hub data set."""
+    """Text column of a data set on a Hugging Face hub.
+
+    Attributes:
+        repo: `owner/name` of the data set.
+        revision: commit, tag or branch.
+        split: split of the data set, such as `test`.
+        config: configuration of the data set; None for its default.
+        column: column with the text.
+        documents: number of rows to read from the start.
+    """
 
     repo: str
     revision: str
@@ -21,16 +30,17 @@ class HubText:
 
     def __post_init__(self) -> None:
         if self.documents < 1:
-            raise ConfigError(f"{self.documents} documents are too few", location="documents", hint="Give 1 or more")
+            raise ConfigError(f"`documents` must be at least 1, got {self.documents}", location="documents")
 
     def load(self) -> Text:
+        """Return one document per row. Raises InputError if the data set cannot be loaded."""
         try:
             import datasets
         except ImportError as error:
             raise InputError(
-                "hub texts need the datasets package",
+                "texts from a hub need the `datasets` package",
                 location="text",
-                hint="pip install 'edgeopt[hub]', or give a local file",
+                hint="Run pip install 'edgeopt[hub]', or use a local file",
             ) from error
         try:
             rows = datasets.load_dataset(
@@ -38,14 +48,13 @@ class HubText:
             )
         except Exception as error:  # the library raises many unrelated types
             raise InputError(
-                f"{self.repo} at {self.revision} cannot be loaded ({error})",
+                f"cannot load {self.repo} at revision {self.revision} ({error})",
                 location="text.repo",
-                hint="Check name, revision, split and network, or give a local file",
+                hint="Check name, revision, split and network, or use a local file",
             ) from error
         if self.column not in rows.column_names:
             raise InputError(
-                f"column {self.column!r} is not there",
+                f"`column` must be one of {', '.join(rows.column_names)}; got {self.column!r}",
                 location="text.column",
-                hint=f"Choose: {', '.join(rows.column_names)}",
             )
         return Text(name=f"{self.repo}:{self.split}", documents=tuple(map(str, rows[self.column])))

@@ -1,1 +1,1 @@
-"""Where checkpoints come from: one file a source."""
+"""Locate models on a hub, in a folder or in a registry, one file per source."""

@@ -1,4 +1,4 @@
-"""A model on a Hugging Face hub, at a pinned revision."""
+"""Download a model from a Hugging Face hub at a pinned revision."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from edgeopt.errors import ConfigError, InputError, first_line
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubModel:
-    """`repo` such as `HuggingFaceTB/SmolLM2-135M` at a `revision`: a commit, tag or branch.
+    """Model on a Hugging Face hub.
 
-    Only config, safetensors and tokenizer files are downloaded; code in the repository never runs.
+    Only config, safetensors and tokenizer files are downloaded. Code in the repository is never executed.
+
+    Attributes:
+        repo: `owner/name`, such as `HuggingFaceTB/SmolLM2-135M`.
+        revision: commit, tag or branch.
     """
 
     repo: str
@@ -20,9 +24,10 @@ class HubModel:
 
     def __post_init__(self) -> None:
         if self.repo.count("/") != 1:
-            raise ConfigError(f"{self.repo!r} is not of the form owner/name", location="repo", hint="Give owner/name")
+            raise ConfigError(f"`repo` must have the form owner/name, got {self.repo!r}", location="repo")
 
     def locate(self) -> Path:
+        """Return the folder of the snapshot in the hub's cache. Raises InputError if the download fails."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -35,7 +40,7 @@ class HubModel:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = first_line(error).rstrip(".")
             raise InputError(
-                f"{self.repo} at {self.revision} cannot be downloaded ({reason})",
+                f"cannot download {self.repo} at revision {self.revision} ({reason})",
                 location="model.repo",
-                hint="Check name, revision and network, or download it elsewhere and use model=local model.path=FOLDER",
+                hint="Check name, revision and network, or use a local copy with model=local model.path=FOLDER",
             ) from error

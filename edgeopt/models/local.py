@@ -1,4 +1,4 @@
-"""A model in a local folder in Hugging Face layout."""
+"""Use a model in a local folder in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from edgeopt.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalFolder:
-    """`config.json`, `*.safetensors` and `tokenizer.json` in one folder."""
+    """Folder `path` with `config.json`, `*.safetensors` and `tokenizer.json`."""
 
     path: str
 
     def locate(self) -> Path:
+        """Return the absolute path of the folder. Raises InputError if it does not exist."""
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
-            raise InputError("no such folder", location=f"model.path={self.path}", hint="Give the folder of a model")
+            raise InputError(
+                "the folder does not exist",
+                location=f"model.path={self.path}",
+                hint="Set model.path to a model's folder",
+            )
         return folder.resolve()

@@ -1,4 +1,4 @@
-"""The bundled reference model: trained Llama weights that need no network. See edgeopt/reference/README.md."""
+"""Use the bundled reference model, a small trained Llama. See edgeopt/reference/README.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceModel:
-    """The default model of every config."""
+    """Bundled model, the default of every config. It needs no download."""
 
     def locate(self) -> Path:
+        """Return the folder inside the installed package."""
         return Path(str(files("edgeopt") / "reference"))

@@ -1,4 +1,4 @@
-"""The float checkpoint of a model in the MLflow registry."""
+"""Use the float checkpoint of a model in the MLflow registry."""
 
 from __future__ import annotations
 
@@ -15,47 +15,53 @@ from edgeopt.errors import ConfigError, InputError, TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ANSWER_S = 8
+TIMEOUT_S = 8
+"""Timeout of the first request to a registry server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredModel:
-    """`uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION` of a model in Hugging Face layout."""
+    """Registered model in Hugging Face layout. `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
 
     uri: str
 
     def __post_init__(self) -> None:
         if not self.uri.startswith("models:/"):
             raise ConfigError(
-                f"{self.uri!r} is not a registry URI",
+                f"`uri` must have the form models:/NAME@ALIAS or models:/NAME/VERSION, got {self.uri!r}",
                 location="uri",
-                hint="Give models:/NAME@ALIAS or models:/NAME/VERSION",
             )
 
     def locate(self) -> Path:
+        """Return the folder with the model's files. Remote models are downloaded into the user's cache.
+
+        Raises:
+            InputError: the version does not exist, or it contains no model in Hugging Face layout.
+            TrackingError: the registry does not answer.
+        """
         import mlflow
         from mlflow.exceptions import MlflowException
 
         _require_answer(mlflow.get_registry_uri())
         try:
-            folder = self._fetched()
+            folder = self._fetch()
         except MlflowException as error:
             raise InputError(
-                f"{self.uri} cannot be fetched ({error.message})",
+                f"cannot load {self.uri} from the registry ({error.message})",
                 location="model.uri",
-                hint="Check name, version or alias, and MLFLOW_TRACKING_URI",
+                hint="Check the name, the version or alias, and MLFLOW_TRACKING_URI",
             ) from error
-        holders = [p.parent for p in sorted(folder.rglob("config.json")) if list(p.parent.glob("*.safetensors"))]
-        if not holders:
+        models = [p.parent for p in sorted(folder.rglob("config.json")) if list(p.parent.glob("*.safetensors"))]
+        if not models:
             raise InputError(
-                f"{self.uri} holds no config.json with safetensors",
+                f"{self.uri} must contain a config.json with safetensors",
                 location="model.uri",
                 hint="Register the model's Hugging Face folder, not an engine",
             )
-        return holders[0]
+        return models[0]
 
-    def _fetched(self) -> Path:
-        """The version's folder: where it lies, or a copy of a remote one, downloaded once a user."""
+    def _fetch(self) -> Path:
+        """Return the folder of the version, or for a remote store the user's copy, downloaded on first use."""
         from mlflow import MlflowClient
         from mlflow.artifacts import download_artifacts
 
@@ -64,17 +70,17 @@ class RegisteredModel:
         source = client.get_model_version_download_uri(name, version)
         if urlsplit(source).scheme in ("", "file"):
             return Path(download_artifacts(artifact_uri=source))
-        copy = _cache() / sha256(f"{source} {name} {version}".encode()).hexdigest()
+        copy = _cache_folder() / sha256(f"{source} {name} {version}".encode()).hexdigest()
         if not copy.is_dir():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=copy.parent) as draft:
-                made = Path(draft) / "model"
-                made.mkdir()
-                download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(made))
+            with TemporaryDirectory(dir=copy.parent) as temporary:
+                download = Path(temporary) / "model"
+                download.mkdir()
+                download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(download))
                 try:
-                    made.rename(copy)
+                    download.rename(copy)
                 except OSError:
-                    if not copy.is_dir():  # else another process was faster
+                    if not copy.is_dir():  # another process may have created it first
                         raise
         return copy
 
@@ -88,21 +94,21 @@ def _name_and_version(uri: str, client: MlflowClient) -> tuple[str, str]:
     return name, version
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeopt" / "models"
 
 
 def _require_answer(uri: str) -> None:
-    """TrackingError within seconds where no server is; MLflow's own client tries for minutes."""
+    """Raise TrackingError if a registry server does not answer. MLflow's own client would retry for minutes."""
     import requests
 
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        requests.head(uri, timeout=ANSWER_S)
+        requests.head(uri, timeout=TIMEOUT_S)
     except requests.RequestException as error:
         raise TrackingError(
             f"the registry does not answer ({type(error).__name__})",
             location=urlsplit(uri).netloc.rpartition("@")[2],
-            hint="Start the server, or set MLFLOW_TRACKING_URI to one that answers",
+            hint="Start the server, or set MLFLOW_TRACKING_URI to a running server",
         ) from error

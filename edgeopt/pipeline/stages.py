@@ -66,7 +66,13 @@ def compress(
             made_by = {"step": to_config(step), "input": checkpoint.digest, "calibration": calibration.digest}
             Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by=made_by)
 
-    inputs = [checkpoint.digest, importing.step_identity(step), original.digest, float_checkpoint.digest, calibration.digest]
+    inputs = [
+        checkpoint.digest,
+        importing.step_identity(step),
+        original.digest,
+        float_checkpoint.digest,
+        calibration.digest,
+    ]
     return Checkpoint.read(runner.get_or_create("checkpoint", inputs, produce))
 
 

@@ -21,7 +21,7 @@ from edgeopt.errors import InputError
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that a test may damage."""
+    """Return a copy of the tiny model that a test may damage."""
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
@@ -31,32 +31,32 @@ def into(tmp_path: Path) -> Path:
     return tmp_path / "into"
 
 
-def test_a_hugging_face_folder_becomes_a_verified_checkpoint(model: Path, into: Path) -> None:
+def test_hugging_face_folder_becomes_checkpoint(model: Path, into: Path) -> None:
     checkpoint = importing.import_checkpoint(model, into)
     Checkpoint.read(into).verify()
     assert checkpoint.spec == ModelSpec.from_hf_config(json.loads((model / "config.json").read_text()))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {f.path for f in checkpoint.files}
 
 
-def test_the_same_model_has_the_same_digest_wherever_it_lies(model: Path, into: Path, tmp_path: Path) -> None:
+def test_digest_ignores_folder_and_other_files(model: Path, into: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(model, tmp_path / "other"))
-    (other / "README.md").write_text("files beside the model do not count")
+    (other / "README.md").write_text("other files do not count")
     (tmp_path / "more").mkdir()
     assert (
         importing.import_checkpoint(model, into).digest == importing.import_checkpoint(other, tmp_path / "more").digest
     )
 
 
-def test_what_edgeopt_made_is_taken_in_as_it_is(model: Path, into: Path, tmp_path: Path) -> None:
-    made = importing.import_checkpoint(model, into)
+def test_checkpoint_is_imported_unchanged(model: Path, into: Path, tmp_path: Path) -> None:
+    original = importing.import_checkpoint(model, into)
     (tmp_path / "again").mkdir()
-    assert importing.import_checkpoint(into, tmp_path / "again").digest == made.digest
+    assert importing.import_checkpoint(into, tmp_path / "again").digest == original.digest
     again = Checkpoint.read(tmp_path / "again")
     again.verify()
-    assert again.spec == importing.spec_of(into) == made.spec
+    assert again.spec == importing.spec_of(into) == original.spec
 
 
-def test_a_checkpoint_that_was_changed_is_refused(model: Path, into: Path, tmp_path: Path) -> None:
+def test_modified_checkpoint_is_rejected(model: Path, into: Path, tmp_path: Path) -> None:
     importing.import_checkpoint(model, into)
     config = into / "config.json"
     text = config.read_text()
@@ -67,15 +67,15 @@ def test_a_checkpoint_that_was_changed_is_refused(model: Path, into: Path, tmp_p
         importing.import_checkpoint(into, tmp_path / "again")
 
 
-def test_an_engine_is_no_model(model: Path, into: Path, tmp_path: Path) -> None:
-    made = importing.import_checkpoint(model, into)
-    Engine.seal(into, format="genai-1", spec=made.spec, made_by={})
-    for take in (importing.spec_of, lambda folder: importing.import_checkpoint(folder, tmp_path)):
-        with pytest.raises(InputError, match="this is a genai-1 engine"):
-            take(into)
+def test_engine_is_rejected_as_model(model: Path, into: Path, tmp_path: Path) -> None:
+    original = importing.import_checkpoint(model, into)
+    Engine.seal(into, format="genai-1", spec=original.spec, made_by={})
+    for read in (importing.spec_of, lambda folder: importing.import_checkpoint(folder, tmp_path)):
+        with pytest.raises(InputError, match="must contain a model, got an engine of format genai-1"):
+            read(into)
 
 
-def cut(path: Path, size: int) -> None:
+def truncate(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
@@ -88,11 +88,11 @@ def rewrite(name: str, content: bytes | str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def pickled(folder: Path) -> None:
+def make_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def architecture(folder: Path) -> None:
+def set_architecture(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["WhisperForConditionalGeneration"]}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -100,43 +100,43 @@ def architecture(folder: Path) -> None:
 WEIGHTS = "model.safetensors"
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a pickle": (pickled, "pytorch_model.bin is a pickle"),
+    "pickle": (make_pickle, "got the pickle pytorch_model.bin, which can run code"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), r"no \*.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
-    "a broken tokenizer": (rewrite("tokenizer.json", "{}"), "tokenizer cannot be read"),
+    "invalid tokenizer": (rewrite("tokenizer.json", "{}"), "tokenizer cannot be read"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
-    "a config that is no JSON": (rewrite("config.json", "{"), "no JSON"),
-    "a config that is not text": (rewrite("config.json", b"\xff\xfe\x00"), "no JSON"),
-    "a config that is a list": (rewrite("config.json", "[]"), "config.json"),
-    "an unknown architecture": (architecture, "WhisperForConditionalGeneration"),
-    "one byte too few": (lambda f: cut(f / WEIGHTS, (f / WEIGHTS).stat().st_size - 1), "corrupt or truncated"),
-    "a header cut off": (lambda f: cut(f / WEIGHTS, 100), "header is cut off"),
-    "five bytes": (lambda f: cut(f / WEIGHTS, 5), "header is cut off"),
-    "an empty file": (lambda f: cut(f / WEIGHTS, 0), "header is cut off"),
+    "config is not JSON": (rewrite("config.json", "{"), "not valid JSON"),
+    "config is not text": (rewrite("config.json", b"\xff\xfe\x00"), "not valid JSON"),
+    "config is a list": (rewrite("config.json", "[]"), "config.json"),
+    "unsupported architecture": (set_architecture, "WhisperForConditionalGeneration"),
+    "one byte missing": (lambda f: truncate(f / WEIGHTS, (f / WEIGHTS).stat().st_size - 1), "corrupt or truncated"),
+    "truncated header": (lambda f: truncate(f / WEIGHTS, 100), "header is truncated"),
+    "five bytes": (lambda f: truncate(f / WEIGHTS, 5), "header is truncated"),
+    "empty file": (lambda f: truncate(f / WEIGHTS, 0), "header is truncated"),
     "zeros": (rewrite(WEIGHTS, bytes(1000)), "corrupt"),
-    "a header that is a list": (rewrite(WEIGHTS, header([])), "no safetensors header"),
-    "a header without offsets": (rewrite(WEIGHTS, header({"w": {"shape": [1]}})), "no safetensors header"),
-    "offsets of another type": (
+    "header is a list": (rewrite(WEIGHTS, header([])), "not a safetensors header"),
+    "header without offsets": (rewrite(WEIGHTS, header({"w": {"shape": [1]}})), "not a safetensors header"),
+    "offsets of wrong type": (
         rewrite(WEIGHTS, header({"w": ENTRY, "v": ENTRY | {"data_offsets": [0, "x"]}}) + bytes(4)),
-        "no safetensors header",
+        "not a safetensors header",
     ),
-    "bytes too many": (rewrite(WEIGHTS, header({"w": ENTRY}) + bytes(5)), "corrupt or truncated"),
+    "extra bytes": (rewrite(WEIGHTS, header({"w": ENTRY}) + bytes(5)), "corrupt or truncated"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_model_that_cannot_be_used_is_refused_with_its_cause(model: Path, into: Path, case: str) -> None:
-    expected_error, told = DAMAGE[case]
-    expected_error(model)
-    with pytest.raises(InputError, match=told) as caught:
+def test_unusable_model_is_rejected_with_reason(model: Path, into: Path, case: str) -> None:
+    damage, message = DAMAGE[case]
+    damage(model)
+    with pytest.raises(InputError, match=message) as caught:
         importing.import_checkpoint(model, into)
     assert str(model) in caught.value.location
     assert caught.value.exit_code == 2
-    assert not list(into.iterdir()), "nothing is taken over from a model that is refused"
+    assert not list(into.iterdir()), "a rejected model leaves no files"
 
 
-def test_no_pickle_is_opened(model: Path, into: Path, tmp_path: Path) -> None:
-    """A pickle that would leave a trace if anything read it."""
+def test_pickle_is_never_loaded(model: Path, into: Path, tmp_path: Path) -> None:
+    """The pickle creates a file when it is loaded."""
     trace = tmp_path / "trace"
     (model / WEIGHTS).unlink()
     (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(trace) + b"'\ntR.")
@@ -147,7 +147,7 @@ def test_no_pickle_is_opened(model: Path, into: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=100)
 @given(content=st.binary(max_size=200))
-def test_any_bytes_are_weights_or_an_input_error(content: bytes) -> None:
+def test_arbitrary_bytes_raise_input_error_only(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS
         path.write_bytes(content)
@@ -155,7 +155,7 @@ def test_any_bytes_are_weights_or_an_input_error(content: bytes) -> None:
             importing.check_safetensors(path)
 
 
-def test_a_fingerprint_changes_when_a_file_is_written(model: Path) -> None:
+def test_fingerprint_changes_when_file_is_written(model: Path) -> None:
     before = importing.fingerprint(model)
     assert importing.fingerprint(model) == before
     (model / "tokenizer_config.json").write_text("{ }")
@@ -163,7 +163,7 @@ def test_a_fingerprint_changes_when_a_file_is_written(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["stories260K", "TinyStories-656K"])
-def test_real_models_are_taken_in(realdata: Path, into: Path, name: str) -> None:
+def test_published_model_is_imported(realdata: Path, into: Path, name: str) -> None:
     checkpoint = importing.import_checkpoint(realdata / name, into)
     checkpoint.verify()
     assert checkpoint.spec.parameters > 200_000

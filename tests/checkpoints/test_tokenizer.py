@@ -26,29 +26,29 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 
 @settings(max_examples=50)
 @given(document=st.text(min_size=1))
-def test_bytes_survive_the_tokenizer(tiny_model: Path, document: str) -> None:
+def test_tokenizer_round_trip_preserves_text(tiny_model: Path, document: str) -> None:
     tokenizer = tokens.load(tiny_model)
     assert tokenizer.decode(tokenizer.encode(document, add_special_tokens=False).ids) == document
 
 
 @settings(max_examples=30)
 @given(length=st.integers(17, 300), count=st.integers(1, 3))
-def test_windows_are_the_documents_cut_in_pieces(tiny_model: Path, length: int, count: int) -> None:
+def test_windows_partition_the_documents(tiny_model: Path, length: int, count: int) -> None:
     documents = [LONG[n:] for n in range(count)]
     windows = tokens.windows(text(*documents), tiny_model, length=length)
-    begin = tokens.prefix_ids(tiny_model)
-    assert all(len(begin) < len(window) <= length and len(window) >= 16 for window in windows)
-    assert all(window[: len(begin)] == begin for window in windows)
+    prefix = tokens.prefix_ids(tiny_model)
+    assert all(len(prefix) < len(window) <= length and len(window) >= 16 for window in windows)
+    assert all(window[: len(prefix)] == prefix for window in windows)
     expected = []
     for document in documents:
         ids = tokens.load(tiny_model).encode(document, add_special_tokens=False).ids
-        room = length - len(begin)
-        pieces = [ids[i * room : (i + 1) * room] for i in range(-(-len(ids) // room))]
-        expected += [begin + piece for piece in pieces if len(begin + piece) >= 16]
+        stride = length - len(prefix)
+        pieces = [ids[i * stride : (i + 1) * stride] for i in range(-(-len(ids) // stride))]
+        expected += [prefix + piece for piece in pieces if len(prefix + piece) >= 16]
     assert windows == expected
 
 
-def test_the_prefix_is_the_beginning_of_sequence_token_where_the_model_wants_one(model: Path) -> None:
+def test_prefix_is_bos_token_if_configured(model: Path) -> None:
     assert tokens.prefix_ids(model) == [0]
     for config in ({}, {"add_bos_token": False, "bos_token": "<s>"}, {"add_bos_token": True, "bos_token": "<none>"}):
         (model / "tokenizer_config.json").write_text(json.dumps(config))
@@ -59,20 +59,20 @@ def test_the_prefix_is_the_beginning_of_sequence_token_where_the_model_wants_one
     assert tokens.prefix_ids(model) == []
 
 
-def test_no_more_windows_than_asked_for(tiny_model: Path) -> None:
-    everything = tokens.windows(text(LONG, LONG), tiny_model, length=32)
-    assert tokens.windows(text(LONG, LONG), tiny_model, length=32, limit=3) == everything[:3]
+def test_limit_bounds_window_count(tiny_model: Path) -> None:
+    all_windows = tokens.windows(text(LONG, LONG), tiny_model, length=32)
+    assert tokens.windows(text(LONG, LONG), tiny_model, length=32, limit=3) == all_windows[:3]
 
 
-def test_a_text_below_sixteen_tokens_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(InputError, match="shorter than 16 tokens"):
+def test_short_text_is_rejected(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="at least 16 tokens"):
         tokens.windows(text("dog"), tiny_model, length=64)
 
 
 @pytest.mark.parametrize(
     ("name", "content"), [("tokenizer.json", None), ("tokenizer.json", "{"), ("tokenizer_config.json", "{")]
 )
-def test_a_broken_tokenizer_is_an_input_error(model: Path, name: str, content: str | None) -> None:
+def test_invalid_tokenizer_raises_input_error(model: Path, name: str, content: str | None) -> None:
     (model / name).unlink() if content is None else (model / name).write_text(content)
     with pytest.raises(InputError, match="tokenizer"):
         tokens.prefix_ids(model)

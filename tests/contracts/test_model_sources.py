@@ -1,4 +1,4 @@
-"""Contract suite of `ModelSource`, run against every implementation that needs no network."""
+"""Contract suite of `ModelSource`, for every implementation that needs no network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(scope="session")
 def hub_cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as huggingface_hub keeps what it downloaded."""
+    """Return a hub cache that contains the tiny model."""
     cache = tmp_path_factory.mktemp("hub")
     repo = cache / "models--tiny--llama"
     shutil.copytree(tiny_model, repo / "snapshots" / COMMIT)
@@ -36,7 +36,7 @@ def hub_cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def registry(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of an MLflow store with the model `tiny`, version 1, alias `champion`, and `empty` without weights."""
+    """Return the URI of an MLflow store with `tiny` (version 1, alias `champion`) and `empty` (without weights)."""
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("registry")
@@ -63,7 +63,7 @@ def mlflow_store(registry: str) -> None:
 def served_model(
     mlflow_server: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RegisteredModel:
-    """The tiny model, uploaded to a server's artifacts and registered there."""
+    """Return the tiny model after an upload to a server, registered there."""
     import mlflow
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -78,23 +78,23 @@ def served_model(
 
 
 @pytest.fixture(
-    params=["local", "reference", "hub", "hub commit", "registry alias", "registry version", "registry of a server"]
+    params=["local", "reference", "hub", "hub commit", "registry alias", "registry version", "registry server"]
 )
 def source(request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSource:
     kind = request.param
-    if kind == "registry of a server":
-        found: ModelSource = request.getfixturevalue("served_model")
-        return found
+    if kind == "registry server":
+        served: ModelSource = request.getfixturevalue("served_model")
+        return served
     if kind.startswith("registry"):
         request.getfixturevalue("mlflow_store")
         return RegisteredModel(uri="models:/tiny@champion" if kind.endswith("alias") else "models:/tiny/1")
     if kind.startswith("hub"):
-        offline(monkeypatch, request.getfixturevalue("hub_cache"))
+        go_offline(monkeypatch, request.getfixturevalue("hub_cache"))
         return HubModel(repo="tiny/llama", revision=COMMIT if kind.endswith("commit") else "main")
     return LocalFolder(path=str(tiny_model)) if kind == "local" else ReferenceModel()
 
 
-def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def go_offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -102,37 +102,37 @@ def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 class TestEveryModelSource:
-    def test_it_gives_a_folder_in_hugging_face_layout(self, source: ModelSource) -> None:
+    def test_source_returns_hugging_face_folder(self, source: ModelSource) -> None:
         folder = source.locate()
         assert folder.is_absolute()
         assert (folder / "config.json").is_file()
         assert (folder / "tokenizer.json").is_file()
         assert list(folder.glob("*.safetensors"))
 
-    def test_what_it_gives_is_taken_in(self, source: ModelSource, tmp_path: Path) -> None:
+    def test_model_is_imported(self, source: ModelSource, tmp_path: Path) -> None:
         (tmp_path / "into").mkdir()
-        made = importing.import_checkpoint(source.locate(), tmp_path / "into")
-        made.verify()
-        assert Checkpoint.read(tmp_path / "into").digest == made.digest
+        checkpoint = importing.import_checkpoint(source.locate(), tmp_path / "into")
+        checkpoint.verify()
+        assert Checkpoint.read(tmp_path / "into").digest == checkpoint.digest
 
-    def test_it_gives_the_same_model_again(self, source: ModelSource, tmp_path: Path) -> None:
+    def test_second_call_returns_same_model(self, source: ModelSource, tmp_path: Path) -> None:
         digests = set()
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
             digests.add(importing.import_checkpoint(source.locate(), tmp_path / name).digest)
         assert len(digests) == 1
 
-    def test_it_is_in_one_place(self, source: ModelSource) -> None:
+    def test_fingerprint_is_stable(self, source: ModelSource) -> None:
         assert importing.fingerprint(source.locate()) == importing.fingerprint(source.locate())
 
-    def test_it_is_a_part(self, source: ModelSource) -> None:
+    def test_config_round_trip_preserves_source(self, source: ModelSource) -> None:
         assert instantiate(json.loads(json.dumps(to_config(source)))) == source
 
 
-def test_all_sources_of_one_model_give_one_digest(
+def test_all_sources_give_one_digest(
     tiny_model: Path, hub_cache: Path, mlflow_store: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    offline(monkeypatch, hub_cache)
+    go_offline(monkeypatch, hub_cache)
     sources: list[ModelSource] = [
         LocalFolder(path=str(tiny_model)),
         HubModel(repo="tiny/llama", revision="main"),
@@ -145,7 +145,7 @@ def test_all_sources_of_one_model_give_one_digest(
     assert len(digests) == 1
 
 
-def test_the_bundled_model_is_trained_for_its_tokenizer() -> None:
+def test_bundled_model_covers_its_tokenizer() -> None:
     from edgeopt.checkpoints import tokenizer
 
     folder = ReferenceModel().locate()
@@ -153,23 +153,23 @@ def test_the_bundled_model_is_trained_for_its_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("path", ["absent", "file", ""])
-def test_a_local_folder_that_is_none_is_an_input_error(tmp_path: Path, path: str) -> None:
+def test_missing_local_folder_is_rejected(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"model\.path="):
         LocalFolder(path=str(tmp_path / path) if path else "/nowhere/at/all").locate()
 
 
-def test_a_home_folder_is_found(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny_model.parent))
     assert LocalFolder(path=f"~/{tiny_model.name}").locate() == tiny_model.resolve()
 
 
 @pytest.mark.parametrize(("repo", "revision"), [("tiny/absent", "main"), ("tiny/llama", "v9"), ("tiny/ll ama", "main")])
-def test_a_hub_model_that_cannot_be_had_is_an_input_error(
+def test_unavailable_hub_model_is_rejected(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch, repo: str, revision: str
 ) -> None:
-    offline(monkeypatch, hub_cache)
-    with pytest.raises(InputError, match=rf"model\.repo: {repo} at {revision}") as caught:
+    go_offline(monkeypatch, hub_cache)
+    with pytest.raises(InputError, match=rf"model\.repo: cannot download {repo} at revision {revision}") as caught:
         HubModel(repo=repo, revision=revision).locate()
     assert "model=local" in caught.value.hint
     assert "\n" not in str(caught.value)
@@ -178,7 +178,7 @@ def test_a_hub_model_that_cannot_be_had_is_an_input_error(
 @pytest.mark.parametrize(
     "uri", ["models:/absent/1", "models:/tiny/9", "models:/tiny@nobody", "models:/empty/1", "models:/"]
 )
-def test_a_registered_model_that_cannot_be_had_is_an_input_error(mlflow_store: None, uri: str) -> None:
+def test_unavailable_registered_model_is_rejected(mlflow_store: None, uri: str) -> None:
     with pytest.raises(InputError, match=r"model\.uri: ") as caught:
         RegisteredModel(uri=uri).locate()
     assert uri in str(caught.value)
@@ -193,9 +193,7 @@ def test_a_registered_model_that_cannot_be_had_is_an_input_error(mlflow_store: N
         (RegisteredModel, {"uri": "runs:/abc/model"}, "uri"),
     ],
 )
-def test_a_name_of_the_wrong_form_is_a_config_error(
-    make: Callable[..., Any], values: dict[str, str], location: str
-) -> None:
+def test_malformed_name_raises_config_error(make: Callable[..., Any], values: dict[str, str], location: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make(**values)
     assert caught.value.location == location

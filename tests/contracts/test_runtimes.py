@@ -172,7 +172,7 @@ class TestEveryRuntimeWithAdapters:
         assert scores[token] >= np.sort(scores)[-2]
 
     def test_unknown_adapter_error_lists_known_ones(self, adapter_session, session):
-        with pytest.raises(ConfigError, match=r"no adapter 'r9'\. Choose one of: r8, r3"):
+        with pytest.raises(ConfigError, match=r"the adapter must be one of r8, r3; got 'r9'"):
             adapter_session.logits(PROMPT, adapter="r9")
         with pytest.raises(ConfigError, match="built without adapters"):
             list(session.generate(PROMPT, 1, adapter="r8"))

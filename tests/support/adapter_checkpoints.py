@@ -22,15 +22,15 @@ def add_adapter(
     directory.mkdir()
     modeling.link_checkpoint(checkpoint, directory)
     network, rank = modeling.load(checkpoint), int(adapter[1:])
-    draw = torch.Generator().manual_seed(rank)
+    generator = torch.Generator().manual_seed(rank)
     updates = {}
     for name in target_modules(network, targets):
         rows, columns = network.get_submodule(name).weight.shape
-        down, up = (torch.randn(shape, generator=draw) for shape in ((rank, columns), (rows, rank)))
+        down, up = (torch.randn(shape, generator=generator) for shape in ((rank, columns), (rows, rank)))
         updates[name] = LowRankUpdate(down=0.3 * down / columns**0.5, up=up / rank**0.5)
     adapters.write(updates, directory, adapter)
-    added = {**checkpoint.spec.adapters, adapter: Adapter(rank=rank, targets=tuple(targets))}
-    spec = replace(checkpoint.spec, adapters=added)
+    all_adapters = {**checkpoint.spec.adapters, adapter: Adapter(rank=rank, targets=tuple(targets))}
+    spec = replace(checkpoint.spec, adapters=all_adapters)
     return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
 
 

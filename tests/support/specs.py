@@ -1,4 +1,4 @@
-"""Sizes of small models, for tests that need a spec and no weights."""
+"""Build specs of small models for tests that need no weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def llama(
     context: int = 256,
     tied: bool = True,
 ) -> ModelSpec:
-    """A Llama whose layers are alike; by default that of the fixture `tiny_model`."""
+    """Return the spec of a Llama with equal layers. The defaults describe the fixture `tiny_model`."""
     return ModelSpec(
         architecture="LlamaForCausalLM",
         vocabulary_size=vocabulary,

@@ -1,4 +1,4 @@
-"""A place for steps to work in, for tests, and for runtimes to build in: nothing is kept between two of them."""
+"""Run single stages in tests: apply a step, build an engine, predict its metrics. Nothing is cached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeopt.core.target import Target
 
 
 class NoCache:
-    """Makes every stage anew."""
+    """Cache without entries, which creates everything again."""
 
     def get_or_create(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
         directory = Path(tempfile.mkdtemp(prefix=f"edgeopt-{kind}-"))
@@ -31,32 +31,33 @@ class NoCache:
 
 
 def compression_context(original: Checkpoint, calibration: Text | None = None) -> CompressionContext:
-    words = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 20,))
+    """Return the context of a step that follows no other step."""
+    default_text = Text(name="calibration", documents=("def read(path):\n    return open(path).read()\n" * 20,))
     return CompressionContext(
         original=original,
         float_checkpoint=original,
-        calibration=calibration or words,
+        calibration=calibration or default_text,
         cache=NoCache(),
         progress=lambda _: None,
     )
 
 
 def apply_step(step: Step, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
-    """What a step makes of a checkpoint, in a new folder."""
+    """Apply a step to a checkpoint and seal the result in the new folder `directory`."""
     directory.mkdir()
     spec = step.apply(checkpoint, directory, compression_context(checkpoint))
     return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={})
 
 
 def build_engine(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> Engine:
-    """The engine of a checkpoint in a new folder."""
+    """Build the engine of a checkpoint in the new folder `directory`."""
     directory.mkdir()
     runtime.build(checkpoint, directory, lambda _: None)
     return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": to_config(runtime)})
 
 
 def predicted_figures(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
-    """What arithmetic says of an engine that was built; empty where it says nothing."""
+    """Return the runtime's predictions of `metric` for a built engine, empty if it predicts none."""
     carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED_FILES)
-    found = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)
-    return [figure for figure in found if figure.metric == metric]
+    predictions = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)
+    return [prediction for prediction in predictions if prediction.metric == metric]

@@ -53,7 +53,7 @@ def test_the_number_of_new_tokens_is_a_parameter(model: Path) -> None:
 def test_an_adapter_is_a_parameter_and_none_is_chosen_by_default(model: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
     assert loaded.predict(["return"], params={"adapter": ""}) == loaded.predict(["return"])
-    with pytest.raises(ConfigError, match="no adapter 'tests'"):
+    with pytest.raises(ConfigError, match=r"adapter.*got 'tests'"):
         loaded.predict(["return"], params={"adapter": "tests"})
 
 

@@ -39,7 +39,9 @@ def fisher_diagonals(
     """
     import torch
 
-    modules = {unit: [network.get_submodule(n) for n in names] for unit, names in modeling.unit_modules(network).items()}
+    modules = {
+        unit: [network.get_submodule(n) for n in names] for unit, names in modeling.unit_modules(network).items()
+    }
     sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     embedding: Any = network.get_input_embeddings()

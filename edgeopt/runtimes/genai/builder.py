@@ -70,7 +70,9 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
     except Exception as error:  # the builder raises arbitrary exceptions
         last_line = printed.getvalue().strip().splitlines()[-1:]
         raise BuildError(f"onnxruntime-genai cannot build the engine: {error} {' '.join(last_line)}".strip()) from error
-    modeling.copy_carried_files(checkpoint.directory, directory)  # the builder rewrites the tokenizer, not always unchanged
+    modeling.copy_carried_files(
+        checkpoint.directory, directory
+    )  # the builder rewrites the tokenizer, not always unchanged
     if spec.weight_dtype == "fp16":
         graph_passes.store_weights_as_fp16(directory / GENERATION_GRAPH)
     if runtime.packed_on_disk:

@@ -53,5 +53,5 @@ def test_unknown_adapter_is_an_error(tmp_path: Path):
     built = toy_bench.build(tmp_path, FakeRuntime())
     spec = replace(built.spec, adapters={"other": Adapter(rank=2, targets=("o_proj",))})
     engine = Engine.seal(built.directory, format=built.format, spec=spec, made_by={})
-    with pytest.raises(MeasureError, match="no adapter 'tests'"):
+    with pytest.raises(MeasureError, match=r"adapter.*got 'tests'"):
         measure_with_adapter(tmp_path, engine)
