@@ -215,7 +215,10 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: ", "got 'int3' for recipe"]),
     "enqueued without a parameter": (["search.enqueue=[{recipe: int4}]"], ["search.enqueue: ", "block_size"]),
     "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: 3 is not a mapping"]),
-    "unknown sampler": (["search.sampler=tpee"], ["search.sampler: `sampler` must be one of ", "tpe, nsga2, gp, random; got 'tpee'", "Did you mean tpe?"]),
+    "unknown sampler": (
+        ["search.sampler=tpee"],
+        ["search.sampler: `sampler` must be one of ", "tpe, nsga2, gp, random; got 'tpee'", "Did you mean tpe?"],
+    ),
     "no trials": (["search.trials=0"], ["search.trials: `trials` must be at least 1, got 0"]),
     "study with a slash": (["search.study=a/b"], ["search.study: `study` must be a name without slashes, got 'a/b'"]),
     "parameter that is no range": (["search.parameters.recipe=3"], ["search.parameters.recipe: 3"]),
