@@ -20,8 +20,10 @@ class Context(RunContextProvider):  # type: ignore[misc]
 
     def tags(self) -> dict[str, str]:
         from edgeopt.machine.inventory import detect_device
-        from edgeopt.tracking.mlflow_fields import surroundings
+        from edgeopt.tracking.mlflow_fields import environment_tags
 
         return (
-            surroundings() | trial_context.current_trial_tags() | {tags.DEVICE: detect_device(measure_rates=False).name}
+            environment_tags()
+            | trial_context.current_trial_tags()
+            | {tags.DEVICE: detect_device(measure_rates=False).name}
         )

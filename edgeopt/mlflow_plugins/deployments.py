@@ -139,11 +139,11 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
         """Return one completion per prompt. `inputs` has the format of the MLflow model's `predict`."""
-        from edgeopt.tracking.flavor import prompts
+        from edgeopt.tracking.flavor import parse_prompts
 
         url = self.get_deployment(str(deployment_name))["endpoint"]
         texts = []
-        for prompt in prompts(inputs):
+        for prompt in parse_prompts(inputs):
             response = requests.post(f"{url}/completions", json={"prompt": prompt}, timeout=600)
             if not response.ok:
                 raise MlflowException(

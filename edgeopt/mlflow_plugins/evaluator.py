@@ -29,7 +29,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from edgeopt.core.artifact import Engine
 from edgeopt.core.corpus import Text
 from edgeopt.errors import InputError
-from edgeopt.tracking.flavor import Generator, prompts
+from edgeopt.tracking.flavor import Generator, parse_prompts
 
 MEASUREMENTS_FILE = "measurements.json"
 _CONFIG_KEYS = ("overrides", "source")
@@ -69,7 +69,7 @@ class Evaluator(ModelEvaluator):  # type: ignore[misc]
                 f"the keys of `evaluator_config` must be among {', '.join(_CONFIG_KEYS)}; got {unknown[0]!r}"
             )
         request = assemble.Request(overrides=tuple(settings.get("overrides", ())))
-        text = Text(name=dataset.name or "evaluation data", documents=tuple(prompts(dataset.features_data)))
+        text = Text(name=dataset.name or "evaluation data", documents=tuple(parse_prompts(dataset.features_data)))
         bench = replace(assemble.bench(request.compose()), evaluation=text)
         with TemporaryDirectory(prefix="edgeopt-onnx-") as folder:
             engine = _open_engine(model, settings.get("source"), Path(folder))

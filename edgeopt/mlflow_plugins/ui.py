@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeopt.pages.app import PREFIX, pages
+from edgeopt.pages.app import PREFIX, create_pages
 
 
 def create_app() -> Any:
@@ -18,5 +18,5 @@ def create_app() -> Any:
     from mlflow.server.handlers import _add_static_prefix
     from starlette.routing import Mount
 
-    app.router.routes.insert(0, Mount(_add_static_prefix(PREFIX), app=pages()))
+    app.router.routes.insert(0, Mount(_add_static_prefix(PREFIX), app=create_pages()))
     return app

@@ -1,1 +1,1 @@
-"""Pages beside MLflow's own: studies while they run, runs side by side, and releases. They read, and change nothing."""
+"""Serve read-only pages for running studies, trials side by side, and releases, next to the pages of MLflow."""

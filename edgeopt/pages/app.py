@@ -1,8 +1,9 @@
-"""The pages as an ASGI application, and mounted in an MLflow server of which they are an `mlflow.app`."""
+"""Build the ASGI application of the pages, which an MLflow server mounts through the plugin `mlflow.app`."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,16 +27,15 @@ from edgeopt.pages import comparison
 from edgeopt.pages.sources import Source, Study
 from edgeopt.tracking import front, report
 from edgeopt.tracking.charts import svg
-from edgeopt.tracking.charts.chart_data import TRIAL_NUMBER, kind_of, prepare
-from edgeopt.tracking.recorder import MODE
+from edgeopt.tracking.charts.chart_data import TRIAL_NUMBER, build_chart_data, kind_of
+from edgeopt.tracking.recorder import UI_QUERY
 
 PREFIX = "/edgeopt"
 _HERE = Path(__file__).parent
-_POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'"
-_ORDER = {"front": 0, "feasible": 1, "infeasible": 2}
+_CONTENT_SECURITY_POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'"
 
-Show = Callable[[Source, Request, str], Mapping[str, Any]]
-"""What a template is given, of a source, a request, and the address of MLflow's own pages."""
+PageData = Callable[[Source, Request, str], Mapping[str, Any]]
+"""Function that returns the variables of a template from a source, a request and the address of the MLflow UI."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE / "templates"),
@@ -44,23 +44,25 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_TEMPLATES.globals["front_explanation"] = report.FRONT_EXPLANATION
 _TEMPLATES.filters |= {
     "readable": readable,
     "explain": explain,
+    "metric_name": report.metric_name,
     "label": label,
     "show": units.format_quantity,
     "path": lambda text: quote(str(text), safe=""),
 }
 
 
-def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
-    """The application, to be mounted at PREFIX.
+def create_pages(tracking_uri: str = "", ui: str = "") -> Starlette:
+    """Return the application, to be mounted at PREFIX.
 
     Args:
-        tracking_uri: of the MLflow server that is read; the one that these pages are part of by default.
-        ui: where that server shows its own pages, as people reach it.
+        tracking_uri: the MLflow server to read; empty for the server that mounts the application.
+        ui: address of that server's UI for browsers; empty for the server that mounts the application.
     """
-    shown: dict[str, Show] = {
+    page_data: dict[str, PageData] = {
         "home": _home,
         "study": _study,
         "compare": _compare,
@@ -68,10 +70,10 @@ def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
     }
 
     def endpoint(name: str) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            return await run_in_threadpool(_answer, request, tracking_uri, ui, name, shown[name])
+        async def respond(request: Request) -> Response:
+            return await run_in_threadpool(_respond, request, tracking_uri, ui, name, page_data[name])
 
-        return answer
+        return respond
 
     async def csv_file(request: Request) -> Response:
         return await run_in_threadpool(_csv, request, tracking_uri)
@@ -88,17 +90,16 @@ def pages(tracking_uri: str = "", ui: str = "") -> Starlette:
     )
 
 
-def _answer(request: Request, tracking_uri: str, ui: str, name: str, show: Show) -> Response:
+def _respond(request: Request, tracking_uri: str, ui: str, name: str, page_data: PageData) -> Response:
     root = request.scope.get("root_path", "").removesuffix(PREFIX)
     ui = ui or f"{root}/"
-    given = {"root": f"{root}{PREFIX}", "ui": ui, "mode": MODE}
     status = 200
     try:
-        known = show(Source(tracking_uri or _own_address(request, root)), request, ui)
+        variables = page_data(Source(tracking_uri or _own_address(request, root)), request, ui)
     except EdgeoptError as error:
-        name, known, status = "error", {"error": error}, 404 if isinstance(error, InputError) else 502
-    text = _TEMPLATES.get_template(f"{name}.html").render(**given, **known)
-    return HTMLResponse(text, status_code=status, headers={"Content-Security-Policy": _POLICY})
+        name, variables, status = "error", {"error": error}, 404 if isinstance(error, InputError) else 502
+    text = _TEMPLATES.get_template(f"{name}.html").render(root=f"{root}{PREFIX}", ui=ui, ui_query=UI_QUERY, **variables)
+    return HTMLResponse(text, status_code=status, headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
 
 
 def _csv(request: Request, tracking_uri: str) -> Response:
@@ -117,61 +118,63 @@ def _csv(request: Request, tracking_uri: str) -> Response:
 
 
 def _own_address(request: Request, root: str) -> str:
-    """Where this server listens, by its socket: never what a client says of it."""
+    """Return the address of this server from its socket; a client could forge the Host header."""
     host, port = request.scope["server"]
     return f"{request.scope['scheme']}://{f'[{host}]' if ':' in host else host}:{port}{root}"
 
 
 def _home(source: Source, _: Request, __: str) -> Mapping[str, Any]:
-    return {"studies": source.studies(), "models": source.models()}
+    studies = source.studies()
+    running = any(study.state == "running" for study in studies)
+    return {"studies": studies, "running": running, "models": source.models()}
 
 
 def _study(source: Source, request: Request, ui: str) -> Mapping[str, Any]:
     study = source.study(request.path_params["run_id"])
     query = request.query_params
     snapshot = study.snapshot
-    view = None
+    data = None
     if snapshot.objectives:
-        view = prepare(snapshot.with_objectives(_ordered(snapshot, query.get("x", ""), query.get("y", ""))))
+        data = build_chart_data(snapshot.with_objectives(_ordered(snapshot, query.get("x", ""), query.get("y", ""))))
     best = recommended(snapshot)
     return {
         "study": study,
         "snapshot": snapshot,
         "summary": summary(snapshot),
         "recommended": None if best is None else best.number,
-        "view": view,
-        "chart": svg.figure(view, _link_to_run(study, ui)) if view and view.points else "",
+        "data": data,
+        "chart": svg.figure(data, _link_to_run(study, ui)) if data and data.points else "",
         "limits": report.limit_table(snapshot),
         "outcomes": report.outcome_table(snapshot.trials),
-        "course": report.growth(study.hypervolumes),
-        "trials": _listed(
+        "progress": report.hypervolume_section(study.hypervolumes),
+        "trials": _sorted_trials(
             study,
             query.get("sort", ""),
             descending=query.get("down") == "on",
             feasible_only=query.get("feasible") == "on",
         ),
-        "over": sum(1 for trial in snapshot.trials if trial.is_over),
-        "asked": dict(query),
-        "verdict": report.verdict,
+        "ended": sum(1 for trial in snapshot.trials if trial.is_over),
+        "query": dict(query),
+        "describe_outcome": partial(report.describe_outcome, snapshot),
         "kind": kind_of,
-        "few": comparison.FEWEST,
-        "many": comparison.MOST,
+        "min_trials": comparison.MIN_TRIALS,
+        "max_trials": comparison.MAX_TRIALS,
     }
 
 
 def _ordered(snapshot: StudySnapshot, x: str, y: str) -> tuple[ObjectiveSnapshot, ...]:
     """Return the objectives with the requested x and y axes first."""
-    chosen = [objective for name in (x, y) for objective in snapshot.objectives if objective.metric == name]
-    first = tuple({objective.metric: objective for objective in chosen}.values())
+    requested = [objective for name in (x, y) for objective in snapshot.objectives if objective.metric == name]
+    first = tuple({objective.metric: objective for objective in requested}.values())
     return (*first, *(objective for objective in snapshot.objectives if objective not in first))
 
 
 def _link_to_run(study: Study, ui: str) -> Callable[[TrialSnapshot], str]:
     page = f"{ui}#/experiments/{study.run.info.experiment_id}/runs/"
-    return lambda trial: f"{page}{trial.run_id}{MODE}" if trial.run_id else ""
+    return lambda trial: f"{page}{trial.run_id}{UI_QUERY}" if trial.run_id else ""
 
 
-def _listed(study: Study, metric: str, *, descending: bool, feasible_only: bool) -> Sequence[TrialSnapshot]:
+def _sorted_trials(study: Study, metric: str, *, descending: bool, feasible_only: bool) -> Sequence[TrialSnapshot]:
     """Return the trials sorted by a metric, those without a value last; sorted by outcome without a metric."""
     trials = [trial for trial in study.snapshot.trials if trial.feasible or not feasible_only]
     if metric == TRIAL_NUMBER:
@@ -180,24 +183,32 @@ def _listed(study: Study, metric: str, *, descending: bool, feasible_only: bool)
         measured = [trial for trial in trials if trial.metrics.get(metric) is not None]
         ordered = sorted(measured, key=lambda trial: trial.metrics[metric], reverse=descending)
         return [*ordered, *(trial for trial in trials if trial.metrics.get(metric) is None)]
-    return sorted(trials, key=lambda trial: (not trial.is_over, _ORDER[kind_of(trial)], trial.number))
+    return sorted(trials, key=report.display_order)
 
 
 def _compare(source: Source, request: Request, _: str) -> Mapping[str, Any]:
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
-    if not comparison.FEWEST <= len(ids) <= comparison.MOST:
+    if not comparison.MIN_TRIALS <= len(ids) <= comparison.MAX_TRIALS:
         raise InputError(
-            f"{len(ids)} runs were chosen", hint=f"Choose {comparison.FEWEST} to {comparison.MOST} trials of a study"
+            f"a comparison needs {comparison.MIN_TRIALS} to {comparison.MAX_TRIALS} trials, got {len(ids)}",
+            hint="Select trials on the page of a study",
         )
     trials = [source.trial(run_id) for run_id in ids]
     return {
         "trials": trials,
-        "settings": comparison.settings(trials),
-        "figures": comparison.figures(trials),
-        "layers": comparison.layers(trials),
-        "generations": comparison.generations(trials),
+        "settings": comparison.different_settings(trials),
+        "metrics": comparison.metric_rows(trials),
+        "layers": comparison.layer_rows(trials),
+        "generations": comparison.generation_rows(trials),
     }
 
 
 def _release(source: Source, request: Request, _: str) -> Mapping[str, Any]:
-    return {"release": source.release(request.path_params["model"])}
+    release = source.release(request.path_params["model"])
+    return {
+        "release": release.overview,
+        "objectives": release.objectives,
+        "runs": release.runs,
+        "studies": release.studies,
+        "baseline": release.baseline,
+    }

@@ -41,7 +41,7 @@ def _folder(source: str) -> Path:
         from edgeopt.release.registry import client as registry
         from edgeopt.tracking import server
 
-        server.probe(server.resolve(None))  # MLflow's own client retries for minutes
+        server.probe(server.resolve_uri(None))  # MLflow's own client retries for minutes
         return registry.resolve(source)
     return Path(source)
 

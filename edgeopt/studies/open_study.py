@@ -144,7 +144,7 @@ class OpenStudy:
                 "overrides": list(self.request.overrides),
                 "config": self.config,
                 "metrics": dict(self.metrics),
-                "tracking_uri": redact_password(server.absolute(self.recorder.uri)),
+                "tracking_uri": redact_password(server.absolute_uri(self.recorder.uri)),
             }
         )
         folder = _config_copy(Path(self.config["state"]), self.name)
@@ -173,10 +173,10 @@ class OpenStudy:
 
         Raises TrackingError if MLflow does not accept it; the error says how to send it later.
         """
-        from edgeopt.tracking.report import Course
+        from edgeopt.tracking.report import SearchStatistics
 
         found, known = self.snapshot(), collect_status(self.study)
-        course = Course(
+        statistics = SearchStatistics(
             hypervolumes=self.study.hypervolume_history(),
             importance=self._importance(),
             spent_s=known["spent_s"],
@@ -185,7 +185,7 @@ class OpenStudy:
         )
         try:
             self.recorder.release(self.name, [trial.number for trial in found.front])
-            self.recorder.close_study(found, status=status, course=course)
+            self.recorder.close_study(found, status=status, statistics=statistics)
         except TrackingError as error:
             raise TrackingError(
                 f"the front and {known['unrecorded']} trials are stored locally and not in MLflow yet: {error.message}",

@@ -52,7 +52,7 @@ def rebuild(run_id: str, *, state: Path, config_dir: Path | None, progress: Prog
     from edgeopt.tracking import logged_config
 
     assemble.quiet()
-    logged = logged_config.logged(run_id)
+    logged = logged_config.read_logged_config(run_id)
     # The limits were judged when the run was made. They must not refuse the rebuild.
     config = {**logged.config, "state": str(state), "store": None, "limits": {}}
     store = assemble.store(config)
@@ -65,7 +65,7 @@ def rebuild(run_id: str, *, state: Path, config_dir: Path | None, progress: Prog
         engine = Engine.read(Path(result.engine["directory"]))
         if engine.digest != logged.engine_digest and engine.format == Genai.format and logged.git_commit:
             engine = _stamped(engine, logged.git_commit, store)
-    now = logged_config.versions()
+    now = logged_config.current_versions()
     changed = {
         name: (version, now.get(name, "none"))
         for name, version in sorted(logged.versions.items())

@@ -159,7 +159,7 @@ class Study:
             InputError: `x` or `y` is not an objective.
         """
         from edgeopt.tracking.charts import plotly
-        from edgeopt.tracking.charts.chart_data import prepare
+        from edgeopt.tracking.charts.chart_data import build_chart_data
 
         found = self.snapshot
         known = {o.metric: o for o in found.objectives}
@@ -170,7 +170,7 @@ class Study:
         rest = [o for o in found.objectives if o not in first]
         if y is not None and x is None:
             first = [rest.pop(0), *first] if rest else first
-        return plotly.figure(prepare(found.with_objectives((*first, *rest))))
+        return plotly.figure(build_chart_data(found.with_objectives((*first, *rest))))
 
     def promote(
         self,

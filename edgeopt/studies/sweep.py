@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeopt.core.study_snapshot import StudySnapshot
     from edgeopt.release.promote import Promotion
     from edgeopt.studies.progress import Reporter
-    from edgeopt.tracking.recorder import UiHint
+    from edgeopt.tracking.recorder import StudyLinks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class SweepResult:
 
     study: OpenStudy
     snapshot: StudySnapshot
-    links: UiHint
+    links: StudyLinks
     promotion: Promotion | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
             raise
         finally:
             snapshot = study.close(status)
-    links = recorder.ui_hint(study.name)
+    links = recorder.study_links(study.name)
     if policy is None or not snapshot.front:
         return SweepResult(study=study, snapshot=snapshot, links=links)
     promotion = study.promote(snapshot, policy, private_key=signature.key_of_environment())

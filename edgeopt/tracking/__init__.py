@@ -1,10 +1,9 @@
-"""Studies and trials in MLflow: the recorder, the engine flavor and the picture of the front.
+"""Record studies and trials in MLflow and draw the Pareto front.
 
-Nothing here is imported with the package, so that MLflow starts with the first study and not with
-`edgeopt --help`.
+Importing this package does not import MLflow. Commands that do not use MLflow therefore start quickly.
 """
 
 import os
 
-# figures of models and devices are the user's: MLflow reports usage to its makers unless told otherwise
+# Names of models and devices are private to the user. MLflow sends usage data unless this variable is set.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

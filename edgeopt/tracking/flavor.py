@@ -1,9 +1,9 @@
-"""The MLflow model flavor of engines: the engine's folder, loaded as a text generator.
+"""Provide the MLflow model flavor of engines, which loads an engine as a text generator.
 
     mlflow.pyfunc.load_model("models:/edgeopt@champion").predict(["def f("])
 
-gives one completion for each prompt, in any process that has edgeopt installed. Every file is
-compared with the manifest before it is loaded.
+returns one completion per prompt in any process that has edgeopt installed. Every file is checked against the manifest
+before it is loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FLAVOR_NAME = FLAVOR
 MAX_NEW_TOKENS = 64
 INPUT_EXAMPLE = ["def fibonacci(n):"]
-# the column has no name, because MLflow refuses a plain list of prompts where it has one
+# MLflow rejects a plain list of prompts if the column has a name
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
     outputs=Schema([ColSpec("string")]),
@@ -53,7 +53,7 @@ _CONDA, _PYTHON, _REQUIREMENTS = "conda.yaml", "python_env.yaml", "requirements.
 def save_model(engine_dir: str | Path, path: str | Path, mlflow_model: Model | None = None) -> None:
     """Write the engine in `engine_dir` as an MLflow model into the new folder `path`.
 
-    Raises InputError where the engine is not what its manifest says.
+    Raises InputError if a file of the engine differs from its manifest.
     """
     engine = Engine.read(Path(engine_dir))
     engine.verify()
@@ -81,7 +81,7 @@ def save_model(engine_dir: str | Path, path: str | Path, mlflow_model: Model | N
 def log_model(
     engine_dir: str | Path, name: str = ENGINE_MODEL_NAME, *, registered_model_name: str | None = None
 ) -> ModelInfo:
-    """Log an engine with the active MLflow run, as the `log_model` of any flavor does."""
+    """Log an engine to the active MLflow run, like `log_model` of every flavor."""
     logged: ModelInfo = Model.log(
         artifact_path=None,
         name=name,
@@ -93,7 +93,7 @@ def log_model(
 
 
 def upload(client: MlflowClient, model: LoggedModel, engine_dir: Path, *, run_id: str) -> None:
-    """Fill the logged model `model` with an engine and mark it READY; what an earlier attempt left is overwritten."""
+    """Upload an engine into the logged model `model` and mark it READY, overwriting files of an earlier attempt."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         description = Model(
@@ -105,16 +105,16 @@ def upload(client: MlflowClient, model: LoggedModel, engine_dir: Path, *, run_id
 
 
 def load_model(model_uri: str, dst_path: str | None = None) -> Generator:
-    """The generator of a logged or registered engine. Raises InputError where a file was changed."""
+    """Return the generator of a logged or registered engine. Raises InputError if a file was changed."""
     return _load_pyfunc(str(engine_folder(Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=dst_path)))))
 
 
 def engine_folder(model_folder: Path) -> Path:
-    """The engine inside a downloaded MLflow model. Raises InputError where the model has another flavor."""
+    """Return the folder of the engine in a downloaded model. Raises InputError if the model has another flavor."""
     flavors = Model.load(str(model_folder)).flavors
     if FLAVOR_NAME not in flavors:
         raise InputError(
-            f"the model is no edgeopt engine (its flavors: {', '.join(flavors)})",
+            f"the model must have the flavor {FLAVOR_NAME}, got {', '.join(flavors) or 'no flavor'}",
             location=str(model_folder),
             hint="Name a model that edgeopt promote registered",
         )
@@ -122,22 +122,22 @@ def engine_folder(model_folder: Path) -> Path:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Generator:
-    """Called by `mlflow.pyfunc.load_model` with the engine's folder."""
+    """Load an engine; MLflow calls this function from `mlflow.pyfunc.load_model`."""
     return Generator(Path(path), threads=int((model_config or {}).get("threads", 0)))
 
 
 def pip_requirements(engine: Engine) -> list[str]:
-    """edgeopt, MLflow and the libraries that the engine's runtime names, in the versions that built it."""
+    """Return pinned requirements: edgeopt, MLflow and the libraries of the engine's runtime, as of its build."""
     runtime = config_objects.resolve(engine.made_by["runtime"]["_target_"], "made_by.runtime")
     built_with: Mapping[str, str] = engine.made_by.get("versions", {})
     names = ["mlflow", *map(library_versions.distribution, runtime.LIBRARIES)]
     versions = {name: built_with.get(name) or metadata.version(name) for name in names}
-    # a local version such as 2.13.0+cpu is on no package index
+    # package indexes do not hold local versions such as 2.13.0+cpu
     return [f"edgeopt=={edgeopt.__version__}", *(f"{name}=={v.split('+')[0]}" for name, v in versions.items())]
 
 
 class Generator:
-    """A verified and opened engine that completes text greedily."""
+    """An engine that is verified, opened and completes text greedily."""
 
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         self.engine = Engine.read(directory)
@@ -148,41 +148,47 @@ class Generator:
         self._session = runtime.open(self.engine, threads=threads or len(os.sched_getaffinity(0)))
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
-        """One completion, without its prompt, for each prompt.
+        """Return one completion per prompt, without the prompt.
 
         Args:
-            model_input: prompts: one, a list, or a pandas DataFrame whose one column holds them (`prompt`).
-            params: `max_new_tokens`, and `adapter`, the name of one that the engine has; "" for none.
+            model_input: one prompt, a list of prompts, or a pandas DataFrame with the single column `prompt`.
+            params: `max_new_tokens`, and `adapter`, the name of an adapter of the engine; "" selects none.
         """
-        chosen = {"max_new_tokens": MAX_NEW_TOKENS, "adapter": "", **(params or {})}
-        limit, adapter = int(chosen["max_new_tokens"]), chosen["adapter"] or None
-        return [self.complete(prompt, limit, adapter) for prompt in prompts(model_input)]
+        options = {"max_new_tokens": MAX_NEW_TOKENS, "adapter": "", **(params or {})}
+        max_new_tokens, adapter = int(options["max_new_tokens"]), options["adapter"] or None
+        return [self.complete(prompt, max_new_tokens, adapter) for prompt in parse_prompts(model_input)]
 
     def complete(self, prompt: str, max_new_tokens: int = MAX_NEW_TOKENS, adapter: str | None = None) -> str:
-        """The greedy continuation of `prompt`, cut where the model's context ends."""
+        """Return the greedy continuation of `prompt`, at most to the end of the model's context.
+
+        Raises InputError if the prompt is empty or fills the whole context.
+        """
         ids = self._prefix + self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        room = self.engine.spec.context_length - len(ids)
-        if not ids or room < 1:
+        longest = self.engine.spec.context_length - 1
+        if not 1 <= len(ids) <= longest:
             raise InputError(
-                f"a prompt of {len(ids)} tokens cannot be continued",
+                f"the prompt must have 1 to {longest} tokens, got {len(ids)}",
                 location=prompt[:40],
-                hint=f"Give 1 to {self.engine.spec.context_length - 1} tokens",
+                hint="Shorten the prompt" if ids else "Give a prompt",
             )
-        new = self._session.generate(ids, min(max_new_tokens, room), adapter=adapter)
-        return str(self._tokenizer.decode(list(new)))
+        generated = self._session.generate(ids, min(max_new_tokens, longest + 1 - len(ids)), adapter=adapter)
+        return str(self._tokenizer.decode(list(generated)))
 
 
-def prompts(model_input: Any) -> list[str]:
-    """The prompts in what MLflow hands a model: one text, a list, or a table of one column."""
+def parse_prompts(model_input: Any) -> list[str]:
+    """Return the prompts in an input of an MLflow model: a string, a list, or a data frame with one column.
+
+    Raises InputError if a data frame has other columns than `prompt`.
+    """
     if isinstance(model_input, str):
         return [model_input]
     columns = getattr(model_input, "columns", None)
     if columns is not None:
         if list(columns) not in (["prompt"], [0]):
             raise InputError(
-                f"the columns are {', '.join(map(str, columns))}",
+                f"the data frame must have the single column `prompt`, got {', '.join(map(str, columns))}",
                 location="model_input",
-                hint="Give one column, named prompt",
+                hint="Rename or select the column",
             )
         return [str(value) for value in model_input.iloc[:, 0]]
     return [str(value) for value in model_input]

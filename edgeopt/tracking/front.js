@@ -1,8 +1,8 @@
-// Choosing a chart, sorting and filtering the trials.
+// Selects a chart, and sorts and filters the table of trials.
 const charts = document.querySelectorAll(".chart");
 document.getElementById("pair")?.addEventListener("change", (event) => {
   charts.forEach((chart, number) => { chart.hidden = number !== event.target.selectedIndex; });
-  window.dispatchEvent(new Event("resize"));  // plotly measures only what is shown
+  window.dispatchEvent(new Event("resize"));  // Plotly cannot measure a hidden chart
 });
 
 const table = document.querySelector("table.trials");
@@ -18,13 +18,13 @@ const compare = (a, b) => {
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
 };
 heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-  const falling = head.getAttribute("aria-sort") === "ascending";
+  const descending = head.getAttribute("aria-sort") === "ascending";
   heads.forEach((other) => other.removeAttribute("aria-sort"));
-  head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+  head.setAttribute("aria-sort", descending ? "descending" : "ascending");
   const rows = [...body.rows].sort((a, b) => {
     const [x, y] = [value(a, column), value(b, column)];
-    const missing = Number.isNaN(x) || Number.isNaN(y);  // what was not measured stays at the end
-    return falling && !missing ? compare(y, x) : compare(x, y);
+    const missing = Number.isNaN(x) || Number.isNaN(y);  // unmeasured values stay last
+    return descending && !missing ? compare(y, x) : compare(x, y);
   });
   body.append(...rows);
 }));
@@ -32,10 +32,10 @@ heads.forEach((head, column) => head.querySelector("button").addEventListener("c
 const words = document.getElementById("words");
 const feasibleOnly = document.getElementById("feasible");
 const filter = () => {
-  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const terms = words.value.toLowerCase().split(/\s+/).filter(Boolean);
   for (const row of body.rows) {
     const text = row.textContent.toLowerCase();
-    row.hidden = (feasibleOnly.checked && row.className === "infeasible") || !wanted.every((word) => text.includes(word));
+    row.hidden = (feasibleOnly.checked && row.className === "infeasible") || !terms.every((term) => text.includes(term));
   }
 };
 words.addEventListener("input", filter);

@@ -1,4 +1,4 @@
-"""What a run keeps to build its engine again."""
+"""Read from a run what is needed to build its engine again."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from edgeopt.tracking import mlflow_fields, server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Logged:
-    """Attributes:
-    config: the composed config of the trial.
-    engine_digest: of the engine that was built of it.
-    versions: of the libraries that built it.
-    git_commit: commit of the checkout that built it; empty if it was none.
+class LoggedConfig:
+    """The config of a trial and the environment that built its engine.
+
+    Attributes:
+        config: the composed config of the trial.
+        engine_digest: digest of the engine that was built.
+        versions: versions of the libraries that built it.
+        git_commit: commit of the checkout that built it; empty if it was built outside a git repository.
     """
 
     config: Mapping[str, Any]
@@ -31,33 +33,39 @@ class Logged:
     git_commit: str
 
 
-def logged(run_id: str, tracking_uri: str | None = None) -> Logged:
-    """Raises InputError where there is no such run, or it is of no trial that built an engine."""
-    with server.answering(server.resolve(tracking_uri)) as client:
+def read_logged_config(run_id: str, tracking_uri: str | None = None) -> LoggedConfig:
+    """Read the config and the versions of a trial's run.
+
+    Raises InputError if the run does not exist or did not build an engine.
+    """
+    with server.connect(server.resolve_uri(tracking_uri)) as client:
         try:
-            labels = client.get_run(run_id).data.tags
+            run_tags = client.get_run(run_id).data.tags
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise InputError(
-                f"there is no run {run_id!r}", location="run", hint="Copy its id from the MLflow UI"
+                f"the run {run_id!r} does not exist", location="run", hint="Copy the run id from the MLflow UI"
             ) from error
-        if tags.ENGINE_DIGEST not in labels:
+        if tags.ENGINE_DIGEST not in run_tags:
             raise InputError(
-                f"run {run_id!r} built no engine", location="run", hint="Name the run of a trial that was measured"
+                f"the run {run_id!r} did not build an engine", location="run", hint="Name the run of a measured trial"
             )
         with TemporaryDirectory() as scratch:
             config = yaml.safe_load(Path(client.download_artifacts(run_id, "config.yaml", scratch)).read_text())
-    found = {k.removeprefix(tags.VERSION_PREFIX): v for k, v in labels.items() if k.startswith(tags.VERSION_PREFIX)}
-    return Logged(
+    return LoggedConfig(
         config=config,
-        engine_digest=labels[tags.ENGINE_DIGEST],
-        versions=found,
-        git_commit=labels.get(tags.GIT_COMMIT, ""),
+        engine_digest=run_tags[tags.ENGINE_DIGEST],
+        versions=_versions(run_tags),
+        git_commit=run_tags.get(tags.GIT_COMMIT, ""),
     )
 
 
-def versions() -> dict[str, str]:
-    """Those of this environment, as a run would keep them."""
-    now = mlflow_fields.surroundings()
-    return {k.removeprefix(tags.VERSION_PREFIX): v for k, v in now.items() if k.startswith(tags.VERSION_PREFIX)}
+def current_versions() -> dict[str, str]:
+    """Return the library versions of this environment, as a run would record them."""
+    return _versions(mlflow_fields.environment_tags())
+
+
+def _versions(run_tags: Mapping[str, str]) -> dict[str, str]:
+    prefix = tags.VERSION_PREFIX
+    return {name.removeprefix(prefix): value for name, value in run_tags.items() if name.startswith(prefix)}

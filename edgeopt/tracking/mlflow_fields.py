@@ -1,4 +1,4 @@
-"""A trial as MLflow's flat params, metrics and tags, within MLflow's limits."""
+"""Convert a trial to MLflow params, metrics, tags and datasets within MLflow's length limits."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from edgeopt.core import library_versions
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.result import TrialResult
 
-BESIDE = ("optuna", "mlflow")
-"""Libraries that decide no engine, but how it was found and what is known of it."""
-OF_THE_STUDY = ("search", "tracking", "promote", "state", "store", "workers", "cache")
-"""Parts of a config that are alike in all trials of a study: its own run keeps them, in config.yaml."""
+SERVICE_LIBRARIES = ("optuna", "mlflow")
+"""Libraries that do not change an engine, but are recorded too."""
+STUDY_SECTIONS = ("search", "tracking", "promote", "state", "store", "workers", "cache")
+"""Sections of a config that are equal in all trials of a study. The run of the study keeps them in config.yaml."""
 KEY_LENGTH = 250
 VALUE_LENGTH = 6000
 TAG_LENGTH = 8000
 DIGEST_LENGTH = 36
 SYSTEM_METRICS_PREFIX = "system/"
-_CUT = " … (cut, the whole value is in config.yaml)"
+_TRUNCATED = " … (truncated, config.yaml has the complete value)"
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as `a.b.c`, lists of mappings as `a.0.b`, everything else as JSON text (strings bare)."""
+    """Return nested mappings as `a.b.c` and lists of mappings as `a.0.b`; values become JSON except strings."""
     return dict(_leaves(data, prefix)) if data else {}
 
 
@@ -49,57 +49,61 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def trial_params(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """A trial's config without the parts of its study, and what was `chosen` for it; and the keys that were cut."""
-    own = {part: value for part, value in config.items() if part not in OF_THE_STUDY}
-    return params({**flatten(own), **flatten(chosen)})
+def trial_params(config: Mapping[str, Any], searched: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Return the params of a trial's run and the names of truncated ones.
+
+    The params are the sections of `config` that belong to the trial, and the `searched` parameters.
+    """
+    sections = {name: value for name, value in config.items() if name not in STUDY_SECTIONS}
+    return fit_params({**flatten(sections), **flatten(searched)})
 
 
-def params(values: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """`values` within MLflow's lengths and alphabet, and the keys whose value had to be cut."""
-    kept, cut = {}, []
+def fit_params(values: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return `values` within MLflow's lengths and alphabet, and the names whose value was truncated."""
+    params, truncated = {}, []
     for key, value in values.items():
-        name = _key(key)
+        name = _fit_name(key)
         if len(value) > VALUE_LENGTH:
-            value = value[: VALUE_LENGTH - len(_CUT)] + _CUT
-            cut.append(name)
-        kept[name] = value
-    return kept, cut
+            value = value[: VALUE_LENGTH - len(_TRUNCATED)] + _TRUNCATED
+            truncated.append(name)
+        params[name] = value
+    return params, truncated
 
 
-def _key(name: str) -> str:
+def _fit_name(name: str) -> str:
     allowed = re.sub(r"[^\w./ :-]", "_", name)
-    if posixpath.normpath(allowed) != allowed or allowed.startswith((".", "/")):  # MLflow takes a name for a path
+    # MLflow normalizes a name like a path
+    if posixpath.normpath(allowed) != allowed or allowed.startswith((".", "/")):
         allowed = "_" + allowed.replace("/", "_").replace(".", "_")
     if len(allowed) <= KEY_LENGTH:
         return allowed
     return f"{allowed[: KEY_LENGTH - 17]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
-    """Figures, `excess/<metric>`, `time/<stage>_s`, `time_saved/<stage>_s` and `feasible`; and the names left out
-    because not finite.
+def trial_metrics(result: TrialResult) -> tuple[dict[str, float], list[str]]:
+    """Return the metrics of a trial's run, and the names of those left out because they are not finite.
 
-    What was predicted is `predicted/<metric>` and `predicted_excess/<metric>`.
+    Beside the measurements these are `excess/<metric>`, `time/<stage>_s`, `time_saved/<stage>_s` and `feasible`.
+    Predictions become `predicted/<metric>` and `predicted_excess/<metric>`.
 
-    MLflow stores infinity as 1.8e308, which would pass for a figure.
+    Infinite values are left out because MLflow stores infinity as 1.8e308, which looks like a measurement.
     """
-    found: dict[str, float] = {m.metric: m.value for m in result.measurements}
-    found |= {f"predicted/{m.metric}": m.value for m in result.predictions}
-    excess = {True: "predicted_excess", False: "excess"}
-    found |= {f"{excess[v.predicted]}/{v.metric}": v.excess for v in result.verdicts if v.excess is not None}
-    found |= {f"time/{stage}_s": seconds for stage, seconds in result.timings_s.items()}
-    found |= {f"time_saved/{stage}_s": seconds for stage, seconds in result.saved_s.items()}
+    metrics: dict[str, float] = {m.metric: m.value for m in result.measurements}
+    metrics |= {f"predicted/{m.metric}": m.value for m in result.predictions}
+    prefix = {True: "predicted_excess", False: "excess"}
+    metrics |= {f"{prefix[v.predicted]}/{v.metric}": v.excess for v in result.verdicts if v.excess is not None}
+    metrics |= {f"time/{stage}_s": seconds for stage, seconds in result.timings_s.items()}
+    metrics |= {f"time_saved/{stage}_s": seconds for stage, seconds in result.saved_s.items()}
     if result.energy_method:
-        kind = "measured" if "estimated" not in result.energy_method else "estimated"
-        found[f"spent/{kind}/energy_j"] = result.energy_j
-    found[tags.FEASIBLE] = float(result.feasible)
-    finite = {_key(name): float(value) for name, value in found.items() if math.isfinite(value)}
-    return finite, sorted(name for name, value in found.items() if not math.isfinite(value))
+        kind = "estimated" if "estimated" in result.energy_method else "measured"
+        metrics[f"spent/{kind}/energy_j"] = result.energy_j
+    metrics[tags.FEASIBLE] = float(result.feasible)
+    finite = {_fit_name(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
+    return finite, sorted(name for name, value in metrics.items() if not math.isfinite(value))
 
 
-def datasets(result: TrialResult) -> list[DatasetInput]:
-    """The texts of a trial as MLflow's datasets, each with what it was for."""
+def dataset_inputs(result: TrialResult) -> list[DatasetInput]:
+    """Return the texts of a trial as MLflow datasets, each tagged with its use: calibration or evaluation."""
     return [
         DatasetInput(
             Dataset(
@@ -118,19 +122,20 @@ def datasets(result: TrialResult) -> list[DatasetInput]:
 def metric_entities(
     result: TrialResult, values: Mapping[str, float], *, run_id: str, model_id: str | None, at_ms: int
 ) -> list[Metric]:
-    """Figures for a run, linked to the model that they are of and, of quality, to the text that it was judged on.
+    """Return the metrics of a run, linked to its logged model; quality metrics also to the evaluation text.
 
-    Each is told with the same time stamp whenever it is told: MLflow then drops what it has already.
+    All metrics have the time stamp `at_ms`. MLflow drops a metric that it already has with the same time stamp, so
+    logging again after an interruption adds nothing.
     """
-    judged_on = result.texts.get("evaluation")
-    dataset = (judged_on["name"][:KEY_LENGTH], _dataset_digest(judged_on)) if judged_on else (None, None)
-    found = []
+    text = result.texts.get("evaluation")
+    evaluation = (text["name"][:KEY_LENGTH], _dataset_digest(text)) if text else (None, None)
+    entities = []
     for name, value in values.items():
-        of = dataset if name.startswith("quality/") else (None, None)
-        found.append(
-            Metric(name, value, at_ms, 0, model_id=model_id, dataset_name=of[0], dataset_digest=of[1], run_id=run_id)
+        dataset, digest = evaluation if name.startswith("quality/") else (None, None)
+        entities.append(
+            Metric(name, value, at_ms, 0, model_id=model_id, dataset_name=dataset, dataset_digest=digest, run_id=run_id)
         )
-    return found + [
+    return entities + [
         Metric(f"{SYSTEM_METRICS_PREFIX}{name}", value, int(1000 * reading["at_s"]), step)
         for step, reading in enumerate(result.system)
         for name, value in reading.items()
@@ -143,34 +148,35 @@ def _dataset_digest(text: Mapping[str, Any]) -> str:
 
 
 def trial_tags(result: TrialResult) -> dict[str, str]:
-    """What was evaluated, where and with which versions."""
-    found = {
+    """Return the tags of a trial's run: recipe, device, library versions and the cause of a failure."""
+    run_tags = {
         tags.RECIPE: str(result.recipe.get("text", "")),
         tags.RECIPE_DIGEST: str(result.recipe.get("digest", "")),
         tags.TARGET: result.target,
         tags.DEVICE: str(result.device.get("name", "")),
         tags.EMULATED: "true" if result.emulated else "false",
-        **surroundings(),
+        **environment_tags(),
     }
     if result.engine is not None:
-        found[tags.ENGINE_DIGEST] = str(result.engine["digest"])
-        found[tags.MANIFEST_SHA256] = str(result.engine.get("manifest_sha256", ""))
+        run_tags[tags.ENGINE_DIGEST] = str(result.engine["digest"])
+        run_tags[tags.MANIFEST_SHA256] = str(result.engine.get("manifest_sha256", ""))
     if result.refused:
-        found[tags.REFUSED] = result.refused
+        run_tags[tags.REFUSED] = result.refused
     if result.failure is not None:
-        found[tags.FAILURE] = f"{result.failure.stage}: {result.failure.kind}: {result.failure.message}"
-    return {key: value[:TAG_LENGTH] for key, value in found.items() if value}
+        run_tags[tags.FAILURE] = f"{result.failure.stage}: {result.failure.kind}: {result.failure.message}"
+    return {key: value[:TAG_LENGTH] for key, value in run_tags.items() if value}
 
 
 @cache
-def surroundings() -> dict[str, str]:
-    """Versions of the libraries that decide a result, and the git commit of the working folder or of edgeopt."""
-    known = {"edgeopt": edgeopt.__version__, **library_versions.versions(), **library_versions.installed(BESIDE)}
-    found = {tags.VERSION_PREFIX + name: version for name, version in known.items()}
+def environment_tags() -> dict[str, str]:
+    """Return tags with the library versions and the git commit of the working folder, or else of edgeopt."""
+    versions = {"edgeopt": edgeopt.__version__, **library_versions.versions()}
+    versions |= library_versions.installed(SERVICE_LIBRARIES)
+    run_tags = {tags.VERSION_PREFIX + name: version for name, version in versions.items()}
     commit = _commit(Path.cwd()) or _commit(Path(__file__).parent)
     if commit:
-        found |= {tags.GIT_COMMIT: commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
-    return found
+        run_tags |= {tags.GIT_COMMIT: commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
+    return run_tags
 
 
 def _commit(folder: Path) -> str:
@@ -178,16 +184,16 @@ def _commit(folder: Path) -> str:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ""  # no git on this machine: the tag is left out
+        return ""  # git is not installed or hangs; the tag is left out
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
-def plain(value: Any) -> Any:
-    """`value` for strict JSON: numbers that are not finite become their names."""
+def to_json_types(value: Any) -> Any:
+    """Return `value` as types of strict JSON; numbers that are not finite become strings such as `inf`."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_types(item) for item in value]
     return value

@@ -1,8 +1,8 @@
-"""Studies and trials as MLflow runs: one run a study, one nested run a trial, each logged once.
+"""Record studies and trials as MLflow runs: one run per study, one nested run per trial.
 
-Every method looks up what is already there by the tags of `edgeopt.core.mlflow_tags` before it writes, and a run
-is ended only when all of it is written. A process killed between any two calls therefore leaves runs
-that the next call completes, and nothing twice.
+Every method searches by the tags of `edgeopt.core.mlflow_tags` for existing runs before it writes, and ends a run only
+after everything was written. If a process is killed between two calls, the next call completes the run, and nothing is
+logged twice.
 """
 
 from __future__ import annotations
@@ -28,27 +28,30 @@ from edgeopt.core.recipe import label
 from edgeopt.core.redaction import redact_password
 from edgeopt.core.result import TrialResult
 from edgeopt.errors import ConfigError, TrackingError
-from edgeopt.tracking import cards, engines, files, lookup, mlflow_fields, server
+from edgeopt.tracking import engines, mlflow_fields, run_artifacts, run_descriptions, run_search, server
 
 if TYPE_CHECKING:
     from edgeopt.core.study_snapshot import StudySnapshot
-    from edgeopt.tracking.engines import Released
-    from edgeopt.tracking.report import Course
+    from edgeopt.tracking.engines import ReleasedEngine
+    from edgeopt.tracking.report import SearchStatistics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-MODE = "?workflowType=machine_learning"  # else the UI opens its pages for chats and agents
+UI_QUERY = "?workflowType=machine_learning"
+"""Query of links into the MLflow UI; without it the UI opens its pages for LLM traces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UiHint:
-    """How to see a study in the MLflow UI.
+class StudyLinks:
+    """Addresses of a study in the MLflow UI and in the pages of edgeopt.
 
     Attributes:
-        command: serves its store; empty where a server already does.
-        path: of the study's page on that server.
-        url, front_url: the study's page and the picture of its front.
-        page_url: the page on which `command` shows the study; empty where a server already runs, which may have none.
-        view_urls: saved views of the runs page by name.
+        command: command that serves the store; empty if a server already does.
+        path: path of the study's run on that server.
+        url: address of the study's run.
+        front_url: address of the report.
+        page_url: address of the study's page that `command` serves; empty if a server already runs, because it may not
+            have the pages of edgeopt.
+        view_urls: addresses of the saved views of the runs page, by name.
     """
 
     command: str
@@ -61,12 +64,13 @@ class UiHint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlflowRecorder:
-    """Records into one MLflow experiment.
+    """Recorder that writes into one MLflow experiment.
 
     Attributes:
-        tracking_uri: None takes what MLflow itself resolves: MLFLOW_TRACKING_URI, or the SQLite file
-            mlflow.db in the working folder.
-        patience_s: how long a worker that has nothing else to do waits for a server that does not answer.
+        tracking_uri: None uses MLflow's default: MLFLOW_TRACKING_URI, or the SQLite file mlflow.db in the working
+            folder.
+        experiment: name of the MLflow experiment.
+        patience_s: seconds that an otherwise idle worker waits for a server that does not answer.
     """
 
     tracking_uri: str | None = None
@@ -75,33 +79,48 @@ class MlflowRecorder:
 
     def __post_init__(self) -> None:
         if not self.patience_s >= 0:
-            raise ConfigError(f"{self.patience_s} is no time to wait", location="patience_s", hint="Give 0 or more")
+            raise ConfigError(
+                f"`patience_s` must be at least 0 seconds, got {self.patience_s}",
+                location="patience_s",
+                hint="Set tracking.patience_s to 0 or more",
+            )
         if not self.experiment.strip():
-            raise ConfigError("an experiment needs a name", location="experiment", hint="Set tracking.experiment")
+            raise ConfigError(
+                "`experiment` must not be empty", location="experiment", hint="Set tracking.experiment to a name"
+            )
 
     @property
     def uri(self) -> str:
-        return server.resolve(self.tracking_uri)
+        """Return the tracking URI in use."""
+        return server.resolve_uri(self.tracking_uri)
 
     def connect(self) -> None:
-        """Make sure that the store answers and has its tables and the experiment.
+        """Check that the store answers, and create its tables and the experiment if they do not exist.
 
-        Call it once before workers start: MLflow cannot create one database from two processes.
-        Raises TrackingError within some ten seconds where nothing answers.
+        Call it once before workers start: two processes cannot create the same MLflow database.
+
+        Raises TrackingError within about ten seconds if nothing answers.
         """
         uri = self.uri
         server.probe(uri)
-        with server.answering(uri) as client:
-            server.experiment(client, uri, self.experiment)
+        with server.connect(uri) as client:
+            server.get_or_create_experiment(client, uri, self.experiment)
 
     def open_study(self, study: str, config: Mapping[str, Any], tag_values: Mapping[str, str]) -> str:
-        """The run of `study`, RUNNING: a new one, or that of the study that is resumed."""
+        """Create the run of a study, or set the run of a resumed study to RUNNING, and return its id.
+
+        Raises ConfigError if the name contains quotes, `%` or a backslash, which MLflow's queries do not allow.
+        """
         if not study or re.search(r"['\"`%\\]", study):
-            raise ConfigError(f"{study!r} cannot name a study", location="study", hint="Use letters, digits, - and _")
+            raise ConfigError(
+                f"the name of a study must not be empty or contain quotes, % or \\, got {study!r}",
+                location="study",
+                hint="Use letters, digits, - and _",
+            )
         opened = datetime.now(UTC).isoformat()
-        with server.answering(self.uri) as client:
+        with server.connect(self.uri) as client:
             experiment = self._experiment(client)
-            run = lookup.study(client, experiment, study)
+            run = run_search.find_study(client, experiment, study)
             if run is None:
                 identity = {tags.STUDY: study, tags.ROLE: "study", tags.OPENED_AT: opened}
                 run = client.create_run(experiment, tags=resolve_tags(identity), run_name=study)
@@ -109,9 +128,9 @@ class MlflowRecorder:
                 client.update_run(run.info.run_id, status="RUNNING")
             run_id = str(run.info.run_id)
             client.log_batch(
-                run_id, tags=_run_tags({**mlflow_fields.surroundings(), **tag_values, tags.OPENED_AT: opened})
+                run_id, tags=_tag_entities({**mlflow_fields.environment_tags(), **tag_values, tags.OPENED_AT: opened})
             )
-            client.log_text(run_id, files.as_yaml(config), "config.yaml")
+            client.log_text(run_id, run_artifacts.as_yaml(config), "config.yaml")
             return run_id
 
     def begin(
@@ -122,12 +141,12 @@ class MlflowRecorder:
         config: Mapping[str, Any],
         attempt: int = 1,
     ) -> str:
-        """The run of an attempt at a trial, which starts now. An ended run is returned as it is."""
-        with server.answering(self.uri) as client:
+        """Return the run of an attempt at a trial, creating it and logging its params if it has not ended."""
+        with server.connect(self.uri) as client:
             run = self._ensure_trial(client, study, number, params, attempt)
             if run.info.status == "RUNNING":
-                kept, _ = mlflow_fields.trial_params(config, params)
-                client.log_batch(run.info.run_id, params=_new_params(run, kept))
+                run_params, _ = mlflow_fields.trial_params(config, params)
+                client.log_batch(run.info.run_id, params=_new_params(run, run_params))
             return str(run.info.run_id)
 
     def record(
@@ -143,128 +162,143 @@ class MlflowRecorder:
         ended_s: float | None = None,
         keep_engine: bool = True,
     ) -> str:
-        """Log a finished trial whole and end its run; a run that has ended is left as it is.
+        """Log a finished trial, end its run and return the run id. A run that has ended is not changed.
 
-        `run_id` is what `begin` returned, where that is known: it saves looking for it. `ended_s` is when the trial
-        was over, in seconds since 1970, where that is not now. The engine of a feasible trial goes into the artifact
-        store, unless nobody wants to `keep_engine`: the run has what it takes to build it again.
-        Raises TrackingError where MLflow refuses, InputError where the engine was changed since it was built.
+        Args:
+            run_id: the run that `begin` returned, if known; saves a search.
+            ended_s: when the trial ended, in seconds since 1970; now if None.
+            keep_engine: store the engine of a feasible trial. Without it the run still has the config that builds it.
+
+        Raises TrackingError if MLflow rejects a request, InputError if the engine was changed since it was built.
         """
-        with server.answering(self.uri) as client:
+        with server.connect(self.uri) as client:
             ended_ms = int(1000 * (time.time() if ended_s is None else ended_s))
-            began_ms = ended_ms - int(1000 * sum(result.timings_s.values()))
+            started_ms = ended_ms - int(1000 * sum(result.timings_s.values()))
             run = (
                 client.get_run(run_id)
                 if run_id
-                else self._ensure_trial(client, study, number, params, attempt, began_ms)
+                else self._ensure_trial(client, study, number, params, attempt, started_ms)
             )
             run_id = str(run.info.run_id)
             if run.info.status != "RUNNING":
                 return run_id
-            tables = files.log(run, config, result, tracking_uri=self.uri)
-            client.log_inputs(run_id, datasets=mlflow_fields.datasets(result))
-            model_id = engines.keep(client, run, result) if keep_engine and result.feasible and result.engine else None
-            metrics, left_out = mlflow_fields.metrics(result)
+            tables = run_artifacts.log_artifacts(run, config, result, tracking_uri=self.uri)
+            client.log_inputs(run_id, datasets=mlflow_fields.dataset_inputs(result))
+            model_id = (
+                engines.log_engine(client, run, result) if keep_engine and result.feasible and result.engine else None
+            )
+            metrics, not_finite = mlflow_fields.trial_metrics(result)
             entities = mlflow_fields.metric_entities(
                 result, metrics, run_id=run_id, model_id=model_id, at_ms=run.info.start_time
             )
-            kept, cut = mlflow_fields.trial_params(config, params)
-            labels = mlflow_fields.trial_tags(result) | {"mlflow.note.content": cards.trial(result)}
-            labels |= {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"} for path in tables])}
-            labels |= {tags.TRUNCATED_PARAMS: ", ".join(cut)} if cut else {}
-            labels |= {tags.NOT_LOGGED: ", ".join(left_out)} if left_out else {}
-            client.log_batch(run_id, metrics=entities, params=_new_params(run, kept), tags=_run_tags(labels))
+            run_params, truncated = mlflow_fields.trial_params(config, params)
+            run_tags = mlflow_fields.trial_tags(result) | {
+                "mlflow.note.content": run_descriptions.trial_description(result)
+            }
+            run_tags |= {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"} for path in tables])}
+            run_tags |= {tags.TRUNCATED_PARAMS: ", ".join(truncated)} if truncated else {}
+            run_tags |= {tags.NOT_LOGGED: ", ".join(not_finite)} if not_finite else {}
+            client.log_batch(
+                run_id, metrics=entities, params=_new_params(run, run_params), tags=_tag_entities(run_tags)
+            )
             if not params:
-                client.update_run(run_id, name=_name(number, result.recipe.get("text", "")))
+                client.update_run(run_id, name=_run_name(number, result.recipe.get("text", "")))
             client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED", end_time=ended_ms)
             return run_id
 
-    def release(self, study: str, front: Collection[int], *, dry_run: bool = False) -> list[Released]:
-        """Remove the engines of trials that are not in `front` from the artifact store, registered ones never.
+    def release(self, study: str, front: Collection[int], *, dry_run: bool = False) -> list[ReleasedEngine]:
+        """Remove the engines of trials outside `front` from the artifact store and return them.
 
-        With `dry_run` nothing is changed, and what would be is returned.
+        Registered engines always stay. With `dry_run` nothing is removed.
         """
-        with server.answering(self.uri) as client:
-            return list(engines.release(client, self._experiment(client), study, set(front), dry_run=dry_run))
+        with server.connect(self.uri) as client:
+            return list(engines.release_engines(client, self._experiment(client), study, set(front), dry_run=dry_run))
 
     def kill(self, study: str, number: int, why: str, attempt: int = 1) -> None:
-        """End the RUNNING run of an attempt as KILLED; an attempt without one is left alone."""
-        with server.answering(self.uri) as client:
-            run = lookup.attempt(client, self._experiment(client), study, number, attempt)
+        """Set the RUNNING run of an attempt to KILLED, with the reason `why`; do nothing if there is no such run."""
+        with server.connect(self.uri) as client:
+            run = run_search.find_attempt(client, self._experiment(client), study, number, attempt)
             if run is not None and run.info.status == "RUNNING":
                 client.set_tag(run.info.run_id, tags.FAILURE, why[: mlflow_fields.TAG_LENGTH])
                 client.set_terminated(run.info.run_id, "KILLED")
 
     def progress(self, study: str, values: Mapping[str, float], step: int, at_s: float) -> None:
-        """Log figures of the study itself after `step` trials, as they were at a time in seconds since 1970."""
-        at_ms = int(1000 * at_s)  # MLflow keeps a figure once that it is told twice with one time stamp
-        with server.answering(self.uri) as client:
+        """Log metrics of the study after `step` trials, as of `at_s` in seconds since 1970.
+
+        MLflow stores a metric once if it is logged twice with the same time stamp.
+        """
+        at_ms = int(1000 * at_s)
+        with server.connect(self.uri) as client:
             _, parent = _parent(self.uri, self.experiment, study)
             client.log_batch(parent, metrics=[Metric(name, value, at_ms, step) for name, value in values.items()])
 
     def publish(self, snapshot: StudySnapshot) -> None:
-        """Write all trials as they are now into the study's run; `close_study` writes the same file at the end."""
+        """Write the current snapshot into the study's run; `close_study` writes the same file at the end."""
         from edgeopt.tracking import front
 
-        with server.answering(self.uri) as client:
+        with server.connect(self.uri) as client:
             _, parent = _parent(self.uri, self.experiment, snapshot.study)
-            client.log_text(parent, front.trials(snapshot), front.TRIALS)
+            client.log_text(parent, front.trials_json(snapshot), front.TRIALS_FILE)
 
     def open_runs(self, study: str) -> dict[tuple[int, int], str]:
-        """Trial number and attempt → run id of the runs that are still RUNNING."""
-        with server.answering(self.uri) as client:
-            found = lookup.trials(client, self._experiment(client), study, running=True)
-            return {(lookup.number(run), lookup.attempt_of(run)): str(run.info.run_id) for run in found}
+        """Return the ids of RUNNING runs by trial number and attempt."""
+        with server.connect(self.uri) as client:
+            runs = run_search.trial_runs(client, self._experiment(client), study, running=True)
+            return {
+                (run_search.trial_number(run), run_search.attempt_number(run)): str(run.info.run_id) for run in runs
+            }
 
     def runs(self, study: str) -> dict[int, str]:
-        """Trial number → run id; of a trial that was killed and run again, the later run."""
-        with server.answering(self.uri) as client:
-            found = lookup.by_number(client, self._experiment(client), study)
-            return {number: str(run.info.run_id) for number, run in found.items()}
+        """Return run ids by trial number; the newest run of a trial that was killed and repeated."""
+        with server.connect(self.uri) as client:
+            runs = run_search.run_by_trial(client, self._experiment(client), study)
+            return {number: str(run.info.run_id) for number, run in runs.items()}
 
     def latest_study(self) -> str | None:
-        """The study that was opened last; None where there is none."""
-        with server.answering(self.uri) as client:
-            run = lookup.latest_study(client, self._experiment(client))
+        """Return the name of the study that was opened last; None if there is no study."""
+        with server.connect(self.uri) as client:
+            run = run_search.find_latest_study(client, self._experiment(client))
             return None if run is None else str(run.data.tags[tags.STUDY])
 
-    def close_study(self, snapshot: StudySnapshot, *, status: Status, course: Course | None = None) -> str:
+    def close_study(
+        self, snapshot: StudySnapshot, *, status: Status, statistics: SearchStatistics | None = None
+    ) -> str:
         """Log ranks, totals, charts and tables of the front, and end the study's run with `status`.
 
-        `course` is for the report. A second call after more trials logs only what has changed. Returns the run id.
+        `statistics` are shown in the report. Returns the run id. A second call after more trials logs only the changes.
         """
         from edgeopt.tracking import front, saved_views
 
-        with server.answering(self.uri) as client:
+        with server.connect(self.uri) as client:
             parent = self._require_parent(client, snapshot.study)
-            runs = lookup.by_number(client, parent.info.experiment_id, snapshot.study)
+            runs = run_search.run_by_trial(client, parent.info.experiment_id, snapshot.study)
             for trial in snapshot.trials:
                 if trial.pareto_rank is not None and trial.number in runs:
                     _log_changed(client, runs[trial.number], {tags.PARETO_RANK: float(trial.pareto_rank)})
             _log_changed(client, parent, front.totals(snapshot))
             with tempfile.TemporaryDirectory() as scratch:
-                front.write(Path(scratch), snapshot, course=course)
+                front.write(Path(scratch), snapshot, statistics=statistics)
                 client.log_artifacts(parent.info.run_id, scratch, front.FOLDER)
-            views = saved_views.views(snapshot)
-            saved_views.write(client, parent.info.experiment_id, views, now_ms=int(time.time() * 1000))
-            client.set_tag(parent.info.run_id, "mlflow.note.content", cards.study(snapshot))
+            views = saved_views.build_views(snapshot)
+            saved_views.save_views(client, parent.info.experiment_id, views, now_ms=int(time.time() * 1000))
+            client.set_tag(parent.info.run_id, "mlflow.note.content", run_descriptions.study_description(snapshot))
             client.set_terminated(parent.info.run_id, status)
             return str(parent.info.run_id)
 
-    def ui_hint(self, study: str) -> UiHint:
-        """How to open the run of `study` in the MLflow UI."""
+    def study_links(self, study: str) -> StudyLinks:
+        """Return the addresses of a study in the MLflow UI."""
         from edgeopt.tracking import saved_views
 
         uri = self.uri
-        with server.answering(uri) as client:
+        with server.connect(uri) as client:
             run = self._require_parent(client, study)
-            views = saved_views.paths(client.get_experiment(run.info.experiment_id), study)
+            views = saved_views.view_paths(client.get_experiment(run.info.experiment_id), study)
         page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        path, front = page + MODE, page + "/artifacts/front/front.html" + MODE
-        served = uri.startswith(("http://", "https://"))
+        path, front = page + UI_QUERY, page + "/artifacts/front/front.html" + UI_QUERY
+        served = server.is_server(uri)
         host = re.sub("//[^/@]*@", "//", uri).rstrip("/") if served else "http://127.0.0.1:5000"
         command = "" if served else f"edgeopt ui --tracking-uri {redact_password(uri)}"
-        return UiHint(
+        return StudyLinks(
             command=command,
             path=path,
             url=host + path,
@@ -274,7 +308,7 @@ class MlflowRecorder:
         )
 
     def _experiment(self, client: MlflowClient) -> str:
-        return server.experiment(client, self.uri, self.experiment)
+        return server.get_or_create_experiment(client, self.uri, self.experiment)
 
     def _require_parent(self, client: MlflowClient, study: str) -> Run:
         return client.get_run(_parent(self.uri, self.experiment, study)[1])
@@ -286,45 +320,45 @@ class MlflowRecorder:
         number: int,
         params: Mapping[str, Any],
         attempt: int,
-        began_ms: int | None = None,
+        started_ms: int | None = None,
     ) -> Run:
         experiment, parent = _parent(self.uri, self.experiment, study)
-        known = lookup.attempt(client, experiment, study, number, attempt)
-        if known is not None:
-            return known
+        existing = run_search.find_attempt(client, experiment, study, number, attempt)
+        if existing is not None:
+            return existing
         identity = {tags.STUDY: study, tags.ROLE: "trial", tags.TRIAL: f"{study}/{number}", tags.ATTEMPT: str(attempt)}
         return client.create_run(
             experiment,
-            start_time=began_ms,
+            start_time=started_ms,
             tags=resolve_tags({**identity, "mlflow.parentRunId": parent}),
-            run_name=_name(number, label(params) or "running"),
+            run_name=_run_name(number, label(params) or "running"),
         )
 
 
 @lru_cache(maxsize=64)
 def _parent(uri: str, experiment: str, study: str) -> tuple[str, str]:
-    """Ids of the experiment and of the study's run in it, which never change: they are looked up once a process."""
-    with server.answering(uri) as client:
-        known = server.experiment(client, uri, experiment)
-        run = lookup.study(client, known, study)
+    """Return the ids of the experiment and of the study's run. They never change, so a process caches them."""
+    with server.connect(uri) as client:
+        experiment_id = server.get_or_create_experiment(client, uri, experiment)
+        run = run_search.find_study(client, experiment_id, study)
     if run is None:
         raise TrackingError(
-            f"study {study!r} has no run in experiment {experiment!r}",
+            f"the study {study!r} has no run in the experiment {experiment!r}",
             location=redact_password(uri),
-            hint="Open it first, or set MLFLOW_TRACKING_URI to the store that holds it",
+            hint="Open the study first, or set MLFLOW_TRACKING_URI to its store",
         )
-    return known, str(run.info.run_id)
+    return experiment_id, str(run.info.run_id)
 
 
-def _name(number: int, what: str) -> str:
-    return f"{number} · {what}"[: mlflow_fields.KEY_LENGTH]
+def _run_name(number: int, recipe: str) -> str:
+    return f"{number} · {recipe}"[: mlflow_fields.KEY_LENGTH]
 
 
 def _new_params(run: Run, values: Mapping[str, str]) -> list[Param]:
     return [Param(key, value) for key, value in values.items() if key not in run.data.params]
 
 
-def _run_tags(values: Mapping[str, str]) -> list[RunTag]:
+def _tag_entities(values: Mapping[str, str]) -> list[RunTag]:
     return [RunTag(key, value[: mlflow_fields.TAG_LENGTH]) for key, value in values.items()]
 
 

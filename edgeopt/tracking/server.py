@@ -1,4 +1,4 @@
-"""Speaking to an MLflow server or store: one client, one kind of error, and an answer within seconds."""
+"""Connect to an MLflow server or store, report its errors as edgeopt errors, and fail within seconds if it is down."""
 
 from __future__ import annotations
 
@@ -26,71 +26,78 @@ from edgeopt.core.redaction import redact_password
 from edgeopt.errors import TrackingError, UnreachableError, first_line
 
 PROBE_S = 8
-REFUSALS = (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
-"""What MLflow raises where it, its database or its artifact store does not do what it was asked for."""
+MLFLOW_ERRORS = (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
+"""Errors that MLflow, its database and its artifact store raise."""
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_TIMEOUT_KEY = {"sqlite": "timeout", "mssql": "timeout"}
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for chats and agents
-_MEND = "Start the server, or set MLFLOW_TRACKING_URI or tracking.tracking_uri to one that answers"
+_TIMEOUT_ARGUMENT = {"sqlite": "timeout", "mssql": "timeout"}
+# without this tag the UI opens the experiment with its pages for LLM traces
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_HINT = "Start the server, or set MLFLOW_TRACKING_URI or tracking.tracking_uri to a running one"
 
-# stdout belongs to results, and a search draws its own progress
+# stdout is reserved for results, and a sweep shows its own progress
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# MLflow tries for four minutes else, in which a sweep would stand still; whoever needs an answer asks again
+# by default MLflow retries for four minutes and blocks the sweep; edgeopt has its own retries
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def resolve(tracking_uri: str | None) -> str:
-    """The URI to use: the given one, MLFLOW_TRACKING_URI, or MLflow's default local SQLite file."""
+def resolve_uri(tracking_uri: str | None) -> str:
+    """Return `tracking_uri`, or else MLFLOW_TRACKING_URI, or else MLflow's default SQLite file."""
     return tracking_uri or mlflow.get_tracking_uri()
 
 
-def absolute(uri: str) -> str:
-    """`uri` as it means the same from every working folder."""
+def absolute_uri(uri: str) -> str:
+    """Return `uri` with an absolute path if it names a SQLite file."""
     file = _sqlite_file(uri)
     return uri if file is None else f"sqlite:///{file.absolute()}"
 
 
 @contextlib.contextmanager
-def answering(uri: str) -> Iterator[MlflowClient]:
-    """A client of `uri`. UnreachableError where nothing answers there, within seconds; TrackingError for what it,
-    its database or its artifact store refuses.
+def connect(uri: str) -> Iterator[MlflowClient]:
+    """Yield a client of `uri` and convert MLflow's errors.
 
-    A server is asked first whether it is there, because one that hangs keeps MLflow's own clients for minutes.
+    The health of a server is checked first, because MLflow's own client waits minutes for a server that hangs.
+
+    Raises UnreachableError within seconds if nothing answers, TrackingError if MLflow, its database or its artifact
+    store rejects a request.
     """
     try:
-        _ask(uri)
+        _check_health(uri)
         yield MlflowClient(tracking_uri=uri)
-    except REFUSALS as error:
-        raise _failure(uri, error) from error
+    except MLFLOW_ERRORS as error:
+        raise _to_edgeopt_error(uri, error) from error
 
 
 def probe(uri: str) -> None:
-    """Raise UnreachableError within some ten seconds where nothing answers at `uri`."""
+    """Check that a store answers, and create the tables of a missing SQLite file.
+
+    Raises UnreachableError within about ten seconds if nothing answers at `uri`.
+    """
     try:
-        if _served(uri):
+        if is_server(uri):
             _probe_http(uri)
         elif urlsplit(uri).scheme.split("+")[0] in _DATABASES:
             _probe_database(uri)
     except ImportError as error:
         raise TrackingError(
-            f"the driver of this database is not installed ({error})",
+            f"the driver of the database must be installed, got: {error}",
             location=redact_password(uri),
-            hint="Install it, for PostgreSQL with pip install 'edgeopt[postgres]'",
+            hint="Install it; for PostgreSQL: pip install 'edgeopt[postgres]'",
         ) from error
-    except REFUSALS as error:
+    except MLFLOW_ERRORS as error:
         raise _unreachable(uri, error) from error
 
 
-def _served(uri: str) -> bool:
+def is_server(uri: str) -> bool:
+    """Return True if `uri` is the address of an MLflow server, False if it names a database."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
-def _ask(uri: str) -> None:
-    """Raise where no server answers; a database answers, or does not, when it is asked for something."""
-    if _served(uri):
+def _check_health(uri: str) -> None:
+    """Raise an error if a server does not answer. A database is not checked: its first query fails if it is down."""
+    if is_server(uri):
         health = http_request(
             get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=PROBE_S, raise_on_status=False
         )
@@ -98,18 +105,18 @@ def _ask(uri: str) -> None:
             raise requests.HTTPError(f"{health.status_code} {health.reason}")
 
 
-def _failure(uri: str, error: Exception) -> TrackingError:
+def _to_edgeopt_error(uri: str, error: Exception) -> TrackingError:
     if isinstance(error, (requests.RequestException, sqlalchemy.exc.OperationalError)):
         return _unreachable(uri, error)
     try:
-        _ask(uri)
-    except REFUSALS as silence:
-        return _unreachable(uri, silence)
-    return TrackingError(f"MLflow refused: {first_line(error)}", location=redact_password(uri))
+        _check_health(uri)
+    except MLFLOW_ERRORS as health_error:
+        return _unreachable(uri, health_error)
+    return TrackingError(f"MLflow rejected the request: {first_line(error)}", location=redact_password(uri))
 
 
 def _unreachable(uri: str, error: Exception) -> UnreachableError:
-    return UnreachableError(f"MLflow does not answer ({first_line(error)})", location=redact_password(uri), hint=_MEND)
+    return UnreachableError(f"MLflow does not answer ({first_line(error)})", location=redact_password(uri), hint=_HINT)
 
 
 def _probe_http(uri: str) -> None:
@@ -119,11 +126,11 @@ def _probe_http(uri: str) -> None:
 
 def _probe_database(uri: str) -> None:
     url = make_url(uri)
-    kind = url.get_backend_name()
+    argument = _TIMEOUT_ARGUMENT.get(url.get_backend_name(), "connect_timeout")
     database = _sqlite_file(uri)
     if database is not None and not database.exists():
         _create_sqlite(database)
-    engine = sqlalchemy.create_engine(url, connect_args={_TIMEOUT_KEY.get(kind, "connect_timeout"): PROBE_S})
+    engine = sqlalchemy.create_engine(url, connect_args={argument: PROBE_S})
     try:
         sqlalchemy.inspect(engine).get_table_names()
     finally:
@@ -131,15 +138,18 @@ def _probe_database(uri: str) -> None:
 
 
 def _create_sqlite(database: Path) -> None:
-    """Make MLflow's tables in a draft that gets its name when it is whole: MLflow cannot mend half a schema."""
+    """Create MLflow's tables in a temporary file, and link it to its name when complete.
+
+    MLflow cannot repair a schema whose creation was interrupted.
+    """
     database.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}-") as folder:
         draft = Path(folder) / database.name
         MlflowClient(tracking_uri=f"sqlite:///{draft.resolve()}").search_experiments(max_results=1)
         with contextlib.closing(sqlite3.connect(draft)) as connection:
-            # readers do not wait for a writer then; a file system without shared memory keeps its own way
+            # with a write-ahead log, readers do not wait for a writer; SQLite ignores this without shared memory
             connection.execute("PRAGMA journal_mode=WAL")
-        with contextlib.suppress(FileExistsError):  # another process was faster
+        with contextlib.suppress(FileExistsError):  # another process created it first
             os.link(draft, database)
 
 
@@ -157,29 +167,34 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """The id of the experiment `name`, made where it is absent.
+def get_or_create_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """Return the id of the experiment `name`, creating it if it does not exist.
 
-    Beside a SQLite file its artifacts lie in the same folder, from wherever a command is started.
+    If the store is a SQLite file, artifacts go into the folder of that file, not into the working folder.
+
+    Raises TrackingError if the experiment was deleted.
     """
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
         try:
-            return str(client.create_experiment(name, artifact_location=_beside_database(uri, name), tags=_KIND))
+            return str(
+                client.create_experiment(name, artifact_location=_artifact_folder(uri, name), tags=_EXPERIMENT_TAGS)
+            )
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process created it first
                 raise
-            found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
+            existing = client.get_experiment_by_name(name)
+    if existing is None or existing.lifecycle_stage != "active":
         raise TrackingError(
-            f"experiment {name!r} was deleted",
+            f"the experiment {name!r} must be active, but it was deleted",
             location=redact_password(uri),
-            hint="Restore it with mlflow experiments restore, or set tracking.experiment to another name",
+            hint="Restore it with `mlflow experiments restore`, or set tracking.experiment to another name",
         )
-    return str(found.experiment_id)
+    return str(existing.experiment_id)
 
 
-def _beside_database(uri: str, name: str) -> str | None:
+def _artifact_folder(uri: str, name: str) -> str | None:
+    """Return a folder next to the SQLite file; None if the store is not a SQLite file."""
     database = _sqlite_file(uri)
     return None if database is None else str(database.parent / "mlruns" / re.sub(r"[^\w.-]+", "_", name))
 

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,9 +22,12 @@ from mlflow import MlflowClient
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
-from support import browser
+from support import browser, samples
 
-from edgeopt.pages.app import PREFIX, pages
+from edgeopt.core.result import TrialResult
+from edgeopt.pages import comparison
+from edgeopt.pages.app import PREFIX, create_pages
+from edgeopt.pages.sources import Table, Trial
 from edgeopt.release.promote import Promotion
 from pages.conftest import Shown
 
@@ -54,19 +59,19 @@ def test_home_lists_studies_and_says_where_nothing_was_released(shown: Shown) ->
     page = shown.get("/")
     assert page.status_code == 200
     assert f'href="/edgeopt/studies/{shown.study_run}">night</a>' in page.text
-    assert "goes on" in page.text
-    assert "Nothing was released yet" in page.text
+    assert "<td>running</td>" in page.text
+    assert "No model has been released yet" in page.text
     assert "data-live" in page.text
 
 
 def test_a_study_shows_its_front_its_limits_and_every_trial(shown: Shown) -> None:
     text = shown.get(f"/studies/{shown.study_run}").text
-    assert "3 of 4 trials are over, 2 satisfy every limit, 2 are on the" in " ".join(text.split())
+    assert "3 of 4 trials are finished, 2 satisfy every limit, 2 are on the" in " ".join(text.split())
     assert text.count("<circle") == 3
     assert "limit 1.15" in text
     assert "infeasible: exceeds latency: decode p50 +44%" in text
     assert "<td>waiting</td>" in text
-    assert "0.200 after the last" in text, "the growth of the front"
+    assert "It is 0.200 after the last" in text
     for run_id in shown.runs.values():
         assert f"runs/{run_id}" in text
         assert f'value="{run_id}"' in text
@@ -97,7 +102,7 @@ def test_trials_side_by_side_show_what_differs(shown: Shown) -> None:
     assert '<th scope="row">name</th>' not in text, "it is the same for both"
     assert "0.6 ms" in text
     assert "0.9 ms (1.50×)" in text
-    assert 'class="apart"' in text
+    assert 'class="significant"' in text
     assert "fp32" in text
     assert '<td class="text">x):</td>' in text
     assert '<td class="text">n):</td>' in text
@@ -110,18 +115,45 @@ def test_a_release_shows_its_versions_its_ledger_and_what_every_gate_said(shown:
     assert page.status_code == 200
     assert "2 versions. <b>champion</b> is version" in text
     assert "they are &lt;good&gt;" in text
-    assert "What the gates said" in text
+    assert "Verdicts of the gates" in text
+    assert '<abbr title="Time per generated token' in text or "<abbr title='Time per generated token" in text
+    assert '<td class="n">0.6 ms</td>' in text, "the objectives of the promoted trials"
+    assert f'href="/edgeopt/studies/{shown.study_run}">Study night</a>' in text
+    assert "UTC</time>" in text
     for gate in {verdict.gate for verdict in released.releases[0].gates}:
         assert f'<td>{gate}</td><td class="passed">passed</td>' in text
+
+
+def test_settings_show_plain_class_names() -> None:
+    trials = [
+        comparison_trial({"step.0._target_": f"edgeopt.compress.quantization.{name}"})
+        for name in ("gptq.Gptq", "rtn.Rtn")
+    ]
+    assert comparison.different_settings(trials) == [("step.0", ["Gptq", "Rtn"])]
+
+
+def test_metrics_show_the_original_model() -> None:
+    results = [replace(samples.result(decode_ms=v), baseline=samples.BASELINE) for v in (0.6, 0.9)]
+    rows = {row.metric: row for row in comparison.metric_rows([comparison_trial({}, result) for result in results])}
+    assert rows["latency/decode_p50_ms"].original == "1.3 ms"
+    assert rows["size/engine_mib"].original == ""
+    assert rows["latency/decode_p50_ms"].cells[1].is_significant
+
+
+def comparison_trial(params: dict[str, str], result: TrialResult | None = None) -> Trial:
+    """Return a trial with these params in its run."""
+    run = SimpleNamespace(data=SimpleNamespace(params=params))
+    empty: Table = {"columns": [], "data": []}
+    return Trial(run=run, result=result or samples.result(), layers=empty, generations=empty)
 
 
 @pytest.mark.parametrize(
     ("path", "status", "told"),
     [
-        ("/studies/" + "0" * 32, 404, "there is no run"),
+        ("/studies/" + "0" * 32, 404, "does not exist"),
         ("/studies/..%2f..", 404, ""),
-        ("/studies/x", 404, "is no id of a run"),
-        ("/compare?run=" + "0" * 32, 404, "1 runs were chosen"),
+        ("/studies/x", 404, "must have 32 hexadecimal digits"),
+        ("/compare?run=" + "0" * 32, 404, "2 to 4 trials, got 1"),
         ("/releases/nobody", 404, "no model &#39;nobody&#39; is registered"),
     ],
 )
@@ -134,7 +166,7 @@ def test_what_is_not_there_is_told_with_the_mend(shown: Shown, path: str, status
 def test_a_trials_run_is_no_study(shown: Shown) -> None:
     page = shown.get(f"/studies/{shown.runs[0]}")
     assert page.status_code == 404
-    assert "is no study" in page.text
+    assert "must be a study" in page.text
 
 
 def test_nothing_that_was_logged_becomes_markup_and_no_foreign_script_may_run(shown: Shown) -> None:
@@ -162,7 +194,7 @@ def test_mlflows_own_pages_and_interface_are_as_ever(shown: Shown) -> None:
 
 
 def test_the_pages_stand_alone_before_a_server_elsewhere(shown: Shown) -> None:
-    app = Starlette(routes=[Mount(PREFIX, app=pages(shown.uri, "https://mlflow.example/"))])
+    app = Starlette(routes=[Mount(PREFIX, app=create_pages(shown.uri, "https://mlflow.example/"))])
     text = TestClient(app).get(f"{PREFIX}/studies/{shown.study_run}").text
     assert 'href="https://mlflow.example/#/experiments/' in text
     assert "href='https://mlflow.example/#/experiments/" in text, "points of the chart lead there too"
@@ -170,7 +202,7 @@ def test_the_pages_stand_alone_before_a_server_elsewhere(shown: Shown) -> None:
 
 
 def test_a_server_that_does_not_answer_is_told_as_such() -> None:
-    app = Starlette(routes=[Mount(PREFIX, app=pages("http://127.0.0.1:9", "http://127.0.0.1:9/"))])
+    app = Starlette(routes=[Mount(PREFIX, app=create_pages("http://127.0.0.1:9", "http://127.0.0.1:9/"))])
     page = TestClient(app).get(f"{PREFIX}/")
     assert page.status_code == 502
     assert "MLflow does not answer" in page.text
@@ -200,7 +232,7 @@ def test_edgeopt_ui_serves_the_store_of_the_working_folder_until_it_is_interrupt
                 break
             time.sleep(0.2)
         assert page is not None, (tmp_path / "log").read_text()
-        assert "There is none yet" in page.text
+        assert "No study has been recorded yet" in page.text
         assert f"http://127.0.0.1:{port}/edgeopt/" in (tmp_path / "log").read_text()
         (served,) = psutil.Process(process.pid).children(recursive=True)
         assert "uvicorn" in served.cmdline(), "and no runners of MLflow's jobs beside it"

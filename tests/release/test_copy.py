@@ -30,8 +30,8 @@ def production(tmp_path: Path) -> dict[str, str]:
     """Another store: its URI, and an experiment for copies."""
     uri = f"sqlite:///{tmp_path / 'production.db'}"
     server.probe(uri)
-    with server.answering(uri) as client:
-        return {"destination_uri": uri, "experiment": server.experiment(client, uri, "copies")}
+    with server.connect(uri) as client:
+        return {"destination_uri": uri, "experiment": server.get_or_create_experiment(client, uri, "copies")}
 
 
 def test_a_copy_keeps_digest_signature_evidence_and_works_by_itself(

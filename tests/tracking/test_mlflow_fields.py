@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.core.result import Measurement, TrialResult, Verdict
-from edgeopt.tracking import cards, mlflow_fields
+from edgeopt.tracking import mlflow_fields, run_descriptions
 
 
 @pytest.mark.parametrize(
@@ -31,19 +31,19 @@ def test_flatten(config: dict[str, Any], flat: dict[str, str]) -> None:
 def test_params_fit_into_mlflow(values: dict[str, str]) -> None:
     from mlflow.utils.validation import _validate_param
 
-    kept, _ = mlflow_fields.params(values)
+    kept, _ = mlflow_fields.fit_params(values)
     for key, value in kept.items():
         _validate_param(key, value)
 
 
 def test_long_names_stay_apart() -> None:
-    kept, _ = mlflow_fields.params({"a" * 300 + "1": "x", "a" * 300 + "2": "y"})
+    kept, _ = mlflow_fields.fit_params({"a" * 300 + "1": "x", "a" * 300 + "2": "y"})
     assert len(kept) == 2
     assert all(len(name) <= mlflow_fields.KEY_LENGTH for name in kept)
 
 
 def test_plain_is_strict_json() -> None:
-    assert mlflow_fields.plain({"a": [float("nan"), 1.0, (float("inf"),)]}) == {"a": ["nan", 1.0, ["inf"]]}
+    assert mlflow_fields.to_json_types({"a": [float("nan"), 1.0, (float("inf"),)]}) == {"a": ["nan", 1.0, ["inf"]]}
 
 
 def stopped(rung: str, verdict: Verdict, *measurements: Measurement) -> TrialResult:
@@ -72,18 +72,20 @@ BROKEN = Verdict(
 
 
 def test_what_the_cache_saved_is_told_by_stage() -> None:
-    found, _ = mlflow_fields.metrics(stopped("build", BROKEN, SIZE))
+    found, _ = mlflow_fields.trial_metrics(stopped("build", BROKEN, SIZE))
     assert found["time_saved/compress/lora_s"] == 20.5
     assert found["excess/size/engine_mib"] == 0.8
 
 
 def test_the_note_of_a_stopped_trial_tells_where_it_stopped_and_measured_from_predicted() -> None:
-    late = cards.trial(stopped("build", BROKEN, SIZE))
-    assert "**Refused** at build: nothing was measured after build" in late
+    late = run_descriptions.trial_description(stopped("build", BROKEN, SIZE))
+    assert "**Stopped early** at build: nothing was measured after build" in late
     assert "| 9 MiB |" in late
-    early = cards.trial(stopped("divergence", replace(BROKEN, predicted=True)))
+    early = run_descriptions.trial_description(stopped("divergence", replace(BROKEN, predicted=True)))
     assert "no engine was built" in early
-    assert "predicted at best |" in early
-    hopeful = cards.trial(stopped("build", replace(BROKEN, predicted=True, satisfied=True)))
-    assert "predicted at best | not excluded |" in hopeful
-    assert "nothing was built" in cards.trial(stopped("prediction", replace(BROKEN, predicted=True)))
+    assert "(predicted, best case) |" in early
+    hopeful = run_descriptions.trial_description(stopped("build", replace(BROKEN, predicted=True, satisfied=True)))
+    assert "(predicted, best case) | not excluded |" in hopeful
+    assert "**Refused by prediction**: nothing was built" in run_descriptions.trial_description(
+        stopped("prediction", replace(BROKEN, predicted=True))
+    )

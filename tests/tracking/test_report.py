@@ -14,10 +14,10 @@ from support import browser, samples
 
 from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking import report
-from edgeopt.tracking.report import Course
+from edgeopt.tracking.report import SearchStatistics
 
 TRIALS = samples.invented_trials()
-COURSE = Course(
+COURSE = SearchStatistics(
     hypervolumes=(0.0, 0.1, 0.1, 0.25),
     importance={"latency/decode_p50_ms": {"bits": 0.8, "ratio": 0.15, "seed": 0.001}},
     spent_s=600.0,
@@ -26,8 +26,10 @@ COURSE = Course(
 )
 
 
-def page(folder: Path, course: Course = COURSE, trials: Sequence[TrialSnapshot] = TRIALS, **changed: Any) -> str:
-    report.write(folder / "report.html", samples.snapshot(trials, **changed), course=course)
+def page(
+    folder: Path, statistics: SearchStatistics = COURSE, trials: Sequence[TrialSnapshot] = TRIALS, **changed: Any
+) -> str:
+    report.write(folder / "report.html", samples.snapshot(trials, **changed), statistics=statistics)
     return (folder / "report.html").read_text()
 
 
@@ -79,25 +81,49 @@ def test_outcomes_are_counted_with_their_causes(tmp_path: Path) -> None:
     stopped = replace(
         TRIALS[1], state="stopped", rung="quality", excess={"quality/perplexity_ratio": 0.1}, **infeasible
     )
-    text = section(page(tmp_path, trials=[refused, stopped, TRIALS[-1]], course=Course()), "Outcomes")
+    text = section(page(tmp_path, trials=[refused, stopped, TRIALS[-1]], statistics=SearchStatistics()), "Outcomes")
     assert "refused by prediction 1 quality: perplexity ratio (1), latency" in text
     assert "stopped early at quality 1 quality: perplexity ratio (1)" in text
     assert "failed 1 at build (1)" in text
+
+
+def test_refused_trial_shows_predicted_value_and_limit(tmp_path: Path) -> None:
+    rss = "memory/peak_rss_mib"
+    refused = replace(
+        TRIALS[0],
+        state="refused",
+        rung="prediction",
+        feasible=False,
+        pareto_rank=None,
+        metrics={},
+        predicted={rss: 120.0},
+        excess={rss: 1 / 3},
+    )
+    text = section(page(tmp_path, trials=[refused, *TRIALS[1:]]), "All trials")
+    assert "refused by prediction: memory: peak RSS 120 MiB predicted, limit 90 MiB (+33%)" in text
+    assert "120 MiB predicted –" in text
+
+
+def test_headers_explain_metrics(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "<abbr title='Time per generated token, 50th percentile.'>latency: decode p50</abbr>" in text
+    assert "title='Highest resident memory (RSS)" in text
 
 
 def test_important_parameters_are_listed(tmp_path: Path) -> None:
     text = section(page(tmp_path), "Parameter importance")
     assert "bits 80%" in text
     assert "seed" not in text
-    assert "no parameter decides" in section(page(tmp_path, course=Course()), "Parameter importance")
+    assert "no parameter decides" in section(page(tmp_path, statistics=SearchStatistics()), "Parameter importance")
 
 
 def test_progress_shows_time_energy_and_growth(tmp_path: Path) -> None:
     text = section(page(tmp_path), "Progress of the search")
-    assert "took 10.0 minutes. They needed 2 Wh. Minutes that were not spent: 1.5 by prediction." in text
-    assert "0.250 after the last" in text
-    assert "<polyline points='0.0,146.0 240.0," in page(tmp_path)
-    assert "polyline" not in section(page(tmp_path, course=Course()), "Progress of the search")
+    assert "took 10.0 minutes. They needed 2 Wh. Time saved: 1.5 min by prediction." in text
+    assert "It is 0.250 after the last of 4 evaluated trials" in text
+    assert "evaluated trials</text>" in page(tmp_path)
+    assert "hypervolume</text>" in page(tmp_path)
+    assert "polyline" not in section(page(tmp_path, statistics=SearchStatistics()), "Progress of the search")
 
 
 def test_summary_recommends_a_trial(tmp_path: Path) -> None:
@@ -108,7 +134,7 @@ def test_summary_recommends_a_trial(tmp_path: Path) -> None:
 
 
 def test_failed_trials_without_limits_are_shown(tmp_path: Path) -> None:
-    assert "No limits were set." in page(tmp_path, trials=TRIALS[-1:], limits=[], course=Course())
+    assert "No limits were set." in page(tmp_path, trials=TRIALS[-1:], limits=[], statistics=SearchStatistics())
 
 
 USE = """

@@ -21,8 +21,8 @@ TRIALS = samples.invented_trials(8)
 def states(
     trials: Sequence[TrialSnapshot] = TRIALS, objectives: Sequence[ObjectiveSnapshot] = samples.OBJECTIVES
 ) -> dict[str, dict[str, Any]]:
-    found = saved_views.views(samples.snapshot(trials, objectives=objectives))
-    return {view.name.removeprefix("s: "): dict(view.state) for view in found}
+    found = saved_views.build_views(samples.snapshot(trials, objectives=objectives))
+    return {view.name: dict(view.state) for view in found}
 
 
 def charts(state: dict[str, Any]) -> list[str]:
@@ -56,19 +56,32 @@ def test_energy_has_a_view_where_it_was_measured() -> None:
     assert charts(states([replace(TRIALS[0], metrics=metrics)])["energy"]) == ["BAR"]
 
 
+def test_two_feasible_trials_have_no_contour_chart() -> None:
+    feasible = [trial for trial in samples.invented_trials() if trial.feasible]
+    assert charts(states(feasible[:2])["front"]) == ["SCATTER", "SCATTER"]
+    assert charts(states(feasible[:3])["front"]) == ["CONTOUR", "SCATTER", "SCATTER"]
+
+
+def test_parameters_with_one_value_are_left_out() -> None:
+    trials = [replace(trial, params={**trial.params, "lora": True}) for trial in TRIALS]
+    shown = states(trials)["parameters"]["compareRunCharts"][0]["selectedParams"]
+    assert shown == ["step.prune.ratio", "step.quantize.bits"]
+    assert "parameters" not in states(trials[:1])
+
+
 @pytest.mark.parametrize(("count", "kinds"), [(1, ["BAR"]), (2, ["SCATTER"])])
 def test_fewer_objectives_have_simpler_charts(count: int, kinds: list[str]) -> None:
     assert charts(states(objectives=samples.OBJECTIVES[:count])["front"]) == kinds
 
 
 def test_links_are_of_views_that_were_written_and_stay_the_same(recorder: MlflowRecorder, study: str) -> None:
-    assert recorder.ui_hint(study).view_urls == {}
+    assert recorder.study_links(study).view_urls == {}
     snapshot = samples.snapshot(TRIALS, study=study)
     recorder.close_study(snapshot, status="FINISHED")
-    first = recorder.ui_hint(study).view_urls
+    first = recorder.study_links(study).view_urls
     assert list(first) == ["front", "parameters", "limits"]
     recorder.close_study(snapshot, status="FINISHED")
-    assert recorder.ui_hint(study).view_urls == first
+    assert recorder.study_links(study).view_urls == first
 
 
 @browser.needed
@@ -82,9 +95,9 @@ def test_a_browser_shows_the_charts_of_a_view(mlflow_server: str, tmp_path: Path
         run_id = recorder.record("demo", number, {"bits": 4 * number}, {}, result)
         trials.append(samples.trial(number, result, run_id, 1))
     recorder.close_study(samples.snapshot(trials, study="demo"), status="FINISHED")
-    urls = recorder.ui_hint("demo").view_urls
+    urls = recorder.study_links("demo").view_urls
     page = seen(urls["front"], tmp_path)
-    assert "demo: front" in page
+    assert "demo: Pareto front" in page
     assert "2 matching runs" in page
     assert page.index("quality/perplexity_ratio vs. latency/decode_p50_ms") < page.index(
         "latency/decode_p50_ms vs. memory/peak_rss_mib"

@@ -29,8 +29,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.tracking import server
 
     server.probe(args.to)  # MLflow's own client tries for minutes
-    with server.answering(args.to) as client:
-        experiment = server.experiment(client, args.to, EXPERIMENT)
+    with server.connect(args.to) as client:
+        experiment = server.get_or_create_experiment(client, args.to, EXPERIMENT)
     with display.progress("copying") as progress:
         done = copy(
             registered.reference(args),

@@ -46,7 +46,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     if study.storage.active_workers():
         return Outcome(document=document)
     opened.close("FINISHED" if study.is_complete() else "KILLED")
-    return Outcome(document=document | {"mlflow": asdict(recorder.ui_hint(opened.name))})
+    return Outcome(document=document | {"mlflow": asdict(recorder.study_links(opened.name))})
 
 
 def show(document: Document) -> None:

@@ -25,7 +25,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     """Serve until Ctrl-C."""
     from edgeopt.tracking import server
 
-    uri = server.absolute(server.resolve(args.tracking_uri))
+    uri = server.absolute_uri(server.resolve_uri(args.tracking_uri))
     server.probe(uri)
     address = f"http://{args.host}:{args.port}"
     print(f"edgeopt: {address}/edgeopt/", file=sys.stderr)
@@ -48,10 +48,10 @@ def _beside(uri: str, host: str, port: int) -> None:
     from starlette.routing import Mount, Route
 
     from edgeopt.core.redaction import redact_password
-    from edgeopt.pages.app import PREFIX, pages
+    from edgeopt.pages.app import PREFIX, create_pages
 
     home = Route("/", lambda _: RedirectResponse(f"{PREFIX}/"))
-    app = Starlette(routes=[home, Mount(PREFIX, app=pages(uri, f"{redact_password(uri).rstrip('/')}/"))])
+    app = Starlette(routes=[home, Mount(PREFIX, app=create_pages(uri, f"{redact_password(uri).rstrip('/')}/"))])
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 

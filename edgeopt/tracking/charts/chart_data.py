@@ -1,4 +1,4 @@
-"""What a picture of the front shows, before any library draws it: axes, points, limits, label places."""
+"""Compute the content of a front chart for any drawing library: axes, points, limits and label positions."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from edgeopt.core import units
 from edgeopt.core.metric_text import readable
 from edgeopt.core.study_snapshot import LimitSnapshot, ObjectiveSnapshot, StudySnapshot, TrialSnapshot
 
-Kind = Literal["front", "feasible", "infeasible"]
-KINDS: dict[Kind, str] = {
+PointKind = Literal["front", "feasible", "infeasible"]
+POINT_KINDS: dict[PointKind, str] = {
     "front": "on the front",
     "feasible": "feasible, but dominated by another trial",
     "infeasible": "infeasible: not every limit is satisfied",
 }
 BASELINE_LABEL = "original model"
-# Okabe and Ito's palette, told apart with every kind of colour vision; colour as a scale is cividis
-FRONT, PLAIN, GREY, LIMIT, INK = "#0072B2", "#56B4E9", "#9a9a9a", "#D55E00", "#1f2933"
-COLOURS = "cividis"
+# the palette of Okabe and Ito and the scale cividis are readable with every kind of colour vision
+FRONT_COLOUR, FEASIBLE_COLOUR, INFEASIBLE_COLOUR, LIMIT_COLOUR = "#0072B2", "#56B4E9", "#9a9a9a", "#D55E00"
+TEXT_COLOUR, GRID_COLOUR = "#1f2933", "#e4e7eb"
+COLOUR_MAP = "cividis"
 TRIAL_NUMBER = "number"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One objective as it is shown.
+    """An axis that shows one objective.
 
     Attributes:
-        bound: the limit on this metric, None where there is none.
-        low, high: the range to show.
-        distant: the limit lies so far outside that drawing it would squeeze all points together.
+        bound: the limit on this metric; None if it has none.
+        low, high: the range of the axis.
+        distant: True if the limit is too far from the points to be drawn.
     """
 
     metric: str
@@ -44,31 +45,35 @@ class Axis:
 
     @property
     def title(self) -> str:
+        """Return the name of the metric with its unit."""
         if self.metric == TRIAL_NUMBER:
             return "trial"
         return f"{readable(self.metric)}{f' ({self.unit})' if self.unit else ''}"
 
     @property
     def better(self) -> str:
-        """Which way is good; empty where neither is."""
+        """Return which direction is better; empty for trial numbers."""
         if self.metric == TRIAL_NUMBER:
             return ""
         return "smaller is better" if self.direction == "minimize" else "larger is better"
 
     @property
     def drawn_bound(self) -> float | None:
+        """Return the limit to draw; None if there is none or it is distant."""
         return None if self.distant else self.bound
 
     @property
     def bound_text(self) -> str:
-        return f"limit {units.format_quantity(self.bound or 0.0, self.unit)}"
+        """Return the label of the limit."""
+        text = f"limit {units.format_quantity(self.bound or 0.0, self.unit)}"
+        return f"{text} is outside the chart" if self.distant else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One trial as it is drawn; `x_interval` and `y_interval` are 95 % confidence intervals, None without width."""
+    """A trial in a chart; `x_interval` and `y_interval` are 95 % confidence intervals, None without width."""
 
-    kind: Kind
+    kind: PointKind
     x: float
     y: float
     colour: float | None
@@ -83,7 +88,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class ChartData:
     """Axes and points of one chart.
 
     Attributes:
@@ -99,44 +104,53 @@ class View:
     unplotted: tuple[TrialSnapshot, ...]
     baseline: tuple[float, float] | None = None
 
-    def of(self, kind: Kind) -> list[Point]:
+    def points_of(self, kind: PointKind) -> list[Point]:
+        """Return the points of one kind."""
         return [point for point in self.points if point.kind == kind]
 
     @property
     def lines(self) -> list[list[tuple[float, float]]]:
-        """Everything drawn as a line: the path along the front and the limits."""
-        found = [[(p.x, p.y) for p in self.path]]
+        """Return all drawn lines: the line through the front, and the limits."""
+        lines = [[(p.x, p.y) for p in self.front_line]]
         if self.x.drawn_bound is not None:
-            found.append([(self.x.drawn_bound, self.y.low), (self.x.drawn_bound, self.y.high)])
+            lines.append([(self.x.drawn_bound, self.y.low), (self.x.drawn_bound, self.y.high)])
         if self.y.drawn_bound is not None:
-            found.append([(self.x.low, self.y.drawn_bound), (self.x.high, self.y.drawn_bound)])
-        return found
+            lines.append([(self.x.low, self.y.drawn_bound), (self.x.high, self.y.drawn_bound)])
+        return lines
 
     @property
-    def path(self) -> list[Point]:
-        """Front members that no other beats in both drawn axes, from left to right: the line to follow.
+    def front_line(self) -> list[Point]:
+        """Return the trials of the front that are not dominated in the two drawn axes, from left to right.
 
-        With a third objective a member may lie off this line; it is on the front for its colour.
+        With a third objective, other trials of the front may be off this line.
         """
         if self.x.metric == TRIAL_NUMBER:
             return []
         signs = [1 if axis.direction == "minimize" else -1 for axis in (self.x, self.y)]
-        best, found = float("inf"), []
-        for point in sorted(self.of("front"), key=lambda p: (signs[0] * p.x, signs[1] * p.y)):
+        best, line = float("inf"), []
+        for point in sorted(self.points_of("front"), key=lambda p: (signs[0] * p.x, signs[1] * p.y)):
             if signs[1] * point.y < best:
                 best = signs[1] * point.y
-                found.append(point)
-        return sorted(found, key=lambda p: p.x)
+                line.append(point)
+        return sorted(line, key=lambda p: p.x)
 
 
-def kind_of(trial: TrialSnapshot) -> Kind:
+def caption(data: ChartData) -> str:
+    """Return one sentence with the counts of trials."""
+    front = len(data.points_of("front"))
+    feasible = front + len(data.points_of("feasible"))
+    text = f"{len(data.points)} trials measured, {feasible} satisfy every limit, {front} of them on the front"
+    return f"{text}; {len(data.unplotted)} ended without these values" if data.unplotted else text
+
+
+def kind_of(trial: TrialSnapshot) -> PointKind:
     """Return how a trial is drawn."""
     if not trial.feasible:
         return "infeasible"
     return "front" if trial.on_front else "feasible"
 
 
-def prepare(snapshot: StudySnapshot) -> View:
+def build_chart_data(snapshot: StudySnapshot) -> ChartData:
     """Return the chart of a study: first objective on the x axis, second on the y axis, third as colour.
 
     With one objective, the x axis is the number of the trial.
@@ -170,7 +184,7 @@ def prepare(snapshot: StudySnapshot) -> View:
                 y_interval=trial.intervals.get(names[1]),
             )
         )
-    return View(
+    return ChartData(
         study=snapshot.study,
         x=axes[0],
         y=axes[1],
@@ -211,40 +225,47 @@ _AROUND = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (1, 0), (0, -1), (-1, 0))
 
 
 def place_labels(anchors: Sequence[Pixel], sizes: Sequence[Pixel], obstacles: Sequence[Box], frame: Box) -> list[Pixel]:
-    """Where the centre of each label goes so that it covers no obstacle, no other label and stays in the frame.
+    """Return the centre of each label such that labels overlap no obstacle and no other label within the frame.
 
-    Everything in pixels. Of eight places round each anchor, then eight further out, the first with
-    the least overlap is taken.
+    All values are in pixels. Candidates are eight positions around each anchor at three distances. The candidate with
+    the least overlap is used; the nearest one if several are equal.
     """
-    taken, places = list(obstacles), []
+    occupied, centres = list(obstacles), []
     for (x, y), (width, height) in zip(anchors, sizes, strict=True):
         options = []
         for gap in (4, 14, 26):
             for dx, dy in _AROUND:
-                beside = gap if dx and dy else gap + 6
-                cx, cy = x + dx * (width / 2 + beside), y + dy * (height / 2 + beside)
+                distance = gap if dx and dy else gap + 6
+                cx, cy = x + dx * (width / 2 + distance), y + dy * (height / 2 + distance)
                 box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-                options.append((sum(_overlap(box, other) for other in taken) + 10 * _outside(box, frame), cx, cy, box))
+                options.append(
+                    (sum(_overlap(box, other) for other in occupied) + 10 * _outside(box, frame), cx, cy, box)
+                )
         _, cx, cy, box = min(options, key=lambda option: option[0])
-        taken.append(box)
-        places.append((cx, cy))
-    return places
+        occupied.append(box)
+        centres.append((cx, cy))
+    return centres
 
 
 def label_front(
-    view: View, pixel: Callable[[Pixel], Pixel], sizes: Sequence[Pixel], radius: float, frame: Box
+    data: ChartData, pixel: Callable[[Pixel], Pixel], sizes: Sequence[Pixel], radius: float, frame: Box
 ) -> list[Pixel]:
-    """The centre in pixels of each front member's label, clear of points of `radius`, of lines and of one another.
+    """Return the centre in pixels of each front trial's label, clear of points, lines and other labels.
 
-    `pixel` says where on the picture a point of the two axes lies.
+    Args:
+        pixel: converts a point in axis units to pixels.
+        sizes: width and height of each label.
+        radius: radius of a point.
     """
-    drawn = [list(map(pixel, line)) for line in view.lines]
-    taken = _obstacles([pixel((p.x, p.y)) for p in view.points], drawn, radius)
-    return place_labels([pixel((p.x, p.y)) for p in view.of("front")], sizes, taken, frame)
+    lines = [list(map(pixel, line)) for line in data.lines]
+    obstacles = _obstacles([pixel((p.x, p.y)) for p in data.points], lines, radius)
+    if data.baseline is not None:
+        obstacles += _obstacles([pixel(data.baseline)], [], radius + 4)
+    return place_labels([pixel((p.x, p.y)) for p in data.points_of("front")], sizes, obstacles, frame)
 
 
 def _obstacles(points: Sequence[Pixel], lines: Sequence[Sequence[Pixel]], radius: float) -> list[Box]:
-    """Boxes over points of `radius` pixels and along lines, which labels keep clear of."""
+    """Return boxes that cover points and lines."""
     boxes = [(x - radius, y - radius, x + radius, y + radius) for x, y in points]
     for (x0, y0), (x1, y1) in (ends for line in lines for ends in pairwise(line)):
         count = max(1, round(max(abs(x1 - x0), abs(y1 - y0)) / 8))

@@ -1,9 +1,9 @@
-"""The front as an SVG picture of which every point is a link: for pages that change while people look at them."""
+"""Draw the front and its hypervolume as SVG; every point of the front chart is a link to its run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 
 from edgeopt.core import units
@@ -11,147 +11,183 @@ from edgeopt.core.metric_text import readable
 from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking.charts.chart_data import (
     BASELINE_LABEL,
-    FRONT,
-    GREY,
-    INK,
-    KINDS,
-    LIMIT,
-    PLAIN,
+    FEASIBLE_COLOUR,
+    FRONT_COLOUR,
+    GRID_COLOUR,
+    INFEASIBLE_COLOUR,
+    LIMIT_COLOUR,
+    POINT_KINDS,
+    TEXT_COLOUR,
     Axis,
-    Kind,
+    ChartData,
     Pixel,
     Point,
-    View,
+    PointKind,
     label_front,
 )
 
 WIDTH, HEIGHT = 900, 460
+_SMALL_WIDTH, _SMALL_HEIGHT = 720, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 20, 18, 56
 _TICKS = 6
-_STYLES: Mapping[Kind, tuple[int, str, str]] = {
-    "infeasible": (4, "none", GREY),
-    "feasible": (5, PLAIN, "white"),
-    "front": (7, FRONT, INK),
+_STYLES: Mapping[PointKind, tuple[int, str, str]] = {
+    "infeasible": (4, "none", INFEASIBLE_COLOUR),
+    "feasible": (5, FEASIBLE_COLOUR, "white"),
+    "front": (7, FRONT_COLOUR, TEXT_COLOUR),
 }
 
 
-def figure(view: View, link: Callable[[TrialSnapshot], str]) -> str:
+def figure(data: ChartData, link: Callable[[TrialSnapshot], str]) -> str:
     """Return an `svg` element; `link` returns the address of a trial's run, or an empty string."""
-    across, up = _scale(view.x, _LEFT, WIDTH - _RIGHT), _scale(view.y, HEIGHT - _BOTTOM, _TOP)
-    words = f"{view.y.title} against {view.x.title}: {len(view.of('front'))} of {len(view.points)} trials on the front"
+    to_x = _scale(data.x.low, data.x.high, _LEFT, WIDTH - _RIGHT)
+    to_y = _scale(data.y.low, data.y.high, HEIGHT - _BOTTOM, _TOP)
+    front, plotted = len(data.points_of("front")), len(data.points)
+    label = f"{data.y.title} against {data.x.title}: {front} of {plotted} trials on the front"
     parts = [
-        f"<svg class='front' role='group' aria-label='{escape(words)}' viewBox='0 0 {WIDTH} {HEIGHT}'>",
-        *_axes(view, across, up),
-        *_limits(view, across, up),
+        f"<svg class='front' role='group' aria-label='{escape(label)}' viewBox='0 0 {WIDTH} {HEIGHT}'>",
+        *_axes(data, to_x, to_y),
+        *_limits(data, to_x, to_y),
     ]
-    if len(view.path) > 1:
-        path = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in view.path)
-        parts.append(f"<polyline points='{path}' fill='none' stroke='{INK}' stroke-opacity='0.5'/>")
-    parts += _baseline(view, across, up)
-    names = _names(view, across, up)
+    if len(data.front_line) > 1:
+        path = " ".join(f"{to_x(p.x):.1f},{to_y(p.y):.1f}" for p in data.front_line)
+        parts.append(f"<polyline points='{path}' fill='none' stroke='{TEXT_COLOUR}' stroke-opacity='0.5'/>")
+    parts += _baseline(data, to_x, to_y)
+    labels = _label_centres(data, to_x, to_y)
     for kind, (_, fill, stroke) in _STYLES.items():
-        for point in view.of(kind):
-            parts += _error_bars(point, across, up, stroke if fill == "none" else fill)
-        parts += [_point(view, p, across(p.x), up(p.y), link(p.trial), names.get(p.number)) for p in view.of(kind)]
+        for point in data.points_of(kind):
+            parts += _error_bars(point, to_x, to_y, stroke if fill == "none" else fill)
+        parts += [
+            _point(data, p, to_x(p.x), to_y(p.y), link(p.trial), labels.get(p.number)) for p in data.points_of(kind)
+        ]
     return "".join([*parts, "</svg>"])
 
 
-def _names(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> dict[int, Pixel]:
-    """The middle of each number beside a point of the front, clear of points, lines and of one another."""
+def hypervolume_chart(hypervolumes: Sequence[float]) -> str:
+    """Return an `svg` element that shows the hypervolume of the front after each trial."""
+    count, top = len(hypervolumes), max(hypervolumes)
+    to_x = _scale(1, max(2, count), _LEFT, _SMALL_WIDTH - _RIGHT)
+    to_y = _scale(0.0, 1.1 * top, _SMALL_HEIGHT - _BOTTOM, _TOP)
+    label = f"hypervolume of the front after each of {count} trials: {hypervolumes[-1]:.3f} after the last"
+    points = " ".join(f"{to_x(n):.1f},{to_y(value):.1f}" for n, value in enumerate(hypervolumes, start=1))
+    bottom, right = _SMALL_HEIGHT - _BOTTOM, _SMALL_WIDTH - _RIGHT
+    parts = [f"<svg class='hypervolume' role='img' aria-label='{label}' viewBox='0 0 {_SMALL_WIDTH} {_SMALL_HEIGHT}'>"]
+    for value in round_ticks(0.0, 1.1 * top, 4):
+        y = to_y(value)
+        parts.append(f"<line x1='{_LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}' class='grid' stroke='{GRID_COLOUR}'/>")
+        parts.append(f"<text x='{_LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{value:g}</text>")
+    for value in [tick for tick in round_ticks(1, max(2, count), 8) if tick == int(tick)]:
+        parts.append(f"<text x='{to_x(value):.1f}' y='{bottom + 18}' text-anchor='middle'>{value:g}</text>")
+    middle = (_TOP + bottom) / 2
+    parts += [
+        f"<polyline points='{points}' fill='none' stroke='{FRONT_COLOUR}' stroke-width='2'/>",
+        f"<path d='M{points.rpartition(' ')[2]}h0' stroke='{FRONT_COLOUR}' stroke-width='7' stroke-linecap='round'/>",
+        f"<text x='{(_LEFT + right) / 2}' y='{_SMALL_HEIGHT - 14}' text-anchor='middle'>evaluated trials</text>",
+        f"<text x='18' y='{middle}' transform='rotate(-90 18 {middle})' text-anchor='middle'>hypervolume</text>",
+        "</svg>",
+    ]
+    return "".join(parts)
 
-    def pixel(location: Pixel) -> Pixel:
-        return across(location[0]), HEIGHT - up(location[1])
 
-    front = view.of("front")
+def _label_centres(data: ChartData, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> dict[int, Pixel]:
+    """Return the centre of each front trial's label by trial number."""
+
+    # label_front expects y to grow upwards
+    def pixel(point: Pixel) -> Pixel:
+        return to_x(point[0]), HEIGHT - to_y(point[1])
+
+    front = data.points_of("front")
     sizes = [(8.0 * len(str(p.number)) + 2, 14.0) for p in front]
-    upwards = label_front(view, pixel, sizes, 7, (_LEFT, _BOTTOM, WIDTH - _RIGHT, HEIGHT - _TOP))
-    return {point.number: (x, HEIGHT - y) for point, (x, y) in zip(front, upwards, strict=True)}
+    centres = label_front(data, pixel, sizes, 7, (_LEFT, _BOTTOM, WIDTH - _RIGHT, HEIGHT - _TOP))
+    return {point.number: (x, HEIGHT - y) for point, (x, y) in zip(front, centres, strict=True)}
 
 
-def _point(view: View, point: Point, x: float, y: float, link: str, at: Pixel | None) -> str:
-    """A point, which says what it is of, and its number in the middle of `at`."""
+def _point(data: ChartData, point: Point, x: float, y: float, link: str, label_at: Pixel | None) -> str:
+    """Draw a point with its description as tooltip, and its number centred at `label_at`."""
     radius, fill, stroke = _STYLES[point.kind]
-    figures = ", ".join(
+    values = ", ".join(
         f"{readable(axis.metric)} {units.format_quantity(value, axis.unit)}"
-        for axis, value in ((view.x, point.x), (view.y, point.y), (view.colour, point.colour))
+        for axis, value in ((data.x, point.x), (data.y, point.y), (data.colour, point.colour))
         if axis is not None and value is not None
     )
-    settings = ", ".join(f"{name} = {value}" for name, value in point.trial.params.items())
-    told = escape(f"trial {point.number}, {KINDS[point.kind]}: {figures}; {settings}")
+    params = ", ".join(f"{name} = {value}" for name, value in point.trial.params.items())
+    description = escape(f"trial {point.number}, {POINT_KINDS[point.kind]}: {values}; {params}")
     dot = f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius}' fill='{fill}' stroke='{stroke}' stroke-width='1.5'/>"
-    middle = f"x='{at[0]:.1f}' y='{at[1] + 4:.1f}' text-anchor='middle'" if at else ""
-    name = f"<text {middle} class='name'>{point.number}</text>" if at else ""
-    inside = f"<title>{told}</title>{dot}{name}"
-    return f"<a href='{escape(link)}' aria-label='{told}'>{inside}</a>" if link else f"<g>{inside}</g>"
+    name = ""
+    if label_at is not None:
+        position = f"x='{label_at[0]:.1f}' y='{label_at[1] + 4:.1f}' text-anchor='middle'"
+        name = f"<text {position} class='name'>{point.number}</text>"
+    content = f"<title>{description}</title>{dot}{name}"
+    return f"<a href='{escape(link)}' aria-label='{description}'>{content}</a>" if link else f"<g>{content}</g>"
 
 
-def _baseline(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> Iterator[str]:
+def _baseline(data: ChartData, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> Iterator[str]:
     """Draw the original model as a diamond with its name."""
-    if view.baseline is None:
+    if data.baseline is None:
         return
-    x, y = across(view.baseline[0]), up(view.baseline[1])
-    words = escape(
-        f"{BASELINE_LABEL}: {readable(view.x.metric)} {units.format_quantity(view.baseline[0], view.x.unit)}, "
-        f"{readable(view.y.metric)} {units.format_quantity(view.baseline[1], view.y.unit)}"
+    x, y = to_x(data.baseline[0]), to_y(data.baseline[1])
+    description = escape(
+        f"{BASELINE_LABEL}: {readable(data.x.metric)} {units.format_quantity(data.baseline[0], data.x.unit)}, "
+        f"{readable(data.y.metric)} {units.format_quantity(data.baseline[1], data.y.unit)}"
     )
-    shape = f"<path d='M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z' fill='{LIMIT}' stroke='{INK}'/>"
+    shape = f"<path d='M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z' fill='{LIMIT_COLOUR}' stroke='{TEXT_COLOUR}'/>"
     name = f"<text x='{x:.1f}' y='{y - 11:.1f}' text-anchor='middle' class='name'>{BASELINE_LABEL}</text>"
-    yield f"<g class='baseline'><title>{words}</title>{shape}{name}</g>"
+    yield f"<g class='baseline'><title>{description}</title>{shape}{name}</g>"
 
 
 def _error_bars(
-    point: Point, across: Callable[[float], float], up: Callable[[float], float], colour: str
+    point: Point, to_x: Callable[[float], float], to_y: Callable[[float], float], colour: str
 ) -> Iterator[str]:
-    x, y = across(point.x), up(point.y)
+    x, y = to_x(point.x), to_y(point.y)
     if point.x_interval is not None:
-        low, high = map(across, point.x_interval)
+        low, high = map(to_x, point.x_interval)
         yield f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{y:.1f}' y2='{y:.1f}' stroke='{colour}' class='interval'/>"
     if point.y_interval is not None:
-        low, high = map(up, point.y_interval)
+        low, high = map(to_y, point.y_interval)
         yield f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{low:.1f}' y2='{high:.1f}' stroke='{colour}' class='interval'/>"
 
 
-def _axes(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> Iterator[str]:
+def _axes(data: ChartData, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> Iterator[str]:
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-    for value in _ticks(view.x):
-        x = across(value)
+    for value in round_ticks(data.x.low, data.x.high, _TICKS):
+        x = to_x(value)
         yield f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{_TOP}' y2='{bottom}' class='grid'/>"
         yield f"<text x='{x:.1f}' y='{bottom + 18}' text-anchor='middle'>{value:g}</text>"
-    for value in _ticks(view.y):
-        y = up(value)
+    for value in round_ticks(data.y.low, data.y.high, _TICKS):
+        y = to_y(value)
         yield f"<line x1='{_LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}' class='grid'/>"
         yield f"<text x='{_LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{value:g}</text>"
     middle = (_LEFT + right) / 2, (_TOP + bottom) / 2
-    yield f"<text x='{middle[0]}' y='{HEIGHT - 14}' text-anchor='middle'>{escape(_title(view.x))}</text>"
-    turned = f"transform='rotate(-90 18 {middle[1]})' text-anchor='middle'"
-    yield f"<text x='18' y='{middle[1]}' {turned}>{escape(_title(view.y))}</text>"
+    yield f"<text x='{middle[0]}' y='{HEIGHT - 14}' text-anchor='middle'>{escape(_title(data.x))}</text>"
+    rotation = f"transform='rotate(-90 18 {middle[1]})' text-anchor='middle'"
+    yield f"<text x='18' y='{middle[1]}' {rotation}>{escape(_title(data.y))}</text>"
 
 
-def _limits(view: View, across: Callable[[float], float], up: Callable[[float], float]) -> Iterator[str]:
-    line = f"stroke='{LIMIT}' stroke-width='1.6' stroke-dasharray='6 4'"
-    if view.x.drawn_bound is not None:
-        x = across(view.x.drawn_bound)
+def _limits(data: ChartData, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> Iterator[str]:
+    line = f"stroke='{LIMIT_COLOUR}' stroke-width='1.6' stroke-dasharray='6 4'"
+    if data.x.drawn_bound is not None:
+        x = to_x(data.x.drawn_bound)
         yield f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{_TOP}' y2='{HEIGHT - _BOTTOM}' {line}/>"
-        yield f"<text x='{x + 5:.1f}' y='{_TOP + 12}' class='limit'>{escape(view.x.bound_text)}</text>"
-    if view.y.drawn_bound is not None:
-        y = up(view.y.drawn_bound)
+        yield f"<text x='{x + 5:.1f}' y='{_TOP + 12}' class='limit'>{escape(data.x.bound_text)}</text>"
+    if data.y.drawn_bound is not None:
+        y = to_y(data.y.drawn_bound)
         yield f"<line x1='{_LEFT}' x2='{WIDTH - _RIGHT}' y1='{y:.1f}' y2='{y:.1f}' {line}/>"
-        words = escape(view.y.bound_text)
-        yield f"<text x='{WIDTH - _RIGHT - 5}' y='{y - 6:.1f}' text-anchor='end' class='limit'>{words}</text>"
+        label = escape(data.y.bound_text)
+        yield f"<text x='{WIDTH - _RIGHT - 5}' y='{y - 6:.1f}' text-anchor='end' class='limit'>{label}</text>"
 
 
 def _title(axis: Axis) -> str:
     return f"{axis.title} · {axis.better}" if axis.better else axis.title
 
 
-def _scale(axis: Axis, start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (value - axis.low) / (axis.high - axis.low) * (end - start)
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Return a function that maps `low` … `high` to the pixels `start` … `end`."""
+    return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _ticks(axis: Axis) -> list[float]:
-    """Round numbers within an axis: 1, 2 or 5 times a power of ten apart."""
-    wanted = (axis.high - axis.low) / _TICKS
-    power = 10.0 ** math.floor(math.log10(wanted))
-    step = next(power * times for times in (1, 2, 5, 10) if power * times >= wanted)
-    first, last = math.ceil(axis.low / step), math.floor(axis.high / step)
+def round_ticks(low: float, high: float, count: int) -> list[float]:
+    """Return at most about `count` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    smallest = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(smallest))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= smallest)
+    first, last = math.ceil(low / step), math.floor(high / step)
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]

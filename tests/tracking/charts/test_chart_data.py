@@ -15,14 +15,14 @@ from support import samples
 from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking import front
 from edgeopt.tracking.charts import plotly
-from edgeopt.tracking.charts.chart_data import View, place_labels, prepare
+from edgeopt.tracking.charts.chart_data import ChartData, build_chart_data, place_labels
 
 TRIALS = samples.invented_trials()
 FRONT = [trial for trial in TRIALS if trial.on_front]
 
 
-def view(trials: Sequence[TrialSnapshot] = TRIALS, **changed: Any) -> View:
-    return prepare(samples.snapshot(trials, **changed))
+def view(trials: Sequence[TrialSnapshot] = TRIALS, **changed: Any) -> ChartData:
+    return build_chart_data(samples.snapshot(trials, **changed))
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +59,20 @@ def test_a_distant_limit_is_named_and_does_not_squeeze_the_points() -> None:
     far = [replace(samples.LIMITS[1], bound=500.0)]
     made = view(limits=far)
     assert made.y.high < 2
-    assert "limit 500 ms lies outside" in [note.text for note in plotly.figure(made).layout.annotations]
+    assert "limit 500 ms is outside the chart" in [note.text for note in plotly.figure(made).layout.annotations]
 
 
 def test_the_path_joins_members_that_none_beats_on_the_two_axes() -> None:
-    path = view().path
+    path = view().front_line
     assert [p.x for p in path] == sorted(p.x for p in path)
     assert [p.y for p in path] == sorted((p.y for p in path), reverse=True)
-    others = [p for p in view().of("front") if p not in path]
+    others = [p for p in view().points_of("front") if p not in path]
     assert all(any(q.x <= p.x and q.y <= p.y for q in path) for p in others)
 
 
 def test_a_larger_is_better_axis_turns_the_path() -> None:
     objectives = [replace(samples.OBJECTIVES[0], direction="maximize"), samples.OBJECTIVES[1]]
-    path = view(objectives=objectives).path
+    path = view(objectives=objectives).front_line
     assert [p.y for p in path] == sorted(p.y for p in path)
 
 
@@ -103,6 +103,27 @@ def test_the_page_is_self_contained_and_tells_of_all_trials(folder: Path) -> Non
     assert "at most 0.8 x baseline" in page
 
 
+def test_pdf_has_chart_and_table(folder: Path) -> None:
+    document = (folder / "front.pdf").read_bytes()
+    assert document.startswith(b"%PDF-")
+    assert document.count(b"/Type /Page\n") + document.count(b"/Type /Page ") == 2
+
+
+def test_pdf_splits_a_long_table_into_pages(tmp_path: Path) -> None:
+    front.write(tmp_path, samples.snapshot(samples.invented_trials(80)))
+    document = (tmp_path / "front.pdf").read_bytes()
+    assert document.count(b"/Type /Page\n") + document.count(b"/Type /Page ") == 4
+
+
+def test_pdf_table_lists_original_model_and_trials() -> None:
+    trials = [replace(trial, baseline=samples.BASELINE) for trial in TRIALS]
+    headers, rows = front.trial_rows(samples.snapshot(trials))
+    assert headers[:3] == ["trial", "outcome", "quality: perplexity ratio"]
+    assert rows[0][:4] == ["–", "original model", "1", "1.3 ms"]
+    assert sorted(int(row[0]) for row in rows[1:]) == [trial.number for trial in TRIALS]
+    assert rows[1][1] == "on the front"
+
+
 def test_tables_hold_every_trial(folder: Path) -> None:
     with (folder / "front.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -130,7 +151,7 @@ def test_original_model_and_intervals_are_drawn(tmp_path: Path) -> None:
     assert {point.y_interval for point in seen.points} == {(0.4, 0.9)}
     traces = {trace.name: trace for trace in plotly.figure(seen).data if trace.name}
     assert list(traces["original model"].y) == [1.3]
-    point = seen.of("front")[0]
+    point = seen.points_of("front")[0]
     assert traces["on the front"].error_y.array[0] == pytest.approx(0.9 - point.y)
     front.write(tmp_path, samples.snapshot(trials))
     assert "original model" in (tmp_path / "front.html").read_text()

@@ -11,14 +11,14 @@ from support import samples
 
 from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.tracking.charts import svg
-from edgeopt.tracking.charts.chart_data import View, prepare
+from edgeopt.tracking.charts.chart_data import ChartData, build_chart_data
 
 
-def view(trials: Sequence[TrialSnapshot] | None = None, **changed: Any) -> View:
-    return prepare(samples.snapshot(trials, **changed))
+def view(trials: Sequence[TrialSnapshot] | None = None, **changed: Any) -> ChartData:
+    return build_chart_data(samples.snapshot(trials, **changed))
 
 
-def drawn(seen: View) -> ET.Element:
+def drawn(seen: ChartData) -> ET.Element:
     return ET.fromstring(svg.figure(seen, lambda trial: f"/runs/{trial.number}?a=1&b='2'"))
 
 
@@ -42,7 +42,7 @@ def test_points_lie_where_the_ticks_say() -> None:
         if text.get("text-anchor") == "middle" and (text.text or "").replace(".", "").isdigit()
     }
     (low, at_low), (high, at_high) = min(ticks.items()), max(ticks.items())
-    point = seen.of("front")[0]
+    point = seen.points_of("front")[0]
     link = next(a for a in picture.findall("a") if f"trial {point.number}," in (a.get("aria-label") or ""))
     circle = link.find("circle")
     assert circle is not None
@@ -85,7 +85,7 @@ def test_numbers_of_members_that_nearly_coincide_are_legible_beside_one_another(
 def test_ticks_are_round_numbers_within_the_axis(values: tuple[float, float], expected: list[float]) -> None:
     trials = [samples.trial(n, samples.result(decode_ms=v, ratio=1.0 + n), None, 1) for n, v in enumerate(values)]
     axis = view(trials, limits=[]).y
-    found = svg._ticks(axis)
+    found = svg.round_ticks(axis.low, axis.high, 6)
     assert all(axis.low <= tick <= axis.high for tick in found)
     assert set(expected) <= set(found)
 
@@ -99,3 +99,21 @@ def test_original_model_and_intervals_are_drawn() -> None:
     assert diamond.findtext("title") == "original model: quality: perplexity ratio 1, latency: decode p50 1.3 ms"
     bars = picture.findall(".//line[@class='interval']")
     assert len(bars) == len(view(trials).points)
+
+
+def test_hypervolume_chart_has_labelled_axes() -> None:
+    picture = ET.fromstring(svg.hypervolume_chart((0.0, 0.1, 0.1, 0.25)))
+    texts = [text.text for text in picture.findall("text")]
+    assert {"hypervolume", "evaluated trials"} <= set(texts)
+    assert {"1", "2", "3", "4"} <= set(texts), "ticks of the x axis are trials"
+    assert "0.2" in texts, "ticks of the y axis"
+    line = picture.find("polyline")
+    assert line is not None
+    points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert points[0][1] > points[1][1] == points[2][1] > points[3][1], "larger values are higher"
+
+
+def test_hypervolume_chart_draws_one_trial() -> None:
+    picture = ET.fromstring(svg.hypervolume_chart((0.5,)))
+    assert picture.find("path") is not None
