@@ -20,7 +20,11 @@ from typing import Any
 
 IMAGES = Path(__file__).parent / "images"
 EDGEOPT = [sys.executable, "-m", "edgeopt.cli"]
-SWEEP = ["sweep", "search.trials=12", "search.spread=3"]
+SWEEP = [
+    *("sweep", "search.trials=5", "search.spread=2", "search.trial_timeout_s=900"),
+    "search.parameters.recipe.choices=[baseline,int8,int4,prune_int4]",
+]
+"""Without recipes that train, which take most of the time."""
 TOLERANT = [
     "measure.retries=0",
     "measure.foreign_cpu_share=2.0",
@@ -54,12 +58,10 @@ def take_pictures(base: str, front: dict[str, Any], folder: Path) -> None:
     """Write one PNG for each page."""
     runs = {trial["number"]: trial["run_id"] for trial in front["trials"]}
     pair = "&".join(f"run={runs[number]}" for number in front["front"][:2])
-    study = study_run(folder)
+    study = study_run(folder, front["study"])
     screenshot(f"{base}/edgeopt/studies/{study}", "study-page.png", 1500, folder)
     screenshot(f"{base}/edgeopt/compare?{pair}", "compare-page.png", 1300, folder)
     screenshot(f"{base}/edgeopt/releases/edgeopt", "release-page.png", 1200, folder)
-    experiment = experiment_of(folder)
-    screenshot(f"{base}/#/experiments/{experiment}/runs", "mlflow-runs.png", 900, folder)
 
 
 def screenshot(url: str, name: str, height: int, folder: Path) -> None:
@@ -77,11 +79,12 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def study_run(folder: Path) -> str:
-    """Return the MLflow run of the study `reference`."""
+def study_run(folder: Path, study: str) -> str:
+    """Return the MLflow run of a study."""
     from edgeopt.core import mlflow_tags as tags
 
-    runs = _client(folder).search_runs([experiment_of(folder)], f"tags.`{tags.STUDY}` = 'reference'", max_results=1000)
+    query = f"tags.`{tags.STUDY}` = '{study}'"
+    runs = _client(folder).search_runs([experiment_of(folder)], query, max_results=1000)
     return next(str(found.info.run_id) for found in runs if tags.TRIAL not in found.data.tags)
 
 
@@ -108,7 +111,7 @@ def wait_for(url: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            urllib.request.urlopen(url, timeout=5)
+            urllib.request.urlopen(url, timeout=5)  # noqa: S310  a local address
             return
         except OSError:
             time.sleep(1)

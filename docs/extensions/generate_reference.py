@@ -1,6 +1,7 @@
 """Generate the reference pages from the code: commands, configuration, metrics and exit codes.
 
-Sphinx calls `setup`. Before it reads the sources, the pages are written into docs/reference/generated/, which git ignores.
+Sphinx calls `setup`. The pages are written before it reads the sources, into docs/reference/generated/, which
+git ignores.
 """
 
 from __future__ import annotations
@@ -18,6 +19,18 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "docs" / "reference" / "generated"
+_ERRORS_INTRODUCTION = """\
+Every error that edgeopt raises on purpose derives from `edgeopt.EdgeoptError`. It has a `message`, a `location` (file,
+key or argument) and a `hint`. The command line prints `location: message. hint` as one line and exits with the code of
+the class. The Python API raises the error and never exits."""
+_EXIT_CODES = {
+    0: "done",
+    1: "a step, build, measurement or service failed",
+    2: "usage or configuration error; nothing was done",
+    3: "no trial satisfies every limit",
+    4: "a release gate refused",
+    130: "interrupted by Ctrl-C; the same command continues",
+}
 REPEATED_OPTIONS = {"-h", "--json", "--debug", "--config-dir"}
 """Options of every command. They are described once."""
 
@@ -80,14 +93,30 @@ def _option_row(action: argparse.Action) -> str:
 
 def configuration() -> str:
     """Return the page of config groups, their choices, and the fields of each class that a choice names."""
-    lines = ["# Configuration", "", "Every folder in `conf/` is a group, and every file in it is a choice of that group."]
+    lines = [
+        "# Configuration",
+        "",
+        "Every folder in `conf/` is a group, and every file in it is a choice of that group.",
+    ]
     lines += ["Select a choice with `GROUP=CHOICE`, and set a field with its path, such as"]
     lines += ["`step.quantize.block_size=128`. `edgeopt run --cfg` prints the composed configuration.", ""]
-    lines += ["## The root configuration", "", "```yaml", (ROOT / "conf" / "config.yaml").read_text().strip(), "```", ""]
+    lines += [
+        "## The root configuration",
+        "",
+        "```yaml",
+        (ROOT / "conf" / "config.yaml").read_text().strip(),
+        "```",
+        "",
+    ]
     for folder in sorted(path for path in (ROOT / "conf").iterdir() if path.is_dir()):
         lines += [f"## {folder.name}", ""]
         lines += _group(folder)
-    lines += ["## search", "", "The key `search` of a sweep file. See `sweeps/reference.yaml` for a complete example.", ""]
+    lines += [
+        "## search",
+        "",
+        "The key `search` of a sweep file. See `sweeps/reference.yaml` for a complete example.",
+        "",
+    ]
     lines += _class_section("edgeopt.search.space.definition.Search", {})
     lines += ["## Release policies", "", "A file of `registry/`. This is the default policy:", ""]
     lines += ["```yaml", (ROOT / "registry" / "default.yaml").read_text().strip(), "```", "", "Gates:", ""]
@@ -209,12 +238,9 @@ def errors() -> str:
     from edgeopt import errors as module
 
     lines = ["# Exit codes and errors", ""]
-    lines += ["Every error that edgeopt raises on purpose derives from `edgeopt.EdgeoptError`. It has a `message`, a"]
-    lines += ["`location` (file, key or argument) and a `hint`. The command line prints `location: message. hint` as one"]
-    lines += ["line and exits with the code of the class. The Python API raises the error and never exits.", ""]
-    lines += ["| exit code | meaning |", "|---|---|", "| 0 | done |", "| 1 | a step, build, measurement or service failed |"]
-    lines += ["| 2 | usage or configuration error; nothing was done |", "| 3 | no trial satisfies every limit |"]
-    lines += ["| 4 | a release gate refused |", "| 130 | interrupted by Ctrl-C; the same command continues |", ""]
+    lines += [_ERRORS_INTRODUCTION, "", "| exit code | meaning |", "|---|---|"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in _EXIT_CODES.items()]
+    lines.append("")
     lines += ["```text", *_error_tree(module.__doc__ or ""), "```", ""]
     lines += ["| class | derived from | exit code |", "|---|---|---|"]
     for name, error in vars(module).items():

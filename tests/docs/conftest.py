@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+TIMEOUT_S = 1500
+"""Of a process or notebook: measurements of other programs on this machine may hold the device meanwhile."""
 QUICK = (
     "search.trials=3",
     "search.spread=0",

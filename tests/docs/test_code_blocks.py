@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DOCS, QUICK, ROOT, Block, blocks
+from .conftest import DOCS, QUICK, ROOT, TIMEOUT_S, Block, blocks
 
 PAGES = (ROOT / "README.md", DOCS / "quickstart.md")
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -35,7 +35,7 @@ INTERNAL_LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#|mailto:)([^)#\s]+)(?:#[^)]
 def reference_study(workspace: Path, environment: dict[str, str]) -> Path:
     """Return a folder with a small study `reference` whose front was promoted, as after `edgeopt sweep`."""
     command = [sys.executable, "-m", "edgeopt.cli", "sweep", *QUICK]
-    subprocess.run(command, cwd=workspace, env=environment, check=True, capture_output=True, timeout=500)
+    subprocess.run(command, cwd=workspace, env=environment, check=True, capture_output=True, timeout=TIMEOUT_S)
     return workspace
 
 
@@ -56,7 +56,7 @@ def test_block_runs(block: Block, reference_study: Path, environment: dict[str, 
     assert commands
     for command in commands:
         done = subprocess.run(
-            command, cwd=reference_study, env=environment, capture_output=True, text=True, timeout=500
+            command, cwd=reference_study, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
         )
         assert done.returncode == 0, done.stderr
 
@@ -84,8 +84,6 @@ def markdown_files() -> list[Path]:
 def test_internal_links_resolve(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     missing = [
-        link
-        for link in INTERNAL_LINK.findall(text)
-        if "generated/" not in link and not (page.parent / link).exists()
+        link for link in INTERNAL_LINK.findall(text) if "generated/" not in link and not (page.parent / link).exists()
     ]
     assert not missing

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import DOCS, QUICK, blocks
+from .conftest import DOCS, QUICK, TIMEOUT_S, blocks
 
 GUIDE = DOCS / "how-to" / "extend.md"
 
@@ -42,7 +42,7 @@ def edgeopt_run(plugin: Path, model: Path, environment: dict[str, str], *overrid
     command += [*quick, *overrides]
     path = f"{plugin}{os.pathsep}{environment['PYTHONPATH']}"
     done = subprocess.run(
-        command, cwd=plugin, env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+        command, cwd=plugin, env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

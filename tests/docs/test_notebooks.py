@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from .conftest import DOCS
+from .conftest import DOCS, TIMEOUT_S
 
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
@@ -28,7 +28,7 @@ def test_notebook_stores_no_outputs(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_executes(path: Path, workspace: Path, environment: dict[str, str]) -> None:
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(workspace)}})
+    client = NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": str(workspace)}})
     with mock.patch.dict("os.environ", environment, clear=True):
         client.execute()
     errors = [o for cell in notebook.cells for o in cell.get("outputs", ()) if o.output_type == "error"]
