@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -74,7 +74,8 @@ class SubprocessEvaluator:
             self._process = context.Process(
                 target=_serve, args=(child_pipe, self._evaluate, self._prepare), daemon=False
             )
-            self._process.start()
+            with _without_main_module():
+                self._process.start()
             child_pipe.close()
         return self._pipe
 
@@ -96,6 +97,24 @@ class SubprocessEvaluator:
         if code < 0:
             return f"the trial process was ended by {signal.Signals(-code).name}"
         return f"the trial process ended with exit code {code}"
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Keep a process that starts inside the block from importing the user's script again.
+
+    `multiprocessing` imports the main module of its parent in every spawned process. A script that calls
+    `edgeopt.sweep` without `if __name__ == "__main__"` would sweep again in
+    each of them. Nothing here needs that module.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    vars(main).update({"__spec__": None})
+    vars(main).pop("__file__", None)
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _serve(pipe: Connection, evaluate: EvaluateFunction, prepare: Callable[[], None] | None) -> None:
