@@ -108,7 +108,7 @@ def _without_main_module() -> Iterator[None]:
     each of them. Nothing here needs that module.
     """
     main = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    hidden: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
     vars(main).update({"__spec__": None})
     vars(main).pop("__file__", None)
     try:
