@@ -59,9 +59,9 @@ def take_pictures(base: str, front: dict[str, Any], folder: Path) -> None:
     runs = {trial["number"]: trial["run_id"] for trial in front["trials"]}
     pair = "&".join(f"run={runs[number]}" for number in front["front"][:2])
     study = study_run(folder, front["study"])
-    screenshot(f"{base}/edgeopt/studies/{study}", "study-page.png", 1500, folder)
-    screenshot(f"{base}/edgeopt/compare?{pair}", "compare-page.png", 1300, folder)
-    screenshot(f"{base}/edgeopt/releases/edgeopt", "release-page.png", 1200, folder)
+    screenshot(f"{base}/edgeopt/studies/{study}", "study-page.png", 1300, folder)
+    screenshot(f"{base}/edgeopt/compare?{pair}", "compare-page.png", 1200, folder)
+    screenshot(f"{base}/edgeopt/releases/edgeopt", "release-page.png", 760, folder)
 
 
 def screenshot(url: str, name: str, height: int, folder: Path) -> None:
