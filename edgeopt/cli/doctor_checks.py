@@ -1,4 +1,4 @@
-"""What this machine can build, run and measure, and what is missing for the rest."""
+"""Check what this machine can build, run and measure."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ FREE_DISK_BYTES = 5 * 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
+    """One thing that was checked.
+
+    Attributes:
+        what: name of the check.
+        good: False if something is missing.
+        found: what was found.
+        hint: what to do if `good` is False.
+    """
+
     what: str
     good: bool
     found: str
@@ -32,7 +41,7 @@ class Check:
 
 
 def diagnose() -> list[Check]:
-    """All checks, in the order in which a person would go through them."""
+    """Return all checks: libraries, the machine, optional features."""
     return [*_libraries(), *_machine(), *_optional()]
 
 
@@ -41,7 +50,7 @@ def _libraries() -> Iterator[Check]:
         try:
             yield Check(what=name, good=True, found=metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Check(what=name, good=False, found="absent", hint="pip install edgeopt")
+            yield Check(what=name, good=False, found="not installed", hint="pip install edgeopt")
 
 
 def _machine() -> Iterator[Check]:
@@ -57,7 +66,7 @@ def _machine() -> Iterator[Check]:
         what="memory",
         good=device.ram_bytes > 2**31,
         found=f"{device.ram_bytes / 2**30:.1f} GiB",
-        hint="2 GiB are the least",
+        hint="use a machine with at least 2 GiB",
     )
     free = shutil.disk_usage(Path.cwd()).free
     yield Check(
@@ -70,8 +79,8 @@ def _machine() -> Iterator[Check]:
     yield Check(
         what="int8 dot product",
         good=vnni,
-        found="present" if vnni else "absent",
-        hint="" if vnni else "int8 and int4 engines run, with less gain in speed",
+        found="present" if vnni else "not found",
+        hint="" if vnni else "int8 and int4 engines run, but gain less speed",
     )
     readable = Path("/proc/self/smaps_rollup").exists()
     yield Check(
@@ -84,20 +93,22 @@ def _machine() -> Iterator[Check]:
         what="measure energy",
         good=bool(device.power_sensors),
         found=", ".join(device.power_sensors) or "no power sensor",
-        hint="" if device.power_sensors else "energy is estimated, and limits on energy/measured/… cannot be kept",
+        hint=""
+        if device.power_sensors
+        else "energy is only estimated, so limits on energy/measured/… are never satisfied",
     )
     yield Check(
-        what="watch temperature",
+        what="read temperature",
         good=bool(device.thermal_sensors),
         found=", ".join(device.thermal_sensors) or "no thermal sensor",
-        hint="" if device.thermal_sensors else "throttling cannot be seen",
+        hint="" if device.thermal_sensors else "thermal throttling is not detected",
     )
 
 
 def _optional() -> Iterator[Check]:
     for module, what, extra in (
         ("tensorrt", "TensorRT engines", "tensorrt"),
-        ("datasets", "texts of a hub", "hub"),
+        ("datasets", "texts from a hub", "hub"),
         ("lm_eval", "task accuracy", "tasks"),
         ("psycopg", "PostgreSQL studies", "postgres"),
     ):
@@ -105,6 +116,6 @@ def _optional() -> Iterator[Check]:
         yield Check(
             what=what,
             good=present,
-            found="present" if present else "absent",
+            found="present" if present else "not found",
             hint="" if present else f"pip install 'edgeopt[{extra}]'",
         )

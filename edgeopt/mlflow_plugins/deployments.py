@@ -29,7 +29,7 @@ from edgeopt.machine import process_identity
 
 FOLDER_VARIABLE = "EDGEOPT_DEPLOYMENTS"
 """Environment variable that names the folder of deployment records and logs."""
-OPTIONS = ("host", "port", "waiting", "patience")
+OPTIONS = ("host", "port", "queue-size", "timeout")
 """Options that `--config` accepts; see `edgeopt serve --help`."""
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 40

@@ -1,6 +1,6 @@
-"""One file a command: SUMMARY and EXAMPLE for its help, `arguments`, `execute` to one JSON document, `show` for people.
+"""One module per command.
 
-BRIEF stands where a command only looks, and ends before collecting garbage would pay.
-
-`composing`, `studies` and `engines` are what several commands share.
+A module defines `SUMMARY` and `EXAMPLE` for the help, `arguments`, `execute`, which returns one JSON document, and
+`show`, which prints the document for people. `KEYS` lists the config keys that matter to the command. `BRIEF` marks
+commands that only read: garbage collection would take longer than they run.
 """

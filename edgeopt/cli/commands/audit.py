@@ -1,4 +1,4 @@
-"""`edgeopt audit`."""
+"""Implement `edgeopt audit`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from edgeopt.cli.commands import registered
 from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError, GateError
 
-SUMMARY = "Hold the registry against its ledger"
+SUMMARY = "Compare a registered model with its ledger"
 EXAMPLE = "edgeopt audit edgeopt"
 BRIEF = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     registered.model(parser)
-    parser.add_argument("--adopt", action="store_true", help="enter aliases and versions as they are; wants --reason")
+    parser.add_argument("--adopt", action="store_true", help="accept aliases and versions as they are; needs --reason")
     registered.reason(parser, required=False)
 
 
 def execute(args: argparse.Namespace) -> Outcome:
     if args.adopt:
         if not args.reason:
-            raise ConfigError("a reason is wanted", location="--reason", hint='Give --reason "…"')
+            raise ConfigError("--adopt needs a reason", location="--reason", hint='Give --reason "…"')
         from edgeopt.release.adopt import adopt
 
         found = adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
@@ -40,8 +40,9 @@ def execute(args: argparse.Namespace) -> Outcome:
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
-    display.out.print(f"{document['model']}: {len(document['entries'])} entries, {len(document['faults'])} faults")
+    entries = display.count(len(document["entries"]), "entry", "entries")
+    display.out.print(f"{document['model']}: {entries}, {display.count(len(document['faults']), 'fault')}")
     for fault in document["faults"]:
         display.out.print(f"- {fault}")
     if document["open"]:
-        display.out.print(f"not ended: {document['open']}")
+        display.out.print(f"still open: {document['open']}")

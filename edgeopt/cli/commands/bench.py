@@ -1,4 +1,4 @@
-"""`edgeopt bench`."""
+"""Implement `edgeopt bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgeopt build-plan`."""
+"""Implement `edgeopt build-plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import InputError
 
-SUMMARY = "Make a TensorRT engine from its plan, on its device"
+SUMMARY = "Build a TensorRT engine from a build plan, on its device"
 EXAMPLE = "edgeopt build-plan plan/ --out engine/"
 
 
@@ -25,7 +25,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     assemble.quiet()
     out = args.out or args.plan.resolve().with_name(f"{args.plan.resolve().name}-engine")
     if out.exists() and any(out.iterdir()):
-        raise InputError("the folder is not empty", location=str(out), hint="Give another --out")
+        raise InputError("the output folder must be empty", location=str(out), hint="Give another --out")
     plan, _ = assemble.open_engine(args.plan)
     with display.progress("building") as progress:
         engine = build_from_plan(plan, out, progress)

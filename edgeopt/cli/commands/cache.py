@@ -1,4 +1,4 @@
-"""`edgeopt cache`."""
+"""Implement `edgeopt cache`."""
 
 from __future__ import annotations
 

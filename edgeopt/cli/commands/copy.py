@@ -1,4 +1,4 @@
-"""`edgeopt copy`."""
+"""Implement `edgeopt copy`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from edgeopt.cli.commands.outcome import Document, Outcome
 
 SUMMARY = "Copy a registered version to another registry"
 EXPERIMENT = "edgeopt-copies"
-"""Holds the copied engines in the other store."""
+"""Experiment that holds the copied engines in the other store."""
 EXAMPLE = "edgeopt copy edgeopt@champion --to https://mlflow.production.example --alias champion"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     registered.version(parser, "NAME@ALIAS")
     parser.add_argument("--to", required=True, metavar="URI", help="tracking URI of the other registry")
-    parser.add_argument("--name", default="", help="of the registered model there (default: the same)")
-    parser.add_argument("--alias", action="append", default=[], metavar="ALIAS", help="let it point at the copy there")
+    parser.add_argument("--name", default="", help="name of the registered model there (default: the same)")
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="ALIAS", help="alias that points at the copy there"
+    )
     registered.reason(parser, required=False)
     registered.public_key(parser)
 
@@ -28,7 +30,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.release.copy import copy
     from edgeopt.tracking import server
 
-    server.probe(args.to)  # MLflow's own client tries for minutes
+    server.probe(args.to)  # MLflow's own client retries for minutes
     with server.connect(args.to) as client:
         experiment = server.get_or_create_experiment(client, args.to, EXPERIMENT)
     with display.progress("copying") as progress:
@@ -49,5 +51,5 @@ def execute(args: argparse.Namespace) -> Outcome:
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
-    how = "is" if document["created"] else "was before"
-    display.out.print(f"{document['origin']} {how} {document['model']} version {document['version']} there")
+    words = "copied to" if document["created"] else "was already copied to"
+    display.out.print(f"{document['origin']}: {words} {document['model']} version {document['version']}")

@@ -1,4 +1,4 @@
-"""`edgeopt doctor`."""
+"""Implement `edgeopt doctor`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 from edgeopt.cli.commands.outcome import Document, Outcome
 
-SUMMARY = "Say what this machine can build, run and measure"
+SUMMARY = "Check what this machine can build, run and measure"
 EXAMPLE = "edgeopt doctor"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none of its own."""
+    """Add nothing: the command has no arguments of its own."""
 
 
 def execute(args: argparse.Namespace) -> Outcome:
@@ -28,9 +28,9 @@ def show(document: Document) -> None:
     from edgeopt.cli import display
 
     table = Table(title="what this machine can do")
-    for column in ("", "what", "found", "mend"):
+    for column in ("", "check", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for check in document["checks"]:
         good = Text("yes", style="green") if check["good"] else Text("no", style="yellow")
-        table.add_row(good, check["what"], check["found"], "" if check["good"] else check["mend"])
+        table.add_row(good, check["what"], check["found"], "" if check["good"] else check["hint"])
     display.out.print(table)

@@ -1,4 +1,4 @@
-"""`edgeopt gc`."""
+"""Implement `edgeopt gc`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import asdict
 from edgeopt.cli.commands import arguments as shared
 from edgeopt.cli.commands.outcome import Document, Outcome
 
-SUMMARY = "Remove engines off a study's front from MLflow's artifact store; registered ones stay"
+SUMMARY = "Remove engines that are not on the front from the artifact store"
 EXAMPLE = "edgeopt gc reference --dry-run"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.study(parser)
-    parser.add_argument("--dry-run", action="store_true", help="tell what would go and change nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be removed and change nothing")
 
 
 def execute(args: argparse.Namespace) -> Outcome:
@@ -39,8 +39,8 @@ def show(document: Document) -> None:
     from edgeopt.cli import display
 
     for one in document["released"]:
-        shared_with = "" if one["freed_bytes"] else ", whose files others need"
+        shared_with = "" if one["freed_bytes"] else " (its files are shared with other engines)"
         mib = one["freed_bytes"] / 2**20
         display.out.print(f"trial {one['trial']}: {mib:.2f} MiB{shared_with} (edgeopt rebuild {one['run_id']})")
-    verb = "would be" if document["dry_run"] else "were"
-    display.out.print(f"{document['freed_bytes'] / 2**20:.2f} MiB {verb} freed")
+    verb = "would free" if document["dry_run"] else "freed"
+    display.out.print(f"{verb} {document['freed_bytes'] / 2**20:.2f} MiB; registered engines stay")

@@ -1,4 +1,4 @@
-"""What a command returns: one JSON document for stdout, and the error that decides the exit code."""
+"""Define what a command returns: a JSON document for stdout, and the error that decides the exit code."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A command's result for stdout, and the error that ends it, if one does."""
+    """The document of a command, and the error that it ends with, if any."""
 
     document: Document
     error: EdgeoptError | None = None
 
 
 def written(document: Document) -> str:
-    """A document as JSON, a line for each value at its top and for each entry of a list there.
+    """Return a document as JSON, with one line per top-level value and per entry of a top-level list.
 
-    Indented further it would be written ten times as slowly.
+    Full indentation would take ten times as long.
     """
     encode = json.JSONEncoder(allow_nan=False).encode
     lines = []

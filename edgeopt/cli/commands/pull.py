@@ -1,4 +1,4 @@
-"""`edgeopt pull`."""
+"""Implement `edgeopt pull`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ EXAMPLE = "edgeopt pull edgeopt@champion engine --bench"
 def arguments(parser: argparse.ArgumentParser) -> None:
     registered.version(parser, "NAME@ALIAS")
     parser.add_argument("folder", type=Path, metavar="DIR", help="new folder for the engine")
-    parser.add_argument("--bench", action="store_true", help="measure it here, beside what was promised")
+    parser.add_argument(
+        "--bench", action="store_true", help="measure it on this machine and compare with the recorded values"
+    )
     registered.public_key(parser)
     shared.overrides(parser)
 
@@ -64,11 +66,11 @@ def show(document: Document) -> None:
         return
     promised = {m["metric"]: m for m in document["promised"]}
     table = Table()
-    for column in ("metric", "promised", "measured here", "ratio"):
+    for column in ("metric", "recorded", "measured here", "ratio"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for here in document["measured"]:
         there = promised.get(here["metric"])
-        told = "–" if there is None else units.format_quantity(there["value"], there["unit"])
+        recorded = "–" if there is None else units.format_quantity(there["value"], there["unit"])
         ratio = "–" if there is None or not there["value"] else f"{here['value'] / there['value']:.2f}"
-        table.add_row(here["metric"], told, units.format_quantity(here["value"], here["unit"]), ratio)
+        table.add_row(here["metric"], recorded, units.format_quantity(here["value"], here["unit"]), ratio)
     display.out.print(table)

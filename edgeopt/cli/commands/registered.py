@@ -1,4 +1,4 @@
-"""The arguments that commands on registered models share."""
+"""Declare the arguments of commands on registered models."""
 
 from __future__ import annotations
 
@@ -14,33 +14,46 @@ if TYPE_CHECKING:
 MODEL = "edgeopt"
 
 
-def version(parser: argparse.ArgumentParser, form: str = "NAME/VERSION") -> None:
-    parser.add_argument("version", metavar=form, help="a version of a registered model, by number or by alias")
+def version(parser: argparse.ArgumentParser, form: str = "NAME@ALIAS") -> None:
+    """Add a version of a registered model, and the tracking URI."""
+    parser.add_argument(
+        "version",
+        metavar=form,
+        help="a version of a registered model: NAME@ALIAS or NAME/VERSION, with or without models:/",
+    )
     tracking(parser)
 
 
 def model(parser: argparse.ArgumentParser) -> None:
+    """Add the name of a registered model, and the tracking URI."""
     parser.add_argument("model", nargs="?", default=MODEL, metavar="NAME", help=f"registered model (default: {MODEL})")
     tracking(parser)
 
 
 def tracking(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's (default: MLFLOW_TRACKING_URI, or ./mlflow.db)")
+    """Add the tracking URI."""
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, or ./mlflow.db)"
+    )
 
 
 def reason(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--reason", required=required, default="", metavar="TEXT", help="why, for the ledger")
+    """Add the reason of a release operation."""
+    parser.add_argument("--reason", required=required, default="", metavar="TEXT", help="reason for the ledger")
 
 
 def policy(parser: argparse.ArgumentParser) -> None:
+    """Add the release policy."""
     parser.add_argument("--policy", default="default", metavar="NAME", help="a file of registry/ (default: default)")
 
 
 def public_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--public-key", type=Path, metavar="PEM", help="checks the signature")
+    """Add the key that checks a signature."""
+    parser.add_argument("--public-key", type=Path, metavar="PEM", help="public key that checks the signature")
 
 
 def private_key(parser: argparse.ArgumentParser) -> None:
+    """Add the key that signs."""
     parser.add_argument(
         "--key",
         type=Path,
@@ -51,7 +64,7 @@ def private_key(parser: argparse.ArgumentParser) -> None:
 
 
 def reference(args: argparse.Namespace) -> Reference:
-    """The version that was named."""
+    """Return the version that the arguments name."""
     from edgeopt.release.registry.client import Reference
 
     return Reference.parse(args.version)

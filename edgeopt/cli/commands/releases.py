@@ -1,4 +1,4 @@
-"""`edgeopt releases`."""
+"""Implement `edgeopt releases`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import argparse
 from edgeopt.cli.commands import registered
 from edgeopt.cli.commands.outcome import Document, Outcome
 
-SUMMARY = "Show a registered model's versions and its ledger"
+SUMMARY = "Show the versions and the ledger of a registered model"
 EXAMPLE = "edgeopt releases edgeopt"
 BRIEF = True
 SHOWN = 20
-"""The latest entries of the ledger that are printed; --json gives all."""
+"""Latest ledger entries that are printed; --json prints all."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def show(document: Document) -> None:
 
     from edgeopt.cli import display
 
-    table = Table(title=f"{document['model']}: {len(document['versions'])} versions")
+    table = Table(title=f"{document['model']}: {display.count(len(document['versions']), 'version')}")
     for column in ("version", "aliases", "trial", "recipe", "engine", "registered by", "approved by", "signed"):
         table.add_column(column, overflow="fold")
     for version in document["versions"]:
@@ -45,4 +45,6 @@ def show(document: Document) -> None:
         )
     display.out.print(table)
     for entry in document["ledger"][-SHOWN:]:
-        display.out.print(f"{entry['place']:>4}  {entry['at'][:19]}  {entry['actor']} {entry['told']}")
+        display.out.print(
+            f"{entry['place']:>4}  {entry['at'][:19].replace('T', ' ')} UTC  {entry['actor']} {entry['told']}"
+        )

@@ -1,4 +1,4 @@
-"""`edgeopt serve`."""
+"""Implement `edgeopt serve`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from edgeopt.cli.commands import engines
 from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError
 
-SUMMARY = "Serve an engine over HTTP, as OpenAI's API"
+SUMMARY = "Serve an engine over HTTP with the OpenAI API"
 EXAMPLE = "edgeopt serve models:/edgeopt@champion"
 SWITCH_S = 0.0005
-"""After how long the generating thread lets the one go on that sends: Python's own 5 ms would be felt at each token."""
+"""Thread switch interval: Python's 5 ms would delay each token."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     engines.argument(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument("--name", default="edgeopt", help="of the model in requests (default: edgeopt)")
-    parser.add_argument("--waiting", type=int, default=16, metavar="N", help="requests that may wait (default: 16)")
-    parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="seconds a request may take (120)")
+    parser.add_argument("--name", default="edgeopt", help="model name in requests (default: edgeopt)")
+    parser.add_argument("--queue-size", type=int, default=16, metavar="N", help="requests that may wait (default: 16)")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, metavar="S", help="seconds a request may take (default: 120)"
+    )
 
 
 def execute(args: argparse.Namespace) -> Outcome:
@@ -34,17 +36,17 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.serving.worker import Worker
     from edgeopt.studies.engine import verified_engine
 
-    for name in ("waiting", "patience"):
-        if getattr(args, name) <= 0:
-            raise ConfigError(f"{getattr(args, name):g} lets no request through", location=f"--{name}", hint="Give 1")
+    for option, value in (("--queue-size", args.queue_size), ("--timeout", args.timeout)):
+        if value <= 0:
+            raise ConfigError(f"`{option}` must be positive, got {value:g}", location=option, hint="Give 1 or more")
     assemble.quiet()
     with verified_engine(args.engine) as (engine, runtime):
         parser = RequestParser(engine, args.name, context_length=engine.spec.context_length)
         session = runtime.open(engine, threads=assemble.this_machine().cores)
-        worker = Worker(session, parser.tokenizer, queue_size=args.waiting)
+        worker = Worker(session, parser.tokenizer, queue_size=args.queue_size)
         display.err.print(f"serving {args.name} on http://{args.host}:{args.port}/v1, engine {engine.digest[:12]}…")
         sys.setswitchinterval(SWITCH_S)
-        app = Service(parser, worker, timeout_s=args.patience).app()
+        app = Service(parser, worker, timeout_s=args.timeout).app()
         uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
     return Outcome(document={"engine": str(engine.directory), "tokens": worker.generated_tokens})
 
@@ -52,4 +54,4 @@ def execute(args: argparse.Namespace) -> Outcome:
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
-    display.out.print(f"{document['tokens']} tokens were generated")
+    display.out.print(f"generated {display.count(document['tokens'], 'token')}")

@@ -1,4 +1,4 @@
-"""`edgeopt status`."""
+"""Implement `edgeopt status`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 from edgeopt.cli.commands import arguments as shared
 from edgeopt.cli.commands.outcome import Document, Outcome
 
-SUMMARY = "Show how a study goes: workers, trials, what was spent and saved"
+SUMMARY = "Show the progress of a study: workers, trials, time spent and saved"
 EXAMPLE = "edgeopt status --watch"
 EVERY_S = 2.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.study(parser)
-    parser.add_argument("--watch", action="store_true", help="again every two seconds, until the study is over")
+    parser.add_argument("--watch", action="store_true", help="refresh every two seconds until the study is over")
 
 
 def execute(args: argparse.Namespace) -> Outcome:

@@ -1,4 +1,4 @@
-"""`edgeopt sync`."""
+"""Implement `edgeopt sync`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeopt.cli.commands import arguments as shared
 from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import TrackingError
 
-SUMMARY = "Send to MLflow what a sweep could not"
+SUMMARY = "Send results to MLflow that a sweep could not send"
 EXAMPLE = "edgeopt sync reference"
 
 
@@ -40,7 +40,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     }
     if left:
         error = TrackingError(
-            f"{len(left)} trials of {opened.name} belong to workers that live", hint="They send them, or die"
+            f"{len(left)} trials of {opened.name} belong to running workers",
+            hint="Wait: the workers send them, or another worker takes over when they stop",
         )
         return Outcome(document=document, error=error)
     if study.storage.active_workers():
@@ -52,9 +53,9 @@ def execute(args: argparse.Namespace) -> Outcome:
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
-    display.out.print(f"{len(document['sent'])} trials of {document['study']} were sent")
+    display.out.print(f"sent {display.count(len(document['sent']), 'trial')} of {document['study']}")
     if document["evicted"]:
         numbers = ", ".join(map(str, document["evicted"]))
-        display.out.print(f"the files of trials {numbers} were evicted: the same sweep makes them again")
+        display.out.print(f"the cache evicted the files of trials {numbers}: run the sweep again to rebuild them")
     if "mlflow" in document:
         display.out.print(document["mlflow"]["url"])

@@ -1,4 +1,4 @@
-"""`edgeopt ui`."""
+"""Implement `edgeopt ui`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import sys
 from edgeopt.cli.commands import registered
 from edgeopt.cli.commands.outcome import Document, Outcome
 
-SUMMARY = "Serve MLflow's UI with pages for studies, runs side by side, and releases"
+SUMMARY = "Serve the MLflow UI with pages for studies, comparisons and releases"
 EXAMPLE = "edgeopt ui --port 5000"
 LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""Unless it is set: jobs of MLflow's judges and prompt optimizers take eight processes and 1.4 GiB."""
+"""Defaults for the server: MLflow's job runners would take eight processes and 1.4 GiB."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     registered.tracking(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="to listen on (default: 127.0.0.1, this machine alone)")
-    parser.add_argument("--port", type=int, default=5000, help="(default: 5000)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, only this machine)"
+    )
+    parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
 
 
 def execute(args: argparse.Namespace) -> Outcome:
@@ -34,14 +36,14 @@ def execute(args: argparse.Namespace) -> Outcome:
     else:
         command = [sys.executable, "-m", "mlflow", "server", "--app-name", "edgeopt", "--workers", "1"]
         command += ["--host", args.host, "--port", str(args.port)]
-        # in the environment, since an address may hold a password that a list of processes would show;
-        # it is this process from here on, so that signals reach it
+        # The URI goes into the environment: it may hold a password, which the process list would show. The server
+        # replaces this process, so that signals reach it.
         os.execve(command[0], command, {**LEAN, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri})  # noqa: S606
     return Outcome(document={"address": address})
 
 
 def _beside(uri: str, host: str, port: int) -> None:
-    """The pages alone, for a server that runs elsewhere."""
+    """Serve only the pages, for an MLflow server that runs elsewhere."""
     import uvicorn
     from starlette.applications import Starlette
     from starlette.responses import RedirectResponse
@@ -56,4 +58,4 @@ def _beside(uri: str, host: str, port: int) -> None:
 
 
 def show(document: Document) -> None:
-    """What there was to say was said before it began."""
+    """Print nothing: the address was printed before the server started."""

@@ -1,4 +1,4 @@
-"""`edgeopt verify`."""
+"""Implement `edgeopt verify`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgeopt.cli.commands import registered
 from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import GateError
 
-SUMMARY = "Check a registered version's bytes, signature and ledger"
+SUMMARY = "Check the files, signature and ledger of a registered version"
 EXAMPLE = "edgeopt verify edgeopt@champion"
 BRIEF = True
 

@@ -1,4 +1,4 @@
-"""`edgeopt worker`."""
+"""Implement `edgeopt worker`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ ROLES = ("all", "build", "measure")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.study(parser)
-    parser.add_argument("--role", choices=ROLES, default="all", help="build engines, measure them, or both (default)")
-    parser.add_argument("--parent", type=int, metavar="PID", help="end with this process")
+    parser.add_argument(
+        "--role", choices=ROLES, default="all", help="build engines, measure them, or both (default: all)"
+    )
+    parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process ends")
 
 
 def execute(args: argparse.Namespace) -> Outcome:
@@ -33,7 +35,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     search = opened.study.search
     with closing(start_evaluator(opened.request, search, role=args.role)) as starting:
         first = dict(search.enqueue[0]) if search.enqueue else search.space.examples()[0]
-        assemble.checked(opened.request.compose(first), opened.request.config_dir)  # a host may lack the model
+        assemble.checked(
+            opened.request.compose(first), opened.request.config_dir
+        )  # the model may be missing on this host
         opened.recorder.connect()
         work(opened, starting, role=args.role)
     if not opened.study.storage.active_workers():
@@ -45,4 +49,5 @@ def execute(args: argparse.Namespace) -> Outcome:
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
-    display.out.print(f"{document['worker']} worked on {len(document['trials'])} trials of {document['study']}")
+    trials = display.count(len(document["trials"]), "trial")
+    display.out.print(f"worker {document['worker']}: {trials} of {document['study']}")
