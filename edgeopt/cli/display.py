@@ -85,7 +85,9 @@ def measurements(found: list[Document]) -> None:
     for m in found:
         interval = "" if m["low"] == m["high"] else f"{m['low']:.3g} … {m['high']:.3g}"
         marks = ("" if m["kind"] == "measured" else f"{m['kind']}: ") + ("disturbed: " if m["noisy"] else "")
-        table.add_row(m["metric"], units.format_quantity(m["value"], m["unit"]), interval, str(m["count"]), marks + m["method"])
+        table.add_row(
+            m["metric"], units.format_quantity(m["value"], m["unit"]), interval, str(m["count"]), marks + m["method"]
+        )
     out.print(table)
 
 

@@ -93,9 +93,7 @@ def _machine() -> Iterator[Check]:
         what="measure energy",
         good=bool(device.power_sensors),
         found=", ".join(device.power_sensors) or "no power sensor",
-        hint=""
-        if device.power_sensors
-        else "energy is only estimated, so limits on energy/measured/… are never satisfied",
+        hint="" if device.power_sensors else "energy is estimated: limits on energy/measured/… are never satisfied",
     )
     yield Check(
         what="read temperature",
