@@ -20,7 +20,7 @@ from edgeopt.core.result import TrialResult
 from edgeopt.core.study_snapshot import Champion, ObjectiveSnapshot, StudySnapshot
 from edgeopt.errors import InputError
 from edgeopt.release import overview
-from edgeopt.release.ledger.hash_chain import SUFFIX
+from edgeopt.release.ledger.hash_chain import LEDGER_SUFFIX
 from edgeopt.release.registry import client as registry
 from edgeopt.tracking import front, run_artifacts, run_search, server
 
@@ -156,13 +156,15 @@ class Source:
         """Return the aliases of every model that edgeopt released, by name."""
         with server.connect(self.uri) as client:
             models = {model.name: model for model in client.search_registered_models(max_results=1000)}
-        released = sorted(name for name in models if f"{name}{SUFFIX}" in models)
+        released = sorted(name for name in models if f"{name}{LEDGER_SUFFIX}" in models)
         return {name: {a: str(v) for a, v in models[name].aliases.items()} for name in released}
 
     def release(self, name: str) -> Release:
         """Return a released model with its ledger and the measurements of its versions."""
         with server.connect(self.uri) as client:
-            described = overview.described(name, *(registry.registered(client, n) for n in (name, name + SUFFIX)))
+            described = overview.overview_of(
+                name, *(registry.read_model(client, n) for n in (name, name + LEDGER_SUFFIX))
+            )
             runs = {str(v["version"]): run for v in described["versions"] if (run := _find_run(client, v["run_id"]))}
             studies, snapshots = _studies_of(client, list(runs.values()))
             objectives = {o.metric: o for snapshot in snapshots for o in snapshot.objectives}
@@ -239,7 +241,7 @@ def _champions(client: MlflowClient, study: str) -> list[Champion]:
     champions = []
     for model in client.search_registered_models(max_results=1000):
         number = model.aliases.get("champion")
-        if number is None or model.name.endswith(SUFFIX):
+        if number is None or model.name.endswith(LEDGER_SUFFIX):
             continue
         version_tags = client.get_model_version(model.name, str(number)).tags
         if version_tags.get(tags.STUDY) == study:

@@ -8,7 +8,7 @@ from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.protocols import Progress
 from edgeopt.errors import GateError
 from edgeopt.release.ledger.actor import actor
-from edgeopt.release.ledger.operation import Desk
+from edgeopt.release.ledger.operation import ReleaseOperation
 from edgeopt.release.registry import client as registry
 from edgeopt.release.registry.client import Reference
 
@@ -18,7 +18,7 @@ class Approval:
     """An approval that was given or revoked.
 
     Attributes:
-        changed: False if the ledger already said so.
+        changed: False if the ledger already contained the approval.
     """
 
     model: str
@@ -31,49 +31,50 @@ class Approval:
 def approve(
     reference: Reference, reason: str, *, tracking_uri: str | None = None, progress: Progress = lambda _: None
 ) -> Approval:
-    """Write into the ledger that this user approves a version. A second approval by the same user changes nothing.
+    """Record this user's approval of a version. A second approval by the same user changes nothing.
 
     Raises GateError if this user registered the version, or if the version differs from what was registered.
     """
-    with registry.answering(tracking_uri) as client:
+    with registry.connect(tracking_uri) as client:
         version = reference.find(client)
         number, digest = str(version.version), version.tags.get(tags.ENGINE_DIGEST, "")
-        desk = Desk(client, reference.name, progress)
-        history = desk.settle()
-        known = history.registered.get(number)
+        operation = ReleaseOperation(client, reference.name, progress)
+        history = operation.recover()
+        registration = history.registrations.get(number)
         name = f"{reference.name}/{number}"
-        if known is None or known.digest != digest:
+        if registration is None or registration.digest != digest:
             raise GateError(
                 f"version {name} differs from what the ledger says was registered",
                 location="approve",
                 hint=f"Find out who changed it: `edgeopt audit {reference.name}`",
             )
-        if known.actor == actor():
+        if registration.actor == actor():
             raise GateError(
-                f"{known.actor} registered version {name}, so somebody else must approve it", location="approve"
+                f"{registration.actor} registered version {name}, so another user must approve it",
+                location="approve",
             )
-        given = actor() in history.approvers(number, digest)
-        if not given:
-            desk.note("approved", reason, version=number, digest=digest)
-    return Approval(model=reference.name, version=number, digest=digest, actor=actor(), changed=not given)
+        approved_before = actor() in history.approvers(number, digest)
+        if not approved_before:
+            operation.append("approved", reason, version=number, digest=digest)
+    return Approval(model=reference.name, version=number, digest=digest, actor=actor(), changed=not approved_before)
 
 
 def revoke(
     reference: Reference, reason: str, *, tracking_uri: str | None = None, progress: Progress = lambda _: None
 ) -> Approval:
-    """Write into the ledger that this user takes an approval back. Aliases that already moved stay where they are.
+    """Record that this user withdraws an approval. Aliases that already moved do not move back.
 
     Raises GateError if this user has not approved the version.
     """
-    with registry.answering(tracking_uri) as client:
+    with registry.connect(tracking_uri) as client:
         version = reference.find(client)
         number, digest = str(version.version), version.tags.get(tags.ENGINE_DIGEST, "")
-        desk = Desk(client, reference.name, progress)
-        if actor() not in desk.settle().approvers(number, digest):
+        operation = ReleaseOperation(client, reference.name, progress)
+        if actor() not in operation.recover().approvers(number, digest):
             raise GateError(
                 f"{actor()} has not approved version {reference.name}/{number}",
                 location="approve",
                 hint="Only the person who approved a version can revoke the approval",
             )
-        desk.note("revoked", reason, version=number, digest=digest)
+        operation.append("revoked", reason, version=number, digest=digest)
     return Approval(model=reference.name, version=number, digest=digest, actor=actor())

@@ -1,4 +1,4 @@
-"""What a gate sees: one member of a front with its run, its engine and what would become of it."""
+"""Load a release candidate: a trial on the front with its run, its engine and its future aliases."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from edgeopt.errors import EdgeoptError, first_line
 from edgeopt.release.registry import client as registry
 
 Remeasure = Callable[[Engine, Collection[str]], Sequence[Measurement]]
-"""Measures an engine on this machine: the figures of those probes that give the named metrics."""
+"""Measure an engine on this machine with the probes that give the named metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A trial as its MLflow run holds it.
+class RecordedTrial:
+    """A trial as recorded in its MLflow run.
 
     Attributes:
         run_tags: tags of the run.
-        ended_s: when the run ended, in seconds since 1970; 0 where it did not.
-        result: what was measured; None where the run holds no result that can be read.
+        ended_s: end of the run in seconds since 1970; 0 if it did not end.
+        result: the trial's result; None if the run contains no readable one.
     """
 
     run_id: str
@@ -40,53 +40,56 @@ class Trial:
     result: TrialResult | None
 
     def measurement(self, metric: str) -> Measurement | None:
-        """The figure of `metric` with its interval; None where it was not measured."""
-        found = self.result.measurements if self.result is not None else ()
-        return next((m for m in found if m.metric == metric), None)
+        """Return the measurement of `metric`; None if it was not measured."""
+        measurements = self.result.measurements if self.result is not None else ()
+        return next((m for m in measurements if m.metric == metric), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A member of the front.
+    """A trial on the front that may be released.
 
     Attributes:
         snapshot: the trial in its study.
         limits: the limits of the study.
-        model_id: the logged model that would be registered; empty where the run keeps none.
-        folder: that model, downloaded; None where it could not be, for the reason in `missing`.
-        aliases: those that would point at it.
-        remeasure: None where nothing can be measured.
-        champion: the trial behind the version that is champion now; None where there is none, or it is this one.
+        model_id: id of the logged model to register; empty if the run has none.
+        model_folder: the logged model on this machine; None if it cannot be fetched.
+        missing_reason: why `model_folder` is None; empty if it is not.
+        aliases: aliases that the candidate gets if it is released.
+        champion: the trial behind the present champion; None if there is none or it is this trial.
+        remeasure: None if this command cannot measure engines.
     """
 
     snapshot: TrialSnapshot
     limits: tuple[LimitSnapshot, ...]
-    trial: Trial
+    trial: RecordedTrial
     model_id: str
-    folder: Path | None
-    missing: str
+    model_folder: Path | None
+    missing_reason: str
     aliases: tuple[str, ...] = ()
-    champion: Trial | None = None
+    champion: RecordedTrial | None = None
     remeasure: Remeasure | None = None
     _verified: list[Engine] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def run_tags(self) -> Mapping[str, str]:
+        """Return the tags of the trial's run."""
         return self.trial.run_tags
 
     @property
     def run_id(self) -> str:
+        """Return the id of the trial's run; empty if it has none."""
         return self.trial.run_id
 
     def engine(self) -> Engine:
-        """The engine that would be registered, every file of it verified once, whichever gate asks first.
+        """Return the engine to register, after verifying its files at the first call.
 
-        Raises EdgeoptError where it is not whole.
+        Raises EdgeoptError if the engine is missing or damaged.
         """
-        if self.folder is None:
-            raise EdgeoptError(self.missing)
+        if self.model_folder is None:
+            raise EdgeoptError(self.missing_reason)
         if not self._verified:
-            engine = Engine.read(registry.engine_folder(self.folder))
+            engine = Engine.read(registry.engine_folder(self.model_folder))
             engine.verify()
             self._verified.append(engine)
         return self._verified[0]
@@ -94,55 +97,70 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateVerdict:
+    """Verdict of one gate or check, with the evidence for it as one sentence."""
+
     gate: str
     passed: bool
     evidence: str
 
 
 class Gate(Protocol):
-    def check(self, candidate: Candidate) -> GateVerdict: ...
+    """A condition for the release of a candidate."""
+
+    def check(self, candidate: Candidate) -> GateVerdict:
+        """Return the verdict on a candidate. A gate that cannot decide refuses; it does not raise EdgeoptError."""
+        ...
 
 
-def trial_of(client: MlflowClient, run: Run) -> Trial:
-    """The trial of a run."""
+def read_trial(client: MlflowClient, run: Run) -> RecordedTrial:
+    """Return the trial that a run recorded."""
     run_id = str(run.info.run_id)
-    return Trial(
-        run_id=run_id, run_tags=run.data.tags, ended_s=(run.info.end_time or 0) / 1000, result=_result(client, run_id)
+    return RecordedTrial(
+        run_id=run_id,
+        run_tags=run.data.tags,
+        ended_s=(run.info.end_time or 0) / 1000,
+        result=_read_result(client, run_id),
     )
 
 
-def candidate(
+def load_candidate(
     client: MlflowClient, snapshot: TrialSnapshot, limits: tuple[LimitSnapshot, ...], scratch: Path
 ) -> Candidate:
-    """The member with its logged model, which is downloaded into `scratch` unless it lies on this machine."""
+    """Return a trial as a candidate. Its logged model is downloaded to `scratch` unless it is on this machine."""
     run_id = snapshot.run_id or ""
     if not run_id:
-        missing = "the trial has no MLflow run in this store"
-        none = Trial(run_id="", run_tags={}, ended_s=0.0, result=None)
-        return Candidate(snapshot=snapshot, limits=limits, trial=none, model_id="", folder=None, missing=missing)
+        return Candidate(
+            snapshot=snapshot,
+            limits=limits,
+            trial=RecordedTrial(run_id="", run_tags={}, ended_s=0.0, result=None),
+            model_id="",
+            model_folder=None,
+            missing_reason="the trial has no MLflow run in this store",
+        )
     run = client.get_run(run_id)
-    model_id, folder, missing = run.data.tags.get(tags.ENGINE_MODEL_ID, ""), None, "its run keeps no engine"
+    model_id = run.data.tags.get(tags.ENGINE_MODEL_ID, "")
+    model_folder, missing_reason = None, "the trial's run contains no engine"
     if model_id:
         try:
             model = client.get_logged_model(model_id)
             local = Path(model.artifact_location.removeprefix("file://"))
             target = None if local.is_dir() else str(scratch / model_id)
-            folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=target))
+            model_folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=target))
         except (MlflowException, OSError) as error:
-            missing = f"its artifacts cannot be fetched ({first_line(error)})"
+            missing_reason = f"the engine's artifacts cannot be fetched ({first_line(error)})"
     return Candidate(
         snapshot=snapshot,
         limits=limits,
-        trial=trial_of(client, run),
+        trial=read_trial(client, run),
         model_id=model_id,
-        folder=folder,
-        missing="" if folder is not None else missing,
+        model_folder=model_folder,
+        missing_reason="" if model_folder is not None else missing_reason,
     )
 
 
-def _result(client: MlflowClient, run_id: str) -> TrialResult | None:
+def _read_result(client: MlflowClient, run_id: str) -> TrialResult | None:
     try:
         path = Path(client.download_artifacts(run_id, "result.json"))
         return TrialResult.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (MlflowException, OSError, ValueError, KeyError, TypeError):
-        return None  # a gate that wants it refuses
+        return None  # a gate that needs the result refuses

@@ -1,4 +1,4 @@
-"""Copy: a version goes from one registry to another with its digest, its signature and the evidence for it."""
+"""Copy a version to another registry with its digest, its signature and the evidence in its ledger."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ from edgeopt.core.protocols import Progress
 from edgeopt.core.redaction import redact_password
 from edgeopt.errors import InputError
 from edgeopt.release.ledger.ledger import Ledger
-from edgeopt.release.ledger.operation import DESCRIPTION, OPERATION, Desk
+from edgeopt.release.ledger.operation import MODEL_DESCRIPTION, OPERATION_TAG, ReleaseOperation
 from edgeopt.release.registry import client as registry
 from edgeopt.release.registry.client import Reference
 from edgeopt.release.verify import verify
 
-_ORIGIN = "edgeopt.copied_from"
-"""Tag of a version: registry, name and number of the one that it is a copy of."""
-_KEY = "edgeopt.copy"
-"""Tag of a logged model: of what it is a copy, and for which registered model."""
+_ORIGIN_TAG = "edgeopt.copied_from"
+"""Tag of a copied version: registry, name and number of the original."""
+_COPY_TAG = "edgeopt.copy"
+"""Tag of a copied logged model: the original version and the registered model of the copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
-    """A version and the one that it was copied from; `created` is false where it was copied before."""
+    """Result of a copy.
+
+    Attributes:
+        origin: registry, name and number of the original version.
+        model, version: registered model and version of the copy.
+        created: False if the version was copied before.
+    """
 
     origin: str
     model: str
@@ -53,79 +59,88 @@ def copy(
     tracking_uri: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Copy:
-    """Register a version in the registry `destination_uri` too, and let `aliases` point at it there.
+    """Verify a version, register it in the registry `destination_uri`, and set `aliases` there.
 
-    It is verified first. Called again, also after a kill, it completes what is missing and copies nothing twice.
+    A second call, also after a kill, completes what is missing and copies nothing twice.
 
     Args:
-        experiment: id of the one that holds the copied engine there.
-        name: of the registered model there; the same where it is empty.
+        experiment: id of the destination's experiment for the copied engine.
+        name: registered model at the destination. Default: the same name.
+
+    Raises:
+        InputError: the version does not exist, or it is already in that registry.
+        GateError: a check failed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        progress("fetching and verifying")
-        with registry.answering(tracking_uri) as client:
+        progress("downloading and verifying")
+        with registry.connect(tracking_uri) as client:
             source_uri = mlflow.get_tracking_uri()
             if source_uri == destination_uri:
                 raise InputError(
-                    "this is the registry that the version is in", location="--to", hint="Name another one"
+                    "the destination must be another registry than the source", location="--to", hint="Give another URI"
                 )
             version = reference.find(client)
             pinned = Reference(name=version.name, version=str(version.version))
-            found = verify(pinned, public_key=public_key, destination=Path(scratch), tracking_uri=tracking_uri)
-            engine = found.require()
+            verification = verify(pinned, public_key=public_key, destination=Path(scratch), tracking_uri=tracking_uri)
+            engine = verification.require()
             evidence = _evidence(client, pinned)
         origin = f"{redact_password(source_uri)} {pinned.name}/{pinned.version}"
-        with registry.answering(destination_uri) as client:
-            desk = Desk(client, name or pinned.name, progress)
-            with desk.operation("copy", reason, origin=origin, evidence=evidence):
+        with registry.connect(destination_uri) as client:
+            operation = ReleaseOperation(client, name or pinned.name, progress)
+            with operation.run("copy", reason, origin=origin, evidence=evidence):
                 progress("copying")
-                made, created = _ensure_version(desk, version, experiment, Path(scratch), origin)
-                desk.register(made)
-                desk.move({alias: str(made.version) for alias in aliases})
-    return Copy(origin=origin, model=desk.model, version=str(made.version), digest=engine.digest, created=created)
+                copied, created = _ensure_version(operation, version, experiment, Path(scratch), origin)
+                operation.register(copied)
+                operation.move({alias: str(copied.version) for alias in aliases})
+    return Copy(
+        origin=origin, model=operation.model, version=str(copied.version), digest=engine.digest, created=created
+    )
 
 
 def _evidence(client: MlflowClient, pinned: Reference) -> list[dict[str, Any]]:
-    """The entries of the ledger that speak of this version, and the verdicts on its trial."""
+    """Return the ledger entries about this version, and the verdicts on its trial."""
     entries = Ledger(client, pinned.name).read().entries
     trials = [e.facts["trial"] for e in entries if e.facts.get("version") == pinned.version and "trial" in e.facts]
     trial = trials[0].rpartition("/")[2] if trials else None
-    found = []
+    evidence = []
     for entry in entries:
         if entry.facts.get("version") == pinned.version:
-            found.append(entry.to_json())
+            evidence.append(entry.to_json())
         elif trial in entry.facts.get("verdicts", {}):
-            found.append(entry.to_json() | {"facts": {"verdicts": entry.facts["verdicts"][trial]}})
-    return found
+            evidence.append(entry.to_json() | {"facts": {"verdicts": entry.facts["verdicts"][trial]}})
+    return evidence
 
 
 def _ensure_version(
-    desk: Desk, version: ModelVersion, experiment: str, scratch: Path, origin: str
+    operation: ReleaseOperation, version: ModelVersion, experiment: str, scratch: Path, origin: str
 ) -> tuple[ModelVersion, bool]:
-    """The copy in the registry of `desk`, and whether it was made now."""
-    client = desk.client
-    for known in registry.versions(client, desk.model):
-        if known.tags.get(_ORIGIN) == origin:
-            return known, False
-    registry.ensure_model(client, desk.model, DESCRIPTION)
+    """Return the copy in the destination registry, and True if it was created."""
+    client = operation.client
+    for existing in registry.versions(client, operation.model):
+        if existing.tags.get(_ORIGIN_TAG) == origin:
+            return existing, False
+    registry.ensure_model(client, operation.model, MODEL_DESCRIPTION)
     folder = next(scratch.rglob(MLMODEL_FILE_NAME)).parent
-    model_id = _upload(client, experiment, folder, f"{origin} as {desk.model}")
-    labels: Mapping[str, str] = {k: v for k, v in version.tags.items() if k != OPERATION}
-    made = client.create_model_version(
-        desk.model,
+    model_id = _upload(client, experiment, folder, f"{origin} as {operation.model}")
+    version_tags: Mapping[str, str] = {k: v for k, v in version.tags.items() if k != OPERATION_TAG}
+    copied = client.create_model_version(
+        operation.model,
         f"models:/{model_id}",
-        tags={**labels, _ORIGIN: origin, **desk.mark},
+        tags={**version_tags, _ORIGIN_TAG: origin, **operation.version_tags},
         description=version.description,
         model_id=model_id,
     )
-    return made, True
+    return copied, True
 
 
 def _upload(client: MlflowClient, experiment: str, folder: Path, key: str) -> str:
-    """The id of the logged model `key` in an experiment, which holds the MLflow model in `folder`."""
-    query = f"name = '{tags.ENGINE_MODEL_NAME}' AND tags.`{_KEY}` = '{key}'"
-    found = client.search_logged_models([experiment], query, max_results=1)
-    model = found[0] if found else client.create_logged_model(experiment, name=tags.ENGINE_MODEL_NAME, tags={_KEY: key})
+    """Upload the MLflow model in `folder` as the logged model `key`, unless it exists, and return its id."""
+    query = f"name = '{tags.ENGINE_MODEL_NAME}' AND tags.`{_COPY_TAG}` = '{key}'"
+    existing = client.search_logged_models([experiment], query, max_results=1)
+    if existing:
+        model = existing[0]
+    else:
+        model = client.create_logged_model(experiment, name=tags.ENGINE_MODEL_NAME, tags={_COPY_TAG: key})
     if str(model.status) != "READY":
         description = Model.load(str(folder))
         description.model_id, description.model_uuid = model.model_id, model.model_id

@@ -16,8 +16,8 @@ from edgeopt.core.study_snapshot import LimitSnapshot, ObjectiveSnapshot, TrialS
 from edgeopt.errors import ConfigError
 from edgeopt.release.candidate import Candidate
 
-LENGTH = 5000  # of a description in MLflow's registry
-_CUT = "\n\n… (cut; the run holds the whole)"
+MAX_CHARACTERS = 5000  # limit of a description in the MLflow registry
+_CUT = "\n\n… (cut; see the run for all values)"
 
 
 def render(
@@ -33,7 +33,7 @@ def render(
     except (TemplateError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the model card template is invalid ({error})", location=str(template)) from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    return text if len(text) <= LENGTH else text[: LENGTH - len(_CUT)] + _CUT
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - len(_CUT)] + _CUT
 
 
 def _variables(candidate: Candidate, study: str, model: str, objectives: Sequence[ObjectiveSnapshot]) -> dict[str, Any]:

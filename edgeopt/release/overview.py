@@ -1,4 +1,4 @@
-"""A registered model at a glance: its versions, who stands behind them, and its ledger."""
+"""Summarize a registered model: its versions, the users who registered and approved them, and its ledger."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from typing import Any
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.release import signature
 from edgeopt.release.ledger import hash_chain
-from edgeopt.release.ledger.hash_chain import SUFFIX
-from edgeopt.release.ledger.history import History, told
+from edgeopt.release.ledger.hash_chain import LEDGER_SUFFIX
+from edgeopt.release.ledger.history import History, describe
 from edgeopt.release.registry import fast_reader
-from edgeopt.release.registry.types import Registered, Version
+from edgeopt.release.registry.types import RegisteredModel, RegisteredVersion
 
 
 def overview(model: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
-    """Plain data of all versions, the newest first, and of all entries. InputError where there is no such model."""
-    return described(model, *fast_reader.read([model, model + SUFFIX], tracking_uri))
+    """Return a registered model as plain JSON data: versions, newest first, and ledger entries, oldest first.
+
+    Raises InputError if the model does not exist.
+    """
+    return overview_of(model, *fast_reader.read_models([model, model + LEDGER_SUFFIX], tracking_uri))
 
 
-def described(model: str, registered: Registered, ledger: Registered) -> dict[str, Any]:
-    """As `overview`, of what was read of the model and of its ledger."""
-    entries = hash_chain.read(ledger.versions).entries
-    if not registered.versions and not entries:
-        raise fast_reader.unregistered(model)
-    history = History.of(entries)
+def overview_of(model: str, registered_model: RegisteredModel, ledger: RegisteredModel) -> dict[str, Any]:
+    """Return the overview of a model from its versions and those of its ledger. Raises InputError if both are empty."""
+    entries = hash_chain.read_chain(ledger.versions).entries
+    if not registered_model.versions and not entries:
+        raise fast_reader.unregistered_model_error(model)
+    history = History.from_entries(entries)
+    aliases = registered_model.aliases
     return {
         "model": model,
-        "aliases": registered.aliases,
-        "versions": [_version(version, registered.aliases, history) for version in reversed(registered.versions)],
-        "ledger": [{**e.to_json(), "told": told(e.kind, e.facts, e.reason)} for e in entries],
+        "aliases": aliases,
+        "versions": [_summarize(version, aliases, history) for version in reversed(registered_model.versions)],
+        "ledger": [{**entry.to_json(), "told": describe(entry.kind, entry.facts, entry.reason)} for entry in entries],
     }
 
 
-def _version(version: Version, aliases: Mapping[str, str], history: History) -> dict[str, Any]:
+def _summarize(version: RegisteredVersion, aliases: Mapping[str, str], history: History) -> dict[str, Any]:
     number, digest = version.number, version.tags.get(tags.ENGINE_DIGEST, "")
-    known = history.registered.get(number)
+    registration = history.registrations.get(number)
     return {
         "version": number,
         "aliases": sorted(alias for alias, target in aliases.items() if target == number),
@@ -43,7 +47,7 @@ def _version(version: Version, aliases: Mapping[str, str], history: History) -> 
         "recipe": version.tags.get(tags.RECIPE, ""),
         "run_id": version.run_id,
         "digest": digest,
-        "registered_by": known.actor if known is not None else "",
+        "registered_by": registration.actor if registration is not None else "",
         "approved_by": sorted(history.approvers(number, digest)),
         "signed": signature.TAG in version.tags,
     }

@@ -1,4 +1,4 @@
-"""A release policy: what is registered, what must hold before, and which version gets which alias."""
+"""Load release policies: name of the registered model, gates, ranking behind each alias, approvals, retention."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from edgeopt.release.ranking import Criterion
 
 DIRECTIONS = ("minimize", "maximize")
 _KEYS = ("model", "gates", "aliases", "approvals", "signature", "webhooks", "tags", "retention")
-TARGET = "{target}"
-"""Stands in the name of an alias for the name of the study's target."""
+TARGET_PLACEHOLDER = "{target}"
+"""Placeholder in an alias for the name of the study's target."""
 _ALIAS = re.compile(r"[A-Za-z][\w-]*")
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Attributes:
-    model: name of the registered model.
-    gates: parts with a `check` as in edgeopt.release.gates, run after those that always run.
-    aliases: alias → the criteria that choose its version; `champion` is always among them.
-    approvals: how many people approve a version before an alias points at it, beside who registered it.
-    public_key: that of the key which signs every version; None where none needs to be signed.
-    webhooks: addresses that are told of every alias that moved.
-    versions_kept: how many versions of earlier fronts stay at which no alias points; None keeps all.
+    """A release policy.
+
+    Attributes:
+        model: name of the registered model.
+        gates: gates that run after the built-in ones, see edgeopt.release.candidate.Gate.
+        aliases: alias to the criteria that choose its version; contains `champion`.
+        approvals: number of users, other than the one who registered a version, who must approve it before an alias
+            points at it.
+        public_key: every version must be signed with this key; None requires no signature.
+        webhooks: URLs that receive a message about every moved alias.
+        versions_kept: number of versions of earlier fronts without an alias that are kept; None keeps all.
     """
 
     name: str
@@ -46,40 +49,40 @@ class Policy:
     webhooks: tuple[str, ...] = ()
     versions_kept: int | None = None
 
-    def on(self, target: str) -> Policy:
-        """The policy for studies of one target, whose name takes its place in those of aliases."""
-        named = {alias.replace(TARGET, target): criteria for alias, criteria in self.aliases.items()}
-        return replace(self, aliases=named)
+    def for_target(self, target: str) -> Policy:
+        """Return the policy with the name of a target in place of the placeholder in aliases."""
+        aliases = {alias.replace(TARGET_PLACEHOLDER, target): criteria for alias, criteria in self.aliases.items()}
+        return replace(self, aliases=aliases)
 
 
-def folders(config_dir: Path | None = None) -> list[Path]:
-    """Where policies and model cards are looked for: in the user's folder of configs, then as shipped with edgeopt."""
+def policy_folders(config_dir: Path | None = None) -> list[Path]:
+    """Return the folders with policies and model cards: the user's comes before the one that ships with edgeopt."""
     package = Path(edgeopt.__file__).parent
-    shipped = [package, package.parent]  # in the wheel; in the repository
-    own = [config_dir / "registry"] if config_dir else []
-    return [*own, *(folder / "registry" for folder in shipped if (folder / "registry").is_dir())]
+    shipped = [package, package.parent]  # of the wheel; of the repository
+    user = [config_dir / "registry"] if config_dir else []
+    return [*user, *(folder / "registry" for folder in shipped if (folder / "registry").is_dir())]
 
 
-def find(file: str, config_dir: Path | None = None) -> Path:
-    """The first `file` in `folders`. Raises ConfigError that lists what there is."""
-    searched = folders(config_dir)
+def find_file(file: str, config_dir: Path | None = None) -> Path:
+    """Return the first `file` in `policy_folders`. Raises ConfigError with the existing files if there is none."""
+    searched = policy_folders(config_dir)
     for folder in searched:
         if (folder / file).is_file():
             return folder / file
-    known = sorted({p.name for folder in searched for p in folder.glob(f"*{Path(file).suffix}")})
+    existing = sorted({p.name for folder in searched for p in folder.glob(f"*{Path(file).suffix}")})
     raise ConfigError(
-        f"there is no {file} in {', '.join(map(str, searched)) or 'any registry folder'}",
+        f"{file} was not found in {', '.join(map(str, searched)) or 'any registry folder'}",
         location="registry",
-        hint=f"Choose one of: {', '.join(known)}" if known else "Give the path of a policy",
+        hint=f"Choose one of: {', '.join(existing)}" if existing else "Give the path of a policy",
     )
 
 
 def load(name: str = "default", config_dir: Path | None = None) -> Policy:
-    """The policy `registry/<name>.yaml`, or the YAML file whose path is given.
+    """Load the policy `registry/<name>.yaml`, or the YAML file at the path `name`.
 
-    Raises ConfigError that names the file and every fault in it.
+    Raises ConfigError with the file and every problem in it.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else find(f"{name}.yaml", config_dir)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else find_file(f"{name}.yaml", config_dir)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -90,44 +93,46 @@ def load(name: str = "default", config_dir: Path | None = None) -> Policy:
 def for_model(model: str, config_dir: Path | None = None) -> list[Policy]:
     """Return the valid policies in registry/ for a registered model. The user's folder comes before edgeopt's own."""
     found: dict[str, Policy] = {}
-    for folder in folders(config_dir):
+    for folder in policy_folders(config_dir):
         for path in sorted(folder.glob("*.yaml")):
             try:
                 policy = load(str(path))
             except ConfigError:
-                continue  # a policy of another model may be invalid: it does not matter here
+                continue  # an invalid policy may belong to another model
             if policy.model == model:
                 found.setdefault(policy.name, policy)
     return list(found.values())
 
 
 def parse(data: object, *, name: str, location: str, folder: Path = Path()) -> Policy:
-    """The policy that `data` describes; files that it names lie beside it in `folder`.
+    """Return the policy in `data`. Relative paths in it start at `folder`.
 
-    Raises ConfigError with all faults at once.
+    Raises ConfigError with all problems.
     """
-    faults: list[str] = []
+    problems: list[str] = []
     if not isinstance(data, Mapping):
-        raise ConfigError("a policy is a mapping", location=location, hint=f"Give the keys {', '.join(_KEYS)}")
-    faults += [f"{key}: unknown key, known are {', '.join(_KEYS)}" for key in data if key not in _KEYS]
+        raise ConfigError("a policy must be a mapping", location=location, hint=f"Give the keys {', '.join(_KEYS)}")
+    problems += [f"{key}: unknown key, valid keys are {', '.join(_KEYS)}" for key in data if key not in _KEYS]
     model = data.get("model")
     if not isinstance(model, str) or not model.strip() or set(model) & set("/:'\""):
-        faults.append(f"model: {model!r} is no name for a registered model (no slash, colon or quote)")
-    gates = [_gate(entry, f"gates[{i}]", faults.append) for i, entry in enumerate(_list(data, "gates", faults.append))]
-    aliases = _aliases(data.get("aliases"), faults.append)
+        problems.append(f"model: must be a name without slash, colon or quote, got {model!r}")
+    gates = [
+        _gate(entry, f"gates[{i}]", problems.append) for i, entry in enumerate(_list(data, "gates", problems.append))
+    ]
+    aliases = _aliases(data.get("aliases"), problems.append)
     approvals = data.get("approvals", 0)
     if not isinstance(approvals, int) or isinstance(approvals, bool) or approvals < 0:
-        faults.append(f"approvals: {approvals!r} is no number of people")
-    public_key = _public_key(data.get("signature"), folder, faults.append)
-    webhooks = _list(data, "webhooks", faults.append)
-    faults += [f"webhooks: {fault}" for fault in webhook.checked(webhooks)]
-    versions_kept = _versions_kept(data.get("retention"), faults.append)
+        problems.append(f"approvals: must be a non-negative integer, got {approvals!r}")
+    public_key = _public_key(data.get("signature"), folder, problems.append)
+    webhooks = _list(data, "webhooks", problems.append)
+    problems += [f"webhooks: {problem}" for problem in webhook.url_problems(webhooks)]
+    versions_kept = _versions_kept(data.get("retention"), problems.append)
     tags = data.get("tags") or {}
     if not isinstance(tags, Mapping):
-        faults.append(f"tags: {tags!r} is not a mapping")
-    if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(f"{count} in the policy: " + "; ".join(faults), location=location)
+        problems.append(f"tags: must be a mapping, got {tags!r}")
+    if problems:
+        count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+        raise ConfigError(f"{count} in the policy: " + "; ".join(problems), location=location)
     return Policy(
         name=name,
         model=str(model),
@@ -148,7 +153,7 @@ def _list(data: Mapping[Any, Any], key: str, report: Report) -> list[Any]:
     value = data.get(key) or []
     if isinstance(value, list):
         return value
-    report(f"{key}: {value!r} is not a list")
+    report(f"{key}: must be a list, got {value!r}")
     return []
 
 
@@ -156,11 +161,11 @@ def _public_key(entry: Any, folder: Path, report: Report) -> Path | None:
     if entry is None:
         return None
     if not isinstance(entry, Mapping) or set(entry) != {"public_key"} or not isinstance(entry["public_key"], str):
-        report("signature: give exactly public_key, the path of a PEM file")
+        report("signature: must have exactly the key public_key, the path of a PEM file")
         return None
     path = folder / entry["public_key"]
     if not path.is_file():
-        report(f"signature.public_key: {path} is no file")
+        report(f"signature.public_key: {path} does not exist")
     return path
 
 
@@ -169,7 +174,9 @@ def _versions_kept(entry: Any, report: Report) -> int | None:
         return None
     count = entry.get("versions") if isinstance(entry, Mapping) and set(entry) == {"versions"} else None
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        report("retention: give exactly versions, how many of those stay at which no alias points (1 or more)")
+        report(
+            "retention: must have exactly the key versions, the number of versions without an alias to keep (1 or more)"
+        )
         return None
     return count
 
@@ -181,39 +188,41 @@ def _gate(entry: Any, key: str, report: Report) -> Any:
         report(str(error))
         return None
     if not callable(getattr(gate, "check", None)):
-        report(f"{key}: {entry['_target_']} is no gate, it has no check")
+        report(f"{key}: {entry['_target_']} is not a gate, because it has no method check")
     return gate
 
 
 def _aliases(entries: Any, report: Report) -> dict[str, tuple[Criterion, ...]]:
     if not isinstance(entries, Mapping) or "champion" not in entries:
-        report("aliases: a mapping with the key champion is needed")
+        report("aliases: must be a mapping with the key champion")
         return {}
-    found = {}
+    parsed = {}
     for alias, criteria in entries.items():
         key = f"aliases.{alias}"
-        if not _ALIAS.fullmatch(str(alias).replace(TARGET, "target")) or _RESERVED.fullmatch(str(alias)):
-            report(f"{key}: not an alias: use letters, digits, - and _, and leave latest and v1, v2, … to MLflow")
+        if not _ALIAS.fullmatch(str(alias).replace(TARGET_PLACEHOLDER, "target")) or _RESERVED.fullmatch(str(alias)):
+            report(
+                f"{key}: an alias must consist of letters, digits, - and _; latest and v1, v2, … are reserved by MLflow"
+            )
         if not isinstance(criteria, list) or not criteria:
-            report(f"{key}: a list of at least one criterion is needed")
+            report(f"{key}: must be a list of at least one criterion")
             continue
-        checked = [_criterion(entry, f"{key}[{i}]", report) for i, entry in enumerate(criteria)]
-        found[str(alias)] = tuple(c for c in checked if c is not None)
-    return found
+        valid = [_criterion(entry, f"{key}[{i}]", report) for i, entry in enumerate(criteria)]
+        parsed[str(alias)] = tuple(c for c in valid if c is not None)
+    return parsed
 
 
 def _criterion(entry: Any, key: str, report: Report) -> Criterion | None:
     if not isinstance(entry, Mapping) or set(entry) != {"metric", "direction", "weight"}:
-        report(f"{key}: give exactly metric, direction and weight")
+        report(f"{key}: must have exactly the keys metric, direction and weight")
         return None
     metric, direction, weight = entry["metric"], entry["direction"], entry["weight"]
-    faults = []
+    problems = []
     if not isinstance(metric, str) or not metric:
-        faults.append(f"{key}.metric: {metric!r} is no metric")
+        problems.append(f"{key}.metric: must be the name of a metric, got {metric!r}")
     if direction not in DIRECTIONS:
-        faults.append(f"{key}.direction: {direction!r} is not one of {', '.join(DIRECTIONS)}")
+        problems.append(f"{key}.direction: must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
     if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
-        faults.append(f"{key}.weight: {weight!r} is not a number above zero")
-    for fault in faults:
-        report(fault)
-    return None if faults else Criterion(metric=metric, direction=direction, weight=float(weight))
+        problems.append(f"{key}.weight: must be a positive number, got {weight!r}")
+    for problem in problems:
+        report(problem)
+    return None if problems else Criterion(metric=metric, direction=direction, weight=float(weight))

@@ -1,4 +1,4 @@
-"""Promotion: the front of a study becomes versions of one registered model, and aliases follow the policy."""
+"""Register the front of a study as versions of one model and set its aliases by a release policy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from edgeopt.core.study_snapshot import StudySnapshot
 from edgeopt.errors import ApprovalPendingError, GateError, InfeasibleError
 from edgeopt.release import model_card, signature
 from edgeopt.release.candidate import Candidate, GateVerdict, Remeasure
-from edgeopt.release.ledger.operation import DESCRIPTION, Desk, link
-from edgeopt.release.policy import Policy, find
+from edgeopt.release.ledger.operation import MODEL_DESCRIPTION, ReleaseOperation, link_model_version
+from edgeopt.release.policy import Policy, find_file
 from edgeopt.release.registry import client as registry
-from edgeopt.release.run_gates import Judged, judge
+from edgeopt.release.run_gates import GateResults, run_gates
 from edgeopt.release.webhook import Webhooks
 
-_INHERITED = (
+_COPIED_RUN_TAGS = (
     tags.RECIPE,
     tags.RECIPE_DIGEST,
     tags.ENGINE_DIGEST,
@@ -37,7 +37,13 @@ _INHERITED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """One member of the front; `version` is empty where it is not registered, `created` whether it was made now."""
+    """One trial of the front after a promotion.
+
+    Attributes:
+        number: number of the trial.
+        version: number of its version; empty if it is not registered.
+        created: True if this promotion registered it.
+    """
 
     number: int
     run_id: str
@@ -49,12 +55,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """What a promotion has left in the registry, or would leave.
+    """Result of a promotion or of a dry run.
 
     Attributes:
-        aliases: alias → version, of the policy's aliases.
-        moved: those of them that pointed elsewhere before → the version before, None where it is new.
-        dry_run: nothing was done; a version that does not exist yet is empty.
+        aliases: alias of the policy to version; a version that a dry run would create is empty.
+        moved: alias that changed to its version before; None for a new alias.
+        dry_run: True if nothing was changed.
     """
 
     model: str
@@ -64,6 +70,7 @@ class Promotion:
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result as plain JSON data."""
         return asdict(self)
 
 
@@ -86,16 +93,16 @@ def promote(
     approvals. A second call, also after a kill, completes what is missing and changes nothing else.
 
     Args:
-        config_dir: the user's config folder; its `registry` folder may hold a model card.
-        private_key: signs the registered engines.
-        secret: signs the messages to the policy's webhooks.
-        remeasure: measures an engine on this machine, for gates that need it.
-        dry_run: runs the gates and changes nothing; refusals are returned, not raised.
+        config_dir: the user's config folder; its `registry` folder may contain a model card.
+        private_key: path of the key that signs the registered engines.
+        secret: secret that signs the messages to the policy's webhooks.
+        remeasure: function that measures an engine on this machine, for gates that need it.
+        dry_run: run the gates and change nothing; refusals are returned, not raised.
 
     Raises:
         InfeasibleError: the front is empty.
-        GateError: a gate refused; the message holds every refusal.
-        TrackingError: MLflow refused.
+        GateError: a gate refused; the message contains every refusal.
+        TrackingError: MLflow failed.
     """
     if not snapshot.front:
         raise InfeasibleError(
@@ -104,12 +111,12 @@ def promote(
             hint="`edgeopt front` shows how far each trial exceeds its limits: search longer, or set wider limits",
         )
     study = snapshot.study
-    with registry.answering(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
-        desk = Desk(client, policy.model, progress)
-        case = _Case(desk, policy, study, private_key)
-        judged = partial(
-            judge,
-            desk,
+    with registry.connect(tracking_uri) as client, tempfile.TemporaryDirectory() as scratch:
+        operation = ReleaseOperation(client, policy.model, progress)
+        promoter = _Promoter(operation, policy, study, private_key)
+        check_front = partial(
+            run_gates,
+            operation,
             policy,
             snapshot.front,
             snapshot.limits,
@@ -118,161 +125,171 @@ def promote(
             remeasure=remeasure,
         )
         if dry_run:
-            return case.plan(judged())
-        template = find("model_card.md.j2", config_dir)
+            return promoter.plan(check_front())
+        template = find_file("model_card.md.j2", config_dir)
         webhooks = Webhooks(urls=policy.webhooks, secret=secret)
-        with desk.operation("promotion", reason, study=study, policy=policy.name, webhooks=list(policy.webhooks)):
-            found = judged()
-            case.require(found)
+        with operation.run("promotion", reason, study=study, policy=policy.name, webhooks=list(policy.webhooks)):
+            results = check_front()
+            promoter.require(results)
             cards = [
                 model_card.render(
-                    template, one.candidate, study=study, model=policy.model, objectives=snapshot.objectives
+                    template, result.candidate, study=study, model=policy.model, objectives=snapshot.objectives
                 )
-                for one in found
+                for result in results
             ]
-            done = case.release(found, cards)
-        webhooks.deliver(desk)
-        return done
+            promotion = promoter.release(results, cards)
+        webhooks.deliver(operation)
+        return promotion
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    """One promotion: its candidates are registered and pointed at."""
+class _Promoter:
+    """Register the candidates of one promotion and move the aliases."""
 
-    desk: Desk
+    operation: ReleaseOperation
     policy: Policy
     study: str
     private_key: Path | None
 
-    def require(self, judged: Sequence[Judged]) -> None:
-        """Keep the verdicts in the ledger; GateError with every refusal."""
-        told = {str(one.number): [[v.gate, v.passed, v.evidence[:500]] for v in one.verdicts] for one in judged}
-        self.desk.note("judged", policy=self.policy.name, verdicts=told)
-        refused = [refusal for one in judged for refusal in one.refusals]
-        if refused:
+    def require(self, results: Sequence[GateResults]) -> None:
+        """Record all verdicts in the ledger. Raises GateError with every refusal."""
+        verdicts = {
+            str(result.number): [[v.gate, v.passed, v.evidence[:500]] for v in result.verdicts] for result in results
+        }
+        self.operation.append("judged", policy=self.policy.name, verdicts=verdicts)
+        refusals = [refusal for result in results for refusal in result.refusals]
+        if refusals:
             raise GateError(
-                f"nothing was promoted, {len(refused)} refused: {'; '.join(refused)}",
+                f"nothing was promoted, {len(refusals)} refused: {'; '.join(refusals)}",
                 location=f"registry policy {self.policy.name}",
             )
 
-    def release(self, judged: Sequence[Judged], cards: Sequence[str]) -> Promotion:
-        """Register all of them, and move the aliases."""
-        registry.ensure_model(self.desk.client, self.policy.model, DESCRIPTION)
+    def release(self, results: Sequence[GateResults], cards: Sequence[str]) -> Promotion:
+        """Register all candidates and move the aliases.
+
+        Raises ApprovalPendingError, after registering, if a version with an alias lacks approvals.
+        """
+        registry.ensure_model(self.operation.client, self.policy.model, MODEL_DESCRIPTION)
         releases = []
-        for one, text in zip(judged, cards, strict=True):
-            self.desk.progress(f"registering trial {one.number}")
-            version, created = self._ensure_version(one.candidate, text)
-            self.desk.register(version)
-            releases.append(self._release(one, str(version.version), created=created))
+        for result, card in zip(results, cards, strict=True):
+            self.operation.progress(f"registering trial {result.number}")
+            version, created = self._ensure_version(result.candidate, card)
+            self.operation.register(version)
+            releases.append(_release(result, str(version.version), created=created))
         aliases = {alias: release.version for release in releases for alias in release.aliases}
-        lacking = [text for alias in aliases if (text := self._lacking(alias, aliases[alias]))]
-        if lacking:
+        missing = [text for alias in aliases if (text := self._missing_approvals(alias, aliases[alias]))]
+        if missing:
             names = ", ".join(f"{self.policy.model}/{release.version}" for release in releases)
             raise ApprovalPendingError(
-                f"registered and waiting for approval: {names}. No alias moved: {'; '.join(dict.fromkeys(lacking))}",
+                f"registered and waiting for approval: {names}. No alias moved: {'; '.join(dict.fromkeys(missing))}",
                 location=f"registry policy {self.policy.name}",
-                hint="Promote again once it is approved",
+                hint="Promote again after the approval",
             )
-        moved = self.desk.move(aliases)
-        self.desk.retire(self._spare(releases))
+        moved = self.operation.move(aliases)
+        self.operation.retire(self._versions_to_retire(releases))
         return Promotion(model=self.policy.model, releases=tuple(releases), aliases=aliases, moved=moved)
 
-    def plan(self, judged: Sequence[Judged]) -> Promotion:
-        """What `release` would do, as far as it is known beforehand."""
-        releases = [self._release(one, self._known(one.candidate), created=False) for one in judged]
+    def plan(self, results: Sequence[GateResults]) -> Promotion:
+        """Return what `release` would do, without changing anything."""
+        releases = [_release(result, self._existing_version(result.candidate), created=False) for result in results]
         aliases = {alias: release.version for release in releases for alias in release.aliases}
-        now = registry.aliases(self.desk.client, self.policy.model)
+        present = registry.aliases(self.operation.client, self.policy.model)
         moved = {
-            alias: now.get(alias) for alias, version in aliases.items() if now.get(alias) != version or not version
+            alias: present.get(alias)
+            for alias, version in aliases.items()
+            if present.get(alias) != version or not version
         }
         return Promotion(model=self.policy.model, releases=tuple(releases), aliases=aliases, moved=moved, dry_run=True)
 
-    # inside
-
-    def _spare(self, releases: Sequence[Release]) -> list[str]:
-        """Versions beyond those that the policy keeps, the oldest first: of earlier fronts, and without an alias."""
+    def _versions_to_retire(self, releases: Sequence[Release]) -> list[str]:
+        """Return the versions of earlier fronts without an alias that exceed the policy's number, the oldest first."""
         if self.policy.versions_kept is None:
             return []
-        wanted = {release.version for release in releases} | set(self.desk.history.aliases.values())
-        unnamed = sorted((v for v in self.desk.history.registered if v not in wanted), key=int)
-        return unnamed[: max(0, len(unnamed) - self.policy.versions_kept)]
+        history = self.operation.history
+        in_use = {release.version for release in releases} | set(history.aliases.values())
+        unused = sorted((v for v in history.registrations if v not in in_use), key=int)
+        return unused[: max(0, len(unused) - self.policy.versions_kept)]
 
-    def _release(self, one: Judged, version: str, *, created: bool) -> Release:
-        return Release(
-            number=one.number,
-            run_id=one.candidate.run_id,
-            version=version,
-            created=created,
-            aliases=one.candidate.aliases,
-            gates=one.verdicts,
-        )
-
-    def _lacking(self, alias: str, version: str) -> str:
-        """What speaks against letting `alias` point at `version`: approvals that are missing."""
-        history = self.desk.history
+    def _missing_approvals(self, alias: str, version: str) -> str:
+        """Return which approvals `version` needs before `alias` may point at it; empty if it needs none."""
+        history = self.operation.history
         if history.aliases.get(alias) == version:
             return ""
-        known = history.registered[version]
-        given = history.approvers(version, known.digest)
-        count, wanted = len(given - {known.actor}), self.policy.approvals
-        if count >= wanted:
+        registration = history.registrations[version]
+        approvers = history.approvers(version, registration.digest) - {registration.actor}
+        if len(approvers) >= self.policy.approvals:
             return ""
         name = f"{self.policy.model}/{version}"
         return (
-            f"{name} has {count} of {wanted} approvals by others than {known.actor}, who registered it "
-            f'(`edgeopt approve {name} --reason "…"`)'
+            f"{name} has {len(approvers)} of {self.policy.approvals} approvals by users other than "
+            f'{registration.actor}, who registered it (`edgeopt approve {name} --reason "…"`)'
         )
 
-    def _labels(self, seen: Candidate) -> dict[str, str]:
-        chosen = label(seen.snapshot.params)  # tells versions of one study apart, which the names of steps do not
+    def _version_tags(self, candidate: Candidate) -> dict[str, str]:
+        recipe = label(candidate.snapshot.params)  # versions of one study differ in these, not in the names of steps
         return {
             **self.policy.tags,
-            **{key: seen.run_tags[key] for key in _INHERITED if key in seen.run_tags},
-            **({tags.RECIPE: chosen} if chosen else {}),
+            **{key: candidate.run_tags[key] for key in _COPIED_RUN_TAGS if key in candidate.run_tags},
+            **({tags.RECIPE: recipe} if recipe else {}),
             tags.STUDY: self.study,
-            tags.TRIAL: f"{self.study}/{seen.snapshot.number}",
+            tags.TRIAL: f"{self.study}/{candidate.snapshot.number}",
             "edgeopt.policy": self.policy.name,
         }
 
-    def _versions(self, seen: Candidate) -> list[ModelVersion]:
-        """The versions of this run and engine."""
-        found = self.desk.client.search_model_versions(f"name = '{self.policy.model}' and run_id = '{seen.run_id}'")
-        digest = seen.run_tags.get(tags.ENGINE_DIGEST)
-        return [version for version in found if version.tags.get(tags.ENGINE_DIGEST) == digest]
+    def _find_versions(self, candidate: Candidate) -> list[ModelVersion]:
+        """Return the versions with the candidate's run and engine."""
+        query = f"name = '{self.policy.model}' and run_id = '{candidate.run_id}'"
+        digest = candidate.run_tags.get(tags.ENGINE_DIGEST)
+        return [
+            version
+            for version in self.operation.client.search_model_versions(query)
+            if version.tags.get(tags.ENGINE_DIGEST) == digest
+        ]
 
-    def _known(self, seen: Candidate) -> str:
-        return next((str(version.version) for version in self._versions(seen)), "")
+    def _existing_version(self, candidate: Candidate) -> str:
+        return next((str(version.version) for version in self._find_versions(candidate)), "")
 
-    def _ensure_version(self, seen: Candidate, text: str) -> tuple[ModelVersion, bool]:
-        """The version of this run and engine, with tags and description up to date; and whether it was made now."""
-        client, model = self.desk.client, self.policy.model
-        labels = self._labels(seen)
-        known = next(iter(self._versions(seen)), None)
-        labels |= self._signature(seen, {} if known is None else known.tags)
-        created = known is None
-        if known is None:
-            known = client.create_model_version(
+    def _ensure_version(self, candidate: Candidate, card: str) -> tuple[ModelVersion, bool]:
+        """Return the candidate's version with current tags and description, and True if it was created."""
+        client, model = self.operation.client, self.policy.model
+        version_tags = self._version_tags(candidate)
+        version = next(iter(self._find_versions(candidate)), None)
+        version_tags |= self._signature_tag(candidate, {} if version is None else version.tags)
+        created = version is None
+        if version is None:
+            version = client.create_model_version(
                 model,
-                f"models:/{seen.model_id}",
-                seen.run_id,
-                tags={**labels, **self.desk.mark},
-                description=text,
-                model_id=seen.model_id,
+                f"models:/{candidate.model_id}",
+                candidate.run_id,
+                tags={**version_tags, **self.operation.version_tags},
+                description=card,
+                model_id=candidate.model_id,
             )
         else:
-            if known.description != text:
-                client.update_model_version(model, known.version, text)
-            for key, value in labels.items():
-                if known.tags.get(key) != value:
-                    client.set_model_version_tag(model, known.version, key, value)
-        link(client, known, seen.model_id)
-        return known, created
+            if version.description != card:
+                client.update_model_version(model, version.version, card)
+            for key, value in version_tags.items():
+                if version.tags.get(key) != value:
+                    client.set_model_version_tag(model, version.version, key, value)
+        link_model_version(client, version, candidate.model_id)
+        return version, created
 
-    def _signature(self, seen: Candidate, known: Mapping[str, str]) -> dict[str, str]:
-        """The tag with the signature that the version has or gets; GateError where the policy's key did not sign."""
-        signed = known.get(signature.TAG, "")
-        if not signed and self.private_key is not None:
-            signed = signature.sign(seen.engine(), self.private_key)
+    def _signature_tag(self, candidate: Candidate, version_tags: Mapping[str, str]) -> dict[str, str]:
+        """Return the tag with the existing or a new signature. Raises GateError unless the policy's key signed."""
+        text = version_tags.get(signature.TAG, "")
+        if not text and self.private_key is not None:
+            text = signature.sign(candidate.engine(), self.private_key)
         if self.policy.public_key is not None:
-            signature.verify(seen.engine(), signed, self.policy.public_key)
-        return {signature.TAG: signed} if signed else {}
+            signature.verify(candidate.engine(), text, self.policy.public_key)
+        return {signature.TAG: text} if text else {}
+
+
+def _release(result: GateResults, version: str, *, created: bool) -> Release:
+    return Release(
+        number=result.number,
+        run_id=result.candidate.run_id,
+        version=version,
+        created=created,
+        aliases=result.candidate.aliases,
+        gates=result.verdicts,
+    )

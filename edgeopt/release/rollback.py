@@ -9,7 +9,7 @@ from edgeopt.core.protocols import Progress
 from edgeopt.errors import GateError, InputError
 from edgeopt.release import signature
 from edgeopt.release.ledger.history import ROLLBACK, History
-from edgeopt.release.ledger.operation import Desk
+from edgeopt.release.ledger.operation import ReleaseOperation
 from edgeopt.release.registry import client as registry
 from edgeopt.release.registry.client import Reference
 from edgeopt.release.webhook import Webhooks
@@ -17,10 +17,10 @@ from edgeopt.release.webhook import Webhooks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollback:
-    """A rollback that was done.
+    """Result of a rollback.
 
     Attributes:
-        before, after: version to which the alias pointed before and points now.
+        before, after: version of the alias before and after the rollback.
     """
 
     model: str
@@ -56,31 +56,33 @@ def rollback(
             hint=f"Name an alias: {reference.name}@champion",
         )
     model, alias = reference.name, reference.alias
-    with registry.answering(tracking_uri) as client:
+    with registry.connect(tracking_uri) as client:
         reference.find(client)
-        desk = Desk(client, model, progress)
+        operation = ReleaseOperation(client, model, progress)
         hooks = webhooks or Webhooks()
-        with desk.operation(ROLLBACK, reason, alias=alias, webhooks=list(hooks.urls)):
-            present = desk.history.aliases[alias]
-            target = _target(desk.history, model, alias, to)
+        with operation.run(ROLLBACK, reason, alias=alias, webhooks=list(hooks.urls)):
+            present = operation.history.aliases[alias]
+            target = _target(operation.history, model, alias, to)
             progress(f"verifying version {target}")
             version = Reference(name=model, version=target).find(client)
-            engine = registry.fetch(version)
+            engine = registry.fetch_engine(version)
             if public_key is not None:
                 signature.verify(engine, version.tags.get(signature.TAG, ""), public_key)
-            desk.move({alias: target})
-        hooks.deliver(desk)
+            operation.move({alias: target})
+        hooks.deliver(operation)
     return Rollback(model=model, alias=alias, before=present, after=target)
 
 
 def _target(history: History, model: str, alias: str, to: str | None) -> str:
-    """Return the version to go back to; GateError if there is none."""
+    """Return the version to which the rollback goes. Raises GateError if there is none."""
     present = history.aliases[alias]
-    earlier = [v for v in dict.fromkeys(history.pointed.get(alias, ())) if v != present and v in history.registered]
+    earlier = [
+        v for v in dict.fromkeys(history.past_versions.get(alias, ())) if v != present and v in history.registrations
+    ]
     if to is None:
-        before = history.before(alias)
-        if before is not None:
-            return before
+        previous = history.previous_version(alias)
+        if previous is not None:
+            return previous
         hint = f"Choose one: edgeopt rollback {model}@{alias} --to {earlier[-1]}" if earlier else "Promote another one"
         rolled_back = f"; rolled back since: {', '.join(earlier)}" if earlier else ""
         raise GateError(

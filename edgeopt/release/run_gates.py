@@ -1,4 +1,4 @@
-"""Judging: every member of a front before every gate of a policy."""
+"""Run the built-in gates and the gates of a policy on every trial of a front."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ from pathlib import Path
 
 from edgeopt.core.study_snapshot import LimitSnapshot, TrialSnapshot
 from edgeopt.release import signature
-from edgeopt.release.candidate import Candidate, Gate, GateVerdict, Remeasure, Trial, candidate, trial_of
+from edgeopt.release.candidate import (
+    Candidate,
+    Gate,
+    GateVerdict,
+    RecordedTrial,
+    Remeasure,
+    load_candidate,
+    read_trial,
+)
 from edgeopt.release.gates.engine import EngineIntact
 from edgeopt.release.gates.limits import LimitsKept
-from edgeopt.release.gates.metrics import RequiredMetrics
-from edgeopt.release.ledger.operation import Desk
+from edgeopt.release.gates.metrics import RankingMetrics
+from edgeopt.release.ledger.operation import ReleaseOperation
 from edgeopt.release.policy import Policy
 from edgeopt.release.ranking import first
 from edgeopt.release.registry import client as registry
 
-ALWAYS: tuple[Gate, ...] = (EngineIntact(), LimitsKept())
-"""No policy can leave these out."""
+BUILT_IN_GATES: tuple[Gate, ...] = (EngineIntact(), LimitsKept())
+"""Gates that run before those of every policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A candidate with what every gate said of it."""
+class GateResults:
+    """A candidate with the verdict of every gate."""
 
     candidate: Candidate
     verdicts: tuple[GateVerdict, ...]
 
     @property
     def number(self) -> int:
-        """Of its trial."""
+        """Return the number of the candidate's trial."""
         return self.candidate.snapshot.number
 
     @property
     def refusals(self) -> list[str]:
-        """Every refusal, with the trial and the gate."""
+        """Return one sentence for each refusal, with trial and gate."""
         return [
             f"trial {self.number}, {verdict.gate}: {verdict.evidence}"
             for verdict in dict.fromkeys(self.verdicts)
@@ -43,8 +51,8 @@ class Judged:
         ]
 
 
-def judge(
-    desk: Desk,
+def run_gates(
+    operation: ReleaseOperation,
     policy: Policy,
     front: Sequence[TrialSnapshot],
     limits: tuple[LimitSnapshot, ...],
@@ -52,44 +60,44 @@ def judge(
     *,
     private_key: Path | None,
     remeasure: Remeasure | None,
-) -> list[Judged]:
-    """Every member of the front; `scratch` takes engines that do not lie on this machine."""
-    wanted, champion = _wanted(policy, front), _champion(desk, policy)
-    ranked = sorted({criterion.metric for criteria in policy.aliases.values() for criterion in criteria})
-    gates = (*ALWAYS, RequiredMetrics(metrics=tuple(ranked), estimated=True), *policy.gates)
-    judged = []
+) -> list[GateResults]:
+    """Check every trial of the front; engines that are not on this machine are downloaded to `scratch`."""
+    alias_trials, champion = _choose_alias_trials(policy, front), _read_champion(operation, policy)
+    ranking_metrics = sorted({criterion.metric for criteria in policy.aliases.values() for criterion in criteria})
+    gates = (*BUILT_IN_GATES, RankingMetrics(metrics=tuple(ranking_metrics)), *policy.gates)
+    results = []
     for trial in front:
-        desk.progress(f"checking trial {trial.number}")
-        bare = candidate(desk.client, trial, limits, scratch)
-        seen = replace(
-            bare,
-            aliases=tuple(alias for alias, number in wanted.items() if number == trial.number),
-            champion=champion if champion is not None and champion.run_id != bare.run_id else None,
+        operation.progress(f"checking trial {trial.number}")
+        loaded = load_candidate(operation.client, trial, limits, scratch)
+        candidate = replace(
+            loaded,
+            aliases=tuple(alias for alias, number in alias_trials.items() if number == trial.number),
+            champion=champion if champion is not None and champion.run_id != loaded.run_id else None,
             remeasure=remeasure,
         )
-        verdicts = (*(gate.check(seen) for gate in gates), _signable(policy, private_key))
-        judged.append(Judged(candidate=seen, verdicts=verdicts))
-    return judged
+        verdicts = (*(gate.check(candidate) for gate in gates), _check_key(policy, private_key))
+        results.append(GateResults(candidate=candidate, verdicts=verdicts))
+    return results
 
 
-def _wanted(policy: Policy, front: Sequence[TrialSnapshot]) -> dict[str, int]:
-    """Alias → number of the trial that it would point at; nothing where a metric is missing, which is refused."""
+def _choose_alias_trials(policy: Policy, front: Sequence[TrialSnapshot]) -> dict[str, int]:
+    """Return alias to trial number; empty if a trial lacks a metric of the ranking, which its gate refuses."""
     metrics = {criterion.metric for criteria in policy.aliases.values() for criterion in criteria}
     if any(trial.metrics.get(metric) is None for trial in front for metric in metrics):
         return {}
     return {alias: first(front, criteria) for alias, criteria in policy.aliases.items()}
 
 
-def _champion(desk: Desk, policy: Policy) -> Trial | None:
-    version = registry.aliases(desk.client, policy.model).get("champion")
+def _read_champion(operation: ReleaseOperation, policy: Policy) -> RecordedTrial | None:
+    version = registry.aliases(operation.client, policy.model).get("champion")
     if version is None:
         return None
-    run_id = desk.client.get_model_version(policy.model, version).run_id or ""
-    return trial_of(desk.client, desk.client.get_run(run_id))
+    run_id = operation.client.get_model_version(policy.model, version).run_id or ""
+    return read_trial(operation.client, operation.client.get_run(run_id))
 
 
-def _signable(policy: Policy, private_key: Path | None) -> GateVerdict:
+def _check_key(policy: Policy, private_key: Path | None) -> GateVerdict:
     if private_key is None and policy.public_key is not None:
-        evidence = f"the policy wants a signature, and no key is given: use --key, or set {signature.KEY}"
+        evidence = f"the policy requires a signature, but there is no private key: use --key, or set {signature.KEY}"
         return GateVerdict(gate="signature", passed=False, evidence=evidence)
-    return GateVerdict(gate="signature", passed=True, evidence="will be signed" if private_key else "not asked for")
+    return GateVerdict(gate="signature", passed=True, evidence="will be signed" if private_key else "not required")

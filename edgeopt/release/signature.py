@@ -1,7 +1,7 @@
-"""Signatures of engines: over the manifest, which holds the sha256 of every file, with a local key.
+"""Sign an engine's manifest, which contains the sha256 of every file, with a local key, and verify signatures.
 
-They are those of the OpenSSF Model Signing specification (https://github.com/sigstore/model-transparency), so anybody
-can check one without edgeopt: `model_signing verify key` on a folder that holds the manifest alone.
+Signatures follow the OpenSSF Model Signing specification (https://github.com/sigstore/model-transparency). Anybody can
+check one without edgeopt: `model_signing verify key` on a folder that contains only the manifest.
 """
 
 from __future__ import annotations
@@ -17,54 +17,55 @@ from edgeopt.core.artifact import MANIFEST, Engine
 from edgeopt.errors import ConfigError, GateError, first_line
 
 TAG = "edgeopt.signature"
-"""Tag of a registered version: the signature as JSON text."""
+"""Tag of a registered version that holds the signature as JSON text."""
 KEY = "EDGEOPT_SIGNING_KEY"
-"""Environment variable: path of the private key, an elliptic curve's in PEM form."""
+"""Environment variable with the path of the private key: an elliptic-curve key in PEM format."""
 
 
-def key_of_environment() -> Path | None:
+def key_from_environment() -> Path | None:
     """Return the path of the private key that the environment names; None if it names none."""
     path = os.environ.get(KEY)
     return Path(path) if path else None
 
 
 def sign(engine: Engine, private_key: Path) -> str:
-    """The signature of an engine's manifest. Raises ConfigError where the key cannot be used."""
+    """Return the signature of an engine's manifest. Raises ConfigError if the key is invalid."""
     from model_signing import signing
 
-    with _manifest_alone(engine) as folder, tempfile.TemporaryDirectory() as scratch:
+    with _manifest_copy(engine) as folder, tempfile.TemporaryDirectory() as scratch:
         signature = Path(scratch) / "signature.json"
         try:
             config = signing.Config().use_elliptic_key_signer(private_key=private_key)
             config.sign(folder, signature)
-        except (ValueError, TypeError, OSError) as error:  # its text may show the key
+        except (ValueError, TypeError, OSError) as error:  # the error's text may contain the key
             raise ConfigError(
-                f"the private key cannot be used ({type(error).__name__})",
+                f"the private key is invalid ({type(error).__name__})",
                 location=str(private_key),
-                hint="Give an elliptic curve's key in PEM form, without a password",
+                hint="Give an elliptic-curve key in PEM format, without a password",
             ) from None
         return signature.read_text(encoding="utf-8")
 
 
 def verify(engine: Engine, signature: str, public_key: Path) -> None:
-    """Raises GateError unless `signature` is that of this engine's manifest by the owner of `public_key`."""
+    """Raise GateError unless the owner of `public_key` signed this engine's manifest with `signature`."""
     from model_signing import verifying
 
-    with _manifest_alone(engine) as folder, tempfile.TemporaryDirectory() as scratch:
+    with _manifest_copy(engine) as folder, tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "signature.json"
         file.write_text(signature, encoding="utf-8")
         try:
             verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, file)
-        except Exception as error:  # whatever the library cannot read is no signature
+        except Exception as error:  # the library raises many types for unreadable signatures
             raise GateError(
-                f"the signature is not that of this engine by the key {public_key.name} ({first_line(error)})",
+                f"the signature does not match this engine and the key {public_key.name} ({first_line(error)})",
                 location=str(engine.directory),
                 hint="Do not use it, and find out who changed it",
             ) from error
 
 
 @contextlib.contextmanager
-def _manifest_alone(engine: Engine) -> Iterator[Path]:
+def _manifest_copy(engine: Engine) -> Iterator[Path]:
+    """Yield a temporary folder that contains only the engine's manifest."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "engine"
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Verification of one version: its bytes, its signature, and what the ledger says of it."""
+"""Verify one registered version: its files, its signature, and the model's ledger."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from edgeopt.release.registry.client import Reference
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Attributes:
-    engine: as it was fetched; None where there is none that is whole.
+    """Result of a verification.
+
+    Attributes:
+        engine: the fetched engine; None if it is missing or damaged.
     """
 
     model: str
@@ -28,15 +30,16 @@ class Verification:
 
     @property
     def digest(self) -> str:
-        """That of the engine; empty where there is none."""
+        """Return the digest of the engine; empty if there is none."""
         return "" if self.engine is None else self.engine.digest
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result as plain JSON data."""
         checks = [asdict(check) for check in self.checks]
         return {"model": self.model, "version": self.version, "digest": self.digest, "checks": checks}
 
     def require(self) -> Engine:
-        """The engine. GateError that names every check which failed."""
+        """Return the engine. Raises GateError with every failed check."""
         failed = [f"{check.gate}: {check.evidence}" for check in self.checks if not check.passed]
         if failed or self.engine is None:
             raise GateError(
@@ -54,36 +57,41 @@ def verify(
     destination: Path | None = None,
     tracking_uri: str | None = None,
 ) -> Verification:
-    """Look at everything that can be checked of a version. Raises InputError where it does not exist.
+    """Run every check on a version. Raises InputError if the version does not exist.
 
     Args:
-        destination: folder that takes a download; without it a temporary one, or none where the store is local.
+        public_key: key that must have signed the version. Default: the signature is not checked.
+        destination: folder for a download. Default: a temporary folder, or no download from a local store.
     """
-    with registry.answering(tracking_uri) as client:
+    with registry.connect(tracking_uri) as client:
         version = reference.find(client)
-        found = audit(reference.name, tracking_uri=tracking_uri)
-        held = "; ".join(found.faults) or f"{len(found.entries)} entries, their chain holds, all aliases where it says"
-        checks = [GateVerdict(gate="ledger", passed=not found.faults, evidence=held)]
+        checks = [_check_ledger(reference.name, tracking_uri)]
         engine = None
         try:
-            engine = registry.fetch(version, destination)
+            engine = registry.fetch_engine(version, destination)
         except EdgeoptError as error:
             checks.append(GateVerdict(gate="bytes", passed=False, evidence=str(error)))
         else:
             evidence = f"{len(engine.files)} files and the manifest, {engine.size_bytes} bytes"
             checks.append(GateVerdict(gate="bytes", passed=True, evidence=evidence))
-            checks.append(_signature(engine, version.tags.get(signature.TAG, ""), public_key))
+            checks.append(_check_signature(engine, version.tags.get(signature.TAG, ""), public_key))
     return Verification(model=reference.name, version=str(version.version), engine=engine, checks=tuple(checks))
 
 
-def _signature(engine: Engine, signed: str, public_key: Path | None) -> GateVerdict:
+def _check_ledger(model: str, tracking_uri: str | None) -> GateVerdict:
+    result = audit(model, tracking_uri=tracking_uri)
+    evidence = "; ".join(result.problems) or f"{len(result.entries)} entries, intact, and the registry agrees with them"
+    return GateVerdict(gate="ledger", passed=not result.problems, evidence=evidence)
+
+
+def _check_signature(engine: Engine, version_signature: str, public_key: Path | None) -> GateVerdict:
     if public_key is None:
-        evidence = "there is one, and no key to check it with" if signed else "there is none, and none is asked for"
+        evidence = "not checked: give --public-key" if version_signature else "not signed, and no key was given"
         return GateVerdict(gate="signature", passed=True, evidence=evidence)
-    if not signed:
+    if not version_signature:
         return GateVerdict(gate="signature", passed=False, evidence="the version is not signed")
     try:
-        signature.verify(engine, signed, public_key)
+        signature.verify(engine, version_signature, public_key)
     except GateError as error:
         return GateVerdict(gate="signature", passed=False, evidence=str(error))
-    return GateVerdict(gate="signature", passed=True, evidence=f"by the key {public_key.name}")
+    return GateVerdict(gate="signature", passed=True, evidence=f"made with the key {public_key.name}")

@@ -1,8 +1,8 @@
-"""Webhooks: whom the policy names is told of every alias that moved, once it has.
+"""Post a message to the policy's webhooks after an alias moved.
 
-A message follows the Standard Webhooks specification (https://www.standardwebhooks.com): its id is the digest of the
-ledger's entry, so a receiver knows what it has had before; its signature is HMAC-SHA256 over id, time and body. What
-could not be delivered is sent again after the next promotion or rollback, in order.
+Messages follow the Standard Webhooks specification (https://www.standardwebhooks.com). The id of a message is the
+digest of its ledger entry, so a receiver recognizes repeated messages. The signature is HMAC-SHA256 over id, time and
+body. The next promotion or rollback posts undelivered messages again, in order.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from edgeopt.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from edgeopt.release.ledger.hash_chain import Entry
-    from edgeopt.release.ledger.operation import Desk
+    from edgeopt.release.ledger.operation import ReleaseOperation
 
-SECRET = "EDGEOPT_WEBHOOK_SECRET"  # noqa: S105
-"""Environment variable: what sender and receivers share, `whsec_` and base64, or any text."""
-PAUSES_S = (1.0, 4.0, 16.0)
-"""Between the attempts at one message."""
+SECRET_VARIABLE = "EDGEOPT_WEBHOOK_SECRET"  # noqa: S105
+"""Environment variable with the secret that sender and receivers share: `whsec_` and base64, or any text."""
+RETRY_PAUSES_S = (1.0, 4.0, 16.0)
 _TIMEOUT_S = 10
-_PREFIX = "whsec_"
+_BASE64_PREFIX = "whsec_"
 
 
-def secret_of_environment() -> str:
-    """Return the secret that the environment holds; empty if it holds none."""
-    return os.environ.get(SECRET, "")
+def secret_from_environment() -> str:
+    """Return the secret in the environment; empty if there is none."""
+    return os.environ.get(SECRET_VARIABLE, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhooks:
-    """Where messages go, and what signs them.
+    """The webhooks of a policy, with the secret that signs their messages.
 
     Attributes:
-        pause: waits for some seconds.
+        pause: function that waits for a number of seconds.
+
+    Raises ConfigError if there are URLs but no secret.
     """
 
     urls: tuple[str, ...] = ()
@@ -52,69 +53,74 @@ class Webhooks:
     def __post_init__(self) -> None:
         if self.urls and not self.secret:
             raise ConfigError(
-                "the policy names webhooks, and there is no secret to sign their messages",
-                location=SECRET,
-                hint=f"Set {SECRET}, or take the webhooks out of the policy",
+                "a policy with webhooks needs a secret that signs the messages",
+                location=SECRET_VARIABLE,
+                hint=f"Set {SECRET_VARIABLE}, or remove the webhooks from the policy",
             )
 
-    def deliver(self, desk: Desk) -> None:
-        """Post what was not delivered yet. Raises TrackingError with what could not be, which changes nothing else."""
-        failed = {}
+    def deliver(self, operation: ReleaseOperation) -> None:
+        """Post all undelivered messages.
+
+        Raises TrackingError with every webhook that failed; promotion or rollback are done nevertheless.
+        """
+        failures = {}
         for url in self.urls:
-            for begun, moved in list(desk.history.undelivered.get(url, ())):
-                desk.progress(f"posting to {redact_password(url)}")
-                why = self._post(url, moved.digest, _body(desk.model, begun, moved))
-                desk.note("posted", why, entry=moved.digest, url=url, delivered=not why)
-                if why:
-                    failed[url] = why
-                    break  # the others come after it
-        if failed:
-            told = "; ".join(f"{redact_password(url)}: {why}" for url, why in failed.items())
+            for begun, moved in list(operation.history.undelivered.get(url, ())):
+                operation.progress(f"posting to {redact_password(url)}")
+                failure = self._post(url, moved.digest, _message_body(operation.model, begun, moved))
+                operation.append("posted", failure, entry=moved.digest, url=url, delivered=not failure)
+                if failure:
+                    failures[url] = failure
+                    break  # messages are delivered in order
+        if failures:
+            details = "; ".join(f"{redact_password(url)}: {failure}" for url, failure in failures.items())
             raise TrackingError(
-                f"all is done, but a webhook could not be told ({told})",
-                location=desk.model,
-                hint="The next promotion or rollback tells it",
+                f"the operation is complete, but a webhook could not be notified ({details})",
+                location=operation.model,
+                hint="The next promotion or rollback posts the message again",
             )
 
-    def _post(self, url: str, identity: str, body: bytes) -> str:
-        """Why the message could not be delivered; empty where it was."""
-        import requests  # a policy alone does without
+    def _post(self, url: str, message_id: str, body: bytes) -> str:
+        """Post one message with retries. Return the reason of a failure; empty on success."""
+        import requests  # loading a policy does not need it
 
-        why = ""
-        for pause_s in (0.0, *PAUSES_S):
+        failure = ""
+        for pause_s in (0.0, *RETRY_PAUSES_S):
             self.pause(pause_s)
-            headers = {"Content-Type": "application/json", **signed(identity, int(time.time()), body, self.secret)}
+            signature = signature_headers(message_id, int(time.time()), body, self.secret)
+            headers = {"Content-Type": "application/json", **signature}
             try:
-                answer = requests.post(url, data=body, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False)
+                response = requests.post(url, data=body, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False)
             except requests.RequestException as error:
-                why = type(error).__name__
+                failure = type(error).__name__
                 continue
-            if 200 <= answer.status_code < 300:
+            if 200 <= response.status_code < 300:
                 return ""
-            why = f"HTTP {answer.status_code}"
-            if answer.status_code < 500 and answer.status_code != 429:
-                return why  # it will not be taken another time either
-        return why
+            failure = f"HTTP {response.status_code}"
+            if response.status_code < 500 and response.status_code != 429:
+                return failure  # the receiver would reject a retry too
+        return failure
 
 
-def signed(identity: str, at_s: int, body: bytes, secret: str) -> dict[str, str]:
-    """The headers by which a receiver knows that a message is genuine, new and not too old."""
-    key = base64.b64decode(secret.removeprefix(_PREFIX)) if secret.startswith(_PREFIX) else secret.encode()
-    content = f"{identity}.{at_s}.".encode() + body
+def signature_headers(message_id: str, timestamp_s: int, body: bytes, secret: str) -> dict[str, str]:
+    """Return the headers that prove origin, identity and time of a message."""
+    is_base64 = secret.startswith(_BASE64_PREFIX)
+    key = base64.b64decode(secret.removeprefix(_BASE64_PREFIX)) if is_base64 else secret.encode()
+    content = f"{message_id}.{timestamp_s}.".encode() + body
     signature = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
-    return {"webhook-id": identity, "webhook-timestamp": str(at_s), "webhook-signature": f"v1,{signature}"}
+    return {"webhook-id": message_id, "webhook-timestamp": str(timestamp_s), "webhook-signature": f"v1,{signature}"}
 
 
-def checked(urls: Sequence[Any]) -> list[str]:
-    """What is wrong with the addresses of a policy, one sentence each."""
+def url_problems(urls: Sequence[Any]) -> list[str]:
+    """Return one sentence for each invalid URL of a policy."""
     return [
-        f"{url!r} is no address, which begins with https:// or http://"
+        f"a URL must begin with https:// or http://, got {url!r}"
         for url in urls
         if not isinstance(url, str) or not url.startswith(("https://", "http://"))
     ]
 
 
-def _body(model: str, begun: Entry, moved: Entry) -> bytes:
+def _message_body(model: str, begun: Entry, moved: Entry) -> bytes:
     moves = [{"alias": a, "from": before, "to": to} for a, (before, to) in sorted(moved.facts["aliases"].items())]
     document = {
         "type": f"edgeopt.{begun.facts['action']}",

@@ -243,12 +243,12 @@ class OpenStudy:
         with self.reporter.step("promoting") as progress:
             promotion = promote(
                 found,
-                policy=policy.on(self.config["target"]["name"]),
+                policy=policy.for_target(self.config["target"]["name"]),
                 remeasure=partial(self._measured, progress),
                 tracking_uri=self.recorder.uri,
                 config_dir=config_dir or self.request.config_dir,
                 private_key=private_key,
-                secret=webhook.secret_of_environment(),
+                secret=webhook.secret_from_environment(),
                 reason=reason,
                 dry_run=dry_run,
                 progress=progress,

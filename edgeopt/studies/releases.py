@@ -10,7 +10,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.release import policy as policies
 from edgeopt.release.registry.client import Reference
 from edgeopt.release.rollback import Rollback, rollback
-from edgeopt.release.webhook import Webhooks, secret_of_environment
+from edgeopt.release.webhook import Webhooks, secret_from_environment
 
 if TYPE_CHECKING:
     from edgeopt.release.policy import Policy
@@ -40,7 +40,7 @@ def roll_back(
         reason,
         to=to,
         public_key=None if chosen is None else chosen.public_key,
-        webhooks=None if chosen is None else Webhooks(urls=chosen.webhooks, secret=secret_of_environment()),
+        webhooks=None if chosen is None else Webhooks(urls=chosen.webhooks, secret=secret_from_environment()),
         tracking_uri=tracking_uri,
         progress=progress,
     )

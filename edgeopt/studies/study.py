@@ -186,7 +186,7 @@ class Study:
         from edgeopt.release import signature
 
         folder = None if config_dir is None else Path(config_dir)
-        key = signature.key_of_environment() if private_key is None else Path(private_key)
+        key = signature.key_from_environment() if private_key is None else Path(private_key)
         chosen = self._opened.policy(policy, folder)
         self._opened.recorder.connect()
         promotion = self._opened.promote(

@@ -82,7 +82,7 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
     links = recorder.study_links(study.name)
     if policy is None or not snapshot.front:
         return SweepResult(study=study, snapshot=snapshot, links=links)
-    promotion = study.promote(snapshot, policy, private_key=signature.key_of_environment())
+    promotion = study.promote(snapshot, policy, private_key=signature.key_from_environment())
     study = replace(study, promoted=policy.model)
     snapshot = replace(snapshot, champion=study.champion(policy.model))
     return SweepResult(study=study, snapshot=snapshot, links=links, promotion=promotion)

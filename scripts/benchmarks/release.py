@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 
 from benchmarks.common import EDGEOPT, cli, engine_folder, only, print_time
 from edgeopt.cli.commands import engines
-from edgeopt.release.ledger.operation import Desk
+from edgeopt.release.ledger.operation import ReleaseOperation
 from edgeopt.serving.request_parser import RequestParser
 
 PROMPTS = ("def read_lines(path):", "import os\n", "class Stack:\n", "for i in range(", "x = [")
@@ -45,10 +45,10 @@ def create_promoted_model(client: MlflowClient, name: str, promotions: int) -> N
     client.create_registered_model(name)
     for _ in range(2):
         client.create_model_version(name, "bench:/made/up")
-    desk = Desk(client, name)
+    operation = ReleaseOperation(client, name)
     for number in range(promotions):
-        with desk.operation("promotion", "bench"):
-            desk.move({"champion": str(1 + number % 2)})
+        with operation.run("promotion", "bench"):
+            operation.move({"champion": str(1 + number % 2)})
 
 
 def service(folder: Path, seconds: float = 120.0) -> None:

@@ -17,7 +17,7 @@ from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.study_snapshot import Champion
 from edgeopt.errors import TrackingError
 from edgeopt.release.registry import fast_reader
-from edgeopt.release.registry.types import Registered
+from edgeopt.release.registry.types import RegisteredModel
 
 SOURCE = "edgeopt-test:/nothing"
 
@@ -39,7 +39,7 @@ def client(uri: str) -> MlflowClient:
 
 @pytest.fixture
 def model(client: MlflowClient) -> str:
-    """Four versions of which one was deleted, and two aliases of which one was moved; others lie beside it."""
+    """Return a model with a deleted version and a moved alias, next to another model."""
     name = f"it's a model {uuid.uuid4().hex}".replace("'", "’")
     for other in (name, f"{name} 2"):
         client.create_registered_model(other, tags={"key": "of the model"})
@@ -56,30 +56,30 @@ def model(client: MlflowClient) -> str:
     return name
 
 
-def quick(uri: str, *names: str) -> list[Registered]:
-    return (fast_reader.by_rest if uri.startswith("http") else fast_reader.by_database)(uri, names)
+def read_fast(uri: str, *names: str) -> list[RegisteredModel]:
+    return (fast_reader.read_by_rest if uri.startswith("http") else fast_reader.read_from_database)(uri, names)
 
 
-def test_models_are_what_mlflows_client_says(uri: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_reader_equals_mlflow_client(uri: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [model, f"{model} 2"]
-    found = quick(uri, *names)
-    assert found == fast_reader.by_client(uri, names)
-    assert found[0].aliases == {"champion": "3", "smallest": "4"}
-    assert [version.number for version in found[0].versions] == ["1", "3", "4", "5"]
-    assert found[0].versions[0].tags == {"number": "changed", "empty": "", "ü": "“é”\n" * 9}
-    assert [bool(version.run_id) for version in found[0].versions] == [False, False, False, True]
-    monkeypatch.setattr(fast_reader, "_PAGE", 1)
-    assert quick(uri, *names) == found
+    models = read_fast(uri, *names)
+    assert models == fast_reader.read_by_client(uri, names)
+    assert models[0].aliases == {"champion": "3", "smallest": "4"}
+    assert [version.number for version in models[0].versions] == ["1", "3", "4", "5"]
+    assert models[0].versions[0].tags == {"number": "changed", "empty": "", "ü": "“é”\n" * 9}
+    assert [bool(version.run_id) for version in models[0].versions] == [False, False, False, True]
+    monkeypatch.setattr(fast_reader, "_PAGE_SIZE", 1)
+    assert read_fast(uri, *names) == models
 
 
 @pytest.mark.usefixtures("model")
-def test_a_model_that_is_not_there_has_nothing(uri: str) -> None:
-    nothing = [Registered(aliases={}, versions=())]
-    assert quick(uri, "absent") == fast_reader.by_client(uri, ["absent"]) == nothing
-    assert fast_reader.read(["absent"], uri) == nothing
+def test_missing_model_is_empty(uri: str) -> None:
+    nothing = [RegisteredModel(aliases={}, versions=())]
+    assert read_fast(uri, "absent") == fast_reader.read_by_client(uri, ["absent"]) == nothing
+    assert fast_reader.read_models(["absent"], uri) == nothing
 
 
-def test_a_champion_of_another_study_counts_as_none(uri: str, client: MlflowClient, model: str) -> None:
+def test_champion_of_another_study_is_none(uri: str, client: MlflowClient, model: str) -> None:
     client.set_model_version_tag(model, "3", tags.STUDY, "mine")
     assert (
         fast_reader.champion(model, uri)
@@ -90,61 +90,59 @@ def test_a_champion_of_another_study_counts_as_none(uri: str, client: MlflowClie
     assert fast_reader.champion("absent", uri) is None
 
 
-# what is left to the client
+# fallback to MLflow's client
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """The URIs for which the client was asked."""
-    found = []
-    by_client = fast_reader.by_client
+def client_reads(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Return the list of URIs that MLflow's client reads during the test."""
+    uris = []
+    read_by_client = fast_reader.read_by_client
 
-    def counted(uri: str | None, names: list[str]) -> list[Registered]:
-        found.append(uri)
-        return by_client(uri, names)
+    def record_and_read(uri: str | None, names: list[str]) -> list[RegisteredModel]:
+        uris.append(uri)
+        return read_by_client(uri, names)
 
-    monkeypatch.setattr(fast_reader, "by_client", counted)
-    return found
+    monkeypatch.setattr(fast_reader, "read_by_client", record_and_read)
+    return uris
 
 
-def filled(folder: Path) -> str:
-    """The URI of a database with one model."""
+def create_database(folder: Path) -> str:
+    """Create a database with one model and return its URI."""
     uri = f"sqlite:///{folder}/mlflow.db"
     MlflowClient(tracking_uri=uri).create_registered_model("known")
     MlflowClient(tracking_uri=uri).create_model_version("known", SOURCE)
     return uri
 
 
-def test_the_client_is_asked_of_no_database_that_is_as_expected(tmp_path: Path, asked: list[str | None]) -> None:
-    uri = filled(tmp_path)
-    assert len(fast_reader.read(["known"], uri)[0].versions) == 1
-    assert asked == []
+def test_local_database_is_read_without_client(tmp_path: Path, client_reads: list[str | None]) -> None:
+    uri = create_database(tmp_path)
+    assert len(fast_reader.read_models(["known"], uri)[0].versions) == 1
+    assert client_reads == []
 
 
-def test_the_client_is_asked_where_it_is_led_elsewhere(
-    tmp_path: Path, asked: list[str | None], monkeypatch: pytest.MonkeyPatch
+def test_client_reads_separate_registry_uri(
+    tmp_path: Path, client_reads: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = filled(tmp_path)
+    registry = create_database(tmp_path)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry)
-    assert len(fast_reader.read(["known"], f"sqlite:///{tmp_path}/other.db")[0].versions) == 1
-    assert asked == [f"sqlite:///{tmp_path}/other.db"]
+    assert len(fast_reader.read_models(["known"], f"sqlite:///{tmp_path}/other.db")[0].versions) == 1
+    assert client_reads == [f"sqlite:///{tmp_path}/other.db"]
 
 
-def test_a_database_that_is_not_there_is_not_made_by_looking_at_it(tmp_path: Path, asked: list[str | None]) -> None:
+def test_missing_database_is_left_to_client(tmp_path: Path, client_reads: list[str | None]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert fast_reader.read(["known"], uri) == [Registered(aliases={}, versions=())]
-    assert asked == [uri]
+    assert fast_reader.read_models(["known"], uri) == [RegisteredModel(aliases={}, versions=())]
+    assert client_reads == [uri]
 
 
-def test_the_client_says_what_is_wrong_with_tables_that_are_not_mlflows(
-    tmp_path: Path, asked: list[str | None]
-) -> None:
-    uri = filled(tmp_path)
+def test_client_raises_error_for_unexpected_tables(tmp_path: Path, client_reads: list[str | None]) -> None:
+    uri = create_database(tmp_path)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("DROP TABLE registered_model_aliases")
-    with pytest.raises(TrackingError, match="the registry refused"):
-        fast_reader.read(["known"], uri)
-    assert len(asked) == 1
+    with pytest.raises(TrackingError, match="the registry failed"):
+        fast_reader.read_models(["known"], uri)
+    assert len(client_reads) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,38 +153,38 @@ def test_the_client_says_what_is_wrong_with_tables_that_are_not_mlflows(
         ("sqlite:///{folder}/mlflow.db", "sqlite:///{folder}/absent.db"),
     ],
 )
-def test_a_store_is_found_as_mlflow_finds_it(
-    uri: str | None, environment: str, tmp_path: Path, asked: list[str | None], monkeypatch: pytest.MonkeyPatch
+def test_default_store_matches_mlflow(
+    uri: str | None, environment: str, tmp_path: Path, client_reads: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled(tmp_path)
+    create_database(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", environment.format(folder=tmp_path))
-    [found] = fast_reader.read(["known"], uri.format(folder=tmp_path) if uri else None)
+    [found] = fast_reader.read_models(["known"], uri.format(folder=tmp_path) if uri else None)
     assert len(found.versions) == 1
-    assert asked == []
+    assert client_reads == []
 
 
-# servers that do not answer as MLflow's
+# servers other than MLflow
 
 
-class Stranger(BaseHTTPRequestHandler):
-    """Answers everything with one status and body, and keeps what it was asked with."""
+class FakeServer(BaseHTTPRequestHandler):
+    """Answer every request with one status and body, and keep the credentials."""
 
-    status, body, seen = 200, b"", ""
+    status, body, authorization = 200, b"", ""
 
     def do_GET(self) -> None:
-        type(self).seen = self.headers.get("Authorization", "")
+        type(self).authorization = self.headers.get("Authorization", "")
         self.send_response(self.status)
         self.end_headers()
         self.wfile.write(self.body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
-def stranger() -> Iterator[tuple[str, type[Stranger]]]:
-    handler = type("Own", (Stranger,), {})
+def fake_server() -> Iterator[tuple[str, type[FakeServer]]]:
+    handler = type("Handler", (FakeServer,), {})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", handler
@@ -197,18 +195,18 @@ def stranger() -> Iterator[tuple[str, type[Stranger]]]:
     ("status", "body"),
     [(401, b"who are you?"), (404, b"<html>"), (404, b'{"error_code": "OTHER"}'), (200, b"<html>log in</html>")],
 )
-def test_a_strangers_answer_is_no_empty_registry(
-    stranger: tuple[str, type[Stranger]], status: int, body: bytes, monkeypatch: pytest.MonkeyPatch
+def test_unexpected_server_response_raises_tracking_error(
+    fake_server: tuple[str, type[FakeServer]], status: int, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, handler = stranger
+    uri, handler = fake_server
     handler.status, handler.body = status, body
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match="the registry refused"):
-        fast_reader.read(["known"], uri)
+    with pytest.raises(TrackingError, match="the registry failed"):
+        fast_reader.read_models(["known"], uri)
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("credentials", "expected"),
     [
         ({}, ""),
         ({"USERNAME": "me", "PASSWORD": "secret"}, "Basic bWU6c2VjcmV0"),
@@ -216,16 +214,19 @@ def test_a_strangers_answer_is_no_empty_registry(
         ({"USERNAME": "me", "PASSWORD": "secret", "TOKEN": "t"}, "Basic bWU6c2VjcmV0"),
     ],
 )
-def test_a_server_is_told_who_asks_as_mlflow_tells_it(
-    stranger: tuple[str, type[Stranger]], given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_authentication_matches_mlflow_client(
+    fake_server: tuple[str, type[FakeServer]],
+    credentials: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    uri, handler = stranger
+    uri, handler = fake_server
     handler.body = json.dumps({"registered_model": {}}).encode()
     for name in ("USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
-    for name, value in given.items():
+    for name, value in credentials.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
-    assert fast_reader.by_rest(uri, ["known"]) == [Registered(aliases={}, versions=())]
-    assert handler.seen == expected
-    fast_reader.by_client(uri, ["known"])
-    assert handler.seen == expected
+    assert fast_reader.read_by_rest(uri, ["known"]) == [RegisteredModel(aliases={}, versions=())]
+    assert handler.authorization == expected
+    fast_reader.read_by_client(uri, ["known"])
+    assert handler.authorization == expected

@@ -1,4 +1,4 @@
-"""Versions that go to other registries and to devices."""
+"""Test copies of versions to other registries, and pulls of engines to devices."""
 
 from __future__ import annotations
 
@@ -20,71 +20,73 @@ from edgeopt.release.registry import client as registry
 from edgeopt.release.verify import verify
 from edgeopt.tracking import server
 
-from .conftest import Desk
-from .test_release import at
+from .conftest import FinishedStudy
+from .test_release import reference
 from .test_signature import key_pair
 
 
 @pytest.fixture
 def production(tmp_path: Path) -> dict[str, str]:
-    """Another store: its URI, and an experiment for copies."""
+    """Return the arguments that copy to another store: its URI and an experiment."""
     uri = f"sqlite:///{tmp_path / 'production.db'}"
     server.probe(uri)
     with server.connect(uri) as client:
         return {"destination_uri": uri, "experiment": server.get_or_create_experiment(client, uri, "copies")}
 
 
-def test_a_copy_keeps_digest_signature_evidence_and_works_by_itself(
-    desk: Desk, production: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_copy_keeps_digest_signature_and_evidence(
+    study: FinishedStudy, production: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private, public = key_pair(tmp_path)
-    promote(**desk.arguments(private_key=private))
-    done = copy(at(desk, "@champion"), **production, aliases=("champion",), reason="go", tracking_uri=desk.uri)
-    assert (done.model, done.version, done.created) == (desk.policy.model, "1", True)
-    source = desk.versions()[2]
-    there = MlflowClient(tracking_uri=production["destination_uri"]).get_model_version(done.model, "1")
+    promote(**study.arguments(private_key=private))
+    copied = copy(
+        reference(study, "@champion"), **production, aliases=("champion",), reason="go", tracking_uri=study.uri
+    )
+    assert (copied.model, copied.version, copied.created) == (study.policy.model, "1", True)
+    source = study.versions()[2]
+    copied_version = MlflowClient(tracking_uri=production["destination_uri"]).get_model_version(copied.model, "1")
     for tag in (tags.ENGINE_DIGEST, tags.MANIFEST_SHA256, "edgeopt.signature", tags.RECIPE):
-        assert there.tags[tag] == source.tags[tag]
-    assert there.description == source.description
-    found = verify(at(desk, "@champion"), public_key=public, tracking_uri=production["destination_uri"])
-    found.require()
-    assert found.digest == done.digest == source.tags[tags.ENGINE_DIGEST]
-    evidence = audit(done.model, tracking_uri=production["destination_uri"]).entries[0].facts["evidence"]
+        assert copied_version.tags[tag] == source.tags[tag]
+    assert copied_version.description == source.description
+    verification = verify(reference(study, "@champion"), public_key=public, tracking_uri=production["destination_uri"])
+    verification.require()
+    assert verification.digest == copied.digest == source.tags[tags.ENGINE_DIGEST]
+    evidence = audit(copied.model, tracking_uri=production["destination_uri"]).entries[0].facts["evidence"]
     assert {entry["kind"] for entry in evidence} >= {"judged", "registered"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", production["destination_uri"])
-    assert mlflow.pyfunc.load_model(f"models:/{done.model}@champion").predict(["def f ("])[0]
+    assert mlflow.pyfunc.load_model(f"models:/{copied.model}@champion").predict(["def f ("])[0]
 
 
-def test_a_version_is_copied_once(desk: Desk, production: dict[str, str]) -> None:
-    promote(**desk.arguments())
-    first, again = (copy(at(desk, "/2"), **production, name="other", tracking_uri=desk.uri) for _ in range(2))
-    assert (first.version, again.version) == ("1", "1")
-    assert (first.created, again.created) == (True, False)
+def test_second_copy_changes_nothing(study: FinishedStudy, production: dict[str, str]) -> None:
+    promote(**study.arguments())
+    first, second = (copy(reference(study, "/2"), **production, name="other", tracking_uri=study.uri) for _ in range(2))
+    assert (first.version, second.version) == ("1", "1")
+    assert (first.created, second.created) == (True, False)
     assert len(registry.versions(MlflowClient(tracking_uri=production["destination_uri"]), "other")) == 1
-    with pytest.raises(InputError, match="this is the registry"):
-        copy(at(desk, "/2"), desk.uri, "0", tracking_uri=desk.uri)
+    with pytest.raises(InputError, match="must be another registry"):
+        copy(reference(study, "/2"), study.uri, "0", tracking_uri=study.uri)
 
 
-def test_a_version_that_was_damaged_is_neither_copied_nor_pulled(
-    desk: Desk, production: dict[str, str], tmp_path: Path, spare: TrialSnapshot
+def test_damaged_version_is_neither_copied_nor_pulled(
+    study: FinishedStudy, production: dict[str, str], tmp_path: Path, damageable_trial: TrialSnapshot
 ) -> None:
-    promote(**desk.arguments(rows=[spare], study=desk.policy.model))
-    desk.damage(desk.versions()[0])
+    promote(**study.arguments(trials=[damageable_trial], study=study.policy.model))
+    study.damage(study.versions()[0])
     with pytest.raises(GateError, match="bytes: "):
-        copy(at(desk, "/1"), **production, tracking_uri=desk.uri)
+        copy(reference(study, "/1"), **production, tracking_uri=study.uri)
     with pytest.raises(GateError, match="bytes: "):
-        pull(at(desk, "/1"), tmp_path / "here", tracking_uri=desk.uri)
-    assert not (tmp_path / "here").exists()
-    assert registry.versions(MlflowClient(tracking_uri=production["destination_uri"]), desk.policy.model) == []
+        pull(reference(study, "/1"), tmp_path / "engine", tracking_uri=study.uri)
+    assert not (tmp_path / "engine").exists()
+    assert registry.versions(MlflowClient(tracking_uri=production["destination_uri"]), study.policy.model) == []
 
 
-def test_an_engine_is_pulled_with_what_was_promised(desk: Desk, tmp_path: Path) -> None:
-    promote(**desk.arguments())
-    found = pull(at(desk, "@champion"), tmp_path / "far" / "engine", tracking_uri=desk.uri)
-    engine = Engine.read(tmp_path / "far" / "engine")
+def test_pulled_engine_has_recorded_measurements(study: FinishedStudy, tmp_path: Path) -> None:
+    promote(**study.arguments())
+    pulled = pull(reference(study, "@champion"), tmp_path / "device" / "engine", tracking_uri=study.uri)
+    engine = Engine.read(tmp_path / "device" / "engine")
     engine.verify()
-    assert engine.digest == desk.versions()[2].tags[tags.ENGINE_DIGEST] == found.engine.digest
-    assert {m.metric: m.value for m in found.promised}["latency/decode_p50_ms"] == 0.5
-    assert sorted(p.name for p in (tmp_path / "far").iterdir()) == ["engine"]
-    with pytest.raises(InputError, match="the folder is there already"):
-        pull(at(desk, "@champion"), tmp_path / "far" / "engine", tracking_uri=desk.uri)
+    assert engine.digest == study.versions()[2].tags[tags.ENGINE_DIGEST] == pulled.engine.digest
+    assert {m.metric: m.value for m in pulled.recorded}["latency/decode_p50_ms"] == 0.5
+    assert sorted(p.name for p in (tmp_path / "device").iterdir()) == ["engine"]
+    with pytest.raises(InputError, match="the folder already exists"):
+        pull(reference(study, "@champion"), tmp_path / "device" / "engine", tracking_uri=study.uri)

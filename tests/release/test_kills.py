@@ -1,4 +1,4 @@
-"""kill -9 before every single write: the next command leaves registry and ledger whole and at one."""
+"""Test recovery after SIGKILL before every single write: the next command makes registry and ledger agree."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mlflow import MlflowClient
 from edgeopt.release.approve import approve
 from edgeopt.release.audit import audit
 from edgeopt.release.copy import copy
-from edgeopt.release.ledger.operation import Desk as ReleaseDesk
+from edgeopt.release.ledger.operation import ReleaseOperation
 from edgeopt.release.promote import promote
 from edgeopt.release.registry import client as registry
 from edgeopt.release.rollback import rollback
 
-from .conftest import Desk
+from .conftest import FinishedStudy
 from .test_copy import production
-from .test_release import BEST, aliases, at
+from .test_release import BEST, aliases, reference
 
 __all__ = ["production"]
 
@@ -45,102 +45,104 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["edgeopt.release.promote", "release.test_kills"])
 
 
-def dying(writes: int, action: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Do `action`, and be killed before the write after `writes`."""
-    left = [writes]
+def run_until_kill(writes: int, action: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Run `action` and kill this process after `writes` writes."""
+    remaining = [writes]
 
-    class Dying(MlflowClient):
+    class KillingClient(MlflowClient):
         def __getattribute__(self, name: str) -> Any:
             if name in WRITES:
-                left[0] -= 1
-                if left[0] < 0:
+                remaining[0] -= 1
+                if remaining[0] < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
             return super().__getattribute__(name)
 
-    registry.MlflowClient = Dying  # type: ignore[misc]
+    registry.MlflowClient = KillingClient  # type: ignore[misc]
     os.environ["MLFLOW_TRACKING_USERNAME"] = arguments.pop("user", "ada")
     action(**arguments)
 
 
-def killed(writes: int, action: Callable[..., Any], **arguments: Any) -> bool:
-    """Whether the process died before it was done."""
-    process = PROCESSES.Process(target=dying, args=(writes, action, arguments))
+def run_and_kill(writes: int, action: Callable[..., Any], **arguments: Any) -> bool:
+    """Run `action` in a process that dies after `writes` writes. Return False if the action ended before."""
+    process = PROCESSES.Process(target=run_until_kill, args=(writes, action, arguments))
     process.start()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
 
-def agrees(desk: Desk) -> None:
-    found = audit(desk.policy.model, tracking_uri=desk.uri)
-    assert (found.faults, found.open) == ((), "")
+def assert_consistent(study: FinishedStudy) -> None:
+    result = audit(study.policy.model, tracking_uri=study.uri)
+    assert (result.problems, result.open_operation) == ((), "")
 
 
-def test_a_promotion_is_completed_or_undone(desk: Desk) -> None:
+def test_killed_promotion_is_completed_or_undone(study: FinishedStudy) -> None:
     writes = 0
-    while killed(writes, promote, **desk.arguments(policy=named(desk, writes))):
-        policy = named(desk, writes)
-        there = replace(desk, policy=policy)
-        promote(**there.arguments())
-        assert [v.tags["edgeopt.trial"] for v in there.versions()] == ["s/0", "s/1", "s/2"]
-        assert aliases(there) == {"champion": "3"}
-        agrees(there)
+    while run_and_kill(writes, promote, **study.arguments(policy=policy_for(study, writes))):
+        policy = policy_for(study, writes)
+        renamed = replace(study, policy=policy)
+        promote(**renamed.arguments())
+        assert [v.tags["edgeopt.trial"] for v in renamed.versions()] == ["s/0", "s/1", "s/2"]
+        assert aliases(renamed) == {"champion": "3"}
+        assert_consistent(renamed)
         writes += 1
     assert writes >= 16, "every write of a first promotion"
 
 
-def named(desk: Desk, writes: int) -> Any:
-    return replace(desk.policy, model=f"{desk.policy.model}-{writes}")
+def policy_for(study: FinishedStudy, writes: int) -> Any:
+    return replace(study.policy, model=f"{study.policy.model}-{writes}")
 
 
-def test_a_rollback_and_an_approval_are_completed_or_undone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_rollback_and_approval_are_recovered(study: FinishedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
-    promote(**desk.arguments())
-    promote(**desk.arguments(policy=replace(desk.policy, aliases=BEST)))
+    promote(**study.arguments())
+    promote(**study.arguments(policy=replace(study.policy, aliases=BEST)))
     writes = 0
-    champion = at(desk, "@champion")
-    while killed(writes, rollback, reference=champion, reason="bad", tracking_uri=desk.uri):
-        ReleaseDesk(desk.client, desk.policy.model).settle()
-        agrees(desk)
-        if aliases(desk) == {"champion": "3"}:  # completed: forward again
-            promote(**desk.arguments(policy=replace(desk.policy, aliases=BEST)))
+    champion = reference(study, "@champion")
+    while run_and_kill(writes, rollback, reference=champion, reason="bad", tracking_uri=study.uri):
+        ReleaseOperation(study.client, study.policy.model).recover()
+        assert_consistent(study)
+        if aliases(study) == {"champion": "3"}:  # completed: promote again
+            promote(**study.arguments(policy=replace(study.policy, aliases=BEST)))
         writes += 1
     assert writes >= 4, "begun, moved, the alias, ended"
-    assert aliases(desk) == {"champion": "3"}
-    agrees(desk)
+    assert aliases(study) == {"champion": "3"}
+    assert_consistent(study)
     writes = 0
-    while killed(writes, approve, reference=at(desk, "/3"), reason="fine", tracking_uri=desk.uri, user="eve"):
-        agrees(desk)
+    while run_and_kill(
+        writes, approve, reference=reference(study, "/3"), reason="fine", tracking_uri=study.uri, user="eve"
+    ):
+        assert_consistent(study)
         writes += 1
     assert writes == 1
 
 
-def test_retiring_versions_is_completed_or_undone(desk: Desk) -> None:
+def test_killed_retirement_is_completed_or_undone(study: FinishedStudy) -> None:
     writes = 0
     while True:
-        there = replace(desk, policy=replace(named(desk, writes), versions_kept=1))
-        promote(**there.arguments())
-        if not killed(writes, promote, **there.arguments(rows=[desk.rows[2]])):
+        renamed = replace(study, policy=replace(policy_for(study, writes), versions_kept=1))
+        promote(**renamed.arguments())
+        if not run_and_kill(writes, promote, **renamed.arguments(trials=[study.trials[2]])):
             break
-        ReleaseDesk(desk.client, there.policy.model).settle()
-        agrees(there)
-        promote(**there.arguments(rows=[desk.rows[2]]))
-        assert [v.version for v in there.versions()] == [2, 3]
-        agrees(there)
+        ReleaseOperation(study.client, renamed.policy.model).recover()
+        assert_consistent(renamed)
+        promote(**renamed.arguments(trials=[study.trials[2]]))
+        assert [v.version for v in renamed.versions()] == [2, 3]
+        assert_consistent(renamed)
         writes += 1
     assert writes >= 5, "begun, judged, retired, the version, ended"
 
 
-def test_a_copy_is_completed_or_undone(desk: Desk, production: dict[str, str]) -> None:
-    promote(**desk.arguments())
-    there, writes = replace(desk, uri=production["destination_uri"]), 0
-    arguments = {"reference": at(desk, "/3"), **production, "aliases": ("champion",)}
-    while killed(writes, copy, **arguments, name=f"copy{writes}", tracking_uri=desk.uri):
-        done = copy(**arguments, name=f"copy{writes}", tracking_uri=desk.uri)
-        named = replace(there, policy=replace(desk.policy, model=done.model))
+def test_killed_copy_is_completed_or_undone(study: FinishedStudy, production: dict[str, str]) -> None:
+    promote(**study.arguments())
+    renamed, writes = replace(study, uri=production["destination_uri"]), 0
+    arguments = {"reference": reference(study, "/3"), **production, "aliases": ("champion",)}
+    while run_and_kill(writes, copy, **arguments, name=f"copy{writes}", tracking_uri=study.uri):
+        done = copy(**arguments, name=f"copy{writes}", tracking_uri=study.uri)
+        named = replace(renamed, policy=replace(study.policy, model=done.model))
         assert [v.version for v in named.versions()] == [1]
         assert aliases(named) == {"champion": "1"}
         assert named.client.get_model_version(done.model, "1").tags["edgeopt.engine_digest"] == done.digest
-        agrees(named)
+        assert_consistent(named)
         writes += 1
     assert writes >= 8

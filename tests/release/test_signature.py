@@ -1,4 +1,4 @@
-"""Signatures, and that no damage whatever passes."""
+"""Test signatures, and that verification detects every kind of damage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeopt.release import signature
 
 
 def key_pair(folder: Path, name: str = "key") -> tuple[Path, Path]:
-    """A private and a public key as PEM files."""
+    """Write a private and a public key as PEM files and return their paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     private.write_bytes(
@@ -29,24 +29,24 @@ def key_pair(folder: Path, name: str = "key") -> tuple[Path, Path]:
     return private, public
 
 
-def test_a_signature_is_that_of_its_engine_and_key(tmp_path: Path) -> None:
+def test_signature_matches_only_its_engine_and_key(tmp_path: Path) -> None:
     private, public = key_pair(tmp_path)
-    _, other = key_pair(tmp_path, "other")
-    engine, another = (samples.engine(tmp_path / f"e{n}", seed=n) for n in range(2))
+    _, other_public = key_pair(tmp_path, "other")
+    engine, other_engine = (samples.engine(tmp_path / f"e{n}", seed=n) for n in range(2))
     signed = signature.sign(engine, private)
     signature.verify(engine, signed, public)
-    for wrong in (
-        lambda: signature.verify(another, signed, public),
-        lambda: signature.verify(engine, signed, other),
+    for verify_mismatch in (
+        lambda: signature.verify(other_engine, signed, public),
+        lambda: signature.verify(engine, signed, other_public),
         lambda: signature.verify(engine, "", public),
         lambda: signature.verify(engine, "{}", public),
         lambda: signature.verify(engine, signed[:-40], public),
     ):
-        with pytest.raises(GateError, match="is not that of this engine"):
-            wrong()
+        with pytest.raises(GateError, match="does not match this engine"):
+            verify_mismatch()
 
 
-def test_what_is_no_private_key_is_an_error_of_the_config_and_is_not_shown(tmp_path: Path) -> None:
+def test_invalid_private_key_is_not_shown(tmp_path: Path) -> None:
     engine = samples.engine(tmp_path / "e")
     (tmp_path / "bad.pem").write_text("s3cret")
     for key in ("bad.pem", "none.pem"):
@@ -55,7 +55,7 @@ def test_what_is_no_private_key_is_an_error_of_the_config_and_is_not_shown(tmp_p
         assert "s3cret" not in str(caught.value)
 
 
-def test_none_of_a_thousand_damaged_engines_passes(tmp_path: Path) -> None:
+def test_thousand_damaged_engines_are_refused(tmp_path: Path) -> None:
     private, public = key_pair(tmp_path)
     engine = samples.engine(tmp_path / "engine")
     signed, sha256 = signature.sign(engine, private), engine.manifest_sha256
@@ -65,27 +65,27 @@ def test_none_of_a_thousand_damaged_engines_passes(tmp_path: Path) -> None:
     for n in range(1000):
         folder = tmp_path / "damaged"
         shutil.copytree(engine.directory, folder)
-        how = expected_error(folder / (MANIFEST if n % 2 else draw.choice(paths)), draw)
+        damage = apply_random_damage(folder / (MANIFEST if n % 2 else draw.choice(paths)), draw)
         try:
-            found = Engine.read(folder)
-            found.verify()
+            damaged = Engine.read(folder)
+            damaged.verify()
         except EdgeoptError:
-            pass  # refused by itself
+            pass  # detected without the signature
         else:
-            if found.digest == engine.digest and found.manifest_sha256 == sha256:
-                passed.append(how)
-            elif n % 20 == 1:  # each takes a tenth of a second
+            if damaged.digest == engine.digest and damaged.manifest_sha256 == sha256:
+                passed.append(damage)
+            elif n % 20 == 1:  # a verification takes 0.1 s
                 with pytest.raises(GateError):
-                    signature.verify(found, signed, public)
+                    signature.verify(damaged, signed, public)
         shutil.rmtree(folder)
     assert passed == []
 
 
-def expected_error(path: Path, draw: random.Random) -> str:
-    """Something that happens to files: a bit, a byte, a cut, a hole, a text in another place, no file at all."""
+def apply_random_damage(path: Path, draw: random.Random) -> str:
+    """Damage a file in a random way and return a description of the damage."""
     content = bytearray(path.read_bytes())
     index = draw.randrange(len(content))
-    match draw.choice(("bit", "byte", "cut", "hole", "insert", "swap", "gone")):
+    match draw.choice(("bit", "byte", "cut", "hole", "insert", "swap", "delete")):
         case "bit":
             content[index] ^= 1 << draw.randrange(8)
         case "byte":
@@ -99,8 +99,8 @@ def expected_error(path: Path, draw: random.Random) -> str:
         case "swap":
             other = next(i for i in range(len(content)) if content[i] != content[index])
             content[index], content[other] = content[other], content[index]
-        case "gone":
+        case "delete":
             path.unlink()
-            return f"{path.name} is gone"
+            return f"{path.name} was deleted"
     path.write_bytes(content)
     return f"{path.name} at {index}"

@@ -1,4 +1,4 @@
-"""Messages of moved aliases: genuine, in order, sent again until they are taken."""
+"""Test that webhook messages are signed, ordered and repeated until they are accepted."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from edgeopt.release import webhook
 from edgeopt.release.audit import audit
 from edgeopt.release.promote import promote
 from edgeopt.release.rollback import rollback
-from edgeopt.release.webhook import Webhooks, signed
+from edgeopt.release.webhook import Webhooks, signature_headers
 
-from .conftest import Desk
-from .test_release import BEST, aliases, at
+from .conftest import FinishedStudy
+from .test_release import BEST, aliases, reference
 
 
 @dataclass
 class Receiver:
-    """Answers with the given codes in turn, then with 200; keeps what it was sent."""
+    """A webhook that answers with `codes` in turn, then with 200, and keeps all requests."""
 
     url: str
     codes: list[int] = field(default_factory=list)
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     def bodies(self) -> list[dict[str, Any]]:
-        return [json.loads(body) for _, body in self.got]
+        return [json.loads(body) for _, body in self.requests]
 
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    monkeypatch.setattr(webhook, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(webhook, "RETRY_PAUSES_S", (0.0, 0.0, 0.0))
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            known.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
-            self.send_response(known.codes.pop(0) if known.codes else 200)
+            receiver.requests.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(receiver.codes.pop(0) if receiver.codes else 200)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    known = Receiver(url=f"http://127.0.0.1:{server.server_port}/hook")
+    receiver = Receiver(url=f"http://127.0.0.1:{server.server_port}/hook")
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield known
+    yield receiver
     server.shutdown()
 
 
-def telling(desk: Desk, receiver: Receiver, **changed: Any) -> dict[str, Any]:
-    return desk.arguments(policy=replace(desk.policy, webhooks=(receiver.url,), **changed), secret="shared")
+def arguments_with_webhook(study: FinishedStudy, receiver: Receiver, **overrides: Any) -> dict[str, Any]:
+    return study.arguments(policy=replace(study.policy, webhooks=(receiver.url,), **overrides), secret="shared")
 
 
-def test_the_signature_is_that_of_the_specification() -> None:
-    headers = signed(
+def test_signature_matches_specification_example() -> None:
+    headers = signature_headers(
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
         1614265330,
         b'{"test": 2432232314}',
@@ -72,56 +72,61 @@ def test_the_signature_is_that_of_the_specification() -> None:
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_promotions_and_rollbacks_are_told_once_and_genuinely(desk: Desk, receiver: Receiver) -> None:
-    promote(**telling(desk, receiver), reason="first")
-    promote(**telling(desk, receiver))
-    promote(**telling(desk, receiver, aliases=BEST))
+def test_promotions_and_rollbacks_are_posted_once_and_signed(study: FinishedStudy, receiver: Receiver) -> None:
+    promote(**arguments_with_webhook(study, receiver), reason="first")
+    promote(**arguments_with_webhook(study, receiver))
+    promote(**arguments_with_webhook(study, receiver, aliases=BEST))
     rollback(
-        at(desk, "@champion"), "bad", webhooks=Webhooks(urls=(receiver.url,), secret="shared"), tracking_uri=desk.uri
+        reference(study, "@champion"),
+        "bad",
+        webhooks=Webhooks(urls=(receiver.url,), secret="shared"),
+        tracking_uri=study.uri,
     )
-    told = receiver.bodies()
-    assert [body["type"] for body in told] == ["edgeopt.promotion", "edgeopt.promotion", "edgeopt.rollback"]
-    assert [body["data"]["moves"] for body in told] == [
+    messages = receiver.bodies()
+    assert [body["type"] for body in messages] == ["edgeopt.promotion", "edgeopt.promotion", "edgeopt.rollback"]
+    assert [body["data"]["moves"] for body in messages] == [
         [{"alias": "champion", "from": None, "to": "3"}],
         [{"alias": "champion", "from": "3", "to": "1"}],
         [{"alias": "champion", "from": "1", "to": "3"}],
     ]
-    assert told[0]["data"]["reason"] == "first"
-    moved = [e.digest for e in audit(desk.policy.model, tracking_uri=desk.uri).entries if e.kind == "moved"]
-    assert [headers["webhook-id"] for headers, _ in receiver.got] == moved
-    for headers, body in receiver.got:
+    assert messages[0]["data"]["reason"] == "first"
+    moved_digests = [e.digest for e in audit(study.policy.model, tracking_uri=study.uri).entries if e.kind == "moved"]
+    assert [headers["webhook-id"] for headers, _ in receiver.requests] == moved_digests
+    for headers, body in receiver.requests:
         content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
         expected = base64.b64encode(hmac.new(b"shared", content, hashlib.sha256).digest()).decode()
         assert headers["webhook-signature"] == f"v1,{expected}"
 
 
-def test_a_receiver_that_stumbles_is_told_again_under_the_same_id(desk: Desk, receiver: Receiver) -> None:
+def test_retried_message_keeps_its_id(study: FinishedStudy, receiver: Receiver) -> None:
     receiver.codes = [503, 429]
-    promote(**telling(desk, receiver))
-    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
-    assert len(receiver.got) == 3
+    promote(**arguments_with_webhook(study, receiver))
+    assert len({headers["webhook-id"] for headers, _ in receiver.requests}) == 1
+    assert len(receiver.requests) == 3
 
 
-def test_what_was_not_taken_is_sent_before_the_next_message(desk: Desk, receiver: Receiver) -> None:
+def test_undelivered_message_is_posted_before_the_next(study: FinishedStudy, receiver: Receiver) -> None:
     receiver.codes = [400]
-    with pytest.raises(TrackingError, match=r"all is done, but a webhook could not be told .*HTTP 400"):
-        promote(**telling(desk, receiver))
-    assert aliases(desk) == {"champion": "3"}
-    assert len(receiver.got) == 1, "a refusal is not asked again at once"
-    promote(**telling(desk, receiver, aliases=BEST))
+    with pytest.raises(
+        TrackingError, match=r"the operation is complete, but a webhook could not be notified .*HTTP 400"
+    ):
+        promote(**arguments_with_webhook(study, receiver))
+    assert aliases(study) == {"champion": "3"}
+    assert len(receiver.requests) == 1, "a rejected message is not retried at once"
+    promote(**arguments_with_webhook(study, receiver, aliases=BEST))
     assert [body["data"]["moves"][0]["to"] for body in receiver.bodies()] == ["3", "3", "1"]
-    assert audit(desk.policy.model, tracking_uri=desk.uri).faults == ()
+    assert audit(study.policy.model, tracking_uri=study.uri).problems == ()
 
 
-def test_an_address_that_nobody_answers_changes_nothing_else(desk: Desk, receiver: Receiver) -> None:
-    nobody = replace(receiver, url="http://127.0.0.1:9/hook")
+def test_unreachable_webhook_does_not_undo_promotion(study: FinishedStudy, receiver: Receiver) -> None:
+    unreachable = replace(receiver, url="http://127.0.0.1:9/hook")
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9/hook: ConnectionError"):
-        promote(**telling(desk, nobody))
-    assert aliases(desk) == {"champion": "3"}
+        promote(**arguments_with_webhook(study, unreachable))
+    assert aliases(study) == {"champion": "3"}
 
 
-def test_without_a_secret_nothing_begins(desk: Desk, receiver: Receiver) -> None:
+def test_missing_secret_prevents_promotion(study: FinishedStudy, receiver: Receiver) -> None:
     with pytest.raises(ConfigError, match="EDGEOPT_WEBHOOK_SECRET"):
-        promote(**telling(desk, receiver) | {"secret": ""})
-    assert audit(desk.policy.model, tracking_uri=desk.uri).entries == ()
-    assert receiver.got == []
+        promote(**arguments_with_webhook(study, receiver) | {"secret": ""})
+    assert audit(study.policy.model, tracking_uri=study.uri).entries == ()
+    assert receiver.requests == []

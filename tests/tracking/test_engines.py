@@ -13,7 +13,7 @@ from support import samples
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.artifact import Engine
 from edgeopt.core.result import TrialResult
-from edgeopt.release.ledger.operation import link
+from edgeopt.release.ledger.operation import link_model_version
 from edgeopt.release.registry import client as registry
 from edgeopt.tracking import engines
 from edgeopt.tracking.recorder import MlflowRecorder
@@ -106,10 +106,10 @@ def test_a_registered_engine_is_never_released(recorder: MlflowRecorder, study: 
     run_id = recorder.record(study, 0, {}, {}, result)
     (model,) = models(recorder, digest_of(result))
     name = f"registered-{seed}"
-    with registry.answering(recorder.uri) as api:
+    with registry.connect(recorder.uri) as api:
         api.create_registered_model(name)
         version = api.create_model_version(name, f"models:/{model.model_id}", run_id, model_id=model.model_id)
-        link(api, version, str(model.model_id))
+        link_model_version(api, version, str(model.model_id))
     assert recorder.release(study, set()) == []
     assert models(recorder, digest_of(result))
 

@@ -31,9 +31,9 @@ def execute(args: argparse.Namespace) -> Outcome:
         from edgeopt.release.registry import fast_reader
 
         found = audit(args.model, tracking_uri=args.tracking_uri)
-        if not found.entries and not found.faults:
-            raise fast_reader.unregistered(args.model)
-    error = GateError("; ".join(found.faults), location=f"ledger of {args.model}") if found.faults else None
+        if not found.entries and not found.problems:
+            raise fast_reader.unregistered_model_error(args.model)
+    error = GateError("; ".join(found.problems), location=f"ledger of {args.model}") if found.problems else None
     return Outcome(document=found.to_json(), error=error)
 
 

@@ -13,7 +13,7 @@ from edgeopt.cli.commands.outcome import Document, Outcome
 
 if TYPE_CHECKING:
     from edgeopt.core.result import Measurement
-    from edgeopt.release.pull import Pulled
+    from edgeopt.release.pull import PulledEngine
 
 SUMMARY = "Fetch a registered engine and verify it"
 EXAMPLE = "edgeopt pull edgeopt@champion engine --bench"
@@ -33,25 +33,29 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.release.pull import pull
 
     found = pull(registered.reference(args), args.folder, public_key=args.public_key, tracking_uri=args.tracking_uri)
+    measured, warning = _measure(args, found) if args.bench else ([], "")
     return Outcome(
         document={
             "engine": str(found.engine.directory),
             "digest": found.engine.digest,
             "verification": found.verification.to_json(),
-            "promised": [asdict(m) for m in found.promised],
-            "measured": [asdict(m) for m in _measured(args, found)] if args.bench else [],
+            "promised": [asdict(m) for m in found.recorded],
+            "measured": [asdict(m) for m in measured],
+            "warning": warning,
         }
     )
 
 
-def _measured(args: argparse.Namespace, found: Pulled) -> list[Measurement]:
+def _measure(args: argparse.Namespace, found: PulledEngine) -> tuple[list[Measurement], str]:
+    """Return measurements on this machine, and a warning if they are for another text than the recorded ones."""
     from edgeopt.cli import display
     from edgeopt.config import assemble
 
     bound = assemble.bench(shared.request(args).compose())
     engine, _ = assemble.open_engine(found.engine.directory)
     with display.progress("measuring") as progress:
-        return list(bound.alone(engine, progress))
+        measured = list(bound.alone(engine, progress))
+    return measured, found.text_warning(bound.evaluation)
 
 
 def show(document: Document) -> None:
@@ -64,13 +68,15 @@ def show(document: Document) -> None:
     display.out.print(f"engine {document['digest'][:12]}… is in {document['engine']}")
     if not document["measured"]:
         return
-    promised = {m["metric"]: m for m in document["promised"]}
+    recorded = {m["metric"]: m for m in document["promised"]}
     table = Table()
     for column in ("metric", "recorded", "measured here", "ratio"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for here in document["measured"]:
-        there = promised.get(here["metric"])
-        recorded = "–" if there is None else units.format_quantity(there["value"], there["unit"])
+        there = recorded.get(here["metric"])
+        before = "–" if there is None else units.format_quantity(there["value"], there["unit"])
         ratio = "–" if there is None or not there["value"] else f"{here['value'] / there['value']:.2f}"
-        table.add_row(here["metric"], recorded, units.format_quantity(here["value"], here["unit"]), ratio)
+        table.add_row(here["metric"], before, units.format_quantity(here["value"], here["unit"]), ratio)
     display.out.print(table)
+    if document["warning"]:
+        display.err.print(f"warning: {document['warning']}", style="yellow")

@@ -58,7 +58,7 @@ def private_key(parser: argparse.ArgumentParser) -> None:
         "--key",
         type=Path,
         metavar="PEM",
-        default=signature.key_of_environment(),
+        default=signature.key_from_environment(),
         help=f"private key that signs (default: {signature.KEY})",
     )
 

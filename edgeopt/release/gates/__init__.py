@@ -1,4 +1,5 @@
-"""Gates: each looks at one candidate and says with its evidence whether it may be released.
+"""Decide, with evidence, if a candidate may be released.
 
-A gate is a part with a `check`, one file each; a policy names it by `_target_`.
+A gate is a config object with a method `check`, see edgeopt.release.candidate.Gate. Each gate has its own file, and a
+policy names it by `_target_`.
 """

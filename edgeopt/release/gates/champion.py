@@ -1,4 +1,4 @@
-"""The gate that holds the next champion against the present one."""
+"""Compare the next champion with the present one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from edgeopt.release.candidate import Candidate, GateVerdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotWorse:
-    """Who becomes champion is nowhere worse than the champion by more than its confidence interval.
+    """Require that a new champion is not worse than the present one.
 
     Attributes:
-        metrics: metric → direction, in which it may not be worse than the worse end of the champion's interval.
-        better: metric → direction, in which its whole interval must be better than the champion's.
+        metrics: metric to direction. The new value must not lie beyond the worse end of the champion's interval.
+        better: metric to direction. The whole new interval must be better than the champion's whole interval.
     """
 
     metrics: Mapping[str, Direction]
@@ -25,33 +25,45 @@ class NotWorse:
 
     def __post_init__(self) -> None:
         if not self.metrics and not self.better:
-            raise ConfigError("no metric is named", location="metrics", hint="Name one, or leave the gate out")
+            raise ConfigError(
+                "`metrics` must contain at least one metric",
+                location="metrics",
+                hint="Add a metric, or remove the gate",
+            )
 
     def check(self, candidate: Candidate) -> GateVerdict:
+        """Compare the candidate with the champion. A candidate that does not become champion passes."""
         if "champion" not in candidate.aliases or candidate.champion is None:
-            evidence = "not to be champion" if "champion" not in candidate.aliases else "no other champion to compare"
+            becomes_champion = "champion" in candidate.aliases
+            evidence = "no present champion to compare with" if becomes_champion else "does not become champion"
             return GateVerdict(gate="champion", passed=True, evidence=evidence)
-        faults = [self._worse(candidate, m, d) for m, d in self.metrics.items()]
-        faults += [self._no_better(candidate, m, d) for m, d in (self.better or {}).items()]
-        told = "; ".join(filter(None, faults))
-        return GateVerdict(gate="champion", passed=not told, evidence=told or "not worse than the champion")
+        problems = [self._problem_if_worse(candidate, m, d) for m, d in self.metrics.items()]
+        problems += [self._problem_unless_better(candidate, m, d) for m, d in (self.better or {}).items()]
+        evidence = "; ".join(filter(None, problems))
+        return GateVerdict(gate="champion", passed=not evidence, evidence=evidence or "not worse than the champion")
 
-    def _worse(self, candidate: Candidate, metric: str, direction: Direction) -> str:
-        new, old = _both(candidate, metric)
+    def _problem_if_worse(self, candidate: Candidate, metric: str, direction: Direction) -> str:
+        new, old = _measurements(candidate, metric)
         if new is None or old is None:
-            return f"{metric} was not measured of {'this trial' if new is None else 'the champion'}"
+            return _not_measured(metric, new)
         worse = new.value > old.high if direction == "minimize" else new.value < old.low
         return f"{metric} is {new.value:.4g}, the champion has {old.low:.4g} to {old.high:.4g}" if worse else ""
 
-    def _no_better(self, candidate: Candidate, metric: str, direction: Direction) -> str:
-        new, old = _both(candidate, metric)
+    def _problem_unless_better(self, candidate: Candidate, metric: str, direction: Direction) -> str:
+        new, old = _measurements(candidate, metric)
         if new is None or old is None:
-            return f"{metric} was not measured of {'this trial' if new is None else 'the champion'}"
+            return _not_measured(metric, new)
         better = new.high < old.low if direction == "minimize" else new.low > old.high
-        shown = f"{metric} is {new.low:.4g} to {new.high:.4g}, not better than the champion's"
-        return "" if better else f"{shown} {old.low:.4g} to {old.high:.4g}"
+        champion_interval = f"{old.low:.4g} to {old.high:.4g}"
+        text = f"{metric} is {new.low:.4g} to {new.high:.4g}, not better than the champion's {champion_interval}"
+        return "" if better else text
 
 
-def _both(candidate: Candidate, metric: str) -> tuple[Measurement | None, Measurement | None]:
+def _measurements(candidate: Candidate, metric: str) -> tuple[Measurement | None, Measurement | None]:
+    """Return the measurements of the candidate and of the champion."""
     assert candidate.champion is not None
     return candidate.trial.measurement(metric), candidate.champion.measurement(metric)
+
+
+def _not_measured(metric: str, new: Measurement | None) -> str:
+    return f"{metric} was not measured for {'this trial' if new is None else 'the champion'}"

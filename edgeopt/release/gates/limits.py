@@ -1,4 +1,4 @@
-"""The gates that hold figures against limits: the study's own, and further ones of the policy."""
+"""Check measurements against the limits of the study and of the policy."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from edgeopt.release.candidate import Candidate, GateVerdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsKept:
-    """The trial is feasible, and every limit of the study was measured in it and kept."""
+    """Require that the trial is feasible and that every limit of the study was measured and satisfied."""
 
     def check(self, candidate: Candidate) -> GateVerdict:
-        trial, faults = candidate.snapshot, []
+        """Check the trial's excess over each limit of the study."""
+        trial, problems = candidate.snapshot, []
         if not trial.feasible:
-            faults.append("the trial is not feasible")
+            problems.append("the trial is not feasible")
         for limit in candidate.limits:
             excess = trial.excess.get(limit.metric)
             if trial.metrics.get(limit.metric) is None or excess is None:
-                faults.append(f"{limit.metric} was not measured")
+                problems.append(f"{limit.metric} was not measured")
             elif excess > 0:
-                faults.append(f"{limit.metric} is {excess:.1%} beyond its limit ({limit.text})")
+                problems.append(f"{limit.metric} is {excess:.1%} beyond its limit ({limit.text})")
         return GateVerdict(
             gate="limits",
-            passed=not faults,
-            evidence="; ".join(faults) or f"{len(candidate.limits)} limits measured and kept",
+            passed=not problems,
+            evidence="; ".join(problems) or f"{len(candidate.limits)} limits of the study measured and satisfied",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Within:
-    """Every figure lies with its whole interval within a limit of the policy.
+    """Require that the whole interval of each measurement is within a limit of the policy.
 
     Attributes:
-        limits: metric → limit, such as `3 GiB`, `at least 0.6` or `0.001`, with the syntax of a target's limits.
+        limits: metric to limit, such as `3 GiB`, `at least 0.6` or `0.001`, in the syntax of a target's limits.
             A limit relative to the baseline is not allowed.
     """
 
@@ -45,7 +46,9 @@ class Within:
 
     def __post_init__(self) -> None:
         if not self.limits:
-            raise ConfigError("no limit is named", location="limits", hint="Name one, or leave the gate out")
+            raise ConfigError(
+                "`limits` must contain at least one limit", location="limits", hint="Add a limit, or remove the gate"
+            )
         for metric, value in self.limits.items():
             if "baseline" in str(value):
                 raise ConfigError(
@@ -55,26 +58,25 @@ class Within:
                 )
 
     def check(self, candidate: Candidate) -> GateVerdict:
-        faults = [fault for metric, value in self.limits.items() if (fault := _fault(candidate, metric, value))]
-        evidence = "; ".join(faults) or f"{len(self.limits)} limits of the policy kept"
-        return GateVerdict(gate="within", passed=not faults, evidence=evidence)
+        """Check the measurements of the trial."""
+        problems = [p for metric, value in self.limits.items() if (p := _problem(candidate, metric, value))]
+        evidence = "; ".join(problems) or f"{len(self.limits)} limits of the policy satisfied"
+        return GateVerdict(gate="within", passed=not problems, evidence=evidence)
 
 
-def _fault(candidate: Candidate, metric: str, value: str | float) -> str:
-    figure = candidate.trial.measurement(metric)
-    if figure is None:
+def _problem(candidate: Candidate, metric: str, value: str | float) -> str:
+    measurement = candidate.trial.measurement(metric)
+    if measurement is None:
         return f"{metric} was not measured"
     try:
-        limit = Limit.parse(metric, value, {metric: figure.unit})
+        limit = Limit.parse(metric, value, {metric: measurement.unit})
     except ConfigError as error:
         return str(error)
     assert limit.absolute is not None
-    return "" if _kept(figure, limit.absolute, limit.is_minimum) else f"{metric} is {_told(figure)}, allowed is {limit}"
+    satisfied = measurement.low >= limit.absolute if limit.is_minimum else measurement.high <= limit.absolute
+    return "" if satisfied else f"{metric} is {_format(measurement)}, but must be {limit}"
 
 
-def _kept(figure: Measurement, bound: float, is_minimum: bool) -> bool:
-    return figure.low >= bound if is_minimum else figure.high <= bound
-
-
-def _told(figure: Measurement) -> str:
-    return f"{figure.value:.4g} {figure.unit} ({figure.low:.4g} to {figure.high:.4g})".replace("  ", " ")
+def _format(measurement: Measurement) -> str:
+    text = f"{measurement.value:.4g} {measurement.unit} ({measurement.low:.4g} to {measurement.high:.4g})"
+    return text.replace("  ", " ")

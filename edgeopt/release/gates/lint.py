@@ -1,4 +1,4 @@
-"""The gate that looks for slow paths in the engine."""
+"""Check the engine for known slow paths."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from edgeopt.release.candidate import Candidate, GateVerdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LintClean:
-    """The engine takes none of the slow paths that its runtime knows of."""
+    """Require that the engine uses none of the slow paths that its runtime knows."""
 
     def check(self, candidate: Candidate) -> GateVerdict:
+        """Lint the engine with the runtime in its manifest."""
         try:
             engine = candidate.engine()
             runtime = config_objects.instantiate(engine.made_by["runtime"], location="made_by.runtime")
-            found = runtime.lint(engine)
+            findings = runtime.lint(engine)
         except (EdgeoptError, KeyError) as error:
-            return GateVerdict(gate="lint", passed=False, evidence=f"it cannot be linted: {error}")
-        return GateVerdict(gate="lint", passed=not found, evidence="; ".join(found) or "no slow path")
+            return GateVerdict(gate="lint", passed=False, evidence=f"the engine cannot be linted: {error}")
+        return GateVerdict(gate="lint", passed=not findings, evidence="; ".join(findings) or "no slow path")

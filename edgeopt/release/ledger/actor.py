@@ -1,4 +1,4 @@
-"""Who does something to a registered model."""
+"""Name the user who changes a registered model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mlflow.utils.credentials import read_mlflow_creds
 
 
 def actor() -> str:
-    """The user as whom MLflow is asked, where one is set up, else the one of this machine."""
-    known = read_mlflow_creds().username
-    if known:
-        return str(known)
+    """Return the MLflow user if one is configured, else the user of the operating system."""
+    mlflow_user = read_mlflow_creds().username
+    if mlflow_user:
+        return str(mlflow_user)
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
+    except (KeyError, OSError):  # in a container, the user id may have no name
         return f"uid {os.getuid()}"

@@ -1,7 +1,8 @@
-"""The release ledger's entries, each of which names the digest of the one before it.
+"""Define the entries of the release ledger and check the hash chain that they form.
 
-An entry is a version of the registered model `NAME.ledger`, written by edgeopt.release.ledger.ledger. If two entries
-name the same predecessor, the one with the lower version number counts and the other is void.
+Each entry contains the digest of the entry before it. edgeopt.release.ledger.ledger stores an entry as a version of the
+registered model `NAME.ledger`. If two entries have the same predecessor, the one with the lower version number counts
+and the other is void.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgeopt.core.config_objects import digest
-from edgeopt.release.registry.types import Version
+from edgeopt.release.registry.types import RegisteredVersion
 
-SUFFIX = ".ledger"
-ENTRY = "edgeopt.entry"
-"""Tag of a version: its entry, as JSON text."""
+LEDGER_SUFFIX = ".ledger"
+ENTRY_TAG = "edgeopt.entry"
+"""Tag of a version that holds its ledger entry as JSON text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,63 +55,63 @@ class Entry:
 
     @classmethod
     def from_json(cls, data: Any) -> Entry:
-        """Raises ValueError where `data` is no entry, or not the one that its digest names."""
+        """Return the entry in `data`. Raises ValueError if a field is missing or the digest does not match."""
         try:
             entry = cls(**{name: data["place" if name == "number" else name] for name in cls.__slots__})
-            same = entry.digest == data["digest"]
+            digest_matches = entry.digest == data["digest"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"it is no entry ({error})") from error
-        if not same:
-            raise ValueError("its digest is that of another text")
+            raise ValueError(f"not a ledger entry ({error})") from error
+        if not digest_matches:
+            raise ValueError("the digest does not match the content")
         return entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """A ledger as it was read.
+class LedgerState:
+    """The content of a ledger at the time it was read.
 
     Attributes:
-        entries: the chain as far as it holds.
-        faults: what speaks against it, one sentence each.
-        last: number of the last version, void ones too.
+        entries: the valid entries of the chain, in order.
+        problems: signs of manipulation, one sentence each.
+        last_version: number of the last version of `NAME.ledger`, void entries included.
     """
 
     entries: tuple[Entry, ...] = ()
-    faults: tuple[str, ...] = ()
-    last: int = 0
+    problems: tuple[str, ...] = ()
+    last_version: int = 0
 
     @property
     def head(self) -> str:
-        """Digest of the last entry; empty where there is none."""
+        """Return the digest of the last entry; empty if there is none."""
         return self.entries[-1].digest if self.entries else ""
 
 
-def chain(numbered: Iterable[tuple[int, str]]) -> Reading:
-    """The chain in pairs of a version's number and its entry's JSON text, the numbers ascending.
+def parse_chain(versions: Iterable[tuple[int, str]]) -> LedgerState:
+    """Return the ledger in pairs of version number and JSON text of an entry, sorted by number.
 
-    What names an entry that already has a successor is void: somebody was late. A number that is missing was deleted,
-    and what names no entry of the chain was forged, or the one before it was changed.
+    An entry whose predecessor already has a successor is void, because its writer was too late. A missing number is a
+    deleted version. An entry without a predecessor in the chain was forged, or its predecessor was changed.
     """
     entries: list[Entry] = []
-    faults: list[str] = []
-    known, head, last = {""}, "", 0
-    for number, text in numbered:
-        faults += [f"version {gone} was deleted" for gone in range(last + 1, number)]
-        last = number
+    problems: list[str] = []
+    known_digests, head, last_version = {""}, "", 0
+    for number, text in versions:
+        problems += [f"version {missing} was deleted" for missing in range(last_version + 1, number)]
+        last_version = number
         try:
             entry = Entry.from_json(json.loads(text))
         except ValueError as error:
-            faults.append(f"version {number} was changed: {error}")
+            problems.append(f"version {number} was changed: {error}")
             continue
         if entry.previous == head and entry.number == len(entries) + 1:
             entries.append(entry)
             head = entry.digest
-            known.add(head)
-        elif entry.previous not in known:
-            faults.append(f"version {number} follows an entry that is not there")
-    return Reading(entries=tuple(entries), faults=tuple(faults), last=last)
+            known_digests.add(head)
+        elif entry.previous not in known_digests:
+            problems.append(f"version {number} refers to an entry that does not exist")
+    return LedgerState(entries=tuple(entries), problems=tuple(problems), last_version=last_version)
 
 
-def read(versions: Iterable[Version]) -> Reading:
-    """The chain in the versions of `NAME.ledger`, by number; empty where nothing was ever done."""
-    return chain((int(version.number), version.tags.get(ENTRY, "")) for version in versions)
+def read_chain(versions: Iterable[RegisteredVersion]) -> LedgerState:
+    """Return the ledger in the versions of `NAME.ledger`, sorted by number; empty if there are none."""
+    return parse_chain((int(version.number), version.tags.get(ENTRY_TAG, "")) for version in versions)

@@ -1,9 +1,9 @@
-"""The release ledger: an append-only, hash-chained record of everything that was done to a registered model.
+"""Store the release ledger: an append-only, hash-chained record of all changes to a registered model.
 
-It lies in MLflow itself, so that every machine sees it: each entry is a version of the registered model
-`NAME.ledger`, because numbering versions is what MLflow does one at a time, whoever asks. An entry names the digest
-of the one before it, and of two that name the same one the first counts (see hash_chain). Appending is therefore
-a compare-and-swap, and whoever appends knows at once whether somebody was faster.
+The ledger is stored in MLflow, where every machine sees it: each entry is a version of the registered model
+`NAME.ledger`, because MLflow assigns version numbers one at a time. An entry contains the digest of the one before it,
+and of two entries with the same predecessor the first counts (see hash_chain). Appending is therefore a
+compare-and-swap: the writer detects at once that another one was faster.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mlflow import MlflowClient
 from edgeopt.core.config_objects import canonical_json
 from edgeopt.errors import GateError, TrackingError
 from edgeopt.release.ledger import hash_chain
-from edgeopt.release.ledger.hash_chain import ENTRY, SUFFIX, Entry, Reading
+from edgeopt.release.ledger.hash_chain import ENTRY_TAG, LEDGER_SUFFIX, Entry, LedgerState
 from edgeopt.release.registry import client as registry
 
-_BEAT = "edgeopt.beat"
-_SOURCE = "edgeopt-ledger:/entry"  # MLflow wants one; there are no files behind an entry
-_LONGEST = 100_000  # characters in a tag of a version
+_HEARTBEAT_TAG = "edgeopt.beat"
+_SOURCE = "edgeopt-ledger:/entry"  # MLflow requires a source, but an entry has no files
+_MAX_ENTRY_CHARACTERS = 100_000  # limit of a version's tag
 _DESCRIPTION = (
-    "What was registered, approved, promoted and rolled back, by whom and why. Written by edgeopt, to be read only: "
-    "`edgeopt audit` finds what was changed by hand."
+    "Record of everything that was registered, approved, promoted and rolled back, with user and reason. Written by "
+    "edgeopt; do not edit. `edgeopt audit` detects manual changes."
 )
 
 
@@ -39,23 +39,29 @@ class Ledger:
 
     @property
     def name(self) -> str:
-        return self.model + SUFFIX
+        """Return the name of the registered model that stores the ledger."""
+        return self.model + LEDGER_SUFFIX
 
-    def read(self) -> Reading:
-        """All of it; empty where nothing was ever done."""
-        return hash_chain.read(registry.registered(self.client, self.name).versions)
+    def read(self) -> LedgerState:
+        """Return all entries; the state is empty if nothing was recorded."""
+        return hash_chain.read_chain(registry.read_model(self.client, self.name).versions)
 
     def append(
-        self, seen: Reading, *, kind: str, actor: str, reason: str, facts: Mapping[str, Any], told: str
-    ) -> Reading:
-        """Write an entry after the last that was `seen`; `told` says it to people.
+        self, state: LedgerState, *, kind: str, actor: str, reason: str, facts: Mapping[str, Any], description: str
+    ) -> LedgerState:
+        """Write an entry after the last one in `state` and return the new state.
 
-        Raises GateError where somebody else wrote first: what was to be written does not count then.
+        Args:
+            description: the entry as a sentence, shown in the MLflow UI.
+
+        Raises:
+            GateError: another writer appended first; the entry is void.
+            TrackingError: the entry is too long.
         """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = Entry(
-            number=len(seen.entries) + 1,
-            previous=seen.head,
+            number=len(state.entries) + 1,
+            previous=state.head,
             kind=kind,
             actor=actor,
             at=at,
@@ -63,27 +69,30 @@ class Ledger:
             facts=facts,
         )
         text = canonical_json(entry.to_json())
-        if len(text) > _LONGEST:
-            raise TrackingError(f"an entry of {len(text)} characters is too long for {self.name}")
-        if not seen.last:
+        if len(text) > _MAX_ENTRY_CHARACTERS:
+            raise TrackingError(
+                f"a ledger entry must have at most {_MAX_ENTRY_CHARACTERS} characters, got {len(text)}",
+                location=self.name,
+            )
+        if not state.last_version:
             registry.ensure_model(self.client, self.name, _DESCRIPTION)
-        version = self.client.create_model_version(self.name, _SOURCE, tags={ENTRY: text}, description=told)
+        version = self.client.create_model_version(self.name, _SOURCE, tags={ENTRY_TAG: text}, description=description)
         number = int(version.version)
-        if number == seen.last + 1:
-            return replace(seen, entries=(*seen.entries, entry), last=number)
-        now = self.read()
-        if now.entries[entry.number - 1 : entry.number] != (entry,):
+        if number == state.last_version + 1:
+            return replace(state, entries=(*state.entries, entry), last_version=number)
+        present = self.read()
+        if present.entries[entry.number - 1 : entry.number] != (entry,):
             raise GateError(
-                "somebody else changed this model at the same moment, so nothing was done",
+                "another user changed this model at the same moment, so nothing was done",
                 location=self.model,
                 hint=f"See `edgeopt releases {self.model}`, and run the command again",
             )
-        return now
+        return present
 
-    def beat(self, sign: str) -> None:
-        """Give a sign of life."""
-        self.client.set_registered_model_tag(self.name, _BEAT, sign)
+    def write_heartbeat(self, heartbeat: str) -> None:
+        """Store a heartbeat of the process that runs the open operation."""
+        self.client.set_registered_model_tag(self.name, _HEARTBEAT_TAG, heartbeat)
 
-    def last_beat(self) -> str:
-        """The sign of life that was given last."""
-        return str(self.client.get_registered_model(self.name).tags.get(_BEAT, ""))
+    def read_heartbeat(self) -> str:
+        """Return the last heartbeat; empty if there is none."""
+        return str(self.client.get_registered_model(self.name).tags.get(_HEARTBEAT_TAG, ""))

@@ -1,8 +1,8 @@
-"""The release desk of one registered model: one operation at a time, each completed or undone whatever kills it.
+"""Change a registered model one operation at a time; an interrupted operation is completed or undone.
 
-An operation begins with an entry in the ledger, which nobody else can write before it has ended. What it is about to
-do to aliases is written before it is done, so the next command finishes what a dead process left: aliases that were
-written are set, everything else is as it was.
+An operation starts with a `begun` entry in the ledger and excludes all others until its `ended` entry. Changes of
+aliases and removals of versions are written to the ledger before they are made. The next command can therefore
+recover from a dead process: changes in the ledger are made, and without any the operation counts as undone.
 """
 
 from __future__ import annotations
@@ -26,95 +26,106 @@ from edgeopt.core.protocols import Progress
 from edgeopt.errors import ApprovalPendingError, GateError
 from edgeopt.machine import process_identity
 from edgeopt.release.ledger.actor import actor
-from edgeopt.release.ledger.hash_chain import Reading
-from edgeopt.release.ledger.history import History, told
+from edgeopt.release.ledger.hash_chain import LedgerState
+from edgeopt.release.ledger.history import History, describe
 from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.registry import client as registry
 
-BEAT_S = 5.0
-SILENCE_S = 30.0
-"""How long a process on another machine may give no sign of life before it is taken for dead."""
-OPERATION = "edgeopt.operation"
-"""Tag of a version: digest of the ledger's entry that began the operation in which it was registered."""
-DESCRIPTION = "Engines that edgeopt compressed, measured and promoted."
+HEARTBEAT_S = 5.0
+HEARTBEAT_TIMEOUT_S = 30.0
+"""Time without a heartbeat after which a process on another machine counts as dead."""
+OPERATION_TAG = "edgeopt.operation"
+"""Tag of a version: digest of the `begun` entry of the operation that registered it."""
+MODEL_DESCRIPTION = "Engines that edgeopt compressed, measured and promoted."
 
 
-class Desk:
-    """What is known of the registered model `model`, and the only way to change it.
+class ReleaseOperation:
+    """Run operations on the registered model `model` and record them in its ledger.
 
-    Raises, in every method: GateError where the ledger does not hold, where an alias was moved behind its back, or
-    where somebody else is at work.
+    All changes to a registered model go through this class. Every method that reads or writes the ledger raises
+    GateError if the ledger was manipulated, if an alias was moved without the ledger, or if another operation is open.
+
+    Attributes:
+        history: state of the model after the last entry that was read or written.
     """
 
     def __init__(self, client: MlflowClient, model: str, progress: Progress = lambda _: None) -> None:
         self.client, self.model, self.progress = client, model, progress
         self._ledger = Ledger(client, model)
-        self._seen = Reading()
+        self._state = LedgerState()
         self.history = History()
-        self._moving = False
+        self._applying_changes = False
 
     @contextlib.contextmanager
-    def operation(self, action: str, reason: str = "", **facts: Any) -> Iterator[None]:
-        """Nobody else changes the model inside the block, and the ledger says how it went."""
-        self.settle()
+    def run(self, action: str, reason: str = "", **facts: Any) -> Iterator[None]:
+        """Exclude all other operations inside the block, and record its start and outcome."""
+        self.recover()
         holder = {
             "host": process_identity.host_id(),
             "machine": platform.node(),
             "process": process_identity.identity(os.getpid()),
         }
-        self.note("begun", reason, action=action, holder=holder, **facts)
+        self.append("begun", reason, action=action, holder=holder, **facts)
         try:
-            with _beating(self._ledger, self._seen.head):
+            with _heartbeat(self._ledger, self._state.head):
                 yield
         except BaseException as error:
-            if not self._moving:  # else the next command completes it
+            if not self._applying_changes:  # otherwise the next command completes the changes
                 outcome = "failed"
                 if isinstance(error, GateError):
                     outcome = "waiting for approval" if isinstance(error, ApprovalPendingError) else "refused"
-                self.note("ended", str(error) or type(error).__name__, action=action, outcome=outcome)
+                self.append("ended", str(error) or type(error).__name__, action=action, outcome=outcome)
             raise
-        self.note("ended", action=action, outcome="done")
+        self.append("ended", action=action, outcome="done")
 
-    def note(self, kind: str, reason: str = "", **facts: Any) -> None:
-        """Write into the ledger."""
-        sentence = told(kind, facts, reason)
-        self._know(self._ledger.append(self._seen, kind=kind, actor=actor(), reason=reason, facts=facts, told=sentence))
+    def append(self, kind: str, reason: str = "", **facts: Any) -> None:
+        """Append an entry to the ledger."""
+        self._load(
+            self._ledger.append(
+                self._state,
+                kind=kind,
+                actor=actor(),
+                reason=reason,
+                facts=facts,
+                description=describe(kind, facts, reason),
+            )
+        )
 
     @property
-    def mark(self) -> dict[str, str]:
-        """The tag of whatever version the operation at hand makes."""
-        assert self.history.open is not None
-        return {OPERATION: self.history.open.digest}
+    def version_tags(self) -> dict[str, str]:
+        """Return the tags that every version registered by the open operation gets."""
+        assert self.history.open_operation is not None
+        return {OPERATION_TAG: self.history.open_operation.digest}
 
     def register(self, version: ModelVersion) -> None:
-        """Enter a version of the registry, unless it is entered already."""
-        if str(version.version) not in self.history.registered:
-            self.note("registered", **registered(version))
+        """Record a version of the registry, unless the ledger already contains it."""
+        if str(version.version) not in self.history.registrations:
+            self.append("registered", **_registration_facts(version))
 
     def move(self, aliases: Mapping[str, str]) -> dict[str, str | None]:
-        """Let aliases point at versions: those that pointed elsewhere → the version before, None where they are new."""
-        self._moving = True
+        """Set aliases and return, for each one that changed, its version before; None for a new alias."""
+        self._applying_changes = True
         moves = {a: [self.history.aliases.get(a), v] for a, v in aliases.items() if self.history.aliases.get(a) != v}
         if moves:
-            self.note("moved", aliases=moves)
-            self._set(self.history.moves)
-        self._moving = False
+            self.append("moved", aliases=moves)
+            self._set_aliases(self.history.pending_moves)
+        self._applying_changes = False
         return {alias: before for alias, (before, _) in moves.items()}
 
     def retire(self, versions: Sequence[str]) -> None:
-        """Remove versions at which no alias points from the registry; what they did stays in the ledger."""
+        """Remove versions without an alias from the registry; the ledger keeps their entries."""
         if versions:
-            self._moving = True
-            self.note("retired", versions=list(versions))
-            self._remove()
-            self._moving = False
+            self._applying_changes = True
+            self.append("retired", versions=list(versions))
+            self._remove_retired()
+            self._applying_changes = False
 
-    def settle(self) -> History:
-        """Everything that was done, after what a dead process left is finished."""
+    def recover(self) -> History:
+        """Complete or undo the operation of a dead process, and return the history."""
         self._refresh()
-        if not self._seen.entries:
-            self._adopt("found when the ledger was begun")
-        drift = self.history.drift(registry.aliases(self.client, self.model))
+        if not self._state.entries:
+            self._adopt("present when the ledger was created")
+        drift = self.history.alias_drift(registry.aliases(self.client, self.model))
         if drift:
             raise GateError(
                 drift[0],
@@ -124,104 +135,109 @@ class Desk:
         return self.history
 
     def adopt(self, reason: str) -> None:
-        """Take aliases and versions as they are, whoever made them so."""
+        """Record the present aliases and versions of the registry as valid."""
         self._refresh()
         self._adopt(reason)
 
-    # inside
-
     def _refresh(self) -> None:
-        self._know(self._ledger.read())
-        if self._seen.faults:
+        self._load(self._ledger.read())
+        if self._state.problems:
             raise GateError(
-                f"its ledger does not hold: {self._seen.faults[0]}",
+                f"the ledger was manipulated: {self._state.problems[0]}",
                 location=self.model,
                 hint=f"Find out who changed it: `edgeopt audit {self.model}`",
             )
-        if self.history.open is not None:
-            self._take_over()
+        if self.history.open_operation is not None:
+            self._finish_open_operation()
 
     def _adopt(self, reason: str) -> None:
-        found = registry.versions(self.client, self.model)
-        versions = {str(v.version): v.tags.get(tags.ENGINE_DIGEST, "") for v in found}
+        digests = {
+            str(version.version): version.tags.get(tags.ENGINE_DIGEST, "")
+            for version in registry.versions(self.client, self.model)
+        }
         aliases = registry.aliases(self.client, self.model)
-        known = {version: r.digest for version, r in self.history.registered.items()}
-        if aliases != self.history.aliases or versions != known:
-            self.note("adopted", reason, aliases=aliases, versions=versions)
+        recorded = {version: r.digest for version, r in self.history.registrations.items()}
+        if aliases != self.history.aliases or digests != recorded:
+            self.append("adopted", reason, aliases=aliases, versions=digests)
 
-    def _know(self, seen: Reading) -> None:
-        self._seen, self.history = seen, History.of(seen.entries)
+    def _load(self, state: LedgerState) -> None:
+        self._state, self.history = state, History.from_entries(state.entries)
 
-    def _set(self, moves: Mapping[str, str]) -> None:
-        for alias, version in moves.items():
+    def _set_aliases(self, aliases: Mapping[str, str]) -> None:
+        for alias, version in aliases.items():
             self.client.set_registered_model_alias(self.model, alias, version)
 
-    def _remove(self) -> None:
+    def _remove_retired(self) -> None:
         """Remove the versions that the open operation retires."""
         for version in registry.versions(self.client, self.model):
-            if str(version.version) in self.history.retired:
-                _unlink(self.client, version)
+            if str(version.version) in self.history.pending_retirements:
+                _unlink_model_version(self.client, version)
                 self.client.delete_model_version(self.model, version.version)
 
-    def _take_over(self) -> None:
-        """Finish what the open operation left; GateError where its process still lives."""
-        begun = self.history.open
+    def _finish_open_operation(self) -> None:
+        """Complete or undo the open operation. Raises GateError if its process is alive."""
+        begun = self.history.open_operation
         assert begun is not None
         holder = begun.facts["holder"]
-        if self._lives(holder):
+        if self._is_alive(holder):
             raise GateError(
-                f"{begun.actor} is at it on {holder['machine']}: {begun.facts['action']}, since {begun.at}",
+                f"{begun.actor} is running a {begun.facts['action']} on {holder['machine']} since {begun.at}",
                 location=self.model,
                 hint="Run the command again when it has ended",
             )
         for version in registry.versions(self.client, self.model):
-            if version.tags.get(OPERATION) == begun.digest:
+            if version.tags.get(OPERATION_TAG) == begun.digest:
                 self.register(version)
-        outcome = "completed" if self.history.moves or self.history.retired else "undone"
-        self._set(self.history.moves)
-        self._remove()
-        self.note("ended", f"the process of {begun.actor} died", action=begun.facts["action"], outcome=outcome)
+        has_changes = self.history.pending_moves or self.history.pending_retirements
+        self._set_aliases(self.history.pending_moves)
+        self._remove_retired()
+        self.append(
+            "ended",
+            f"the process of {begun.actor} died",
+            action=begun.facts["action"],
+            outcome="completed" if has_changes else "undone",
+        )
 
-    def _lives(self, holder: Mapping[str, str]) -> bool:
+    def _is_alive(self, holder: Mapping[str, str]) -> bool:
         if holder["host"] == process_identity.host_id():
             return process_identity.is_alive(holder["process"])
-        self.progress(f"watching for signs of life from {holder['machine']}")
-        first, end = self._ledger.last_beat(), time.monotonic() + SILENCE_S
-        while time.monotonic() < end:
-            time.sleep(BEAT_S / 2)
-            if self._ledger.last_beat() != first:
+        self.progress(f"waiting for a heartbeat from {holder['machine']}")
+        first, deadline = self._ledger.read_heartbeat(), time.monotonic() + HEARTBEAT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            time.sleep(HEARTBEAT_S / 2)
+            if self._ledger.read_heartbeat() != first:
                 return True
         return False
 
 
-def link(client: MlflowClient, version: ModelVersion, model_id: str) -> None:
-    """Let the UI show on a logged model that it is registered, as MLflow's own register_model does."""
-    linked = _linked(client, model_id)
-    if _as_linked(version) not in linked:
-        client.set_logged_model_tags(model_id, {tags.MODEL_VERSIONS: json.dumps([*linked, _as_linked(version)])})
+def link_model_version(client: MlflowClient, version: ModelVersion, model_id: str) -> None:
+    """Show the version on its logged model in the MLflow UI, as mlflow.register_model does."""
+    linked = _linked_versions(client, model_id)
+    if _link(version) not in linked:
+        client.set_logged_model_tags(model_id, {tags.MODEL_VERSIONS: json.dumps([*linked, _link(version)])})
 
 
-def _unlink(client: MlflowClient, version: ModelVersion) -> None:
+def _unlink_model_version(client: MlflowClient, version: ModelVersion) -> None:
     model_id = version.model_id or ""
     if model_id:
-        left = [one for one in _linked(client, model_id) if one != _as_linked(version)]
-        if left:
-            client.set_logged_model_tags(model_id, {tags.MODEL_VERSIONS: json.dumps(left)})
+        remaining = [link for link in _linked_versions(client, model_id) if link != _link(version)]
+        if remaining:
+            client.set_logged_model_tags(model_id, {tags.MODEL_VERSIONS: json.dumps(remaining)})
         else:
             client.delete_logged_model_tag(model_id, tags.MODEL_VERSIONS)
 
 
-def _as_linked(version: ModelVersion) -> dict[str, str]:
+def _link(version: ModelVersion) -> dict[str, str]:
     return {"name": version.name, "version": str(version.version)}
 
 
-def _linked(client: MlflowClient, model_id: str) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(tags.MODEL_VERSIONS, "[]"))
-    return found
+def _linked_versions(client: MlflowClient, model_id: str) -> list[dict[str, str]]:
+    links: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(tags.MODEL_VERSIONS, "[]"))
+    return links
 
 
-def registered(version: ModelVersion) -> dict[str, Any]:
-    """What the ledger keeps of a version."""
+def _registration_facts(version: ModelVersion) -> dict[str, Any]:
+    """Return the facts of a `registered` entry."""
     return {
         "version": str(version.version),
         "digest": version.tags.get(tags.ENGINE_DIGEST, ""),
@@ -231,21 +247,21 @@ def registered(version: ModelVersion) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _beating(ledger: Ledger, begun: str) -> Iterator[None]:
-    """Signs of life of the operation `begun` for as long as the block lasts."""
-    end = threading.Event()
+def _heartbeat(ledger: Ledger, operation_digest: str) -> Iterator[None]:
+    """Write heartbeats of an operation from a thread until the block ends."""
+    stop = threading.Event()
 
-    def beat() -> None:
+    def write_heartbeats() -> None:
         for count in itertools.count():
-            if end.wait(BEAT_S):
+            if stop.wait(HEARTBEAT_S):
                 return
-            with contextlib.suppress(MlflowException):  # one sign that is not given is no harm
-                ledger.beat(f"{begun} {count}")
+            with contextlib.suppress(MlflowException):  # a single missed heartbeat is harmless
+                ledger.write_heartbeat(f"{operation_digest} {count}")
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=write_heartbeats, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        end.set()
+        stop.set()
         thread.join()

@@ -1,7 +1,7 @@
-"""What a registry says of its models, read without MLflow's client, whose import takes longer than all the rest.
+"""Read registered models without MLflow's client, because its import takes longer than the reading.
 
-A server is asked by MLflow's REST interface, a database by its tables. Whatever either of them does not answer is left
-to the client, which answers, or says why it cannot.
+A server is read through MLflow's REST API, and a database through its tables. If that fails, MLflow's client reads the
+store or raises the error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sqlalchemy.pool import NullPool
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.study_snapshot import Champion
 from edgeopt.errors import InputError
-from edgeopt.release.registry.types import ABSENT, Registered, Version
+from edgeopt.release.registry.types import NOT_FOUND_CODES, RegisteredModel, RegisteredVersion
 
-_DEFAULT = "sqlite:///mlflow.db"
-_OLDER_DEFAULT = "mlruns"
-_CLIENTS_OWN = (
+_DEFAULT_URI = "sqlite:///mlflow.db"
+_FORMER_DEFAULT_FOLDER = "mlruns"
+_CLIENT_ONLY_VARIABLES = (
     "MLFLOW_REGISTRY_URI",
     "MLFLOW_WORKSPACE",
     "MLFLOW_TRACKING_AUTH",
@@ -35,20 +35,20 @@ _CLIENTS_OWN = (
     "MLFLOW_TRACKING_INSECURE_TLS",
     "MLFLOW_TRACKING_SERVER_CERT_PATH",
 )
-"""Variables that lead MLflow's client elsewhere or identify it otherwise than by a password or a token."""
-_PAGE = 1000
+"""Environment variables that only MLflow's client supports: other stores, and other authentication."""
+_PAGE_SIZE = 1000
 _TIMEOUT_S = (2, 30)
 
 
-def read(names: Sequence[str], tracking_uri: str | None = None) -> list[Registered]:
-    """The models with these names, in the order in which they are read. TrackingError where nothing answers."""
-    source = _source(_resolved(tracking_uri))
+def read_models(names: Sequence[str], tracking_uri: str | None = None) -> list[RegisteredModel]:
+    """Return the registered models with these names, in this order. Raises TrackingError if the store fails."""
+    read_fast = _fast_reader(_tracking_uri(tracking_uri))
     try:
-        if source is not None:
-            return source(names)
+        if read_fast is not None:
+            return read_fast(names)
     except (requests.RequestException, sqlalchemy.exc.SQLAlchemyError):
-        pass  # the client is asked
-    return by_client(tracking_uri, names)
+        pass  # the client tries, or raises the error
+    return read_by_client(tracking_uri, names)
 
 
 def champion(name: str, tracking_uri: str | None = None, *, study: str | None = None) -> Champion | None:
@@ -56,32 +56,32 @@ def champion(name: str, tracking_uri: str | None = None, *, study: str | None = 
 
     With `study`, a champion that comes from another study counts as none.
     """
-    [model] = read([name], tracking_uri)
+    [model] = read_models([name], tracking_uri)
     number = model.aliases.get("champion")
-    labels = {version.number: version.tags for version in model.versions}.get(number or "", {})
-    if number is None or study not in (None, labels.get(tags.STUDY)):
+    version_tags = {version.number: version.tags for version in model.versions}.get(number or "", {})
+    if number is None or study not in (None, version_tags.get(tags.STUDY)):
         return None
-    trial = labels.get(tags.TRIAL, "").rpartition("/")[2]
+    trial = version_tags.get(tags.TRIAL, "").rpartition("/")[2]
     return Champion(name=name, version=number, trial=int(trial) if trial.isdigit() else None)
 
 
-def unregistered(name: str) -> InputError:
+def unregistered_model_error(name: str) -> InputError:
     """Return the error for an unregistered model name."""
     return InputError(f"no model {name!r} is registered", location="NAME", hint="Promote a study: `edgeopt promote`")
 
 
-def by_client(tracking_uri: str | None, names: Sequence[str]) -> list[Registered]:
-    """By MLflow's own client, of any store that it knows."""
+def read_by_client(tracking_uri: str | None, names: Sequence[str]) -> list[RegisteredModel]:
+    """Read registered models with MLflow's client, which supports every kind of store."""
     from edgeopt.release.registry import client as registry
 
-    with registry.answering(tracking_uri) as client:
-        return [registry.registered(client, name) for name in names]
+    with registry.connect(tracking_uri) as client:
+        return [registry.read_model(client, name) for name in names]
 
 
-def by_rest(uri: str, names: Sequence[str]) -> list[Registered]:
-    """By MLflow's REST interface, https://mlflow.org/docs/latest/api_reference/rest-api.html.
+def read_by_rest(uri: str, names: Sequence[str]) -> list[RegisteredModel]:
+    """Read registered models through MLflow's REST API, https://mlflow.org/docs/latest/api_reference/rest-api.html.
 
-    Raises requests.RequestException where it is not answered as expected.
+    Raises requests.RequestException if the server does not give the expected answer.
     """
     with requests.Session() as session:
         user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
@@ -90,35 +90,35 @@ def by_rest(uri: str, names: Sequence[str]) -> list[Registered]:
         elif token:
             session.headers["Authorization"] = f"Bearer {token}"
         return [
-            Registered(
-                aliases=_served_aliases(session, uri, name), versions=tuple(_served_versions(session, uri, name))
+            RegisteredModel(
+                aliases=_rest_aliases(session, uri, name), versions=tuple(_rest_versions(session, uri, name))
             )
             for name in names
         ]
 
 
-def _served_aliases(session: requests.Session, uri: str, name: str) -> dict[str, str]:
-    answer = _get(session, uri, "registered-models/get", name=name)
-    if answer.status_code == HTTPStatus.NOT_FOUND and answer.json().get("error_code") in ABSENT:
+def _rest_aliases(session: requests.Session, uri: str, name: str) -> dict[str, str]:
+    response = _get(session, uri, "registered-models/get", name=name)
+    if response.status_code == HTTPStatus.NOT_FOUND and response.json().get("error_code") in NOT_FOUND_CODES:
         return {}
-    answer.raise_for_status()
-    return {alias["alias"]: str(alias["version"]) for alias in answer.json()["registered_model"].get("aliases", ())}
+    response.raise_for_status()
+    return {alias["alias"]: str(alias["version"]) for alias in response.json()["registered_model"].get("aliases", ())}
 
 
-def _served_versions(session: requests.Session, uri: str, name: str) -> list[Version]:
+def _rest_versions(session: requests.Session, uri: str, name: str) -> list[RegisteredVersion]:
     found: list[Any] = []
-    wanted = {"filter": f"name = '{name}'", "max_results": str(_PAGE)}
+    params = {"filter": f"name = '{name}'", "max_results": str(_PAGE_SIZE)}
     while True:
-        answer = _get(session, uri, "model-versions/search", **wanted)
-        answer.raise_for_status()
-        page = answer.json()
+        response = _get(session, uri, "model-versions/search", **params)
+        response.raise_for_status()
+        page = response.json()
         found += page.get("model_versions", ())
         if not page.get("next_page_token"):
             break
-        wanted["page_token"] = page["next_page_token"]
+        params["page_token"] = page["next_page_token"]
     found.sort(key=lambda version: int(version["version"]))
     return [
-        Version(
+        RegisteredVersion(
             number=str(version["version"]),
             run_id=version.get("run_id", ""),
             tags={tag["key"]: tag.get("value", "") for tag in version.get("tags", ())},
@@ -127,28 +127,28 @@ def _served_versions(session: requests.Session, uri: str, name: str) -> list[Ver
     ]
 
 
-def _get(session: requests.Session, uri: str, path: str, **wanted: str) -> requests.Response:
-    return session.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=wanted, timeout=_TIMEOUT_S)
+def _get(session: requests.Session, uri: str, path: str, **params: str) -> requests.Response:
+    return session.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=params, timeout=_TIMEOUT_S)
 
 
-def by_database(uri: str, names: Sequence[str]) -> list[Registered]:
-    """By MLflow's own tables, which a test compares with what its client says.
+def read_from_database(uri: str, names: Sequence[str]) -> list[RegisteredModel]:
+    """Read registered models from MLflow's tables. A test compares the result with that of MLflow's client.
 
-    Raises sqlalchemy.exc.SQLAlchemyError where the database does not answer or its tables are others.
+    Raises sqlalchemy.exc.SQLAlchemyError if the database fails or has other tables.
     """
     engine = sqlalchemy.create_engine(uri, poolclass=NullPool)
     with engine.connect() as connection:
-        return [_stored(connection, name) for name in names]
+        return [_select_model(connection, name) for name in names]
 
 
-def _stored(connection: sqlalchemy.Connection, name: str) -> Registered:
-    held: dict[int, dict[str, str]] = {}
+def _select_model(connection: sqlalchemy.Connection, name: str) -> RegisteredModel:
+    version_tags: dict[int, dict[str, str]] = {}
     for number, key, value in connection.execute(_TAGS, {"name": name}):
-        held.setdefault(number, {})[key] = value
-    return Registered(
+        version_tags.setdefault(number, {})[key] = value
+    return RegisteredModel(
         aliases={alias: str(number) for alias, number in connection.execute(_ALIASES, {"name": name})},
         versions=tuple(
-            Version(number=str(number), run_id=run_id or "", tags=held.get(number, {}))
+            RegisteredVersion(number=str(number), run_id=run_id or "", tags=version_tags.get(number, {}))
             for number, run_id in connection.execute(_VERSIONS, {"name": name})
         ),
     )
@@ -166,22 +166,22 @@ _TAGS = sqlalchemy.text(
 )
 
 
-def _resolved(tracking_uri: str | None) -> str:
-    """The URI as MLflow resolves it; empty where only its client knows."""
-    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or ("" if Path(_OLDER_DEFAULT).exists() else _DEFAULT)
+def _tracking_uri(tracking_uri: str | None) -> str:
+    """Return the tracking URI by MLflow's rules; empty if only MLflow's client can resolve it."""
+    explicit = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return explicit or ("" if Path(_FORMER_DEFAULT_FOLDER).exists() else _DEFAULT_URI)
 
 
-def _source(uri: str) -> Callable[[Sequence[str]], list[Registered]] | None:
-    """The quick way to what lies at `uri`; None where there is none."""
-    if any(os.environ.get(name) for name in _CLIENTS_OWN):
+def _fast_reader(uri: str) -> Callable[[Sequence[str]], list[RegisteredModel]] | None:
+    """Return the function that reads the store at `uri` without MLflow's client; None if there is none."""
+    if any(os.environ.get(name) for name in _CLIENT_ONLY_VARIABLES):
         return None
     if urlsplit(uri).scheme in ("http", "https"):
-        return partial(by_rest, uri)
+        return partial(read_by_rest, uri)
     try:
         url = make_url(uri)
     except sqlalchemy.exc.ArgumentError:
         return None
     if url.get_backend_name() != "sqlite" or Path(url.database or "").is_file():
-        return partial(by_database, uri)
+        return partial(read_from_database, uri)
     return None

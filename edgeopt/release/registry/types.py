@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 """MLflow error codes for a model, alias or version that does not exist; which one depends on the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class RegisteredVersion:
     """One version of a registered model."""
 
     number: str
@@ -19,8 +19,8 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
-    """A registered model. Both fields are empty where the model does not exist.
+class RegisteredModel:
+    """A registered model. Both fields are empty if the model does not exist.
 
     Attributes:
         aliases: alias to version number.
@@ -28,4 +28,4 @@ class Registered:
     """
 
     aliases: Mapping[str, str]
-    versions: tuple[Version, ...]
+    versions: tuple[RegisteredVersion, ...]

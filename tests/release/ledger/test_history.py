@@ -1,4 +1,4 @@
-"""What entries add up to."""
+"""Test the state that ledger entries add up to."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.release.ledger.hash_chain import Entry
-from edgeopt.release.ledger.history import ROLLBACK, History, told
+from edgeopt.release.ledger.history import ROLLBACK, History, describe
 
 
-def written(*events: tuple[str, dict[str, Any]], actor: str = "ada") -> list[Entry]:
-    found: list[Entry] = []
+def entries_of(*events: tuple[str, dict[str, Any]], actor: str = "ada") -> list[Entry]:
+    entries: list[Entry] = []
     for index, (kind, facts) in enumerate(events, start=1):
-        previous = found[-1].digest if found else ""
-        found.append(
+        previous = entries[-1].digest if entries else ""
+        entries.append(
             Entry(number=index, previous=previous, kind=kind, actor=actor, at=f"t{index}", reason="", facts=facts)
         )
-    return found
+    return entries
 
 
-def moved(action: str, to: str, before: str | None) -> list[tuple[str, dict[str, Any]]]:
+def move_events(action: str, to: str, before: str | None) -> list[tuple[str, dict[str, Any]]]:
     return [
         ("begun", {"action": action}),
         ("moved", {"aliases": {"champion": [before, to]}}),
@@ -30,22 +30,22 @@ def moved(action: str, to: str, before: str | None) -> list[tuple[str, dict[str,
     ]
 
 
-def run(*steps: str) -> History:
-    """Promotions of a version by number, and `back` for a rollback."""
+def history_of(*steps: str) -> History:
+    """Return the history of promotions, by version number, and of rollbacks, as `back`."""
     events: list[tuple[str, dict[str, Any]]] = []
     for step in steps:
-        known = History.of(written(*events))
-        now, before = known.aliases.get("champion"), known.before("champion")
+        history = History.from_entries(entries_of(*events))
+        present, previous = history.aliases.get("champion"), history.previous_version("champion")
         if step == "back":
-            assert before is not None
-            events += moved(ROLLBACK, before, now)
+            assert previous is not None
+            events += move_events(ROLLBACK, previous, present)
         else:
-            events += moved("promotion", step, now)
-    return History.of(written(*events))
+            events += move_events("promotion", step, present)
+    return History.from_entries(entries_of(*events))
 
 
 @pytest.mark.parametrize(
-    ("steps", "now", "before"),
+    ("steps", "present", "previous"),
     [
         (["1"], "1", None),
         (["1", "2"], "2", "1"),
@@ -56,54 +56,53 @@ def run(*steps: str) -> History:
         (["1", "2", "back", "2"], "2", "1"),
     ],
 )
-def test_a_rollback_goes_to_the_last_version_that_was_not_rolled_back(
-    steps: list[str], now: str, before: str | None
-) -> None:
-    history = run(*steps)
-    assert (history.aliases["champion"], history.before("champion")) == (now, before)
+def test_rollback_skips_rolled_back_versions(steps: list[str], present: str, previous: str | None) -> None:
+    history = history_of(*steps)
+    assert (history.aliases["champion"], history.previous_version("champion")) == (present, previous)
 
 
 @given(steps=st.lists(st.sampled_from(["1", "2", "3", "4", "back"]), max_size=12))
-def test_rollbacks_end_and_never_return_to_what_was_rolled_back(steps: list[str]) -> None:
-    known = run("0", *[s for s in steps if s != "back"])
-    seen, done = {known.aliases["champion"]}, ["0", *[s for s in steps if s != "back"]]
-    while known.before("champion") is not None:
-        done.append("back")
-        known = run(*done)
-        assert known.aliases["champion"] not in seen
-        seen.add(known.aliases["champion"])
+def test_repeated_rollbacks_end_without_repetition(steps: list[str]) -> None:
+    events = ["0", *[step for step in steps if step != "back"]]
+    history = history_of(*events)
+    seen = {history.aliases["champion"]}
+    while history.previous_version("champion") is not None:
+        events.append("back")
+        history = history_of(*events)
+        assert history.aliases["champion"] not in seen
+        seen.add(history.aliases["champion"])
 
 
-def test_an_operation_is_open_until_it_ends_with_its_moves() -> None:
-    begun, move, end = moved("promotion", "2", None)
-    assert History.of(written(begun)).open is not None
-    assert History.of(written(begun)).moves == {}
-    assert History.of(written(begun, move)).moves == {"champion": "2"}
-    closed = History.of(written(begun, move, end))
-    assert (closed.open, closed.moves, closed.aliases) == (None, {}, {"champion": "2"})
+def test_operation_is_open_until_its_end() -> None:
+    begun, move, end = move_events("promotion", "2", None)
+    assert History.from_entries(entries_of(begun)).open_operation is not None
+    assert History.from_entries(entries_of(begun)).pending_moves == {}
+    assert History.from_entries(entries_of(begun, move)).pending_moves == {"champion": "2"}
+    closed = History.from_entries(entries_of(begun, move, end))
+    assert (closed.open_operation, closed.pending_moves, closed.aliases) == (None, {}, {"champion": "2"})
 
 
-def test_registrations_and_approvals_are_known_by_version() -> None:
-    entries = written(
+def test_registrations_and_approvals_by_version() -> None:
+    entries = entries_of(
         ("registered", {"version": "1", "digest": "d1"}),
         ("approved", {"version": "1", "digest": "d1"}),
         ("approved", {"version": "1", "digest": "other"}),
     )
-    history = History.of(entries)
-    assert history.registered["1"].digest == "d1"
-    assert history.registered["1"].actor == "ada"
+    history = History.from_entries(entries)
+    assert history.registrations["1"].digest == "d1"
+    assert history.registrations["1"].actor == "ada"
     assert [e.facts["digest"] for e in history.approvals["1"]] == ["d1", "other"]
 
 
-def test_adopting_takes_what_there_is_and_keeps_who_registered_what_is_unchanged() -> None:
-    entries = written(
+def test_adoption_keeps_registrations_of_unchanged_versions() -> None:
+    entries = entries_of(
         ("registered", {"version": "1", "digest": "d1"}), ("registered", {"version": "2", "digest": "d2"})
     )
-    adopted = written(
+    adopted = entries_of(
         ("adopted", {"aliases": {"champion": "3"}, "versions": {"1": "d1", "2": "x", "3": "d3"}}), actor="eve"
     )
-    history = History.of([*entries, *adopted])
-    assert {v: (r.actor, r.digest) for v, r in history.registered.items()} == {
+    history = History.from_entries([*entries, *adopted])
+    assert {v: (r.actor, r.digest) for v, r in history.registrations.items()} == {
         "1": ("ada", "d1"),
         "2": ("eve", "x"),
         "3": ("eve", "d3"),
@@ -111,11 +110,11 @@ def test_adopting_takes_what_there_is_and_keeps_who_registered_what_is_unchanged
     assert history.aliases == {"champion": "3"}
 
 
-def test_every_kind_is_told_in_a_sentence() -> None:
-    assert told("moved", {"aliases": {"champion": ["1", "2"], "smallest": [None, "2"]}}, "") == (
+def test_entries_are_described_in_sentences() -> None:
+    assert describe("moved", {"aliases": {"champion": ["1", "2"], "smallest": [None, "2"]}}, "") == (
         "moved champion from 1 to 2, smallest from nothing to 2"
     )
-    assert told("ended", {"action": "rollback", "outcome": "done"}, "why") == "ended rollback, done: why"
+    assert describe("ended", {"action": "rollback", "outcome": "done"}, "why") == "ended rollback, done: why"
     verdicts: dict[str, list[str]] = {"12": [], "3": []}
-    assert told("judged", {"verdicts": verdicts, "policy": "edge"}, "") == "judged trials 3, 12 by policy edge"
-    assert told("judged", {"verdicts": {"3": []}, "policy": "edge"}, "") == "judged trial 3 by policy edge"
+    assert describe("judged", {"verdicts": verdicts, "policy": "edge"}, "") == "checked trials 3, 12 by policy edge"
+    assert describe("judged", {"verdicts": {"3": []}, "policy": "edge"}, "") == "checked trial 3 by policy edge"

@@ -1,4 +1,4 @@
-"""The chain, by itself and in a store."""
+"""Test the hash chain, in memory and in a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from edgeopt.errors import GateError
-from edgeopt.release.ledger.hash_chain import Entry, Reading, chain
+from edgeopt.release.ledger.hash_chain import Entry, LedgerState, parse_chain
 from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.registry import client as registry
 
@@ -23,61 +23,61 @@ def entry(number: int, previous: str, **facts: Any) -> Entry:
     return Entry(number=number, previous=previous, kind="k", actor="a", at="2026-01-01", reason="", facts=facts)
 
 
-def written(count: int) -> list[Entry]:
-    found: list[Entry] = []
+def chain_of(count: int) -> list[Entry]:
+    entries: list[Entry] = []
     for index in range(1, count + 1):
-        found.append(entry(index, found[-1].digest if found else "", n=index))
-    return found
+        entries.append(entry(index, entries[-1].digest if entries else "", n=index))
+    return entries
 
 
-def texts(entries: list[Entry]) -> list[tuple[int, str]]:
+def stored_texts(entries: list[Entry]) -> list[tuple[int, str]]:
     return [(n, json.dumps(e.to_json())) for n, e in enumerate(entries, start=1)]
 
 
-def test_a_chain_reads_as_it_was_written() -> None:
-    entries = written(4)
-    assert chain(texts(entries)) == Reading(entries=tuple(entries), faults=(), last=4)
-    assert chain([]) == Reading()
+def test_chain_round_trips() -> None:
+    entries = chain_of(4)
+    assert parse_chain(stored_texts(entries)) == LedgerState(entries=tuple(entries), problems=(), last_version=4)
+    assert parse_chain([]) == LedgerState()
 
 
-def test_who_was_late_is_void_and_no_fault() -> None:
-    one, two, three = written(3)
-    late = entry(2, one.digest, late=True)
-    assert chain(texts([one, two, late, three])).entries == (one, two, three)
-    assert chain(texts([one, two, late, three])).faults == ()
+def test_late_entry_is_void() -> None:
+    first, second, third = chain_of(3)
+    late = entry(2, first.digest, late=True)
+    assert parse_chain(stored_texts([first, second, late, third])).entries == (first, second, third)
+    assert parse_chain(stored_texts([first, second, late, third])).problems == ()
 
 
 @given(count=st.integers(1, 6), data=st.data())
-def test_a_deleted_entry_is_found(count: int, data: st.DataObject) -> None:
-    kept = texts(written(count + 1))
-    gone = data.draw(st.integers(0, count - 1))
-    del kept[gone]
-    assert f"version {gone + 1} was deleted" in chain(kept).faults
+def test_deleted_entry_is_detected(count: int, data: st.DataObject) -> None:
+    texts = stored_texts(chain_of(count + 1))
+    deleted = data.draw(st.integers(0, count - 1))
+    del texts[deleted]
+    assert f"version {deleted + 1} was deleted" in parse_chain(texts).problems
 
 
 @given(count=st.integers(1, 5), data=st.data())
-def test_a_changed_entry_is_found(count: int, data: st.DataObject) -> None:
-    entries = written(count)
+def test_changed_entry_is_detected(count: int, data: st.DataObject) -> None:
+    entries = chain_of(count)
     index = data.draw(st.integers(0, count - 1))
     field = data.draw(st.sampled_from(["actor", "at", "kind", "reason", "facts", "previous", "place", "digest"]))
-    kept = texts(entries)
-    document = json.loads(kept[index][1])
+    texts = stored_texts(entries)
+    document = json.loads(texts[index][1])
     document[field] = data.draw(st.sampled_from(["mallory", {"n": 99}, 7, None]))
-    kept[index] = (index + 1, json.dumps(document))
-    assert chain(kept).faults
+    texts[index] = (index + 1, json.dumps(document))
+    assert parse_chain(texts).problems
 
 
-def test_an_entry_that_was_forged_with_its_digest_breaks_what_follows() -> None:
-    one, two, three = written(3)
-    forged = replace(two, actor="mallory")
-    reading = chain(texts([one, forged, three]))
-    assert reading.entries == (one, forged)
-    assert reading.faults == ("version 3 follows an entry that is not there",)
+def test_forged_entry_breaks_the_next() -> None:
+    first, second, third = chain_of(3)
+    forged = replace(second, actor="mallory")
+    state = parse_chain(stored_texts([first, forged, third]))
+    assert state.entries == (first, forged)
+    assert state.problems == ("version 3 refers to an entry that does not exist",)
 
 
 @given(text=st.text(max_size=60) | st.builds(json.dumps, st.recursive(st.integers() | st.text(), st.lists)))
-def test_whatever_is_no_entry_is_a_fault_and_no_crash(text: str) -> None:
-    assert len(chain([(1, text)]).faults) == 1
+def test_invalid_entry_is_reported(text: str) -> None:
+    assert len(parse_chain([(1, text)]).problems) == 1
 
 
 @pytest.fixture
@@ -85,47 +85,47 @@ def ledger(store: tuple[str, Any], request: pytest.FixtureRequest) -> Ledger:
     return Ledger(MlflowClient(tracking_uri=store[0]), request.node.name)
 
 
-def append(ledger: Ledger, seen: Reading, actor: str = "a") -> Reading:
-    return ledger.append(seen, kind="k", actor=actor, reason="r", facts={"by": actor}, told="what people read")
+def append(ledger: Ledger, state: LedgerState, actor: str = "a") -> LedgerState:
+    return ledger.append(state, kind="k", actor=actor, reason="r", facts={"by": actor}, description="a sentence")
 
 
-def test_entries_are_versions_that_people_can_read(ledger: Ledger) -> None:
-    assert ledger.read() == Reading()
-    seen = append(ledger, append(ledger, Reading()))
-    assert ledger.read() == seen
-    assert [e.number for e in seen.entries] == [1, 2]
+def test_entries_are_stored_as_described_versions(ledger: Ledger) -> None:
+    assert ledger.read() == LedgerState()
+    state = append(ledger, append(ledger, LedgerState()))
+    assert ledger.read() == state
+    assert [e.number for e in state.entries] == [1, 2]
     versions = registry.versions(ledger.client, ledger.name)
-    assert [v.description for v in versions] == ["what people read"] * 2
+    assert [v.description for v in versions] == ["a sentence"] * 2
 
 
-def test_of_many_who_append_at_once_each_place_has_one_and_the_others_know(ledger: Ledger) -> None:
-    start, won, lost = threading.Barrier(6), [], []
-    append(ledger, Reading(), "first")
+def test_concurrent_appends_have_one_winner_per_number(ledger: Ledger) -> None:
+    barrier, won, lost = threading.Barrier(6), [], []
+    append(ledger, LedgerState(), "first")
 
-    def work(name: str) -> None:
-        start.wait()
+    def append_entries(name: str) -> None:
+        barrier.wait()
         for _ in range(4):
             try:
-                seen = append(ledger, ledger.read(), name)
+                state = append(ledger, ledger.read(), name)
             except GateError:
                 lost.append(name)
             else:
-                won.append(seen.entries[-1] if seen.entries[-1].actor == name else None)
+                won.append(state.entries[-1] if state.entries[-1].actor == name else None)
 
-    threads = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(6)]
+    threads = [threading.Thread(target=append_entries, args=(f"w{n}",)) for n in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    reading = ledger.read()
-    assert reading.faults == ()
+    state = ledger.read()
+    assert state.problems == ()
     assert len(won) + len(lost) == 24
-    assert len(reading.entries) == 1 + len(won)
+    assert len(state.entries) == 1 + len(won)
     assert won
 
 
-def test_an_entry_that_was_deleted_in_mlflow_is_found(ledger: Ledger, tmp_path: Path) -> None:
-    seen = append(ledger, append(ledger, append(ledger, Reading())))
+def test_deletion_in_mlflow_is_detected(ledger: Ledger, tmp_path: Path) -> None:
+    state = append(ledger, append(ledger, append(ledger, LedgerState())))
     ledger.client.delete_model_version(ledger.name, "2")
-    assert ledger.read().faults[0] == "version 2 was deleted"
-    assert len(seen.entries) == 3
+    assert ledger.read().problems[0] == "version 2 was deleted"
+    assert len(state.entries) == 3
