@@ -50,11 +50,14 @@ def _excess_and_reason(limit: Limit, measurement: Measurement | None, bound: flo
     if bound is None:
         return None, "the baseline of this relative limit was not measured"
     if limit.is_minimum:
-        worse, end, side = measurement.low, "down", "below"
+        worse, better, side = measurement.low, measurement.high, "below"
     else:
-        worse, end, side = measurement.high, "up", "above"
+        worse, better, side = measurement.high, measurement.low, "above"
+    # If even the better end violates the limit, it proves the violation; otherwise the worse end decides.
+    end = better if _excess(better, bound, limit.is_minimum) > 0 else worse
+    direction = "down" if (end == worse) == limit.is_minimum else "up"
     value = units.format_quantity(measurement.value, limit.unit)
-    interval = f"{value}, interval {end} to {units.format_quantity(worse, limit.unit)},"
+    interval = f"{value}, interval {direction} to {units.format_quantity(end, limit.unit)},"
     if not (math.isfinite(measurement.value) and math.isfinite(worse)):
         return None, f"{interval} is not finite"
     excess = _excess(worse, bound, limit.is_minimum)

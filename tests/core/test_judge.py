@@ -59,6 +59,22 @@ def test_interval_above_limit_is_a_violation() -> None:
     assert "99 ms, interval up to 101 ms, is above 100 ms" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("low", "value", "high", "is_minimum", "expected"),
+    [
+        (120.0, 130.0, 150.0, False, "130 ms, interval down to 120 ms, is above 100 ms"),
+        (90.0, 95.0, 101.0, False, "95 ms, interval up to 101 ms, is above 100 ms"),
+        (70.0, 80.0, 90.0, True, "80 ms, interval up to 90 ms, is below 100 ms"),
+        (99.0, 105.0, 110.0, True, "105 ms, interval down to 99 ms, is below 100 ms"),
+    ],
+)
+def test_violation_quotes_the_deciding_interval_end(
+    low: float, value: float, high: float, is_minimum: bool, expected: str
+) -> None:
+    limit = replace(AT_MOST_100, is_minimum=is_minimum)
+    assert expected in verdict(replace(measured(value, high), low=low), limit).reason
+
+
 def test_value_equal_to_limit_satisfies_it() -> None:
     assert verdict(measured(100.0)).satisfied
 
