@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -10,6 +11,7 @@ from mlflow import MlflowClient
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.artifact import Engine
+from edgeopt.core.corpus import Text
 from edgeopt.core.study_snapshot import TrialSnapshot
 from edgeopt.errors import GateError, InputError
 from edgeopt.release.audit import audit
@@ -90,3 +92,15 @@ def test_pulled_engine_has_recorded_measurements(study: FinishedStudy, tmp_path:
     assert sorted(p.name for p in (tmp_path / "device").iterdir()) == ["engine"]
     with pytest.raises(InputError, match="the folder already exists"):
         pull(reference(study, "@champion"), tmp_path / "device" / "engine", tracking_uri=study.uri)
+
+
+def test_pull_warns_about_different_evaluation_text(study: FinishedStudy, tmp_path: Path) -> None:
+    promote(**study.arguments())
+    pulled = pull(reference(study, "@champion"), tmp_path / "engine", tracking_uri=study.uri)
+    own_text, trial_text = (Text(name=name, documents=(name,)) for name in ("own.txt", "trial.txt"))
+    warning = replace(pulled, recorded_text=trial_text.summary()).text_warning(own_text)
+    for text in (own_text, trial_text):
+        assert f"{text.name} (sha256 {text.digest[:12]}…)" in warning
+    assert replace(pulled, recorded_text=own_text.summary()).text_warning(own_text) == ""
+    assert "unknown" in replace(pulled, recorded_text={}).text_warning(own_text)
+    assert replace(pulled, recorded=()).text_warning(own_text) == ""
