@@ -77,8 +77,8 @@ def test_damaged_version_is_neither_copied_nor_pulled(
     with pytest.raises(GateError, match="bytes: "):
         copy(reference(study, "/1"), **production, tracking_uri=study.uri)
     with pytest.raises(GateError, match="bytes: "):
-        pull(reference(study, "/1"), tmp_path / "engine", tracking_uri=study.uri)
-    assert not (tmp_path / "engine").exists()
+        pull(reference(study, "/1"), tmp_path / "pulled", tracking_uri=study.uri)
+    assert not (tmp_path / "pulled").exists()
     assert registry.versions(MlflowClient(tracking_uri=production["destination_uri"]), study.policy.model) == []
 
 
