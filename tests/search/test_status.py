@@ -6,103 +6,122 @@ from pathlib import Path
 
 import pytest
 from support import samples
-from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, by_bits, dead_member, finish, recorded, study
+from support.studies import (
+    DECODE,
+    FAILED,
+    LIMITS,
+    RATIO,
+    RSS,
+    dead_worker,
+    finish_next,
+    mark_recorded,
+    open_study,
+    predict_by_bits,
+)
 
 from edgeopt.core.target import Limit
 from edgeopt.search.status import collect_status
 
 
-def timed(seconds: float, *, saved: float = 0.0, **more: float) -> samples.TrialResult:
-    return replace(samples.result(**more), timings_s={"all": seconds}, saved_s={"build": saved} if saved else {})
+def timed_result(seconds: float, *, saved: float = 0.0, **fields: float) -> samples.TrialResult:
+    return replace(samples.result(**fields), timings_s={"all": seconds}, saved_s={"build": saved} if saved else {})
 
 
-def test_a_study_that_has_not_begun_says_so(tmp_path: Path) -> None:
-    told = collect_status(study(tmp_path, enqueue=({"bits": 4},)))
-    assert told["study"] == "s"
-    assert told["over"] == ""
-    assert told["trials"] == {"waiting": 1}
-    assert told["budget"] == 4
-    assert (told["feasible"], told["front"], told["hypervolume"]) == (0, 0, 0.0)
-    assert (told["spent_s"], told["spent_j"], told["left_s"]) == (0, 0, None)
-    assert told["workers"] == []
-    assert told["attempts_lost"] == 0
+def test_new_study_has_waiting_trials_only(tmp_path: Path) -> None:
+    document = collect_status(open_study(tmp_path, enqueue=({"bits": 4},)))
+    assert document["study"] == "s"
+    assert document["over"] == ""
+    assert document["trials"] == {"waiting": 1}
+    assert document["budget"] == 4
+    assert (document["feasible"], document["front"], document["hypervolume"]) == (0, 0, 0.0)
+    assert (document["spent_s"], document["spent_j"], document["left_s"]) == (0, 0, None)
+    assert document["workers"] == []
+    assert document["attempts_lost"] == 0
 
 
-def test_workers_are_shown_with_what_they_do(tmp_path: Path) -> None:
-    opened = study(tmp_path)
+def test_workers_show_their_trial(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
     for name in ("w", "idle"):
-        opened.storage.register_worker(replace(dead_member(name), role="measure"))
-    trial = opened.ask()
+        study.storage.register_worker(replace(dead_worker(name), role="measure"))
+    trial = study.ask()
     assert trial is not None
-    told = collect_status(opened)
-    shown = {w["worker"]: w for w in told["workers"]}
-    assert shown["w"] == {"worker": "w", "role": "measure", "trial": trial.number}
-    assert shown["idle"]["trial"] is None
-    assert told["trials"] == {"running": 1}
+    document = collect_status(study)
+    workers = {w["worker"]: w for w in document["workers"]}
+    assert workers["w"] == {"worker": "w", "role": "measure", "trial": trial.number}
+    assert workers["idle"]["trial"] is None
+    assert document["trials"] == {"running": 1}
 
 
-def test_states_rungs_and_broken_limits_are_counted(tmp_path: Path) -> None:
+def test_states_rungs_and_exceeded_limits_are_counted(tmp_path: Path) -> None:
     narrow = Limit(metric=RSS, unit="MiB", absolute=80.0)
-    opened = study(tmp_path, (*LIMITS[:2], narrow), predict_trial=by_bits, trials=4, enqueue=({"bits": 32},))
-    assert (opened.ask() or pytest.fail("it is told")).state == "refused"
-    finish(opened, samples.result())
-    finish(opened, samples.result(decode_ms=9.0, ratio=9.0))
-    finish(opened, replace(samples.result(ratio=9.0), refused="quality"))
-    told = collect_status(opened)
-    assert told["trials"] == {"refused": 1, "finished": 2, "stopped": 1}
-    assert told["rungs"] == {"prediction": 1, "quality": 1}
-    assert told["broken_limits"] == {RSS: 1, DECODE: 1, RATIO: 2}
-    assert (told["feasible"], told["front"]) == (1, 1)
+    study = open_study(
+        tmp_path, (*LIMITS[:2], narrow), predict_trial=predict_by_bits, trials=4, enqueue=({"bits": 32},)
+    )
+    assert (study.ask() or pytest.fail("a trial is due")).state == "refused"
+    finish_next(study, samples.result())
+    finish_next(study, samples.result(decode_ms=9.0, ratio=9.0))
+    finish_next(study, replace(samples.result(ratio=9.0), refused="quality"))
+    document = collect_status(study)
+    assert document["trials"] == {"refused": 1, "finished": 2, "stopped": 1}
+    assert document["outcomes"] == {
+        "on the front": 1,
+        "infeasible": 1,
+        "refused by prediction": 1,
+        "stopped early": 1,
+    }
+    assert document["rungs"] == {"prediction": 1, "quality": 1}
+    assert document["broken_limits"] == {RSS: 1, DECODE: 1, RATIO: 2}
+    assert (document["feasible"], document["front"]) == (1, 1)
 
 
-def test_what_was_spent_is_that_of_all_trials(tmp_path: Path) -> None:
-    opened = study(tmp_path)
-    finish(opened, replace(timed(10.0), energy_j=5.0))
-    finish(opened, replace(timed(2.0, failure=FAILED), energy_j=1.0))
-    told = collect_status(opened)
-    assert (told["spent_s"], told["spent_j"]) == (12.0, 6.0)
-    assert told["left_s"] == pytest.approx(2 * 6.0), "two trials are left, which take as long as those before"
+def test_spent_time_and_energy_are_totals(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    finish_next(study, replace(timed_result(10.0), energy_j=5.0))
+    finish_next(study, replace(timed_result(2.0, failure=FAILED), energy_j=1.0))
+    document = collect_status(study)
+    assert (document["spent_s"], document["spent_j"]) == (12.0, 6.0)
+    assert document["left_s"] == pytest.approx(2 * 6.0), "two trials remain"
 
 
-def test_workers_share_what_is_left(tmp_path: Path) -> None:
-    opened = study(tmp_path)
-    finish(opened, timed(10.0))
+def test_remaining_time_is_divided_by_workers(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    finish_next(study, timed_result(10.0))
     for name in ("a", "b", "c"):
-        opened.storage.register_worker(dead_member(name))
-    assert collect_status(opened)["left_s"] == pytest.approx(10.0)
+        study.storage.register_worker(dead_worker(name))
+    assert collect_status(study)["left_s"] == pytest.approx(10.0)
 
 
-def test_what_was_saved_is_told_by_its_cause(tmp_path: Path) -> None:
+def test_saved_time_is_reported_by_source(tmp_path: Path) -> None:
     narrow = (Limit(metric=RSS, unit="MiB", absolute=80.0),)
-    opened = study(tmp_path, narrow, predict_trial=by_bits, trials=3, enqueue=({"bits": 32},))
-    opened.ask()
-    finish(opened, timed(10.0))
-    finish(opened, timed(6.0, saved=6.0))
-    finish(opened, replace(timed(3.0), refused="quality"))
-    saved = collect_status(opened)["saved_s"]
-    usual = 11.0  # the median of 10 and 12 that whole trials take
-    assert saved == pytest.approx({"prediction": usual, "rungs": usual - 3.0, "cache": 6.0})
+    study = open_study(tmp_path, narrow, predict_trial=predict_by_bits, trials=3, enqueue=({"bits": 32},))
+    study.ask()
+    finish_next(study, timed_result(10.0))
+    finish_next(study, timed_result(6.0, saved=6.0))
+    finish_next(study, replace(timed_result(3.0), refused="quality"))
+    saved = collect_status(study)["saved_s"]
+    median_s = 11.0  # of the complete trials, which take 10 and 12 seconds
+    assert saved == pytest.approx({"prediction": median_s, "rungs": median_s - 3.0, "cache": 6.0})
 
 
-def test_a_study_that_is_over_says_why_and_has_nothing_left(tmp_path: Path) -> None:
-    opened = study(tmp_path, trials=1)
-    recorded(opened, finish(opened))
-    told = collect_status(opened)
-    assert told["over"] == "budget of 1 trials reached"
-    assert told["left_s"] is None
-    assert opened.hypervolume_history() == [told["hypervolume"]]
-    assert 0 < told["hypervolume"] <= 1
+def test_ended_study_names_its_reason(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=1)
+    mark_recorded(study, finish_next(study))
+    document = collect_status(study)
+    assert document["over"] == "budget of 1 trials reached"
+    assert document["left_s"] is None
+    assert study.hypervolume_history() == [document["hypervolume"]]
+    assert 0 < document["hypervolume"] <= 1
 
 
 def test_lost_attempts_are_counted(tmp_path: Path) -> None:
-    opened = study(tmp_path)
+    study = open_study(tmp_path)
     for _ in range(2):
-        opened.storage.release(opened.ask() or pytest.fail("it waits"))
-    assert collect_status(opened)["attempts_lost"] == 2
+        study.storage.release(study.ask() or pytest.fail("a trial waits"))
+    assert collect_status(study)["attempts_lost"] == 2
 
 
-def test_the_document_is_plain_data(tmp_path: Path) -> None:
-    opened = study(tmp_path)
-    finish(opened)
-    told = collect_status(opened)
-    assert json.loads(json.dumps(told)) == told
+def test_status_is_plain_json(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    finish_next(study)
+    document = collect_status(study)
+    assert json.loads(json.dumps(document)) == document

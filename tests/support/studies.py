@@ -1,4 +1,4 @@
-"""What the tests of the search share: a small study, invented forecasts and results, and a log that listens."""
+"""Help tests of the search: a small study, invented predictions and results, and fakes of a worker's collaborators."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from edgeopt.search.storage.trial_storage import TrialStorage
 from edgeopt.search.storage.trial_summary import TrialSummary
 from edgeopt.search.storage.worker_record import WorkerRecord
 from edgeopt.search.study import Study
+from edgeopt.search.workers.heartbeat import create_worker_record
 from edgeopt.search.workers.loop import WorkerContext
 from support import samples
 
@@ -33,8 +34,9 @@ LIMITS = (
 FAILED = Failure(stage="build", kind="BuildError", message="no")
 
 
-def search(**more: Any) -> Search:
-    known: dict[str, Any] = {
+def create_search(**fields: Any) -> Search:
+    """Return a search over four bit widths with a budget of four trials; `fields` override its fields."""
+    defaults: dict[str, Any] = {
         "study": "s",
         "objectives": {RATIO: "minimize", DECODE: "minimize"},
         "sampler": "random",
@@ -43,10 +45,10 @@ def search(**more: Any) -> Search:
         "spread": 0,
         "parameters": {"bits": {"choices": [4, 8, 16, 32]}},
     }
-    return Search(**known | more)
+    return Search(**defaults | fields)
 
 
-def study(
+def open_study(
     folder: Path,
     limits: tuple[Limit, ...] = LIMITS,
     *,
@@ -54,65 +56,77 @@ def study(
     worker: str = "w",
     built: bool | None = None,
     url: str = "",
-    **more: Any,
+    **fields: Any,
 ) -> Study:
-    """A study that was opened."""
-    found = search(**more)
-    objectives = tuple(Objective(metric=m, direction=d) for m, d in found.objectives.items())  # type: ignore[arg-type]
-    made = Study(
-        storage=TrialStorage(url or file_url(folder / "studies.db"), found.study),
-        search=found,
+    """Open a study in `folder` or at `url`; `fields` override fields of its search."""
+    search = create_search(**fields)
+    objectives = tuple(Objective(metric=m, direction=d) for m, d in search.objectives.items())  # type: ignore[arg-type]
+    study = Study(
+        storage=TrialStorage(url or file_url(folder / "studies.db"), search.study),
+        search=search,
         objectives=objectives,
         limits=limits,
         predict_trial=predict_trial,
         worker=worker,
         built=built,
     )
-    made.open({"name": "sweep"})
-    return made
+    study.open({"name": "sweep"})
+    return study
 
 
-def finish(opened: Study, result: TrialResult | None = None) -> Trial:
-    """Ask, and finish what was asked."""
-    trial = opened.ask()
+def finish_next(study: Study, result: TrialResult | None = None) -> Trial:
+    """Ask for a trial, finish it, and return it as it is then."""
+    trial = study.ask()
     assert trial is not None
     assert trial.state == "running"
-    assert opened.finish(trial, result or samples.result())
-    return next(r for r in opened.trials() if r.number == trial.number)
+    assert study.finish(trial, result or samples.result())
+    return next(t for t in study.trials() if t.number == trial.number)
 
 
-def recorded(opened: Study, trial: Trial) -> None:
-    opened.storage.mark_recorded(trial, run_id="r")
+def run_search(study: Study, evaluate: Callable[[Trial], TrialResult] = lambda _: samples.result()) -> list[Trial]:
+    """Ask for, finish and record trials until there are no more; return them as `ask` returned them."""
+    asked = []
+    while (trial := study.ask()) is not None:
+        asked.append(trial)
+        if trial.state == "running":
+            assert study.finish(trial, evaluate(trial))
+        mark_recorded(study, trial)
+    return asked
+
+
+def mark_recorded(study: Study, trial: Trial) -> None:
+    """Mark a trial as recorded on the tracking server."""
+    study.storage.mark_recorded(trial, run_id="r")
 
 
 def predicted(metric: str, value: float, unit: str = "MiB") -> Measurement:
+    """Return a predicted value without an interval."""
     return Measurement(
         metric=metric, unit=unit, value=value, low=value, high=value, count=1, method="invented", kind="predicted"
     )
 
 
-def forecast(expected_error: float = 0.0, failure: Failure | None = None, **figures: float) -> Prediction:
-    """Of `size` in MiB and `rss` in MiB."""
-    names = {"size": SIZE, "rss": RSS}
-    blank = replace(samples.result(), measurements=(), verdicts=(), timings_s={})
-    predictions = tuple(predicted(names[name], value) for name, value in figures.items())
-    return Prediction(result=replace(blank, predictions=predictions, failure=failure), expected_error=expected_error)
+def prediction(expected_error: float = 0.0, failure: Failure | None = None, **values: float) -> Prediction:
+    """Return a prediction of `size` and `rss` in MiB."""
+    metrics = {"size": SIZE, "rss": RSS}
+    empty = replace(samples.result(), measurements=(), verdicts=(), timings_s={})
+    predictions = tuple(predicted(metrics[name], value) for name, value in values.items())
+    return Prediction(result=replace(empty, predictions=predictions, failure=failure), expected_error=expected_error)
 
 
-def by_bits(params: Params) -> Prediction:
-    """Fewer bits are smaller and do more damage."""
-    return forecast(expected_error=4.0 ** -params["bits"], size=float(params["bits"]), rss=50.0 + params["bits"])
+def predict_by_bits(params: Params) -> Prediction:
+    """Predict a smaller size and a larger error for fewer bits."""
+    return prediction(expected_error=4.0 ** -params["bits"], size=float(params["bits"]), rss=50.0 + params["bits"])
 
 
-def dead_member(worker: str = "dead") -> WorkerRecord:
-    """A worker of this host whose process has ended."""
-    from edgeopt.search.workers.heartbeat import create_worker_record
+def dead_worker(worker: str = "dead") -> WorkerRecord:
+    """Return a worker of this host whose process has ended."""
+    record = create_worker_record("all")
+    return replace(record, worker=worker, host=process_identity.host_id(), process="4194304:1")
 
-    return replace(create_worker_record("all"), worker=worker, host=process_identity.host_id(), process="4194304:1")
 
-
-def finished_row(number: int, params: Params, summary: TrialSummary) -> Trial:
-    """A trial that is over and recorded, as the ledger tells it."""
+def finished_trial(number: int, params: Params, summary: TrialSummary) -> Trial:
+    """Return a trial that is finished and recorded."""
     return Trial(
         number=number,
         params=params,
@@ -131,80 +145,81 @@ def finished_row(number: int, params: Params, summary: TrialSummary) -> Trial:
 
 
 class FakeTrackingLog:
-    """What the tracking server was told, in order, and which runs it has open."""
+    """Tracking log that remembers its calls in order and the attempts whose runs are open."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
-        self.why: list[str] = []
-        self.left_open: set[tuple[int, int]] = set()
-        self.progressed: list[tuple[int, dict[str, float]]] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.kill_reasons: list[str] = []
+        self.open_runs: set[tuple[int, int]] = set()
+        self.logged_progress: list[tuple[int, dict[str, float]]] = []
 
     def begin(self, trial: Trial) -> str:
-        self.told.append(("begin", trial.number, trial.attempt))
-        self.left_open.add((trial.number, trial.attempt))
+        self.calls.append(("begin", trial.number, trial.attempt))
+        self.open_runs.add((trial.number, trial.attempt))
         return f"run {trial.number}/{trial.attempt}"
 
     def record(self, trial: Trial, result: TrialResult, front: Collection[int]) -> str:
-        self.told.append(("record", trial.number, trial.attempt))
-        self.left_open.discard((trial.number, trial.attempt))
+        self.calls.append(("record", trial.number, trial.attempt))
+        self.open_runs.discard((trial.number, trial.attempt))
         return f"run {trial.number}/{trial.attempt}"
 
-    def kill(self, number: int, attempt: int, why: str) -> None:
-        self.told.append(("kill", number, attempt))
-        self.why.append(why)
-        self.left_open.discard((number, attempt))
+    def kill(self, number: int, attempt: int, reason: str) -> None:
+        self.calls.append(("kill", number, attempt))
+        self.kill_reasons.append(reason)
+        self.open_runs.discard((number, attempt))
 
     def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
-        self.progressed.append((step, dict(values)))
+        self.logged_progress.append((step, dict(values)))
 
     def publish(self) -> None: ...
 
     def open_attempts(self) -> set[tuple[int, int]]:
-        return set(self.left_open)
+        return set(self.open_runs)
 
 
-class Stub:
-    """An evaluator that answers from a script: a result, a failure, an exception, or what a function returns."""
+class ScriptedEvaluator:
+    """Evaluator that answers from a script: a result, a failure, an exception, or the value of a function."""
 
     def __init__(self, script: list[Any]) -> None:
-        self.script, self.tried = script, list[Params]()
+        self.script, self.evaluated = script, list[Params]()
 
     def run(self, params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult | Failure:
-        self.tried.append(dict(params))
+        self.evaluated.append(dict(params))
         answer = self.script.pop(0) if self.script else samples.result()
         if isinstance(answer, type):
             raise answer
         return answer() if callable(answer) else answer  # type: ignore[no-any-return]
 
 
-class Silent:
-    """A watcher that keeps what it was shown."""
+class RecordingWatcher:
+    """Watcher that remembers the events and messages."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[str, int]] = []
-        self.lines: list[str] = []
+        self.events: list[tuple[str, int]] = []
+        self.messages: list[str] = []
 
     def started(self, trial: Trial) -> None:
-        self.seen.append(("started", trial.number))
+        self.events.append(("started", trial.number))
 
     def progress(self, line: str) -> None: ...
 
     def finished(self, trial: Trial, result: TrialResult) -> None:
-        self.seen.append(("finished", trial.number))
+        self.events.append(("finished", trial.number))
 
     def message(self, line: str) -> None:
-        self.lines.append(line)
+        self.messages.append(line)
 
 
-def sweep(
-    opened: Study, script: list[Any] | None = None, log: FakeTrackingLog | None = None, *, role: str = "all"
+def worker_context(
+    study: Study, script: list[Any] | None = None, log: FakeTrackingLog | None = None, *, role: str = "all"
 ) -> WorkerContext:
-    blank = replace(samples.result(), measurements=(), verdicts=())
+    """Return the context of a worker with fakes; `script` has the answers of its evaluator."""
+    empty = replace(samples.result(), measurements=(), verdicts=())
     return WorkerContext(
-        study=opened,
-        evaluator=Stub(script or []),  # type: ignore[arg-type]
+        study=study,
+        evaluator=ScriptedEvaluator(script or []),  # type: ignore[arg-type]
         log=log or FakeTrackingLog(),
-        watcher=Silent(),
-        empty_result=lambda _: blank,
+        watcher=RecordingWatcher(),
+        empty_result=lambda _: empty,
         role=role,
     )

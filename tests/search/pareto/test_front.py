@@ -10,7 +10,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.search.pareto.front import Objective, dominates, pareto_ranks
 
 coordinates = st.integers(-3, 3).map(float) | st.floats(-5, 5)
-clouds = st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[coordinates] * n), max_size=14))
+point_sets = st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[coordinates] * n), max_size=14))
 
 
 def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
@@ -18,7 +18,7 @@ def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def brute_force(points: list[tuple[float, ...]]) -> list[int]:
-    """Points in the longest chain, each beating the next, that ends in the point."""
+    """Return the length of the longest chain of dominating points that ends in each point."""
 
     @cache
     def depth(n: int) -> int:
@@ -27,20 +27,20 @@ def brute_force(points: list[tuple[float, ...]]) -> list[int]:
     return [depth(n) for n in range(len(points))]
 
 
-@given(points=clouds)
-def test_ranks_are_those_of_the_definition(points: list[tuple[float, ...]]) -> None:
+@given(points=point_sets)
+def test_ranks_equal_brute_force(points: list[tuple[float, ...]]) -> None:
     assert pareto_ranks(points) == brute_force(points)
 
 
-@given(points=clouds)
-def test_the_front_is_never_empty_and_its_members_do_not_dominate_one_another(points: list[tuple[float, ...]]) -> None:
+@given(points=point_sets)
+def test_front_members_do_not_dominate_each_other(points: list[tuple[float, ...]]) -> None:
     front = [p for p, rank in zip(points, pareto_ranks(points), strict=True) if rank == 1]
     assert bool(front) == bool(points)
     assert not any(dominates(a, b) for a in front for b in front)
 
 
 @given(a=st.tuples(coordinates, coordinates), b=st.tuples(coordinates, coordinates))
-def test_dominance_is_strict_and_of_one_side(a: tuple[float, ...], b: tuple[float, ...]) -> None:
+def test_dominance_is_strict_and_asymmetric(a: tuple[float, ...], b: tuple[float, ...]) -> None:
     assert not dominates(a, a)
     assert not (dominates(a, b) and dominates(b, a))
     assert dominates(a, b) == beats(a, b)
@@ -50,7 +50,7 @@ def test_equal_points_share_a_rank() -> None:
     assert pareto_ranks([(1.0, 2.0), (1.0, 2.0), (2.0, 1.0), (2.0, 2.0)]) == [1, 1, 1, 2]
 
 
-def test_objectives_are_checked_against_known_metrics() -> None:
+def test_invalid_objective_is_rejected() -> None:
     assert Objective.parse("m", "maximize", {"m": ""}).sign == -1.0
     with pytest.raises(ConfigError, match=r"search.objectives.x: unknown metric 'x'.*m"):
         Objective.parse("x", "minimize", {"m": ""})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from support import samples
-from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, search
+from support.studies import DECODE, FAILED, LIMITS, RATIO, RSS, create_search
 
 from edgeopt.core.result import TrialResult, Verdict
 from edgeopt.core.study_snapshot import TrialState
@@ -31,7 +31,7 @@ OBJECTIVES = (Objective(metric=RATIO), Objective(metric=DECODE))
 SPACE = {"x": {"low": 0.0, "high": 1.0}}
 
 
-def row(
+def create_trial(
     number: int,
     result: TrialResult | None = None,
     params: Params | None = None,
@@ -56,16 +56,16 @@ def row(
     )
 
 
-def sampler(name: str = "tpe", parameters: Mapping[str, Any] = SPACE, *, seed: int = 0) -> OptunaSampler:
-    return OptunaSampler(search(sampler=name, parameters=parameters), OBJECTIVES, LIMITS, seed=seed)
+def create_sampler(name: str = "tpe", parameters: Mapping[str, Any] = SPACE, *, seed: int = 0) -> OptunaSampler:
+    return OptunaSampler(create_search(sampler=name, parameters=parameters), OBJECTIVES, LIMITS, seed=seed)
 
 
-def told(made: OptunaSampler) -> list[FrozenTrial]:
-    """What Optuna knows, without what was withdrawn."""
-    return [trial for trial in made._study.trials if trial.state != OptunaState.FAIL]
+def optuna_trials(sampler: OptunaSampler) -> list[FrozenTrial]:
+    """Return the trials of the Optuna study without discarded ones."""
+    return [trial for trial in sampler._study.trials if trial.state != OptunaState.FAIL]
 
 
-def judged(metric: str, excess: float | None, *, satisfied: bool = False, predicted: bool = False) -> Verdict:
+def verdict(metric: str, excess: float | None, *, satisfied: bool = False, predicted: bool = False) -> Verdict:
     return Verdict(
         metric=metric,
         limit="",
@@ -82,55 +82,55 @@ def with_verdicts(*verdicts: Verdict, refused: str = "") -> TrialSummary:
     return TrialSummary.from_result(replace(samples.result(), verdicts=verdicts, refused=refused))
 
 
-def with_figure(metric: str, value: float) -> TrialResult:
-    """As it is judged: a figure that is no number has no excess."""
-    whole = samples.result()
-    figures = tuple(replace(m, value=value) if m.metric == metric else m for m in whole.measurements)
-    verdicts = tuple(replace(v, excess=None, satisfied=False) if v.metric == metric else v for v in whole.verdicts)
-    return replace(whole, measurements=figures, verdicts=verdicts)
+def with_value(metric: str, value: float) -> TrialResult:
+    """Return a result in which one value is not finite and its verdict has no excess."""
+    result = samples.result()
+    measurements = tuple(replace(m, value=value) if m.metric == metric else m for m in result.measurements)
+    verdicts = tuple(replace(v, excess=None, satisfied=False) if v.metric == metric else v for v in result.verdicts)
+    return replace(result, measurements=measurements, verdicts=verdicts)
 
 
 # constraints
 
 
-def test_every_limit_is_a_constraint_by_its_excess() -> None:
+def test_excess_of_every_limit_is_a_constraint() -> None:
     summary = TrialSummary.from_result(samples.result(decode_ms=2.08, ratio=1.0, rss_mib=45.0))
     assert constraint_values(summary, LIMITS) == pytest.approx({RATIO: 1.0 / 1.15 - 1, DECODE: 1.0, RSS: -0.5})
 
 
-def test_a_failed_trial_violates_every_constraint() -> None:
+def test_failed_trial_violates_every_constraint() -> None:
     summary = TrialSummary.from_result(samples.result(failure=FAILED))
     assert constraint_values(summary, LIMITS) == dict.fromkeys((RATIO, DECODE, RSS), UNMEASURED_EXCESS)
 
 
-def test_what_was_not_measured_or_is_no_number_is_a_violated_constraint() -> None:
-    summary = with_verdicts(judged(RATIO, None), judged(DECODE, -0.5, satisfied=True))
+def test_unmeasured_metric_is_a_violated_constraint() -> None:
+    summary = with_verdicts(verdict(RATIO, None), verdict(DECODE, -0.5, satisfied=True))
     assert constraint_values(summary, LIMITS) == {RATIO: UNMEASURED_EXCESS, DECODE: -0.5, RSS: UNMEASURED_EXCESS}
 
 
-def test_a_figure_that_proves_nothing_is_a_violated_constraint() -> None:
-    summary = with_verdicts(judged(RATIO, -0.5), judged(DECODE, 0.0), judged(RSS, 0.3))
+def test_unproven_value_is_a_violated_constraint() -> None:
+    summary = with_verdicts(verdict(RATIO, -0.5), verdict(DECODE, 0.0), verdict(RSS, 0.3))
     assert constraint_values(summary, LIMITS) == {RATIO: MIN_UNPROVEN_EXCESS, DECODE: MIN_UNPROVEN_EXCESS, RSS: 0.3}
 
 
-def test_of_a_refused_trial_what_is_known_counts_and_nothing_else_misleads() -> None:
+def test_unjudged_limits_of_refused_trial_are_neutral() -> None:
     summary = with_verdicts(
-        judged(RATIO, None),
-        judged(DECODE, -0.2, predicted=True),
-        judged(RSS, 0.7, predicted=True),
+        verdict(RATIO, None),
+        verdict(DECODE, -0.2, predicted=True),
+        verdict(RSS, 0.7, predicted=True),
         refused="prediction",
     )
     assert constraint_values(summary, LIMITS) == {RATIO: 0.0, DECODE: -0.2, RSS: 0.7}
     assert constraint_values(replace(summary, verdicts={}), LIMITS) == dict.fromkeys((RATIO, DECODE, RSS), 0.0)
 
 
-def test_of_a_stopped_trial_limits_within_are_kept_as_far_as_is_known() -> None:
-    summary = with_verdicts(judged(RATIO, -0.2), judged(DECODE, 0.4), refused="quality")
+def test_satisfied_limits_of_stopped_trial_keep_their_excess() -> None:
+    summary = with_verdicts(verdict(RATIO, -0.2), verdict(DECODE, 0.4), refused="quality")
     assert constraint_values(summary, LIMITS) == {RATIO: -0.2, DECODE: 0.4, RSS: 0.0}
 
 
 @given(
-    held=st.dictionaries(
+    verdicts=st.dictionaries(
         st.sampled_from([RATIO, DECODE, RSS]),
         st.builds(
             VerdictSummary,
@@ -141,17 +141,17 @@ def test_of_a_stopped_trial_limits_within_are_kept_as_far_as_is_known() -> None:
         ),
     )
 )
-def test_a_trial_that_broke_something_is_infeasible_to_the_sampler_too(held: dict[str, VerdictSummary]) -> None:
-    assert any(value > 0 for value in constraint_values(TrialSummary(verdicts=held), LIMITS).values())
+def test_unsatisfied_limit_violates_a_constraint(verdicts: dict[str, VerdictSummary]) -> None:
+    assert any(value > 0 for value in constraint_values(TrialSummary(verdicts=verdicts), LIMITS).values())
 
 
-# what Optuna is told
+# trials in Optuna
 
 
-def test_a_finished_trial_is_complete_with_values_and_constraints() -> None:
-    made = sampler()
-    made.update([row(3, samples.result(decode_ms=0.5, ratio=1.1))])
-    (trial,) = told(made)
+def test_finished_trial_has_values_and_constraints() -> None:
+    sampler = create_sampler()
+    sampler.update([create_trial(3, samples.result(decode_ms=0.5, ratio=1.1))])
+    (trial,) = optuna_trials(sampler)
     assert (trial.state, trial.values, trial.params) == (OptunaState.COMPLETE, [1.1, 0.5], {"x": 0.03})
     assert trial.constraints == pytest.approx({RATIO: 1.1 / 1.15 - 1, DECODE: 0.5 / 1.04 - 1, RSS: 70 / 90 - 1})
 
@@ -162,91 +162,91 @@ def test_a_finished_trial_is_complete_with_values_and_constraints() -> None:
         samples.result(failure=FAILED),
         replace(samples.result(), refused="quality"),
         replace(samples.result(), refused="prediction", measurements=()),
-        with_figure(DECODE, math.nan),
-        with_figure(RATIO, math.inf),
+        with_value(DECODE, math.nan),
+        with_value(RATIO, math.inf),
         replace(samples.result(), measurements=samples.result().measurements[:1]),
     ],
     ids=["failed", "stopped", "refused", "NaN", "infinite", "without an objective"],
 )
-def test_a_trial_without_all_values_is_pruned_with_its_constraints(result: TrialResult) -> None:
-    made = sampler()
-    made.update([row(0, result)])
-    (trial,) = told(made)
+def test_trial_without_all_objectives_is_pruned(result: TrialResult) -> None:
+    sampler = create_sampler()
+    sampler.update([create_trial(0, result)])
+    (trial,) = optuna_trials(sampler)
     assert trial.state == OptunaState.PRUNED
     assert set(trial.constraints) == {RATIO, DECODE, RSS}
 
 
-def test_what_waits_is_not_told_and_what_runs_has_no_constraints() -> None:
-    made = sampler()
-    made.update([row(0, state="waiting"), row(1, state="running")])
-    (trial,) = told(made)
+def test_running_trial_has_no_constraints() -> None:
+    sampler = create_sampler()
+    sampler.update([create_trial(0, state="waiting"), create_trial(1, state="running")])
+    (trial,) = optuna_trials(sampler)
     assert (trial.state, trial.params) == (OptunaState.RUNNING, {"x": 0.01})
     assert not trial.constraints
 
 
-def test_a_trial_is_told_once_however_often_it_changes() -> None:
-    made, result = sampler(), samples.result()
+def test_each_trial_is_known_to_optuna_once() -> None:
+    sampler, result = create_sampler(), samples.result()
     for _ in range(2):
-        made.update([row(0), row(1)])
-    assert [trial.state for trial in told(made)] == [OptunaState.RUNNING] * 2
-    made.update([row(0, state="waiting")])
-    made.update([row(0)])
+        sampler.update([create_trial(0), create_trial(1)])
+    assert [trial.state for trial in optuna_trials(sampler)] == [OptunaState.RUNNING] * 2
+    sampler.update([create_trial(0, state="waiting")])
+    sampler.update([create_trial(0)])
     for recorded in (False, True):
-        made.update([replace(row(0, result), recorded=recorded)])
-    assert sorted(trial.state for trial in told(made)) == [OptunaState.RUNNING, OptunaState.COMPLETE]
+        sampler.update([replace(create_trial(0, result), recorded=recorded)])
+    assert sorted(trial.state for trial in optuna_trials(sampler)) == [OptunaState.RUNNING, OptunaState.COMPLETE]
 
 
-def test_a_trial_that_is_tried_again_begins_with_clean_constraints() -> None:
-    made = sampler()
-    made.update([row(0, samples.result(failure=FAILED))])
-    made.update([row(0, state="waiting")])
-    for again in (row(0), row(0, samples.result())):
-        made.update([replace(again, attempt=2)])
-    constraints = [trial.constraints for trial in told(made)]
+def test_next_attempt_starts_without_constraints() -> None:
+    sampler = create_sampler()
+    sampler.update([create_trial(0, samples.result(failure=FAILED))])
+    sampler.update([create_trial(0, state="waiting")])
+    for second_attempt in (create_trial(0), create_trial(0, samples.result())):
+        sampler.update([replace(second_attempt, attempt=2)])
+    constraints = [trial.constraints for trial in optuna_trials(sampler)]
     assert constraint_values(TrialSummary.from_result(samples.result()), LIMITS) in constraints
 
 
-def test_an_empty_proposal_leaves_nothing_behind() -> None:
-    made = sampler()
+def test_proposals_leave_no_optuna_trials() -> None:
+    sampler = create_sampler()
     for _ in range(3):
-        params, _ = made.propose()
+        params, _ = sampler.propose()
         assert set(params) == {"x"}
-    assert told(made) == []
+    assert optuna_trials(sampler) == []
 
 
-# hints
+# sampler attributes
 
 
-def test_generations_go_on_in_another_process() -> None:
-    """NSGA-II notes the generation of a proposal beside it, and takes its parents from the one before."""
+def test_nsga2_generations_continue_in_another_process() -> None:
+    """NSGA-II stores the generation of a proposal in its attributes and takes parents from the previous one."""
     from optuna.samplers import NSGAIISampler
 
     size = NSGAIISampler()._population_size
-    first, rows = sampler("nsga2"), list[Trial]()
+    first, trials = create_sampler("nsga2"), list[Trial]()
     for number in range(size):
         params, sampler_attrs = first.propose()
-        rows.append(row(number, samples.result(ratio=1 + params["x"]), params, sampler_attrs=sampler_attrs))
-        first.update(rows[-1:])
-    (key,) = {key for r in rows for key in r.sampler_attrs if "generation" in key}
-    assert {r.sampler_attrs[key] for r in rows} == {0}
-    other = sampler("nsga2", seed=9)
-    other.update(rows)
-    assert other.propose()[1][key] == first.propose()[1][key] == 1
-    without = sampler("nsga2", seed=9)
-    without.update([replace(r, sampler_attrs={}) for r in rows])
-    assert without.propose()[1][key] == 0, "it is the hints that tell"
+        trials.append(create_trial(number, samples.result(ratio=1 + params["x"]), params, sampler_attrs=sampler_attrs))
+        first.update(trials[-1:])
+    (key,) = {key for t in trials for key in t.sampler_attrs if "generation" in key}
+    assert {t.sampler_attrs[key] for t in trials} == {0}
+    resumed = create_sampler("nsga2", seed=9)
+    resumed.update(trials)
+    assert resumed.propose()[1][key] == first.propose()[1][key] == 1
+    without_attrs = create_sampler("nsga2", seed=9)
+    without_attrs.update([replace(t, sampler_attrs={}) for t in trials])
+    assert without_attrs.propose()[1][key] == 0, "generations depend on the attributes"
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "gp", "random"])
-def test_hints_are_plain_data(name: str) -> None:
+def test_sampler_attrs_are_plain_json(name: str) -> None:
     import json
 
-    made = sampler(name)
+    sampler = create_sampler(name)
     for number in range(12):
-        params, sampler_attrs = made.propose()
-        made.update(
+        params, sampler_attrs = sampler.propose()
+        sampler.update(
             [
-                row(
+                create_trial(
                     number,
                     samples.result(ratio=1 + params["x"]),
                     params,
@@ -270,21 +270,25 @@ CONDITIONAL = {
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**20), name=st.sampled_from(["tpe", "nsga2", "random"]))
-def test_proposals_stand_in_the_space_and_can_be_told_again(seed: int, name: str) -> None:
-    made = sampler(name, CONDITIONAL, seed=seed)
-    space = search(parameters=CONDITIONAL).space
+def test_proposals_are_in_the_space(seed: int, name: str) -> None:
+    sampler = create_sampler(name, CONDITIONAL, seed=seed)
+    space = create_search(parameters=CONDITIONAL).space
     for number in range(12):
-        params, sampler_attrs = made.propose()
+        params, sampler_attrs = sampler.propose()
         space.validate(params)
-        made.update([row(number, samples.result(ratio=1 + number / 20), params, sampler_attrs=sampler_attrs)])
-    assert [set(trial.params) for trial in told(made)] == [set(t.distributions) for t in told(made)]
+        sampler.update(
+            [create_trial(number, samples.result(ratio=1 + number / 20), params, sampler_attrs=sampler_attrs)]
+        )
+    assert [set(trial.params) for trial in optuna_trials(sampler)] == [
+        set(t.distributions) for t in optuna_trials(sampler)
+    ]
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "gp", "random"])
-def test_the_same_seed_and_history_propose_the_same(name: str) -> None:
+def test_same_seed_and_trials_give_same_proposals(name: str) -> None:
     def proposals() -> list[Params]:
-        made = sampler(name, seed=4)
-        made.update([row(n, samples.result(ratio=1 + n / 50)) for n in range(10)])
-        return [made.propose()[0] for _ in range(3)]
+        sampler = create_sampler(name, seed=4)
+        sampler.update([create_trial(n, samples.result(ratio=1 + n / 50)) for n in range(10)])
+        return [sampler.propose()[0] for _ in range(3)]
 
     assert proposals() == proposals()

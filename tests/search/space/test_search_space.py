@@ -33,7 +33,7 @@ def trial(seed: int = 0, fixed: dict[str, Any] | None = None) -> optuna.Trial:
 
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**31))
-def test_what_is_proposed_stands_in_the_space(seed: int) -> None:
+def test_suggestion_respects_conditions(seed: int) -> None:
     space = SearchSpace.parse(SPACE)
     params = space.suggest(trial(seed))
     space.validate(params)
@@ -47,7 +47,7 @@ bounds = st.tuples(st.floats(1e-9, 1e6), st.floats(1e-9, 1e6)).map(sorted)
 
 @settings(max_examples=60)
 @given(bounds=bounds, log=st.booleans(), seed=st.integers(0, 1000))
-def test_a_value_between_stays_between_and_is_not_rounded_away(bounds: list[float], log: bool, seed: int) -> None:
+def test_suggested_float_stays_in_range(bounds: list[float], log: bool, seed: int) -> None:
     low, high = bounds
     parameter = Parameter.parse("x", {"low": low, "high": high, "log": log})
     value = parameter.suggest(trial(seed))
@@ -55,7 +55,7 @@ def test_a_value_between_stays_between_and_is_not_rounded_away(bounds: list[floa
     assert parameter.contains(value)
 
 
-def test_whole_numbers_stay_whole() -> None:
+def test_integer_range_suggests_integers() -> None:
     values = {Parameter.parse("x", {"low": 8, "high": 32, "step": 8}).suggest(trial(seed)) for seed in range(30)}
     assert values == {8, 16, 24, 32}
     assert all(type(value) is int for value in values)
@@ -70,12 +70,12 @@ def test_whole_numbers_stay_whole() -> None:
         ({"low": 0.0, "high": 1.0}, [0, 0.123, 1.0], [-0.1, 1.1, None]),
     ],
 )
-def test_a_parameter_holds_what_it_could_propose(entry: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
+def test_parameter_contains_its_proposals(entry: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
     parameter = Parameter.parse("x", entry)
     assert [v for v in good if not parameter.contains(v)] == []
     assert [v for v in bad if parameter.contains(v)] == []
     for value in good:
-        assert parameter.suggest(trial(fixed={"x": value})) == value, "what is queued is what is tried"
+        assert parameter.suggest(trial(fixed={"x": value})) == value, "an enqueued value is the one that is tried"
 
 
 @pytest.mark.parametrize(
@@ -101,19 +101,19 @@ def test_a_parameter_holds_what_it_could_propose(entry: dict[str, Any], good: li
     ],
     ids=repr,
 )
-def test_a_parameter_that_cannot_be_searched_names_its_key(entry: Any) -> None:
+def test_invalid_parameter_error_names_its_key(entry: Any) -> None:
     with pytest.raises(ConfigError, match=r"^search\.parameters\.step\.x"):
         Parameter.parse("step.x", entry)
 
 
-def test_an_empty_space_and_a_later_condition_are_refused() -> None:
+def test_empty_space_and_later_condition_are_rejected() -> None:
     with pytest.raises(ConfigError, match="at least one parameter"):
         SearchSpace.parse({})
     with pytest.raises(ConfigError, match=r"a\.when: .*listed earlier, got 'b'.*Move b above a"):
         SearchSpace.parse({"a": {"choices": [1], "when": {"b": 1}}, "b": {"choices": [1]}})
 
 
-def test_examples_stand_in_the_space_and_leave_no_choice_out() -> None:
+def test_examples_cover_every_choice() -> None:
     space = SearchSpace.parse(SPACE)
     examples = space.examples()
     for params in examples:
@@ -134,12 +134,12 @@ def test_examples_stand_in_the_space_and_leave_no_choice_out() -> None:
     ],
     ids=str,
 )
-def test_a_known_recipe_outside_the_space_is_refused(params: dict[str, Any]) -> None:
+def test_enqueued_recipe_outside_the_space_is_rejected(params: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"search\.enqueue"):
         SearchSpace.parse(SPACE).validate(params)
 
 
-# whatever the space
+# properties of random spaces
 
 
 numbers = st.integers(1, 40) | st.floats(0.001, 50, allow_subnormal=False).map(lambda x: float(f"{x:.9g}"))
@@ -148,7 +148,7 @@ choices = st.lists(st.none() | st.text("ab", max_size=2) | st.integers(0, 9), mi
 
 @st.composite
 def entries(draw: st.DrawFn) -> dict[str, Any]:
-    """A parameter: choices, or a range of any kind."""
+    """Draw a parameter: choices, or a range of any kind."""
     if draw(st.booleans()):
         return {"choices": draw(choices)}
     low, high = sorted([draw(numbers), draw(numbers)])
@@ -158,22 +158,22 @@ def entries(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def spaces(draw: st.DrawFn, *, finite: bool = False) -> SearchSpace:
-    """Up to four parameters, some of which exist only for values of those before them."""
-    found: dict[str, Any] = {}
+    """Draw up to four parameters, some of them conditional on earlier ones."""
+    parameters: dict[str, Any] = {}
     for name in draw(st.sampled_from([["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]])):
         entry = draw(entries())
         if finite and "low" in entry:
             entry = {"low": int(entry["low"]), "high": int(entry["low"]) + draw(st.integers(0, 6))}
-        above = [key for key in found if "choices" in found[key]]
-        if above and draw(st.booleans()):
-            key = draw(st.sampled_from(above))
-            entry["when"] = {key: draw(st.lists(st.sampled_from(found[key]["choices"]), min_size=1, max_size=2))}
-        found[name] = entry
-    return SearchSpace.parse(found)
+        conditions = [key for key in parameters if "choices" in parameters[key]]
+        if conditions and draw(st.booleans()):
+            key = draw(st.sampled_from(conditions))
+            entry["when"] = {key: draw(st.lists(st.sampled_from(parameters[key]["choices"]), min_size=1, max_size=2))}
+        parameters[name] = entry
+    return SearchSpace.parse(parameters)
 
 
-def require_told(space: SearchSpace, params: Params) -> None:
-    """It is a recipe of the space, which Optuna takes too."""
+def require_valid(space: SearchSpace, params: Params) -> None:
+    """Require a recipe of the space that Optuna accepts."""
     space.validate(params)
     assert list(params) == [p.key for p in space.parameters if p.key in params]
     optuna.trial.create_trial(value=0.0, params=dict(params), distributions=space.distributions(params))
@@ -181,53 +181,53 @@ def require_told(space: SearchSpace, params: Params) -> None:
 
 @settings(max_examples=150)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_every_recipe_that_is_drawn_stands_in_the_space(space: SearchSpace, seed: int) -> None:
-    require_told(space, space.sample(random.Random(seed)))
+def test_sampled_recipe_is_in_the_space(space: SearchSpace, seed: int) -> None:
+    require_valid(space, space.sample(random.Random(seed)))
 
 
 @settings(max_examples=60)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_every_recipe_that_is_suggested_stands_in_the_space(space: SearchSpace, seed: int) -> None:
-    require_told(space, space.suggest(trial(seed)))
+def test_suggested_recipe_is_in_the_space(space: SearchSpace, seed: int) -> None:
+    require_valid(space, space.suggest(trial(seed)))
 
 
 @settings(max_examples=150)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_every_neighbour_stands_in_the_space_and_differs_in_one_value(space: SearchSpace, seed: int) -> None:
-    chance = random.Random(seed)
-    params = space.sample(chance)
-    for near in space.neighbours(params, chance):
-        require_told(space, near)
-        changed = [key for key in params if key in near and near[key] != params[key]]
+def test_neighbour_differs_in_one_value(space: SearchSpace, seed: int) -> None:
+    rng = random.Random(seed)
+    params = space.sample(rng)
+    for neighbour in space.neighbours(params, rng):
+        require_valid(space, neighbour)
+        changed = [key for key in params if key in neighbour and neighbour[key] != params[key]]
         assert len(changed) == 1
-        needed = {p.key for p in space.parameters if set(p.when) & {*changed, *(params.keys() ^ near.keys())}}
-        assert params.keys() ^ near.keys() <= needed
+        needed = {p.key for p in space.parameters if set(p.when) & {*changed, *(params.keys() ^ neighbour.keys())}}
+        assert params.keys() ^ neighbour.keys() <= needed
 
 
 @settings(max_examples=150)
 @given(space=spaces())
-def test_every_example_stands_in_the_space(space: SearchSpace) -> None:
+def test_example_is_in_the_space(space: SearchSpace) -> None:
     for params in space.examples():
-        require_told(space, params)
+        require_valid(space, params)
 
 
 @settings(max_examples=150)
 @given(space=spaces(finite=True), limit=st.integers(0, 60), seed=st.integers(0, 99))
-def test_a_space_is_listed_whole_and_each_recipe_once(space: SearchSpace, limit: int, seed: int) -> None:
-    expected = product(space)
+def test_listed_recipes_are_complete_and_distinct(space: SearchSpace, limit: int, seed: int) -> None:
+    expected = list_by_product(space)
     found = space.list_recipes(limit)
     assert (found is None) == (len(expected) > limit)
     if found is not None:
         listed = [canonical_json(params) for params in found]
         assert len(listed) == len(set(listed))
         assert set(listed) == expected
-        chance = random.Random(seed)
-        drawn = space.sample(chance)
-        assert {canonical_json(p) for p in [drawn, *space.neighbours(drawn, chance)]} <= expected
+        rng = random.Random(seed)
+        drawn = space.sample(rng)
+        assert {canonical_json(p) for p in [drawn, *space.neighbours(drawn, rng)]} <= expected
 
 
-def product(space: SearchSpace) -> set[str]:
-    """All recipes: every combination of values, without those of parameters that do not exist then."""
+def list_by_product(space: SearchSpace) -> set[str]:
+    """Return all recipes as JSON: every combination of values, without inactive parameters."""
     sides = [p.choices or tuple(range(int(p.low or 0), int(p.high or 0) + 1)) for p in space.parameters]
     found = set()
     for values in itertools.product(*sides):
@@ -241,10 +241,10 @@ def product(space: SearchSpace) -> set[str]:
 
 @settings(max_examples=100)
 @given(space=spaces(), seed=st.integers(0, 99))
-def test_a_recipe_of_the_search_is_in_its_normal_form(space: SearchSpace, seed: int) -> None:
-    chance = random.Random(seed)
-    params = space.sample(chance)
-    for found in [params, *space.neighbours(params, chance), *space.examples()]:
+def test_recipes_of_the_search_are_normalized(space: SearchSpace, seed: int) -> None:
+    rng = random.Random(seed)
+    params = space.sample(rng)
+    for found in [params, *space.neighbours(params, rng), *space.examples()]:
         assert canonical_json(space.normalize(found)) == canonical_json(found)
         assert list(space.normalize(dict(reversed(found.items())))) == list(found)
 
@@ -259,26 +259,26 @@ def test_a_recipe_of_the_search_is_in_its_normal_form(space: SearchSpace, seed: 
         ({"low": 0, "high": 9}, 4, "4"),
     ],
 )
-def test_the_same_value_is_written_in_one_way(entry: dict[str, Any], written: Any, normal: str) -> None:
+def test_values_are_normalized(entry: dict[str, Any], written: Any, normal: str) -> None:
     assert repr(Parameter.parse("x", entry).normalize(written)) == normal
 
 
-def test_a_parameter_that_does_not_exist_has_no_value_and_not_null() -> None:
+def test_inactive_parameter_differs_from_null() -> None:
     parameter = Parameter.parse("x", {"choices": [1], "when": {"rounding": None}})
     assert parameter.is_active({"rounding": None})
     assert not parameter.is_active({})
 
 
-def test_a_space_of_a_range_without_steps_is_not_listed() -> None:
+def test_continuous_space_is_not_listed() -> None:
     assert SearchSpace.parse({"x": {"low": 0.0, "high": 1.0}}).list_recipes(10**9) is None
 
 
-def test_a_huge_range_is_drawn_from_and_not_listed() -> None:
+def test_huge_range_is_sampled_without_listing() -> None:
     space = SearchSpace.parse({"x": {"low": 1, "high": 10**12}, "y": {"low": 0.0, "high": 1e3, "step": 1e-3}})
     assert space.list_recipes(20_000) is None
     drawn = [space.sample(random.Random(seed)) for seed in range(5)]
     for params in drawn:
-        require_told(space, params)
+        require_valid(space, params)
     assert len({params["x"] for params in drawn}) == 5
 
 
@@ -300,23 +300,23 @@ def test_a_huge_range_is_drawn_from_and_not_listed() -> None:
         ({"low": 3, "high": 3}, 3, []),
     ],
 )
-def test_neighbours_are_the_values_next_to_one(entry: dict[str, Any], value: Any, near: list[Any]) -> None:
+def test_neighbours_are_adjacent_values(entry: dict[str, Any], value: Any, near: list[Any]) -> None:
     assert Parameter.parse("x", entry).neighbours(value) == near
 
 
-def test_neighbours_bring_and_drop_what_exists_with_them() -> None:
-    space, chance = SearchSpace.parse(SPACE), random.Random(0)
-    baseline = list(space.neighbours({"recipe": "baseline"}, chance))
+def test_neighbours_add_and_remove_conditional_parameters() -> None:
+    space, rng = SearchSpace.parse(SPACE), random.Random(0)
+    baseline = list(space.neighbours({"recipe": "baseline"}, rng))
     assert [params["recipe"] for params in baseline] == ["int4", "prune_int4"]
     assert [len(params) for params in baseline] == [2, 4]
-    whole = {"recipe": "prune_int4", "step.quantize.block_size": 32, "step.prune.ratio": 0.4, "step.prune.windows": 8}
-    assert {"recipe": "baseline"} in list(space.neighbours(whole, chance))
-    assert {"recipe": "int4", "step.quantize.block_size": 32} in list(space.neighbours(whole, chance))
+    params = {"recipe": "prune_int4", "step.quantize.block_size": 32, "step.prune.ratio": 0.4, "step.prune.windows": 8}
+    assert {"recipe": "baseline"} in list(space.neighbours(params, rng))
+    assert {"recipe": "int4", "step.quantize.block_size": 32} in list(space.neighbours(params, rng))
 
 
 @settings(max_examples=40)
 @given(entry=entries())
-def test_optuna_knows_the_same_parameter(entry: dict[str, Any]) -> None:
+def test_optuna_distribution_matches_the_parameter(entry: dict[str, Any]) -> None:
     parameter = Parameter.parse("x", entry)
     single = SearchSpace.parse({"x": entry})
     for seed in range(5):
@@ -331,7 +331,7 @@ values = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1
 
 @settings(max_examples=60)
 @given(value=values | st.lists(st.integers() | names, max_size=3))
-def test_hydra_reads_an_override_as_the_value_that_was_proposed(value: Any) -> None:
+def test_hydra_reads_an_override_as_its_value(value: Any) -> None:
     written = to_overrides({"step.x": value})
     parsed = OverridesParser.create().parse_override(written[0])
     assert parsed.key_or_group == "step.x"
@@ -359,7 +359,7 @@ def test_hydra_reads_an_override_as_the_value_that_was_proposed(value: Any) -> N
         "-x",
     ],
 )
-def test_text_stays_text_whatever_it_looks_like(value: str) -> None:
+def test_string_override_stays_a_string(value: str) -> None:
     parsed = OverridesParser.create().parse_override(to_overrides({"step.x": value})[0])
     assert str(parsed.value()) == value
     assert isinstance(parsed.value(), str)

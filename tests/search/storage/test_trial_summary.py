@@ -11,35 +11,35 @@ from support.studies import DECODE, FAILED, RATIO, RSS, SIZE, predicted
 
 from edgeopt.search.storage.trial_summary import TrialSummary, VerdictSummary
 
-figures = st.floats(allow_nan=True, allow_infinity=True)
+floats = st.floats(allow_nan=True, allow_infinity=True)
 names = st.text(max_size=8)
-helds = st.builds(
+verdicts = st.builds(
     VerdictSummary,
-    excess=st.none() | figures,
+    excess=st.none() | floats,
     satisfied=st.booleans(),
     predicted=st.booleans(),
-    bound=st.none() | figures,
+    bound=st.none() | floats,
 )
 summaries = st.builds(
     TrialSummary,
     feasible=st.booleans(),
-    metrics=st.dictionaries(names, figures, max_size=3),
-    predicted=st.dictionaries(names, figures, max_size=3),
-    verdicts=st.dictionaries(names, helds, max_size=3),
+    metrics=st.dictionaries(names, floats, max_size=3),
+    predicted=st.dictionaries(names, floats, max_size=3),
+    verdicts=st.dictionaries(names, verdicts, max_size=3),
     refused=names,
     failure=st.none() | names,
-    timings_s=st.dictionaries(names, figures, max_size=3),
-    saved_s=st.dictionaries(names, figures, max_size=3),
-    energy_j=figures,
+    timings_s=st.dictionaries(names, floats, max_size=3),
+    saved_s=st.dictionaries(names, floats, max_size=3),
+    energy_j=floats,
 )
 
 
 @given(summary=summaries)
-def test_a_summary_survives_its_text(summary: TrialSummary) -> None:
-    assert repr(TrialSummary.from_json(summary.to_json())) == repr(summary)  # equal also where figures are NaN
+def test_summary_survives_json(summary: TrialSummary) -> None:
+    assert repr(TrialSummary.from_json(summary.to_json())) == repr(summary)  # repr is equal also for NaN
 
 
-def test_a_summary_says_what_the_search_needs_of_a_result() -> None:
+def test_summary_of_a_result() -> None:
     result = replace(
         samples.result(decode_ms=2.08),
         predictions=(predicted(SIZE, 1.4),),
@@ -58,16 +58,16 @@ def test_a_summary_says_what_the_search_needs_of_a_result() -> None:
     assert (summary.spent_s, summary.saved_s, summary.energy_j) == (2.0, {"compress": 9.0}, 3.0)
 
 
-def test_a_failure_is_told_by_stage_and_message() -> None:
+def test_failure_has_stage_and_message() -> None:
     assert TrialSummary.from_result(samples.result(failure=FAILED)).failure == "build: no"
 
 
-def test_a_summary_is_small() -> None:
-    noted = replace(samples.result(), notes=("lint: " + "x" * 100_000,))
-    assert len(TrialSummary.from_result(noted).to_json()) < 2000
+def test_summary_is_small() -> None:
+    result = replace(samples.result(), notes=("lint: " + "x" * 100_000,))
+    assert len(TrialSummary.from_result(result).to_json()) < 2000
 
 
-def test_an_empty_summary_is_infeasible_and_cost_nothing() -> None:
+def test_empty_summary_is_infeasible() -> None:
     assert not TrialSummary().feasible
     assert TrialSummary().spent_s == 0.0
     assert not math.isnan(TrialSummary().energy_j)

@@ -7,307 +7,315 @@ from typing import Any
 
 import pytest
 from support import samples
-from support.studies import FAILED, FakeTrackingLog, Stub, by_bits, dead_member, study, sweep
+from support.studies import (
+    FAILED,
+    FakeTrackingLog,
+    ScriptedEvaluator,
+    dead_worker,
+    open_study,
+    predict_by_bits,
+    worker_context,
+)
 
 from edgeopt.core.result import Failure, TrialResult
 from edgeopt.core.target import Limit
-from edgeopt.errors import StoreError
+from edgeopt.errors import ConfigError, StoreError
 from edgeopt.search.prediction import PREDICTION
 from edgeopt.search.storage.trial import Trial
 from edgeopt.search.storage.trial_summary import TrialSummary
 from edgeopt.search.study import MAX_ATTEMPTS, Study
 from edgeopt.search.workers import loop
+from edgeopt.search.workers.heartbeat import create_worker_record
 from edgeopt.search.workers.loop import WorkerContext, run_worker
 
 FULL = Failure(stage="build", kind="StoreError", message="cache: stage engine cannot be written. Free space")
 
 
 @pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "POLL_S", 0.01)
 
 
-def states(opened: Study) -> list[tuple[str, int, bool]]:
-    return [(trial.state, trial.attempt, trial.recorded) for trial in opened.trials()]
+def states(study: Study) -> list[tuple[str, int, bool]]:
+    return [(trial.state, trial.attempt, trial.recorded) for trial in study.trials()]
 
 
-def tried(made: WorkerContext) -> list[Any]:
-    assert isinstance(made.evaluator, Stub)
-    return [params["bits"] for params in made.evaluator.tried]
+def evaluated_bits(context: WorkerContext) -> list[Any]:
+    assert isinstance(context.evaluator, ScriptedEvaluator)
+    return [params["bits"] for params in context.evaluator.evaluated]
 
 
-def abandoned(folder: Path, **more: Any) -> tuple[Study, Trial]:
-    """A trial whose worker died at once."""
-    dead = study(folder, worker="dead", **more)
-    dead.storage.register_worker(dead_member("dead"))
+def claim_and_die(folder: Path, **fields: Any) -> tuple[Study, Trial]:
+    """Return the study of a dead worker and the trial that it was running."""
+    dead = open_study(folder, worker="dead", **fields)
+    dead.storage.register_worker(dead_worker("dead"))
     trial = dead.ask()
     assert trial is not None
     return dead, trial
 
 
-# what a worker does
+# evaluation
 
 
-def test_a_sweep_runs_until_its_budget_is_spent_and_records_every_trial(tmp_path: Path) -> None:
+def test_worker_records_every_trial_of_the_budget(tmp_path: Path) -> None:
     log = FakeTrackingLog()
-    made = sweep(study(tmp_path), [samples.result(), FAILED], log)
-    run_worker(made)
-    assert log.told == [(word, number, 1) for number in range(4) for word in ("begin", "record")]
-    assert sorted(states(made.study)) == [("failed", 1, True)] + [("finished", 1, True)] * 3
-    assert [trial.run_id for trial in made.study.trials()] == [f"run {n}/1" for n in range(4)]
-    assert made.watcher.seen == [(w, n) for n in range(4) for w in ("started", "finished")]  # type: ignore[attr-defined]
-    assert made.study.storage.active_workers() == []
+    context = worker_context(open_study(tmp_path), [samples.result(), FAILED], log)
+    run_worker(context)
+    assert log.calls == [(call, number, 1) for number in range(4) for call in ("begin", "record")]
+    assert sorted(states(context.study)) == [("failed", 1, True)] + [("finished", 1, True)] * 3
+    assert [trial.run_id for trial in context.study.trials()] == [f"run {n}/1" for n in range(4)]
+    assert context.watcher.events == [(event, n) for n in range(4) for event in ("started", "finished")]  # type: ignore[attr-defined]
+    assert context.study.storage.active_workers() == []
 
 
-def test_a_process_that_ends_without_an_answer_is_a_failed_trial_with_its_cause(tmp_path: Path) -> None:
-    made = sweep(study(tmp_path), [FAILED] * 4)
-    run_worker(made)
-    assert [made.study.load_result(n).failure for n in range(4)] == [FAILED] * 4
-    assert made.study.ranks() == {}
+def test_evaluator_failure_is_a_failed_trial(tmp_path: Path) -> None:
+    context = worker_context(open_study(tmp_path), [FAILED] * 4)
+    run_worker(context)
+    assert [context.study.load_result(n).failure for n in range(4)] == [FAILED] * 4
+    assert context.study.ranks() == {}
 
 
-def test_a_refused_trial_is_recorded_without_any_work(tmp_path: Path) -> None:
-    log, nothing_fits = FakeTrackingLog(), (Limit(metric="memory/peak_rss_mib", unit="MiB", absolute=1.0),)
-    made = sweep(study(tmp_path, nothing_fits, predict_trial=by_bits), [], log)
-    run_worker(made)
-    assert tried(made) == []
-    assert log.told == [("record", number, 1) for number in range(4)]
-    assert states(made.study) == [("refused", 1, True)] * 4
-    assert made.watcher.seen == [("finished", n) for n in range(4)]  # type: ignore[attr-defined]
+def test_refused_trial_is_recorded_without_evaluation(tmp_path: Path) -> None:
+    log, unreachable = FakeTrackingLog(), (Limit(metric="memory/peak_rss_mib", unit="MiB", absolute=1.0),)
+    context = worker_context(open_study(tmp_path, unreachable, predict_trial=predict_by_bits), [], log)
+    run_worker(context)
+    assert evaluated_bits(context) == []
+    assert log.calls == [("record", number, 1) for number in range(4)]
+    assert states(context.study) == [("refused", 1, True)] * 4
+    assert context.watcher.events == [("finished", n) for n in range(4)]  # type: ignore[attr-defined]
 
 
-def test_a_study_that_is_over_is_left_as_it_is(tmp_path: Path) -> None:
-    run_worker(sweep(study(tmp_path)))
+def test_complete_study_stays_unchanged(tmp_path: Path) -> None:
+    run_worker(worker_context(open_study(tmp_path)))
     log = FakeTrackingLog()
-    again = sweep(study(tmp_path), [], log)
-    run_worker(again)
-    assert (tried(again), log.told) == ([], [])
+    resumed = worker_context(open_study(tmp_path), [], log)
+    run_worker(resumed)
+    assert (evaluated_bits(resumed), log.calls) == ([], [])
 
 
-# what ends a worker
+# failures that stop the worker
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "why"),
+    ("answer", "error", "reason"),
     [
         (KeyboardInterrupt, KeyboardInterrupt, "interrupted by Ctrl-C; the recipe is queued again"),
         (FULL, StoreError, "stage engine cannot be written"),
         (replace(samples.result(), failure=FULL), StoreError, "stage engine cannot be written"),
     ],
-    ids=["Ctrl-C", "cache that cannot be written", "told by the evaluation"],
+    ids=["Ctrl-C", "process without result", "failed result"],
 )
-def test_what_is_no_fault_of_the_trial_ends_the_worker_and_queues_the_trial(
-    tmp_path: Path, answer: Any, error: type[BaseException], why: str
+def test_external_failure_stops_worker_and_requeues_trial(
+    tmp_path: Path, answer: Any, error: type[BaseException], reason: str
 ) -> None:
     log = FakeTrackingLog()
-    made = sweep(study(tmp_path), [samples.result(), answer], log)
+    context = worker_context(open_study(tmp_path), [samples.result(), answer], log)
     with pytest.raises(error):
-        run_worker(made)
-    assert log.told[-2:] == [("begin", 1, 1), ("kill", 1, 1)]
-    assert why in log.why[0]
-    assert states(made.study) == [("finished", 1, True), ("waiting", 2, False)]
-    again_log = FakeTrackingLog()
-    again = sweep(study(tmp_path), [], again_log)
-    run_worker(again)
-    assert again_log.told[:2] == [("begin", 1, 2), ("record", 1, 2)], "it is the next one"
-    assert tried(again)[0] == tried(made)[1]
-    assert len(again.study.trials()) == 4
+        run_worker(context)
+    assert log.calls[-2:] == [("begin", 1, 1), ("kill", 1, 1)]
+    assert reason in log.kill_reasons[0]
+    assert states(context.study) == [("finished", 1, True), ("waiting", 2, False)]
+    resumed_log = FakeTrackingLog()
+    resumed = worker_context(open_study(tmp_path), [], resumed_log)
+    run_worker(resumed)
+    assert resumed_log.calls[:2] == [("begin", 1, 2), ("record", 1, 2)], "the trial is the next one"
+    assert evaluated_bits(resumed)[0] == evaluated_bits(context)[1]
+    assert len(resumed.study.trials()) == 4
 
 
-# what the dead leave
+# recovery from dead workers
 
 
-def test_a_trial_of_a_dead_worker_is_tried_again_first(tmp_path: Path) -> None:
-    dead, trial = abandoned(tmp_path)
+def test_trial_of_dead_worker_is_retried_first(tmp_path: Path) -> None:
+    dead, trial = claim_and_die(tmp_path)
     log = FakeTrackingLog()
     log.begin(trial)
-    made = sweep(study(tmp_path), [], log)
-    run_worker(made)
-    assert log.told[1:4] == [("kill", 0, 1), ("begin", 0, 2), ("record", 0, 2)]
-    assert log.why == ["worker dead died; the recipe is queued again"]
-    assert tried(made)[0] == trial.params["bits"]
-    assert not dead.finish(trial, samples.result()), "its late result is refused"
+    context = worker_context(open_study(tmp_path), [], log)
+    run_worker(context)
+    assert log.calls[1:4] == [("kill", 0, 1), ("begin", 0, 2), ("record", 0, 2)]
+    assert log.kill_reasons == ["worker dead died; the recipe is queued again"]
+    assert evaluated_bits(context)[0] == trial.params["bits"]
+    assert not dead.finish(trial, samples.result()), "a late result is rejected"
 
 
-def test_a_trial_that_ends_every_worker_is_given_up_and_the_log_says_so(tmp_path: Path) -> None:
+def test_trial_that_kills_workers_is_recorded_as_failed(tmp_path: Path) -> None:
     log = FakeTrackingLog()
     for n in range(MAX_ATTEMPTS):
-        one = study(tmp_path, worker=f"w{n}")
-        one.storage.register_worker(dead_member(f"w{n}"))
-        trial = one.ask()
+        study = open_study(tmp_path, worker=f"w{n}")
+        study.storage.register_worker(dead_worker(f"w{n}"))
+        trial = study.ask()
         assert trial is not None
         assert trial.number == 0
         log.begin(trial)
         if n < MAX_ATTEMPTS - 1:
-            one.reclaim(dead_member(f"w{n}"))
-    made = sweep(study(tmp_path), [], log)
-    run_worker(made)
-    assert states(made.study)[0] == ("failed", MAX_ATTEMPTS, True)
-    assert "queued again" not in log.why[0]
-    assert "failed" in log.why[0]
-    assert log.left_open == set(), "runs of its earlier attempts are ended too"
-    assert len(made.study.trials()) == 4
+            study.reclaim(dead_worker(f"w{n}"))
+    context = worker_context(open_study(tmp_path), [], log)
+    run_worker(context)
+    assert states(context.study)[0] == ("failed", MAX_ATTEMPTS, True)
+    assert "queued again" not in log.kill_reasons[0]
+    assert "failed" in log.kill_reasons[0]
+    assert log.open_runs == set(), "the runs of earlier attempts are ended too"
+    assert len(context.study.trials()) == 4
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["before record", "before annotate"])
-def test_a_result_that_a_dead_worker_had_not_recorded_is_recorded_once(tmp_path: Path, told: bool) -> None:
-    dead, trial = abandoned(tmp_path)
+@pytest.mark.parametrize("logged", [False, True], ids=["before record", "before mark_recorded"])
+def test_result_of_dead_worker_is_recorded_once(tmp_path: Path, logged: bool) -> None:
+    dead, trial = claim_and_die(tmp_path)
     dead.finish(trial, samples.result(decode_ms=0.25))
     log = FakeTrackingLog()
     log.begin(trial)
-    if told:
+    if logged:
         log.record(trial, samples.result(), set())
-    made = sweep(study(tmp_path), [], log)
-    run_worker(made)
-    assert log.told.count(("record", 0, 1)) == 1 + told
-    assert ("kill", 0, 1) not in log.told
-    assert states(made.study)[0] == ("finished", 1, True)
-    assert len(tried(made)) == 3
-    log.told.clear()
-    run_worker(sweep(study(tmp_path), [], log))
-    assert log.told == [], "what is complete is not completed again"
+    context = worker_context(open_study(tmp_path), [], log)
+    run_worker(context)
+    assert log.calls.count(("record", 0, 1)) == 1 + logged
+    assert ("kill", 0, 1) not in log.calls
+    assert states(context.study)[0] == ("finished", 1, True)
+    assert len(evaluated_bits(context)) == 3
+    log.calls.clear()
+    run_worker(worker_context(open_study(tmp_path), [], log))
+    assert log.calls == [], "recorded results are not recorded again"
 
 
-def test_a_result_that_the_heir_did_not_learn_of_is_recorded_all_the_same(tmp_path: Path) -> None:
-    """The answer to its burial was lost, or the heir could not record it at once."""
-    dead, trial = abandoned(tmp_path)
+def test_result_is_recorded_when_reclaim_answer_is_lost(tmp_path: Path) -> None:
+    """The transaction succeeds, but the new owner sees no reclaimed trials."""
+    dead, trial = claim_and_die(tmp_path)
     dead.finish(trial, samples.result())
-    opened, log = study(tmp_path), FakeTrackingLog()
-    real = type(opened.storage).reclaim
-    opened.storage.reclaim = lambda *given, **named: real(opened.storage, *given, **named) and []  # type: ignore[method-assign,func-returns-value]
-    run_worker(sweep(opened, [], log))
-    assert ("record", 0, 1) in log.told
-    assert opened.is_complete()
+    study, log = open_study(tmp_path), FakeTrackingLog()
+    reclaim = type(study.storage).reclaim
+    study.storage.reclaim = lambda *args, **kwargs: reclaim(study.storage, *args, **kwargs) and []  # type: ignore[method-assign,func-returns-value]
+    run_worker(worker_context(study, [], log))
+    assert ("record", 0, 1) in log.calls
+    assert study.is_complete()
 
 
-@pytest.mark.parametrize("gone", ["engine", "artifact"])
-def test_a_result_whose_files_were_evicted_before_it_was_recorded_is_tried_again(tmp_path: Path, gone: str) -> None:
-    dead, trial = abandoned(tmp_path)
+@pytest.mark.parametrize("evicted", ["engine", "artifact"])
+def test_evicted_result_is_evaluated_again(tmp_path: Path, evicted: str) -> None:
+    dead, trial = claim_and_die(tmp_path)
     files: dict[str, Any] = {"engine": {"directory": str(tmp_path / "e"), "digest": "", "size_bytes": 1}}
-    if gone == "artifact":
+    if evicted == "artifact":
         files = {"artifacts": {"logs": str(tmp_path / "logs")}}
     dead.finish(trial, replace(samples.result(), **files))
     log = FakeTrackingLog()
     log.begin(trial)
-    made = sweep(study(tmp_path), [], log)
-    run_worker(made)
-    assert log.told[1:4] == [("kill", 0, 1), ("begin", 0, 2), ("record", 0, 2)]
-    assert "evicted" in log.why[0]
-    assert tried(made)[0] == trial.params["bits"]
-    assert states(made.study)[0] == ("finished", 2, True)
+    context = worker_context(open_study(tmp_path), [], log)
+    run_worker(context)
+    assert log.calls[1:4] == [("kill", 0, 1), ("begin", 0, 2), ("record", 0, 2)]
+    assert "evicted" in log.kill_reasons[0]
+    assert evaluated_bits(context)[0] == trial.params["bits"]
+    assert states(context.study)[0] == ("finished", 2, True)
 
 
-def test_runs_whose_trial_is_not_at_work_are_ended(tmp_path: Path) -> None:
+def test_stale_runs_are_ended(tmp_path: Path) -> None:
     log = FakeTrackingLog()
-    log.left_open = {(0, 1), (7, 2)}
-    run_worker(sweep(study(tmp_path), [], log))
-    assert sorted(log.told[:2]) == [("kill", 0, 1), ("kill", 7, 2)]
+    log.open_runs = {(0, 1), (7, 2)}
+    run_worker(worker_context(open_study(tmp_path), [], log))
+    assert sorted(log.calls[:2]) == [("kill", 0, 1), ("kill", 7, 2)]
 
 
-def test_a_run_that_another_worker_has_just_begun_is_left_alone(tmp_path: Path) -> None:
-    """It begins between two looks: one at the runs, the other at the trials."""
-    other = study(tmp_path, worker="other")
+def test_run_of_a_new_trial_is_not_stale(tmp_path: Path) -> None:
+    """The trial starts after the runs are read and before the trials are read."""
+    other = open_study(tmp_path, worker="other")
 
-    class Busy(FakeTrackingLog):
+    class LogWithConcurrentStart(FakeTrackingLog):
         def open_attempts(self) -> set[tuple[int, int]]:
             trial = other.ask()
             if trial is not None:
                 self.begin(trial)
-                begun.append(trial)
+                started.append(trial)
             return super().open_attempts()
 
-    log, begun = Busy(), list[Trial]()
-    sweep(study(tmp_path), [], log).outbox.end_stale_runs()
-    assert len(begun) == 1
-    assert log.left_open == {(0, 1)}
+    log, started = LogWithConcurrentStart(), list[Trial]()
+    worker_context(open_study(tmp_path), [], log).outbox.end_stale_runs()
+    assert len(started) == 1
+    assert log.open_runs == {(0, 1)}
 
 
 # roles
 
 
-def test_those_who_build_hand_over_to_those_who_measure(tmp_path: Path) -> None:
+def test_builder_hands_trials_to_measuring_worker(tmp_path: Path) -> None:
     log = FakeTrackingLog()
-    measurer = sweep(study(tmp_path, built=True, trials=2), [], log, role="measure")
+    measurer = worker_context(open_study(tmp_path, built=True, trials=2), [], log, role="measure")
 
-    def measured() -> None:
-        """The measurer takes what was built, as another process would at this time."""
+    def measure_next() -> None:
+        """Measure a built trial, as another process would at this time."""
         trial = measurer.study.ask()
         assert trial is not None
         loop._run_trial(measurer, trial)
 
-    class Patient(Study):
+    class StudyWithMeasurer(Study):
         def is_complete(self) -> bool:
-            measured()
+            measure_next()
             return Study.is_complete(self)
 
-    builder = sweep(study(tmp_path, built=False, trials=2), [samples.result(), FAILED], log, role="build")
-    builder = replace(builder, study=with_class(builder.study, Patient))
+    builder = worker_context(open_study(tmp_path, built=False, trials=2), [samples.result(), FAILED], log, role="build")
+    builder = replace(builder, study=with_class(builder.study, StudyWithMeasurer))
     measurer.study.worker = "measurer"
     run_worker(builder)
-    assert log.told == [("begin", 0, 1), ("begin", 1, 1), ("record", 1, 1), ("begin", 0, 1), ("record", 0, 1)]
-    assert tried(measurer) == tried(builder)[:1], "what failed is not measured"
+    assert log.calls == [("begin", 0, 1), ("begin", 1, 1), ("record", 1, 1), ("begin", 0, 1), ("record", 0, 1)]
+    assert evaluated_bits(measurer) == evaluated_bits(builder)[:1], "a failed trial is not measured"
     assert states(builder.study) == [("finished", 1, True), ("failed", 1, True)]
     assert builder.study.trials()[0].worker == "measurer"
 
 
-def with_class(opened: Study, kind: type[Study]) -> Study:
+def with_class(study: Study, kind: type[Study]) -> Study:
     return kind(
-        storage=opened.storage,
-        search=opened.search,
-        objectives=opened.objectives,
-        limits=opened.limits,
-        worker=opened.worker,
-        built=opened.built,
+        storage=study.storage,
+        search=study.search,
+        objectives=study.objectives,
+        limits=study.limits,
+        worker=study.worker,
+        built=study.built,
     )
 
 
-# a worker that is taken for dead
+# workers that are considered dead
 
 
-def while_at_work(opened: Study, act: Callable[[], None]) -> Callable[[], TrialResult]:
+def result_after(action: Callable[[], None]) -> Callable[[], TrialResult]:
+    """Return an answer of the evaluator that runs `action` during the evaluation."""
+
     def answer() -> TrialResult:
-        act()
+        action()
         return samples.result(decode_ms=0.123)
 
     return answer
 
 
-def test_a_worker_taken_for_dead_joins_again_and_its_late_result_is_refused(tmp_path: Path) -> None:
-    opened, log, names = study(tmp_path), FakeTrackingLog(), list[str]()
+def test_worker_considered_dead_continues_under_new_name(tmp_path: Path) -> None:
+    study, log, names = open_study(tmp_path), FakeTrackingLog(), list[str]()
 
-    def buried_meanwhile() -> None:
-        names.append(opened.worker)
-        (member,) = opened.storage.active_workers()
-        opened.storage.reclaim(
-            member, new_owner="other", max_attempts=MAX_ATTEMPTS, summarize_failure=lambda _: TrialSummary()
+    def reclaim_this_worker() -> None:
+        names.append(study.worker)
+        (worker,) = study.storage.active_workers()
+        study.storage.reclaim(
+            worker, new_owner="other", max_attempts=MAX_ATTEMPTS, summarize_failure=lambda _: TrialSummary()
         )
 
-    made = sweep(opened, [while_at_work(opened, buried_meanwhile)], log)
-    run_worker(made)
-    assert opened.worker not in names, "it works under another name"
-    assert log.told[:4] == [("begin", 0, 1), ("kill", 0, 1), ("begin", 0, 2), ("record", 0, 2)]
-    assert "considered dead" in log.why[0]
-    assert states(opened) == [("finished", 2, True)] + [("finished", 1, True)] * 3
-    assert opened.load_result(0).metrics["latency/decode_p50_ms"] != 0.123
-    assert opened.storage.active_workers() == []
+    context = worker_context(study, [result_after(reclaim_this_worker)], log)
+    run_worker(context)
+    assert study.worker not in names, "it continues under another name"
+    assert log.calls[:4] == [("begin", 0, 1), ("kill", 0, 1), ("begin", 0, 2), ("record", 0, 2)]
+    assert "considered dead" in log.kill_reasons[0]
+    assert states(study) == [("finished", 2, True)] + [("finished", 1, True)] * 3
+    assert study.load_result(0).metrics["latency/decode_p50_ms"] != 0.123
+    assert study.storage.active_workers() == []
 
 
-def test_a_worker_of_other_code_does_not_join(tmp_path: Path) -> None:
-    from edgeopt.errors import ConfigError
-    from edgeopt.search.workers.heartbeat import create_worker_record
-
-    opened = study(tmp_path)
-    opened.storage.register_worker(replace(create_worker_record("all"), code="0+other"))
+def test_worker_with_other_code_is_rejected(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    study.storage.register_worker(replace(create_worker_record("all"), code="0+other"))
     with pytest.raises(ConfigError, match="0\\+other"):
-        run_worker(sweep(study(tmp_path)))
-    opened.storage.register_worker(replace(dead_member("w2"), code="0+other"))
-    opened.storage.unregister_worker(opened.storage.active_workers()[0].worker)
-    run_worker(sweep(study(tmp_path)))
-    assert len(opened.trials()) == 4, "the dead of this host do not keep others out"
+        run_worker(worker_context(open_study(tmp_path)))
+    study.storage.register_worker(replace(dead_worker("w2"), code="0+other"))
+    study.storage.unregister_worker(study.storage.active_workers()[0].worker)
+    run_worker(worker_context(open_study(tmp_path)))
+    assert len(study.trials()) == 4, "dead workers of this host do not block others"
 
 
-def test_a_trial_that_is_refused_while_it_is_evaluated_is_over(tmp_path: Path) -> None:
+def test_trial_refused_during_evaluation_has_ended(tmp_path: Path) -> None:
     refused = replace(samples.result(), refused=PREDICTION)
-    made = sweep(study(tmp_path, trials=1), [refused])
-    run_worker(made)
-    assert [trial.state for trial in made.study.trials()] == ["refused", "finished"]
+    context = worker_context(open_study(tmp_path, trials=1), [refused])
+    run_worker(context)
+    assert [trial.state for trial in context.study.trials()] == ["refused", "finished"]

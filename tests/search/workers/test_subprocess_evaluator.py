@@ -21,7 +21,7 @@ Progress = Callable[[str], None]
 
 
 def evaluate(params: Mapping[str, Any], progress: Progress) -> TrialResult:
-    """Does what `params` says; called by name in another process."""
+    """Do what `params` says; called by name in the subprocess."""
     progress("measure\nwith details")
     match params["do"]:
         case "exit":
@@ -33,34 +33,34 @@ def evaluate(params: Mapping[str, Any], progress: Progress) -> TrialResult:
         case "hang":
             time.sleep(600)
         case "raise":
-            raise ValueError("unforeseen")
+            raise ValueError("unexpected")
         case "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
     pid = Measurement(metric="pid", unit="count", value=os.getpid(), low=0, high=0, count=1, method="getpid")
     return TrialResult(recipe=dict(params), target="t", device={}, emulated=False, measurements=(pid,))
 
 
-class DiesOnArrival:
-    """Ends the process as soon as it is unpickled there, before the parameters are read."""
+class ExitOnUnpickling:
+    """Object that ends the process when it is unpickled there, before the parameters are read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os._exit, (3,)
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[SubprocessEvaluator]:
-    made = SubprocessEvaluator(evaluate, timeout_s=30)
-    yield made
-    made.close()
+def evaluator() -> Iterator[SubprocessEvaluator]:
+    evaluator = SubprocessEvaluator(evaluate, timeout_s=30)
+    yield evaluator
+    evaluator.close()
 
 
-def answer(worker: SubprocessEvaluator, do: str, lines: list[str] | None = None) -> TrialResult | Failure:
-    return worker.run({"do": do}, (lines if lines is not None else []).append)
+def run(evaluator: SubprocessEvaluator, do: str, lines: list[str] | None = None) -> TrialResult | Failure:
+    return evaluator.run({"do": do}, (lines if lines is not None else []).append)
 
 
-def test_results_and_progress_come_from_one_other_process(worker: SubprocessEvaluator) -> None:
+def test_results_and_progress_come_from_the_subprocess(evaluator: SubprocessEvaluator) -> None:
     lines: list[str] = []
-    first, second = answer(worker, "work", lines), answer(worker, "work", lines)
+    first, second = run(evaluator, "work", lines), run(evaluator, "work", lines)
     assert isinstance(first, TrialResult)
     assert isinstance(second, TrialResult)
     assert first.recipe == {"do": "work"}
@@ -69,7 +69,7 @@ def test_results_and_progress_come_from_one_other_process(worker: SubprocessEval
 
 
 @pytest.mark.parametrize(
-    ("do", "told"),
+    ("do", "message"),
     [
         ("exit", "exit code 7"),
         ("kill", r"killed \(SIGKILL\).*memory"),
@@ -77,50 +77,50 @@ def test_results_and_progress_come_from_one_other_process(worker: SubprocessEval
         ("raise", "exit code 1"),
     ],
 )
-def test_a_crash_ends_the_trial_and_the_next_one_works(worker: SubprocessEvaluator, do: str, told: str) -> None:
-    failure = answer(worker, do)
+def test_evaluator_survives_a_crash(evaluator: SubprocessEvaluator, do: str, message: str) -> None:
+    failure = run(evaluator, do)
     assert isinstance(failure, Failure)
     assert (failure.kind, failure.stage) == ("Crash", "measure")
-    assert re.search(told, failure.message)
-    assert isinstance(answer(worker, "work"), TrialResult)
+    assert re.search(message, failure.message)
+    assert isinstance(run(evaluator, "work"), TrialResult)
 
 
-def test_a_trial_that_takes_too_long_is_ended(worker: SubprocessEvaluator) -> None:
-    assert isinstance(answer(worker, "work"), TrialResult)  # started, so that the time-out is of the trial alone
-    worker._timeout_s, before = 1.5, worker._timeout_s
+def test_timeout_ends_the_trial(evaluator: SubprocessEvaluator) -> None:
+    assert isinstance(run(evaluator, "work"), TrialResult)  # starts the process before the timeout
+    evaluator._timeout_s, before = 1.5, evaluator._timeout_s
     started = time.monotonic()
-    failure = answer(worker, "hang")
-    worker._timeout_s = before
+    failure = run(evaluator, "hang")
+    evaluator._timeout_s = before
     assert isinstance(failure, Failure)
     assert (failure.kind, failure.stage) == ("Timeout", "measure")
     assert "1.5 s" in failure.message
     assert time.monotonic() - started < 10
-    assert isinstance(answer(worker, "work"), TrialResult)
+    assert isinstance(run(evaluator, "work"), TrialResult)
 
 
-def test_a_process_that_dies_between_trials_is_started_again(worker: SubprocessEvaluator) -> None:
-    first = answer(worker, "work")
+def test_idle_process_that_dies_is_restarted(evaluator: SubprocessEvaluator) -> None:
+    first = run(evaluator, "work")
     assert isinstance(first, TrialResult)
     os.kill(int(first.metrics["pid"]), signal.SIGKILL)
-    second = answer(worker, "work")
-    if isinstance(second, Failure):  # its death was not yet seen when the trial was sent
-        second = answer(worker, "work")
+    second = run(evaluator, "work")
+    if isinstance(second, Failure):  # the trial was sent before its death was noticed
+        second = run(evaluator, "work")
     assert isinstance(second, TrialResult)
     assert second.metrics["pid"] != first.metrics["pid"]
 
 
-def test_ctrl_c_is_left_to_the_parent(worker: SubprocessEvaluator) -> None:
-    assert isinstance(answer(worker, "interrupt"), TrialResult)
+def test_parent_handles_ctrl_c(evaluator: SubprocessEvaluator) -> None:
+    assert isinstance(run(evaluator, "interrupt"), TrialResult)
 
 
-def test_a_process_that_dies_before_it_reads_its_trial_is_a_crash() -> None:
-    worker = SubprocessEvaluator(partial(evaluate, DiesOnArrival()), timeout_s=30)  # type: ignore[arg-type]
+def test_death_before_reading_the_trial_is_a_crash() -> None:
+    evaluator = SubprocessEvaluator(partial(evaluate, ExitOnUnpickling()), timeout_s=30)  # type: ignore[arg-type]
     for _ in range(2):
-        failure = answer(worker, "work")
+        failure = run(evaluator, "work")
         assert isinstance(failure, Failure)
         assert failure.kind == "Crash"
         assert "exit code 3" in failure.message
-    worker.close()
+    evaluator.close()
 
 
 def prepare(path: Path) -> None:
@@ -128,32 +128,32 @@ def prepare(path: Path) -> None:
         file.write(f"{os.getpid()}\n")
 
 
-def test_it_starts_and_prepares_before_the_first_trial_and_once_a_process(tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    with closing(SubprocessEvaluator(evaluate, timeout_s=30, prepare=partial(prepare, told))) as worker:
-        worker.start()
-        worker.start()
-        while not told.is_file() or not told.read_text():
+def test_process_is_prepared_once_before_its_first_trial(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with closing(SubprocessEvaluator(evaluate, timeout_s=30, prepare=partial(prepare, log))) as evaluator:
+        evaluator.start()
+        evaluator.start()
+        while not log.is_file() or not log.read_text():
             time.sleep(0.01)
-        results = [answer(worker, "work") for _ in range(2)]
-        before = told.read_text().split()
+        results = [run(evaluator, "work") for _ in range(2)]
+        before = log.read_text().split()
         assert [str(int(r.metrics["pid"])) for r in results if isinstance(r, TrialResult)] == before * 2
-        assert isinstance(answer(worker, "exit"), Failure)
-        assert isinstance(answer(worker, "work"), TrialResult)
-    assert len(told.read_text().split()) == 2
+        assert isinstance(run(evaluator, "exit"), Failure)
+        assert isinstance(run(evaluator, "work"), TrialResult)
+    assert len(log.read_text().split()) == 2
 
 
-def test_closing_ends_the_process_and_may_be_repeated() -> None:
-    worker = SubprocessEvaluator(evaluate, timeout_s=30)
-    worker.close()
-    result = answer(worker, "work")
+def test_close_ends_the_process_and_is_idempotent() -> None:
+    evaluator = SubprocessEvaluator(evaluate, timeout_s=30)
+    evaluator.close()
+    result = run(evaluator, "work")
     assert isinstance(result, TrialResult)
-    worker.close()
-    worker.close()
+    evaluator.close()
+    evaluator.close()
     assert not Path(f"/proc/{int(result.metrics['pid'])}").exists()
 
 
-def test_the_process_dies_with_a_killed_parent(tmp_path: Path) -> None:
+def test_process_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
