@@ -276,12 +276,10 @@ def test_proposals_are_in_the_space(seed: int, name: str) -> None:
     for number in range(12):
         params, sampler_attrs = sampler.propose()
         space.validate(params)
-        sampler.update(
-            [create_trial(number, samples.result(ratio=1 + number / 20), params, sampler_attrs=sampler_attrs)]
-        )
-    assert [set(trial.params) for trial in optuna_trials(sampler)] == [
-        set(t.distributions) for t in optuna_trials(sampler)
-    ]
+        result = samples.result(ratio=1 + number / 20)
+        sampler.update([create_trial(number, result, params, sampler_attrs=sampler_attrs)])
+    trials = optuna_trials(sampler)
+    assert [set(trial.params) for trial in trials] == [set(trial.distributions) for trial in trials]
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "gp", "random"])

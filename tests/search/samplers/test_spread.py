@@ -41,18 +41,18 @@ def numbers(chosen: list[Params]) -> list[int]:
 
 def test_equal_predictions_are_spread_over_choices() -> None:
     space = SearchSpace.parse({"kind": {"choices": ["a", "b", "c"]}, "size": {"choices": [1, 2]}})
-    every = [
+    candidates = [
         ({"kind": kind, "size": size}, prediction(expected_error=0.1, size=1.0)) for kind in "abc" for size in (1, 2)
     ]
-    chosen = choose_spread(every, (SMALL,), (), 3, space=space)
+    chosen = choose_spread(candidates, (SMALL,), (), 3, space=space)
     assert {params["kind"] for params in chosen} == {"a", "b", "c"}
     assert {params["size"] for params in chosen} == {1, 2}
 
 
 def test_partial_predictions_do_not_order_recipes() -> None:
-    known = [({"n": n}, prediction(expected_error=0.1 * n, size=float(5 - n))) for n in range(3)]
-    unknown = [({"n": n}, prediction(expected_error=0.1 * n)) for n in range(3, 6)]
-    assert numbers(choose([*known, *unknown], (SMALL,), (), 6)) == [0, 1, 2, 3, 4, 5], "by expected error"
+    predicted = [({"n": n}, prediction(expected_error=0.1 * n, size=float(5 - n))) for n in range(3)]
+    unpredicted = [({"n": n}, prediction(expected_error=0.1 * n)) for n in range(3, 6)]
+    assert numbers(choose([*predicted, *unpredicted], (SMALL,), (), 6)) == [0, 1, 2, 3, 4, 5], "by expected error"
 
 
 LINE = [(float(n), float(10 - n)) for n in range(11)]
@@ -83,11 +83,11 @@ def test_dominated_recipes_come_after_the_front() -> None:
 
 def test_limit_violations_come_last_by_excess() -> None:
     points = [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
-    found = [
-        (params, prediction(expected_error=f.expected_error, size=f.metrics[SIZE], rss=rss))
-        for (params, f), rss in zip(predictions(*points), (120.0, 66.0, 50.0), strict=True)
+    candidates = [
+        (params, prediction(expected_error=p.expected_error, size=p.metrics[SIZE], rss=rss))
+        for (params, p), rss in zip(predictions(*points), (120.0, 66.0, 50.0), strict=True)
     ]
-    assert numbers(choose(found, (SMALL, QUALITY), NARROW, 3)) == [2, 1, 0]
+    assert numbers(choose(candidates, (SMALL, QUALITY), NARROW, 3)) == [2, 1, 0]
 
 
 def test_relative_limit_uses_predicted_baseline() -> None:
@@ -101,13 +101,13 @@ def test_relative_limit_uses_predicted_baseline() -> None:
 
 def test_lower_limit_is_violated_by_smaller_values() -> None:
     minimums = (Limit(metric=RSS, unit="MiB", absolute=100.0, is_minimum=True),)
-    found = [*predictions((1.0, 0.0), rss=50.0), ({"n": 1}, prediction(expected_error=1.0, size=2.0, rss=150.0))]
-    assert numbers(choose(found, (SMALL,), minimums, 1)) == [1]
+    candidates = [*predictions((1.0, 0.0), rss=50.0), ({"n": 1}, prediction(expected_error=1.0, size=2.0, rss=150.0))]
+    assert numbers(choose(candidates, (SMALL,), minimums, 1)) == [1]
 
 
 def test_unplannable_recipe_is_left_out() -> None:
-    found = [*predictions((5.0, 5.0)), ({"n": 7}, prediction(failure=FAILED))]
-    assert numbers(choose(found, (SMALL, QUALITY), (), 9)) == [0]
+    candidates = [*predictions((5.0, 5.0)), ({"n": 7}, prediction(failure=FAILED))]
+    assert numbers(choose(candidates, (SMALL, QUALITY), (), 9)) == [0]
 
 
 coordinates = st.tuples(st.integers(0, 9), st.integers(0, 9))
@@ -133,10 +133,9 @@ def test_candidates_are_distinct_and_reproducible() -> None:
     few = SearchSpace.parse({"x": {"choices": [1, 2, 3]}})
     assert sorted(params["x"] for params in sample_candidates(few, random.Random(0))) == [1, 2, 3]
     for entry in ({"low": 1, "high": 5000}, {"low": 0.0, "high": 1.0}, {"low": 1, "high": 10**9}):
-        found = sample_candidates(SearchSpace.parse({"x": entry}), random.Random(0))
-        assert len({canonical_json(params) for params in found}) == len(found)
-        assert len(found) == pytest.approx(MAX_CANDIDATES, abs=2)
-        assert found == sample_candidates(SearchSpace.parse({"x": entry}), random.Random(0)), (
-            "equal seeds give equal candidates"
-        )
+        space = SearchSpace.parse({"x": entry})
+        candidates = sample_candidates(space, random.Random(0))
+        assert len({canonical_json(params) for params in candidates}) == len(candidates)
+        assert len(candidates) == pytest.approx(MAX_CANDIDATES, abs=2)
+        assert candidates == sample_candidates(space, random.Random(0)), "equal seeds give equal candidates"
     assert len(sample_candidates(few, random.Random(0), count=2)) == 2

@@ -58,22 +58,22 @@ def evaluated_trial(number: int, params: Params) -> Trial:
 
 
 def create_sampler(**fields: Any) -> SurrogateSampler:
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "objectives": OBJECTIVES,
         "limits": LIMITS[:2],
         "space": SPACE,
         "predict_trial": predict_trial,
     }
-    return SurrogateSampler(**known | fields)
+    return SurrogateSampler(**defaults | fields)
 
 
 def test_posterior_equals_kernel_ridge_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
-    rows = generator.standard_normal((30, 4))
-    values = rows @ [0.3, -0.1, 0.0, 0.2] + 0.03 * generator.standard_normal(30)
+    features = generator.standard_normal((30, 4))
+    values = features @ [0.3, -0.1, 0.0, 0.2] + 0.03 * generator.standard_normal(30)
     monkeypatch.setattr(module, "POSTERIOR_SAMPLES", 1)
-    surrogate = LinearSurrogate(recipes(rows), {"y": list(values)})
-    scaled, centred = (rows - rows.mean(axis=0)) / rows.std(axis=0), values - values.mean()
+    surrogate = LinearSurrogate(recipes(features), {"y": list(values)})
+    scaled, centred = (features - features.mean(axis=0)) / features.std(axis=0), values - values.mean()
     scaled[:, 0] *= module.ERROR_FEATURE_SCALE
     likelihood = {
         (spread, noise): multivariate_normal(cov=noise**2 * np.eye(30) + spread**2 * scaled @ scaled.T).logpdf(centred)
@@ -84,59 +84,58 @@ def test_posterior_equals_kernel_ridge_regression(monkeypatch: pytest.MonkeyPatc
     assert noise == 0.03
     gram = scaled @ scaled.T  # the kernel form, which does not compute the weights
     expected = values.mean() + spread**2 * gram @ np.linalg.solve(noise**2 * np.eye(30) + spread**2 * gram, centred)
-    drawn = surrogate.sample_posterior(recipes(rows), 4000, random.Random(0))["y"]
-    assert drawn.shape == (4000, 30)
-    assert drawn.mean(axis=0) == pytest.approx(expected, abs=2e-3)
+    samples = surrogate.sample_posterior(recipes(features), 4000, random.Random(0))["y"]
+    assert samples.shape == (4000, 30)
+    assert samples.mean(axis=0) == pytest.approx(expected, abs=2e-3)
     posterior = spread**2 * gram - spread**4 * gram @ np.linalg.solve(noise**2 * np.eye(30) + spread**2 * gram, gram)
-    assert drawn.std(axis=0) == pytest.approx(np.sqrt(np.diag(posterior)), rel=0.1)
+    assert samples.std(axis=0) == pytest.approx(np.sqrt(np.diag(posterior)), rel=0.1)
 
 
 @given(st.lists(st.floats(-1, 1) | st.none(), min_size=3, max_size=12))
 def test_target_needs_two_observations(values: list[float | None]) -> None:
-    rows = np.random.default_rng(1).standard_normal((len(values), 3))
-    surrogate = LinearSurrogate(recipes(rows), {"y": values})
-    known = [n for n, value in enumerate(values) if value is not None]
-    assert surrogate.modelled_targets == ({"y"} if len(known) >= module.MIN_OBSERVATIONS else set())
+    features = np.random.default_rng(1).standard_normal((len(values), 3))
+    surrogate = LinearSurrogate(recipes(features), {"y": values})
+    observed = [n for n, value in enumerate(values) if value is not None]
+    assert surrogate.modelled_targets == ({"y"} if len(observed) >= module.MIN_OBSERVATIONS else set())
     if surrogate.modelled_targets:
-        assert np.isfinite(surrogate.sample_posterior(recipes(rows), 3, random.Random(0))["y"]).all()
+        assert np.isfinite(surrogate.sample_posterior(recipes(features), 3, random.Random(0))["y"]).all()
 
 
 def test_best_recipe_is_found_in_fourteen_trials() -> None:
     rng = random.Random(0)
-    every = [
+    space = [
         {"kind": kind, "size": size, "cut": cut / 16}
         for kind in ("a", "b", "c")
         for size in (1, 2, 4, 8)
         for cut in range(9)
     ]
     sampler = create_sampler(objectives=OBJECTIVES[1:])
-    rows = [evaluated_trial(n, params) for n, params in enumerate(rng.sample(every, 6))]
-    best = min(
-        (p for p in every if (r := evaluated_trial(0, p).summary) and r.feasible), key=lambda p: true_metrics(p)[1]
-    )
+    trials = [evaluated_trial(n, params) for n, params in enumerate(rng.sample(space, 6))]
+    feasible = [params for params in space if (s := evaluated_trial(0, params).summary) and s.feasible]
+    best = min(feasible, key=lambda params: true_metrics(params)[1])
     for number in range(6, 14):
-        tried = [row.params for row in rows]
-        params = sampler.propose(rows, [p for p in every if p not in tried], rng)
+        tried = [trial.params for trial in trials]
+        params = sampler.propose(trials, [params for params in space if params not in tried], rng)
         if params is None:
             break
-        rows.append(evaluated_trial(number, params))
-    assert best in [row.params for row in rows]
+        trials.append(evaluated_trial(number, params))
+    assert best in [trial.params for trial in trials]
 
 
 def test_infeasible_candidates_are_not_proposed() -> None:
-    rows = [evaluated_trial(n, {"kind": "b", "size": 8, "cut": cut / 20}) for n, cut in enumerate(range(10))]
-    rows = [replace(row, summary=evaluated_trial(0, row.params).summary) for row in rows]
+    trials = [evaluated_trial(n, {"kind": "b", "size": 8, "cut": cut / 20}) for n, cut in enumerate(range(10))]
+    trials = [replace(trial, summary=evaluated_trial(0, trial.params).summary) for trial in trials]
     infeasible = [{"kind": "b", "size": 8, "cut": 0.5}, {"kind": "b", "size": 8, "cut": 0.49}]
     assert true_metrics(infeasible[1])[0] > LIMITS[0].absolute  # type: ignore[operator]
-    assert create_sampler().propose(rows, infeasible, random.Random(0)) is None
+    assert create_sampler().propose(trials, infeasible, random.Random(0)) is None
 
 
 def test_too_few_trials_give_no_proposal() -> None:
     candidates = [{"kind": "a", "size": 1, "cut": 0.1}]
     assert create_sampler().propose([], candidates, random.Random(0)) is None
     assert create_sampler().propose([evaluated_trial(0, candidates[0])], candidates, random.Random(0)) is None
-    rows = [evaluated_trial(n, {"kind": "b", "size": 8, "cut": n / 20}) for n in range(5)]
-    assert create_sampler().propose(rows, [], random.Random(0)) is None
+    trials = [evaluated_trial(n, {"kind": "b", "size": 8, "cut": n / 20}) for n in range(5)]
+    assert create_sampler().propose(trials, [], random.Random(0)) is None
 
 
 def test_predicted_metric_is_modelled_by_its_ratio() -> None:
@@ -153,11 +152,11 @@ def test_partial_predictions_are_ignored() -> None:
         return replace(prediction, result=replace(prediction.result, predictions=predictions))
 
     rng = random.Random(1)
-    rows = [evaluated_trial(n, SPACE.sample(rng)) for n in range(12)]
+    trials = [evaluated_trial(n, SPACE.sample(rng)) for n in range(12)]
     untried = [SPACE.sample(rng) for _ in range(50)]
-    proposed = create_sampler().propose(rows, untried, random.Random(0))
+    proposed = create_sampler().propose(trials, untried, random.Random(0))
     assert proposed is not None
-    assert create_sampler(predict_trial=predict_some).propose(rows, untried, random.Random(0)) == proposed
+    assert create_sampler(predict_trial=predict_some).propose(trials, untried, random.Random(0)) == proposed
 
 
 @pytest.mark.parametrize("is_minimum", [False, True])

@@ -215,10 +215,10 @@ def test_example_is_in_the_space(space: SearchSpace) -> None:
 @given(space=spaces(finite=True), limit=st.integers(0, 60), seed=st.integers(0, 99))
 def test_listed_recipes_are_complete_and_distinct(space: SearchSpace, limit: int, seed: int) -> None:
     expected = list_by_product(space)
-    found = space.list_recipes(limit)
-    assert (found is None) == (len(expected) > limit)
-    if found is not None:
-        listed = [canonical_json(params) for params in found]
+    recipes = space.list_recipes(limit)
+    assert (recipes is None) == (len(expected) > limit)
+    if recipes is not None:
+        listed = [canonical_json(params) for params in recipes]
         assert len(listed) == len(set(listed))
         assert set(listed) == expected
         rng = random.Random(seed)
@@ -229,14 +229,14 @@ def test_listed_recipes_are_complete_and_distinct(space: SearchSpace, limit: int
 def list_by_product(space: SearchSpace) -> set[str]:
     """Return all recipes as JSON: every combination of values, without inactive parameters."""
     sides = [p.choices or tuple(range(int(p.low or 0), int(p.high or 0) + 1)) for p in space.parameters]
-    found = set()
+    recipes = set()
     for values in itertools.product(*sides):
         params: Params = {}
         for parameter, value in zip(space.parameters, values, strict=True):
             if all(key in params and params[key] in allowed for key, allowed in parameter.when.items()):
                 params[parameter.key] = value
-        found.add(canonical_json(params))
-    return found
+        recipes.add(canonical_json(params))
+    return recipes
 
 
 @settings(max_examples=100)
@@ -244,9 +244,9 @@ def list_by_product(space: SearchSpace) -> set[str]:
 def test_recipes_of_the_search_are_normalized(space: SearchSpace, seed: int) -> None:
     rng = random.Random(seed)
     params = space.sample(rng)
-    for found in [params, *space.neighbours(params, rng), *space.examples()]:
-        assert canonical_json(space.normalize(found)) == canonical_json(found)
-        assert list(space.normalize(dict(reversed(found.items())))) == list(found)
+    for recipe in [params, *space.neighbours(params, rng), *space.examples()]:
+        assert canonical_json(space.normalize(recipe)) == canonical_json(recipe)
+        assert list(space.normalize(dict(reversed(recipe.items())))) == list(recipe)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_huge_range_is_sampled_without_listing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "value", "near"),
+    ("entry", "value", "adjacent"),
     [
         ({"choices": ["a", "b", "c"]}, "b", ["a", "c"]),
         ({"choices": [128, 32, 64]}, 64, [32, 128]),
@@ -300,8 +300,8 @@ def test_huge_range_is_sampled_without_listing() -> None:
         ({"low": 3, "high": 3}, 3, []),
     ],
 )
-def test_neighbours_are_adjacent_values(entry: dict[str, Any], value: Any, near: list[Any]) -> None:
-    assert Parameter.parse("x", entry).neighbours(value) == near
+def test_neighbours_are_adjacent_values(entry: dict[str, Any], value: Any, adjacent: list[Any]) -> None:
+    assert Parameter.parse("x", entry).neighbours(value) == adjacent
 
 
 def test_neighbours_add_and_remove_conditional_parameters() -> None:
