@@ -63,10 +63,12 @@ class EngineSizes:
 
     @property
     def disk_bytes(self) -> int:
+        """Return the size of all files."""
         return self.weights + self.tables + self.packed + self.adapters + self.graphs + self.carried
 
     @property
     def peak_bytes(self) -> int:
+        """Return the peak memory of a process that loads the engine and then generates."""
         return RUNTIME_BYTES + self.resident + max(self.packing, self.kv_cache + self.activations)
 
     @property
