@@ -18,8 +18,7 @@ from support import samples
 
 from edgeopt.cli.commands import doctor, front
 from edgeopt.cli.main import main
-from edgeopt.config import assemble
-from edgeopt.config import parse as configs
+from edgeopt.config import assemble, parse, trial_process
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.errors import ConfigError
 from edgeopt.studies import terminal
@@ -93,7 +92,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["cache.limit: the value must have a unit of size, got '3 ms'", "GiB"],
     ),
     "misspelt cache limit": (["cache.limt=3 GiB"], ["cache.limt: ", "Did you mean cache.limit?"]),
-    "cache that is no mapping": (["cache=3"], ["cache: 3 is no mapping", "Set cache.limit"]),
+    "cache that is no mapping": (["cache=3"], ["cache: `cache` must be a mapping", "Set cache.limit"]),
     "unknown metric": (
         ["limits.memory.peek_rss_mib=3 GiB"],
         ["unknown metric 'memory/peek_rss_mib'", "Did you mean memory/peak_rss_mib?"],
@@ -113,7 +112,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "limit that is no quantity": (["limits.memory.peak_rss_mib=lots"], ["must be a quantity, got 'lots'", "GiB"]),
     "limit below zero": (["limits.memory.peak_rss_mib=-3 MiB"], ["the limit must be above 0, got '-3 MiB'"]),
-    "limits that are no mapping": (["limits=3"], ["limits: 3 is no mapping"]),
+    "limits that are no mapping": (["limits=3"], ["limits: `limits` must be a mapping", "got 3"]),
     "ratio above 1": (
         ["recipe=prune", "step.prune.ratio=1.5"],
         ["step.prune.ratio: ", "must be between 0 and 1, got 1.5"],
@@ -164,7 +163,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["step.lora: ", "order=[prune,quantize,lora]"],
     ),
     "order with a step that is not configured": (["recipe=int4", "order=[prune,quantize]"], ["order: step 'prune'"]),
-    "order that is no list": (["order=3"], ["order: 3 is no list"]),
+    "order that is no list": (["order=3"], ["order: `order` must be a list", "got 3"]),
     "foreign target": (["+step.a={_target_:os.system,command:ls}", "order=[a]"], ["step.a: ", "'os.system'"]),
     "task folder that is absent": (
         ["+probe@measure.probes.tasks=tasks", "measure.probes.tasks.path=/absent", "measure.probes.tasks.names=[a]"],
@@ -462,8 +461,8 @@ ENGINE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "changed manifest": (change_manifest, "the manifest was modified"),
     "broken manifest": (break_manifest, "the manifest cannot be read"),
     "no manifest": (lose_manifest, "the folder has no manifest"),
-    "checkpoint": (make_checkpoint, "this is no engine"),
-    "missing folder": (shutil.rmtree, "there is no such folder"),
+    "checkpoint": (make_checkpoint, "the folder must contain an engine, got a checkpoint"),
+    "missing folder": (shutil.rmtree, "no such folder"),
 }
 
 
@@ -600,7 +599,7 @@ def test_a_fault_in_an_override_is_not_laid_on_a_file(refused: Refused, own: Pat
 
 def test_the_values_of_a_trial_that_cannot_be_are_its_recorded_failure() -> None:
     for params, told in (({"step.quantize.bits": 4}, "step.quantize.bits"), ({"recipe": "int5"}, "'int5'")):
-        result = assemble.evaluate_trial(assemble.Request(), params, lambda _: None)
+        result = trial_process.evaluate_trial(assemble.Request(), params, lambda _: None)
         assert result.failure is not None
         assert (result.failure.stage, result.failure.kind, result.feasible) == ("config", "ConfigError", False)
         assert told in result.failure.message
@@ -654,13 +653,15 @@ def test_a_limit_is_set_whether_the_target_has_it_or_not(key: str, capsys: pytes
 
 
 def test_names_that_begin_with_an_underscore_are_free() -> None:
-    config = configs.compose(["+_bits=64", "recipe=int4", "step.quantize.block_size=${_bits}"])
+    config = parse.compose(["+_bits=64", "recipe=int4", "step.quantize.block_size=${_bits}"])
     assert config["step"]["quantize"]["block_size"] == 64
 
 
 def test_a_part_refuses_an_unknown_key_by_its_nearest() -> None:
     with pytest.raises(ConfigError, match=r"target\.treads: .*Did you mean threads\?"):
-        configs.part({"target": {"_target_": "edgeopt.core.target.Target", "name": "a", "treads": 2}}, "target")
+        parse.instantiate_group(
+            {"target": {"_target_": "edgeopt.core.target.Target", "name": "a", "treads": 2}}, "target"
+        )
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -32,7 +32,7 @@ COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; results go to stdout, everything else to stderr."""
     args = _parsed(arguments)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of other libraries, in processes started from here
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # warnings of other libraries in child processes
     try:
         return _run(args)
     except KeyboardInterrupt:
@@ -46,18 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"edgeopt: {_one_line(error)}{_file_of(error, args)}", file=sys.stderr)
         return error.exit_code
-    except Exception as error:  # the last line of defence: one line for people, the rest on demand
+    except Exception as error:  # a bug of edgeopt or of a library: one line here, the traceback with --debug
         if args.debug:
             traceback.print_exc()
-        told = f"{type(error).__name__}: {_one_line(error)}"
-        print(f"edgeopt: {told}. Run again with --debug for the details", file=sys.stderr)
+        summary = f"{type(error).__name__}: {_one_line(error)}"
+        print(f"edgeopt: {summary}. Run again with --debug for the details", file=sys.stderr)
         return 1
 
 
 def _run(args: argparse.Namespace) -> int:
     command = _command(args.command)
     if getattr(command, "BRIEF", False):
-        gc.disable()  # a sixth of what importing MLflow takes, and what that makes stays until the end
+        gc.disable()  # garbage collection takes a sixth of the import time of MLflow and frees nothing
     try:
         outcome = command.execute(args)
     finally:
@@ -81,13 +81,15 @@ def _one_line(error: Exception) -> str:
 
 def _file_of(error: EdgeoptError, args: argparse.Namespace) -> str:
     """Return ` (file:line)` of the key that an error names in the user's configs, unless an override set it."""
-    overridden = any(o.lstrip("+").startswith(f"{error.location}=") for o in getattr(args, "overrides", ()))
+    overrides = [override.lstrip("+").partition("=") for override in getattr(args, "overrides", ())]
+    overridden = error.location in {key for key, _, _ in overrides}
     if args.config_dir is None or not args.config_dir.is_dir() or not error.location or overridden:
         return ""
     from edgeopt.config.parse import written_at
 
-    where = written_at(error.location, args.config_dir)
-    return f" ({where})" if where else ""
+    selected = {value for _, _, value in overrides} | {getattr(args, "config_name", "")}
+    location = written_at(error.location, args.config_dir, selected)
+    return f" ({location})" if location else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
         sub.add_argument(
-            "--config-dir", type=Path, metavar="DIR", help="a folder of your own configs, which come first"
+            "--config-dir", type=Path, metavar="DIR", help="folder of your own configs; they take precedence"
         )
         command.arguments(sub)
     top.groups = _grouped_help()

@@ -1,12 +1,11 @@
-"""From a composed config to everything that an evaluation is handed."""
+"""Assemble the job of an evaluation from a composed config: recipe, bench, texts, cache, lease and limits."""
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,41 +13,35 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgeopt.cache import StageCache
-from edgeopt.checkpoints import importing, tokenizer
-from edgeopt.config import parse as configs
+from edgeopt.checkpoints import tokenizer
+from edgeopt.config import parse
 from edgeopt.config.compose import Composer, Config
 from edgeopt.core.artifact import MANIFEST, Engine
 from edgeopt.core.config_objects import canonical_json, instantiate, to_config
 from edgeopt.core.corpus import Text, require_disjoint
-from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import Lease, Progress, Runtime
-from edgeopt.core.result import Failure, Measurement, TrialResult
+from edgeopt.core.result import Measurement, TrialResult
 from edgeopt.core.target import Device, Target
-from edgeopt.errors import ConfigError, EdgeoptError, InputError
+from edgeopt.errors import ConfigError, InputError
 from edgeopt.machine import device_lease, process_identity
-from edgeopt.machine.codecarbon_meter import EnergyMeter
 from edgeopt.machine.postgres_lease import PostgresLease
-from edgeopt.machine.utilization import UtilizationMonitor
 from edgeopt.measure.harness import samples
 from edgeopt.measure.harness.bench import Bench, measure
 from edgeopt.measure.quality_prediction import QualityPredictor, restrict_to_quality
 from edgeopt.pipeline import evaluate as pipeline
-from edgeopt.pipeline.evaluate import evaluate
 from edgeopt.pipeline.job import Job
 from edgeopt.runtimes.torch_eager import Torch
-from edgeopt.search.expected_error import expected_error
-from edgeopt.search.prediction import Prediction
 from edgeopt.search.space.parameter import Params
 from edgeopt.search.space.search_space import to_overrides
 from edgeopt.search.storage.database import file_url
 
-_held = ExitStack()
-"""What the last trial of this process returned, until it is recorded."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoundBench:
-    """A bench with the target, the machine and the evaluation text that it measures for."""
+class DeviceBench:
+    """A bench on this machine, with the target and the evaluation text of its measurements.
+
+    Implements `edgeopt.pipeline.job.EngineBench`.
+    """
 
     bench: Bench
     target: Target
@@ -57,15 +50,18 @@ class BoundBench:
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the probe names by group, in the order of measurement."""
         return self.bench.groups
 
     @property
-    def uncapped(self) -> BoundBench:
+    def uncapped(self) -> DeviceBench:
+        """Return this bench without the target's memory cap."""
         return replace(self, target=replace(self.target, memory_cap=None))
 
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
+        """Return plain data that determines the results of these probes; part of the cache key."""
         bench = to_config(self.bench.select_probes(probes))
-        del bench["stop_early"]  # when to stop changes no figure
+        del bench["stop_early"]  # early stopping changes no measured value
         return {
             "bench": bench,
             "threads": self.target.threads,
@@ -86,30 +82,39 @@ class BoundBench:
         *,
         isolated: bool = True,
     ) -> tuple[Measurement, ...]:
+        """Run `probes`, or all probes if empty, and return their measurements; see `EngineBench`."""
         bench = self.bench.select_probes(probes) if probes else self.bench
         return measure(
             engine, runtime, bench, self.target, self.evaluation, directory, references, progress, isolated=isolated
         )
 
-    def alone(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
-        """Figures of an engine by itself, on the runtime that its manifest names; only they are kept."""
+    def measure_engine(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
+        """Measure an engine without references, on the runtime named in its manifest. Samples are discarded."""
         runtime = instantiate(engine.made_by["runtime"], str(engine.directory / MANIFEST))
         with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
             return self(engine, runtime, Path(folder), {}, progress, probes)
 
     def gather(self, folders: Sequence[Path], directory: Path) -> None:
+        """Merge the measurement folders of one engine into `directory`."""
         samples.merge(folders, directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a command was asked for: a config, overrides, and a user's folder of configs."""
+    """The config requested by a command.
+
+    Attributes:
+        name: a file of conf/, of sweeps/ or of the user's folder.
+        overrides: Hydra overrides, in order.
+        config_dir: the user's folder of configs; its files take precedence over those of edgeopt.
+    """
 
     name: str = "config"
     overrides: tuple[str, ...] = ()
     config_dir: Path | None = None
 
     def compose(self, params: Params | None = None) -> Config:
+        """Return the resolved config with the parameters of a trial. Raises ConfigError if it does not compose."""
         return _composer(self).compose(params or {}, to_overrides)
 
 
@@ -120,88 +125,99 @@ def _composer(request: Request) -> Composer:
 
 @cache
 def known_metrics(config_dir: Path | None) -> Mapping[str, str]:
-    return configs.known_metrics(config_dir)
+    """Return `parse.known_metrics`, composed once per process."""
+    return parse.known_metrics(config_dir)
 
 
 @cache
 def this_machine() -> Device:
+    """Return this machine without its bandwidth and compute rates; detected once per process."""
     from edgeopt.machine.inventory import detect_device
 
     return detect_device(measure_rates=False)
 
 
 @cache
-def text(description: str) -> Text:
-    """The text of a described source, read once a process; `description` is its canonical JSON."""
-    import json
-
-    loaded = instantiate(json.loads(description), "text").load()
-    assert isinstance(loaded, Text)
-    return loaded
+def load_text(config_json: str) -> Text:
+    """Load a text from the canonical JSON of its source; read once per process."""
+    text = instantiate(json.loads(config_json), "text").load()
+    assert isinstance(text, Text)
+    return text
 
 
-def bench(config: Config) -> BoundBench:
-    """How the engines of `config` are measured on this machine."""
-    return BoundBench(
-        bench=configs.part(config, "measure"),
-        target=configs.part(config, "target"),
+def build_bench(config: Config) -> DeviceBench:
+    """Build the bench that measures the engines of `config` on this machine."""
+    return DeviceBench(
+        bench=parse.instantiate_group(config, "measure"),
+        target=parse.instantiate_group(config, "target"),
         device=this_machine(),
-        evaluation=text(canonical_json(config["evaluation"])),
+        evaluation=load_text(canonical_json(config["evaluation"])),
     )
 
 
-def job(config: Config, config_dir: Path | None) -> Job:
-    """Construct and check every part. Raises ConfigError or InputError before any work is done."""
-    recipe = configs.recipe(config)
-    configs.cache_limit(config)
-    bound = bench(config)
-    calibration = text(canonical_json(config["calibration"]))
-    require_disjoint(calibration, bound.evaluation)
-    short = restrict_to_quality(bound.bench)
+def build_job(config: Config, config_dir: Path | None) -> Job:
+    """Instantiate and check every object of `config`. Raises ConfigError or InputError before any work is done."""
+    recipe = parse.recipe(config)
+    parse.cache_limit(config)
+    bench = build_bench(config)
+    calibration = load_text(canonical_json(config["calibration"]))
+    require_disjoint(calibration, bench.evaluation)
+    quality_bench = restrict_to_quality(bench.bench)
     return Job(
         recipe=recipe,
-        source=configs.part(config, "model"),
+        source=parse.instantiate_group(config, "model"),
         steps=tuple((name, instantiate(step, f"step.{name}")) for name, step in recipe.steps),
-        runtime=configs.part(config, "runtime"),
+        runtime=parse.instantiate_group(config, "runtime"),
         reference=Torch(),
-        bench=bound,
-        quality_predictor=None if short is None else QualityPredictor(bench=replace(bound, bench=short)),
+        bench=bench,
+        quality_predictor=None
+        if quality_bench is None
+        else QualityPredictor(bench=replace(bench, bench=quality_bench)),
         lease=_lease(store_url(config)),
-        target=bound.target,
-        device=bound.device,
-        limits=configs.limits(config, known_metrics(config_dir)),
+        target=bench.target,
+        device=bench.device,
+        limits=parse.limits(config, known_metrics(config_dir)),
         calibration=calibration,
-        stop_early=bound.bench.stop_early,
+        stop_early=bench.bench.stop_early,
     )
 
 
 def _lease(store: str) -> Lease:
-    """Workers that share a database share the lease on the device by it, wherever they run."""
+    """Return the lease on this machine's device.
+
+    Workers that share a PostgreSQL database lease the device there, because they may run in separate containers.
+    """
     if not store.startswith("postgresql"):
         return device_lease
     return PostgresLease(url=store, device=process_identity.boot_id())
 
 
-def checked(config: Config, config_dir: Path | None) -> Job:
-    """The job, after model, order, values and the length of the texts were found good; nothing is built for it."""
-    made = job(config, config_dir)
-    pipeline.plan_job(made, store(config))
-    folder = made.source.locate()
+def build_checked_job(config: Config, config_dir: Path | None) -> Job:
+    """Build a job and check the model, the order of steps, their values and the length of both texts.
+
+    Nothing is built. Raises ConfigError or InputError for the first fault.
+    """
+    job = build_job(config, config_dir)
+    pipeline.plan_job(job, open_cache(config))
+    folder = job.source.locate()
     for key in ("calibration", "evaluation"):
-        tokenizer.windows(text(canonical_json(config[key])), folder, length=made.target.context_length, limit=1)
-    return made
+        text = load_text(canonical_json(config[key]))
+        tokenizer.windows(text, folder, length=job.target.context_length, limit=1)
+    return job
 
 
-def store(config: Config) -> StageCache:
-    return StageCache(cache_folder(Path(config["state"])), limit_bytes=configs.cache_limit(config))
+def open_cache(config: Config) -> StageCache:
+    """Return the stage cache of `config`. Raises ConfigError for an invalid `cache.limit`."""
+    return StageCache(cache_folder(Path(config["state"])), limit_bytes=parse.cache_limit(config))
 
 
 def cache_folder(state: Path) -> Path:
+    """Return the folder of the stage cache inside a state folder."""
     return state / "cache"
 
 
-def blank(request: Request, params: Params) -> TrialResult:
-    """A result without figures: what was to be tried, for whom, on which machine."""
+def empty_result(request: Request, params: Params) -> TrialResult:
+    """Return a result without measurements: the parameters, the target and this machine."""
     recipe = {"text": " ".join(to_overrides(params)), "digest": ""}
     return TrialResult(recipe=recipe, target=_target_name(request), device=to_config(this_machine()), emulated=False)
 
@@ -212,119 +228,35 @@ def _target_name(request: Request) -> str:
 
 
 def store_url(config: Config) -> str:
-    """Where the studies of `config` are kept. ConfigError for an address that would show a password in every log."""
+    """Return the database URL of the studies of `config`.
+
+    Raises ConfigError if `store` contains a password, because the config is logged with every run.
+    """
     if config["store"] is None:
         return os.environ.get("EDGEOPT_STORE") or file_url(Path(config["state"]).absolute() / "studies.db")
     if re.search(r"://[^/@]*:[^/@]+@", str(config["store"])):
         raise ConfigError(
-            "a password in a config would be logged",
+            "`store` must not contain a password, because the config is logged",
             location="store",
-            hint="Set EDGEOPT_STORE to this address, or keep the password in ~/.pgpass",
+            hint="Set EDGEOPT_STORE to this URL, or store the password in ~/.pgpass",
         )
     return str(config["store"])
 
 
-def predict_trial(request: Request, params: Params) -> Prediction:
-    """What arithmetic says of one trial, in milliseconds; what is wrong with its values is part of the answer."""
-    expected = blank(request, params)
-    try:
-        config = request.compose(params)
-        target, runtime, recipe = (
-            configs.part(config, "target"),
-            configs.part(config, "runtime"),
-            configs.recipe(config),
-        )
-        original, carried_bytes = _model(canonical_json(config["model"]))
-        steps = [(name, instantiate(step, f"step.{name}")) for name, step in recipe.steps]
-        plan = pipeline.plan(steps, runtime, original)
-    except EdgeoptError as error:
-        failure = Failure(stage="plan", kind=type(error).__name__, message=str(error))
-        return Prediction(result=replace(expected, failure=failure))
-    emulated = target.is_emulated_by(this_machine())
-    predictions = plan.runtime.predict(plan.spec, target, carried_bytes=carried_bytes)
-    uncompressed = plan.runtime.baseline.predict(original, target, carried_bytes=carried_bytes)
-    return Prediction(
-        result=replace(
-            expected, recipe=recipe.summary(), predictions=predictions, emulated=emulated, target=target.name
-        ),
-        expected_error=expected_error([step for _, step in steps], plan.specs),
-        baseline={m.metric: m.value for m in uncompressed},
-    )
-
-
-@cache
-def _model(description: str) -> tuple[ModelSpec, int]:
-    """The sizes of a described model, and the bytes that engines take over from it; looked at once a process."""
-    import json
-
-    folder = instantiate(json.loads(description), "model").locate()
-    return importing.spec_of(folder), importing.carried_bytes(folder)
-
-
-def evaluate_trial(
-    request: Request, params: Params, progress: Callable[[str], None], *, build_only: bool = False
-) -> TrialResult:
-    """Compose, construct and evaluate one trial, or build it only; what is wrong with its values is its outcome.
-
-    What the result names stays in the cache until this process evaluates the next trial or ends.
-    """
-    quiet()
-    _held.close()
-    meter = _meter()
-    try:
-        config = request.compose(params)
-        made = job(config, request.config_dir)
-        kept = store(config)
-    except EdgeoptError as error:
-        failure = Failure(stage="config", kind=type(error).__name__, message=str(error))
-        return replace(blank(request, params), failure=failure)
-    _held.enter_context(kept.protect(progress))
-    meter.joules()  # from here on
-    result = observed(lambda: evaluate(made, kept, progress, build_only=build_only))
-    return replace(result, energy_j=meter.joules(), energy_method=meter.method)
-
-
-def observed(evaluation: Callable[[], TrialResult]) -> TrialResult:
-    """The result of an evaluation with how busy the machine was meanwhile."""
-    with UtilizationMonitor() as use:
-        result = evaluation()
-    return replace(result, system=tuple(use.readings))
-
-
-def prepare() -> None:
-    """Have what every evaluation needs and what takes seconds to get."""
-    import torch  # noqa: F401
-
-    quiet()
-    _meter()
-
-
-@cache
-def _meter() -> EnergyMeter:
-    return EnergyMeter()
-
-
 def open_engine(folder: Path) -> tuple[Engine, Runtime]:
-    """A verified engine and the runtime that its manifest names."""
+    """Return a verified engine and the runtime named in its manifest. Raises InputError if it is not an engine."""
     if not folder.is_dir():
         raise InputError(
-            "there is no such folder",
+            "no such folder",
             location=str(folder),
-            hint="Give an engine folder or models:/NAME@ALIAS; edgeopt run makes again what the cache evicted",
+            hint="Give an engine folder or models:/NAME@ALIAS. `edgeopt run` rebuilds an engine that the cache evicted",
         )
     engine = Engine.read(folder)
     engine.verify()
     if "runtime" not in engine.made_by:
         raise InputError(
-            "this is no engine", location=str(folder), hint="Give the folder of an engine, not of a checkpoint"
+            "the folder must contain an engine, got a checkpoint",
+            location=str(folder),
+            hint="Give the folder of an engine",
         )
-    return engine, instantiate(engine.made_by["runtime"], str(folder / "edgeopt.json"))
-
-
-def quiet() -> None:
-    """Other libraries' progress bars and advice stay out of the way of ours."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    for name in ("transformers", "codecarbon", "alembic", "mlflow", "onnx_ir", "gguf"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    return engine, instantiate(engine.made_by["runtime"], str(folder / MANIFEST))

@@ -70,10 +70,10 @@ class Evaluator(ModelEvaluator):  # type: ignore[misc]
             )
         request = assemble.Request(overrides=tuple(settings.get("overrides", ())))
         text = Text(name=dataset.name or "evaluation data", documents=tuple(parse_prompts(dataset.features_data)))
-        bench = replace(assemble.bench(request.compose()), evaluation=text)
+        bench = replace(assemble.build_bench(request.compose()), evaluation=text)
         with TemporaryDirectory(prefix="edgeopt-onnx-") as folder:
             engine = _open_engine(model, settings.get("source"), Path(folder))
-            measurements = bench.alone(engine, logging.getLogger(__name__).info)
+            measurements = bench.measure_engine(engine, logging.getLogger(__name__).info)
         client, now = MlflowClient(), int(time.time() * 1000)
         client.log_batch(
             run_id, metrics=[Metric(m.metric, m.value, now, 0, model_id=model_id, run_id=run_id) for m in measurements]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from edgeopt.config import assemble
+from edgeopt.config import trial_process
 from edgeopt.core.target import Target
 from edgeopt.errors import ConfigError
 from edgeopt.machine.inventory import detect_device
@@ -25,7 +25,7 @@ def profile_machine(name: str = "", *, threads: int = 0, progress: Progress = la
     Raises:
         ConfigError: the machine has fewer cores than `threads`.
     """
-    assemble.quiet()
+    trial_process.silence_libraries()
     device = detect_device(measure_rates=True)
     if not 0 <= threads <= device.cores:
         raise ConfigError(

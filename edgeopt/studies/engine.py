@@ -53,7 +53,7 @@ def _bundled() -> Iterator[Path]:
     from edgeopt.pipeline.evaluate import build_engine
     from edgeopt.runtimes.torch_eager import Torch
 
-    store = assemble.store(compose())
+    store = assemble.open_cache(compose())
     with store.protect():
         yield build_engine(ReferenceModel(), Torch(), store, lambda _: None).directory
 

@@ -12,8 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt.config import assemble
-from edgeopt.config import parse as configs
+from edgeopt.config import assemble, parse, prediction
 from edgeopt.config.assemble import Request
 from edgeopt.config.compose import Config
 from edgeopt.core.artifact import Engine
@@ -74,7 +73,7 @@ class OpenStudy:
         `metrics` are those of the study where it was opened before: they are not looked for then.
         """
         reporter = reporter or SilentReporter()
-        search = configs.part(config, "search")
+        search = parse.instantiate_group(config, "search")
         if not isinstance(search, Search):
             raise ConfigError(
                 "it is no search", location="search._target_", hint="Name edgeopt.search.space.definition.Search"
@@ -84,9 +83,9 @@ class OpenStudy:
             storage=TrialStorage(store or assemble.store_url(config), search.study, on_message=reporter.message),
             search=search,
             objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.directions.items()),
-            limits=configs.limits(config, known),
-            predict_trial=partial(assemble.predict_trial, request)
-            if configs.part(config, "measure").stop_early
+            limits=parse.limits(config, known),
+            predict_trial=partial(prediction.predict_trial, request)
+            if parse.instantiate_group(config, "measure").stop_early
             else None,
         )
         return cls(study=study, request=request, config=config, metrics=known, reporter=reporter)
@@ -125,7 +124,7 @@ class OpenStudy:
     @cached_property
     def recorder(self) -> MlflowRecorder:
         """Made where it is needed: importing MLflow takes longer than reading a study."""
-        recorder: MlflowRecorder = configs.part(self.config, "tracking")
+        recorder: MlflowRecorder = parse.instantiate_group(self.config, "tracking")
         return replace(recorder, tracking_uri=self._uri)
 
     @property
@@ -259,9 +258,9 @@ class OpenStudy:
 
     def _measured(self, progress: Progress, engine: Engine, metrics: Collection[str]) -> tuple[Measurement, ...]:
         """Figures of an engine on this machine, by those of the study's probes that give `metrics`."""
-        bound = assemble.bench(self.config)
+        bound = assemble.build_bench(self.config)
         probes = [name for name, probe in bound.bench.probes.items() if set(metrics) & set(probe.METRICS)]
-        return bound.alone(engine, progress, probes)
+        return bound.measure_engine(engine, progress, probes)
 
     def champion(self, model: str) -> Champion | None:
         """Return the champion of a registered model if it comes from this study."""

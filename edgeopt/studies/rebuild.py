@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.cache import StageCache
-from edgeopt.config import assemble
+from edgeopt.config import assemble, trial_process
 from edgeopt.core.artifact import Engine, link_tree
 from edgeopt.core.protocols import Progress
 from edgeopt.errors import BuildError
@@ -51,13 +51,13 @@ def rebuild(run_id: str, *, state: Path, config_dir: Path | None, progress: Prog
     """Build the engine of a run again. Raises InputError for an unknown run, BuildError if building fails."""
     from edgeopt.tracking import logged_config
 
-    assemble.quiet()
+    trial_process.silence_libraries()
     logged = logged_config.read_logged_config(run_id)
     # The limits were judged when the run was made. They must not refuse the rebuild.
     config = {**logged.config, "state": str(state), "store": None, "limits": {}}
-    store = assemble.store(config)
+    store = assemble.open_cache(config)
     with store.protect():
-        result = evaluate(assemble.job(config, config_dir), store, progress, build_only=True)
+        result = evaluate(assemble.build_job(config, config_dir), store, progress, build_only=True)
         if result.engine is None:
             failure = result.failure
             message = f"{failure.stage}: {failure.message}" if failure else "nothing was built"

@@ -101,7 +101,7 @@ class RecipePrediction:
 
 def predict_recipe(request: Request) -> RecipePrediction:
     """Predict the engine of a request's recipe. Raises ConfigError if nothing can be predicted."""
-    job = assemble.job(request.compose(), request.config_dir)
+    job = assemble.build_job(request.compose(), request.config_dir)
     folder = job.source.locate()
     planned = plan(job.steps, job.runtime, importing.spec_of(folder))
     runtime, spec = planned.runtime, planned.spec

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.config import assemble
-from edgeopt.config import parse as configs
+from edgeopt.config import assemble, parse, trial_process
 from edgeopt.core.result import TrialResult, skipped_work
 from edgeopt.errors import ConfigError, EdgeoptError, InfeasibleError, InputError
 from edgeopt.pipeline.evaluate import evaluate
@@ -60,18 +59,18 @@ def evaluate_recipe(request: Request, reporter: Reporter) -> SingleRun:
     returned.
     """
     config = request.compose()
-    assemble.quiet()
-    job = assemble.checked(config, request.config_dir)
-    recorder = configs.part(config, "tracking")
+    trial_process.silence_libraries()
+    job = assemble.build_checked_job(config, request.config_dir)
+    recorder = parse.instantiate_group(config, "tracking")
     recorder.connect()
     recorder.open_study(STUDY, config, {})
     number = max(recorder.runs(STUDY), default=-1) + 1
     recorder.begin(STUDY, number, {}, config)
-    store = assemble.store(config)
+    store = assemble.open_cache(config)
     with store.protect():
         try:
             with reporter.step(str(job.recipe)) as progress:
-                result = assemble.observed(lambda: evaluate(job, store, progress))
+                result = trial_process.with_utilization(lambda: evaluate(job, store, progress))
         except KeyboardInterrupt:
             recorder.kill(STUDY, number, "interrupted by Ctrl-C")
             raise

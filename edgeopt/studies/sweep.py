@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeopt.config import assemble
-from edgeopt.config import parse as configs
+from edgeopt.config import assemble, parse, trial_process
 from edgeopt.errors import ConfigError
 from edgeopt.studies import launch
 from edgeopt.studies.open_study import OpenStudy
@@ -57,7 +56,7 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
     from edgeopt.release import signature
 
     config = request.compose()
-    assemble.quiet()
+    trial_process.silence_libraries()
     workers = config["workers"]
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise ConfigError(
@@ -100,7 +99,7 @@ def _starting(study: OpenStudy, workers: int) -> Iterator[Callable[[], None]]:
 
 def _check(study: OpenStudy) -> None:
     """Raise ConfigError for faults that every trial would have, before the first one starts."""
-    measured = configs.part(study.config, "measure").metrics
+    measured = parse.instantiate_group(study.config, "measure").metrics
     for objective in study.study.objectives:
         if objective.metric not in measured:
             raise ConfigError(
@@ -110,6 +109,6 @@ def _check(study: OpenStudy) -> None:
             )
     request, search = study.request, study.study.search
     for params in search.enqueue or [{}]:
-        assemble.checked(request.compose(dict(params)), request.config_dir)
+        assemble.build_checked_job(request.compose(dict(params)), request.config_dir)
     for params in search.space.examples():
-        assemble.job(request.compose(params), request.config_dir)
+        assemble.build_job(request.compose(params), request.config_dir)

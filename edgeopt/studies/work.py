@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edgeopt.config import assemble
+from edgeopt.config import assemble, trial_process
 from edgeopt.search.workers import loop
 from edgeopt.search.workers.subprocess_evaluator import SubprocessEvaluator
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def start_evaluator(request: Request, search: Search, *, role: str = "all") -> SubprocessEvaluator:
     """Start the process that evaluates the trials of a search. Its imports take seconds, so start it early."""
-    evaluate = partial(assemble.evaluate_trial, request, build_only=role == "build")
-    made = SubprocessEvaluator(evaluate, timeout_s=search.trial_timeout_s, prepare=assemble.prepare)
+    evaluate = partial(trial_process.evaluate_trial, request, build_only=role == "build")
+    made = SubprocessEvaluator(evaluate, timeout_s=search.trial_timeout_s, prepare=trial_process.prepare)
     made.start()
     return made
 
@@ -34,7 +34,7 @@ def work(opened: OpenStudy, evaluator: SubprocessEvaluator, *, role: str = "all"
                 evaluator=evaluator,
                 log=opened.log(),
                 watcher=watcher,
-                empty_result=partial(assemble.blank, opened.request),
+                empty_result=partial(assemble.empty_result, opened.request),
                 role=role,
                 patience_s=opened.recorder.patience_s,
             )

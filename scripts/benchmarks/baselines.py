@@ -81,7 +81,7 @@ def evaluation_windows(model: Path, overrides: Sequence[str]) -> list[list[int]]
     from edgeopt.config import assemble
     from edgeopt.measure.harness.workload import build_workload
 
-    bound = assemble.bench(assemble.Request(overrides=tuple(overrides)).compose())
+    bound = assemble.build_bench(assemble.Request(overrides=tuple(overrides)).compose())
     return build_workload(
         bound.evaluation,
         model,
@@ -98,7 +98,7 @@ def calibration_documents(overrides: Sequence[str]) -> Sequence[str]:
     from edgeopt.core.config_objects import canonical_json
 
     config = assemble.Request(overrides=tuple(overrides)).compose()
-    return assemble.text(canonical_json(config["calibration"])).documents
+    return assemble.load_text(canonical_json(config["calibration"])).documents
 
 
 def build_llama_cpp(model: Path, directory: Path, weight_type: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.baselines import evaluation_windows, has_olive, run_olive_search
 from benchmarks.common import EDGEOPT, print_table
-from edgeopt.config import assemble
+from edgeopt.config import prediction
 from edgeopt.config.assemble import Request
 from edgeopt.core.config_objects import canonical_json
 from edgeopt.models.reference import ReferenceModel
@@ -81,7 +81,7 @@ class GridResults:
     def __init__(self, opened: OpenStudy) -> None:
         study = opened.study
         ranking = Ranking(objectives=study.objectives, limits=study.limits)
-        self.opened, self.predict_trial = opened, partial(assemble.predict_trial, opened.request)
+        self.opened, self.predict_trial = opened, partial(prediction.predict_trial, opened.request)
         self.rows = {canonical_json(row.params): row for row in study.trials() if row.summary is not None}
         self.seconds = {key: _from_scratch_s(row.summary) for key, row in self.rows.items() if row.summary}
         self.points = {key: point for key, row in self.rows.items() if (point := ranking.point(row)) is not None}

@@ -14,7 +14,7 @@ from support import samples
 from edgeopt.cache import StageCache
 from edgeopt.cache.eviction import bytes_on_disk, evict, list_entries
 from edgeopt.cli.main import main
-from edgeopt.config import assemble, compose
+from edgeopt.config import assemble, compose, trial_process
 from edgeopt.core.artifact import Engine
 from edgeopt.core.result import TrialResult
 from edgeopt.studies.engine import verified_engine
@@ -154,10 +154,10 @@ def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
     monkeypatch.setattr(assemble, "evaluate", evaluate)
     root = work / ".edgeopt" / "cache"
     for number in range(2):
-        assemble.evaluate_trial(assemble.Request(), {}, lambda _: None)
+        trial_process.evaluate_trial(assemble.Request(), {}, lambda _: None)
         assert len(evict(root, 0).evicted) == min(number, 1), "the trial before"
         assert len(list_entries(root)) == 1
-    assemble._held.close()
+    trial_process._cache_protection.close()
     assert len(evict(root, 0).evicted) == 1
 
 
@@ -178,5 +178,5 @@ def test_an_engine_that_was_evicted_is_told_with_what_makes_it_again(
     evict(store.root, 0)
     assert main([*command, str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"edgeopt: {folder}: there is no such folder.")
+    assert line.startswith(f"edgeopt: {folder}: no such folder.")
     assert "edgeopt run makes again what the cache evicted" in line

@@ -9,7 +9,7 @@ import yaml
 from support import specs
 
 from edgeopt.compress.quantization.quantize import Quantize
-from edgeopt.config import parse as configs
+from edgeopt.config import parse
 from edgeopt.config.parse import compose
 from edgeopt.core.config_objects import instantiate
 from edgeopt.errors import ConfigError
@@ -33,23 +33,23 @@ SPEC = specs.llama(
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, str]:
-    return configs.known_metrics()
+    return parse.known_metrics()
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes_with_every_target(recipe: str, target: str, known: dict[str, str]) -> None:
     config = compose([f"recipe={recipe}", f"target={target}"])
-    made = configs.recipe(config)
+    made = parse.recipe(config)
     assert [name for name, _ in made.steps] == config["order"]
     spec = SPEC
     for name, step in made.steps:
         spec = instantiate(step, f"step.{name}").plan(spec)
-    assert configs.part(config, "target").name == target
-    for limit in configs.limits(config, known):
+    assert parse.instantiate_group(config, "target").name == target
+    for limit in parse.limits(config, known):
         assert limit.absolute is not None
     for key in ("model", "runtime", "measure", "tracking", "calibration", "evaluation"):
-        configs.part(config, key)
+        parse.instantiate_group(config, key)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,13 @@ def test_every_recipe_composes_with_every_target(recipe: str, target: str, known
     ],
 )
 def test_every_choice_of_a_group_composes(group: str, key: str) -> None:
-    choices = configs.choices(group)
+    choices = parse.choices(group)
     assert choices == sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml"))
     for choice in choices:
         values = OPEN.get(choice, []) if group == "model" else ["evaluation.path=/t.txt"] if choice == "file" else []
-        configs.part(compose([f"{group}={choice}" if group == key else f"{group}@{key}={choice}", *values]), key)
+        parse.instantiate_group(
+            compose([f"{group}={choice}" if group == key else f"{group}@{key}={choice}", *values]), key
+        )
 
 
 ON_ROUNDED_WEIGHTS = ("qat",)
@@ -77,7 +79,7 @@ OPEN_SIZES = {"student": ["step.mine.hidden_size=192"]}
 @pytest.mark.parametrize("choice", sorted(p.stem for p in (ROOT / "conf" / "step").glob("*.yaml")))
 def test_every_step_can_be_added_to_a_recipe(choice: str) -> None:
     config = compose([f"+step@step.mine={choice}", "order=[mine]", *OPEN_SIZES.get(choice, [])])
-    (step,) = configs.recipe(config).steps
+    (step,) = parse.recipe(config).steps
     rounded = Quantize().plan(SPEC)
     instantiate(step[1], "step.mine").plan(rounded if choice in ON_ROUNDED_WEIGHTS else SPEC)
 
@@ -109,9 +111,9 @@ def test_what_is_pruned_in_rounds_and_how_it_is_retrained_can_be_chosen() -> Non
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, known: dict[str, str]) -> None:
     config = compose(name=name)
-    search = configs.part(config, "search")
+    search = parse.instantiate_group(config, "search")
     assert isinstance(search, Search)
-    assert configs.limits(config, known)
+    assert parse.limits(config, known)
     for metric, direction in search.objectives.items():
         Objective.parse(metric, direction, known)
     if config["promote"] is not None:
@@ -122,9 +124,9 @@ def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, 
     for params in [*map(dict, search.enqueue), *corners]:
         composed = compose(to_overrides(params), name=name)
         spec = SPEC
-        for step, description in configs.recipe(composed).steps:
+        for step, description in parse.recipe(composed).steps:
             spec = instantiate(description, f"step.{step}").plan(spec)
-        flat = configs.flatten(composed)
+        flat = parse.flatten(composed)
         for key, value in params.items():
             assert key in GROUPS or flat[key] == value
 
@@ -160,17 +162,17 @@ def test_every_sweep_opens_with_the_command_that_starts_it(name: str) -> None:
     [
         (
             ["recipe=prune_lora_int4", "order=[prune,lora]"],
-            r"step\.quantize: .*not part of order.*order=\[prune,lora,quantize\]",
+            r"step\.quantize: .*missing from order.*order=\[prune,lora,quantize\]",
         ),
         (["order=[quantize]"], r"order: step 'quantize' is not configured.*\+step@step\.quantize=CHOICE"),
-        (["recipe=int4", "order=[quantize,quantize]"], r"order: .*twice"),
-        (["recipe=int4", "order=quantize"], r"order: 'quantize' is no list"),
-        (["recipe=int4", "order=null"], r"order: None is no list"),
+        (["recipe=int4", "order=[quantize,quantize]"], r"order: .*each step once"),
+        (["recipe=int4", "order=quantize"], r"order: .*must be a list.*got 'quantize'"),
+        (["recipe=int4", "order=null"], r"order: .*must be a list.*got None"),
     ],
 )
 def test_an_order_that_does_not_fit_the_steps_is_refused(given: list[str], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        configs.recipe(compose(given))
+        parse.recipe(compose(given))
 
 
 @pytest.mark.parametrize(
@@ -197,8 +199,8 @@ def test_what_is_misspelt_is_one_config_error(given: list[str], told: str) -> No
 def prepared(given: list[str]) -> list[object]:
     """Target and steps of a config, constructed."""
     config = compose(given)
-    steps = [instantiate(step, f"step.{name}") for name, step in configs.recipe(config).steps]
-    return [configs.part(config, "target"), *steps]
+    steps = [instantiate(step, f"step.{name}") for name, step in parse.recipe(config).steps]
+    return [parse.instantiate_group(config, "target"), *steps]
 
 
 def test_a_config_that_does_not_exist_is_told_by_name() -> None:
@@ -211,13 +213,13 @@ def test_a_config_that_does_not_exist_is_told_by_name() -> None:
     [
         (["+limits.memory.peak_rss=3 GiB"], r"limits\.memory\.peak_rss: unknown metric.*memory/peak_rss_mib"),
         (["+limits.memory.peak_rss_mib=3"], r"limits\.memory\.peak_rss_mib: the value must have a unit, got 3"),
-        (["limits=null"], "limits: None"),
-        (["limits=3 GiB"], "limits: '3 GiB'"),
+        (["limits=null"], "limits: .*must be a mapping.*got None"),
+        (["limits=3 GiB"], "limits: .*must be a mapping.*got '3 GiB'"),
     ],
 )
 def test_a_wrong_limit_names_its_key(given: list[str], told: str, known: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=told):
-        configs.limits(compose(given), known)
+        parse.limits(compose(given), known)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_a_wrong_limit_names_its_key(given: list[str], told: str, known: dict[st
     ],
 )
 def test_tails_are_limited_as_means_are(given: str, absolute: float | None, known: dict[str, str]) -> None:
-    (limit,) = configs.limits(compose([given]), known)
+    (limit,) = parse.limits(compose([given]), known)
     assert limit.metric == given.partition("=")[0].removeprefix("limits.").replace(".", "/")
     assert limit.absolute == (None if absolute is None else pytest.approx(absolute))
 
@@ -247,8 +249,8 @@ def test_a_probe_that_is_off_by_default_is_added_with_what_it_needs() -> None:
 
 
 def test_a_limit_that_is_null_is_taken_away(known: dict[str, str]) -> None:
-    before = {x.metric for x in configs.limits(compose(["target=sbc_4gib"]), known)}
-    after = {x.metric for x in configs.limits(compose(["target=sbc_4gib", "limits.size.engine_mib=null"]), known)}
+    before = {x.metric for x in parse.limits(compose(["target=sbc_4gib"]), known)}
+    after = {x.metric for x in parse.limits(compose(["target=sbc_4gib", "limits.size.engine_mib=null"]), known)}
     assert before - after == {"size/engine_mib"}
 
 
@@ -257,7 +259,7 @@ def test_an_override_wins_over_target_and_recipe(known: dict[str, str]) -> None:
         ["target=sbc_4gib", "recipe=int4", "step.quantize.block_size=64", "limits.memory.peak_rss_mib=1 GiB"]
     )
     assert config["step"]["quantize"]["block_size"] == 64
-    assert {x.metric: x.absolute for x in configs.limits(config, known)}["memory/peak_rss_mib"] == 1024.0
+    assert {x.metric: x.absolute for x in parse.limits(config, known)}["memory/peak_rss_mib"] == 1024.0
 
 
 @pytest.fixture
@@ -280,10 +282,10 @@ def own(tmp_path: Path) -> Path:
 
 def test_a_users_folder_adds_choices(own: Path) -> None:
     config = compose(["target=gateway", "recipe=int8"], config_dir=own)
-    assert configs.part(config, "target").threads == 3
+    assert parse.instantiate_group(config, "target").threads == 3
     assert config["step"]["quantize"]["weights"] == "int8"
-    assert {"gateway", *TARGETS} <= set(configs.choices("target", config_dir=own))
-    assert "gateway" not in configs.choices("target")
+    assert {"gateway", *TARGETS} <= set(parse.choices("target", config_dir=own))
+    assert "gateway" not in parse.choices("target")
 
 
 def test_a_users_file_comes_before_the_one_of_edgeopt(own: Path) -> None:
@@ -302,14 +304,14 @@ def test_a_users_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_a_part_that_is_not_configured_is_told_by_its_group() -> None:
     with pytest.raises(ConfigError, match=r"search: nothing is configured.*group search"):
-        configs.part(compose(), "search")
+        parse.instantiate_group(compose(), "search")
 
 
 def test_equal_recipes_have_one_digest_whatever_their_steps_are_called() -> None:
-    plain = configs.recipe(compose(["recipe=int4"]))
-    renamed = configs.recipe(compose(["+step@step.q=int4", "order=[q]"]))
-    other = configs.recipe(compose(["recipe=int4", "step.quantize.block_size=64"]))
+    plain = parse.recipe(compose(["recipe=int4"]))
+    renamed = parse.recipe(compose(["+step@step.q=int4", "order=[q]"]))
+    other = parse.recipe(compose(["recipe=int4", "step.quantize.block_size=64"]))
     assert plain.digest == renamed.digest != other.digest
     original = plain.uncompressed(plain.runtime)
-    assert original.digest == configs.recipe(compose(["recipe=baseline"])).digest
+    assert original.digest == parse.recipe(compose(["recipe=baseline"])).digest
     assert (str(plain), str(original)) == ("quantize", "no compression")

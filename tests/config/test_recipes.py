@@ -9,7 +9,7 @@ import pytest
 from support.stages import build_engine, compression_context
 
 from edgeopt.checkpoints.importing import import_checkpoint
-from edgeopt.config import parse as configs
+from edgeopt.config import parse
 from edgeopt.core.artifact import Checkpoint
 from edgeopt.core.config_objects import instantiate
 from edgeopt.core.corpus import Text
@@ -47,13 +47,13 @@ def small(config: Any) -> Any:
 def test_the_engine_of_every_recipe_takes_no_slow_path(recipe: str, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     original = checkpoint = import_checkpoint(tiny_model, tmp_path / "model")
-    config = configs.compose([f"recipe={recipe}"])
+    config = parse.compose([f"recipe={recipe}"])
     runtime = instantiate(dict(config["runtime"]), "runtime")
     if isinstance(runtime, LlamaCpp):
         pytest.importorskip("llama_cpp")
     if recipe == "heads_int4":
         config["step"]["prune"]["ratio"] = 0.5  # of two key-value heads
-    for name, step in configs.recipe(config).steps:
+    for name, step in parse.recipe(config).steps:
         folder = tmp_path / name
         folder.mkdir()
         spec = instantiate(small(dict(step)), f"step.{name}").apply(

@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StageCache:
 @pytest.mark.parametrize("recipe", ["int8", "int4", "prune_int4"])
 def test_checkpoint_prediction_covers_engine_measurement(recipe: str, tiny_model: Path, store: StageCache) -> None:
     chosen = ("model=local", f"model.path={tiny_model}", f"recipe={recipe}")
-    job = assemble.job(Request(overrides=(*BENCH, *chosen)).compose(), None)
+    job = assemble.build_job(Request(overrides=(*BENCH, *chosen)).compose(), None)
     result = evaluate(job, store, lambda line: None)
     assert result.failure is None
     measured = {m.metric: m for m in result.measurements}

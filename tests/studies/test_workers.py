@@ -98,7 +98,7 @@ def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) 
     ("arguments", "told"),
     [
         (["workers=0"], "`workers` must be a positive integer, got 0"),
-        (["store=postgresql://me:secret@db/studies"], "a password in a config would be logged"),
+        (["store=postgresql://me:secret@db/studies"], "`store` must not contain a password"),
         (["store=mysql://db/studies"], "must be a SQLite or PostgreSQL URL, got mysql"),
         (["search.stagnation=0"], "`stagnation` must be at least 1, got 0"),
         (["search.time=soon"], "must be a quantity, got 'soon'"),

@@ -22,9 +22,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.config import assemble
     from edgeopt.studies.engine import verified_engine
 
-    bound = assemble.bench(shared.request(args).compose())
+    bound = assemble.build_bench(shared.request(args).compose())
     with verified_engine(args.engine) as (engine, _), display.progress("measuring") as progress:
-        measurements = bound.alone(engine, progress)
+        measurements = bound.measure_engine(engine, progress)
     return Outcome(
         document={
             "engine": str(engine.directory),

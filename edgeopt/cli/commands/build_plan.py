@@ -19,10 +19,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
-    from edgeopt.config import assemble
+    from edgeopt.config import assemble, trial_process
     from edgeopt.runtimes.tensorrt.build_from_plan import build_from_plan
 
-    assemble.quiet()
+    trial_process.silence_libraries()
     out = args.out or args.plan.resolve().with_name(f"{args.plan.resolve().name}-engine")
     if out.exists() and any(out.iterdir()):
         raise InputError("the output folder must be empty", location=str(out), hint="Give another --out")

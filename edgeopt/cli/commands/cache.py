@@ -27,8 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cache.eviction import bytes_on_disk, evict, list_entries
-    from edgeopt.config import assemble
-    from edgeopt.config import parse as configs
+    from edgeopt.config import assemble, parse
     from edgeopt.config.compose import compose
     from edgeopt.core import units
 
@@ -38,7 +37,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         )
     to_bytes = 0 if args.all else None if args.to is None else units.size_bytes(args.to, "--to")
     config = compose(config_dir=args.config_dir)
-    limit_bytes = configs.cache_limit(config)
+    limit_bytes = parse.cache_limit(config)
     root = assemble.cache_folder(args.state or Path(config["state"]))
     if not root.is_dir():
         raise InputError(

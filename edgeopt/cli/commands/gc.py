@@ -19,10 +19,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
-    from edgeopt.config import assemble
+    from edgeopt.config import trial_process
     from edgeopt.studies.open_study import OpenStudy
 
-    assemble.quiet()
+    trial_process.silence_libraries()
     opened = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     front = [row.number for row in opened.study.front()]
     released = [asdict(one) for one in opened.recorder.release(opened.name, front, dry_run=args.dry_run)]

@@ -19,10 +19,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
-    from edgeopt.config import assemble
+    from edgeopt.config import trial_process
     from edgeopt.studies.engine import LoadedEngine
 
-    assemble.quiet()
+    trial_process.silence_libraries()
     with LoadedEngine(args.engine) as engine:
         tokens = list(engine.tokens(args.prompt, max_new_tokens=args.max_new_tokens, adapter=args.adapter))
         text = engine.decode(tokens)

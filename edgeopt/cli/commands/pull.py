@@ -51,10 +51,10 @@ def _measure(args: argparse.Namespace, found: PulledEngine) -> tuple[list[Measur
     from edgeopt.cli import display
     from edgeopt.config import assemble
 
-    bound = assemble.bench(shared.request(args).compose())
+    bound = assemble.build_bench(shared.request(args).compose())
     engine, _ = assemble.open_engine(found.engine.directory)
     with display.progress("measuring") as progress:
-        measured = list(bound.alone(engine, progress))
+        measured = list(bound.measure_engine(engine, progress))
     return measured, found.text_warning(bound.evaluation)
 
 

@@ -30,7 +30,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     import uvicorn
 
     from edgeopt.cli import display
-    from edgeopt.config import assemble
+    from edgeopt.config import assemble, trial_process
     from edgeopt.serving.app import Service
     from edgeopt.serving.request_parser import RequestParser
     from edgeopt.serving.worker import Worker
@@ -39,7 +39,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     for option, value in (("--queue-size", args.queue_size), ("--timeout", args.timeout)):
         if value <= 0:
             raise ConfigError(f"`{option}` must be positive, got {value:g}", location=option, hint="Give 1 or more")
-    assemble.quiet()
+    trial_process.silence_libraries()
     with verified_engine(args.engine) as (engine, runtime):
         parser = RequestParser(engine, args.name, context_length=engine.spec.context_length)
         session = runtime.open(engine, threads=assemble.this_machine().cores)

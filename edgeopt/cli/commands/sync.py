@@ -19,11 +19,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
-    from edgeopt.config import assemble
+    from edgeopt.config import trial_process
     from edgeopt.search.workers import loop
     from edgeopt.studies.open_study import OpenStudy
 
-    assemble.quiet()
+    trial_process.silence_libraries()
     opened = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     study, recorder = opened.study, opened.recorder
     lacking = {row.number for row in study.unrecorded()}

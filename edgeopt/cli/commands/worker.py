@@ -23,21 +23,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.cli import display
-    from edgeopt.config import assemble
+    from edgeopt.config import assemble, trial_process
     from edgeopt.machine.procfs import exit_with_parent
     from edgeopt.studies.open_study import OpenStudy
     from edgeopt.studies.work import start_evaluator, work
 
     if args.parent is not None:
         exit_with_parent(args.parent)
-    assemble.quiet()
+    trial_process.silence_libraries()
     opened = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     search = opened.study.search
     with closing(start_evaluator(opened.request, search, role=args.role)) as starting:
         first = dict(search.enqueue[0]) if search.enqueue else search.space.examples()[0]
-        assemble.checked(
-            opened.request.compose(first), opened.request.config_dir
-        )  # the model may be missing on this host
+        config = opened.request.compose(first)
+        assemble.build_checked_job(config, opened.request.config_dir)  # this machine may lack the model
         opened.recorder.connect()
         work(opened, starting, role=args.role)
     if not opened.study.storage.active_workers():

@@ -18,7 +18,7 @@ import pytest
 from support import toy_bench
 
 import edgeopt
-from edgeopt.config import parse as configs
+from edgeopt.config import parse
 from edgeopt.errors import ConfigError, MeasureError
 from edgeopt.measure.harness import child_process, samples
 from edgeopt.measure.harness.bench import Bench
@@ -83,8 +83,8 @@ def test_file_probes_run_first_without_process(tmp_path):
 
 
 def test_default_groups_are_ordered_by_cost():
-    composed = configs.compose()
-    groups = configs.part(composed, "measure").groups
+    composed = parse.compose()
+    groups = parse.instantiate_group(composed, "measure").groups
     assert list(groups) == ["files", "generation", "quality", "energy"]
     assert groups["generation"] == ("memory", "latency")
 
