@@ -66,7 +66,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "misspelt group of the defaults list": (["txt@calibration=file"], ["txt", "Did you mean text?"]),
     "key of a step that the recipe lacks": (["recipe=int4", "step.prune.ratio=0.1"], ["step has: quantize"]),
     "key that nothing resembles": (["zzz=1"], ["zzz: there is no such key", "limits"]),
-    "added key that nothing reads": (["+zzz=1"], ["zzz: no part of edgeopt reads this key"]),
+    "added key that nothing reads": (["+zzz=1"], ["zzz: edgeopt does not read this key"]),
     "step without +": (["step@step.q=int4"], ["Add it by +step@step.q=CHOICE"]),
     "no override": (["int4"], ["key=value, got 'int4'", "key=value"]),
     "unreadable override": (["recipe=[a"], ["'recipe=[a' cannot be read", "quote"]),
@@ -75,9 +75,9 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "two choices": (["recipe=int4,int8"], ["recipe=int4,int8", "one value"]),
     "no choice": (["model=null"], ["model=null: ", "GROUP=CHOICE"]),
     "open value": (["model=local"], ["model.path: a value is required", "model.path="]),
-    "taken away": (["~model"], ["model: it is missing"]),
+    "taken away": (["~model"], ["model: a required key is missing"]),
     "unknown interpolation": (["limits.memory.peak_rss_mib=${nope}"], ["limits.memory.peak_rss_mib: ", "'nope'"]),
-    "no state": (["state=null"], ["state: None is no folder"]),
+    "no state": (["state=null"], ["state: `state` must be the path of a folder", "got None"]),
     "cache limit without unit": (["cache.limit=20"], ["cache.limit: the value must have a unit, got 20", "GiB"]),
     "cache limit below zero": (
         ["cache.limit=-1 GiB"],
@@ -178,7 +178,10 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["runtime.graph_optimization=most"],
         ["runtime.graph_optimization: `graph_optimization` must be one of all, extended, basic, none; got 'most'"],
     ),
-    "missing folder of configs": (["--config-dir", "nope"], ["--config-dir: 'nope' is no folder"]),
+    "missing folder of configs": (
+        ["--config-dir", "nope"],
+        ["--config-dir: `--config-dir` must be a folder, got 'nope'"],
+    ),
 }
 
 
@@ -576,7 +579,7 @@ def own(work: Path) -> Path:
     [
         (["recipe=narrow"], ["step.prune.ratoi: ", "Did you mean ratio?", "own/step/narrow.yaml:2"]),
         (["recipe=absent"], ["own/recipe/absent.yaml: ", "'narow'", "Did you mean narrow?"]),
-        (["+step@step.a=syntax"], ["own/step/syntax.yaml:2: it is no YAML"]),
+        (["+step@step.a=syntax"], ["own/step/syntax.yaml:2: invalid YAML"]),
         (["+step@step.a=evil", "order=[a]"], ["step.a: ", "'os.system'", "edgeopt.plugins"]),
         (["+step@step.a=list", "order=[a]"], ["step.a: `a` must be a mapping with the key `_target_`, got [1]"]),
         (["target=typo"], ["limit: ", "Did you mean limits?", "own/target/typo.yaml:2"]),

@@ -1,4 +1,4 @@
-"""What decoding costs on this machine: kernels timed alone, and what engines take beside them."""
+"""Time the matrix kernels of this machine and fit the overhead of layers and tokens from engines."""
 
 from __future__ import annotations
 
@@ -25,45 +25,51 @@ from edgeopt.machine.procfs import pin_threads
 from edgeopt.models.reference import ReferenceModel
 from edgeopt.runtimes.genai.runtime import Genai
 
-IN_BLOCKS = tuple(
+BLOCK_SCHEMES = tuple(
     QuantizationScheme(bits=bits, block_size=block, symmetric=True)
     for bits, blocks in BLOCK_SIZES.items()
     for block in blocks
 )
-OF_INTEGERS = tuple(
+INT8_SCHEMES = tuple(
     QuantizationScheme(bits=8, block_size=256, symmetric=True, inputs=inputs) for inputs in ("dynamic", "static")
 )
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS, MOST_S = 16, 128, 5, 10.0
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS, TIMEOUT_S = 16, 128, 5, 10.0
 
 
 def kernels(device: Device, progress: Progress, *, threads: int = 0) -> KernelTimes:
-    """Time the kernels and engines of this machine, the `device`, under its lease. Takes five minutes or more.
+    """Time the kernels and engines of this machine under the device lease. Takes five minutes or more.
 
-    `threads` compute; 0 takes one for each core.
+    Args:
+        threads: compute threads; 0 uses one per core.
     """
     threads = threads or device.cores
     with device_lease.exclusive(progress), pin_threads(threads):
-        pace = ContentionProbe()
+        probe = ContentionProbe()
         matrix = time_matrix_kernels(
-            (None, *IN_BLOCKS, *OF_INTEGERS),
+            (None, *BLOCK_SCHEMES, *INT8_SCHEMES),
             threads=threads,
             ram_bytes=device.ram_bytes,
             read_gb_per_s=device.read_gb_per_s,
-            probe=pace,
+            probe=probe,
             progress=progress,
         )
         bare = KernelTimes(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
-        specs, decode_us = skeletons(), []
+        specs, decode_us = profiled_specs(), []
         for spec in specs:
             progress(f"timing {len(spec.layers)} layers of {spec.hidden_size} channels")
-            decode_us.append(1e6 * _decode_s(spec, threads, pace))
+            decode_us.append(1e6 * _decode_s(spec, threads, probe))
     return fitted(bare, specs, decode_us)
 
 
 def fitted(bare: KernelTimes, specs: Sequence[ModelSpec], decode_us: Sequence[float]) -> KernelTimes:
-    """`bare`, which knows matrices alone, with what layers and tokens take beside them where engines take `decode_us`.
+    """Return `bare` with the overhead of layers and tokens, fitted to the decode times of engines.
 
-    Least squares of the relative error, with no time below zero.
+    Non-negative least squares of the relative error.
+
+    Args:
+        bare: times of the matrix kernels only.
+        specs: model specs of the engines.
+        decode_us: measured time per token of each engine, in microseconds.
     """
     import numpy as np
     from scipy.optimize import nnls
@@ -79,15 +85,15 @@ def fitted(bare: KernelTimes, specs: Sequence[ModelSpec], decode_us: Sequence[fl
         for spec in specs
     ]
     measured = np.array(decode_us)
-    beside = np.maximum(0, measured - [bare.decode_us(spec) for spec in specs])
-    times = [round(float(us), 3) for us in nnls(np.array(terms) / measured[:, None], beside / measured)[0]]
+    overhead = np.maximum(0, measured - [bare.decode_us(spec) for spec in specs])
+    times = [round(float(us), 3) for us in nnls(np.array(terms) / measured[:, None], overhead / measured)[0]]
     return replace(bare, layer=(times[0], times[1], times[2]), token=(times[3], times[4]))
 
 
-def skeletons() -> list[ModelSpec]:
-    """Small Llamas in 4 bits that differ in what a token costs beside its matrices.
+def profiled_specs() -> list[ModelSpec]:
+    """Return the specs of small 4-bit Llama models that differ in the overhead per layer and per token.
 
-    Their weights take 8 MiB at most: how long larger ones take depends on who else uses the last-level cache.
+    Their weights take at most 8 MiB. Larger weights would depend on other users of the last-level cache.
     """
     return [
         _llama(layers=1, hidden=256, vocabulary=1024),
@@ -117,30 +123,32 @@ def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) ->
     )
 
 
-def _decode_s(spec: ModelSpec, threads: int, pace: ContentionProbe) -> float:
-    """Seconds a token of an engine of `spec` with random weights, the median of a few decodes at a usual pace."""
+def _decode_s(spec: ModelSpec, threads: int, probe: ContentionProbe) -> float:
+    """Return the median seconds per token of an engine with random weights, over undisturbed decodes."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
         session = Genai().open(_engine(spec, Path(folder)), threads=threads)
         prompt = list(range(PROMPT_TOKENS))
-        found = time_decode_rounds(session, prompt, NEW_TOKENS, pace, rounds=ROUNDS, timeout_s=MOST_S)
+        rounds = time_decode_rounds(session, prompt, NEW_TOKENS, probe, rounds=ROUNDS, timeout_s=TIMEOUT_S)
         session.close()
-    counted = [select_undisturbed(*one, pace.best_s) for one in found]
-    return median(map(median, filter(None, counted)) if any(counted) else [median(times) for times, _ in found])
+    undisturbed = [select_undisturbed(*round_, probe.best_s) for round_ in rounds]
+    return median(
+        map(median, filter(None, undisturbed)) if any(undisturbed) else [median(times) for times, _ in rounds]
+    )
 
 
 def _engine(spec: ModelSpec, folder: Path) -> Engine:
-    model, given, rounded, built = (folder / name for name in ("model", "given", "rounded", "engine"))
-    for new in (model, given, rounded, built):
+    model, imported, quantized, built = (folder / name for name in ("model", "imported", "quantized", "engine"))
+    for new in (model, imported, quantized, built):
         new.mkdir()
     modeling.write_random_llama(spec, model)
     for path in ReferenceModel().locate().glob("tokenizer*"):
         shutil.copy(path, model)
-    checkpoint = importing.import_checkpoint(model, given)
+    checkpoint = importing.import_checkpoint(model, imported)
     network = modeling.load(checkpoint)
     matrices = quantize_network(network, spec.schemes, Rtn(), [], _silent)
-    modeling.save(network, rounded, checkpoint, spec, matrices)
+    modeling.save(network, quantized, checkpoint, spec, matrices)
     runtime = Genai()
-    runtime.build(Checkpoint.seal(rounded, format=Checkpoint.FORMAT, spec=spec, made_by={}), built, _silent)
+    runtime.build(Checkpoint.seal(quantized, format=Checkpoint.FORMAT, spec=spec, made_by={}), built, _silent)
     return Engine.seal(built, format=runtime.format, spec=spec, made_by={})
 
 

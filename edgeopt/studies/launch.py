@@ -1,4 +1,4 @@
-"""Several workers on one study, started and replaced from one command: processes here, or tasks of a Ray cluster."""
+"""Start several workers on one study and replace those that die: local processes, or tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 RESOURCE = "edgeopt:{}"
-"""The custom resource of nodes on which a target's engines are measured, by the target's name."""
+"""Ray custom resource of the nodes that measure engines; formatted with the target name."""
 
 
 def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
-    """Have `count` processes of this machine work on the study until it is over; one that is killed is replaced.
+    """Run `count` worker processes on this machine until the study is over, and replace those that are killed.
 
-    Raises EdgeoptError where all of them ended with an error.
+    Raises EdgeoptError if every worker ends with an error.
     """
     logs = Path(opened.config["state"]) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -40,13 +40,15 @@ def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> Non
                 code = process.poll()
                 if code is None:
                     continue
-                done = done or code == 0  # a worker that ends by itself leaves nothing to do
+                done = done or code == 0  # a worker exits with success only when no trial is left
                 if code < 0 and not done:
                     started[number] = _process(opened, logs / f"{opened.name}-{number}.log", count)
                 else:
                     del started[number]
         if not done:
-            raise EdgeoptError("every worker ended with an error", location=str(logs), hint="Read what they said there")
+            raise EdgeoptError(
+                "every worker ended with an error", location=str(logs), hint="Read the logs in this folder"
+            )
     finally:
         for process in started.values():
             process.send_signal(signal.SIGINT)
@@ -66,15 +68,19 @@ def _process(opened: OpenStudy, log: Path, count: int) -> subprocess.Popen[bytes
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-        )  # a session of its own: Ctrl-C reaches the parent alone, which tells them
+        )  # a new session, so that Ctrl-C reaches only the parent, which interrupts the workers
 
 
 def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
-    """Have a Ray cluster work on the study: `count` tasks build on any node, and one measures on each of the device's.
+    """Run the study on a Ray cluster: `count` tasks build engines on any node, one task per device measures them.
 
-    Nodes that measure carry the custom resource RESOURCE, each as often as devices are attached to it. A task whose
-    node dies is started again where there is room; its trial is queued again meanwhile. Ray is joined by RAY_ADDRESS,
-    or started here.
+    A node that measures declares the custom resource RESOURCE once per attached device. If a node dies, its tasks
+    restart on another node and their trials return to the queue. RAY_ADDRESS names the cluster; without it, Ray
+    starts on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed, or no node declares the resource.
+        EdgeoptError: a worker ended with an error.
     """
     try:
         import ray
@@ -87,33 +93,33 @@ def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
     devices = int(ray.cluster_resources().get(resource, 0))
     if not devices:
         raise ConfigError(
-            f"no node of the cluster carries the resource {resource!r}",
+            f"no node of the cluster declares the resource {resource!r}",
             location="search.engine",
-            hint=f"Start those that measure by ray start --resources '{{\"{resource}\": 1}}'",
+            hint=f"Start the nodes that measure with ray start --resources '{{\"{resource}\": 1}}'",
         )
     task = ray.remote(max_retries=0)(_task)
     known = (opened.name, str(Path(opened.config["state"]).absolute()), opened.study.storage.url)
 
-    def begin(role: str) -> Any:
-        needs = {"num_cpus": 0, "resources": {resource: 1}} if role == "measure" else {"num_cpus": 1}
-        return task.options(**needs).remote(*known, opened.recorder.uri, role)
+    def start(role: str) -> Any:
+        options = {"num_cpus": 0, "resources": {resource: 1}} if role == "measure" else {"num_cpus": 1}
+        return task.options(**options).remote(*known, opened.recorder.uri, role)
 
-    running = {begin(role): role for role in ["build"] * count + ["measure"] * devices}
-    over = False
+    running = {start(role): role for role in ["build"] * count + ["measure"] * devices}
+    done = False
     try:
         while running:
-            done, _ = ray.wait(list(running), timeout=POLL_S)
+            ended, _ = ray.wait(list(running), timeout=POLL_S)
             refresh()
-            for reference in done:
+            for reference in ended:
                 role = running.pop(reference)
                 try:
                     ray.get(reference)
-                    over = True  # a worker that ends by itself leaves nothing to do
+                    done = True  # a worker exits with success only when no trial is left
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.RayActorError):
-                    if not over:
-                        running[begin(role)] = role
+                    if not done:
+                        running[start(role)] = role
                 except ray.exceptions.RayTaskError as error:
-                    raise EdgeoptError(f"a worker of role {role} ended: {error.cause}", location="ray") from error
+                    raise EdgeoptError(f"a worker of role {role} failed: {error.cause}", location="ray") from error
     finally:
         for reference in running:
             with suppress(ray.exceptions.RayError):
@@ -122,7 +128,7 @@ def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
 
 
 def _task(study: str, state: str, store: str, tracking_uri: str, role: str) -> None:
-    """A worker inside a task of Ray."""
+    """Run one worker inside a Ray task."""
     from edgeopt.studies.open_study import OpenStudy
     from edgeopt.studies.work import start_evaluator, work
 
@@ -133,7 +139,7 @@ def _task(study: str, state: str, store: str, tracking_uri: str, role: str) -> N
 
 
 def run(opened: OpenStudy, count: int) -> None:
-    """Have `count` workers work on the study until it is over, on the engine that the search names."""
-    engine = on_ray if opened.study.search.engine == "ray" else processes
+    """Run `count` workers until the study is over, as processes or on Ray as `search.engine` says."""
+    launch = on_ray if opened.study.search.engine == "ray" else processes
     with opened.reporter.workers(opened.study) as refresh:
-        engine(opened, count, refresh)
+        launch(opened, count, refresh)

@@ -1,4 +1,4 @@
-"""A study as the commands see it: its trials, its runs in MLflow, its front and its champion."""
+"""Open a study with its config and its MLflow recorder: snapshot, close and promote it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edgeopt.config import assemble, parse, prediction
 from edgeopt.config.assemble import Request
 from edgeopt.config.compose import Config
 from edgeopt.core.artifact import Engine
+from edgeopt.core.config_objects import did_you_mean
 from edgeopt.core.protocols import Progress
 from edgeopt.core.redaction import redact_password
 from edgeopt.core.result import Measurement
@@ -41,12 +42,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenStudy:
-    """A study, the request and config that made it, and the recorder of its runs.
+    """A study with the request and config that created it and the recorder of its runs.
 
     Attributes:
-        metrics: all that its probes may report, each with its unit.
-        tracking_uri: goes before MLflow's own default, and after the config's.
-        promoted: the registered model that its trials were promoted to, if they ever were.
+        metrics: unit of every metric that the probes can report.
+        tracking_uri: used if neither the config nor MLFLOW_TRACKING_URI sets one.
+        promoted: registered model to which trials were promoted; None before the first promotion.
         reporter: shows progress; silent by default.
     """
 
@@ -68,15 +69,22 @@ class OpenStudy:
         metrics: Mapping[str, str] | None = None,
         reporter: Reporter | None = None,
     ) -> OpenStudy:
-        """The study that `config` describes; nothing is written yet. `store` goes before the config's.
+        """Return the study that `config` describes, without writing anything.
 
-        `metrics` are those of the study where it was opened before: they are not looked for then.
+        Args:
+            store: database URL, instead of the one in `config`.
+            metrics: unit by metric, as stored when the study was first opened; determined from the probes by default.
+
+        Raises:
+            ConfigError: the search, an objective or a limit is invalid.
         """
         reporter = reporter or SilentReporter()
         search = parse.instantiate_group(config, "search")
         if not isinstance(search, Search):
             raise ConfigError(
-                "it is no search", location="search._target_", hint="Name edgeopt.search.space.definition.Search"
+                "`search._target_` must name a search",
+                location="search._target_",
+                hint="Use edgeopt.search.space.definition.Search",
             )
         known = metrics or assemble.known_metrics(request.config_dir)
         study = Study(
@@ -92,7 +100,12 @@ class OpenStudy:
 
     @classmethod
     def find(cls, name: str | None, state: Path, store: str | None, *, reporter: Reporter | None = None) -> OpenStudy:
-        """A study of a store, by name or the latest; `state` is the folder that its workers share."""
+        """Return a stored study by name, by default the latest. Raises InputError if it does not exist.
+
+        Args:
+            state: folder that the workers of the study share.
+            store: database URL; by default EDGEOPT_STORE, or the database in `state`.
+        """
         url = store or os.environ.get("EDGEOPT_STORE") or database.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
         known = trial_storage.list_studies(url) if file == url or Path(file).is_file() else {}
@@ -104,7 +117,9 @@ class OpenStudy:
         name = name or list(known)[-1]
         if name not in known:
             raise InputError(
-                f"there is no study {name!r}", location=location, hint=f"Choose one of: {', '.join(known)}"
+                f"there is no study {name!r}",
+                location=location,
+                hint=f"{did_you_mean(name, known)} Choose one of: {', '.join(known)}".strip(),
             )
         sweep = known[name]
         uri = sweep["tracking_uri"]
@@ -123,18 +138,18 @@ class OpenStudy:
 
     @cached_property
     def recorder(self) -> MlflowRecorder:
-        """Made where it is needed: importing MLflow takes longer than reading a study."""
+        """Return the MLflow recorder, created on first use because importing MLflow is slow."""
         recorder: MlflowRecorder = parse.instantiate_group(self.config, "tracking")
         return replace(recorder, tracking_uri=self._uri)
 
     @property
     def _uri(self) -> str | None:
-        """None is MLflow's default."""
+        """Return the tracking URI; None is the default of MLflow."""
         configured: str | None = self.config["tracking"].get("tracking_uri")
         return configured or os.environ.get("MLFLOW_TRACKING_URI") or self.tracking_uri
 
     def open(self) -> None:
-        """Begin the study or go on with it, and keep what `find` needs, here and on other machines."""
+        """Create or continue the study, and store the request and configs that `find` reads."""
         from edgeopt.tracking import server
 
         self.study.open(
@@ -194,7 +209,7 @@ class OpenStudy:
         return found
 
     def _importance(self) -> dict[str, dict[str, float]]:
-        """Objective → parameter → how much it decides, among the trials in which it was measured."""
+        """Return the importance of each parameter by objective metric, over the trials that measured it."""
         found = {}
         for metric in (objective.metric for objective in self.study.objectives):
             known = [
@@ -209,12 +224,12 @@ class OpenStudy:
         return policies.load(name, config_dir or self.request.config_dir)
 
     def sweep_policy(self) -> Policy | None:
-        """The policy by which the sweep itself promotes, where its config names one."""
+        """Return the release policy that the sweep applies at its end; None if its config names none."""
         name = self.config.get("promote")
         return None if name is None else self.policy(name)
 
     def log(self) -> StudyLog:
-        """Where its workers record their trials."""
+        """Return the log in which workers record their trials."""
         return StudyLog(recorder=self.recorder, study=self.name, request=self.request, take_snapshot=self.snapshot)
 
     def promote(
@@ -257,10 +272,10 @@ class OpenStudy:
         return promotion
 
     def _measured(self, progress: Progress, engine: Engine, metrics: Collection[str]) -> tuple[Measurement, ...]:
-        """Figures of an engine on this machine, by those of the study's probes that give `metrics`."""
-        bound = assemble.build_bench(self.config)
-        probes = [name for name, probe in bound.bench.probes.items() if set(metrics) & set(probe.METRICS)]
-        return bound.measure_engine(engine, progress, probes)
+        """Measure an engine on this machine with the probes of the study that report `metrics`."""
+        bench = assemble.build_bench(self.config)
+        probes = [name for name, probe in bench.bench.probes.items() if set(metrics) & set(probe.METRICS)]
+        return bench.measure_engine(engine, progress, probes)
 
     def champion(self, model: str) -> Champion | None:
         """Return the champion of a registered model if it comes from this study."""
@@ -270,7 +285,7 @@ class OpenStudy:
 
 
 def _config_copy(state: Path, study: str) -> Path:
-    """The user's configs as they were when the study was opened, for all of its workers."""
+    """Return the folder with the user's configs, copied when the study was opened, for all workers."""
     return state / "studies" / study
 
 

@@ -1,4 +1,4 @@
-"""Where the workers of a study record their trials: MLflow's recorder, bound to it."""
+"""Record the trials of one study in MLflow."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyLog:
-    """The recorder bound to one study.
+    """An MLflow recorder bound to one study.
 
     Attributes:
-        take_snapshot: returns the study as it is now.
+        take_snapshot: returns the current snapshot of the study.
     """
 
     recorder: MlflowRecorder
@@ -32,10 +32,12 @@ class StudyLog:
     _composed: dict[tuple[int, int], Config] = field(default_factory=dict, init=False)
 
     def begin(self, trial: Trial) -> str:
+        """Open the MLflow run of an attempt and return its id."""
         config = self._composed[trial.number, trial.attempt] = self._config(trial.params)
         return self.recorder.begin(self.study, trial.number, trial.params, config, trial.attempt)
 
     def record(self, trial: Trial, result: TrialResult, front: Collection[int]) -> str:
+        """Log a result and return its run id; engines of trials outside `front` are released."""
         on_front = trial.number in front
         config = self._composed.pop((trial.number, trial.attempt), None) or self._config(trial.params)
         run_id = self.recorder.record(
@@ -49,11 +51,12 @@ class StudyLog:
             ended_s=trial.ended_s,
             keep_engine=on_front,
         )
-        if on_front:  # it may have driven others off
+        if on_front:  # the new trial may dominate others: release their engines
             self.recorder.release(self.study, front)
         return run_id
 
     def kill(self, number: int, attempt: int, reason: str) -> None:
+        """End the run of a lost attempt as KILLED."""
         self.recorder.kill(self.study, number, reason, attempt)
 
     def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
@@ -69,4 +72,4 @@ class StudyLog:
         try:
             return self.request.compose(dict(params))
         except ConfigError:
-            return self.request.compose()  # the trial's own values do not compose: that is its recorded failure
+            return self.request.compose()  # invalid parameters are recorded as the failure of the trial

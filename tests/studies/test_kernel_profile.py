@@ -22,20 +22,20 @@ TRUE = KernelTimes(
 BARE = replace(TRUE, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
 
 
-def test_times_beside_the_matrices_are_found_from_whole_engines():
-    given = kernel_profile.skeletons()
-    found = kernel_profile.fitted(BARE, given, [TRUE.decode_us(spec) for spec in given])
+def test_overhead_is_fitted_from_engine_times():
+    profiled = kernel_profile.profiled_specs()
+    found = kernel_profile.fitted(BARE, profiled, [TRUE.decode_us(spec) for spec in profiled])
     assert found.layer == pytest.approx(TRUE.layer, rel=1e-3)
     assert found.token == pytest.approx(TRUE.token, rel=1e-3)
 
 
-def test_engines_faster_than_their_matrices_leave_nothing_below_zero():
-    given = kernel_profile.skeletons()
-    found = kernel_profile.fitted(BARE, given, [0.5 * BARE.decode_us(spec) for spec in given])
+def test_fitted_overhead_is_never_negative():
+    profiled = kernel_profile.profiled_specs()
+    found = kernel_profile.fitted(BARE, profiled, [0.5 * BARE.decode_us(spec) for spec in profiled])
     assert found == BARE
 
 
-def test_an_engine_of_random_weights_decodes():
-    spec = replace(kernel_profile.skeletons()[0], layers=specs.llama().layers, hidden_size=64, head_size=16)
+def test_random_engine_decodes():
+    spec = replace(kernel_profile.profiled_specs()[0], layers=specs.llama().layers, hidden_size=64, head_size=16)
     schemes = {name: grid for name, grid in spec.schemes.items() if name in spec.matrices}
     assert 0 < kernel_profile._decode_s(replace(spec, schemes=schemes), 1, ContentionProbe()) < 1
