@@ -216,7 +216,7 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "limit without unit": (["limits.size.engine_mib=3"], ["limits.size.engine_mib: the value must have a unit, got 3"]),
     "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: ", "got 'int3' for recipe"]),
     "enqueued without a parameter": (["search.enqueue=[{recipe: int4}]"], ["search.enqueue: ", "block_size"]),
-    "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: 3 is not a mapping"]),
+    "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: `enqueue[0]` must be a mapping, got 3"]),
     "unknown sampler": (
         ["search.sampler=tpee"],
         ["search.sampler: `sampler` must be one of ", "tpe, nsga2, gp, random; got 'tpee'", "Did you mean tpe?"],
