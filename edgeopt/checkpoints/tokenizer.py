@@ -83,14 +83,14 @@ def windows(text: Text, directory: Path, *, length: int, limit: int | None = Non
     Raises:
         InputError: no document has 16 token ids.
     """
-    found = list(_windows(text.documents, directory, length, limit))
-    if not found:
+    all_windows = list(_windows(text.documents, directory, length, limit))
+    if not all_windows:
         raise InputError(
             f"the text must have at least {MIN_WINDOW} tokens in one document",
             location=text.name,
             hint="Use a longer text",
         )
-    return found
+    return all_windows
 
 
 def _windows(documents: Iterable[str], directory: Path, length: int, limit: int | None) -> Iterable[list[int]]:

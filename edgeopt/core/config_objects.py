@@ -119,16 +119,16 @@ def resolve(target: str, location: str = "") -> Any:
         )
     module_name, _, class_name = current(target).rpartition(".")
     try:
-        found = getattr(import_module(module_name), class_name)
+        config_class = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"`_target_` {target!r} cannot be imported ({error})", location=location, hint="Correct the dotted name"
         ) from error
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
         raise ConfigError(
             f"`_target_` must name a dataclass, got {target!r}", location=location, hint="Name a config class"
         )
-    return found
+    return config_class
 
 
 def _plugin_packages() -> set[str]:

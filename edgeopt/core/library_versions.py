@@ -33,8 +33,8 @@ def distribution(module: str) -> str:
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:
     """Return the versions of those libraries in `names` that are installed."""
-    found = {}
+    installed_versions = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed_versions[name] = metadata.version(name)
+    return installed_versions

@@ -113,7 +113,9 @@ def test_missing_datasets_package_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 @settings(max_examples=60)
 @given(
-    documents=st.lists(st.text(min_size=1), min_size=1, max_size=5).filter(lambda found: any(d.strip() for d in found))
+    documents=st.lists(st.text(min_size=1), min_size=1, max_size=5).filter(
+        lambda texts: any(text.strip() for text in texts)
+    )
 )
 @example(documents=["line\u2028separator", "next\x85line\x0b\x1c"])
 @pytest.mark.parametrize("ascii_only", [True, False])

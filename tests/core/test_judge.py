@@ -24,26 +24,26 @@ def measured(value: float, high: float | None = None, **more: Any) -> Measuremen
 
 
 def verdict(measurement: Measurement | None, limit: Limit = AT_MOST_100, baseline: float | None = None) -> Verdict:
-    found = judge([measurement] if measurement else [], [limit], {} if baseline is None else {METRIC: baseline})
-    assert len(found) == 1
-    return found[0]
+    result = judge([measurement] if measurement else [], [limit], {} if baseline is None else {METRIC: baseline})
+    assert len(result) == 1
+    return result[0]
 
 
 @given(value=st.floats(0.001, 1e4), width=st.floats(0, 1e3), bound=st.floats(0.001, 1e4))
 def test_upper_limit_needs_whole_interval_within(value: float, width: float, bound: float) -> None:
-    found = verdict(measured(value, value + width), Limit(metric=METRIC, unit="ms", absolute=bound))
-    assert found.excess == pytest.approx((value + width) / bound - 1)
-    assert found.satisfied == (found.excess <= 0)
-    assert bool(found.reason) != found.satisfied
+    result = verdict(measured(value, value + width), Limit(metric=METRIC, unit="ms", absolute=bound))
+    assert result.excess == pytest.approx((value + width) / bound - 1)
+    assert result.satisfied == (result.excess <= 0)
+    assert bool(result.reason) != result.satisfied
 
 
 @given(value=st.floats(0.001, 1e4), width=st.floats(0, 1e3), bound=st.floats(0.001, 1e4))
 def test_lower_limit_needs_whole_interval_within(value: float, width: float, bound: float) -> None:
-    figure = replace(measured(value), low=value - width)
-    found = verdict(figure, Limit(metric=METRIC, unit="ms", absolute=bound, is_minimum=True))
-    assert found.excess == pytest.approx(1 - (value - width) / bound)
-    assert found.satisfied == (value - width >= bound)
-    assert found.satisfied or "below" in found.reason
+    measurement = replace(measured(value), low=value - width)
+    result = verdict(measurement, Limit(metric=METRIC, unit="ms", absolute=bound, is_minimum=True))
+    assert result.excess == pytest.approx(1 - (value - width) / bound)
+    assert result.satisfied == (value - width >= bound)
+    assert result.satisfied or "below" in result.reason
 
 
 def test_lower_limit_may_be_relative() -> None:
@@ -54,9 +54,9 @@ def test_lower_limit_may_be_relative() -> None:
 
 
 def test_interval_above_limit_is_a_violation() -> None:
-    found = verdict(measured(99.0, 101.0))
-    assert not found.satisfied
-    assert "99 ms, interval up to 101 ms, is above 100 ms" in found.reason
+    result = verdict(measured(99.0, 101.0))
+    assert not result.satisfied
+    assert "99 ms, interval up to 101 ms, is above 100 ms" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_value_equal_to_limit_satisfies_it() -> None:
 
 
 def test_missing_measurement_never_satisfies_limit() -> None:
-    found = verdict(None)
-    assert (found.satisfied, found.value, found.excess) == (False, None, None)
-    assert "not measured" in found.reason
+    result = verdict(None)
+    assert (result.satisfied, result.value, result.excess) == (False, None, None)
+    assert "not measured" in result.reason
 
 
 def test_noisy_measurement_never_satisfies_limit() -> None:
-    found = verdict(measured(50.0, noisy=True))
-    assert not found.satisfied
-    assert "disturbed" in found.reason
+    result = verdict(measured(50.0, noisy=True))
+    assert not result.satisfied
+    assert "disturbed" in result.reason
 
 
 def test_noisy_violation_is_reported_as_violation() -> None:
@@ -101,29 +101,29 @@ def test_relative_limit_scales_the_baseline() -> None:
 
 
 def test_relative_limit_needs_its_baseline() -> None:
-    found = verdict(measured(1.0), HALF)
-    assert (found.satisfied, found.bound, found.excess) == (False, None, None)
-    assert "baseline" in found.reason
+    result = verdict(measured(1.0), HALF)
+    assert (result.satisfied, result.bound, result.excess) == (False, None, None)
+    assert "baseline" in result.reason
 
 
 @pytest.mark.parametrize(("value", "satisfied"), [(0.0, True), (0.001, False)])
 def test_zero_baseline_has_finite_excess(value: float, satisfied: bool) -> None:
-    found = verdict(measured(value), HALF, baseline=0.0)
-    assert found.satisfied is satisfied
-    assert found.excess is not None
-    assert math.isfinite(found.excess)
-    assert (found.excess <= 0) is satisfied
+    result = verdict(measured(value), HALF, baseline=0.0)
+    assert result.satisfied is satisfied
+    assert result.excess is not None
+    assert math.isfinite(result.excess)
+    assert (result.excess <= 0) is satisfied
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_measurement_never_satisfies_limit(value: float) -> None:
-    for found in (
+    for result in (
         verdict(measured(value)),
         verdict(measured(1.0, value)),
         verdict(measured(value), HALF, baseline=2.0),
     ):
-        assert not found.satisfied
-        json.dumps(asdict(found) | {"value": None}, allow_nan=False)
+        assert not result.satisfied
+        json.dumps(asdict(result) | {"value": None}, allow_nan=False)
 
 
 @pytest.mark.parametrize("baseline", [math.nan, math.inf])

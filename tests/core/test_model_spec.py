@@ -116,8 +116,8 @@ def packed_bytes(rows: int, columns: int, bits: int, block: int, symmetric: bool
     symmetric=st.booleans(),
 )
 def test_matrix_size_is_the_sum_of_its_tensors(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> None:
-    found = QuantizationScheme(bits=bits, block_size=block, symmetric=symmetric).size_bytes(rows, columns)
-    assert found == packed_bytes(rows, columns, bits, block, symmetric)
+    size = QuantizationScheme(bits=bits, block_size=block, symmetric=symmetric).size_bytes(rows, columns)
+    assert size == packed_bytes(rows, columns, bits, block, symmetric)
 
 
 @given(adapter=adapters)

@@ -77,9 +77,9 @@ def test_sealed_target_resolves(target: str) -> None:
 
 @pytest.mark.parametrize(("old", "new"), ALIASES.items())
 def test_alias_names_current_class(old: str, new: str) -> None:
-    found = resolve(new)
-    assert f"{found.__module__}.{found.__qualname__}" == new, "an alias must not point to another alias"
-    assert resolve(old) is found
+    config_class = resolve(new)
+    assert f"{config_class.__module__}.{config_class.__qualname__}" == new, "an alias must not point to another alias"
+    assert resolve(old) is config_class
 
 
 def test_field_aliases_name_current_fields() -> None:
