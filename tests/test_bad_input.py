@@ -223,7 +223,10 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no trials": (["search.trials=0"], ["search.trials: `trials` must be at least 1, got 0"]),
     "study with a slash": (["search.study=a/b"], ["search.study: `study` must be a name without slashes, got 'a/b'"]),
-    "parameter that is no range": (["search.parameters.recipe=3"], ["search.parameters.recipe: 3"]),
+    "parameter that is no range": (
+        ["search.parameters.recipe=3"],
+        ["search.parameters.recipe: ", "must be a mapping, got 3"],
+    ),
     "unknown policy": (["promote=nope", "model=local", "model.path={tiny}"], ["nope.yaml", "default.yaml"]),
     "parameter that sets nothing": (
         ["+search.parameters.recipes={choices: [int4], when: {recipe: [prune_int4]}}"],
@@ -490,7 +493,7 @@ def test_generate_refuses_what_it_cannot_do(given: tuple[str, str], refused: Ref
     ("command", "told"),
     [
         ("run", "file/state/cache: the cache folder cannot be written"),
-        ("sweep", "file/state/studies.db: the folder of studies cannot be made"),
+        ("sweep", "file/state/studies.db: the folder of studies cannot be created"),
     ],
 )
 def test_a_state_folder_that_cannot_be_written_is_told(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.common import workers_of
+from benchmarks.common import worker_processes
 from support import trial_storages
 from support.postgresql import Postgres
 from support.sweeping import ended, open_storage, require_whole, runs, start, sweep
@@ -134,7 +134,7 @@ def test_workers_and_database_may_die_at_any_time(folder: Path, postgresql: Post
         time.sleep(chance.uniform(2, 6))
         if kills == 4:
             postgresql.restart()
-        workers = workers_of(process.pid)
+        workers = worker_processes(process.pid)
         if kills < 8 and workers:
             chance.choice(workers).send_signal(signal.SIGKILL)
             kills += 1
