@@ -67,6 +67,35 @@ def test_every_console_line_is_a_command() -> None:
             assert all(line.startswith("$ edgeopt ") for line in block.code.splitlines()), block
 
 
+def test_own_sweep_file_composes(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Compose the complete sweep file of the guide to one's own model."""
+    guide = DOCS / "how-to" / "own-model.md"
+    sweep_file = next(block for block in blocks(guide) if block.language == "yaml")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text(sweep_file.code)
+    command = [
+        sys.executable,
+        "-m",
+        "edgeopt.cli",
+        "sweep",
+        "--config-dir",
+        "configs",
+        "--config-name",
+        "mine",
+        "--cfg",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    assert "path: /models/my-llama" in done.stdout
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "how-to").glob("*.md")), ids=lambda path: path.stem)
+def test_python_of_guides_compiles(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.code, str(block), "exec")
+
+
 def test_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 180
