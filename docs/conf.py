@@ -19,6 +19,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nitpicky = False
 default_role = "code"
+smartquotes = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
