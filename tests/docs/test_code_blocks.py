@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt.cli import main
+
 from .conftest import DOCS, QUICK, ROOT, TIMEOUT_S, Block, blocks
 
 PAGES = (ROOT / "README.md", DOCS / "quickstart.md")
@@ -94,6 +96,15 @@ def test_python_of_guides_compiles(page: Path) -> None:
     for block in blocks(page):
         if block.language == "python":
             compile(block.code, str(block), "exec")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.name)
+def test_documented_commands_parse(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "console":
+            for line in block.code.replace("\\\n", " ").splitlines():
+                if line.startswith("$ edgeopt "):
+                    main._parsed(shlex.split(line.removeprefix("$ edgeopt "), comments=True))
 
 
 def test_readme_is_short() -> None:
