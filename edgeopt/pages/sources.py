@@ -57,10 +57,12 @@ class Study:
     Attributes:
         hypervolumes: hypervolume of the front after each trial, from 0 to 1.
         released: names of registered models whose champion comes from this study.
+        files: paths of the artifacts in the folder `front`, which are written when the search ends.
     """
 
     run: Run
     snapshot: StudySnapshot
+    files: frozenset[str] = frozenset()
     hypervolumes: tuple[float, ...] = ()
     released: tuple[str, ...] = ()
 
@@ -134,6 +136,7 @@ class Source:
             return Study(
                 run=run,
                 snapshot=replace(_snapshot(client, run), champion=next(iter(champions), None)),
+                files=frozenset(file.path for file in client.list_artifacts(run_id, front.FOLDER)),
                 hypervolumes=tuple(m.value for m in sorted(history, key=lambda m: m.step)),
                 released=tuple(champion.name for champion in champions),
             )

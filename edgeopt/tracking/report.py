@@ -122,10 +122,10 @@ def limit_table(snapshot: StudySnapshot) -> str:
         judged = [excess for _, excess in excesses if excess is not None]
         headroom = [-excess for trial, excess in excesses if excess is not None and trial.on_front]
         bound = "not known" if limit.bound is None else units.format_quantity(limit.bound, limit.unit)
-        headroom_range = f"{min(headroom):.0%} to {max(headroom):.0%}" if headroom else "–"
+        ends = dict.fromkeys(f"{end:.0%}" for end in (min(headroom), max(headroom))) if headroom else {"–": None}
         count = f"{sum(1 for excess in judged if excess <= 0)} of {len(judged)}" if judged else "not measured"
         original = _show(snapshot.baseline.get(limit.metric), limit.unit)
-        cells = map(escape, (limit.text, bound, original, count, headroom_range))
+        cells = map(escape, (limit.text, bound, original, count, " to ".join(ends)))
         rows.append(_row(metric_name(limit.metric), *cells))
     headers = [
         ("Metric", ""),

@@ -55,7 +55,7 @@ class Outline(HTMLParser):
         self.labelled -= tag == "label"
 
 
-def test_home_lists_studies_and_says_where_nothing_was_released(shown: Shown) -> None:
+def test_home_lists_studies_and_releases(shown: Shown) -> None:
     page = shown.get("/")
     assert page.status_code == 200
     assert f'href="/edgeopt/studies/{shown.study_run}">night</a>' in page.text
@@ -64,7 +64,7 @@ def test_home_lists_studies_and_says_where_nothing_was_released(shown: Shown) ->
     assert "data-live" in page.text
 
 
-def test_a_study_shows_its_front_its_limits_and_every_trial(shown: Shown) -> None:
+def test_study_page_shows_front_limits_and_trials(shown: Shown) -> None:
     text = shown.get(f"/studies/{shown.study_run}").text
     assert "3 of 4 trials are finished, 2 satisfy every limit, 2 are on the" in " ".join(text.split())
     assert text.count("<circle") == 3
@@ -77,7 +77,7 @@ def test_a_study_shows_its_front_its_limits_and_every_trial(shown: Shown) -> Non
         assert f'value="{run_id}"' in text
 
 
-def test_axes_order_and_filter_are_addresses_that_can_be_shared(shown: Shown) -> None:
+def test_axes_order_and_filter_are_in_url(shown: Shown) -> None:
     page = f"/studies/{shown.study_run}"
     swapped = shown.get(f"{page}?x=memory/peak_rss_mib&y=latency/decode_p50_ms").text
     assert "latency: decode p50 (ms) against memory: peak RSS (MiB)" in swapped
@@ -95,7 +95,7 @@ def test_axes_order_and_filter_are_addresses_that_can_be_shared(shown: Shown) ->
     assert 'aria-sort="ascending"' in sorted_page
 
 
-def test_trials_side_by_side_show_what_differs(shown: Shown) -> None:
+def test_compare_page_shows_differences(shown: Shown) -> None:
     chosen = "&".join(f"run={run_id}" for run_id in list(shown.runs.values())[:2])
     text = " ".join(shown.get(f"/compare?{chosen}").text.split())
     assert '<th scope="row">bits</th><td>4</td><td>5</td>' in text
@@ -108,7 +108,7 @@ def test_trials_side_by_side_show_what_differs(shown: Shown) -> None:
     assert '<td class="text">n):</td>' in text
 
 
-def test_a_release_shows_its_versions_its_ledger_and_what_every_gate_said(shown: Shown, released: Promotion) -> None:
+def test_release_page_shows_versions_ledger_and_gates(shown: Shown, released: Promotion) -> None:
     assert 'href="/edgeopt/releases/small%20models"' in shown.get("/").text
     page = shown.get("/releases/small%20models")
     text = " ".join(page.text.split())
@@ -157,19 +157,19 @@ def comparison_trial(params: dict[str, str], result: TrialResult | None = None) 
         ("/releases/nobody", 404, "no model &#39;nobody&#39; is registered"),
     ],
 )
-def test_what_is_not_there_is_told_with_the_mend(shown: Shown, path: str, status: int, told: str) -> None:
+def test_missing_objects_are_reported_with_hint(shown: Shown, path: str, status: int, told: str) -> None:
     page = shown.get(path)
     assert page.status_code == status
     assert told in page.text
 
 
-def test_a_trials_run_is_no_study(shown: Shown) -> None:
+def test_trial_run_is_not_a_study(shown: Shown) -> None:
     page = shown.get(f"/studies/{shown.runs[0]}")
     assert page.status_code == 404
     assert "must be a study" in page.text
 
 
-def test_nothing_that_was_logged_becomes_markup_and_no_foreign_script_may_run(shown: Shown) -> None:
+def test_logged_text_is_escaped_on_pages(shown: Shown) -> None:
     for path in (f"/studies/{shown.study_run}", "/compare?" + "&".join(f"run={r}" for r in shown.runs.values())):
         page = shown.get(path)
         assert "<b>bold" not in page.text
@@ -179,7 +179,7 @@ def test_nothing_that_was_logged_becomes_markup_and_no_foreign_script_may_run(sh
         assert "<script>" not in page.text
 
 
-def test_every_page_has_landmarks_headings_and_named_controls(shown: Shown) -> None:
+def test_pages_have_landmarks_and_named_controls(shown: Shown) -> None:
     chosen = "&".join(f"run={run_id}" for run_id in shown.runs.values())
     for path in ("/", f"/studies/{shown.study_run}", f"/compare?{chosen}"):
         outline = Outline(shown.get(path).text)
@@ -188,12 +188,12 @@ def test_every_page_has_landmarks_headings_and_named_controls(shown: Shown) -> N
         assert outline.unnamed == []
 
 
-def test_mlflows_own_pages_and_interface_are_as_ever(shown: Shown) -> None:
+def test_mlflow_pages_and_api_still_work(shown: Shown) -> None:
     assert requests.get(shown.uri, timeout=30).status_code == 200
     assert MlflowClient(tracking_uri=shown.uri).get_run(shown.study_run).info.status == "RUNNING"
 
 
-def test_the_pages_stand_alone_before_a_server_elsewhere(shown: Shown) -> None:
+def test_pages_serve_a_remote_mlflow_server(shown: Shown) -> None:
     app = Starlette(routes=[Mount(PREFIX, app=create_pages(shown.uri, "https://mlflow.example/"))])
     text = TestClient(app).get(f"{PREFIX}/studies/{shown.study_run}").text
     assert 'href="https://mlflow.example/#/experiments/' in text
@@ -201,7 +201,7 @@ def test_the_pages_stand_alone_before_a_server_elsewhere(shown: Shown) -> None:
     assert text.count("<circle") == 3
 
 
-def test_a_server_that_does_not_answer_is_told_as_such() -> None:
+def test_unreachable_server_is_reported() -> None:
     app = Starlette(routes=[Mount(PREFIX, app=create_pages("http://127.0.0.1:9", "http://127.0.0.1:9/"))])
     page = TestClient(app).get(f"{PREFIX}/")
     assert page.status_code == 502
@@ -209,7 +209,7 @@ def test_a_server_that_does_not_answer_is_told_as_such() -> None:
 
 
 @browser.needed
-def test_a_live_page_follows_the_study_and_keeps_what_was_marked(shown: Shown, tmp_path: Path) -> None:
+def test_live_page_refreshes_in_browser(shown: Shown, tmp_path: Path) -> None:
     """The browser's own clock runs fast: within its budget the page asks for itself many times."""
     text = browser.dom(f"{shown.uri}/edgeopt/studies/{shown.study_run}", tmp_path, budget_s=10)
     assert text.count("<circle") == 3
@@ -217,7 +217,7 @@ def test_a_live_page_follows_the_study_and_keeps_what_was_marked(shown: Shown, t
 
 
 @pytest.mark.timeout(180)
-def test_edgeopt_ui_serves_the_store_of_the_working_folder_until_it_is_interrupted(tmp_path: Path) -> None:
+def test_ui_command_serves_until_interrupted(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "edgeopt.cli", "ui", "--port", str(port)]
@@ -242,7 +242,7 @@ def test_edgeopt_ui_serves_the_store_of_the_working_folder_until_it_is_interrupt
     assert (tmp_path / "mlflow.db").is_file()
 
 
-def test_edgeopt_ui_says_when_the_server_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ui_command_reports_unreachable_server(capsys: pytest.CaptureFixture[str]) -> None:
     from edgeopt.cli.main import main
 
     assert main(["ui", "--tracking-uri", "http://127.0.0.1:9"]) == 1

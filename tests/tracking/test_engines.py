@@ -51,7 +51,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     return sum(map(ord, request.node.name)) * 7919
 
 
-def test_a_trial_off_the_front_leaves_what_it_takes_to_build_its_engine_and_not_the_engine(
+def test_dominated_trial_keeps_recipe_not_engine(
     recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
 ) -> None:
     result = built(tmp_path, seed)
@@ -63,7 +63,7 @@ def test_a_trial_off_the_front_leaves_what_it_takes_to_build_its_engine_and_not_
     assert "config.yaml" in {file.path for file in client(recorder).list_artifacts(run_id)}
 
 
-def test_equal_engines_are_uploaded_once_and_stay_until_nobody_needs_them(
+def test_equal_engines_share_one_upload(
     recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
 ) -> None:
     result = built(tmp_path, seed)
@@ -83,7 +83,7 @@ def test_equal_engines_are_uploaded_once_and_stay_until_nobody_needs_them(
     assert recorder.release(study, set()) == [], "it is released once"
 
 
-def test_what_drops_off_the_front_is_released_and_its_files_are_gone(
+def test_engine_off_the_front_is_deleted(
     recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
 ) -> None:
     kept, dropped = built(tmp_path, seed), built(tmp_path, seed + 1)
@@ -101,7 +101,7 @@ def test_what_drops_off_the_front_is_released_and_its_files_are_gone(
     assert str(staying.status) == "READY"
 
 
-def test_a_registered_engine_is_never_released(recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int) -> None:
+def test_registered_engine_is_never_released(recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int) -> None:
     result = built(tmp_path, seed)
     run_id = recorder.record(study, 0, {}, {}, result)
     (model,) = models(recorder, digest_of(result))
@@ -115,7 +115,7 @@ def test_a_registered_engine_is_never_released(recorder: MlflowRecorder, study: 
 
 
 @pytest.mark.parametrize("moment", ["delete_artifacts", "delete_logged_model", "set_tag"])
-def test_a_release_that_was_killed_is_completed_by_the_next(
+def test_interrupted_release_is_completed_later(
     recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -138,7 +138,7 @@ def test_a_release_that_was_killed_is_completed_by_the_next(
     assert recorder.release(study, set()) == []
 
 
-def test_engines_of_the_same_files_that_are_opened_in_different_ways_are_kept_apart(
+def test_engines_with_different_manifests_are_separate(
     recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
 ) -> None:
     plain, other = (built(tmp_path / name, seed) for name in ("plain", "other"))
@@ -154,7 +154,7 @@ def test_engines_of_the_same_files_that_are_opened_in_different_ways_are_kept_ap
     assert [client(recorder).get_logged_model(model).source_run_id for model in kept] == runs
 
 
-def test_an_engine_that_is_being_released_is_uploaded_anew_for_who_needs_it_now(
+def test_engine_under_release_is_uploaded_again(
     recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
 ) -> None:
     result = built(tmp_path, seed)

@@ -33,7 +33,7 @@ def expected_error(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_prompts_as_list_frame_or_word_give_the_same_texts(model: Path) -> None:
+def test_prompt_formats_give_equal_texts(model: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
     texts = loaded.predict(["def f (", "return"])
     assert len(texts) == 2
@@ -43,27 +43,27 @@ def test_prompts_as_list_frame_or_word_give_the_same_texts(model: Path) -> None:
     assert flavor.load_model(str(model)).predict(["return"]) == texts[1:]
 
 
-def test_the_number_of_new_tokens_is_a_parameter(model: Path) -> None:
+def test_max_new_tokens_is_a_parameter(model: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
     short, usual = (loaded.predict(["return"], params=p)[0] for p in ({"max_new_tokens": 2}, None))
     assert usual.startswith(short)
     assert len(usual) > len(short)
 
 
-def test_an_adapter_is_a_parameter_and_none_is_chosen_by_default(model: Path) -> None:
+def test_adapter_is_an_optional_parameter(model: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
     assert loaded.predict(["return"], params={"adapter": ""}) == loaded.predict(["return"])
     with pytest.raises(ConfigError, match=r"adapter.*got 'tests'"):
         loaded.predict(["return"], params={"adapter": "tests"})
 
 
-def test_a_frame_of_other_columns_is_refused(model: Path) -> None:
+def test_frame_with_other_columns_is_rejected(model: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
     with pytest.raises(InputError, match=r"single column `prompt`, got text"):
         loaded.predict(pd.DataFrame({"text": ["def"]}))
 
 
-def test_generation_ends_where_the_context_ends(model: Path) -> None:
+def test_generation_ends_at_context_length(model: Path) -> None:
     generator = flavor.load_model(str(model))
     assert generator.complete(" ".join(["x"] * 63), 10)
     with pytest.raises(InputError, match="1 to 63 tokens, got 64"):
@@ -72,7 +72,7 @@ def test_generation_ends_where_the_context_ends(model: Path) -> None:
         generator.complete("")
 
 
-def test_the_model_names_signature_example_and_requirements(model: Path) -> None:
+def test_model_has_signature_example_and_requirements(model: Path) -> None:
     info = mlflow.models.get_model_info(str(model))
     described = yaml.safe_load((model / "MLmodel").read_text())
     assert info.signature.params.params[0].name == "max_new_tokens"
@@ -85,7 +85,7 @@ def test_the_model_names_signature_example_and_requirements(model: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["table.npy", "tokenizer.json", "edgeopt.json"])
-def test_a_changed_file_is_refused_before_it_is_loaded(tmp_path: Path, name: str) -> None:
+def test_changed_file_is_rejected_before_loading(tmp_path: Path, name: str) -> None:
     samples.engine(tmp_path / "engine")
     flavor.save_model(tmp_path / "engine", tmp_path / "model")
     expected_error(tmp_path / "model" / "engine" / name)
@@ -93,19 +93,19 @@ def test_a_changed_file_is_refused_before_it_is_loaded(tmp_path: Path, name: str
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
 
-def test_a_changed_engine_is_not_saved(tmp_path: Path) -> None:
+def test_changed_engine_is_not_saved(tmp_path: Path) -> None:
     expected_error(samples.engine(tmp_path / "engine").directory / "table.npy")
     with pytest.raises(InputError, match="was modified"):
         flavor.save_model(tmp_path / "engine", tmp_path / "model")
 
 
-def test_a_model_of_another_flavor_is_refused(tmp_path: Path) -> None:
+def test_model_of_another_flavor_is_rejected(tmp_path: Path) -> None:
     mlflow.models.Model().save(str(tmp_path / "MLmodel"))
     with pytest.raises(InputError, match="must have the flavor edgeopt"):
         flavor.engine_folder(tmp_path)
 
 
-def test_a_logged_engine_generates_in_another_process_and_folder(
+def test_logged_engine_generates_in_another_process(
     recorder: MlflowRecorder, study: str, tmp_path: Path
 ) -> None:
     engine = samples.engine(tmp_path / "engine", seed=4071)  # an equal one would be the run's that logged it first

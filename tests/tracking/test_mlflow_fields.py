@@ -28,7 +28,7 @@ def test_flatten(config: dict[str, Any], flat: dict[str, str]) -> None:
 
 
 @given(st.dictionaries(st.text(string.printable, min_size=1, max_size=400), st.text(max_size=50), max_size=4))
-def test_params_fit_into_mlflow(values: dict[str, str]) -> None:
+def test_params_are_valid_in_mlflow(values: dict[str, str]) -> None:
     from mlflow.utils.validation import _validate_param
 
     kept, _ = mlflow_fields.fit_params(values)
@@ -36,7 +36,7 @@ def test_params_fit_into_mlflow(values: dict[str, str]) -> None:
         _validate_param(key, value)
 
 
-def test_long_names_stay_apart() -> None:
+def test_long_names_stay_distinct() -> None:
     kept, _ = mlflow_fields.fit_params({"a" * 300 + "1": "x", "a" * 300 + "2": "y"})
     assert len(kept) == 2
     assert all(len(name) <= mlflow_fields.KEY_LENGTH for name in kept)
@@ -71,13 +71,13 @@ BROKEN = Verdict(
 )
 
 
-def test_what_the_cache_saved_is_told_by_stage() -> None:
+def test_time_saved_by_cache_is_logged() -> None:
     found, _ = mlflow_fields.trial_metrics(stopped("build", BROKEN, SIZE))
     assert found["time_saved/compress/lora_s"] == 20.5
     assert found["excess/size/engine_mib"] == 0.8
 
 
-def test_the_note_of_a_stopped_trial_tells_where_it_stopped_and_measured_from_predicted() -> None:
+def test_description_names_rung_and_predictions() -> None:
     late = run_descriptions.trial_description(stopped("build", BROKEN, SIZE))
     assert "**Stopped early** at build: nothing was measured after build" in late
     assert "| 9 MiB |" in late

@@ -43,7 +43,7 @@ def artifact(recorder: MlflowRecorder, run_id: str, path: str) -> str:
     return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=recorder.uri)).read_text()
 
 
-def test_a_trial_is_logged_whole(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
+def test_trial_is_logged_completely(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.json").write_text("[1]")
     (tmp_path / "build.txt").write_text("built")
@@ -126,7 +126,7 @@ def dying_client(after: int) -> type[MlflowClient]:
     return Dying
 
 
-def test_a_kill_between_any_two_writes_loses_and_doubles_nothing(
+def test_kill_between_writes_loses_nothing(
     recorder: MlflowRecorder, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = client(recorder)
@@ -157,7 +157,7 @@ def test_a_kill_between_any_two_writes_loses_and_doubles_nothing(
     assert recorder.open_runs(study) == {}
 
 
-def test_a_figure_logged_twice_is_kept_once(
+def test_metric_logged_twice_is_stored_once(
     recorder: MlflowRecorder, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the figures and before the end of the run."""
@@ -174,7 +174,7 @@ def test_a_figure_logged_twice_is_kept_once(
     )
 
 
-def test_a_failed_trial_ends_failed_with_its_cause(recorder: MlflowRecorder, study: str) -> None:
+def test_failed_trial_records_its_cause(recorder: MlflowRecorder, study: str) -> None:
     failure = Failure(stage="build", kind="BuildError", message="out of memory")
     run_id = recorder.record(study, 0, PARAMS, CONFIG, samples.result(failure=failure))
     run = trial_run(recorder, study)
@@ -184,7 +184,7 @@ def test_a_failed_trial_ends_failed_with_its_cause(recorder: MlflowRecorder, stu
     assert "out of memory" in artifact(recorder, run_id, "failure.txt")
 
 
-def test_an_infeasible_trial_finishes_without_an_engine(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
+def test_infeasible_trial_has_no_engine(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
     outcome = samples.result(samples.engine(tmp_path / "engine"), decode_ms=5.0)
     recorder.record(study, 0, PARAMS, CONFIG, outcome)
     run = trial_run(recorder, study)
@@ -194,7 +194,7 @@ def test_an_infeasible_trial_finishes_without_an_engine(recorder: MlflowRecorder
     assert not run.outputs.model_outputs
 
 
-def test_figures_that_are_not_finite_are_named_and_not_logged(recorder: MlflowRecorder, study: str) -> None:
+def test_infinite_metrics_are_named_not_logged(recorder: MlflowRecorder, study: str) -> None:
     odd = samples.result(decode_ms=5.0, ratio=math.inf)
     run_id = recorder.record(study, 0, PARAMS, CONFIG, odd)
     run = trial_run(recorder, study)
@@ -204,7 +204,7 @@ def test_figures_that_are_not_finite_are_named_and_not_logged(recorder: MlflowRe
     assert next(Measurement(**m).value for m in stored["measurements"]) == "inf"
 
 
-def test_a_killed_trial_is_run_again_in_a_run_of_its_own(recorder: MlflowRecorder, study: str) -> None:
+def test_killed_trial_repeats_in_a_new_run(recorder: MlflowRecorder, study: str) -> None:
     lost = recorder.begin(study, 0, PARAMS, CONFIG)
     assert recorder.begin(study, 0, PARAMS, CONFIG) == lost
     assert recorder.open_runs(study) == {(0, 1): lost}
@@ -224,7 +224,7 @@ def test_a_killed_trial_is_run_again_in_a_run_of_its_own(recorder: MlflowRecorde
     assert recorder.open_runs(study) == {}
 
 
-def test_a_study_is_resumed_in_its_run_and_closed_truthfully(recorder: MlflowRecorder, study: str) -> None:
+def test_resumed_study_reuses_its_run(recorder: MlflowRecorder, study: str) -> None:
     first = recorder.open_study(study, {"a": 1}, {"edgeopt.target": "sbc"})
     run_id = recorder.record(study, 3, PARAMS, CONFIG, samples.result(decode_ms=0.7))
     snapshot = samples.snapshot([samples.trial(3, samples.result(decode_ms=0.7), run_id, 1)], study=study)
@@ -246,7 +246,7 @@ def test_a_study_is_resumed_in_its_run_and_closed_truthfully(recorder: MlflowRec
     assert recorder.latest_study() == study
 
 
-def test_a_run_is_named_by_what_was_searched(recorder: MlflowRecorder, study: str) -> None:
+def test_run_name_shows_searched_parameters(recorder: MlflowRecorder, study: str) -> None:
     params = {"step.quantize.block_size": 64, "recipe": "int4"}
     searched = recorder.record(study, 0, params, CONFIG, samples.result())
     single = recorder.record(study, 1, {}, CONFIG, samples.result())
@@ -254,7 +254,7 @@ def test_a_run_is_named_by_what_was_searched(recorder: MlflowRecorder, study: st
     assert client(recorder).get_run(single).info.run_name == f"1 · {samples.result().recipe['text']}"
 
 
-def test_a_new_rank_replaces_the_old_one(recorder: MlflowRecorder, study: str) -> None:
+def test_new_rank_replaces_old_rank(recorder: MlflowRecorder, study: str) -> None:
     run_id = recorder.record(study, 0, PARAMS, CONFIG, samples.result())
     for rank in (1, 2):
         trials = [samples.trial(0, samples.result(), run_id, rank)]
@@ -262,7 +262,7 @@ def test_a_new_rank_replaces_the_old_one(recorder: MlflowRecorder, study: str) -
     assert client(recorder).get_run(run_id).data.metrics["pareto_rank"] == 2
 
 
-def test_the_hint_leads_to_the_study(recorder: MlflowRecorder, study: str) -> None:
+def test_links_lead_to_the_study(recorder: MlflowRecorder, study: str) -> None:
     hint = recorder.study_links(study)
     run_id = recorder.open_study(study, {}, {})
     served = recorder.uri.startswith("http")
@@ -273,21 +273,21 @@ def test_the_hint_leads_to_the_study(recorder: MlflowRecorder, study: str) -> No
     assert f"/runs/{run_id}/artifacts/front/front.html?" in hint.front_url
 
 
-def test_artifacts_lie_beside_the_database(tmp_path: Path) -> None:
+def test_artifacts_are_stored_beside_the_database(tmp_path: Path) -> None:
     recorder = MlflowRecorder(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     recorder.connect()
     experiment = client(recorder).get_experiment_by_name(recorder.experiment)
     assert Path(experiment.artifact_location).is_relative_to(tmp_path)
 
 
-def test_a_server_that_refuses_is_reported_at_once() -> None:
+def test_refused_connection_is_reported_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(TrackingError, match=r"http://user:\*\*\*@127\.0\.0\.1:9.*does not answer.*MLFLOW_TRACKING_URI"):
         MlflowRecorder(tracking_uri="http://user:secret@127.0.0.1:9").connect()
     assert time.monotonic() - started < 10
 
 
-def test_a_server_that_is_silent_is_reported_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_server_is_reported_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "PROBE_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
@@ -296,7 +296,7 @@ def test_a_server_that_is_silent_is_reported_in_time(monkeypatch: pytest.MonkeyP
         assert time.monotonic() - started < 5
 
 
-def test_a_file_that_is_no_database_is_reported_at_once(tmp_path: Path) -> None:
+def test_invalid_database_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database " * 100)
     started = time.monotonic()
     with pytest.raises(TrackingError, match="not a database"):
@@ -304,17 +304,17 @@ def test_a_file_that_is_no_database_is_reported_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_a_study_that_was_never_opened(recorder: MlflowRecorder) -> None:
+def test_unopened_study_is_reported(recorder: MlflowRecorder) -> None:
     with pytest.raises(TrackingError, match="study 'nowhere' has no run"):
         recorder.begin("nowhere", 0, {}, {})
 
 
-def test_a_study_name_that_would_break_a_query(recorder: MlflowRecorder) -> None:
+def test_study_name_with_quotes_is_rejected(recorder: MlflowRecorder) -> None:
     with pytest.raises(ConfigError, match="must not be empty or contain quotes"):
         recorder.open_study("it's", {}, {})
 
 
-def test_the_package_does_not_import_mlflow() -> None:
+def test_package_does_not_import_mlflow() -> None:
     import subprocess
     import sys
 

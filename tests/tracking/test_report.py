@@ -40,7 +40,7 @@ def section(text: str, title: str) -> str:
     return "\n".join(unescape(" ".join(row.split())) for row in rows)
 
 
-def test_each_two_objectives_have_a_chart_of_which_one_is_shown(tmp_path: Path) -> None:
+def test_each_pair_of_objectives_has_a_chart(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert text.count("class='chart'") == 3
     assert text.count("class='chart' hidden") == 2
@@ -74,7 +74,7 @@ def test_unmeasured_limit_is_not_called_satisfied(tmp_path: Path) -> None:
     assert "of 8" not in text
 
 
-def test_outcomes_are_counted_with_their_causes(tmp_path: Path) -> None:
+def test_outcomes_are_counted_with_causes(tmp_path: Path) -> None:
     infeasible = {"feasible": False, "pareto_rank": None}
     excess = {limit.metric: 0.5 for limit in samples.LIMITS}
     refused = replace(TRIALS[0], state="refused", rung="prediction", excess=excess, **infeasible)
@@ -117,7 +117,7 @@ def test_important_parameters_are_listed(tmp_path: Path) -> None:
     assert "no parameter decides" in section(page(tmp_path, statistics=SearchStatistics()), "Parameter importance")
 
 
-def test_progress_shows_time_energy_and_growth(tmp_path: Path) -> None:
+def test_progress_shows_time_energy_and_hypervolume(tmp_path: Path) -> None:
     text = section(page(tmp_path), "Progress of the search")
     assert "took 10.0 minutes. They needed 2 Wh. Time saved: 1.5 min by prediction." in text
     assert "It is 0.250 after the last of 4 evaluated trials" in text
@@ -156,7 +156,7 @@ document.body.textContent = "RESULT" + out.join("|") + "END";
 
 
 @browser.needed
-def test_in_a_browser_trials_are_sorted_and_filtered_and_another_chart_is_chosen(tmp_path: Path) -> None:
+def test_browser_sorts_filters_and_switches_charts(tmp_path: Path) -> None:
     (tmp_path / "used.html").write_text(page(tmp_path).replace("</body>", USE + "</body>"))
     shown = browser.dom((tmp_path / "used.html").as_uri(), tmp_path, budget_s=20)
     up, down, kept, words, charts = unescape(shown.split("RESULT")[1].split("END")[0]).split("|")

@@ -29,7 +29,7 @@ def charts(state: dict[str, Any]) -> list[str]:
     return [chart["type"] for chart in state["compareRunCharts"]]
 
 
-def test_a_study_has_views_of_its_front_parameters_and_limits() -> None:
+def test_study_has_views_of_front_and_limits() -> None:
     found = states()
     assert {name: charts(state) for name, state in found.items()} == {
         "front": ["CONTOUR", "SCATTER", "SCATTER"],
@@ -45,13 +45,13 @@ def test_a_study_has_views_of_its_front_parameters_and_limits() -> None:
     ]
 
 
-def test_only_the_front_leaves_out_what_breaks_a_limit() -> None:
+def test_front_view_shows_only_feasible_trials() -> None:
     found = states()
     assert "metrics.`feasible` = 1" in found["front"]["searchFilter"]
     assert "feasible" not in found["limits"]["searchFilter"]
 
 
-def test_energy_has_a_view_where_it_was_measured() -> None:
+def test_measured_energy_has_a_view() -> None:
     metrics = {**TRIALS[0].metrics, "energy/estimated/power_w": 3.0}
     assert charts(states([replace(TRIALS[0], metrics=metrics)])["energy"]) == ["BAR"]
 
@@ -74,7 +74,7 @@ def test_fewer_objectives_have_simpler_charts(count: int, kinds: list[str]) -> N
     assert charts(states(objectives=samples.OBJECTIVES[:count])["front"]) == kinds
 
 
-def test_links_are_of_views_that_were_written_and_stay_the_same(recorder: MlflowRecorder, study: str) -> None:
+def test_view_links_are_stable(recorder: MlflowRecorder, study: str) -> None:
     assert recorder.study_links(study).view_urls == {}
     snapshot = samples.snapshot(TRIALS, study=study)
     recorder.close_study(snapshot, status="FINISHED")
@@ -85,7 +85,7 @@ def test_links_are_of_views_that_were_written_and_stay_the_same(recorder: Mlflow
 
 
 @browser.needed
-def test_a_browser_shows_the_charts_of_a_view(mlflow_server: str, tmp_path: Path) -> None:
+def test_browser_shows_charts_of_a_view(mlflow_server: str, tmp_path: Path) -> None:
     recorder = MlflowRecorder(tracking_uri=mlflow_server, experiment="views")
     recorder.connect()
     recorder.open_study("demo", {}, {})

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from edgeopt.tracking import server
 
 
-def test_a_kill_while_the_tables_are_made_leaves_no_half_of_a_store(tmp_path: Path):
+def test_kill_during_creation_leaves_no_partial_store(tmp_path: Path):
     database = tmp_path / "mlflow.db"
     uri = f"sqlite:///{database}"
     child = subprocess.Popen([sys.executable, "-c", f"from edgeopt.tracking import server; server.probe({uri!r})"])
@@ -28,7 +28,7 @@ def test_a_kill_while_the_tables_are_made_leaves_no_half_of_a_store(tmp_path: Pa
     assert MlflowClient(tracking_uri=uri).create_experiment("after the kill")
 
 
-def test_a_store_that_exists_is_left_as_it_is(tmp_path: Path):
+def test_existing_store_is_not_changed(tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     server.probe(uri)
     made = MlflowClient(tracking_uri=uri).create_experiment("mine")
@@ -37,7 +37,7 @@ def test_a_store_that_exists_is_left_as_it_is(tmp_path: Path):
     assert {p.name.removesuffix("-wal").removesuffix("-shm") for p in tmp_path.iterdir()} == {"mlflow.db"}
 
 
-def test_a_store_that_is_made_here_is_written_ahead_and_another_keeps_its_way(tmp_path: Path):
+def test_new_store_uses_write_ahead_log(tmp_path: Path):
     for database in (tmp_path / "mine.db", tmp_path / "mlflows.db"):
         if database.stem == "mlflows":
             MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments(max_results=1)
@@ -46,7 +46,7 @@ def test_a_store_that_is_made_here_is_written_ahead_and_another_keeps_its_way(tm
     assert journal(tmp_path / "mlflows.db") == "delete"
 
 
-def test_two_processes_write_into_a_store_that_one_of_them_has_just_made(tmp_path: Path):
+def test_two_processes_write_into_new_store(tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     server.probe(uri)
     write = "import sys; from mlflow import MlflowClient; c = MlflowClient(tracking_uri=sys.argv[1]); "

@@ -86,6 +86,16 @@ class Point:
         """Return the number of the trial."""
         return self.trial.number
 
+    @property
+    def interval_lines(self) -> list[list[tuple[float, float]]]:
+        """Return the confidence intervals as lines through the point."""
+        lines = []
+        if self.x_interval is not None:
+            lines.append([(self.x_interval[0], self.y), (self.x_interval[1], self.y)])
+        if self.y_interval is not None:
+            lines.append([(self.x, self.y_interval[0]), (self.x, self.y_interval[1])])
+        return lines
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartData:
@@ -166,6 +176,7 @@ def build_chart_data(snapshot: StudySnapshot) -> ChartData:
     axes = []
     for index, objective in enumerate(objectives):
         shown = [_value(trial, objective.metric) for trial in plotted]
+        shown += [end for trial in plotted for end in trial.intervals.get(objective.metric, ())]
         shown += [baseline[index]] if baseline is not None and index < 2 else []
         axes.append(_axis(objective, shown, snapshot.limit_on(objective.metric)))
     points = []
@@ -257,7 +268,8 @@ def label_front(
         sizes: width and height of each label.
         radius: radius of a point.
     """
-    lines = [list(map(pixel, line)) for line in data.lines]
+    intervals = [ends for point in data.points for ends in point.interval_lines]
+    lines = [list(map(pixel, line)) for line in (*data.lines, *intervals)]
     obstacles = _obstacles([pixel((p.x, p.y)) for p in data.points], lines, radius)
     if data.baseline is not None:
         obstacles += _obstacles([pixel(data.baseline)], [], radius + 4)

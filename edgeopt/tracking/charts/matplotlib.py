@@ -46,6 +46,7 @@ _PAGE_INCHES = (11.0, 7.2)
 _ROWS_PER_PAGE = 36
 _MAX_CELL = 72  # characters
 _LINE_POINTS = 0.91 * 72 * _PAGE_INCHES[0]
+_BOLD_WIDTH = 1.2  # of a bold character, relative to a normal one
 _CHARACTER_WIDTH = 0.56  # mean width of a character of DejaVu Sans, relative to the font size
 _MARKS: tuple[tuple[PointKind, int, str, str], ...] = (
     ("feasible", 46, "white", FEASIBLE_COLOUR),
@@ -75,7 +76,8 @@ def _table_page(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     figure = Figure(figsize=_PAGE_INCHES, facecolor="white")
     figure.text(0.045, 0.945, title, fontsize=15, fontweight="bold")
     cells = [[_cut(text) for text in row] for row in (headers, *rows)]
-    widths = [max(len(row[column]) for row in cells) + 2 for column in range(len(headers))]
+    lengths = [[len(text) * (1.0 if line else _BOLD_WIDTH) for text in row] for line, row in enumerate(cells)]
+    widths = [max(row[column] for row in lengths) + 2 for column in range(len(headers))]
     size = min(9.0, _LINE_POINTS / max(1, sum(widths)) / _CHARACTER_WIDTH)
     starts = [0.045 + 0.91 * sum(widths[:column]) / sum(widths) for column in range(len(headers))]
     for line, row in enumerate(cells):
@@ -176,11 +178,9 @@ def _scatter(axes: Any, points: Sequence[Point], **style: Any) -> Any:
 
 
 def _error_bars(axes: Any, point: Point) -> None:
-    style = {"color": "#7b8794", "linewidth": 0.9, "alpha": 0.7, "zorder": 2}
-    if point.x_interval is not None:
-        axes.plot(point.x_interval, (point.y, point.y), **style)
-    if point.y_interval is not None:
-        axes.plot((point.x, point.x), point.y_interval, **style)
+    for line in point.interval_lines:
+        xs, ys = zip(*line, strict=True)
+        axes.plot(xs, ys, color="#7b8794", linewidth=0.9, alpha=0.7, zorder=2)
 
 
 def _limits(axes: Any, data: ChartData) -> None:

@@ -137,13 +137,9 @@ def _baseline(data: ChartData, to_x: Callable[[float], float], to_y: Callable[[f
 def _error_bars(
     point: Point, to_x: Callable[[float], float], to_y: Callable[[float], float], colour: str
 ) -> Iterator[str]:
-    x, y = to_x(point.x), to_y(point.y)
-    if point.x_interval is not None:
-        low, high = map(to_x, point.x_interval)
-        yield f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{y:.1f}' y2='{y:.1f}' stroke='{colour}' class='interval'/>"
-    if point.y_interval is not None:
-        low, high = map(to_y, point.y_interval)
-        yield f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{low:.1f}' y2='{high:.1f}' stroke='{colour}' class='interval'/>"
+    for (x1, y1), (x2, y2) in point.interval_lines:
+        ends = f"x1='{to_x(x1):.1f}' x2='{to_x(x2):.1f}' y1='{to_y(y1):.1f}' y2='{to_y(y2):.1f}'"
+        yield f"<line {ends} stroke='{colour}' class='interval'/>"
 
 
 def _axes(data: ChartData, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> Iterator[str]:

@@ -32,13 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_the_chart_holds_every_measured_trial_once() -> None:
+def test_chart_shows_each_measured_trial_once() -> None:
     drawn = [trace for trace in plotly.figure(view()).data if trace.mode == "markers"]
     numbers = sorted(int(text.split("Trial ")[1].split("<")[0]) for trace in drawn for text in trace.customdata)
     assert numbers == [trial.number for trial in TRIALS if trial.metrics]
 
 
-def test_limits_are_drawn_and_named() -> None:
+def test_limits_are_drawn_and_labelled() -> None:
     layout = plotly.figure(view()).layout
     lines = {(shape.x0, shape.y0) for shape in layout.shapes if shape.type == "line"}
     words = [note.text for note in layout.annotations]
@@ -48,21 +48,21 @@ def test_limits_are_drawn_and_named() -> None:
     assert "limit 1.04 ms" in words
 
 
-def test_every_member_of_the_front_is_labelled() -> None:
+def test_front_trials_are_labelled() -> None:
     words = {note.text for note in plotly.figure(view()).layout.annotations}
     members = {f"<b>#{trial.number}</b>" for trial in FRONT}
     assert members
     assert members <= words
 
 
-def test_a_distant_limit_is_named_and_does_not_squeeze_the_points() -> None:
+def test_distant_limit_does_not_extend_the_axis() -> None:
     far = [replace(samples.LIMITS[1], bound=500.0)]
     made = view(limits=far)
     assert made.y.high < 2
     assert "limit 500 ms is outside the chart" in [note.text for note in plotly.figure(made).layout.annotations]
 
 
-def test_the_path_joins_members_that_none_beats_on_the_two_axes() -> None:
+def test_front_line_joins_undominated_trials() -> None:
     path = view().front_line
     assert [p.x for p in path] == sorted(p.x for p in path)
     assert [p.y for p in path] == sorted((p.y for p in path), reverse=True)
@@ -70,7 +70,7 @@ def test_the_path_joins_members_that_none_beats_on_the_two_axes() -> None:
     assert all(any(q.x <= p.x and q.y <= p.y for q in path) for p in others)
 
 
-def test_a_larger_is_better_axis_turns_the_path() -> None:
+def test_maximized_axis_reverses_front_line() -> None:
     objectives = [replace(samples.OBJECTIVES[0], direction="maximize"), samples.OBJECTIVES[1]]
     path = view(objectives=objectives).front_line
     assert [p.y for p in path] == sorted(p.y for p in path)
@@ -88,12 +88,12 @@ def test_a_larger_is_better_axis_turns_the_path() -> None:
     ],
     ids=["no trials", "one objective", "no limits", "none feasible", "one trial", "no baseline"],
 )
-def test_odd_studies_are_drawn_too(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_unusual_studies_are_drawn(tmp_path: Path, changed: dict[str, Any]) -> None:
     front.write(tmp_path, samples.snapshot(**{"trials": TRIALS, **changed}))
     assert (tmp_path / "front.png").stat().st_size > 10_000
 
 
-def test_the_page_is_self_contained_and_tells_of_all_trials(folder: Path) -> None:
+def test_report_is_self_contained_and_complete(folder: Path) -> None:
     page = (folder / "front.html").read_text()
     visible = page.split("<h2>")[-1]
     assert 'src="http' not in page
@@ -124,7 +124,7 @@ def test_pdf_table_lists_original_model_and_trials() -> None:
     assert rows[1][1] == "on the front"
 
 
-def test_tables_hold_every_trial(folder: Path) -> None:
+def test_tables_contain_every_trial(folder: Path) -> None:
     with (folder / "front.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [int(line["number"]) for line in lines] == [trial.number for trial in TRIALS]
@@ -133,7 +133,7 @@ def test_tables_hold_every_trial(folder: Path) -> None:
     assert len(json.loads((folder / "trials.json").read_text())["trials"]) == len(TRIALS)
 
 
-def test_csv_holds_confidence_intervals(tmp_path: Path) -> None:
+def test_csv_contains_confidence_intervals(tmp_path: Path) -> None:
     trial = replace(TRIALS[0], intervals={"latency/decode_p50_ms": (0.5, 0.75)})
     front.write_csv(tmp_path / "front.csv", samples.snapshot([trial, TRIALS[1]]))
     with (tmp_path / "front.csv").open() as file:
@@ -163,7 +163,7 @@ def test_baselines_that_differ_are_not_drawn() -> None:
     assert view(trials).baseline is None
 
 
-def test_totals_count_and_take_the_best_of_the_feasible() -> None:
+def test_totals_use_best_feasible_values() -> None:
     objectives = (samples.OBJECTIVES[0], replace(samples.OBJECTIVES[1], direction="maximize"))
     found = front.totals(samples.snapshot(TRIALS, objectives=objectives))
     feasible = [trial.metrics for trial in TRIALS if trial.feasible]
@@ -180,7 +180,7 @@ def test_labels_stay_in_the_frame(anchors: list[tuple[float, float]]) -> None:
     assert all(15 <= x <= 785 and 9 <= y <= 491 for x, y in places)
 
 
-def test_labels_of_points_at_one_place_do_not_overlap() -> None:
+def test_labels_of_equal_points_do_not_overlap() -> None:
     places = place_labels([(400.0, 250.0)] * 6, [(30, 18)] * 6, [], (0, 0, 800, 500))
     clear = [abs(a[0] - b[0]) >= 30 or abs(a[1] - b[1]) >= 18 for i, a in enumerate(places) for b in places[i + 1 :]]
     assert all(clear)

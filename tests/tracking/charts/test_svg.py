@@ -22,7 +22,7 @@ def drawn(seen: ChartData) -> ET.Element:
     return ET.fromstring(svg.figure(seen, lambda trial: f"/runs/{trial.number}?a=1&b='2'"))
 
 
-def test_every_plotted_trial_is_a_link_that_says_what_it_is() -> None:
+def test_plotted_trials_are_described_links() -> None:
     seen = view()
     links = drawn(seen).findall("a")
     assert sorted(link.get("href") for link in links) == sorted(f"/runs/{p.number}?a=1&b='2'" for p in seen.points)
@@ -33,7 +33,7 @@ def test_every_plotted_trial_is_a_link_that_says_what_it_is() -> None:
         assert link.findtext("title") == told, "who hovers reads the same"
 
 
-def test_points_lie_where_the_ticks_say() -> None:
+def test_points_match_axis_ticks() -> None:
     seen = view()
     picture = drawn(seen)
     ticks = {
@@ -50,25 +50,25 @@ def test_points_lie_where_the_ticks_say() -> None:
     assert float(circle.get("cx") or "") == pytest.approx(expected, abs=0.2)
 
 
-def test_limits_are_drawn_and_named() -> None:
+def test_limits_are_drawn_and_labelled() -> None:
     words = [text.text for text in drawn(view()).findall("text")]
     assert "limit 1.15" in words
     assert "limit 1.04 ms" in words
 
 
-def test_what_a_recipe_says_cannot_break_out_of_the_picture() -> None:
+def test_recipe_text_is_escaped_in_svg() -> None:
     params = {"<script>": "'/><script>alert(1)</script>"}
     trials = [replace(trial, params=params) for trial in samples.invented_trials()]
     assert drawn(view(trials)).find(".//script") is None
 
 
-def test_trials_without_a_run_are_drawn_without_a_link() -> None:
+def test_trials_without_run_have_no_link() -> None:
     picture = ET.fromstring(svg.figure(view(), lambda _: ""))
     assert picture.findall("a") == []
     assert len(picture.findall("g")) == len(view().points)
 
 
-def test_numbers_of_members_that_nearly_coincide_are_legible_beside_one_another() -> None:
+def test_labels_of_close_points_are_legible() -> None:
     trials = samples.invented_trials()
     member = next(trial for trial in trials if trial.on_front)
     trials += [replace(member, number=number) for number in (100, 101, 102)]
@@ -82,7 +82,7 @@ def test_numbers_of_members_that_nearly_coincide_are_legible_beside_one_another(
 @pytest.mark.parametrize(
     ("values", "expected"), [((0.0, 10.0), [0, 2, 4, 6, 8, 10]), ((0.1, 0.13), [0.1, 0.11, 0.12, 0.13])]
 )
-def test_ticks_are_round_numbers_within_the_axis(values: tuple[float, float], expected: list[float]) -> None:
+def test_ticks_are_round_numbers(values: tuple[float, float], expected: list[float]) -> None:
     trials = [samples.trial(n, samples.result(decode_ms=v, ratio=1.0 + n), None, 1) for n, v in enumerate(values)]
     axis = view(trials, limits=[]).y
     found = svg.round_ticks(axis.low, axis.high, 6)
