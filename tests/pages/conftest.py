@@ -19,8 +19,8 @@ CRITERION = {"metric": "latency/decode_p50_ms", "direction": "minimize", "weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A server with the pages, and a study on it that goes on."""
+class ServedStudy:
+    """A server with the pages and a running study."""
 
     uri: str
     recorder: MlflowRecorder
@@ -33,28 +33,29 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedStudy]:
     folder = tmp_path_factory.mktemp("pages")
     server = MlflowServer(folder, "--app-name", "edgeopt")
     try:
-        yield filled(server.uri, folder)
+        yield fill_store(server.uri, folder)
     finally:
         server.kill()
 
 
 @pytest.fixture(scope="module")
-def released(shown: Shown) -> Promotion:
-    """The front of that study, promoted."""
+def released(served: ServedStudy) -> Promotion:
+    """Promote the front of that study."""
     data = {"model": "small models", "aliases": {"champion": [CRITERION]}}
     return promote(
-        samples.snapshot(shown.trials, study="night"),
+        samples.snapshot(served.trials, study="night"),
         policy=policy.parse(data, name="test", location="test"),
-        tracking_uri=shown.uri,
+        tracking_uri=served.uri,
         reason="they are <good>",
     )
 
 
-def filled(uri: str, folder: Path) -> Shown:
+def fill_store(uri: str, folder: Path) -> ServedStudy:
+    """Record a running study with three finished trials, two of them on the front, and one waiting trial."""
     recorder = MlflowRecorder(tracking_uri=uri)
     study_run = recorder.open_study("night", {}, {})
     outcomes = {
@@ -67,14 +68,16 @@ def filled(uri: str, folder: Path) -> Shown:
     for number, outcome in outcomes.items():
         tables = folder / f"tables-{number}"
         tables.mkdir()
-        shown_texts = {"columns": list(texts[0]), "data": [[*texts[0].values()]]}
-        (tables / "generations.json").write_text(json.dumps(shown_texts))
-        kept = replace(outcome, artifacts={"tables": str(tables)}, recipe={"text": f"recipe <{number}>", "digest": "d"})
+        generations = {"columns": list(texts[0]), "data": [[*texts[0].values()]]}
+        (tables / "generations.json").write_text(json.dumps(generations))
+        result = replace(
+            outcome, artifacts={"tables": str(tables)}, recipe={"text": f"recipe <{number}>", "digest": "d"}
+        )
         params = {"bits": 4 + number, "name": "<b>bold</b>"}
-        runs[number] = recorder.record("night", number, params, {}, kept)
-        trials.append(replace(samples.trial(number, kept, runs[number], {0: 1, 1: 1}.get(number)), params=params))
+        runs[number] = recorder.record("night", number, params, {}, result)
+        trials.append(replace(samples.trial(number, result, runs[number], {0: 1, 1: 1}.get(number)), params=params))
         recorder.progress("night", {"progress/hypervolume": 0.1 * number}, number + 1, 1000.0 + number)
-    nothing = {"metrics": {}, "excess": {}, "run_id": None, "pareto_rank": None}
-    trials.append(replace(trials[0], number=3, state="waiting", feasible=False, **nothing))
+    unevaluated = {"metrics": {}, "excess": {}, "run_id": None, "pareto_rank": None}
+    trials.append(replace(trials[0], number=3, state="waiting", feasible=False, **unevaluated))
     recorder.publish(samples.snapshot(trials, study="night"))
-    return Shown(uri=uri, recorder=recorder, study_run=study_run, runs=runs, trials=trials)
+    return ServedStudy(uri=uri, recorder=recorder, study_run=study_run, runs=runs, trials=trials)

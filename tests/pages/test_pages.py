@@ -1,4 +1,4 @@
-"""The pages beside MLflow's own, as people and screen readers get them."""
+"""Test the pages as browsers and screen readers receive them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from edgeopt.pages import comparison
 from edgeopt.pages.app import PREFIX, create_pages
 from edgeopt.pages.sources import Table, Trial
 from edgeopt.release.promote import Promotion
-from pages.conftest import Shown
+from pages.conftest import ServedStudy
 
 
 class Outline(HTMLParser):
-    """What assistive technology goes by: landmarks, headings, and controls without a name."""
+    """Collect what assistive technology uses: landmarks, headings and names of controls."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -44,45 +44,45 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        given = dict(attrs)
+        attributes = dict(attrs)
         self.labelled += tag == "label"
-        if tag in ("input", "select") and not (given.get("aria-label") or self.labelled):
+        if tag in ("input", "select") and not (attributes.get("aria-label") or self.labelled):
             self.unnamed.append(tag)
-        if tag == "th" and "scope" not in given:
+        if tag == "th" and "scope" not in attributes:
             self.unnamed.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         self.labelled -= tag == "label"
 
 
-def test_home_lists_studies_and_releases(shown: Shown) -> None:
-    page = shown.get("/")
+def test_home_lists_studies_and_releases(served: ServedStudy) -> None:
+    page = served.get("/")
     assert page.status_code == 200
-    assert f'href="/edgeopt/studies/{shown.study_run}">night</a>' in page.text
+    assert f'href="/edgeopt/studies/{served.study_run}">night</a>' in page.text
     assert "<td>running</td>" in page.text
     assert "No model has been released yet" in page.text
     assert "data-live" in page.text
 
 
-def test_study_page_shows_front_limits_and_trials(shown: Shown) -> None:
-    text = shown.get(f"/studies/{shown.study_run}").text
+def test_study_page_shows_front_limits_and_trials(served: ServedStudy) -> None:
+    text = served.get(f"/studies/{served.study_run}").text
     assert "3 of 4 trials are finished, 2 satisfy every limit, 2 are on the" in " ".join(text.split())
     assert text.count("<circle") == 3
     assert "limit 1.15" in text
     assert "infeasible: exceeds latency: decode p50 +44%" in text
     assert "<td>waiting</td>" in text
     assert "It is 0.200 after the last" in text
-    for run_id in shown.runs.values():
+    for run_id in served.runs.values():
         assert f"runs/{run_id}" in text
         assert f'value="{run_id}"' in text
 
 
-def test_axes_order_and_filter_are_in_url(shown: Shown) -> None:
-    page = f"/studies/{shown.study_run}"
-    swapped = shown.get(f"{page}?x=memory/peak_rss_mib&y=latency/decode_p50_ms").text
+def test_axes_order_and_filter_are_in_url(served: ServedStudy) -> None:
+    page = f"/studies/{served.study_run}"
+    swapped = served.get(f"{page}?x=memory/peak_rss_mib&y=latency/decode_p50_ms").text
     assert "latency: decode p50 (ms) against memory: peak RSS (MiB)" in swapped
     order = [
-        re.findall(r'aria-label="select trial (\d)"', shown.get(f"{page}?{q}").text)
+        re.findall(r'aria-label="select trial (\d)"', served.get(f"{page}?{q}").text)
         for q in (
             "sort=latency/decode_p50_ms",
             "sort=latency/decode_p50_ms&down=on",
@@ -91,15 +91,15 @@ def test_axes_order_and_filter_are_in_url(shown: Shown) -> None:
         )
     ]
     assert order == [["0", "1", "2"], ["2", "1", "0"], ["2", "1", "0"], ["0", "1"]]
-    sorted_page = shown.get(f"{page}?sort=latency/decode_p50_ms").text
+    sorted_page = served.get(f"{page}?sort=latency/decode_p50_ms").text
     assert 'aria-sort="ascending"' in sorted_page
 
 
-def test_compare_page_shows_differences(shown: Shown) -> None:
-    chosen = "&".join(f"run={run_id}" for run_id in list(shown.runs.values())[:2])
-    text = " ".join(shown.get(f"/compare?{chosen}").text.split())
+def test_compare_page_shows_differences(served: ServedStudy) -> None:
+    chosen = "&".join(f"run={run_id}" for run_id in list(served.runs.values())[:2])
+    text = " ".join(served.get(f"/compare?{chosen}").text.split())
     assert '<th scope="row">bits</th><td>4</td><td>5</td>' in text
-    assert '<th scope="row">name</th>' not in text, "it is the same for both"
+    assert '<th scope="row">name</th>' not in text, "equal values are not shown"
     assert "0.6 ms" in text
     assert "0.9 ms (1.50×)" in text
     assert 'class="significant"' in text
@@ -108,9 +108,9 @@ def test_compare_page_shows_differences(shown: Shown) -> None:
     assert '<td class="text">n):</td>' in text
 
 
-def test_release_page_shows_versions_ledger_and_gates(shown: Shown, released: Promotion) -> None:
-    assert 'href="/edgeopt/releases/small%20models"' in shown.get("/").text
-    page = shown.get("/releases/small%20models")
+def test_release_page_shows_versions_ledger_and_gates(served: ServedStudy, released: Promotion) -> None:
+    assert 'href="/edgeopt/releases/small%20models"' in served.get("/").text
+    page = served.get("/releases/small%20models")
     text = " ".join(page.text.split())
     assert page.status_code == 200
     assert "2 versions. <b>champion</b> is version" in text
@@ -118,7 +118,7 @@ def test_release_page_shows_versions_ledger_and_gates(shown: Shown, released: Pr
     assert "Verdicts of the gates" in text
     assert '<abbr title="Time per generated token' in text or "<abbr title='Time per generated token" in text
     assert '<td class="n">0.6 ms</td>' in text, "the objectives of the promoted trials"
-    assert f'href="/edgeopt/studies/{shown.study_run}">Study night</a>' in text
+    assert f'href="/edgeopt/studies/{served.study_run}">Study night</a>' in text
     assert "UTC</time>" in text
     for gate in {verdict.gate for verdict in released.releases[0].gates}:
         assert f'<td>{gate}</td><td class="passed">passed</td>' in text
@@ -148,7 +148,7 @@ def comparison_trial(params: dict[str, str], result: TrialResult | None = None) 
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "told"),
+    ("path", "status", "message"),
     [
         ("/studies/" + "0" * 32, 404, "does not exist"),
         ("/studies/..%2f..", 404, ""),
@@ -157,47 +157,47 @@ def comparison_trial(params: dict[str, str], result: TrialResult | None = None) 
         ("/releases/nobody", 404, "no model &#39;nobody&#39; is registered"),
     ],
 )
-def test_missing_objects_are_reported_with_hint(shown: Shown, path: str, status: int, told: str) -> None:
-    page = shown.get(path)
+def test_missing_objects_are_reported_with_hint(served: ServedStudy, path: str, status: int, message: str) -> None:
+    page = served.get(path)
     assert page.status_code == status
-    assert told in page.text
+    assert message in page.text
 
 
-def test_trial_run_is_not_a_study(shown: Shown) -> None:
-    page = shown.get(f"/studies/{shown.runs[0]}")
+def test_trial_run_is_not_a_study(served: ServedStudy) -> None:
+    page = served.get(f"/studies/{served.runs[0]}")
     assert page.status_code == 404
     assert "must be a study" in page.text
 
 
-def test_logged_text_is_escaped_on_pages(shown: Shown) -> None:
-    for path in (f"/studies/{shown.study_run}", "/compare?" + "&".join(f"run={r}" for r in shown.runs.values())):
-        page = shown.get(path)
+def test_logged_text_is_escaped_on_pages(served: ServedStudy) -> None:
+    for path in (f"/studies/{served.study_run}", "/compare?" + "&".join(f"run={r}" for r in served.runs.values())):
+        page = served.get(path)
         assert "<b>bold" not in page.text
         assert "recipe <" not in page.text
         assert "default-src 'self'" in page.headers["Content-Security-Policy"]
-        assert "style=" not in page.text, "the policy allows no style of an element"
+        assert "style=" not in page.text, "the content security policy forbids inline styles"
         assert "<script>" not in page.text
 
 
-def test_pages_have_landmarks_and_named_controls(shown: Shown) -> None:
-    chosen = "&".join(f"run={run_id}" for run_id in shown.runs.values())
-    for path in ("/", f"/studies/{shown.study_run}", f"/compare?{chosen}"):
-        outline = Outline(shown.get(path).text)
+def test_pages_have_landmarks_and_named_controls(served: ServedStudy) -> None:
+    chosen = "&".join(f"run={run_id}" for run_id in served.runs.values())
+    for path in ("/", f"/studies/{served.study_run}", f"/compare?{chosen}"):
+        outline = Outline(served.get(path).text)
         assert {"header", "nav", "main", "h1"} <= set(outline.tags)
         assert outline.tags.count("main") == 1
         assert outline.unnamed == []
 
 
-def test_mlflow_pages_and_api_still_work(shown: Shown) -> None:
-    assert requests.get(shown.uri, timeout=30).status_code == 200
-    assert MlflowClient(tracking_uri=shown.uri).get_run(shown.study_run).info.status == "RUNNING"
+def test_mlflow_pages_and_api_still_work(served: ServedStudy) -> None:
+    assert requests.get(served.uri, timeout=30).status_code == 200
+    assert MlflowClient(tracking_uri=served.uri).get_run(served.study_run).info.status == "RUNNING"
 
 
-def test_pages_serve_a_remote_mlflow_server(shown: Shown) -> None:
-    app = Starlette(routes=[Mount(PREFIX, app=create_pages(shown.uri, "https://mlflow.example/"))])
-    text = TestClient(app).get(f"{PREFIX}/studies/{shown.study_run}").text
+def test_pages_serve_a_remote_mlflow_server(served: ServedStudy) -> None:
+    app = Starlette(routes=[Mount(PREFIX, app=create_pages(served.uri, "https://mlflow.example/"))])
+    text = TestClient(app).get(f"{PREFIX}/studies/{served.study_run}").text
     assert 'href="https://mlflow.example/#/experiments/' in text
-    assert "href='https://mlflow.example/#/experiments/" in text, "points of the chart lead there too"
+    assert "href='https://mlflow.example/#/experiments/" in text, "the points of the chart link to the same server"
     assert text.count("<circle") == 3
 
 
@@ -209,9 +209,9 @@ def test_unreachable_server_is_reported() -> None:
 
 
 @browser.needed
-def test_live_page_refreshes_in_browser(shown: Shown, tmp_path: Path) -> None:
-    """The browser's own clock runs fast: within its budget the page asks for itself many times."""
-    text = browser.dom(f"{shown.uri}/edgeopt/studies/{shown.study_run}", tmp_path, budget_s=10)
+def test_live_page_refreshes_in_browser(served: ServedStudy, tmp_path: Path) -> None:
+    """Within the budget of virtual time the page refreshes several times."""
+    text = browser.dom(f"{served.uri}/edgeopt/studies/{served.study_run}", tmp_path, budget_s=10)
     assert text.count("<circle") == 3
     assert 'aria-label="select trial 2"' in text
 
@@ -235,7 +235,7 @@ def test_ui_command_serves_until_interrupted(tmp_path: Path) -> None:
         assert "No study has been recorded yet" in page.text
         assert f"http://127.0.0.1:{port}/edgeopt/" in (tmp_path / "log").read_text()
         (served,) = psutil.Process(process.pid).children(recursive=True)
-        assert "uvicorn" in served.cmdline(), "and no runners of MLflow's jobs beside it"
+        assert "uvicorn" in served.cmdline(), "no job runners of MLflow are started"
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

@@ -1,4 +1,4 @@
-"""An MLflow server as an operator starts it, which tests may kill and start again."""
+"""Start an MLflow server as an operator does; tests may kill and restart it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from edgeopt.cli.commands.ui import LEAN
 
 
 class MlflowServer:
-    """A server of one's own; its store and artifacts lie in `folder` unless they are given.
+    """MLflow server process with a store and artifacts in `folder`, unless others are given.
 
     Attributes:
-        uri: where it answers, also after it was started again.
+        uri: address of the server; the same after a restart.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class MlflowServer:
         self._command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
         self._command += ["--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db"]
         self._command += ["--artifacts-destination", artifacts or str(folder / "artifacts"), *arguments]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        self._environment = {**kept, **LEAN, **(environment or {})}
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        self._environment = {**environ, **LEAN, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server and return when it answers."""
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -64,7 +64,7 @@ class MlflowServer:
         raise AssertionError((self._folder / "server.log").read_text())
 
     def kill(self) -> None:
-        """End it with its workers, without a word."""
+        """Kill the server and its workers with SIGKILL."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

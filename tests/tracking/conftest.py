@@ -9,16 +9,18 @@ from edgeopt.tracking.recorder import MlflowRecorder
 
 @pytest.fixture(scope="session", params=["sqlite", "server"])
 def recorder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MlflowRecorder:
-    """A recorder on a store of its own: a SQLite file, or a server."""
+    """Return a recorder with its own store: a SQLite file or a server."""
     file = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    made = MlflowRecorder(tracking_uri=file if request.param == "sqlite" else request.getfixturevalue("mlflow_server"))
-    made.connect()
-    return made
+    recorder = MlflowRecorder(
+        tracking_uri=file if request.param == "sqlite" else request.getfixturevalue("mlflow_server")
+    )
+    recorder.connect()
+    return recorder
 
 
 @pytest.fixture
 def study(recorder: MlflowRecorder, request: pytest.FixtureRequest) -> str:
-    """The name of an open study that no other test uses."""
+    """Open a study that no other test uses, and return its name."""
     name = request.node.name.replace("[", "-").replace("]", "")
     recorder.open_study(name, {"search": {"seed": 0}}, {})
     return name

@@ -1,4 +1,4 @@
-"""Which engines stay in the artifact store, and for how long."""
+"""Test which engines the artifact store keeps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def models(recorder: MlflowRecorder, digest: str) -> list[LoggedModel]:
 
 
 def built(folder: Path, seed: int) -> TrialResult:
-    """A feasible trial with an engine of its own."""
+    """Return a feasible trial with its own engine."""
     return samples.result(samples.engine(folder / f"engine-{seed}-{folder.name}", seed=seed))
 
 
@@ -47,7 +47,7 @@ def files_of(model: LoggedModel) -> list[str]:
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Another one for each test, so that none shares its engine with others."""
+    """Return a different seed for each test, so that tests do not share engines."""
     return sum(map(ord, request.node.name)) * 7919
 
 
@@ -63,9 +63,7 @@ def test_dominated_trial_keeps_recipe_not_engine(
     assert "config.yaml" in {file.path for file in client(recorder).list_artifacts(run_id)}
 
 
-def test_equal_engines_share_one_upload(
-    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
-) -> None:
+def test_equal_engines_share_one_upload(recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int) -> None:
     result = built(tmp_path, seed)
     runs = [recorder.record(study, number, {"n": number}, {}, result) for number in range(2)]
     (model,) = models(recorder, digest_of(result))
@@ -74,31 +72,29 @@ def test_equal_engines_share_one_upload(
         assert run.data.tags[tags.ENGINE_MODEL_ID] == model.model_id
         assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     (first,) = recorder.release(study, {1})
-    assert (first.trial, first.freed_bytes) == (0, 0), "the other one needs it"
+    assert (first.trial, first.freed_bytes) == (0, 0), "the other run needs it"
     assert models(recorder, digest_of(result))
     (second,) = recorder.release(study, set())
     assert result.engine is not None
     assert second.freed_bytes == result.engine["size_bytes"]
     assert models(recorder, digest_of(result)) == []
-    assert recorder.release(study, set()) == [], "it is released once"
+    assert recorder.release(study, set()) == [], "an engine is released once"
 
 
-def test_engine_off_the_front_is_deleted(
-    recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int
-) -> None:
-    kept, dropped = built(tmp_path, seed), built(tmp_path, seed + 1)
-    for number, result in enumerate((kept, dropped)):
+def test_engine_off_the_front_is_deleted(recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int) -> None:
+    on_front, dropped = built(tmp_path, seed), built(tmp_path, seed + 1)
+    for number, result in enumerate((on_front, dropped)):
         recorder.record(study, number, {"n": number}, {}, result)
-    (going,) = models(recorder, digest_of(dropped))
-    told = recorder.release(study, {0}, dry_run=True)
-    assert [(one.trial, one.model_id) for one in told] == [(1, going.model_id)]
+    (removed,) = models(recorder, digest_of(dropped))
+    released = recorder.release(study, {0}, dry_run=True)
+    assert [(engine.trial, engine.model_id) for engine in released] == [(1, removed.model_id)]
     assert models(recorder, digest_of(dropped)), "a dry run changes nothing"
-    assert recorder.release(study, {0}) == told
+    assert recorder.release(study, {0}) == released
     assert models(recorder, digest_of(dropped)) == []
     if recorder.uri.startswith("sqlite"):
-        assert files_of(going) == []
-    (staying,) = models(recorder, digest_of(kept))
-    assert str(staying.status) == "READY"
+        assert files_of(removed) == []
+    (remaining,) = models(recorder, digest_of(on_front))
+    assert str(remaining.status) == "READY"
 
 
 def test_registered_engine_is_never_released(recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int) -> None:
@@ -119,7 +115,7 @@ def test_interrupted_release_is_completed_later(
     recorder: MlflowRecorder, study: str, tmp_path: Path, seed: int, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
-        """Stands for SIGKILL."""
+        """Simulated SIGKILL."""
 
     def die(*_: object, **__: object) -> None:
         raise Killed
@@ -159,9 +155,9 @@ def test_engine_under_release_is_uploaded_again(
 ) -> None:
     result = built(tmp_path, seed)
     recorder.record(study, 0, {"n": 0}, {}, result)
-    (going,) = models(recorder, digest_of(result))
-    client(recorder).set_logged_model_tags(going.model_id, {"edgeopt.released": "by another process"})
+    (removed,) = models(recorder, digest_of(result))
+    client(recorder).set_logged_model_tags(removed.model_id, {"edgeopt.released": "by another process"})
     run_id = recorder.record(study, 1, {"n": 1}, {}, replace(result, notes=("the same engine",)))
     kept = client(recorder).get_run(run_id).data.tags[tags.ENGINE_MODEL_ID]
-    assert kept != going.model_id
+    assert kept != removed.model_id
     assert str(client(recorder).get_logged_model(kept).status) == "READY"

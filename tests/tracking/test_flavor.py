@@ -20,14 +20,14 @@ ROOT = Path(edgeopt.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved MLflow model of a toy engine."""
+    """Save an MLflow model of a toy engine and return its folder."""
     folder = tmp_path_factory.mktemp("flavor")
     samples.engine(folder / "engine")
     flavor.save_model(folder / "engine", folder / "model")
     return folder / "model"
 
 
-def expected_error(path: Path) -> None:
+def flip_last_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -45,9 +45,9 @@ def test_prompt_formats_give_equal_texts(model: Path) -> None:
 
 def test_max_new_tokens_is_a_parameter(model: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
-    short, usual = (loaded.predict(["return"], params=p)[0] for p in ({"max_new_tokens": 2}, None))
-    assert usual.startswith(short)
-    assert len(usual) > len(short)
+    short, default = (loaded.predict(["return"], params=p)[0] for p in ({"max_new_tokens": 2}, None))
+    assert default.startswith(short)
+    assert len(default) > len(short)
 
 
 def test_adapter_is_an_optional_parameter(model: Path) -> None:
@@ -88,13 +88,13 @@ def test_model_has_signature_example_and_requirements(model: Path) -> None:
 def test_changed_file_is_rejected_before_loading(tmp_path: Path, name: str) -> None:
     samples.engine(tmp_path / "engine")
     flavor.save_model(tmp_path / "engine", tmp_path / "model")
-    expected_error(tmp_path / "model" / "engine" / name)
+    flip_last_byte(tmp_path / "model" / "engine" / name)
     with pytest.raises(InputError, match=name):
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
 
 def test_changed_engine_is_not_saved(tmp_path: Path) -> None:
-    expected_error(samples.engine(tmp_path / "engine").directory / "table.npy")
+    flip_last_byte(samples.engine(tmp_path / "engine").directory / "table.npy")
     with pytest.raises(InputError, match="was modified"):
         flavor.save_model(tmp_path / "engine", tmp_path / "model")
 
@@ -105,10 +105,8 @@ def test_model_of_another_flavor_is_rejected(tmp_path: Path) -> None:
         flavor.engine_folder(tmp_path)
 
 
-def test_logged_engine_generates_in_another_process(
-    recorder: MlflowRecorder, study: str, tmp_path: Path
-) -> None:
-    engine = samples.engine(tmp_path / "engine", seed=4071)  # an equal one would be the run's that logged it first
+def test_logged_engine_generates_in_another_process(recorder: MlflowRecorder, study: str, tmp_path: Path) -> None:
+    engine = samples.engine(tmp_path / "engine", seed=4071)  # another run could have logged an equal engine first
     run_id = recorder.record(study, 0, {}, {}, samples.result(engine))
     code = f"import mlflow; print(mlflow.pyfunc.load_model('runs:/{run_id}/engine').predict(['def f (']))"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": recorder.uri}

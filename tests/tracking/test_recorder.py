@@ -51,12 +51,12 @@ def test_trial_is_logged_completely(recorder: MlflowRecorder, study: str, tmp_pa
         samples.engine(tmp_path / "engine"),
         artifacts={"measurements": str(tmp_path / "raw"), "logs/build.log": str(tmp_path / "build.txt")},
     )
-    begun = recorder.begin(study, 0, PARAMS, CONFIG)
-    known = client(recorder).get_run(begun).data.params
+    started = recorder.begin(study, 0, PARAMS, CONFIG)
+    known = client(recorder).get_run(started).data.params
     assert (known["step.quantize.bits"], known["steps.0.bits"]) == ("4", "4"), "while the trial runs"
     run_id = recorder.record(study, 0, PARAMS, CONFIG, outcome)
     run = trial_run(recorder, study)
-    assert begun == run_id == run.info.run_id
+    assert started == run_id == run.info.run_id
     assert run.info.status == "FINISHED"
     assert run.data.params["step.quantize.bits"] == "4"
     assert run.data.params["steps.0.bits"] == "4"
@@ -108,22 +108,22 @@ WRITES = (
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the product may catch it."""
+    """Simulated SIGKILL, which nothing in edgeopt catches."""
 
 
-def dying_client(after: int) -> type[MlflowClient]:
-    """A real client whose process ends before its `after`-th write."""
-    left = [after]
+def killed_client(after: int) -> type[MlflowClient]:
+    """Return a client class that raises Killed after `after` writes."""
+    remaining = [after]
 
-    class Dying(MlflowClient):
+    class KilledClient(MlflowClient):
         def __getattribute__(self, name: str) -> Any:
             if name in WRITES:
-                left[0] -= 1
-                if left[0] < 0:
+                remaining[0] -= 1
+                if remaining[0] < 0:
                     raise Killed
             return super().__getattribute__(name)
 
-    return Dying
+    return KilledClient
 
 
 def test_kill_between_writes_loses_nothing(
@@ -131,10 +131,10 @@ def test_kill_between_writes_loses_nothing(
 ) -> None:
     api = client(recorder)
     for number in range(40):
-        unlike_others = sum(map(ord, study)) * 100 + number  # equal engines would share a logged model
-        outcome = samples.result(samples.engine(tmp_path / f"engine{number}", seed=unlike_others))
+        seed = sum(map(ord, study)) * 100 + number  # equal engines would share a logged model
+        outcome = samples.result(samples.engine(tmp_path / f"engine{number}", seed=seed))
         with monkeypatch.context() as patch:
-            patch.setattr(server, "MlflowClient", dying_client(number))
+            patch.setattr(server, "MlflowClient", killed_client(number))
             try:
                 recorder.record(study, number, PARAMS, CONFIG, outcome)
                 survived = True
@@ -160,7 +160,7 @@ def test_kill_between_writes_loses_nothing(
 def test_metric_logged_twice_is_stored_once(
     recorder: MlflowRecorder, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after the figures and before the end of the run."""
+    """The process is killed after logging metrics and before ending the run."""
     outcome = samples.result(samples.engine(tmp_path / "engine"))
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_terminated", lambda *_, **__: (_ for _ in ()).throw(Killed()))
@@ -263,14 +263,14 @@ def test_new_rank_replaces_old_rank(recorder: MlflowRecorder, study: str) -> Non
 
 
 def test_links_lead_to_the_study(recorder: MlflowRecorder, study: str) -> None:
-    hint = recorder.study_links(study)
+    links = recorder.study_links(study)
     run_id = recorder.open_study(study, {}, {})
     served = recorder.uri.startswith("http")
-    assert hint.command == ("" if served else f"edgeopt ui --tracking-uri {recorder.uri}")
-    assert hint.path.startswith("/#/experiments/")
-    assert hint.path.endswith(f"/runs/{run_id}?workflowType=machine_learning")
-    assert hint.url == (recorder.uri if served else "http://127.0.0.1:5000") + hint.path
-    assert f"/runs/{run_id}/artifacts/front/front.html?" in hint.front_url
+    assert links.command == ("" if served else f"edgeopt ui --tracking-uri {recorder.uri}")
+    assert links.path.startswith("/#/experiments/")
+    assert links.path.endswith(f"/runs/{run_id}?workflowType=machine_learning")
+    assert links.url == (recorder.uri if served else "http://127.0.0.1:5000") + links.path
+    assert f"/runs/{run_id}/artifacts/front/front.html?" in links.front_url
 
 
 def test_artifacts_are_stored_beside_the_database(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report on a study, as text and in a browser."""
+"""Test the report on a study as text and in a browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def page(
 
 
 def section(text: str, title: str) -> str:
-    """The words of a section, a line a row of its table."""
+    """Return the text of a section, one line per table row."""
     found = text.split(f"<h2>{title}</h2>")[1].split("<h2>")[0]
     rows = re.sub("<[^>]+>", " ", found.replace("</tr>", "\n")).splitlines()
     return "\n".join(unescape(" ".join(row.split())) for row in rows)
@@ -159,13 +159,14 @@ document.body.textContent = "RESULT" + out.join("|") + "END";
 def test_browser_sorts_filters_and_switches_charts(tmp_path: Path) -> None:
     (tmp_path / "used.html").write_text(page(tmp_path).replace("</body>", USE + "</body>"))
     shown = browser.dom((tmp_path / "used.html").as_uri(), tmp_path, budget_s=20)
-    up, down, kept, words, charts = unescape(shown.split("RESULT")[1].split("END")[0]).split("|")
+    ascending, descending, feasible, filtered, charts = unescape(shown.split("RESULT")[1].split("END")[0]).split("|")
     figures = sorted(trial.metrics["latency/decode_p50_ms"] for trial in TRIALS if trial.metrics)
-    read = [float(cell.split()[0]) for cell in up.removeprefix("ascending:").split(",") if cell != "–"]
+    read = [float(cell.split()[0]) for cell in ascending.removeprefix("ascending:").split(",") if cell != "–"]
     assert read == pytest.approx(figures, abs=0.01)
-    assert up.endswith("–"), "what was not measured is the last"
-    assert down.removeprefix("descending:").split(",")[:-1] == up.removeprefix("ascending:").split(",")[:-1][::-1]
-    assert set(kept.split(",")) == {"on the front", "feasible"}
-    assert words
-    assert all("bits=4" in cell for cell in re.split(r",(?=step)", words))
+    assert ascending.endswith("–"), "unmeasured values are last"
+    rows = ascending.removeprefix("ascending:").split(",")[:-1]
+    assert descending.removeprefix("descending:").split(",")[:-1] == rows[::-1]
+    assert set(feasible.split(",")) == {"on the front", "feasible"}
+    assert filtered
+    assert all("bits=4" in cell for cell in re.split(r",(?=step)", filtered))
     assert charts == "true,true,false"

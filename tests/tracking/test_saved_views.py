@@ -1,4 +1,4 @@
-"""Views that MLflow's runs page opens by a link: what is written, and what a browser shows of it."""
+"""Test saved views of MLflow's runs page: their state, and their charts in a browser."""
 
 from __future__ import annotations
 
@@ -96,15 +96,15 @@ def test_browser_shows_charts_of_a_view(mlflow_server: str, tmp_path: Path) -> N
         trials.append(samples.trial(number, result, run_id, 1))
     recorder.close_study(samples.snapshot(trials, study="demo"), status="FINISHED")
     urls = recorder.study_links("demo").view_urls
-    page = seen(urls["front"], tmp_path)
+    page = page_text(urls["front"], tmp_path)
     assert "demo: Pareto front" in page
     assert "2 matching runs" in page
     assert page.index("quality/perplexity_ratio vs. latency/decode_p50_ms") < page.index(
         "latency/decode_p50_ms vs. memory/peak_rss_mib"
     )
-    assert "excess/memory/peak_rss_mib" in seen(urls["limits"], tmp_path)
+    assert "excess/memory/peak_rss_mib" in page_text(urls["limits"], tmp_path)
 
 
-def seen(url: str, profile: Path) -> str:
-    """The words of the page at `url` when everything is drawn."""
+def page_text(url: str, profile: Path) -> str:
+    """Return the text of a page after it was rendered."""
     return " ".join(re.sub("<[^>]+>", " ", browser.dom(url, profile)).split())

@@ -1,4 +1,4 @@
-"""The local store is there as a whole or not at all."""
+"""Test that a local store is created completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_kill_during_creation_leaves_no_partial_store(tmp_path: Path):
 def test_existing_store_is_not_changed(tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     server.probe(uri)
-    made = MlflowClient(tracking_uri=uri).create_experiment("mine")
+    experiment = MlflowClient(tracking_uri=uri).create_experiment("mine")
     server.probe(uri)
-    assert MlflowClient(tracking_uri=uri).get_experiment(made).name == "mine"
+    assert MlflowClient(tracking_uri=uri).get_experiment(experiment).name == "mine"
     assert {p.name.removesuffix("-wal").removesuffix("-shm") for p in tmp_path.iterdir()} == {"mlflow.db"}
 
 
@@ -68,11 +68,11 @@ def journal(database: Path) -> str:
         return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
-def wait_for_tables(folder: Path, patience_s: float = 60) -> None:
-    """Until somewhere below `folder` a database has begun to fill."""
-    end = time.monotonic() + patience_s
+def wait_for_tables(folder: Path, timeout_s: float = 60) -> None:
+    """Wait until a database below `folder` contains data."""
+    end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if any(p.stat().st_size > 0 for p in folder.rglob("mlflow.db")):
             return
         time.sleep(0.005)
-    raise AssertionError("no table was made")
+    raise AssertionError("no table was created")
