@@ -1,4 +1,4 @@
-"""Bad input ends in one line on stderr that names value, place and mend, with its exit code and without a traceback."""
+"""Check that bad input ends in one line on stderr with value, location and hint, the right exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -163,6 +163,8 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["step.lora: ", "order=[prune,quantize,lora]"],
     ),
     "order with a step that is not configured": (["recipe=int4", "order=[prune,quantize]"], ["order: step 'prune'"]),
+    "misspelt step in order": (["recipe=int4", "order=[quantise]"], ["order: ", "Did you mean quantize?"]),
+    "misspelt package of a step": (["recipe=int4", "step@step.quantise=int8"], ["Did you mean step@step.quantize?"]),
     "order that is no list": (["order=3"], ["order: `order` must be a list", "got 3"]),
     "foreign target": (["+step.a={_target_:os.system,command:ls}", "order=[a]"], ["step.a: ", "'os.system'"]),
     "task folder that is absent": (
@@ -570,6 +572,8 @@ def own(work: Path) -> Path:
         "step/list.yaml": "- 1\n",
         "recipe/narrow.yaml": "# @package _global_\ndefaults:\n  - /step@step.prune: narrow\norder: [prune]\n",
         "recipe/absent.yaml": "# @package _global_\ndefaults:\n  - /step@step.prune: narow\norder: [prune]\n",
+        "target/capped.yaml": "_target_: edgeopt.core.target.Target\nname: capped\nmemory_cap: 3 ms\n",
+        "cached.yaml": "defaults: [config, _self_]\ncache:\n  limit: 3 ms\n",
         "target/typo.yaml": "# @package _global_\nlimit:\n  size:\n    engine_mib: 3 GiB\n",
     }.items():
         (work / "own" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -585,6 +589,8 @@ def own(work: Path) -> Path:
         (["+step@step.a=syntax"], ["own/step/syntax.yaml:2: invalid YAML"]),
         (["+step@step.a=evil", "order=[a]"], ["step.a: ", "'os.system'", "edgeopt.plugins"]),
         (["+step@step.a=list", "order=[a]"], ["step.a: `a` must be a mapping with the key `_target_`, got [1]"]),
+        (["target=capped"], ["target.memory_cap: ", "3 ms", "own/target/capped.yaml:3"]),
+        (["--config-name", "cached"], ["cache.limit: ", "3 ms", "own/cached.yaml:3"]),
         (["target=typo"], ["limit: ", "Did you mean limits?", "own/target/typo.yaml:2"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own for tests and benchmarks, from the Debian package, gone when the block ends."""
+"""Start a private PostgreSQL server for tests and benchmarks, removed when the block ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def binaries() -> Path | None:
-    """The folder of the server's programs, of the newest version; None where it is not installed."""
+    """Return the folder with the programs of the newest installed server; None if there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
     if found:
         return found[-1].parent
@@ -24,7 +24,7 @@ def binaries() -> Path | None:
 
 @contextmanager
 def server(*, fsync: bool = True) -> Iterator[Postgres]:
-    """A running server in a folder that any user may read, in memory where nothing need last."""
+    """Yield a running server; its files are in memory if `fsync` is off and memory suffices."""
     programs = binaries()
     assert programs is not None, "PostgreSQL is not installed: apt-get install postgresql"
     memory = Path("/dev/shm")
@@ -42,7 +42,7 @@ def server(*, fsync: bool = True) -> Iterator[Postgres]:
 
 
 class Postgres:
-    """A PostgreSQL server of one's own: databases for the asking, and it may be stopped and started."""
+    """A private PostgreSQL server that can be stopped and started."""
 
     def __init__(self, programs: Path, folder: Path, *, fsync: bool) -> None:
         self._programs, self._folder = programs, folder
@@ -63,7 +63,7 @@ class Postgres:
             file.writelines(lines)
 
     def database(self) -> str:
-        """The address of a new and empty database."""
+        """Create an empty database and return its URL."""
         import psycopg
 
         name = f"d{uuid.uuid4().hex[:12]}"
@@ -75,7 +75,7 @@ class Postgres:
         self._run("pg_ctl", "--wait", "--silent", f"--log={self._folder / 'log'}", "start")
 
     def stop(self, mode: str = "fast") -> None:
-        """`fast` ends what runs with a word; `immediate` is a crash."""
+        """Stop the server: `fast` disconnects clients cleanly, `immediate` simulates a crash."""
         self._run("pg_ctl", "--wait", "--silent", f"--mode={mode}", "stop")
 
     def restart(self, mode: str = "fast") -> None:
