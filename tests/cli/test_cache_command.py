@@ -150,8 +150,8 @@ def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
         return made.append(samples.result()) or made[-1]  # type: ignore[func-returns-value]
 
     made: list[TrialResult] = []
-    monkeypatch.setattr(assemble, "job", lambda *_: None)
-    monkeypatch.setattr(assemble, "evaluate", evaluate)
+    monkeypatch.setattr(trial_process, "build_job", lambda *_: None)
+    monkeypatch.setattr(trial_process, "evaluate", evaluate)
     root = work / ".edgeopt" / "cache"
     for number in range(2):
         trial_process.evaluate_trial(assemble.Request(), {}, lambda _: None)
@@ -179,4 +179,4 @@ def test_an_engine_that_was_evicted_is_told_with_what_makes_it_again(
     assert main([*command, str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"edgeopt: {folder}: no such folder.")
-    assert "edgeopt run makes again what the cache evicted" in line
+    assert "`edgeopt run` rebuilds an engine that the cache evicted" in line
