@@ -22,7 +22,9 @@ from edgeopt.tracking.charts import svg
 from edgeopt.tracking.charts.chart_data import BASELINE_LABEL, ChartData, build_chart_data, caption, kind_of
 from edgeopt.tracking.charts.plotly import figure, short
 
-FRONT_EXPLANATION = "Feasible trials that no other feasible trial beats: at least as good everywhere and better once."
+FRONT_EXPLANATION = (
+    "Feasible trials for which no other feasible trial is at least as good in every objective and better in one."
+)
 _HEADROOM_EXPLANATION = "Relative distance between the worse end of the confidence interval and the limit."
 _PAGE = Path(__file__).with_name("front.html")
 _SCRIPT = Path(__file__).with_name("front.js")
