@@ -1,4 +1,4 @@
-"""What many tests share: a tiny model that needs no network, and real data where a checkout has it."""
+"""Fixtures of many tests: a tiny model that needs no network, and real data where a checkout has it."""
 
 from __future__ import annotations
 

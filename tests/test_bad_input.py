@@ -83,7 +83,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["cache.limit=-1 GiB"],
         ["cache.limit: the size must not be negative, got '-1 GiB'", "0 B or more"],
     ),
-    "cache limit that is no quantity": (
+    "cache limit that is not a quantity": (
         ["cache.limit=[1]"],
         ["cache.limit: the value must be a quantity, got [1]", "GiB"],
     ),
@@ -92,7 +92,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["cache.limit: the value must have a unit of size, got '3 ms'", "GiB"],
     ),
     "misspelt cache limit": (["cache.limt=3 GiB"], ["cache.limt: ", "Did you mean cache.limit?"]),
-    "cache that is no mapping": (["cache=3"], ["cache: `cache` must be a mapping", "Set cache.limit"]),
+    "cache that is not a mapping": (["cache=3"], ["cache: `cache` must be a mapping", "Set cache.limit"]),
     "unknown metric": (
         ["limits.memory.peek_rss_mib=3 GiB"],
         ["unknown metric 'memory/peek_rss_mib'", "Did you mean memory/peak_rss_mib?"],
@@ -110,9 +110,9 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
         ["limits.memory.peak_rss_mib=3 ms"],
         ["must have a unit of size, got '3 ms' with a unit of time", "GiB"],
     ),
-    "limit that is no quantity": (["limits.memory.peak_rss_mib=lots"], ["must be a quantity, got 'lots'", "GiB"]),
+    "limit that is not a quantity": (["limits.memory.peak_rss_mib=lots"], ["must be a quantity, got 'lots'", "GiB"]),
     "limit below zero": (["limits.memory.peak_rss_mib=-3 MiB"], ["the limit must be above 0, got '-3 MiB'"]),
-    "limits that are no mapping": (["limits=3"], ["limits: `limits` must be a mapping", "got 3"]),
+    "limits that are not a mapping": (["limits=3"], ["limits: `limits` must be a mapping", "got 3"]),
     "ratio above 1": (
         ["recipe=prune", "step.prune.ratio=1.5"],
         ["step.prune.ratio: ", "must be between 0 and 1, got 1.5"],
@@ -165,7 +165,7 @@ CONFIG: dict[str, tuple[list[str], list[str]]] = {
     "order with a step that is not configured": (["recipe=int4", "order=[prune,quantize]"], ["order: step 'prune'"]),
     "misspelt step in order": (["recipe=int4", "order=[quantise]"], ["order: ", "Did you mean quantize?"]),
     "misspelt package of a step": (["recipe=int4", "step@step.quantise=int8"], ["Did you mean step@step.quantize?"]),
-    "order that is no list": (["order=3"], ["order: `order` must be a list", "got 3"]),
+    "order that is not a list": (["order=3"], ["order: `order` must be a list", "got 3"]),
     "foreign target": (["+step.a={_target_:os.system,command:ls}", "order=[a]"], ["step.a: ", "'os.system'"]),
     "task folder that is absent": (
         ["+probe@measure.probes.tasks=tasks", "measure.probes.tasks.path=/absent", "measure.probes.tasks.names=[a]"],
@@ -197,7 +197,7 @@ def test_a_bad_config_is_refused(case: str, refused: Refused, work: Path) -> Non
 
 SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "misspelt sweep": (["--config-name", "referenec"], ["--config-name: ", "'referenec'", "Did you mean reference?"]),
-    "config that is no sweep": (["--config-name", "config"], ["search: nothing is configured"]),
+    "config that is not a sweep": (["--config-name", "config"], ["search: nothing is configured"]),
     "misspelt direction": (
         ["search.objectives={latency/decode_p50_ms: minimise}"],
         ["search.objectives.latency/decode_p50_ms: ", "minimize or maximize, got 'minimise'"],
@@ -218,14 +218,14 @@ SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "limit without unit": (["limits.size.engine_mib=3"], ["limits.size.engine_mib: the value must have a unit, got 3"]),
     "enqueued outside the space": (["search.enqueue=[{recipe: int3}]"], ["search.enqueue: ", "got 'int3' for recipe"]),
     "enqueued without a parameter": (["search.enqueue=[{recipe: int4}]"], ["search.enqueue: ", "block_size"]),
-    "enqueued is no recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: `enqueue[0]` must be a mapping, got 3"]),
+    "enqueued is not a recipe": (["search.enqueue=[3]"], ["search.enqueue[0]: `enqueue[0]` must be a mapping, got 3"]),
     "unknown sampler": (
         ["search.sampler=tpee"],
         ["search.sampler: `sampler` must be one of ", "tpe, nsga2, gp, random; got 'tpee'", "Did you mean tpe?"],
     ),
     "no trials": (["search.trials=0"], ["search.trials: `trials` must be at least 1, got 0"]),
     "study with a slash": (["search.study=a/b"], ["search.study: `study` must be a name without slashes, got 'a/b'"]),
-    "parameter that is no range": (
+    "parameter that is not a range": (
         ["search.parameters.recipe=3"],
         ["search.parameters.recipe: ", "must be a mapping, got 3"],
     ),
@@ -256,7 +256,7 @@ TEXT: dict[str, tuple[str, bytes | None, list[str]]] = {
     "missing": ("t.txt", None, ["t.txt: the file does not exist"]),
     "undecodable": ("t.txt", b"\xff\xfe\x00", ["t.txt: the text cannot be read", "UTF-8"]),
     "of another format": ("t.csv", b"a,b", ["t.csv: the file must end in .txt or .jsonl, got .csv"]),
-    "a line that is no object": ("t.jsonl", b'{"text": "a"}\n7\n', ["t.jsonl:2: ", '"text"']),
+    "a line that is not an object": ("t.jsonl", b'{"text": "a"}\n7\n', ["t.jsonl:2: ", '"text"']),
     "a line without text": ("t.jsonl", b'{"text": "a"}\n\n{"txt": "b"}\n', ["t.jsonl:3: ", '"text"']),
     "a line that is cut off": ("t.jsonl", b'{"text": "a', ["t.jsonl:1: ", '"text"']),
     "short": ("t.txt", b"hi\n", ["t.txt: the text must have at least 16 tokens"]),
@@ -337,7 +337,7 @@ MODEL: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "broken tokenizer": (broken_tokenizer, ["tokenizer.json: the tokenizer cannot be read"]),
     "wrong architecture": (bert, ["config.json: ", "'BertForMaskedLM'", "ForCausalLM"]),
     "no config": (no_config, ["the folder has no config.json"]),
-    "config that is no JSON": (no_json, ["config.json: the file is not valid JSON"]),
+    "config that is not JSON": (no_json, ["config.json: the file is not valid JSON"]),
     "missing folder": (shutil.rmtree, ["the folder does not exist"]),
 }
 
@@ -356,9 +356,7 @@ def test_rank_above_smallest_matrix_side_is_rejected(refused: Refused, tiny_mode
     assert line == "step.lora.rank: `rank` must be at most the smallest matrix side 32, got 64. Use at most 32"
 
 
-def test_a_model_that_no_runtime_takes_is_refused_with_the_reason_of_each(
-    refused: Refused, realdata: Path, work: Path
-) -> None:
+def test_a_model_no_runtime_takes_is_refused_with_reasons(refused: Refused, realdata: Path, work: Path) -> None:
     if not (realdata / "stories260K").is_dir():
         pytest.skip("stories260K is not here")
     rounded = ("recipe=baseline", "+step@step.kv=kv_cache", "order=[kv]")
@@ -602,14 +600,14 @@ def test_a_fault_in_a_users_file_names_the_file(
     assert not (work / "pwned").exists()
 
 
-def test_a_fault_in_an_override_is_not_laid_on_a_file(refused: Refused, own: Path) -> None:
+def test_an_error_in_an_override_names_no_file(refused: Refused, own: Path) -> None:
     (own / "step" / "wide.yaml").write_text("_target_: edgeopt.compress.pruning.prune_width.PruneWidth\nratio: 0.2\n")
     line = refused("predict", "--config-dir", "own", "recipe=prune", "step.prune.ratio=7.0")
     assert line.startswith("step.prune.ratio: `ratio` must be between 0 and 1, got 7.0")
     assert "wide.yaml" not in line
 
 
-def test_the_values_of_a_trial_that_cannot_be_are_its_recorded_failure() -> None:
+def test_impossible_trial_values_are_recorded_as_its_failure() -> None:
     for params, told in (({"step.quantize.bits": 4}, "step.quantize.bits"), ({"recipe": "int5"}, "'int5'")):
         result = trial_process.evaluate_trial(assemble.Request(), params, lambda _: None)
         assert result.failure is not None
@@ -657,7 +655,7 @@ def test_overrides_may_stand_around_options(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     "key", ["limits.memory.peak_rss_mib", "++limits.memory.peak_rss_mib", "limits.memory/peak_rss_mib"]
 )
-def test_a_limit_is_set_whether_the_target_has_it_or_not(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_can_be_set_without_a_default(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     for target in ("this_machine", "sbc_4gib"):
         assert main(["predict", f"target={target}", f"{key}=3 GiB", "--json"]) == 0
         (limit,) = [x for x in json.loads(capsys.readouterr().out)["limits"] if x["metric"].startswith("memory")]
@@ -701,5 +699,5 @@ def test_a_front_fits_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     row = next(line for line in out.splitlines() if "int4" in line)
     assert [cell.strip() for cell in row.split("│")[2:5]] == ["int4", "32", "rtn"]
     assert max(map(len, out.splitlines())) <= 100
-    assert "order=[prune,quantize]" in out, "brackets are no markup"
+    assert "order=[prune,quantize]" in out, "brackets are not markup"
     assert max(map(len, out.splitlines())) <= terminal.FILE_WIDTH

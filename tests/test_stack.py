@@ -142,7 +142,7 @@ def test_a_version_is_verified_pulled_approved_and_rolled_back(
     assert stack.run("audit", "tiny")["faults"] == []
 
 
-def test_engines_off_the_front_are_not_kept_and_can_be_built_again(stack: Stack, swept: dict[str, Any]) -> None:
+def test_engines_off_the_front_can_be_rebuilt(stack: Stack, swept: dict[str, Any]) -> None:
     assert stack.run("gc", "kill", "--dry-run")["released"] == []
     off = [t for t in swept["trials"] if t["feasible"] and t["number"] not in swept["front"]]
     assert off, "the tiny sweep has dominated trials"
@@ -150,7 +150,7 @@ def test_engines_off_the_front_are_not_kept_and_can_be_built_again(stack: Stack,
     assert rebuilt["same"]
 
 
-def test_who_may_not_enter_is_told_so_and_no_secret_is_shown(stack: Stack) -> None:
+def test_a_refused_login_is_reported_without_secrets(stack: Stack) -> None:
     if "MLFLOW_TRACKING_PASSWORD" not in stack.environment:
         pytest.skip("this server asks nobody who they are")
     stranger = Stack(

@@ -36,7 +36,7 @@ class LimitCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipePrediction:
-    """What arithmetic predicts of a recipe's engine.
+    """Hold the size, memory and latency predicted for a recipe's engine without building it.
 
     Attributes:
         parameters: count of weights after compression.

@@ -142,9 +142,7 @@ def test_bad_arguments_are_refused_and_free_nothing(
 # who keeps what
 
 
-def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trials_result_stays_until_the_next_trial(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(_: object, store: StageCache, __: object, **___: object) -> TrialResult:
         store.get_or_create("engine", len(made), toy)
         return made.append(samples.result()) or made[-1]  # type: ignore[func-returns-value]
@@ -161,7 +159,7 @@ def test_what_a_trial_returned_stays_until_the_next_trial_of_the_process(
     assert len(evict(root, 0).evicted) == 1
 
 
-def test_an_engine_of_the_cache_that_a_command_opened_stays_until_it_is_done(store: StageCache) -> None:
+def test_an_open_engine_is_kept_until_its_command_ends(store: StageCache) -> None:
     folder = store.get_or_create("engine", "toy", toy)
     with verified_engine(str(folder)) as (engine, _):
         evict(store.root, 0)
@@ -171,7 +169,7 @@ def test_an_engine_of_the_cache_that_a_command_opened_stays_until_it_is_done(sto
 
 
 @pytest.mark.parametrize("command", [("generate",), ("bench", "--engine")])
-def test_an_engine_that_was_evicted_is_told_with_what_makes_it_again(
+def test_the_error_for_an_evicted_engine_names_the_rebuild_command(
     store: StageCache, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = store.get_or_create("engine", 1, lambda _: pytest.fail("it is there"))

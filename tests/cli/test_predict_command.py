@@ -43,7 +43,7 @@ def test_a_sum_that_is_not_predicted_has_no_parts(knob: str, absent: str, told: 
     assert len(found["figures"]) == 1
 
 
-def test_where_no_parts_are_known_the_figures_are_told_with_their_bands(told: Any) -> None:
+def test_without_known_parts_the_figures_are_printed_with_bands(told: Any) -> None:
     found = told("recipe=int4", "runtime=onnx")
     assert found["breakdown"] == {}
     assert found["figures"].keys() == {SIZE}

@@ -94,14 +94,14 @@ def test_every_step_can_be_added_to_a_recipe(choice: str) -> None:
         ("taylor", "prune_depth", "importance@step.mine.importance"),
     ],
 )
-def test_every_importance_can_be_chosen_for_a_step_that_it_scores(choice: str, step: str, key: str) -> None:
+def test_every_importance_can_be_chosen_for_its_step(choice: str, step: str, key: str) -> None:
     config = compose([f"+step@step.mine={step}", "order=[mine]", f"{key}={choice}"])
     made = instantiate(config["step"]["mine"], "step.mine")
     assert made.importance == instantiate(yaml.safe_load((ROOT / "conf" / "importance" / f"{choice}.yaml").read_text()))
     made.plan(SPEC)
 
 
-def test_what_is_pruned_in_rounds_and_how_it_is_retrained_can_be_chosen() -> None:
+def test_iterative_pruning_and_its_retraining_can_be_chosen() -> None:
     chosen = ["step@step.mine.prune=prune_depth", "step@step.mine.retrain=lora"]
     config = compose(["+step@step.mine=prune_gradually", "order=[mine]", *chosen])
     made = instantiate(config["step"]["mine"], "step.mine")
@@ -132,7 +132,7 @@ def test_every_sweep_composes_and_its_parameters_are_keys_that_exist(name: str, 
 
 
 GROUPS = ("recipe", "rounding", "runtime")
-"""Parameters that choose a file of a group, and are no key of the config."""
+"""Parameters that choose a file of a group, and are not keys of the config."""
 
 
 def every_corner(space: SearchSpace) -> Sequence[dict[str, Any]]:
@@ -239,7 +239,7 @@ def test_tails_are_limited_as_means_are(given: str, absolute: float | None, know
     assert limit.absolute == (None if absolute is None else pytest.approx(absolute))
 
 
-def test_a_probe_that_is_off_by_default_is_added_with_what_it_needs() -> None:
+def test_an_optional_probe_is_added_with_its_requirements() -> None:
     add = "+probe@measure.probes.tasks=tasks"
     assert "tasks" not in compose()["measure"]["probes"]
     config = compose([add, "measure.probes.tasks.path=/mine", "measure.probes.tasks.names=[a,b]"])
@@ -302,7 +302,7 @@ def test_a_users_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         compose(config_dir=tmp_path / "absent")
 
 
-def test_a_part_that_is_not_configured_is_told_by_its_group() -> None:
+def test_the_error_for_a_missing_part_names_its_group() -> None:
     with pytest.raises(ConfigError, match=r"search: nothing is configured.*group search"):
         parse.instantiate_group(compose(), "search")
 

@@ -1,4 +1,4 @@
-"""What every recipe in conf/ makes: an engine that takes no slow path."""
+"""Build the engine of every recipe in conf/ and check that it uses no slow path."""
 
 from __future__ import annotations
 

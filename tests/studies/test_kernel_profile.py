@@ -1,4 +1,4 @@
-"""What layers and tokens take is found from engines' times."""
+"""Check that the times of layers and tokens are fitted from the times of engines."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from support.sweeping import finished, front, runs, start, sweep, write_sweep
 
 
-def test_a_sweep_ends_with_a_front_a_champion_and_truthful_runs(folder):
+def test_a_sweep_ends_with_a_front_and_a_champion(folder):
     code, document, err = sweep(folder)
     assert code == 0, err
     assert len(document["trials"]) == 5
@@ -31,7 +31,7 @@ def test_a_sweep_ends_with_a_front_a_champion_and_truthful_runs(folder):
     assert same["champion"] == document["champion"]
 
 
-def test_the_champion_of_a_front_is_the_registrys_and_a_front_without_one_asks_no_server(folder, tiny_model):
+def test_front_reads_the_champion_from_the_registry(folder, tiny_model):
     code, document, err = sweep(folder)
     assert code == 0, err
     shown = front(folder)
@@ -57,7 +57,7 @@ def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model
     assert MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_registered_models() == []
 
 
-def test_what_cannot_fit_is_refused_before_any_work_and_told_as_predicted(folder, tiny_model):
+def test_a_recipe_predicted_not_to_fit_is_refused_before_work(folder, tiny_model):
     """fp16 takes 236 kB, int8 some 140."""
     write_sweep(folder, tiny_model, limits="{size: {engine_mib: 190 kB}}", trials=6)
     code, document, err = sweep(folder)
@@ -90,7 +90,7 @@ def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_killed_at_five_moments_loses_nothing_and_logs_nothing_twice(folder):
+def test_a_sweep_killed_five_times_logs_every_trial_once(folder):
     moments = random.Random(7)
     seen: dict[int, str] = {}
     for _ in range(5):

@@ -31,7 +31,7 @@ def server(folder: Path) -> Iterator[MlflowServer]:
 
 
 def over(folder: Path) -> int:
-    """How many trials are over."""
+    """Return the number of finished trials."""
     storage = open_storage(folder)
     if not (folder / ".edgeopt" / "studies.db").is_file() or "kill" not in list_studies(storage.url):
         return 0
@@ -50,9 +50,7 @@ def study_run(folder: Path) -> tuple[str, str]:
     return found.info.run_id, found.info.status
 
 
-def test_a_sweep_goes_on_while_its_server_is_away_and_tells_it_everything_later(
-    folder: Path, server: MlflowServer
-) -> None:
+def test_a_sweep_continues_while_its_server_is_away(folder: Path, server: MlflowServer) -> None:
     sweep = start(folder, "sweep", "--config-name", "tiny_sweep", tracking_uri=server.uri)
     wait_for(folder, 1, sweep)
     server.kill()
@@ -71,7 +69,7 @@ def test_a_sweep_goes_on_while_its_server_is_away_and_tells_it_everything_later(
     assert [(m.step, m.value) for m in history] == [(n, float(n)) for n in range(1, 6)]
 
 
-def test_what_a_server_that_stayed_away_lacks_is_sent_by_sync(folder: Path, server: MlflowServer) -> None:
+def test_sync_sends_what_the_server_lacks(folder: Path, server: MlflowServer) -> None:
     given = ("sweep", "--config-name", "tiny_sweep", "tracking.patience_s=0", "search.trials=3")
     sweep = start(folder, *given, tracking_uri=server.uri)
     wait_for(folder, 1, sweep)
@@ -105,9 +103,7 @@ def test_what_a_server_that_stayed_away_lacks_is_sent_by_sync(folder: Path, serv
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_that_is_killed_again_and_again_has_all_of_twenty_trials_once(
-    folder: Path, server: MlflowServer, workers: int
-) -> None:
+def test_a_repeatedly_killed_server_has_every_trial_once(folder: Path, server: MlflowServer, workers: int) -> None:
     file = folder / "tiny_sweep.yaml"
     file.write_text(file.read_text().replace("choices: [0.25, 0.5]", f"choices: [{MANY}]"))
     chance, kills = random.Random(5), 0

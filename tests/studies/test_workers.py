@@ -115,7 +115,7 @@ def test_what_cannot_be_is_refused_before_any_work(folder: Path, arguments: list
     assert not (folder / "mlflow.db").exists()
 
 
-def test_a_study_that_is_not_there_is_told_with_those_that_are(folder: Path) -> None:
+def test_the_error_for_a_missing_study_lists_the_existing(folder: Path) -> None:
     trial_storages.open_study(open_storage(folder).url, "kill")
     for command in ("worker", "status", "front"):
         code, _, err = ended(start(folder, command, "other"))
@@ -167,7 +167,7 @@ sys.exit(code)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_ray_cluster_builds_anywhere_and_measures_on_the_device_although_a_node_dies(folder: Path) -> None:
+def test_a_ray_cluster_survives_the_loss_of_a_node(folder: Path) -> None:
     pytest.importorskip("ray", reason="pip install 'edgeopt[ray]'")
     command = [sys.executable, "-m", "edgeopt.cli", "sweep", "--config-name", "tiny_sweep", "--config-dir", str(folder)]
     command += ["search.engine=ray", "workers=2", "search.lease_s=10", "promote=null", "--json"]

@@ -297,7 +297,7 @@ def test_silent_server_is_reported_in_time(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_invalid_database_is_reported_at_once(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
+    (tmp_path / "mlflow.db").write_text("this is not a database " * 100)
     started = time.monotonic()
     with pytest.raises(TrackingError, match="not a database"):
         MlflowRecorder(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").connect()
