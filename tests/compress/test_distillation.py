@@ -7,7 +7,7 @@ import torch
 from support.stages import compression_context
 
 from edgeopt.checkpoints import modeling, quantized_matrix, safetensors_io
-from edgeopt.checkpoints.importing import import_checkpoint, sources
+from edgeopt.checkpoints.importing import import_checkpoint, model_sources
 from edgeopt.compress.activations import calibration_windows
 from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.pruning.prune_gradually import PruneGradually
@@ -122,9 +122,9 @@ def test_another_model_can_be_teacher(checkpoint, tiny_model, tmp_path):
 
 def test_teacher_is_a_source_of_step(tiny_model):
     teacher = LocalFolder(path=str(tiny_model))
-    assert sources(Distill(teacher=teacher)) == [teacher]
-    assert sources(Distill()) == []
-    assert sources(PruneGradually(retrain=Distill(teacher=teacher))) == [teacher]
+    assert model_sources(Distill(teacher=teacher)) == [teacher]
+    assert model_sources(Distill()) == []
+    assert model_sources(PruneGradually(retrain=Distill(teacher=teacher))) == [teacher]
 
 
 def test_teacher_with_other_vocabulary_is_rejected(checkpoint, tiny_model, tmp_path):
