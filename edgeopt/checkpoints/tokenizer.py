@@ -81,12 +81,14 @@ def windows(text: Text, directory: Path, *, length: int, limit: int | None = Non
         limit: maximum number of windows; None for all.
 
     Raises:
-        InputError: no document has 16 token ids.
+        InputError: no document has 16 token ids, including the prefix.
     """
     all_windows = list(_windows(text.documents, directory, length, limit))
     if not all_windows:
+        tokenizer, prefix = load(directory), prefix_ids(directory)
+        longest = max((len(tokenizer.encode(d, add_special_tokens=False).ids) for d in text.documents), default=0)
         raise InputError(
-            f"the text must have at least {MIN_WINDOW} tokens in one document",
+            f"the longest document must have at least {MIN_WINDOW} token ids, got {len(prefix) + longest}",
             location=text.name,
             hint="Use a longer text",
         )

@@ -123,11 +123,11 @@ class OpenStudy:
             )
         sweep = known[name]
         uri = sweep["tracking_uri"]
-        own = _config_copy(state, name)
+        config_dir = _config_copy(state, name)
         request = Request(
             name=sweep["name"],
             overrides=(*sweep["overrides"], f"state='{state}'"),
-            config_dir=own if own.is_dir() else None,
+            config_dir=config_dir if config_dir.is_dir() else None,
         )
         config = {**sweep["config"], "state": str(state)}
         return replace(
@@ -179,8 +179,8 @@ class OpenStudy:
 
     def snapshot_with_champion(self) -> StudySnapshot:
         """Return the study as it is now, with the champion if one of its trials is the champion."""
-        found = self.snapshot()
-        return found if self.promoted is None else replace(found, champion=self.champion(self.promoted))
+        snapshot = self.snapshot()
+        return snapshot if self.promoted is None else replace(snapshot, champion=self.champion(self.promoted))
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> StudySnapshot:
         """End the study's run in MLflow with its front and report, and return the snapshot that was logged.
@@ -189,36 +189,37 @@ class OpenStudy:
         """
         from edgeopt.tracking.report import SearchStatistics
 
-        found, known = self.snapshot(), collect_status(self.study)
+        snapshot, status_document = self.snapshot(), collect_status(self.study)
         statistics = SearchStatistics(
             hypervolumes=self.study.hypervolume_history(),
             importance=self._importance(),
-            spent_s=known["spent_s"],
-            spent_j=known["spent_j"],
-            saved_s=known["saved_s"],
+            spent_s=status_document["spent_s"],
+            spent_j=status_document["spent_j"],
+            saved_s=status_document["saved_s"],
         )
         try:
-            self.recorder.release(self.name, [trial.number for trial in found.front])
-            self.recorder.close_study(found, status=status, statistics=statistics)
+            self.recorder.release(self.name, [trial.number for trial in snapshot.front])
+            self.recorder.close_study(snapshot, status=status, statistics=statistics)
         except TrackingError as error:
             raise TrackingError(
-                f"the front and {known['unrecorded']} trials are stored locally and not in MLflow yet: {error.message}",
+                f"the front and {status_document['unrecorded']} trials are stored locally and not in MLflow yet: "
+                f"{error.message}",
                 location=error.location,
                 hint=f"Once it answers, send them: edgeopt sync {self.name}",
             ) from error
-        return found
+        return snapshot
 
     def _importance(self) -> dict[str, dict[str, float]]:
         """Return the importance of each parameter by objective metric, over the trials that measured it."""
-        found = {}
+        importance = {}
         for metric in (objective.metric for objective in self.study.objectives):
-            known = [
-                (row.params, value)
-                for row in self.study.trials()
-                if row.summary is not None and math.isfinite(value := row.summary.metrics.get(metric, math.nan))
+            rows = [
+                (trial.params, value)
+                for trial in self.study.trials()
+                if trial.summary is not None and math.isfinite(value := trial.summary.metrics.get(metric, math.nan))
             ]
-            found[metric] = compute_importance([params for params, _ in known], [value for _, value in known])
-        return found
+            importance[metric] = compute_importance([params for params, _ in rows], [value for _, value in rows])
+        return importance
 
     def policy(self, name: str, config_dir: Path | None = None) -> Policy:
         return policies.load(name, config_dir or self.request.config_dir)
@@ -234,7 +235,7 @@ class OpenStudy:
 
     def promote(
         self,
-        found: StudySnapshot,
+        snapshot: StudySnapshot,
         policy: Policy,
         config_dir: Path | None = None,
         *,
@@ -250,13 +251,13 @@ class OpenStudy:
         from edgeopt.release import webhook
         from edgeopt.release.promote import promote
 
-        if not found.front:
-            raise nothing_feasible(found)
+        if not snapshot.front:
+            raise nothing_feasible(snapshot)
         if trial is not None:
-            found = _only(found, trial)
+            snapshot = _only(snapshot, trial)
         with self.reporter.step("promoting") as progress:
             promotion = promote(
-                found,
+                snapshot,
                 policy=policy.for_target(self.config["target"]["name"]),
                 remeasure=partial(self._measured, progress),
                 tracking_uri=self.recorder.uri,
@@ -289,35 +290,35 @@ def _config_copy(state: Path, study: str) -> Path:
     return state / "studies" / study
 
 
-def _only(found: StudySnapshot, number: int) -> StudySnapshot:
+def _only(snapshot: StudySnapshot, number: int) -> StudySnapshot:
     """Return the snapshot with a single trial of its front."""
-    chosen = tuple(trial for trial in found.front if trial.number == number)
+    chosen = tuple(trial for trial in snapshot.front if trial.number == number)
     if not chosen:
-        numbers = ", ".join(str(trial.number) for trial in found.front)
+        numbers = ", ".join(str(trial.number) for trial in snapshot.front)
         raise InputError(
             f"only trials on the front can be promoted, got trial {number}",
             location="--trial",
             hint=f"Choose one of: {numbers}. `edgeopt explain {number}` says why it is not on the front",
         )
-    return replace(found, trials=chosen)
+    return replace(snapshot, trials=chosen)
 
 
-def nothing_feasible(found: StudySnapshot) -> InfeasibleError:
+def nothing_feasible(snapshot: StudySnapshot) -> InfeasibleError:
     """Return the error for an empty front; it names the limit that most trials exceed, or the missing objective."""
-    if found.feasible:
-        names = [o.metric for o in found.objectives]
-        missing = [name for name in names if any(name not in trial.metrics for trial in found.feasible)]
+    if snapshot.feasible:
+        names = [o.metric for o in snapshot.objectives]
+        missing = [name for name in names if any(name not in trial.metrics for trial in snapshot.feasible)]
         return InfeasibleError(
-            f"{len(found.feasible)} trials satisfy every limit, but {', '.join(missing)} was not measured; "
+            f"{len(snapshot.feasible)} trials satisfy every limit, but {', '.join(missing)} was not measured; "
             "nothing was promoted",
             location="search.objectives",
             hint="Enable a probe that measures it, or remove the objective",
         )
-    exceeded = Counter(metric for trial in found.trials for metric in (*trial.exceeded, *trial.unmeasured))
+    exceeded = Counter(metric for trial in snapshot.trials for metric in (*trial.exceeded, *trial.unmeasured))
     worst = exceeded.most_common(1)
-    why = f": {worst[0][1]} of {len(found.trials)} do not satisfy {worst[0][0]}" if worst else ""
+    why = f": {worst[0][1]} of {len(snapshot.trials)} do not satisfy {worst[0][0]}" if worst else ""
     return InfeasibleError(
         f"no trial satisfies every limit{why}; nothing was promoted",
-        location=f"study {found.study}",
+        location=f"study {snapshot.study}",
         hint="Search longer, add smaller recipes, or set wider limits",
     )

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def start_evaluator(request: Request, search: Search, *, role: str = "all") -> SubprocessEvaluator:
     """Start the process that evaluates the trials of a search. Its imports take seconds, so start it early."""
     evaluate = partial(trial_process.evaluate_trial, request, build_only=role == "build")
-    made = SubprocessEvaluator(evaluate, timeout_s=search.trial_timeout_s, prepare=trial_process.prepare)
-    made.start()
-    return made
+    evaluator = SubprocessEvaluator(evaluate, timeout_s=search.trial_timeout_s, prepare=trial_process.prepare)
+    evaluator.start()
+    return evaluator
 
 
 def work(opened: OpenStudy, evaluator: SubprocessEvaluator, *, role: str = "all") -> None:
-    """Run one worker of the study in this process until the study is over."""
+    """Run one worker of the study in this process until the study ends."""
     study = opened.study
     study.built = {"build": False, "measure": True}.get(role)
     with opened.reporter.sweep(study) as watcher:

@@ -69,7 +69,7 @@ def test_context_shorter_than_prompts_is_rejected(folder):
 
 
 def test_text_shorter_than_window_is_rejected(folder):
-    with pytest.raises(InputError, match="shorter"):
+    with pytest.raises(InputError, match="must have at least 16 token ids, got 2"):
         workload_of(folder, Text(name="tiny", documents=("w1 w2",)))
 
 
