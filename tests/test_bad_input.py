@@ -259,7 +259,7 @@ TEXT: dict[str, tuple[str, bytes | None, list[str]]] = {
     "a line that is not an object": ("t.jsonl", b'{"text": "a"}\n7\n', ["t.jsonl:2: ", '"text"']),
     "a line without text": ("t.jsonl", b'{"text": "a"}\n\n{"txt": "b"}\n', ["t.jsonl:3: ", '"text"']),
     "a line that is cut off": ("t.jsonl", b'{"text": "a', ["t.jsonl:1: ", '"text"']),
-    "short": ("t.txt", b"hi\n", ["t.txt: the text must have at least 16 tokens"]),
+    "short": ("t.txt", b"hi\n", ["t.txt: the longest document must have at least 16 token ids, got "]),
 }
 
 
