@@ -65,7 +65,7 @@ def test_limit_bounds_window_count(tiny_model: Path) -> None:
 
 
 def test_short_text_is_rejected(tiny_model: Path) -> None:
-    with pytest.raises(InputError, match="at least 16 token ids, got 2"):
+    with pytest.raises(InputError, match="at least 16 token ids, got 3"):
         tokens.windows(text("dog"), tiny_model, length=64)
 
 
