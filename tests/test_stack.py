@@ -86,7 +86,7 @@ def stack(
     if request.param == "artifacts straight to S3":
         root = ("--default-artifact-root", f"s3://{BUCKET}/straight", "--no-serve-artifacts")
         server = MlflowServer(folder, *root, store=store, environment=s3)
-        made = Stack(server=server, folder=folder, environment=s3)
+        stack = Stack(server=server, folder=folder, environment=s3)
     else:
         pytest.importorskip("flask_wtf", reason="pip install 'mlflow[auth]'")
         (folder / "auth.ini").write_text(
@@ -104,9 +104,9 @@ def stack(
             environment={**s3, **known},
         )
         who = {"MLFLOW_TRACKING_USERNAME": ADMIN, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
-        made = Stack(server=server, folder=folder, environment=who)
+        stack = Stack(server=server, folder=folder, environment=who)
     try:
-        yield made
+        yield stack
     finally:
         server.kill()
 
