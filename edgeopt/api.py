@@ -209,8 +209,8 @@ def promote(
         InfeasibleError: the front is empty.
         GateError: a gate refused, or an approval is missing.
     """
-    found = study if isinstance(study, Study) else load_study(study)
-    return found.promote(
+    opened = study if isinstance(study, Study) else load_study(study)
+    return opened.promote(
         policy=policy, trial=trial, reason=reason, private_key=private_key, dry_run=dry_run, config_dir=config_dir
     )
 

@@ -57,11 +57,11 @@ def policy_of(model: str, name: str | None, config_dir: Path | None) -> Policy |
                 hint=f"Name a policy whose `model` is {model}",
             )
         return chosen
-    found = policies.for_model(model, config_dir)
-    if len(found) > 1:
+    candidates = policies.for_model(model, config_dir)
+    if len(candidates) > 1:
         raise ConfigError(
-            f"{len(found)} policies are for the model {model!r}: {', '.join(one.name for one in found)}",
+            f"{len(candidates)} policies are for the model {model!r}: {', '.join(one.name for one in candidates)}",
             location="--policy",
             hint="Name one of them",
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None

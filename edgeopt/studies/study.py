@@ -96,14 +96,14 @@ class Study:
     @property
     def trials(self) -> Trials:
         """Return all trials."""
-        found = self._opened.snapshot()
-        return Trials(found.trials, found.objectives)
+        snapshot = self._opened.snapshot()
+        return Trials(snapshot.trials, snapshot.objectives)
 
     @property
     def front(self) -> Trials:
         """Return the feasible trials that no other trial dominates."""
-        found = self._opened.snapshot()
-        return Trials(found.front, found.objectives)
+        snapshot = self._opened.snapshot()
+        return Trials(snapshot.front, snapshot.objectives)
 
     @property
     def champion(self) -> Champion | None:
@@ -121,21 +121,21 @@ class Study:
             InfeasibleError: no trial satisfies every limit.
             InputError: `by` is not an objective.
         """
-        found = self.snapshot
-        if not found.front:
+        snapshot = self.snapshot
+        if not snapshot.front:
             raise InfeasibleError(
                 "no trial satisfies every limit", location=f"study {self.name}", hint="Search longer, or widen limits"
             )
         if by is None:
-            trial = recommended(found)
+            trial = recommended(snapshot)
             assert trial is not None
             return trial
-        objective = next((o for o in found.objectives if o.metric == by), None)
+        objective = next((o for o in snapshot.objectives if o.metric == by), None)
         if objective is None:
-            names = ", ".join(o.metric for o in found.objectives)
+            names = ", ".join(o.metric for o in snapshot.objectives)
             raise InputError(f"`by` must be one of {names}; got {by!r}", location="by")
         sign = 1.0 if objective.direction == "minimize" else -1.0
-        return min(found.front, key=lambda trial: (sign * trial.metrics[by], trial.number))
+        return min(snapshot.front, key=lambda trial: (sign * trial.metrics[by], trial.number))
 
     def result(self, trial: int | TrialSnapshot) -> TrialResult:
         """Return everything that was measured of a trial that is over."""
@@ -161,16 +161,16 @@ class Study:
         from edgeopt.tracking.charts import plotly
         from edgeopt.tracking.charts.chart_data import build_chart_data
 
-        found = self.snapshot
-        known = {o.metric: o for o in found.objectives}
+        snapshot = self.snapshot
+        known = {o.metric: o for o in snapshot.objectives}
         for axis, metric in (("x", x), ("y", y)):
             if metric is not None and metric not in known:
                 raise InputError(f"`{axis}` must be one of {', '.join(known)}; got {metric!r}", location=axis)
         first = [known[metric] for metric in (x, y) if metric is not None]
-        rest = [o for o in found.objectives if o not in first]
+        rest = [o for o in snapshot.objectives if o not in first]
         if y is not None and x is None:
             first = [rest.pop(0), *first] if rest else first
-        return plotly.figure(build_chart_data(found.with_objectives((*first, *rest))))
+        return plotly.figure(build_chart_data(snapshot.with_objectives((*first, *rest))))
 
     def promote(
         self,
@@ -210,10 +210,10 @@ class Study:
         raise InputError(f"study {self.name!r} has no trial {number}", location="trial", hint="See Study.trials")
 
     def __repr__(self) -> str:
-        found = self._opened.snapshot()
-        return f"Study({self.name!r}: {len(found.trials)} trials, {len(found.front)} on the front)"
+        snapshot = self._opened.snapshot()
+        return f"Study({self.name!r}: {len(snapshot.trials)} trials, {len(snapshot.front)} on the front)"
 
     def _repr_html_(self) -> str:
-        found = self.snapshot
-        head = f"<p><b>Study {escape(self.name)}</b>: {escape(summary(found))}</p>"
-        return head + Trials(found.front, found.objectives)._repr_html_()
+        snapshot = self.snapshot
+        head = f"<p><b>Study {escape(self.name)}</b>: {escape(summary(snapshot))}</p>"
+        return head + Trials(snapshot.front, snapshot.objectives)._repr_html_()

@@ -123,8 +123,8 @@ def test_people_get_a_table(store: StageCache, capsys: pytest.CaptureFixture[str
         (["prune", "--to=-5 GiB"], "--to: the size must not be negative, got '-5 GiB'. Use 0 B or more"),
         (["prune", "--to", "much"], "--to: the value must be a quantity, got 'much'"),
         (["prune", "--to", "5 s"], "--to: the value must have a unit of size, got '5 s'"),
-        (["--to", "5 GiB"], "--to: this is for prune. Give edgeopt cache prune"),
-        (["show", "--all"], "--all: this is for prune. Give edgeopt cache prune"),
+        (["--to", "5 GiB"], "--to: `--to` must be given with prune, got show. Use `edgeopt cache prune`"),
+        (["show", "--all"], "--all: `--all` must be given with prune, got show. Use `edgeopt cache prune`"),
         (["--state", "elsewhere"], "elsewhere/cache: there is no cache. Run edgeopt run or sweep first"),
     ],
 )

@@ -25,16 +25,16 @@ def execute(args: argparse.Namespace) -> Outcome:
             raise ConfigError("--adopt needs a reason", location="--reason", hint='Give --reason "…"')
         from edgeopt.release.adopt import adopt
 
-        found = adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
+        report = adopt(args.model, args.reason, tracking_uri=args.tracking_uri)
     else:
         from edgeopt.release.audit import audit
         from edgeopt.release.registry import fast_reader
 
-        found = audit(args.model, tracking_uri=args.tracking_uri)
-        if not found.entries and not found.problems:
+        report = audit(args.model, tracking_uri=args.tracking_uri)
+        if not report.entries and not report.problems:
             raise fast_reader.unregistered_model_error(args.model)
-    error = GateError("; ".join(found.problems), location=f"ledger of {args.model}") if found.problems else None
-    return Outcome(document=found.to_json(), error=error)
+    error = GateError("; ".join(report.problems), location=f"ledger of {args.model}") if report.problems else None
+    return Outcome(document=report.to_json(), error=error)
 
 
 def show(document: Document) -> None:

@@ -32,8 +32,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.core import units
 
     if args.action == "show" and (args.all or args.to is not None):
+        option = "--all" if args.all else "--to"
         raise ConfigError(
-            "this is for prune", location="--all" if args.all else "--to", hint="Give edgeopt cache prune"
+            f"`{option}` must be given with prune, got show", location=option, hint="Use `edgeopt cache prune`"
         )
     to_bytes = 0 if args.all else None if args.to is None else units.size_bytes(args.to, "--to")
     config = compose(config_dir=args.config_dir)
@@ -49,27 +50,27 @@ def execute(args: argparse.Namespace) -> Outcome:
         if to_bytes is None:
             raise ConfigError("cache.limit is null", location="--to", hint="Give --to SIZE or --all")
         pruned = evict(root, to_bytes)
-    found = list_entries(root)
-    kinds = sorted({entry.kind for entry in found})
+    entries = list_entries(root)
+    kinds = sorted({entry.kind for entry in entries})
     document = {
         "cache": str(root),
-        "kinds": [_kind(kind, [e for e in found if e.kind == kind]) for kind in kinds],
-        "entries": len(found),
-        "bytes": bytes_on_disk(found),
+        "kinds": [_kind(kind, [e for e in entries if e.kind == kind]) for kind in kinds],
+        "entries": len(entries),
+        "bytes": bytes_on_disk(entries),
         "limit_bytes": limit_bytes,
         "pruned": None if pruned is None else _pruned(pruned),
     }
     return Outcome(document=document)
 
 
-def _kind(kind: str, found: list[Entry]) -> Document:
+def _kind(kind: str, entries: list[Entry]) -> Document:
     from edgeopt.cache.eviction import bytes_on_disk
 
-    oldest = datetime.fromtimestamp(min(entry.last_used_ns for entry in found) / 1e9, UTC)
+    oldest = datetime.fromtimestamp(min(entry.last_used_ns for entry in entries) / 1e9, UTC)
     return {
         "kind": kind,
-        "entries": len(found),
-        "bytes": bytes_on_disk(found),
+        "entries": len(entries),
+        "bytes": bytes_on_disk(entries),
         "oldest_use": oldest.isoformat(timespec="seconds"),
     }
 

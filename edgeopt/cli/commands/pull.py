@@ -32,30 +32,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.release.pull import pull
 
-    found = pull(registered.reference(args), args.folder, public_key=args.public_key, tracking_uri=args.tracking_uri)
-    measured, warning = _measure(args, found) if args.bench else ([], "")
+    pulled = pull(registered.reference(args), args.folder, public_key=args.public_key, tracking_uri=args.tracking_uri)
+    measured, warning = _measure(args, pulled) if args.bench else ([], "")
     return Outcome(
         document={
-            "engine": str(found.engine.directory),
-            "digest": found.engine.digest,
-            "verification": found.verification.to_json(),
-            "promised": [asdict(m) for m in found.recorded],
+            "engine": str(pulled.engine.directory),
+            "digest": pulled.engine.digest,
+            "verification": pulled.verification.to_json(),
+            "promised": [asdict(m) for m in pulled.recorded],
             "measured": [asdict(m) for m in measured],
             "warning": warning,
         }
     )
 
 
-def _measure(args: argparse.Namespace, found: PulledEngine) -> tuple[list[Measurement], str]:
+def _measure(args: argparse.Namespace, pulled: PulledEngine) -> tuple[list[Measurement], str]:
     """Return measurements on this machine, and a warning if they are for another text than the recorded ones."""
     from edgeopt.cli import display
     from edgeopt.config import assemble
 
     bound = assemble.build_bench(shared.request(args).compose())
-    engine, _ = assemble.open_engine(found.engine.directory)
+    engine, _ = assemble.open_engine(pulled.engine.directory)
     with display.progress("measuring") as progress:
         measured = list(bound.measure_engine(engine, progress))
-    return measured, found.text_warning(bound.evaluation)
+    return measured, pulled.text_warning(bound.evaluation)
 
 
 def show(document: Document) -> None:

@@ -24,8 +24,8 @@ def execute(args: argparse.Namespace) -> Outcome:
     request = shared.request(args)
     if args.cfg:
         return Outcome(document={"config": request.compose()})
-    made = evaluate_recipe(request, display.REPORTER)
-    return Outcome(document=made.to_json(), error=made.error)
+    result = evaluate_recipe(request, display.REPORTER)
+    return Outcome(document=result.to_json(), error=result.error)
 
 
 def show(document: Document) -> None:

@@ -21,12 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.release.verify import verify
 
-    found = verify(registered.reference(args), public_key=args.public_key, tracking_uri=args.tracking_uri)
+    verification = verify(registered.reference(args), public_key=args.public_key, tracking_uri=args.tracking_uri)
     try:
-        found.require()
+        verification.require()
     except GateError as error:
-        return Outcome(document=found.to_json(), error=error)
-    return Outcome(document=found.to_json())
+        return Outcome(document=verification.to_json(), error=error)
+    return Outcome(document=verification.to_json())
 
 
 def show(document: Document) -> None:
