@@ -11,11 +11,10 @@ from edgeopt.core.study_snapshot import ObjectiveSnapshot, StudySnapshot, TrialS
 
 _PHRASES = {
     "size": ("smaller", "larger"),
-    "memory": ("lower in {}", "higher in {}"),
     "latency": ("faster", "slower"),
-    "throughput": ("higher in {}", "lower in {}"),
+    "throughput": ("slower", "faster"),
 }
-"""Words for a value below and above the baseline, by the first part of the metric."""
+"""Words for a value below and above the baseline, by the first part of the metric. Others use `lower NAME`."""
 _SAME = 0.005
 
 
@@ -70,12 +69,12 @@ def comparison(trial: TrialSnapshot, objectives: Sequence[ObjectiveSnapshot]) ->
 
 
 def _relative(metric: str, change: float) -> str:
-    name = readable(metric)
+    name = readable(metric).rpartition(": ")[2]
     if abs(change) < _SAME:
-        return f"equal in {name}"
-    below, above = _PHRASES.get(metric.split("/")[0], ("lower in {}", "higher in {}"))
+        return f"same {name}"
+    below, above = _PHRASES.get(metric.split("/")[0], (f"lower {name}", f"higher {name}"))
     percent = f"{100 * abs(change):.0f}" if abs(change) >= 0.1 else f"{100 * abs(change):.2g}"
-    return f"{percent} % {(below if change < 0 else above).format(name)}"
+    return f"{percent} % {below if change < 0 else above}"
 
 
 def explanation(snapshot: StudySnapshot, trial: TrialSnapshot) -> list[str]:
