@@ -14,6 +14,7 @@ from rich.text import Text
 
 from edgeopt.core.recipe import label
 from edgeopt.core.result import PREDICTION
+from edgeopt.core.study_snapshot import OUTCOMES
 
 if TYPE_CHECKING:
     from edgeopt.core.result import TrialResult
@@ -153,14 +154,15 @@ def trial_line(trial: Trial, result: TrialResult) -> Text:
     text = f" trial {trial.number} {label(trial.params)} ({sum(result.timings_s.values()):.0f} s)"
     if result.failure is not None:
         cause = _first_line(result.failure.message)[:_ERROR_CHARACTERS]
-        return Text.assemble(("✗", "red"), f"{text}: failed at {result.failure.stage}: {cause}")
+        return Text.assemble(("✗", "red"), f"{text}: {OUTCOMES['failed']} at {result.failure.stage}: {cause}")
     if result.refused:
-        outcome = "refused by prediction" if result.refused == PREDICTION else f"stopped early at {result.refused}"
+        stopped = f"{OUTCOMES['stopped']} at {result.refused}"
+        outcome = OUTCOMES["refused"] if result.refused == PREDICTION else stopped
         return Text.assemble(("⊘", "yellow"), f"{text}: {outcome}: {result.violated[0].message}")
     if result.feasible:
-        return Text.assemble(("✓", "green"), f"{text}: feasible")
+        return Text.assemble(("✓", "green"), f"{text}: {OUTCOMES['feasible']}")
     cause = next((verdict.message for verdict in result.verdicts if not verdict.satisfied), "nothing was measured")
-    return Text.assemble(("·", "yellow"), f"{text}: infeasible: {cause}")
+    return Text.assemble(("·", "yellow"), f"{text}: {OUTCOMES['infeasible']}: {cause}")
 
 
 def _first_line(text: str) -> str:

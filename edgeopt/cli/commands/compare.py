@@ -10,7 +10,7 @@ from edgeopt.cli.commands.outcome import Document, Outcome
 SUMMARY = "Compare two to four trials of a study: parameters, metrics and intervals"
 EXAMPLE = "edgeopt compare 5 8"
 BRIEF = True
-FEWEST, MOST = 2, 4
+MIN_TRIALS, MAX_TRIALS = 2, 4
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +25,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.studies.open_study import OpenStudy
 
     numbers = list(dict.fromkeys(args.trials))
-    if not FEWEST <= len(numbers) <= MOST:
+    if not MIN_TRIALS <= len(numbers) <= MAX_TRIALS:
         raise ConfigError(
-            f"`TRIAL` must name {FEWEST} to {MOST} different trials, got {len(numbers)}", location="TRIAL"
+            f"`TRIAL` must name {MIN_TRIALS} to {MAX_TRIALS} different trials, got {len(numbers)}", location="TRIAL"
         )
     opened = OpenStudy.find(args.study, args.state, args.store)
     snapshot = opened.snapshot()
