@@ -57,4 +57,4 @@ def test_build_plan_without_gpu_exits_with_1(planned, tmp_path, capsys):
 
 def test_build_plan_rejects_nonempty_output_folder(planned, capsys):
     assert main(["build-plan", str(planned.directory), "--out", str(planned.directory)]) == InputError.exit_code
-    assert "the folder is not empty" in capsys.readouterr().err
+    assert "the output folder must be empty" in capsys.readouterr().err
