@@ -4,6 +4,7 @@ import json
 import math
 import socket
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_kill_between_writes_loses_nothing(
 ) -> None:
     api = client(recorder)
     for number in range(40):
-        seed = sum(map(ord, study)) * 100 + number  # equal engines would share a logged model
+        seed = zlib.crc32(f"{study} {number}".encode())  # equal engines would share a logged model
         outcome = samples.result(samples.engine(tmp_path / f"engine{number}", seed=seed))
         with monkeypatch.context() as patch:
             patch.setattr(server, "MlflowClient", killed_client(number))
