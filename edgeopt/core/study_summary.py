@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from edgeopt.core import units
 from edgeopt.core.metric_text import readable
@@ -59,13 +59,17 @@ def summary(snapshot: StudySnapshot) -> str:
 
 def comparison(trial: TrialSnapshot, objectives: Sequence[ObjectiveSnapshot]) -> str:
     """Return the trial's objectives relative to its baseline, such as `76 % smaller, 40 % faster`; empty if unknown."""
-    parts = []
+    return ", ".join(_relative(objective.metric, change) for objective, change in _changes(trial, objectives))
+
+
+def _changes(
+    trial: TrialSnapshot, objectives: Sequence[ObjectiveSnapshot]
+) -> Iterator[tuple[ObjectiveSnapshot, float]]:
+    """Yield each objective that was measured for the trial and its baseline, with the relative change."""
     for objective in objectives:
         value, base = trial.metrics.get(objective.metric), trial.baseline.get(objective.metric)
-        if value is None or not base:
-            continue
-        parts.append(_relative(objective.metric, value / base - 1))
-    return ", ".join(parts)
+        if value is not None and base:
+            yield objective, value / base - 1
 
 
 def _relative(metric: str, change: float) -> str:
@@ -81,11 +85,7 @@ def explanation(snapshot: StudySnapshot, trial: TrialSnapshot) -> list[str]:
     """Return five lines: the recipe, gains, losses, limits, and why the trial is or is not on the front."""
     better: list[str] = []
     worse: list[str] = []
-    for objective in snapshot.objectives:
-        value, base = trial.metrics.get(objective.metric), trial.baseline.get(objective.metric)
-        if value is None or not base:
-            continue
-        change = value / base - 1
+    for objective, change in _changes(trial, snapshot.objectives):
         gain = change < 0 if objective.direction == "minimize" else change > 0
         if abs(change) >= _SAME:
             (better if gain else worse).append(_relative(objective.metric, change))
