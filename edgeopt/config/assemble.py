@@ -90,7 +90,7 @@ class DeviceBench:
 
     def measure_engine(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
         """Measure an engine without references, on the runtime named in its manifest. Samples are discarded."""
-        runtime = instantiate(engine.made_by["runtime"], str(engine.directory / MANIFEST))
+        runtime = instantiate(engine.runtime_config, str(engine.directory / MANIFEST))
         with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
             return self(engine, runtime, Path(folder), {}, progress, probes)
 
@@ -253,10 +253,4 @@ def open_engine(folder: Path) -> tuple[Engine, Runtime]:
         )
     engine = Engine.read(folder)
     engine.verify()
-    if "runtime" not in engine.made_by:
-        raise InputError(
-            "the folder must contain an engine, got a checkpoint",
-            location=str(folder),
-            hint="Give the folder of an engine",
-        )
-    return engine, instantiate(engine.made_by["runtime"], str(folder / MANIFEST))
+    return engine, instantiate(engine.runtime_config, str(folder / MANIFEST))

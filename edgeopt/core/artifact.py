@@ -30,6 +30,20 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactSummary:
+    """Folder, digests and size of an artifact, as stored in a result.
+
+    Attributes:
+        size_bytes: bytes to deploy: all files without the manifest.
+    """
+
+    directory: str
+    digest: str
+    manifest_sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """Folder of files with a manifest.
 
@@ -63,14 +77,14 @@ class Artifact:
         """Return the SHA-256 of the manifest in the folder."""
         return sha256_of(self.directory / MANIFEST)
 
-    def summary(self) -> dict[str, Any]:
-        """Return folder, digests and size in plain JSON types."""
-        return {
-            "directory": str(self.directory),
-            "digest": self.digest,
-            "manifest_sha256": self.manifest_sha256,
-            "size_bytes": self.size_bytes,
-        }
+    def summary(self) -> ArtifactSummary:
+        """Return folder, digests and size."""
+        return ArtifactSummary(
+            directory=str(self.directory),
+            digest=self.digest,
+            manifest_sha256=self.manifest_sha256,
+            size_bytes=self.size_bytes,
+        )
 
     @classmethod
     def seal(cls, directory: Path, *, format: str, spec: ModelSpec, made_by: Mapping[str, Any]) -> Self:
@@ -158,6 +172,24 @@ class Engine(Artifact):
     """Model in the form that a runtime executes. `format` is the runtime's name and the version of its layout."""
 
     __slots__ = ()
+
+    @property
+    def runtime_config(self) -> Mapping[str, Any]:
+        """Return the config of the runtime that built the engine. Raises InputError if the manifest has none."""
+        if "runtime" not in self.made_by:
+            raise InputError(
+                "the folder must contain an engine, got a checkpoint",
+                location=str(self.directory),
+                hint="Give the folder of an engine",
+            )
+        config: Mapping[str, Any] = self.made_by["runtime"]
+        return config
+
+    @property
+    def library_versions(self) -> Mapping[str, str]:
+        """Return the versions of the libraries that built the engine; empty if they are unknown."""
+        versions: Mapping[str, str] = self.made_by.get("versions", {})
+        return versions
 
     def require_format(self, format: str) -> None:
         """Raise BuildError if the engine has another format."""

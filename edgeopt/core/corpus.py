@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 from edgeopt.core.config_objects import digest
 from edgeopt.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSummary:
+    """Name, digest and size of a text, as stored in a result."""
+
+    name: str
+    digest: str
+    documents: int
+    characters: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +38,14 @@ class Text:
         """Return the digest of the documents in order. The name has no effect."""
         return digest(list(self.documents))
 
-    def summary(self) -> dict[str, Any]:
-        """Return name, digest and size in plain JSON types, without the documents."""
-        return {
-            "name": self.name,
-            "digest": self.digest,
-            "documents": len(self.documents),
-            "characters": sum(map(len, self.documents)),
-        }
+    def summary(self) -> TextSummary:
+        """Return name, digest and size, without the documents."""
+        return TextSummary(
+            name=self.name,
+            digest=self.digest,
+            documents=len(self.documents),
+            characters=sum(map(len, self.documents)),
+        )
 
 
 def require_disjoint(calibration: Text, evaluation: Text) -> None:

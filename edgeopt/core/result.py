@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeopt.core.artifact import ArtifactSummary
+from edgeopt.core.corpus import TextSummary
+
 PREDICTION = "prediction"
 """Rung that rejects a recipe by arithmetic, before any work."""
 _FORMER_RUNGS = {"estimate": PREDICTION}
@@ -87,7 +90,7 @@ class TrialResult:
             stages waited for the device or for another process with the same work.
         saved_s: seconds that cached work originally took, by stage. The key is `<stage>/<kind>` for cached work inside
             a stage that ran.
-        texts: name, digest and size of each text, by role (`calibration`, `evaluation`).
+        texts: the texts by role (`calibration`, `evaluation`).
         system: readings of machine utilization during the trial: values by name, and `at_s` in Unix seconds.
         energy_j: energy of the evaluation in joules.
         energy_method: instrument or model of `energy_j`.
@@ -105,7 +108,7 @@ class TrialResult:
     measurements: tuple[Measurement, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)
-    engine: Mapping[str, Any] | None = None
+    engine: ArtifactSummary | None = None
     artifacts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     failure: Failure | None = None
@@ -114,9 +117,24 @@ class TrialResult:
     saved_s: Mapping[str, float] = field(default_factory=dict)
     energy_j: float = 0.0
     energy_method: str = ""
-    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    texts: Mapping[str, TextSummary] = field(default_factory=dict)
     system: tuple[Mapping[str, float], ...] = ()
     baseline: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def recipe_text(self) -> str:
+        """Return the names of the recipe's steps; empty if the recipe is unknown."""
+        return str(self.recipe.get("text", ""))
+
+    @property
+    def recipe_digest(self) -> str:
+        """Return the digest of the recipe; empty if the recipe is unknown."""
+        return str(self.recipe.get("digest", ""))
+
+    @property
+    def device_name(self) -> str:
+        """Return the name of the measuring machine; empty if it is unknown."""
+        return str(self.device.get("name", ""))
 
     @property
     def feasible(self) -> bool:
@@ -142,7 +160,7 @@ class TrialResult:
     @property
     def paths(self) -> list[Path]:
         """Return the files and folders that the result refers to."""
-        engine = [] if self.engine is None else [self.engine["directory"]]
+        engine = [] if self.engine is None else [self.engine.directory]
         return [Path(path) for path in (*engine, *self.artifacts.values())]
 
     def to_json(self) -> dict[str, Any]:
@@ -160,6 +178,8 @@ class TrialResult:
         fields["predictions"] = tuple(Measurement(**m) for m in fields.get("predictions", ()))
         fields["refused"] = current_rung(fields.get("refused", ""))
         fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None
+        fields["engine"] = ArtifactSummary(**fields["engine"]) if fields["engine"] else None
+        fields["texts"] = {role: TextSummary(**text) for role, text in fields.get("texts", {}).items()}
         return cls(**fields)
 
 

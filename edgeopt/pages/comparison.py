@@ -104,14 +104,14 @@ def _cell(own: Measurement | None, first: Measurement | None) -> MetricCell:
 
 def layer_rows(trials: Sequence[Trial]) -> list[tuple[str, list[str], bool]]:
     """Return each layer or table, its size and storage format in each trial, and True if they differ."""
-    layers = [{row[0]: _layer(trial.layers, row) for row in trial.layers["data"]} for trial in trials]
+    layers = [{row[0]: _layer(trial.layers, row) for row in trial.layers.rows} for trial in trials]
     names = dict.fromkeys(name for trial in layers for name in trial)
     rows = [(name, [trial.get(name, "removed") for trial in layers]) for name in names]
     return [(name, cells, len(set(cells)) > 1) for name, cells in rows]
 
 
 def _layer(table: Table, row: Sequence[Any]) -> str:
-    columns = list(zip(table["columns"], row, strict=True))
+    columns = list(zip(table.columns, row, strict=True))
     sizes = [f"{value} {name}" for name, value in columns[1:4] if value is not None]
     if not sizes:  # an embedding or LM head, whose storage format is in the first column after the sizes
         return str(row[4])
@@ -124,7 +124,7 @@ def _layer(table: Table, row: Sequence[Any]) -> str:
 
 def generation_rows(trials: Sequence[Trial]) -> list[tuple[str, str, list[str]]]:
     """Return each prompt, its continuation by the original model, and its continuation by each trial's engine."""
-    generations = [{row[0]: row[1:] for row in trial.generations["data"]} for trial in trials]
+    generations = [{row[0]: row[1:] for row in trial.generations.rows} for trial in trials]
     prompts = dict.fromkeys(prompt for trial in generations for prompt in trial)
     return [
         (

@@ -19,13 +19,11 @@ from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.result import TrialResult
 from edgeopt.core.study_snapshot import Champion, ObjectiveSnapshot, StudySnapshot
 from edgeopt.errors import InputError
-from edgeopt.release import overview
 from edgeopt.release.ledger.hash_chain import LEDGER_SUFFIX
+from edgeopt.release.overview import ModelOverview, overview_of
 from edgeopt.release.registry import client as registry
 from edgeopt.tracking import front, run_artifacts, run_search, server
 
-Table = Mapping[str, Any]
-_EMPTY_TABLE: Table = {"columns": [], "data": []}
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 _STATES = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _ENDED_COUNTS = ("trials/finished", "trials/stopped", "trials/failed", "trials/refused")
@@ -78,6 +76,19 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table that was logged with a run.
+
+    Attributes:
+        columns: names of the columns.
+        rows: one value per column, in the order of `columns`.
+    """
+
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """A trial's run with its result.
 
@@ -96,14 +107,14 @@ class Release:
     """A registered model with the measurements of its versions.
 
     Attributes:
-        overview: versions, aliases and ledger, as `edgeopt.release.overview` describes them.
+        overview: versions, aliases and ledger.
         objectives: objectives of the studies that the versions come from.
         runs: run of the promoted trial by version; without versions whose run is on another server.
         studies: runs of the studies that the versions come from, by name.
         baseline: values of the original model by metric, in the study of the newest version.
     """
 
-    overview: Mapping[str, Any]
+    overview: ModelOverview
     objectives: tuple[ObjectiveSnapshot, ...] = ()
     runs: Mapping[str, Run] = field(default_factory=dict)
     studies: Mapping[str, Run] = field(default_factory=dict)
@@ -151,8 +162,8 @@ class Source:
             return Trial(
                 run=run,
                 result=TrialResult.from_json(result),
-                layers=_read_json(client, run_id, f"{run_artifacts.TABLES}/layers.json", _EMPTY_TABLE),
-                generations=_read_json(client, run_id, f"{run_artifacts.TABLES}/generations.json", _EMPTY_TABLE),
+                layers=_read_table(client, run_id, "layers"),
+                generations=_read_table(client, run_id, "generations"),
             )
 
     def models(self) -> dict[str, dict[str, str]]:
@@ -165,14 +176,12 @@ class Source:
     def release(self, name: str) -> Release:
         """Return a released model with its ledger and the measurements of its versions."""
         with server.connect(self.uri) as client:
-            described = overview.overview_of(
-                name, *(registry.read_model(client, n) for n in (name, name + LEDGER_SUFFIX))
-            )
-            runs = {str(v["version"]): run for v in described["versions"] if (run := _find_run(client, v["run_id"]))}
+            overview = overview_of(name, *(registry.read_model(client, n) for n in (name, name + LEDGER_SUFFIX)))
+            runs = {v.version: run for v in overview.versions if (run := _find_run(client, v.run_id))}
             studies, snapshots = _studies_of(client, list(runs.values()))
             objectives = {o.metric: o for snapshot in snapshots for o in snapshot.objectives}
             return Release(
-                overview=described,
+                overview=overview,
                 objectives=tuple(objectives.values()),
                 runs=runs,
                 studies=studies,
@@ -252,6 +261,12 @@ def _champions(client: MlflowClient, study: str) -> list[Champion]:
             trial_number = int(trial) if trial.isdigit() else None
             champions.append(Champion(name=model.name, version=str(number), trial=trial_number))
     return champions
+
+
+def _read_table(client: MlflowClient, run_id: str, name: str) -> Table:
+    """Return a table of a run; an empty one if the run does not have it."""
+    data = _read_json(client, run_id, f"{run_artifacts.TABLES}/{name}.json", {"columns": [], "data": []})
+    return Table(columns=tuple(data["columns"]), rows=tuple(map(tuple, data["data"])))
 
 
 def _read_json(client: MlflowClient, run_id: str, path: str, default: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.protocols import Progress
 from edgeopt.errors import GateError
 from edgeopt.release.ledger.actor import actor
+from edgeopt.release.ledger.events import Approved, Revoked
 from edgeopt.release.ledger.operation import ReleaseOperation
 from edgeopt.release.registry import client as registry
 from edgeopt.release.registry.client import Reference
@@ -55,7 +56,7 @@ def approve(
             )
         approved_before = actor() in history.approvers(number, digest)
         if not approved_before:
-            operation.append("approved", reason, version=number, digest=digest)
+            operation.append(Approved(version=number, digest=digest), reason)
     return Approval(model=reference.name, version=number, digest=digest, actor=actor(), changed=not approved_before)
 
 
@@ -76,5 +77,5 @@ def revoke(
                 location="approve",
                 hint="Only the person who approved a version can revoke the approval",
             )
-        operation.append("revoked", reason, version=number, digest=digest)
+        operation.append(Revoked(version=number, digest=digest), reason)
     return Approval(model=reference.name, version=number, digest=digest, actor=actor())

@@ -54,6 +54,7 @@ def audit(model: str, *, tracking_uri: str | None = None) -> Audit:
             problems.append(f"version {number} was deleted")
         elif digests[number] != registration.digest:
             problems.append(f"version {number} has another engine digest than was registered")
-    begun = history.open_operation
-    open_operation = "" if begun is None else f"{begun.facts['action']} by {begun.actor} since {begun.at}"
+    operation, open_operation = history.open_operation, ""
+    if operation is not None:
+        open_operation = f"{operation.event.action} by {operation.entry.actor} since {operation.entry.at}"
     return Audit(model=model, entries=state.entries, problems=tuple(problems), open_operation=open_operation)

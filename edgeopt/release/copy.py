@@ -18,6 +18,7 @@ from edgeopt.core import mlflow_tags as tags
 from edgeopt.core.protocols import Progress
 from edgeopt.core.redaction import redact_password
 from edgeopt.errors import InputError
+from edgeopt.release.ledger.events import Approved, Judged, Registered, Revoked
 from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.ledger.operation import MODEL_DESCRIPTION, OPERATION_TAG, ReleaseOperation
 from edgeopt.release.registry import client as registry
@@ -97,18 +98,18 @@ def copy(
     )
 
 
-def _evidence(client: MlflowClient, pinned: Reference) -> list[dict[str, Any]]:
+def _evidence(client: MlflowClient, pinned: Reference) -> tuple[dict[str, Any], ...]:
     """Return the ledger entries about this version, and the verdicts on its trial."""
-    entries = Ledger(client, pinned.name).read().entries
-    trials = [e.facts["trial"] for e in entries if e.facts.get("version") == pinned.version and "trial" in e.facts]
-    trial = trials[0].rpartition("/")[2] if trials else None
+    entries = [(entry, entry.event) for entry in Ledger(client, pinned.name).read().entries]
+    registrations = [e for _, e in entries if isinstance(e, Registered) and e.version == pinned.version]
+    trial = registrations[0].trial.rpartition("/")[2] if registrations else ""
     evidence = []
-    for entry in entries:
-        if entry.facts.get("version") == pinned.version:
+    for entry, event in entries:
+        if isinstance(event, Registered | Approved | Revoked) and event.version == pinned.version:
             evidence.append(entry.to_json())
-        elif trial in entry.facts.get("verdicts", {}):
-            evidence.append(entry.to_json() | {"facts": {"verdicts": entry.facts["verdicts"][trial]}})
-    return evidence
+        elif isinstance(event, Judged) and trial in event.verdicts:
+            evidence.append(entry.to_json() | {"facts": {"verdicts": event.verdicts[trial]}})
+    return tuple(evidence)
 
 
 def _ensure_version(

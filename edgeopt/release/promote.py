@@ -18,6 +18,7 @@ from edgeopt.core.study_snapshot import StudySnapshot
 from edgeopt.errors import ApprovalPendingError, GateError, InfeasibleError
 from edgeopt.release import model_card, signature
 from edgeopt.release.candidate import Candidate, GateVerdict, Remeasure
+from edgeopt.release.ledger.events import Judged
 from edgeopt.release.ledger.operation import MODEL_DESCRIPTION, ReleaseOperation, link_model_version
 from edgeopt.release.policy import Policy, find_file
 from edgeopt.release.registry import client as registry
@@ -128,7 +129,7 @@ def promote(
             return promoter.plan(check_front())
         template = find_file("model_card.md.j2", config_dir)
         webhooks = Webhooks(urls=policy.webhooks, secret=secret)
-        with operation.run("promotion", reason, study=study, policy=policy.name, webhooks=list(policy.webhooks)):
+        with operation.run("promotion", reason, study=study, policy=policy.name, webhooks=policy.webhooks):
             results = check_front()
             promoter.require(results)
             cards = [
@@ -154,9 +155,10 @@ class _Promoter:
     def require(self, results: Sequence[GateResults]) -> None:
         """Record all verdicts in the ledger. Raises GateError with every refusal."""
         verdicts = {
-            str(result.number): [[v.gate, v.passed, v.evidence[:500]] for v in result.verdicts] for result in results
+            str(result.number): tuple((v.gate, v.passed, v.evidence[:500]) for v in result.verdicts)
+            for result in results
         }
-        self.operation.append("judged", policy=self.policy.name, verdicts=verdicts)
+        self.operation.append(Judged(policy=self.policy.name, verdicts=verdicts))
         refusals = [refusal for result in results for refusal in result.refusals]
         if refusals:
             raise GateError(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgeopt.core.artifact import Engine
-from edgeopt.core.corpus import Text
+from edgeopt.core.corpus import Text, TextSummary
 from edgeopt.core.result import Measurement
 from edgeopt.errors import InputError
 from edgeopt.release.candidate import read_trial
@@ -24,24 +22,24 @@ class PulledEngine:
 
     Attributes:
         recorded: measurements of the engine's trial; empty if its run is not in this store.
-        recorded_text: name and digest of the text that evaluated the trial; empty if they are unknown.
+        recorded_text: the text that evaluated the trial; None if it is unknown.
     """
 
     engine: Engine
     verification: Verification
     recorded: tuple[Measurement, ...]
-    recorded_text: Mapping[str, Any] = field(default_factory=dict)
+    recorded_text: TextSummary | None = None
 
     def text_warning(self, text: Text) -> str:
         """Return a warning if `text` differs from the text that evaluated the trial; empty if they are equal."""
         measured = f"{text.name} (sha256 {text.digest[:12]}…)"
         if not self.recorded:
             return ""
-        if not self.recorded_text:
+        if self.recorded_text is None:
             return f"quality was measured on {measured}; the text of the recorded values is unknown"
-        if self.recorded_text["digest"] == text.digest:
+        if self.recorded_text.digest == text.digest:
             return ""
-        recorded = f"{self.recorded_text['name']} (sha256 {self.recorded_text['digest'][:12]}…)"
+        recorded = f"{self.recorded_text.name} (sha256 {self.recorded_text.digest[:12]}…)"
         return f"quality was measured on {measured}, but the recorded values are for {recorded}: do not compare them"
 
 
@@ -72,5 +70,5 @@ def pull(
         engine=Engine.read(folder),
         verification=verification,
         recorded=result.measurements if result is not None else (),
-        recorded_text=result.texts.get("evaluation", {}) if result is not None else {},
+        recorded_text=result.texts.get("evaluation") if result is not None else None,
     )

@@ -60,7 +60,7 @@ def rollback(
         reference.find(client)
         operation = ReleaseOperation(client, model, progress)
         hooks = webhooks or Webhooks()
-        with operation.run(ROLLBACK, reason, alias=alias, webhooks=list(hooks.urls)):
+        with operation.run(ROLLBACK, reason, alias=alias, webhooks=hooks.urls):
             present = operation.history.aliases[alias]
             target = _target(operation.history, model, alias, to)
             progress(f"verifying version {target}")

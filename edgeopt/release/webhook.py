@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core.redaction import redact_password
 from edgeopt.errors import ConfigError, TrackingError
+from edgeopt.release.ledger.events import Posted
 
 if TYPE_CHECKING:
-    from edgeopt.release.ledger.hash_chain import Entry
+    from edgeopt.release.ledger.history import Notification
     from edgeopt.release.ledger.operation import ReleaseOperation
 
 SECRET_VARIABLE = "EDGEOPT_WEBHOOK_SECRET"  # noqa: S105
@@ -65,10 +66,11 @@ class Webhooks:
         """
         failures = {}
         for url in self.urls:
-            for begun, moved in list(operation.history.undelivered.get(url, ())):
+            for message in list(operation.history.undelivered.get(url, ())):
                 operation.progress(f"posting to {redact_password(url)}")
-                failure = self._post(url, moved.digest, _message_body(operation.model, begun, moved))
-                operation.append("posted", failure, entry=moved.digest, url=url, delivered=not failure)
+                digest = message.entry.digest
+                failure = self._post(url, digest, _message_body(operation.model, message))
+                operation.append(Posted(entry=digest, url=url, delivered=not failure), failure)
                 if failure:
                     failures[url] = failure
                     break  # messages are delivered in order
@@ -120,10 +122,11 @@ def url_problems(urls: Sequence[Any]) -> list[str]:
     ]
 
 
-def _message_body(model: str, begun: Entry, moved: Entry) -> bytes:
-    moves = [{"alias": a, "from": before, "to": to} for a, (before, to) in sorted(moved.facts["aliases"].items())]
+def _message_body(model: str, message: Notification) -> bytes:
+    begun, moved = message.operation.entry, message.entry
+    moves = [{"alias": a, "from": before, "to": to} for a, (before, to) in sorted(message.event.aliases.items())]
     document = {
-        "type": f"edgeopt.{begun.facts['action']}",
+        "type": f"edgeopt.{message.operation.event.action}",
         "timestamp": moved.at,
         "data": {"model": model, "moves": moves, "actor": moved.actor, "reason": begun.reason},
     }

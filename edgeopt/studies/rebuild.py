@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Rebuilt:
         """Return plain JSON types."""
         return {
             "run_id": self.run_id,
-            "engine": self.engine.summary(),
+            "engine": asdict(self.engine.summary()),
             "wanted": self.expected_digest,
             "same": self.same,
         }
@@ -62,7 +62,7 @@ def rebuild(run_id: str, *, state: Path, config_dir: Path | None, progress: Prog
             failure = result.failure
             message = f"{failure.stage}: {failure.message}" if failure else "nothing was built"
             raise BuildError(message, location=run_id)
-        engine = Engine.read(Path(result.engine["directory"]))
+        engine = Engine.read(Path(result.engine.directory))
         if engine.digest != logged.engine_digest and engine.format == Genai.format and logged.git_commit:
             engine = _stamped(engine, logged.git_commit, store)
     now = logged_config.current_versions()

@@ -54,13 +54,13 @@ def log_engine(client: MlflowClient, run: Run, result: TrialResult) -> str:
     The files are uploaded only if no other run has logged an equal engine.
     """
     assert result.engine is not None
-    for model in _complete_models(client, run, str(result.engine["manifest_sha256"])):
+    for model in _complete_models(client, run, result.engine.manifest_sha256):
         _link(client, run, model)
         if _RELEASED_TAG not in client.get_logged_model(model.model_id).tags:
             return str(model.model_id)
     model = _own_model(client, run, result)
     if str(model.status) != "READY":
-        flavor.upload(client, model, Path(result.engine["directory"]), run_id=run.info.run_id)
+        flavor.upload(client, model, Path(result.engine.directory), run_id=run.info.run_id)
     _link(client, run, model)
     return str(model.model_id)
 
@@ -122,8 +122,8 @@ def _own_model(client: MlflowClient, run: Run, result: TrialResult) -> LoggedMod
         name=tags.ENGINE_MODEL_NAME,
         source_run_id=run.info.run_id,
         model_type=tags.FLAVOR,
-        params={"recipe": str(result.recipe.get("text", ""))},
-        tags=model_tags | {tags.ENGINE_BYTES: str(result.engine["size_bytes"])},
+        params={"recipe": result.recipe_text},
+        tags=model_tags | {tags.ENGINE_BYTES: str(result.engine.size_bytes)},
     )
 
 

@@ -128,10 +128,9 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ge
 
 def pip_requirements(engine: Engine) -> list[str]:
     """Return pinned requirements: edgeopt, MLflow and the libraries of the engine's runtime, as of its build."""
-    runtime = config_objects.resolve(engine.made_by["runtime"]["_target_"], "made_by.runtime")
-    built_with: Mapping[str, str] = engine.made_by.get("versions", {})
+    runtime = config_objects.resolve(engine.runtime_config["_target_"], "made_by.runtime")
     names = ["mlflow", *map(library_versions.distribution, runtime.LIBRARIES)]
-    versions = {name: built_with.get(name) or metadata.version(name) for name in names}
+    versions = {name: engine.library_versions.get(name) or metadata.version(name) for name in names}
     # package indexes do not hold local versions such as 2.13.0+cpu
     return [f"edgeopt=={edgeopt.__version__}", *(f"{name}=={v.split('+')[0]}" for name, v in versions.items())]
 
@@ -144,7 +143,7 @@ class Generator:
         self.engine.verify()
         self._tokenizer = tokenizer.load(directory)
         self._prefix = tokenizer.prefix_ids(directory)
-        runtime = config_objects.instantiate(self.engine.made_by["runtime"], location="made_by.runtime")
+        runtime = config_objects.instantiate(self.engine.runtime_config, location="made_by.runtime")
         self._session = runtime.open(self.engine, threads=threads or len(os.sched_getaffinity(0)))
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:

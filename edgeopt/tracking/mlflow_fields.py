@@ -19,6 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 import edgeopt
 from edgeopt.core import library_versions
 from edgeopt.core import mlflow_tags as tags
+from edgeopt.core.corpus import TextSummary
 from edgeopt.core.result import TrialResult
 
 SERVICE_LIBRARIES = ("optuna", "mlflow")
@@ -107,11 +108,11 @@ def dataset_inputs(result: TrialResult) -> list[DatasetInput]:
     return [
         DatasetInput(
             Dataset(
-                name=str(text["name"])[:KEY_LENGTH],
+                name=text.name[:KEY_LENGTH],
                 digest=_dataset_digest(text),
                 source_type="text",
-                source=json.dumps({"name": text["name"], "sha256": text["digest"]}),
-                profile=json.dumps({key: text[key] for key in ("documents", "characters")}),
+                source=json.dumps({"name": text.name, "sha256": text.digest}),
+                profile=json.dumps({"documents": text.documents, "characters": text.characters}),
             ),
             tags=[InputTag(MLFLOW_DATASET_CONTEXT, use)],
         )
@@ -128,7 +129,7 @@ def metric_entities(
     logging again after an interruption adds nothing.
     """
     text = result.texts.get("evaluation")
-    evaluation = (text["name"][:KEY_LENGTH], _dataset_digest(text)) if text else (None, None)
+    evaluation = (text.name[:KEY_LENGTH], _dataset_digest(text)) if text is not None else (None, None)
     entities = []
     for name, value in values.items():
         dataset, digest = evaluation if name.startswith("quality/") else (None, None)
@@ -143,23 +144,23 @@ def metric_entities(
     ]
 
 
-def _dataset_digest(text: Mapping[str, Any]) -> str:
-    return str(text["digest"])[:DIGEST_LENGTH]
+def _dataset_digest(text: TextSummary) -> str:
+    return text.digest[:DIGEST_LENGTH]
 
 
 def trial_tags(result: TrialResult) -> dict[str, str]:
     """Return the tags of a trial's run: recipe, device, library versions and the cause of a failure."""
     run_tags = {
-        tags.RECIPE: str(result.recipe.get("text", "")),
-        tags.RECIPE_DIGEST: str(result.recipe.get("digest", "")),
+        tags.RECIPE: result.recipe_text,
+        tags.RECIPE_DIGEST: result.recipe_digest,
         tags.TARGET: result.target,
-        tags.DEVICE: str(result.device.get("name", "")),
+        tags.DEVICE: result.device_name,
         tags.EMULATED: "true" if result.emulated else "false",
         **environment_tags(),
     }
     if result.engine is not None:
-        run_tags[tags.ENGINE_DIGEST] = str(result.engine["digest"])
-        run_tags[tags.MANIFEST_SHA256] = str(result.engine.get("manifest_sha256", ""))
+        run_tags[tags.ENGINE_DIGEST] = result.engine.digest
+        run_tags[tags.MANIFEST_SHA256] = result.engine.manifest_sha256
     if result.refused:
         run_tags[tags.REFUSED] = result.refused
     if result.failure is not None:

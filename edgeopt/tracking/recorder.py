@@ -202,7 +202,7 @@ class MlflowRecorder:
                 run_id, metrics=entities, params=_new_params(run, run_params), tags=_tag_entities(run_tags)
             )
             if not params:
-                client.update_run(run_id, name=_run_name(number, result.recipe.get("text", "")))
+                client.update_run(run_id, name=_run_name(number, result.recipe_text))
             client.set_terminated(run_id, "FAILED" if result.failure else "FINISHED", end_time=ended_ms)
             return run_id
 

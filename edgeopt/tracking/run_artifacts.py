@@ -40,7 +40,7 @@ def log_artifacts(run: Run, config: Mapping[str, Any], result: TrialResult, *, t
                 shutil.copyfile(path, copied)
         if result.engine is not None:
             (folder / TABLES).mkdir(exist_ok=True)
-            spec = Engine.read(Path(result.engine["directory"])).spec
+            spec = Engine.read(Path(result.engine.directory)).spec
             for name, table in {"checks": _check_table(result), "layers": _layer_table(spec)}.items():
                 (folder / TABLES / f"{name}.json").write_text(json.dumps(mlflow_fields.to_json_types(table)))
         # MlflowClient.log_artifacts would fetch the run again to find its artifact location

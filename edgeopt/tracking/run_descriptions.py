@@ -14,7 +14,7 @@ _MAX_FRONT_ROWS = 40
 
 def trial_description(result: TrialResult) -> str:
     """Return the recipe of a trial, its limits with the measured values, and remarks on the engine."""
-    lines = [f"**Recipe:** {result.recipe.get('text', '')}", ""]
+    lines = [f"**Recipe:** {result.recipe_text}", ""]
     if result.failure is not None:
         lines += [f"**Failed** in stage `{result.failure.stage}`: {_table_cell(result.failure.message)}", ""]
     if result.refused == PREDICTION:
@@ -24,7 +24,7 @@ def trial_description(result: TrialResult) -> str:
         words = OUTCOMES["stopped"].capitalize()
         lines += [f"**{words}** at {result.refused}: {skipped_work(result.refused)}, because a limit is exceeded.", ""]
     if result.emulated:
-        machine = result.device.get("name", "another machine")
+        machine = result.device_name or "another machine"
         lines += [f"The limits of the device {result.target} were checked on {machine}.", ""]
     unit = {m.metric: m.unit for m in (*result.predictions, *result.measurements)}
     if result.verdicts:

@@ -143,8 +143,7 @@ def test_metrics_show_the_original_model() -> None:
 def comparison_trial(params: dict[str, str], result: TrialResult | None = None) -> Trial:
     """Return a trial with these params in its run."""
     run = SimpleNamespace(data=SimpleNamespace(params=params))
-    empty: Table = {"columns": [], "data": []}
-    return Trial(run=run, result=result or samples.result(), layers=empty, generations=empty)
+    return Trial(run=run, result=result or samples.result(), layers=Table(), generations=Table())
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_fallback_runtime_builds_and_is_reported(make_job: JobFactory, log: list
     assert "build runtime" not in log
     assert log.count("build other") == 2, "the baseline too"
     assert result.engine is not None
-    assert Engine.read(Path(result.engine["directory"])).made_by["runtime"]["kind"] == "other"
+    assert Engine.read(Path(result.engine.directory)).made_by["runtime"]["kind"] == "other"
 
 
 def test_baseline_runs_on_lossless_runtime(make_job: JobFactory, log: list[str], tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_session_options_share_engine_files(make_job: JobFactory, log: list[str]
     for option in ("fast", "small"):
         result = run_evaluation(make_job(runtime=CopyRuntime(session_option=option)), tmp_path)
         assert result.engine is not None
-        engines.append(Engine.read(Path(result.engine["directory"])))
+        engines.append(Engine.read(Path(result.engine.directory)))
     assert log.count("build runtime") == 2, "the baseline and the recipe"
     assert log.count("measure size") == 4
     assert engines[0].digest == engines[1].digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -200,11 +201,12 @@ def test_overview_contains_versions_users_and_ledger(study: FinishedStudy, monke
     promote(**study.arguments())
     log_in(monkeypatch, "eve")
     approve(reference(study, "/3"), "fine", tracking_uri=study.uri)
-    document = overview(study.policy.model, tracking_uri=study.uri)
-    newest = document["versions"][0]
-    assert (newest["version"], newest["aliases"], newest["registered_by"]) == ("3", ["champion"], "ada")
-    assert (newest["approved_by"], newest["signed"]) == (["eve"], False)
-    assert document["ledger"][-1]["told"].endswith(": fine")
+    model = overview(study.policy.model, tracking_uri=study.uri)
+    newest = model.versions[0]
+    assert (newest.version, newest.aliases, newest.registered_by) == ("3", ("champion",), "ada")
+    assert (newest.approved_by, newest.signed) == (("eve",), False)
+    assert model.ledger[-1].description.endswith(": fine")
+    assert json.loads(json.dumps(model.to_json()))["ledger"][-1]["description"] == model.ledger[-1].description
     with pytest.raises(InputError, match="no model 'nothing' is registered"):
         overview("nothing", tracking_uri=study.uri)
 
@@ -218,7 +220,7 @@ def test_excess_versions_are_retired_and_recorded(study: FinishedStudy) -> None:
     assert result.problems == ()
     (retired,) = [entry for entry in result.entries if entry.kind == "retired"]
     assert retired.facts == {"versions": ["1"]}
-    assert "retired version 1" in overview(study.policy.model, tracking_uri=study.uri)["ledger"][-2]["told"]
+    assert "retired version 1" in overview(study.policy.model, tracking_uri=study.uri).ledger[-2].description
     before = len(result.entries)
     promote(**study.arguments(policy=policy, trials=[study.trials[2]]))
     kinds = [e.kind for e in audit(study.policy.model, tracking_uri=study.uri).entries[before:]]

@@ -38,7 +38,7 @@ def built(folder: Path, seed: int) -> TrialResult:
 
 def digest_of(result: TrialResult) -> str:
     assert result.engine is not None
-    return str(result.engine["digest"])
+    return str(result.engine.digest)
 
 
 def files_of(model: LoggedModel) -> list[str]:
@@ -77,7 +77,7 @@ def test_equal_engines_share_one_upload(recorder: MlflowRecorder, study: str, tm
     assert models(recorder, digest_of(result))
     (second,) = recorder.release(study, set())
     assert result.engine is not None
-    assert second.freed_bytes == result.engine["size_bytes"]
+    assert second.freed_bytes == result.engine.size_bytes
     assert models(recorder, digest_of(result)) == []
     assert recorder.release(study, set()) == [], "an engine is released once"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from edgeopt.cli.commands.outcome import Document, Outcome
@@ -29,7 +30,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     plan, _ = assemble.open_engine(args.plan)
     with display.progress("building") as progress:
         engine = build_from_plan(plan, out, progress)
-    return Outcome(document=engine.summary())
+    return Outcome(document=asdict(engine.summary()))
 
 
 def show(document: Document) -> None:

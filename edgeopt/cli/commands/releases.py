@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.release.overview import overview
 
-    return Outcome(document=overview(args.model, tracking_uri=args.tracking_uri))
+    return Outcome(document=overview(args.model, tracking_uri=args.tracking_uri).to_json())
 
 
 def show(document: Document) -> None:
@@ -46,5 +46,5 @@ def show(document: Document) -> None:
     display.out.print(table)
     for entry in document["ledger"][-SHOWN:]:
         display.out.print(
-            f"{entry['place']:>4}  {entry['at'][:19].replace('T', ' ')} UTC  {entry['actor']} {entry['told']}"
+            f"{entry['place']:>4}  {entry['at'][:19].replace('T', ' ')} UTC  {entry['actor']} {entry['description']}"
         )

@@ -17,8 +17,8 @@ class LintClean:
         """Lint the engine with the runtime in its manifest."""
         try:
             engine = candidate.engine()
-            runtime = config_objects.instantiate(engine.made_by["runtime"], location="made_by.runtime")
+            runtime = config_objects.instantiate(engine.runtime_config, location="made_by.runtime")
             findings = runtime.lint(engine)
-        except (EdgeoptError, KeyError) as error:
+        except EdgeoptError as error:
             return GateVerdict(gate="lint", passed=False, evidence=f"the engine cannot be linted: {error}")
         return GateVerdict(gate="lint", passed=not findings, evidence="; ".join(findings) or "no slow path")

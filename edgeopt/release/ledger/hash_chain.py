@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgeopt.core.config_objects import digest
+from edgeopt.release.ledger import events
 from edgeopt.release.registry.types import RegisteredVersion
 
 LEDGER_SUFFIX = ".ledger"
@@ -27,9 +28,9 @@ class Entry:
     Attributes:
         number: position in the chain, from 1, without gaps.
         previous: digest of the entry before; empty for the first.
-        kind: type of the entry, see edgeopt.release.ledger.history.
+        kind: name of the event, see edgeopt.release.ledger.events.
         at: ISO 8601 time of the machine that wrote the entry. The order is that of `number`.
-        facts: plain JSON data; the keys depend on `kind`.
+        facts: fields of the event in plain JSON types.
     """
 
     number: int
@@ -45,6 +46,16 @@ class Entry:
         """Return the sha256 of the entry, to which the next entry refers."""
         return digest(self._content())
 
+    @property
+    def event(self) -> events.Event:
+        """Return the recorded event. Raises ValueError if `facts` are not those of a known event."""
+        return events.parse(self.kind, self.facts)
+
+    @property
+    def description(self) -> str:
+        """Return the event as one sentence with its reason."""
+        return events.describe(self.event, self.reason)
+
     def to_json(self) -> dict[str, Any]:
         """Return the entry with its digest, as the ledger stores it."""
         return {**self._content(), "digest": self.digest}
@@ -55,7 +66,10 @@ class Entry:
 
     @classmethod
     def from_json(cls, data: Any) -> Entry:
-        """Return the entry in `data`. Raises ValueError if a field is missing or the digest does not match."""
+        """Return the entry in `data`.
+
+        Raises ValueError if a field is missing, the digest does not match, or the event is unknown.
+        """
         try:
             entry = cls(**{name: data["place" if name == "number" else name] for name in cls.__slots__})
             digest_matches = entry.digest == data["digest"]
@@ -63,6 +77,7 @@ class Entry:
             raise ValueError(f"not a ledger entry ({error})") from error
         if not digest_matches:
             raise ValueError("the digest does not match the content")
+        events.parse(entry.kind, entry.facts)
         return entry
 
 

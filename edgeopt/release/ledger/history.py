@@ -1,26 +1,21 @@
-"""Derive the state of a registered model from its ledger: aliases, registrations, approvals, the open operation.
-
-Kinds of entries:
-
-- adopted: aliases and versions that existed before the ledger, or that a user accepted with `edgeopt audit --adopt`
-- begun: start of an operation, with the process that runs it; the next operation starts after this one has ended
-- judged: the gates' verdicts on the candidates
-- registered: a version, with the digest of its engine
-- approved: a person's approval of a version, bound to the digest of its engine
-- revoked: withdrawal of an approval, by the person who gave it
-- retired: versions that the policy no longer keeps; written before they are removed
-- moved: aliases, from one version to another; written before they are set
-- ended: end of an operation: done, refused or failed; or completed or undone by another process
-- posted: message about a move to a webhook, delivered or not
-"""
+"""Derive the state of a registered model from its ledger: aliases, registrations, approvals, the open operation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from edgeopt.core.redaction import redact_password
+from edgeopt.release.ledger.events import (
+    Adopted,
+    Approved,
+    Begun,
+    Ended,
+    Moved,
+    Posted,
+    Registered,
+    Retired,
+    Revoked,
+)
 from edgeopt.release.ledger.hash_chain import Entry
 
 ROLLBACK = "rollback"
@@ -36,6 +31,31 @@ class Registration:
     digest: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """Record of an approval: user, and digest of the engine at that time."""
+
+    actor: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """Start of an operation: its entry in the ledger, and the event of that entry."""
+
+    entry: Entry
+    event: Begun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """Message about moved aliases that webhooks receive: the operation, and the entry with its moves."""
+
+    operation: Operation
+    entry: Entry
+    event: Moved
+
+
 @dataclass(slots=True, kw_only=True)
 class History:
     """State of a registered model after all entries of its ledger.
@@ -45,22 +65,22 @@ class History:
         alias_stacks: alias to its versions, the present one last. A rollback removes the version that it leaves.
         past_versions: alias to every version that it ever pointed at, in order.
         registrations: version to its registration.
-        approvals: version to the entries that approve it.
-        open_operation: the `begun` entry of the operation that has not ended.
+        approvals: version to its approvals.
+        open_operation: the operation that has not ended; None if there is none.
         pending_moves: alias to version, as written by the open operation.
         pending_retirements: versions that the open operation retires.
-        undelivered: URL of a webhook to the (begun, moved) entries whose message was not delivered.
+        undelivered: URL of a webhook to the messages that were not delivered, in order.
     """
 
     aliases: dict[str, str] = field(default_factory=dict)
     alias_stacks: dict[str, list[str]] = field(default_factory=dict)
     past_versions: dict[str, list[str]] = field(default_factory=dict)
     registrations: dict[str, Registration] = field(default_factory=dict)
-    approvals: dict[str, list[Entry]] = field(default_factory=dict)
-    open_operation: Entry | None = None
+    approvals: dict[str, list[Approval]] = field(default_factory=dict)
+    open_operation: Operation | None = None
     pending_moves: dict[str, str] = field(default_factory=dict)
     pending_retirements: set[str] = field(default_factory=set)
-    undelivered: dict[str, list[tuple[Entry, Entry]]] = field(default_factory=dict)
+    undelivered: dict[str, list[Notification]] = field(default_factory=dict)
 
     @classmethod
     def from_entries(cls, entries: Iterable[Entry]) -> History:
@@ -71,36 +91,39 @@ class History:
         return history
 
     def _apply(self, entry: Entry) -> None:
-        facts = entry.facts
-        match entry.kind:
-            case "begun":
-                self.open_operation, self.pending_moves, self.pending_retirements = entry, {}, set()
-            case "ended":
-                self.open_operation, self.pending_moves, self.pending_retirements = None, {}, set()
-            case "registered":
-                self._register(entry, {facts["version"]: facts["digest"]})
-            case "approved":
-                self.approvals.setdefault(facts["version"], []).append(entry)
-            case "revoked":
-                approvals = self.approvals.get(facts["version"], [])
+        match entry.event:
+            case Begun() as event:
+                self._set_operation(Operation(entry=entry, event=event))
+            case Ended():
+                self._set_operation(None)
+            case Registered(version=version, digest=digest):
+                self._register(entry, {version: digest})
+            case Approved(version=version, digest=digest):
+                self.approvals.setdefault(version, []).append(Approval(actor=entry.actor, digest=digest))
+            case Revoked(version=version):
+                approvals = self.approvals.get(version, [])
                 approvals[:] = [approval for approval in approvals if approval.actor != entry.actor]
-            case "moved":
-                self._move(entry)
-            case "retired":
-                self._retire(set(facts["versions"]))
-            case "posted" if facts["delivered"]:
-                waiting = self.undelivered.get(facts["url"], [])
-                self.undelivered[facts["url"]] = [pair for pair in waiting if pair[1].digest != facts["entry"]]
-            case "adopted":
-                self._adopt(entry)
+            case Moved() as event:
+                self._move(entry, event)
+            case Retired(versions=versions):
+                self._retire(set(versions))
+            case Posted(url=url, entry=digest, delivered=True):
+                waiting = self.undelivered.get(url, [])
+                self.undelivered[url] = [message for message in waiting if message.entry.digest != digest]
+            case Adopted() as event:
+                self._adopt(entry, event)
 
-    def _move(self, entry: Entry) -> None:
-        self.pending_moves = {alias: to for alias, (_, to) in entry.facts["aliases"].items()}
+    def _set_operation(self, operation: Operation | None) -> None:
+        self.open_operation, self.pending_moves, self.pending_retirements = operation, {}, set()
+
+    def _move(self, entry: Entry, event: Moved) -> None:
+        self.pending_moves = {alias: to for alias, (_, to) in event.aliases.items()}
         operation = self.open_operation
-        self._point(self.pending_moves, back=operation is not None and operation.facts["action"] == ROLLBACK)
+        self._point(self.pending_moves, back=operation is not None and operation.event.action == ROLLBACK)
         if operation is not None:
-            for url in operation.facts.get("webhooks", ()):
-                self.undelivered.setdefault(url, []).append((operation, entry))
+            for url in operation.event.webhooks:
+                message = Notification(operation=operation, entry=entry, event=event)
+                self.undelivered.setdefault(url, []).append(message)
 
     def _retire(self, versions: set[str]) -> None:
         self.pending_retirements = versions
@@ -108,14 +131,13 @@ class History:
         for stack in self.alias_stacks.values():
             stack[:] = [version for version in stack if version not in versions]
 
-    def _adopt(self, entry: Entry) -> None:
-        """Take over the entry's aliases and versions. Versions with an unchanged digest keep their registration."""
-        aliases, digests = entry.facts["aliases"], entry.facts["versions"]
+    def _adopt(self, entry: Entry, event: Adopted) -> None:
+        """Take over the event's aliases and versions. Versions with an unchanged digest keep their registration."""
         self.aliases = {}
-        self._point(aliases)
-        unchanged = {v: r for v, r in self.registrations.items() if digests.get(v) == r.digest}
-        self._register(entry, digests)
-        self.registrations = {v: unchanged.get(v, self.registrations[v]) for v in digests}
+        self._point(event.aliases)
+        unchanged = {v: r for v, r in self.registrations.items() if event.versions.get(v) == r.digest}
+        self._register(entry, event.versions)
+        self.registrations = {v: unchanged.get(v, self.registrations[v]) for v in event.versions}
 
     def _register(self, entry: Entry, digests: Mapping[str, str]) -> None:
         self.registrations |= {
@@ -134,7 +156,7 @@ class History:
 
     def approvers(self, version: str, digest: str) -> set[str]:
         """Return the users who approved a version while its engine had this digest."""
-        return {entry.actor for entry in self.approvals.get(version, ()) if entry.facts["digest"] == digest}
+        return {approval.actor for approval in self.approvals.get(version, ()) if approval.digest == digest}
 
     def alias_drift(self, actual: Mapping[str, str]) -> list[str]:
         """Return one sentence for each alias that differs from the ledger; `actual` maps alias to version."""
@@ -149,32 +171,3 @@ class History:
         """Return the version to which a rollback of `alias` goes; None if there is none."""
         earlier = [version for version in self.alias_stacks.get(alias, []) if version != self.aliases.get(alias)]
         return earlier[-1] if earlier else None
-
-
-def describe(kind: str, facts: Mapping[str, Any], reason: str) -> str:
-    """Return an entry as one sentence, for the MLflow UI and `edgeopt releases`."""
-    sentence = _DESCRIPTIONS[kind](facts)
-    return f"{sentence}: {reason}" if reason else sentence
-
-
-def _describe_moves(facts: Mapping[str, Any]) -> str:
-    moves = (f"{alias} from {old or 'nothing'} to {new}" for alias, (old, new) in facts["aliases"].items())
-    return f"moved {', '.join(moves)}"
-
-
-def _list(noun: str, names: Collection[str]) -> str:
-    return f"{noun if len(names) == 1 else noun + 's'} {', '.join(names) or 'none'}"
-
-
-_DESCRIPTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "adopted": lambda f: f"adopted {', '.join(f'{a} = {v}' for a, v in f['aliases'].items()) or 'no alias'}",
-    "begun": lambda f: f"began {f['action']}",
-    "judged": lambda f: f"checked {_list('trial', sorted(f['verdicts'], key=int))} by policy {f['policy']}",
-    "registered": lambda f: f"registered version {f['version']}, engine {f['digest'][:12]}…",
-    "approved": lambda f: f"approved version {f['version']}, engine {f['digest'][:12]}…",
-    "revoked": lambda f: f"revoked the approval of version {f['version']}",
-    "moved": _describe_moves,
-    "retired": lambda f: f"retired {_list('version', f['versions'])}",
-    "posted": lambda f: f"notified {redact_password(f['url'])}" if f["delivered"] else "failed to notify a webhook",
-    "ended": lambda f: f"ended {f['action']}, {f['outcome']}",
-}

@@ -8,16 +8,15 @@ compare-and-swap: the writer detects at once that another one was faster.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from mlflow import MlflowClient
 
 from edgeopt.core.config_objects import canonical_json
 from edgeopt.errors import GateError, TrackingError
 from edgeopt.release.ledger import hash_chain
+from edgeopt.release.ledger.events import Event
 from edgeopt.release.ledger.hash_chain import ENTRY_TAG, LEDGER_SUFFIX, Entry, LedgerState
 from edgeopt.release.registry import client as registry
 
@@ -46,13 +45,8 @@ class Ledger:
         """Return all entries; the state is empty if nothing was recorded."""
         return hash_chain.read_chain(registry.read_model(self.client, self.name).versions)
 
-    def append(
-        self, state: LedgerState, *, kind: str, actor: str, reason: str, facts: Mapping[str, Any], description: str
-    ) -> LedgerState:
+    def append(self, state: LedgerState, event: Event, *, actor: str, reason: str) -> LedgerState:
         """Write an entry after the last one in `state` and return the new state.
-
-        Args:
-            description: the entry as a sentence, shown in the MLflow UI.
 
         Raises:
             GateError: another writer appended first; the entry is void.
@@ -62,11 +56,11 @@ class Ledger:
         entry = Entry(
             number=len(state.entries) + 1,
             previous=state.head,
-            kind=kind,
+            kind=event.KIND,
             actor=actor,
             at=at,
             reason=reason,
-            facts=facts,
+            facts=event.to_json(),
         )
         text = canonical_json(entry.to_json())
         if len(text) > _MAX_ENTRY_CHARACTERS:
@@ -76,7 +70,9 @@ class Ledger:
             )
         if not state.last_version:
             registry.ensure_model(self.client, self.name, _DESCRIPTION)
-        version = self.client.create_model_version(self.name, _SOURCE, tags={ENTRY_TAG: text}, description=description)
+        version = self.client.create_model_version(
+            self.name, _SOURCE, tags={ENTRY_TAG: text}, description=entry.description
+        )
         number = int(version.version)
         if number == state.last_version + 1:
             return replace(state, entries=(*state.entries, entry), last_version=number)

@@ -26,8 +26,9 @@ from edgeopt.core.protocols import Progress
 from edgeopt.errors import ApprovalPendingError, GateError
 from edgeopt.machine import process_identity
 from edgeopt.release.ledger.actor import actor
+from edgeopt.release.ledger.events import Adopted, Begun, Ended, Event, Holder, Moved, Registered, Retired
 from edgeopt.release.ledger.hash_chain import LedgerState
-from edgeopt.release.ledger.history import History, describe
+from edgeopt.release.ledger.history import History
 from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.registry import client as registry
 
@@ -57,15 +58,18 @@ class ReleaseOperation:
         self._applying_changes = False
 
     @contextlib.contextmanager
-    def run(self, action: str, reason: str = "", **facts: Any) -> Iterator[None]:
-        """Exclude all other operations inside the block, and record its start and outcome."""
+    def run(self, action: str, reason: str = "", **details: Any) -> Iterator[None]:
+        """Exclude all other operations inside the block, and record its start and outcome.
+
+        `details` are further fields of the event `Begun`.
+        """
         self.recover()
-        holder = {
-            "host": process_identity.host_id(),
-            "machine": platform.node(),
-            "process": process_identity.identity(os.getpid()),
-        }
-        self.append("begun", reason, action=action, holder=holder, **facts)
+        holder = Holder(
+            host=process_identity.host_id(),
+            machine=platform.node(),
+            process=process_identity.identity(os.getpid()),
+        )
+        self.append(Begun(action=action, holder=holder, **details), reason)
         try:
             with _heartbeat(self._ledger, self._state.head):
                 yield
@@ -74,40 +78,38 @@ class ReleaseOperation:
                 outcome = "failed"
                 if isinstance(error, GateError):
                     outcome = "waiting for approval" if isinstance(error, ApprovalPendingError) else "refused"
-                self.append("ended", str(error) or type(error).__name__, action=action, outcome=outcome)
+                self.append(Ended(action=action, outcome=outcome), str(error) or type(error).__name__)
             raise
-        self.append("ended", action=action, outcome="done")
+        self.append(Ended(action=action, outcome="done"))
 
-    def append(self, kind: str, reason: str = "", **facts: Any) -> None:
+    def append(self, event: Event, reason: str = "") -> None:
         """Append an entry to the ledger."""
-        self._load(
-            self._ledger.append(
-                self._state,
-                kind=kind,
-                actor=actor(),
-                reason=reason,
-                facts=facts,
-                description=describe(kind, facts, reason),
-            )
-        )
+        self._load(self._ledger.append(self._state, event, actor=actor(), reason=reason))
 
     @property
     def version_tags(self) -> dict[str, str]:
         """Return the tags that every version registered by the open operation gets."""
         assert self.history.open_operation is not None
-        return {OPERATION_TAG: self.history.open_operation.digest}
+        return {OPERATION_TAG: self.history.open_operation.entry.digest}
 
     def register(self, version: ModelVersion) -> None:
         """Record a version of the registry, unless the ledger already contains it."""
         if str(version.version) not in self.history.registrations:
-            self.append("registered", **_registration_facts(version))
+            self.append(
+                Registered(
+                    version=str(version.version),
+                    digest=version.tags.get(tags.ENGINE_DIGEST, ""),
+                    run_id=version.run_id or "",
+                    trial=version.tags.get(tags.TRIAL, ""),
+                )
+            )
 
     def move(self, aliases: Mapping[str, str]) -> dict[str, str | None]:
         """Set aliases and return, for each one that changed, its version before; None for a new alias."""
         self._applying_changes = True
-        moves = {a: [self.history.aliases.get(a), v] for a, v in aliases.items() if self.history.aliases.get(a) != v}
+        moves = {a: (self.history.aliases.get(a), v) for a, v in aliases.items() if self.history.aliases.get(a) != v}
         if moves:
-            self.append("moved", aliases=moves)
+            self.append(Moved(aliases=moves))
             self._set_aliases(self.history.pending_moves)
         self._applying_changes = False
         return {alias: before for alias, (before, _) in moves.items()}
@@ -116,7 +118,7 @@ class ReleaseOperation:
         """Remove versions without an alias from the registry; the ledger keeps their entries."""
         if versions:
             self._applying_changes = True
-            self.append("retired", versions=list(versions))
+            self.append(Retired(versions=tuple(versions)))
             self._remove_retired()
             self._applying_changes = False
 
@@ -158,7 +160,7 @@ class ReleaseOperation:
         aliases = registry.aliases(self.client, self.model)
         recorded = {version: r.digest for version, r in self.history.registrations.items()}
         if aliases != self.history.aliases or digests != recorded:
-            self.append("adopted", reason, aliases=aliases, versions=digests)
+            self.append(Adopted(aliases=aliases, versions=digests), reason)
 
     def _load(self, state: LedgerState) -> None:
         self._state, self.history = state, History.from_entries(state.entries)
@@ -176,12 +178,12 @@ class ReleaseOperation:
 
     def _finish_open_operation(self) -> None:
         """Complete or undo the open operation. Raises GateError if its process is alive."""
-        begun = self.history.open_operation
-        assert begun is not None
-        holder = begun.facts["holder"]
-        if self._is_alive(holder):
+        operation = self.history.open_operation
+        assert operation is not None
+        begun, event = operation.entry, operation.event
+        if self._is_alive(event.holder):
             raise GateError(
-                f"{begun.actor} is running a {begun.facts['action']} on {holder['machine']} since {begun.at}",
+                f"{begun.actor} is running a {event.action} on {event.holder.machine} since {begun.at}",
                 location=self.model,
                 hint="Run the command again when it has ended",
             )
@@ -191,17 +193,13 @@ class ReleaseOperation:
         has_changes = self.history.pending_moves or self.history.pending_retirements
         self._set_aliases(self.history.pending_moves)
         self._remove_retired()
-        self.append(
-            "ended",
-            f"the process of {begun.actor} died",
-            action=begun.facts["action"],
-            outcome="completed" if has_changes else "undone",
-        )
+        outcome = "completed" if has_changes else "undone"
+        self.append(Ended(action=event.action, outcome=outcome), f"the process of {begun.actor} died")
 
-    def _is_alive(self, holder: Mapping[str, str]) -> bool:
-        if holder["host"] == process_identity.host_id():
-            return process_identity.is_alive(holder["process"])
-        self.progress(f"waiting for a heartbeat from {holder['machine']}")
+    def _is_alive(self, holder: Holder) -> bool:
+        if holder.host == process_identity.host_id():
+            return process_identity.is_alive(holder.process)
+        self.progress(f"waiting for a heartbeat from {holder.machine}")
         first, deadline = self._ledger.read_heartbeat(), time.monotonic() + HEARTBEAT_TIMEOUT_S
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_S / 2)
@@ -234,16 +232,6 @@ def _link(version: ModelVersion) -> dict[str, str]:
 def _linked_versions(client: MlflowClient, model_id: str) -> list[dict[str, str]]:
     links: list[dict[str, str]] = json.loads(client.get_logged_model(model_id).tags.get(tags.MODEL_VERSIONS, "[]"))
     return links
-
-
-def _registration_facts(version: ModelVersion) -> dict[str, Any]:
-    """Return the facts of a `registered` entry."""
-    return {
-        "version": str(version.version),
-        "digest": version.tags.get(tags.ENGINE_DIGEST, ""),
-        "run_id": version.run_id or "",
-        "trial": version.tags.get(tags.TRIAL, ""),
-    }
 
 
 @contextlib.contextmanager

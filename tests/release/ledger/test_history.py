@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeopt.release.ledger.events import Adopted, Approved, Begun, Ended, Event, Holder, Moved, Registered
 from edgeopt.release.ledger.hash_chain import Entry
-from edgeopt.release.ledger.history import ROLLBACK, History, describe
+from edgeopt.release.ledger.history import ROLLBACK, History
+
+HOLDER = Holder(host="h", machine="m", process="1:1")
 
 
-def entries_of(*events: tuple[str, dict[str, Any]], actor: str = "ada") -> list[Entry]:
+def entries_of(*events: Event, actor: str = "ada") -> list[Entry]:
     entries: list[Entry] = []
-    for index, (kind, facts) in enumerate(events, start=1):
+    for index, event in enumerate(events, start=1):
         previous = entries[-1].digest if entries else ""
+        fields = event.to_json()
         entries.append(
-            Entry(number=index, previous=previous, kind=kind, actor=actor, at=f"t{index}", reason="", facts=facts)
+            Entry(
+                number=index, previous=previous, kind=event.KIND, actor=actor, at=f"t{index}", reason="", facts=fields
+            )
         )
     return entries
 
 
-def move_events(action: str, to: str, before: str | None) -> list[tuple[str, dict[str, Any]]]:
+def move_events(action: str, to: str, before: str | None) -> list[Event]:
     return [
-        ("begun", {"action": action}),
-        ("moved", {"aliases": {"champion": [before, to]}}),
-        ("ended", {"action": action, "outcome": "done"}),
+        Begun(action=action, holder=HOLDER),
+        Moved(aliases={"champion": (before, to)}),
+        Ended(action=action, outcome="done"),
     ]
 
 
 def history_of(*steps: str) -> History:
     """Return the history of promotions, by version number, and of rollbacks, as `back`."""
-    events: list[tuple[str, dict[str, Any]]] = []
+    events: list[Event] = []
     for step in steps:
         history = History.from_entries(entries_of(*events))
         present, previous = history.aliases.get("champion"), history.previous_version("champion")
@@ -84,23 +88,19 @@ def test_operation_is_open_until_its_end() -> None:
 
 def test_registrations_and_approvals_by_version() -> None:
     entries = entries_of(
-        ("registered", {"version": "1", "digest": "d1"}),
-        ("approved", {"version": "1", "digest": "d1"}),
-        ("approved", {"version": "1", "digest": "other"}),
+        Registered(version="1", digest="d1"),
+        Approved(version="1", digest="d1"),
+        Approved(version="1", digest="other"),
     )
     history = History.from_entries(entries)
     assert history.registrations["1"].digest == "d1"
     assert history.registrations["1"].actor == "ada"
-    assert [e.facts["digest"] for e in history.approvals["1"]] == ["d1", "other"]
+    assert [approval.digest for approval in history.approvals["1"]] == ["d1", "other"]
 
 
 def test_adoption_keeps_registrations_of_unchanged_versions() -> None:
-    entries = entries_of(
-        ("registered", {"version": "1", "digest": "d1"}), ("registered", {"version": "2", "digest": "d2"})
-    )
-    adopted = entries_of(
-        ("adopted", {"aliases": {"champion": "3"}, "versions": {"1": "d1", "2": "x", "3": "d3"}}), actor="eve"
-    )
+    entries = entries_of(Registered(version="1", digest="d1"), Registered(version="2", digest="d2"))
+    adopted = entries_of(Adopted(aliases={"champion": "3"}, versions={"1": "d1", "2": "x", "3": "d3"}), actor="eve")
     history = History.from_entries([*entries, *adopted])
     assert {v: (r.actor, r.digest) for v, r in history.registrations.items()} == {
         "1": ("ada", "d1"),
@@ -108,13 +108,3 @@ def test_adoption_keeps_registrations_of_unchanged_versions() -> None:
         "3": ("eve", "d3"),
     }
     assert history.aliases == {"champion": "3"}
-
-
-def test_entries_are_described_in_sentences() -> None:
-    assert describe("moved", {"aliases": {"champion": ["1", "2"], "smallest": [None, "2"]}}, "") == (
-        "moved champion from 1 to 2, smallest from nothing to 2"
-    )
-    assert describe("ended", {"action": "rollback", "outcome": "done"}, "why") == "ended rollback, done: why"
-    verdicts: dict[str, list[str]] = {"12": [], "3": []}
-    assert describe("judged", {"verdicts": verdicts, "policy": "edge"}, "") == "checked trials 3, 12 by policy edge"
-    assert describe("judged", {"verdicts": {"3": []}, "policy": "edge"}, "") == "checked trial 3 by policy edge"

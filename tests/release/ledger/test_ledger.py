@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from edgeopt.errors import GateError
+from edgeopt.release.ledger.events import Ended
 from edgeopt.release.ledger.hash_chain import Entry, LedgerState, parse_chain
 from edgeopt.release.ledger.ledger import Ledger
 from edgeopt.release.registry import client as registry
 
 
-def entry(number: int, previous: str, **facts: Any) -> Entry:
-    return Entry(number=number, previous=previous, kind="k", actor="a", at="2026-01-01", reason="", facts=facts)
+def entry(number: int, previous: str, outcome: str) -> Entry:
+    facts = Ended(action="promotion", outcome=outcome).to_json()
+    return Entry(number=number, previous=previous, kind="ended", actor="a", at="2026-01-01", reason="", facts=facts)
 
 
 def chain_of(count: int) -> list[Entry]:
     entries: list[Entry] = []
     for index in range(1, count + 1):
-        entries.append(entry(index, entries[-1].digest if entries else "", n=index))
+        entries.append(entry(index, entries[-1].digest if entries else "", str(index)))
     return entries
 
 
@@ -42,7 +44,7 @@ def test_chain_round_trips() -> None:
 
 def test_late_entry_is_void() -> None:
     first, second, third = chain_of(3)
-    late = entry(2, first.digest, late=True)
+    late = entry(2, first.digest, "late")
     assert parse_chain(stored_texts([first, second, late, third])).entries == (first, second, third)
     assert parse_chain(stored_texts([first, second, late, third])).problems == ()
 
@@ -80,13 +82,19 @@ def test_invalid_entry_is_reported(text: str) -> None:
     assert len(parse_chain([(1, text)]).problems) == 1
 
 
+def test_entry_of_unknown_kind_is_reported() -> None:
+    (first,) = chain_of(1)
+    unknown = replace(first, kind="deleted")
+    assert parse_chain(stored_texts([unknown])).problems[0].startswith("version 1 was changed: the kind must be one of")
+
+
 @pytest.fixture
 def ledger(store: tuple[str, Any], request: pytest.FixtureRequest) -> Ledger:
     return Ledger(MlflowClient(tracking_uri=store[0]), request.node.name)
 
 
 def append(ledger: Ledger, state: LedgerState, actor: str = "a") -> LedgerState:
-    return ledger.append(state, kind="k", actor=actor, reason="r", facts={"by": actor}, description="a sentence")
+    return ledger.append(state, Ended(action="promotion", outcome=actor), actor=actor, reason="r")
 
 
 def test_entries_are_stored_as_described_versions(ledger: Ledger) -> None:
@@ -95,7 +103,7 @@ def test_entries_are_stored_as_described_versions(ledger: Ledger) -> None:
     assert ledger.read() == state
     assert [e.number for e in state.entries] == [1, 2]
     versions = registry.versions(ledger.client, ledger.name)
-    assert [v.description for v in versions] == ["a sentence"] * 2
+    assert [v.description for v in versions] == ["ended promotion, a: r"] * 2
 
 
 def test_concurrent_appends_have_one_winner_per_number(ledger: Ledger) -> None:

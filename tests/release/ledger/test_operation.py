@@ -16,6 +16,7 @@ from edgeopt.machine import process_identity
 from edgeopt.release.adopt import adopt
 from edgeopt.release.audit import audit
 from edgeopt.release.ledger import operation
+from edgeopt.release.ledger.events import Begun, Holder, Moved
 from edgeopt.release.ledger.hash_chain import Entry
 from edgeopt.release.ledger.operation import ReleaseOperation
 from edgeopt.release.registry import client as registry
@@ -42,9 +43,9 @@ def begin_and_abandon(release: ReleaseOperation, **holder: str) -> Entry:
     """Begin an operation as a process that died, and return its entry."""
     release.recover()
     defaults = {"host": process_identity.host_id(), "machine": "here", "process": "4194304:1"}
-    release.append("begun", action="promotion", holder=defaults | holder)
+    release.append(Begun(action="promotion", holder=Holder(**defaults | holder)))
     assert release.history.open_operation is not None
-    return release.history.open_operation
+    return release.history.open_operation.entry
 
 
 def test_operation_is_recorded_from_begin_to_end(study: FinishedStudy, new_operation: NewOperation) -> None:
@@ -92,7 +93,7 @@ def test_one_of_two_concurrent_operations_is_refused(new_operation: NewOperation
 
     def recover_before_first_begins() -> Any:
         history = recover()
-        first.append("begun", action="promotion", holder={})
+        first.append(Begun(action="promotion", holder=Holder(host="", machine="", process="")))
         return history
 
     second.recover = recover_before_first_begins  # type: ignore[method-assign]
@@ -103,7 +104,7 @@ def test_one_of_two_concurrent_operations_is_refused(new_operation: NewOperation
 def test_recorded_moves_of_dead_process_are_completed(study: FinishedStudy, new_operation: NewOperation) -> None:
     release = new_operation()
     begin_and_abandon(release)
-    release.append("moved", aliases={"champion": [None, "2"]})
+    release.append(Moved(aliases={"champion": (None, "2")}))
     assert new_operation().recover().aliases == {"champion": "2"}
     assert registry.aliases(study.client, study.policy.model) == {"champion": "2"}
     assert audit(study.policy.model, tracking_uri=study.uri).entries[-1].facts["outcome"] == "completed"

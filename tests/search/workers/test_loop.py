@@ -17,6 +17,7 @@ from support.studies import (
     worker_context,
 )
 
+from edgeopt.core.artifact import ArtifactSummary
 from edgeopt.core.result import Failure, TrialResult
 from edgeopt.core.target import Limit
 from edgeopt.errors import ConfigError, StoreError
@@ -192,7 +193,9 @@ def test_result_is_recorded_when_reclaim_answer_is_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize("evicted", ["engine", "artifact"])
 def test_evicted_result_is_evaluated_again(tmp_path: Path, evicted: str) -> None:
     dead, trial = claim_and_die(tmp_path)
-    files: dict[str, Any] = {"engine": {"directory": str(tmp_path / "e"), "digest": "", "size_bytes": 1}}
+    files: dict[str, Any] = {
+        "engine": ArtifactSummary(directory=str(tmp_path / "e"), digest="", manifest_sha256="", size_bytes=1)
+    }
     if evicted == "artifact":
         files = {"artifacts": {"logs": str(tmp_path / "logs")}}
     dead.finish(trial, replace(samples.result(), **files))
