@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgeopt import __version__
-from edgeopt.cli.commands.outcome import written
+from edgeopt.cli.commands.outcome import format_json
 from edgeopt.errors import EdgeoptError
 
 DESCRIPTION = "Find, measure and release the compressed version of a language model that fits a device."
@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         gc.enable()
     if args.json:
-        print(written(outcome.document))
+        print(format_json(outcome.document))
     else:
         command.show(outcome.document)
     if outcome.error is not None:

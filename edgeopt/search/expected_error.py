@@ -1,4 +1,4 @@
-"""Estimate by arithmetic the share of the weights' energy that a recipe loses."""
+"""Estimate by arithmetic the share of the weights' energy (sum of squares) that a recipe loses."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def expected_error(steps: Sequence[Step], specs: Sequence[ModelSpec]) -> float:
 
 
 def added_error(before: ModelSpec, after: ModelSpec) -> float:
-    """Return the share of energy lost between two models with pruning by importance and round-to-nearest.
+    """Return the share of energy lost between two models by pruning the least important channels and rounding.
 
     Pruning: with exponentially distributed channel importance, the least important share s of the channels holds
     s + (1 - s) ln(1 - s) of the total importance.
 
-    Rounding to b bits in blocks of B weights loses (2/3) ln(2B) 4^-b. This is the variance of a uniform error in steps
-    of 2/2^b of the largest of B normal weights, which is sqrt(2 ln 2B) standard deviations.
+    Rounding to b bits in blocks of B weights loses (2/3) ln(2B) 4^-b. The largest of B normal weights is about
+    m = sqrt(2 ln 2B) standard deviations, the step is 2m/2^b, and a uniform rounding error has the variance step²/12.
     """
     sizes = {name: math.prod(shape) for name, shape in before.matrices.items()}
     remaining = {name: math.prod(shape) for name, shape in after.matrices.items()}

@@ -33,6 +33,6 @@ def profile_machine(name: str = "", *, threads: int = 0, progress: Progress = la
             location="--threads",
             hint="Give fewer threads, or 0 for one per core",
         )
-    kernels = kernel_profile.kernels(device, progress, threads=threads)
+    kernels = kernel_profile.measure_kernel_times(device, progress, threads=threads)
     name = name or platform.node().split(".")[0] or "this_machine"
     return Target(name=name, device=device, threads=threads, kernels=kernels)

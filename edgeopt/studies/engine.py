@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 @contextmanager
 def verified_engine(source: str | Path | None) -> Iterator[tuple[Engine, Runtime]]:
-    """Yield a verified engine with its runtime; the cache does not evict it meanwhile.
+    """Yield a verified engine with its runtime. The cache does not evict the engine inside the block.
 
     Args:
         source: an engine folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None is the bundled reference model
             in PyTorch.
     """
     if source is None:
-        with _bundled() as folder:
+        with _bundled_engine() as folder:
             yield assemble.open_engine(folder)
     else:
-        folder = _folder(str(source))
+        folder = _resolve(str(source))
         with protect_paths([folder]):
             yield assemble.open_engine(folder)
 
 
-def _folder(source: str) -> Path:
+def _resolve(source: str) -> Path:
     if source.startswith("models:/"):
         from edgeopt.release.registry import client as registry
         from edgeopt.tracking import server
@@ -47,8 +47,8 @@ def _folder(source: str) -> Path:
 
 
 @contextmanager
-def _bundled() -> Iterator[Path]:
-    """Yield the reference model in PyTorch, built once per state folder."""
+def _bundled_engine() -> Iterator[Path]:
+    """Yield the folder of the reference model in PyTorch, built once per state folder."""
     from edgeopt.models.reference import ReferenceModel
     from edgeopt.pipeline.evaluate import build_engine
     from edgeopt.runtimes.torch_eager import Torch
@@ -62,11 +62,11 @@ class LoadedEngine:
     """A verified engine that is open for inference. Use it as a context manager, or call `close`.
 
     Attributes:
-        engine: its folder, digest, files and model spec.
+        engine: folder, digest, files and model spec of the engine.
     """
 
     def __init__(self, source: str | Path | None = None, *, threads: int = 0) -> None:
-        """Open an engine, see `edgeopt.load_engine`."""
+        """Open an engine; see `edgeopt.load_engine`."""
         self._resources = ExitStack()
         try:
             self.engine, runtime = self._resources.enter_context(verified_engine(source))
@@ -109,14 +109,15 @@ class LoadedEngine:
             )
         adapters.require(adapter, self.engine.spec, location="--adapter")
         ids = tokenizer.prefix_ids(self.engine.directory) + self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        room = self.engine.spec.context_length - len(ids)
-        if room < 1:
+        free_tokens = self.engine.spec.context_length - len(ids)
+        if free_tokens < 1:
             raise InputError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self.engine.spec.context_length}",
+                f"the prompt must be shorter than the context of {self.engine.spec.context_length} tokens, "
+                f"got {len(ids)} tokens",
                 location="--prompt",
                 hint="Give a shorter prompt",
             )
-        return self._session.generate(ids, min(max_new_tokens, room), adapter=adapter)
+        return self._session.generate(ids, min(max_new_tokens, free_tokens), adapter=adapter)
 
     def generate(self, prompt: str, *, max_new_tokens: int = 64, adapter: str | None = None) -> str:
         """Return the greedy completion of a prompt; see `tokens` for the errors."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -36,8 +37,8 @@ INT8_SCHEMES = tuple(
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS, TIMEOUT_S = 16, 128, 5, 10.0
 
 
-def kernels(device: Device, progress: Progress, *, threads: int = 0) -> KernelTimes:
-    """Time the kernels and engines of this machine under the device lease. Takes five minutes or more.
+def measure_kernel_times(device: Device, progress: Progress, *, threads: int = 0) -> KernelTimes:
+    """Time the matrix kernels and small engines of this machine under the device lease. Takes some minutes.
 
     Args:
         threads: compute threads; 0 uses one per core.
@@ -53,28 +54,28 @@ def kernels(device: Device, progress: Progress, *, threads: int = 0) -> KernelTi
             probe=probe,
             progress=progress,
         )
-        bare = KernelTimes(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
+        matrix_times = KernelTimes(threads=threads, matrix=matrix, layer=(0.0, 0.0, 0.0), token=(0.0, 0.0))
         specs, decode_us = profiled_specs(), []
         for spec in specs:
             progress(f"timing {len(spec.layers)} layers of {spec.hidden_size} channels")
             decode_us.append(1e6 * _decode_s(spec, threads, probe))
-    return fitted(bare, specs, decode_us)
+    return fit_overhead(matrix_times, specs, decode_us)
 
 
-def fitted(bare: KernelTimes, specs: Sequence[ModelSpec], decode_us: Sequence[float]) -> KernelTimes:
-    """Return `bare` with the overhead of layers and tokens, fitted to the decode times of engines.
+def fit_overhead(matrix_times: KernelTimes, specs: Sequence[ModelSpec], decode_us: Sequence[float]) -> KernelTimes:
+    """Fit the overhead of layers and tokens to the decode times of engines and return it with `matrix_times`.
 
-    Non-negative least squares of the relative error.
+    The fit is a non-negative least squares fit of the relative error.
 
     Args:
-        bare: times of the matrix kernels only.
+        matrix_times: times of the matrix kernels, with an overhead of 0.
         specs: model specs of the engines.
         decode_us: measured time per token of each engine, in microseconds.
     """
     import numpy as np
     from scipy.optimize import nnls
 
-    terms = [
+    terms = [  # coefficients of `layer` and `token` in KernelTimes.non_matrix_us
         [
             len(spec.layers),
             1e-3 * len(spec.layers) * spec.hidden_size,
@@ -85,15 +86,16 @@ def fitted(bare: KernelTimes, specs: Sequence[ModelSpec], decode_us: Sequence[fl
         for spec in specs
     ]
     measured = np.array(decode_us)
-    overhead = np.maximum(0, measured - [bare.decode_us(spec) for spec in specs])
+    overhead = np.maximum(0, measured - [matrix_times.decode_us(spec) for spec in specs])
     times = [round(float(us), 3) for us in nnls(np.array(terms) / measured[:, None], overhead / measured)[0]]
-    return replace(bare, layer=(times[0], times[1], times[2]), token=(times[3], times[4]))
+    return replace(matrix_times, layer=(times[0], times[1], times[2]), token=(times[3], times[4]))
 
 
 def profiled_specs() -> list[ModelSpec]:
     """Return the specs of small 4-bit Llama models that differ in the overhead per layer and per token.
 
-    Their weights take at most 8 MiB. Larger weights would depend on other users of the last-level cache.
+    Each reads at most 8 MiB of weights per token. The times of larger models would depend on other users of the
+    last-level cache.
     """
     return [
         _llama(layers=1, hidden=256, vocabulary=1024),
@@ -108,7 +110,7 @@ def profiled_specs() -> list[ModelSpec]:
 
 def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) -> ModelSpec:
     heads = hidden // head_size
-    sizes = LayerSpec(intermediate_size=2 * hidden, heads=heads, kv_heads=max(1, heads // 2))
+    layer = LayerSpec(intermediate_size=2 * hidden, heads=heads, kv_heads=max(1, heads // 2))
     spec = ModelSpec(
         architecture="LlamaForCausalLM",
         vocabulary_size=vocabulary,
@@ -116,7 +118,7 @@ def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) ->
         head_size=head_size,
         context_length=512,
         tied_embeddings=False,
-        layers=(sizes,) * layers,
+        layers=(layer,) * layers,
     )
     return replace(
         spec, schemes=dict.fromkeys(spec.matrices, QuantizationScheme(bits=4, block_size=32, symmetric=True))
@@ -124,33 +126,33 @@ def _llama(*, layers: int, hidden: int, vocabulary: int, head_size: int = 64) ->
 
 
 def _decode_s(spec: ModelSpec, threads: int, probe: ContentionProbe) -> float:
-    """Return the median seconds per token of an engine with random weights, over undisturbed decodes."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder:
-        session = Genai().open(_engine(spec, Path(folder)), threads=threads)
-        prompt = list(range(PROMPT_TOKENS))
+    """Return the median seconds per token of an engine with random weights.
+
+    Only undisturbed tokens count, unless every token was disturbed.
+    """
+    prompt = list(range(PROMPT_TOKENS))
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeopt-profile-") as folder,
+        closing(Genai().open(_build_random_engine(spec, Path(folder)), threads=threads)) as session,
+    ):
         rounds = time_decode_rounds(session, prompt, NEW_TOKENS, probe, rounds=ROUNDS, timeout_s=TIMEOUT_S)
-        session.close()
     undisturbed = [select_undisturbed(*round_, probe.best_s) for round_ in rounds]
     return median(
         map(median, filter(None, undisturbed)) if any(undisturbed) else [median(times) for times, _ in rounds]
     )
 
 
-def _engine(spec: ModelSpec, folder: Path) -> Engine:
+def _build_random_engine(spec: ModelSpec, folder: Path) -> Engine:
     model, imported, quantized, built = (folder / name for name in ("model", "imported", "quantized", "engine"))
-    for new in (model, imported, quantized, built):
-        new.mkdir()
+    for directory in (model, imported, quantized, built):
+        directory.mkdir()
     modeling.write_random_llama(spec, model)
     for path in ReferenceModel().locate().glob("tokenizer*"):
         shutil.copy(path, model)
     checkpoint = importing.import_checkpoint(model, imported)
     network = modeling.load(checkpoint)
-    matrices = quantize_network(network, spec.schemes, Rtn(), [], _silent)
+    matrices = quantize_network(network, spec.schemes, Rtn(), [], lambda _: None)
     modeling.save(network, quantized, checkpoint, spec, matrices)
     runtime = Genai()
-    runtime.build(Checkpoint.seal(quantized, format=Checkpoint.FORMAT, spec=spec, made_by={}), built, _silent)
+    runtime.build(Checkpoint.seal(quantized, format=Checkpoint.FORMAT, spec=spec, made_by={}), built, lambda _: None)
     return Engine.seal(built, format=runtime.format, spec=spec, made_by={})
-
-
-def _silent(_: str) -> None:
-    return None

@@ -23,14 +23,14 @@ RESOURCE = "edgeopt:{}"
 """Ray custom resource of the nodes that measure engines; formatted with the target name."""
 
 
-def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
-    """Run `count` worker processes on this machine until the study is over, and replace those that are killed.
+def run_local(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
+    """Run `count` worker processes on this machine until the study is over, and replace killed workers.
 
     Raises EdgeoptError if every worker ends with an error.
     """
     logs = Path(opened.config["state"]) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    started = {n: _process(opened, logs / f"{opened.name}-{n}.log", count) for n in range(count)}
+    started = {n: _start_process(opened, logs / f"{opened.name}-{n}.log", count) for n in range(count)}
     done = False
     try:
         while started:
@@ -42,7 +42,7 @@ def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> Non
                     continue
                 done = done or code == 0  # a worker exits with success only when no trial is left
                 if code < 0 and not done:
-                    started[number] = _process(opened, logs / f"{opened.name}-{number}.log", count)
+                    started[number] = _start_process(opened, logs / f"{opened.name}-{number}.log", count)
                 else:
                     del started[number]
         if not done:
@@ -56,7 +56,7 @@ def processes(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> Non
             process.wait()
 
 
-def _process(opened: OpenStudy, log: Path, count: int) -> subprocess.Popen[bytes]:
+def _start_process(opened: OpenStudy, log: Path, count: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "edgeopt.cli", "worker", opened.name, "--state", str(opened.config["state"])]
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, "EDGEOPT_STORE": opened.study.storage.url}
@@ -67,16 +67,16 @@ def _process(opened: OpenStudy, log: Path, count: int) -> subprocess.Popen[bytes
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,
-        )  # a new session, so that Ctrl-C reaches only the parent, which interrupts the workers
+            start_new_session=True,  # Ctrl-C reaches only the parent, which interrupts the workers
+        )
 
 
-def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
+def run_on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
     """Run the study on a Ray cluster: `count` tasks build engines on any node, one task per device measures them.
 
-    A node that measures declares the custom resource RESOURCE once per attached device. If a node dies, its tasks
-    restart on another node and their trials return to the queue. RAY_ADDRESS names the cluster; without it, Ray
-    starts on this machine.
+    A node that measures declares the custom resource `RESOURCE` once per attached device. If a node dies, its tasks
+    restart on another node and their trials are queued again. RAY_ADDRESS names the cluster; without it, Ray starts on
+    this machine.
 
     Raises:
         ConfigError: Ray is not installed, or no node declares the resource.
@@ -93,16 +93,16 @@ def on_ray(opened: OpenStudy, count: int, refresh: Callable[[], None]) -> None:
     devices = int(ray.cluster_resources().get(resource, 0))
     if not devices:
         raise ConfigError(
-            f"no node of the cluster declares the resource {resource!r}",
+            f"at least one node of the cluster must declare the resource {resource!r}, got none",
             location="search.engine",
             hint=f"Start the nodes that measure with ray start --resources '{{\"{resource}\": 1}}'",
         )
     task = ray.remote(max_retries=0)(_task)
-    known = (opened.name, str(Path(opened.config["state"]).absolute()), opened.study.storage.url)
+    arguments = (opened.name, str(Path(opened.config["state"]).absolute()), opened.study.storage.url)
 
     def start(role: str) -> Any:
         options = {"num_cpus": 0, "resources": {resource: 1}} if role == "measure" else {"num_cpus": 1}
-        return task.options(**options).remote(*known, opened.recorder.uri, role)
+        return task.options(**options).remote(*arguments, opened.recorder.uri, role)
 
     running = {start(role): role for role in ["build"] * count + ["measure"] * devices}
     done = False
@@ -139,7 +139,7 @@ def _task(study: str, state: str, store: str, tracking_uri: str, role: str) -> N
 
 
 def run(opened: OpenStudy, count: int) -> None:
-    """Run `count` workers until the study is over, as processes or on Ray as `search.engine` says."""
-    launch = on_ray if opened.study.search.engine == "ray" else processes
+    """Run `count` workers until the study is over: local processes or Ray tasks, by `search.engine`."""
+    launch = run_on_ray if opened.study.search.engine == "ray" else run_local
     with opened.reporter.workers(opened.study) as refresh:
         launch(opened, count, refresh)

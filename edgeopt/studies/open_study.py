@@ -1,4 +1,4 @@
-"""Open a study with its config and its MLflow recorder: snapshot, close and promote it."""
+"""Open, snapshot, close and promote a study with its config and its MLflow recorder."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from edgeopt.search.pareto.front import Objective
 from edgeopt.search.pareto.param_importance import compute_importance
 from edgeopt.search.snapshot import take_snapshot
 from edgeopt.search.space.definition import Search
+from edgeopt.search.space.search_space import to_overrides
 from edgeopt.search.status import collect_status
 from edgeopt.search.storage import database, trial_storage
 from edgeopt.search.storage.trial_storage import TrialStorage
@@ -46,7 +47,7 @@ class OpenStudy:
 
     Attributes:
         metrics: unit of every metric that the probes can report.
-        tracking_uri: used if neither the config nor MLFLOW_TRACKING_URI sets one.
+        tracking_uri: tracking URI if neither the config nor MLFLOW_TRACKING_URI sets one.
         promoted: registered model to which trials were promoted; None before the first promotion.
         reporter: shows progress; silent by default.
     """
@@ -72,8 +73,8 @@ class OpenStudy:
         """Return the study that `config` describes, without writing anything.
 
         Args:
-            store: database URL, instead of the one in `config`.
-            metrics: unit by metric, as stored when the study was first opened; determined from the probes by default.
+            store: database URL; by default the one in `config`.
+            metrics: unit by metric, as stored when the study was opened; by default those of all probes.
 
         Raises:
             ConfigError: the search, an objective or a limit is invalid.
@@ -86,21 +87,21 @@ class OpenStudy:
                 location="search._target_",
                 hint="Use edgeopt.search.space.definition.Search",
             )
-        known = metrics or assemble.known_metrics(request.config_dir)
+        metrics = metrics or assemble.known_metrics(request.config_dir)
         study = Study(
             storage=TrialStorage(store or assemble.store_url(config), search.study, on_message=reporter.message),
             search=search,
-            objectives=tuple(Objective.parse(m, direction, known) for m, direction in search.directions.items()),
-            limits=parse.limits(config, known),
+            objectives=tuple(Objective.parse(m, direction, metrics) for m, direction in search.directions.items()),
+            limits=parse.limits(config, metrics),
             predict_trial=partial(prediction.predict_trial, request)
             if parse.instantiate_group(config, "measure").stop_early
             else None,
         )
-        return cls(study=study, request=request, config=config, metrics=known, reporter=reporter)
+        return cls(study=study, request=request, config=config, metrics=metrics, reporter=reporter)
 
     @classmethod
     def find(cls, name: str | None, state: Path, store: str | None, *, reporter: Reporter | None = None) -> OpenStudy:
-        """Return a stored study by name, by default the latest. Raises InputError if it does not exist.
+        """Return a stored study by name, by default the latest opened one. Raises InputError if it does not exist.
 
         Args:
             state: folder that the workers of the study share.
@@ -108,31 +109,31 @@ class OpenStudy:
         """
         url = store or os.environ.get("EDGEOPT_STORE") or database.file_url(state.absolute() / "studies.db")
         file = url.removeprefix("sqlite:///")
-        known = trial_storage.list_studies(url) if file == url or Path(file).is_file() else {}
+        studies = trial_storage.list_studies(url) if file == url or Path(file).is_file() else {}
         location = redact_password(url)
-        if not known:
+        if not studies:
             raise InputError(
                 "there is no study", location=location, hint="Run edgeopt sweep first, or give --state or --store"
             )
-        name = name or list(known)[-1]
-        if name not in known:
+        name = name or list(studies)[-1]
+        if name not in studies:
             raise InputError(
                 f"there is no study {name!r}",
                 location=location,
-                hint=f"{did_you_mean(name, known)} Choose one of: {', '.join(known)}".strip(),
+                hint=f"{did_you_mean(name, studies)} Choose one of: {', '.join(studies)}".strip(),
             )
-        sweep = known[name]
+        sweep = studies[name]
         uri = sweep["tracking_uri"]
         config_dir = _config_copy(state, name)
         request = Request(
             name=sweep["name"],
-            overrides=(*sweep["overrides"], f"state='{state}'"),
+            overrides=(*sweep["overrides"], *to_overrides({"state": str(state)})),
             config_dir=config_dir if config_dir.is_dir() else None,
         )
         config = {**sweep["config"], "state": str(state)}
         return replace(
             cls.of(request, config, store=url, metrics=sweep.get("metrics"), reporter=reporter),
-            tracking_uri=None if "***" in uri else uri,
+            tracking_uri=None if "***" in uri else uri,  # a stored URI has its password redacted
             promoted=sweep.get("promoted"),
         )
 
@@ -140,11 +141,11 @@ class OpenStudy:
     def recorder(self) -> MlflowRecorder:
         """Return the MLflow recorder, created on first use because importing MLflow is slow."""
         recorder: MlflowRecorder = parse.instantiate_group(self.config, "tracking")
-        return replace(recorder, tracking_uri=self._uri)
+        return replace(recorder, tracking_uri=self._resolved_tracking_uri)
 
     @property
-    def _uri(self) -> str | None:
-        """Return the tracking URI; None is the default of MLflow."""
+    def _resolved_tracking_uri(self) -> str | None:
+        """Return the tracking URI, or None to use the default of MLflow."""
         configured: str | None = self.config["tracking"].get("tracking_uri")
         return configured or os.environ.get("MLFLOW_TRACKING_URI") or self.tracking_uri
 
@@ -171,6 +172,7 @@ class OpenStudy:
 
     @property
     def name(self) -> str:
+        """Return the name of the study."""
         return self.study.name
 
     def snapshot(self) -> StudySnapshot:
@@ -183,9 +185,9 @@ class OpenStudy:
         return snapshot if self.promoted is None else replace(snapshot, champion=self.champion(self.promoted))
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> StudySnapshot:
-        """End the study's run in MLflow with its front and report, and return the snapshot that was logged.
+        """End the study's run in MLflow with its front and report, and return the logged snapshot.
 
-        Raises TrackingError if MLflow does not accept it; the error says how to send it later.
+        Raises TrackingError if MLflow does not accept them. The error says how to send them later.
         """
         from edgeopt.tracking.report import SearchStatistics
 
@@ -213,15 +215,17 @@ class OpenStudy:
         """Return the importance of each parameter by objective metric, over the trials that measured it."""
         importance = {}
         for metric in (objective.metric for objective in self.study.objectives):
-            rows = [
+            measured = [
                 (trial.params, value)
                 for trial in self.study.trials()
                 if trial.summary is not None and math.isfinite(value := trial.summary.metrics.get(metric, math.nan))
             ]
-            importance[metric] = compute_importance([params for params, _ in rows], [value for _, value in rows])
+            recipes, values = [params for params, _ in measured], [value for _, value in measured]
+            importance[metric] = compute_importance(recipes, values)
         return importance
 
     def policy(self, name: str, config_dir: Path | None = None) -> Policy:
+        """Load a release policy, by default from the user's configs of this study."""
         return policies.load(name, config_dir or self.request.config_dir)
 
     def sweep_policy(self) -> Policy | None:
@@ -230,7 +234,7 @@ class OpenStudy:
         return None if name is None else self.policy(name)
 
     def log(self) -> StudyLog:
-        """Return the log in which workers record their trials."""
+        """Return the log that records the trials of this study in MLflow."""
         return StudyLog(recorder=self.recorder, study=self.name, request=self.request, take_snapshot=self.snapshot)
 
     def promote(
@@ -244,9 +248,9 @@ class OpenStudy:
         private_key: Path | None = None,
         dry_run: bool = False,
     ) -> Promotion:
-        """Register the trials on the front of a snapshot, or only `trial` of them.
+        """Register the trials on the front of a snapshot, or only `trial`.
 
-        Raises InfeasibleError if the front is empty, InputError if `trial` is not on it.
+        Raises InfeasibleError if the front is empty, InputError if `trial` is not on the front.
         """
         from edgeopt.release import webhook
         from edgeopt.release.promote import promote
@@ -254,12 +258,12 @@ class OpenStudy:
         if not snapshot.front:
             raise nothing_feasible(snapshot)
         if trial is not None:
-            snapshot = _only(snapshot, trial)
+            snapshot = _with_single_trial(snapshot, trial)
         with self.reporter.step("promoting") as progress:
             promotion = promote(
                 snapshot,
                 policy=policy.for_target(self.config["target"]["name"]),
-                remeasure=partial(self._measured, progress),
+                remeasure=partial(self._measure_engine, progress),
                 tracking_uri=self.recorder.uri,
                 config_dir=config_dir or self.request.config_dir,
                 private_key=private_key,
@@ -272,25 +276,25 @@ class OpenStudy:
             self.study.storage.update_sweep_info(promoted=policy.model)
         return promotion
 
-    def _measured(self, progress: Progress, engine: Engine, metrics: Collection[str]) -> tuple[Measurement, ...]:
+    def _measure_engine(self, progress: Progress, engine: Engine, metrics: Collection[str]) -> tuple[Measurement, ...]:
         """Measure an engine on this machine with the probes of the study that report `metrics`."""
         bench = assemble.build_bench(self.config)
         probes = [name for name, probe in bench.bench.probes.items() if set(metrics) & set(probe.METRICS)]
         return bench.measure_engine(engine, progress, probes)
 
     def champion(self, model: str) -> Champion | None:
-        """Return the champion of a registered model if it comes from this study."""
+        """Return the champion of a registered model; None unless it comes from this study."""
         from edgeopt.release.registry import fast_reader
 
-        return fast_reader.champion(model, self._uri, study=self.name)
+        return fast_reader.champion(model, self._resolved_tracking_uri, study=self.name)
 
 
 def _config_copy(state: Path, study: str) -> Path:
-    """Return the folder with the user's configs, copied when the study was opened, for all workers."""
+    """Return the folder with a copy of the user's configs, made for the workers when the study was opened."""
     return state / "studies" / study
 
 
-def _only(snapshot: StudySnapshot, number: int) -> StudySnapshot:
+def _with_single_trial(snapshot: StudySnapshot, number: int) -> StudySnapshot:
     """Return the snapshot with a single trial of its front."""
     chosen = tuple(trial for trial in snapshot.front if trial.number == number)
     if not chosen:
@@ -309,16 +313,17 @@ def nothing_feasible(snapshot: StudySnapshot) -> InfeasibleError:
         names = [o.metric for o in snapshot.objectives]
         missing = [name for name in names if any(name not in trial.metrics for trial in snapshot.feasible)]
         return InfeasibleError(
-            f"{len(snapshot.feasible)} trials satisfy every limit, but {', '.join(missing)} was not measured; "
-            "nothing was promoted",
+            f"no feasible trial measured every objective: {', '.join(missing)} is missing; nothing was promoted",
             location="search.objectives",
             hint="Enable a probe that measures it, or remove the objective",
         )
-    exceeded = Counter(metric for trial in snapshot.trials for metric in (*trial.exceeded, *trial.unmeasured))
-    worst = exceeded.most_common(1)
-    why = f": {worst[0][1]} of {len(snapshot.trials)} do not satisfy {worst[0][0]}" if worst else ""
+    counts = Counter(metric for trial in snapshot.trials for metric in (*trial.exceeded, *trial.unmeasured))
+    cause = ""
+    if counts:
+        metric, count = counts.most_common(1)[0]
+        cause = f": {count} of {len(snapshot.trials)} do not satisfy {metric}"
     return InfeasibleError(
-        f"no trial satisfies every limit{why}; nothing was promoted",
+        f"no trial satisfies every limit{cause}; nothing was promoted",
         location=f"study {snapshot.study}",
         hint="Search longer, add smaller recipes, or set wider limits",
     )

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """Show a person what a study is doing. The command line prints it; the Python API is silent by default."""
+    """Show the progress of a study. The command line prints it; the Python API is silent by default."""
 
     def message(self, line: str) -> None:
         """Show one line."""
         ...
 
     def step(self, title: str) -> AbstractContextManager[Progress]:
-        """Show that the step `title` runs; what it yields receives one line for each thing that is done."""
+        """Show that the step `title` runs. The yielded function shows a progress line."""
         ...
 
     def sweep(self, study: Study) -> AbstractContextManager[Watcher]:
@@ -31,7 +31,7 @@ class Reporter(Protocol):
         ...
 
     def workers(self, study: Study) -> AbstractContextManager[Callable[[], None]]:
-        """Show the trials that other processes evaluate; what it yields refreshes the display."""
+        """Show the trials that other processes evaluate. The yielded function refreshes the display."""
         ...
 
 

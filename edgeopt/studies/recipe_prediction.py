@@ -27,7 +27,11 @@ TIERS = ((100e6, "tiny"), (1e9, "small"), (7e9, "medium"), (float("inf"), "large
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitCheck:
-    """A limit with the predicted value; `fits` is False only if even the best end of the prediction exceeds it."""
+    """A limit with the predicted value.
+
+    Attributes:
+        fits: False if even the best end of the predicted interval exceeds the limit.
+    """
 
     limit: Limit
     predicted: float
@@ -36,15 +40,15 @@ class LimitCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipePrediction:
-    """Hold the size, memory and latency predicted for a recipe's engine without building it.
+    """Size, memory and latency predicted for a recipe's engine without building it.
 
     Attributes:
-        parameters: count of weights after compression.
+        parameters: number of weights after compression.
         tier: size class of the compressed model.
-        breakdown: bytes by component, where the runtime predicts them.
-        figures: predicted values with the interval in which the measured value is expected.
-        limits: the limits that a prediction exists for.
-        next_step: what to try if the engine does not fit.
+        breakdown: bytes by component; empty if the runtime does not predict them.
+        predictions: predicted values with the interval in which the measured value is expected.
+        limits: limits on predicted metrics.
+        next_step: recommendation if the engine does not fit.
     """
 
     recipe: str
@@ -52,7 +56,7 @@ class RecipePrediction:
     parameters: int
     tier: str
     breakdown: Mapping[str, int]
-    figures: tuple[Measurement, ...]
+    predictions: tuple[Measurement, ...]
     limits: tuple[LimitCheck, ...]
     next_step: str
 
@@ -62,8 +66,8 @@ class RecipePrediction:
         return all(check.fits for check in self.limits)
 
     def __getitem__(self, metric: str) -> float:
-        """Return the predicted value of a metric."""
-        return next(figure.value for figure in self.figures if figure.metric == metric)
+        """Return the predicted value of a metric. Raises KeyError if it is not predicted."""
+        return {m.metric: m.value for m in self.predictions}[metric]
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `edgeopt predict --json`."""
@@ -75,7 +79,7 @@ class RecipePrediction:
             "tier": self.tier,
             "breakdown": dict(self.breakdown),
             "figures": {
-                m.metric: {"value": m.value, "low": m.low, "high": m.high, "unit": m.unit} for m in self.figures
+                m.metric: {"value": m.value, "low": m.low, "high": m.high, "unit": m.unit} for m in self.predictions
             },
             "limits": [
                 {
@@ -94,7 +98,7 @@ class RecipePrediction:
         rows = "".join(
             f"<tr><td>{escape(m.metric)}</td><td>{escape(units.format_quantity(m.value, m.unit))}</td>"
             f"<td>{m.low:.4g} … {m.high:.4g}</td></tr>"
-            for m in self.figures
+            for m in self.predictions
         )
         return f"<table><tr><th>predicted</th><th>value</th><th>interval</th></tr>{rows}</table>"
 
@@ -106,16 +110,16 @@ def predict_recipe(request: Request) -> RecipePrediction:
     planned = plan(job.steps, job.runtime, importing.spec_of(folder))
     runtime, spec = planned.runtime, planned.spec
     carried = importing.carried_bytes(folder)
-    figures = runtime.predict(spec, job.target, carried_bytes=carried)
-    values = {figure.metric: figure.value for figure in figures}
-    if not figures:
+    predictions = runtime.predict(spec, job.target, carried_bytes=carried)
+    if not predictions:
         raise ConfigError(
-            f"{type(runtime).__name__} predicts nothing with these settings",
+            f"{type(runtime).__name__} cannot predict an engine with these settings",
             location="runtime",
             hint="Measure it: edgeopt run",
         )
+    values = {m.metric: m.value for m in predictions}
     checks = tuple(
-        LimitCheck(limit=x, predicted=values[x.metric], fits=not early_stop_verdicts(figures, [x], {}))
+        LimitCheck(limit=x, predicted=values[x.metric], fits=not early_stop_verdicts(predictions, [x], {}))
         for x in job.limits
         if x.metric in values and x.absolute is not None
     )
@@ -128,7 +132,7 @@ def predict_recipe(request: Request) -> RecipePrediction:
         parameters=spec.parameters,
         tier=next(name for bound, name in TIERS if spec.parameters < bound),
         breakdown=breakdown,
-        figures=tuple(figures),
+        predictions=tuple(predictions),
         limits=checks,
         next_step=suggest_next_step(spec),
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyLog:
-    """An MLflow recorder bound to one study.
+    """MLflow recorder bound to one study. Implements `TrackingLog`.
 
     Attributes:
         take_snapshot: returns the current snapshot of the study.
@@ -32,12 +32,12 @@ class StudyLog:
     _composed: dict[tuple[int, int], Config] = field(default_factory=dict, init=False)
 
     def begin(self, trial: Trial) -> str:
-        """Open the MLflow run of an attempt and return its id."""
+        """Create the MLflow run of an attempt and return its id."""
         config = self._composed[trial.number, trial.attempt] = self._config(trial.params)
         return self.recorder.begin(self.study, trial.number, trial.params, config, trial.attempt)
 
     def record(self, trial: Trial, result: TrialResult, front: Collection[int]) -> str:
-        """Log a result and return its run id; engines of trials outside `front` are released."""
+        """Log a result and return its run id. Release the engines of trials outside `front`."""
         on_front = trial.number in front
         config = self._composed.pop((trial.number, trial.attempt), None) or self._config(trial.params)
         run_id = self.recorder.record(
@@ -56,16 +56,19 @@ class StudyLog:
         return run_id
 
     def kill(self, number: int, attempt: int, reason: str) -> None:
-        """End the run of a lost attempt as KILLED."""
+        """End the run of an attempt as KILLED."""
         self.recorder.kill(self.study, number, reason, attempt)
 
     def progress(self, values: Mapping[str, float], step: int, at_s: float) -> None:
+        """Log metrics of the study after `step` ended trials, at a time in Unix seconds."""
         self.recorder.progress(self.study, values, step, at_s)
 
     def publish(self) -> None:
+        """Upload the current snapshot of the study."""
         self.recorder.publish(self.take_snapshot())
 
     def open_attempts(self) -> set[tuple[int, int]]:
+        """Return number and attempt of the trials whose MLflow run has not ended."""
         return set(self.recorder.open_runs(self.study))
 
     def _config(self, params: Mapping[str, Any]) -> Config:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from edgeopt.studies.progress import Reporter
 
 STUDY = "single-runs"
-"""Study that single runs are logged into."""
-_WIDER = "Compress further, or set wider limits"
+"""Study in which single runs are logged."""
+_LIMIT_HINT = "Compress further, or set wider limits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class SingleRun:
     """A recipe that was evaluated outside a sweep.
 
     Attributes:
-        run_id: its MLflow run.
+        run_id: id of the MLflow run.
     """
 
     result: TrialResult
@@ -32,18 +32,18 @@ class SingleRun:
 
     @property
     def error(self) -> EdgeoptError | None:
-        """Return the failure of the run, or the error for limits that it does not satisfy; None if it is feasible."""
+        """Return the error of a failed or infeasible run; None if the run is feasible."""
         result = self.result
         if result.failure is not None:
             kind = {"ConfigError": ConfigError, "InputError": InputError}.get(result.failure.kind, EdgeoptError)
             return kind(result.failure.message)
         if result.refused:
-            return InfeasibleError(f"{skipped_work(result.refused)}: {result.violated[0].message}", hint=_WIDER)
+            return InfeasibleError(f"{skipped_work(result.refused)}: {result.violated[0].message}", hint=_LIMIT_HINT)
         unsatisfied = [verdict for verdict in result.verdicts if not verdict.satisfied]
         if unsatisfied:
             return InfeasibleError(
                 f"{len(unsatisfied)} of {len(result.verdicts)} limits are not satisfied: {unsatisfied[0].message}",
-                hint=_WIDER,
+                hint=_LIMIT_HINT,
             )
         return None
 

@@ -27,8 +27,8 @@ class SweepResult:
     """A sweep that has ended.
 
     Attributes:
-        links: where to see the study in the MLflow UI.
-        promotion: what the sweep registered; None if its config names no policy, or the front is empty.
+        links: URLs of the study in the MLflow UI.
+        promotion: registered versions; None if the config names no policy or the front is empty.
     """
 
     study: OpenStudy
@@ -45,12 +45,11 @@ class SweepResult:
 def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
     """Search recipes until the study is over, then promote its front.
 
-    An interrupted study continues where it stopped. An empty front is not an error here: `SweepResult.snapshot` shows
-    it.
+    An interrupted study continues where it stopped. An empty front raises no error.
 
     Raises:
-        ConfigError: the sweep is invalid; nothing was started.
-        TrackingError: MLflow does not accept the results, which stay in the study.
+        ConfigError: the sweep is invalid; no trial has started.
+        TrackingError: MLflow does not accept the results. They stay in the trial storage.
         GateError: a release gate refused a trial of the front.
     """
     from edgeopt.release import signature
@@ -63,7 +62,7 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
             f"`workers` must be a positive integer, got {workers!r}", location="workers", hint="Give 1 or more"
         )
     study = OpenStudy.of(request, config, reporter=reporter)
-    with _starting(study, workers) as search:
+    with _prepared_search(study, workers) as search:
         _check(study)
         recorder, policy = study.recorder, study.sweep_policy()
         recorder.connect()
@@ -88,8 +87,11 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
 
 
 @contextmanager
-def _starting(study: OpenStudy, workers: int) -> Iterator[Callable[[], None]]:
-    """Yield the function that runs the search. The subprocess of a single worker starts here: imports take seconds."""
+def _prepared_search(study: OpenStudy, workers: int) -> Iterator[Callable[[], None]]:
+    """Yield the function that runs the search.
+
+    The subprocess of a single local worker starts first, because its imports take seconds.
+    """
     if workers > 1 or study.study.search.engine != "local":
         yield partial(launch.run, study, workers)
         return
@@ -98,7 +100,7 @@ def _starting(study: OpenStudy, workers: int) -> Iterator[Callable[[], None]]:
 
 
 def _check(study: OpenStudy) -> None:
-    """Raise ConfigError for faults that every trial would have, before the first one starts."""
+    """Raise ConfigError or InputError for an unmeasured objective or an invalid recipe, before any trial starts."""
     measured = parse.instantiate_group(study.config, "measure").metrics
     for objective in study.study.objectives:
         if objective.metric not in measured:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from edgeopt.search.study import Study
 
 REFRESHES_PER_S = 2
-"""Redrawing costs processor time that a measurement next to it would notice."""
+"""Redrawing takes CPU time, which disturbs concurrent measurements."""
 FILE_WIDTH = 100
-"""Columns of a table that goes into a file or a pipe."""
+"""Width in columns of output to a file or a pipe."""
 _ERROR_CHARACTERS = 120
 
 
 def console(stream: TextIO, *, stderr: bool) -> Console:
-    """Return a console that keeps to `FILE_WIDTH` columns if the stream is not a terminal."""
+    """Return a console that is `FILE_WIDTH` columns wide if the stream is not a terminal and COLUMNS is not set."""
     width = None if stream.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
     return Console(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=True)
 
@@ -39,7 +39,7 @@ err = console(sys.stderr, stderr=True)
 
 @contextmanager
 def step(title: str) -> Iterator[Callable[[str], None]]:
-    """Show a spinner with what is being done, or plain lines if stderr is not a terminal."""
+    """Show a spinner with the latest progress line, or plain lines if stderr is not a terminal."""
     if not err.is_terminal:
         yield lambda line: err.print(f"{title}: {line}")
         return
@@ -50,7 +50,7 @@ def step(title: str) -> Iterator[Callable[[str], None]]:
 
 
 class SweepWatcher:
-    """Shows the number of finished trials, the best one so far and the remaining time, and a line per trial."""
+    """Progress bar with the best objective value and the remaining time, and one line per ended trial."""
 
     def __init__(self, study: Study, bar: Progress) -> None:
         self._study, self._bar = study, bar
@@ -64,7 +64,7 @@ class SweepWatcher:
         self._bar.update(self._task, description=f"trial {trial.number}")
 
     def progress(self, line: str) -> None:
-        """Show what the running trial does."""
+        """Show a progress line of the running trial."""
         text = f"trial {self._number}: {_first_line(line)}" if self._number >= 0 else _first_line(line)
         self._bar.update(self._task, description=text)
 
@@ -78,12 +78,13 @@ class SweepWatcher:
         self._bar.console.print(line)
 
     def refresh(self) -> None:
-        """Show the state of the study, whichever process changed it."""
+        """Show the current state of the study."""
         from edgeopt.search.status import collect_status
+        from edgeopt.search.storage.trial import EVALUATED_STATES
 
-        known = collect_status(self._study)
-        left = "" if known["left_s"] is None else f"{known['left_s'] / 60:.0f} min left"
-        done = sum(known["trials"].get(state, 0) for state in ("finished", "stopped", "failed"))
+        status = collect_status(self._study)
+        left = "" if status["left_s"] is None else f"{status['left_s'] / 60:.0f} min left"
+        done = sum(status["trials"].get(state, 0) for state in EVALUATED_STATES)
         self._bar.update(self._task, completed=done, left=left, best=self._best())
 
     def _best(self) -> str:
@@ -107,22 +108,28 @@ def watch_sweep(study: Study) -> Iterator[SweepWatcher]:
         TextColumn("{task.fields[best]}"),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=err, refresh_per_second=REFRESHES_PER_S, disable=False) as bar:
+    with Progress(*columns, console=err, refresh_per_second=REFRESHES_PER_S) as bar:
         yield SweepWatcher(study, bar)
 
 
 @contextmanager
 def watch_workers(study: Study) -> Iterator[Callable[[], None]]:
-    """Show the trials that other processes evaluate; the yielded function prints those that have ended since."""
+    """Show the trials that other processes evaluate. The yielded function prints the newly ended trials."""
+    from edgeopt.search.storage.trial import ENDED_STATES
+
     with watch_sweep(study) as watcher:
         shown = {trial.number for trial in study.trials() if trial.recorded}
 
         def refresh() -> None:
             for trial in study.trials():
-                if trial.recorded and trial.number not in shown:
-                    shown.add(trial.number)
-                    if trial.state in ("finished", "stopped", "refused"):
-                        watcher.finished(trial, study.load_result(trial.number))
+                if not trial.recorded or trial.number in shown:
+                    continue
+                shown.add(trial.number)
+                if trial.state == "failed" and trial.summary is not None:  # stored without a result if workers died
+                    stage, _, cause = (trial.summary.failure or "").partition(": ")
+                    watcher.message(_failed_line(trial, trial.summary.spent_s, stage, cause))
+                elif trial.state in ENDED_STATES:
+                    watcher.finished(trial, study.load_result(trial.number))
             watcher.progress(f"{len(study.storage.active_workers())} workers")
             watcher.refresh()
 
@@ -150,11 +157,11 @@ class TerminalReporter:
 
 
 def trial_line(trial: Trial, result: TrialResult) -> Text:
-    """Return one line on a trial that has ended: its parameters, its duration and its outcome with the cause."""
-    text = f" trial {trial.number} {label(trial.params)} ({sum(result.timings_s.values()):.0f} s)"
+    """Return one line on an ended trial: parameters, duration, outcome and cause."""
+    spent_s = sum(result.timings_s.values())
     if result.failure is not None:
-        cause = _first_line(result.failure.message)[:_ERROR_CHARACTERS]
-        return Text.assemble(("✗", "red"), f"{text}: {OUTCOMES['failed']} at {result.failure.stage}: {cause}")
+        return _failed_line(trial, spent_s, result.failure.stage, result.failure.message)
+    text = _trial_text(trial, spent_s)
     if result.refused:
         stopped = f"{OUTCOMES['stopped']} at {result.refused}"
         outcome = OUTCOMES["refused"] if result.refused == PREDICTION else stopped
@@ -163,6 +170,15 @@ def trial_line(trial: Trial, result: TrialResult) -> Text:
         return Text.assemble(("✓", "green"), f"{text}: {OUTCOMES['feasible']}")
     cause = next((verdict.message for verdict in result.verdicts if not verdict.satisfied), "nothing was measured")
     return Text.assemble(("·", "yellow"), f"{text}: {OUTCOMES['infeasible']}: {cause}")
+
+
+def _failed_line(trial: Trial, spent_s: float, stage: str, cause: str) -> Text:
+    shown = _first_line(cause)[:_ERROR_CHARACTERS]
+    return Text.assemble(("✗", "red"), f"{_trial_text(trial, spent_s)}: {OUTCOMES['failed']} at {stage}: {shown}")
+
+
+def _trial_text(trial: Trial, spent_s: float) -> str:
+    return f" trial {trial.number} {label(trial.params)} ({spent_s:.0f} s)"
 
 
 def _first_line(text: str) -> str:

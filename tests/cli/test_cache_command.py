@@ -1,4 +1,4 @@
-"""`edgeopt cache`: what it shows, what it frees, what it refuses."""
+"""Check `edgeopt cache`: display, pruning, invalid arguments and protected entries."""
 
 from __future__ import annotations
 
@@ -31,14 +31,18 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def store(work: Path) -> StageCache:
-    """A cache with two engines and a measurement, in the order of their use."""
-    made = StageCache(work / ".edgeopt" / "cache")
+    """Return a cache with two engines and a measurement, the least recently used first."""
+    cache = StageCache(work / ".edgeopt" / "cache")
     for kind, name in (("engine", 1), ("measurement", 1), ("engine", 2)):
-        made.get_or_create(kind, name, lambda folder: (folder / "out").write_bytes(b"x" * SIZE) and None)
-    return made
+        cache.get_or_create(kind, name, create_file)
+    return cache
 
 
-def toy(folder: Path) -> None:
+def create_file(folder: Path) -> None:
+    (folder / "out").write_bytes(b"x" * SIZE)
+
+
+def create_engine(folder: Path) -> None:
     folder.rmdir()
     samples.engine(folder)
 
@@ -53,7 +57,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Document]:
     return run
 
 
-def test_it_shows_what_lies_there_by_kind_and_the_limit(store: StageCache, command: Callable[..., Document]) -> None:
+def test_cache_shows_entries_by_kind_and_limit(store: StageCache, command: Callable[..., Document]) -> None:
     document = command()
     assert document["limit_bytes"] == 20 * 2**30
     assert document["entries"] == 3
@@ -66,9 +70,7 @@ def test_it_shows_what_lies_there_by_kind_and_the_limit(store: StageCache, comma
     assert command("show", "--state", ".edgeopt")["entries"] == 3, "showing changes nothing"
 
 
-def test_prune_frees_the_least_recently_used_down_to_a_size(
-    store: StageCache, command: Callable[..., Document]
-) -> None:
+def test_prune_frees_least_recently_used_entries(store: StageCache, command: Callable[..., Document]) -> None:
     before = bytes_on_disk(list_entries(store.root))
     document = command("prune", "--to", "250 kB")
     assert document["pruned"]["entries"] == 1
@@ -77,7 +79,7 @@ def test_prune_frees_the_least_recently_used_down_to_a_size(
     assert [entry.kind for entry in list_entries(store.root)] == ["measurement", "engine"]
 
 
-def test_prune_alone_keeps_the_limit_of_the_config(
+def test_prune_defaults_to_the_configured_limit(
     store: StageCache, work: Path, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("prune")["pruned"]["entries"] == 0
@@ -92,11 +94,11 @@ def test_prune_alone_keeps_the_limit_of_the_config(
     assert capsys.readouterr().err == "edgeopt: --to: cache.limit is null. Give --to SIZE or --all\n"
 
 
-def test_prune_all_keeps_what_is_in_use_and_says_so(
+def test_prune_all_keeps_entries_in_use(
     store: StageCache, command: Callable[..., Document], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with store.protect():
-        store.get_or_create("engine", 1, lambda _: pytest.fail("it is there"))
+        store.get_or_create("engine", 1, lambda _: pytest.fail("the entry is cached"))
         document = command("prune", "--all")
         assert (document["pruned"]["entries"], document["pruned"]["in_use"], document["entries"]) == (2, 1, 1)
         assert document["pruned"]["in_use_bytes"] == document["bytes"] > SIZE
@@ -107,7 +109,7 @@ def test_prune_all_keeps_what_is_in_use_and_says_so(
     assert command("prune", "--all")["entries"] == 0
 
 
-def test_people_get_a_table(store: StageCache, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_prints_a_table(store: StageCache, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache"]) == 0
     out = capsys.readouterr().out
     assert "cache .edgeopt/cache" in out
@@ -117,7 +119,7 @@ def test_people_get_a_table(store: StageCache, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["prune", "--to", "5"], "--to: the value must have a unit, got '5'"),
         (["prune", "--to=-5 GiB"], "--to: the size must not be negative, got '-5 GiB'. Use 0 B or more"),
@@ -128,39 +130,40 @@ def test_people_get_a_table(store: StageCache, capsys: pytest.CaptureFixture[str
         (["--state", "elsewhere"], "elsewhere/cache: there is no cache. Run edgeopt run or sweep first"),
     ],
 )
-def test_bad_arguments_are_refused_and_free_nothing(
-    store: StageCache, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], work: Path
+def test_invalid_arguments_free_nothing(
+    store: StageCache, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], work: Path
 ) -> None:
     assert main(["cache", *arguments]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"edgeopt: {told}")
+    assert err.startswith(f"edgeopt: {message}")
     assert len(list_entries(store.root)) == 3
     assert not (work / "elsewhere").exists()
 
 
-# who keeps what
+# protection from eviction
 
 
-def test_a_trials_result_stays_until_the_next_trial(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_result_is_protected_until_next_trial(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(_: object, store: StageCache, __: object, **___: object) -> TrialResult:
-        store.get_or_create("engine", len(made), toy)
-        return made.append(samples.result()) or made[-1]  # type: ignore[func-returns-value]
+        store.get_or_create("engine", len(results), create_engine)
+        results.append(samples.result())
+        return results[-1]
 
-    made: list[TrialResult] = []
+    results: list[TrialResult] = []
     monkeypatch.setattr(trial_process, "build_job", lambda *_: None)
     monkeypatch.setattr(trial_process, "evaluate", evaluate)
     root = work / ".edgeopt" / "cache"
     for number in range(2):
         trial_process.evaluate_trial(assemble.Request(), {}, lambda _: None)
-        assert len(evict(root, 0).evicted) == min(number, 1), "the trial before"
+        assert len(evict(root, 0).evicted) == min(number, 1), "only the engine of the previous trial"
         assert len(list_entries(root)) == 1
     trial_process._cache_protection.close()
     assert len(evict(root, 0).evicted) == 1
 
 
-def test_an_open_engine_is_kept_until_its_command_ends(store: StageCache) -> None:
-    folder = store.get_or_create("engine", "toy", toy)
+def test_open_engine_is_not_evicted(store: StageCache) -> None:
+    folder = store.get_or_create("engine", "open", create_engine)
     with verified_engine(str(folder)) as (engine, _):
         evict(store.root, 0)
         assert Engine.read(folder).digest == engine.digest
@@ -169,10 +172,10 @@ def test_an_open_engine_is_kept_until_its_command_ends(store: StageCache) -> Non
 
 
 @pytest.mark.parametrize("command", [("generate",), ("bench", "--engine")])
-def test_the_error_for_an_evicted_engine_names_the_rebuild_command(
+def test_evicted_engine_error_names_rebuild_command(
     store: StageCache, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = store.get_or_create("engine", 1, lambda _: pytest.fail("it is there"))
+    folder = store.get_or_create("engine", 1, lambda _: pytest.fail("the entry is cached"))
     evict(store.root, 0)
     assert main([*command, str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Check commands that inspect a study, help and completion."""
+"""Check help, completion and the commands that inspect a study."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.fixture
-def studied() -> list[str]:
-    """Return the lines of two trials of an invented study."""
+def explanations() -> list[str]:
+    """Return the lines that explain two trials of an invented study."""
     trials = [
         samples.trial(0, samples.result(decode_ms=0.5, ratio=1.1), "r0", 1),
         samples.trial(1, samples.result(decode_ms=0.7, ratio=1.3), "r1", None),
@@ -60,11 +60,11 @@ def studied() -> list[str]:
     return [*explanation(samples.snapshot(trials), trials[0]), *explanation(samples.snapshot(trials), trials[1])]
 
 
-def test_explanation_has_five_lines_per_trial(studied: list[str]) -> None:
-    assert [line.partition(":")[0] for line in studied] == ["recipe", "gained", "lost", "limits", "outcome"] * 2
-    assert studied[4].startswith("outcome: on the front")
-    assert "quality/perplexity_ratio exceeds 1.15 by" in studied[8]
-    assert studied[9].startswith("outcome: infeasible")
+def test_explanation_has_five_lines_per_trial(explanations: list[str]) -> None:
+    assert [line.partition(":")[0] for line in explanations] == ["recipe", "gained", "lost", "limits", "outcome"] * 2
+    assert explanations[4].startswith("outcome: on the front")
+    assert "quality/perplexity_ratio exceeds 1.15 by" in explanations[8]
+    assert explanations[9].startswith("outcome: infeasible")
 
 
 def test_dominated_trial_names_a_better_one() -> None:

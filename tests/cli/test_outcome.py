@@ -1,4 +1,4 @@
-"""Documents of commands as they stand on stdout."""
+"""Check the JSON documents that commands print on stdout."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.cli.commands.outcome import written
+from edgeopt.cli.commands.outcome import format_json
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
 
 
 @given(document=st.dictionaries(st.text(), VALUES))
-def test_it_is_read_back_as_it_was(document: dict[str, Any]) -> None:
-    assert json.loads(written(document)) == document
+def test_document_survives_json(document: dict[str, Any]) -> None:
+    assert json.loads(format_json(document)) == document
 
 
-def test_entries_of_a_list_stand_in_a_line_each() -> None:
-    assert written({"study": "s", "trials": [{"number": 0}, {"number": 1}], "front": []}).splitlines() == [
+def test_list_entries_take_one_line_each() -> None:
+    assert format_json({"study": "s", "trials": [{"number": 0}, {"number": 1}], "front": []}).splitlines() == [
         "{",
         ' "study": "s",',
         ' "trials": [',
@@ -33,6 +33,6 @@ def test_entries_of_a_list_stand_in_a_line_each() -> None:
     ]
 
 
-def test_what_is_no_number_is_refused() -> None:
+def test_nan_is_rejected() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        written({"value": float("nan")})
+        format_json({"value": float("nan")})

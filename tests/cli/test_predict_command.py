@@ -15,7 +15,7 @@ SIZE = "size/engine_mib"
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def predict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, code: int = 0) -> Any:
@@ -25,34 +25,35 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     return run
 
 
-def test_parts_add_up_to_what_is_predicted(told: Any) -> None:
-    found = told("recipe=int4")
-    parts = found["breakdown"]
+def test_breakdown_adds_up_to_prediction(predict: Any) -> None:
+    found = predict("recipe=int4")
+    breakdown = found["breakdown"]
     assert (found["parameters"], found["tier"]) == (4_196_608, "tiny")
-    assert parts["disk_bytes"] == sum(parts[name] for name in ("weights", "tables", "adapters", "graphs", "carried"))
-    assert found["figures"][SIZE]["value"] == pytest.approx(parts["disk_bytes"] / 2**20)
-    assert found["figures"]["memory/peak_rss_mib"]["value"] == pytest.approx(parts["peak_bytes"] / 2**20)
+    components = ("weights", "tables", "adapters", "graphs", "carried")
+    assert breakdown["disk_bytes"] == sum(breakdown[name] for name in components)
+    assert found["figures"][SIZE]["value"] == pytest.approx(breakdown["disk_bytes"] / 2**20)
+    assert found["figures"]["memory/peak_rss_mib"]["value"] == pytest.approx(breakdown["peak_bytes"] / 2**20)
 
 
 @pytest.mark.parametrize(
-    ("knob", "absent"), [("gate_up_fused", "disk_bytes"), ("packed_on_disk", "peak_bytes")], ids=["size", "memory"]
+    ("option", "absent"), [("gate_up_fused", "disk_bytes"), ("packed_on_disk", "peak_bytes")], ids=["size", "memory"]
 )
-def test_a_sum_that_is_not_predicted_has_no_parts(knob: str, absent: str, told: Any) -> None:
-    found = told("recipe=int4", f"runtime.{knob}=true")
+def test_unpredicted_total_is_not_in_breakdown(option: str, absent: str, predict: Any) -> None:
+    found = predict("recipe=int4", f"runtime.{option}=true")
     assert {"disk_bytes", "peak_bytes"} - found["breakdown"].keys() == {absent}
     assert len(found["figures"]) == 1
 
 
-def test_without_known_parts_the_figures_are_printed_with_bands(told: Any) -> None:
-    found = told("recipe=int4", "runtime=onnx")
+def test_runtime_without_breakdown_predicts_an_interval(predict: Any) -> None:
+    found = predict("recipe=int4", "runtime=onnx")
     assert found["breakdown"] == {}
     assert found["figures"].keys() == {SIZE}
     assert found["figures"][SIZE]["low"] < found["figures"][SIZE]["value"] < found["figures"][SIZE]["high"]
 
 
-def test_rounding_and_packing_change_the_size_of_portable_engines(told: Any) -> None:
+def test_bits_and_packing_change_onnx_engine_size(predict: Any) -> None:
     sizes = [
-        told(f"recipe={recipe}", "runtime=onnx", f"runtime.packed_on_disk={packed}")["figures"][SIZE]["value"]
+        predict(f"recipe={recipe}", "runtime=onnx", f"runtime.packed_on_disk={packed}")["figures"][SIZE]["value"]
         for recipe, packed in (("int4", "false"), ("int8", "false"), ("int8", "true"))
     ]
     assert sizes == sorted(sizes)
@@ -60,13 +61,13 @@ def test_rounding_and_packing_change_the_size_of_portable_engines(told: Any) -> 
 
 
 @pytest.mark.parametrize("runtime", ["genai", "onnx"])
-def test_a_size_beyond_its_limit_does_not_fit(runtime: str, told: Any) -> None:
-    found = told(f"runtime={runtime}", "recipe=int8", "limits.size.engine_mib=2 MiB", code=3)
-    (limit,) = (each for each in found["limits"] if each["metric"] == SIZE)
+def test_size_beyond_limit_does_not_fit(runtime: str, predict: Any) -> None:
+    found = predict(f"runtime={runtime}", "recipe=int8", "limits.size.engine_mib=2 MiB", code=3)
+    (limit,) = (check for check in found["limits"] if check["metric"] == SIZE)
     assert not limit["fits"]
 
 
-def test_people_read_the_band_of_each_figure(
+def test_predict_prints_the_interval(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -16,5 +16,5 @@ def test_error_names_unmeasured_objective() -> None:
     objectives = (*samples.OBJECTIVES, ObjectiveSnapshot(metric="tasks/accuracy", unit="", direction="maximize"))
     snapshot = samples.snapshot([samples.trial(0, samples.result(), None, None)], objectives=objectives)
     message = str(nothing_feasible(snapshot))
-    assert "1 trials satisfy every limit, but tasks/accuracy was not measured" in message
+    assert "no feasible trial measured every objective: tasks/accuracy is missing" in message
     assert "search.objectives" in message

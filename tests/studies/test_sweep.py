@@ -1,4 +1,4 @@
-"""Whole sweeps on a tiny model: what a person is promised, also when the sweep is killed."""
+"""Run whole sweeps of a tiny model, including a sweep that is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from support.sweeping import finished, front, runs, start, sweep, write_sweep
 
 
-def test_a_sweep_ends_with_a_front_and_a_champion(folder):
+def test_sweep_promotes_its_front_once(folder):
     code, document, err = sweep(folder)
     assert code == 0, err
     assert len(document["trials"]) == 5
@@ -24,14 +24,14 @@ def test_a_sweep_ends_with_a_front_and_a_champion(folder):
     assert {r.info.status for r in runs(folder)} == {"FINISHED"}
     assert len(runs(folder)) == 1 + 5
 
-    again, same, err = sweep(folder)
-    assert again == 0, err
+    code, repeated, err = sweep(folder)
+    assert code == 0, err
     assert len(runs(folder)) == 1 + 5
-    assert same["front"] == document["front"]
-    assert same["champion"] == document["champion"]
+    assert repeated["front"] == document["front"]
+    assert repeated["champion"] == document["champion"]
 
 
-def test_front_reads_the_champion_from_the_registry(folder, tiny_model):
+def test_front_command_reads_champion_from_registry(folder, tiny_model):
     code, document, err = sweep(folder)
     assert code == 0, err
     shown = front(folder)
@@ -47,7 +47,7 @@ def test_front_reads_the_champion_from_the_registry(folder, tiny_model):
     assert not (folder / "mlflow.db").exists()
 
 
-def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model):
+def test_impossible_limit_exits_with_3(folder, tiny_model):
     write_sweep(folder, tiny_model, limits="{size: {engine_mib: 1 B}}", trials=3)
     code, document, err = sweep(folder)
     assert code == 3
@@ -57,8 +57,8 @@ def test_an_impossible_limit_ends_with_3_and_promotes_nothing(folder, tiny_model
     assert MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_registered_models() == []
 
 
-def test_a_recipe_predicted_not_to_fit_is_refused_before_work(folder, tiny_model):
-    """fp16 takes 236 kB, int8 some 140."""
+def test_predicted_oversize_recipe_is_refused(folder, tiny_model):
+    # the fp16 engine takes 236 kB, the int8 engine about 140 kB
     write_sweep(folder, tiny_model, limits="{size: {engine_mib: 190 kB}}", trials=6)
     code, document, err = sweep(folder)
     assert code == 0, err
@@ -79,7 +79,7 @@ def test_a_recipe_predicted_not_to_fit_is_refused_before_work(folder, tiny_model
         assert 0.98 < ratio < 1.02, trial["params"]
 
 
-def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
+def test_limit_of_disabled_probe_is_violated(folder, tiny_model):
     write_sweep(folder, tiny_model, limits="{latency: {decode_p50_ms: 1000 s}}", trials=3)
     code, document, err = sweep(folder)
     assert code == 3
@@ -90,21 +90,21 @@ def test_a_limit_whose_probe_was_off_is_violated(folder, tiny_model):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_killed_five_times_logs_every_trial_once(folder):
-    moments = random.Random(7)
-    seen: dict[int, str] = {}
+def test_killed_sweep_logs_every_trial_once(folder):
+    rng = random.Random(7)
+    known: dict[int, str] = {}
     for _ in range(5):
         process = start(folder, "sweep", "--config-name", "tiny_sweep")
-        time.sleep(moments.uniform(3, 20))
+        time.sleep(rng.uniform(3, 20))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         trials = finished(folder)
-        assert seen.items() <= trials.items(), "a finished trial was lost or changed"
-        seen = trials
+        assert known.items() <= trials.items(), "a finished trial was lost or changed"
+        known = trials
     code, document, err = sweep(folder)
     assert code == 0, err
     results = {t["number"]: t for t in document["trials"] if t["state"] == "finished"}
-    assert seen.keys() <= results.keys()
+    assert known.keys() <= results.keys()
     assert len(results) == 5
     assert len({json.dumps(t["params"], sort_keys=True) for t in results.values()}) == 5
     logged = runs(folder)

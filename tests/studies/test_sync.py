@@ -1,4 +1,4 @@
-"""A sweep and its MLflow server, which is killed and started again meanwhile."""
+"""Run sweeps while their MLflow server is killed and restarted."""
 
 from __future__ import annotations
 
@@ -17,45 +17,46 @@ from edgeopt.core import mlflow_tags as tags
 from edgeopt.search.storage.trial import ENDED_STATES
 from edgeopt.search.storage.trial_storage import list_studies
 
-MANY = ", ".join(f"{share / 100:.2f}" for share in range(5, 95, 5))
+RATIOS = ", ".join(f"{share / 100:.2f}" for share in range(5, 95, 5))
 
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[MlflowServer]:
-    """It keeps its runs where a sweep of this folder without a server would."""
-    made = MlflowServer(folder)
+    """Yield an MLflow server with the same store that a sweep without a server uses in this folder."""
+    started = MlflowServer(folder)
     try:
-        yield made
+        yield started
     finally:
-        made.kill()
+        started.kill()
 
 
-def over(folder: Path) -> int:
-    """Return the number of finished trials."""
+def count_ended(folder: Path) -> int:
+    """Return the number of ended trials."""
     storage = open_storage(folder)
     if not (folder / ".edgeopt" / "studies.db").is_file() or "kill" not in list_studies(storage.url):
         return 0
     return sum(trial.state in ENDED_STATES for trial in storage.trials_since(0))
 
 
-def wait_for(folder: Path, trials: int, sweep: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while over(folder) < trials and sweep.poll() is None and time.monotonic() < end:
+def wait_for_trials(folder: Path, trials: int, sweep: subprocess.Popen[str]) -> None:
+    """Wait until at least `trials` trials have ended, the sweep exits, or two minutes have passed."""
+    deadline = time.monotonic() + 120
+    while count_ended(folder) < trials and sweep.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
 def study_run(folder: Path) -> tuple[str, str]:
-    """Id and status of the study's run."""
-    (found,) = [run for run in runs(folder) if run.data.tags.get(tags.ROLE) == "study"]
-    return found.info.run_id, found.info.status
+    """Return id and status of the study's run."""
+    (run,) = [run for run in runs(folder) if run.data.tags.get(tags.ROLE) == "study"]
+    return run.info.run_id, run.info.status
 
 
-def test_a_sweep_continues_while_its_server_is_away(folder: Path, server: MlflowServer) -> None:
+def test_sweep_continues_while_server_is_down(folder: Path, server: MlflowServer) -> None:
     sweep = start(folder, "sweep", "--config-name", "tiny_sweep", tracking_uri=server.uri)
-    wait_for(folder, 1, sweep)
+    wait_for_trials(folder, 1, sweep)
     server.kill()
-    wait_for(folder, 3, sweep)
-    assert over(folder) >= 3, "it works without the server"
+    wait_for_trials(folder, 3, sweep)
+    assert count_ended(folder) >= 3, "trials end while the server is down"
     server.start()
     code, document, err = ended(sweep)
     assert code == 0, err
@@ -69,54 +70,54 @@ def test_a_sweep_continues_while_its_server_is_away(folder: Path, server: Mlflow
     assert [(m.step, m.value) for m in history] == [(n, float(n)) for n in range(1, 6)]
 
 
-def test_sync_sends_what_the_server_lacks(folder: Path, server: MlflowServer) -> None:
-    given = ("sweep", "--config-name", "tiny_sweep", "tracking.patience_s=0", "search.trials=3")
-    sweep = start(folder, *given, tracking_uri=server.uri)
-    wait_for(folder, 1, sweep)
+def test_sync_sends_unrecorded_trials(folder: Path, server: MlflowServer) -> None:
+    arguments = ("sweep", "--config-name", "tiny_sweep", "tracking.patience_s=0", "search.trials=3")
+    sweep = start(folder, *arguments, tracking_uri=server.uri)
+    wait_for_trials(folder, 1, sweep)
     server.kill()
     code, _, err = ended(sweep)
     assert code == 1
     assert "trials are stored locally and not in MLflow yet" in err.splitlines()[-1]
     assert "edgeopt sync kill" in err.splitlines()[-1]
-    assert over(folder) == 3
-    code, told, err = ended(start(folder, "status"))
-    assert (code, told["trials"]) == (0, {"finished": 3}), err
-    assert told["unrecorded"] >= 1
+    assert count_ended(folder) == 3
+    code, status, err = ended(start(folder, "status"))
+    assert (code, status["trials"]) == (0, {"finished": 3}), err
+    assert status["unrecorded"] >= 1
 
     code, _, err = ended(start(folder, "sync"))
     assert code == 1
     assert "MLflow does not answer" in err
 
     server.start()
-    code, sent, err = ended(start(folder, "sync"))
+    code, synced, err = ended(start(folder, "sync"))
     assert code == 0, err
-    assert len(sent["sent"]) == told["unrecorded"]
-    assert (sent["left"], sent["evicted"]) == ([], [])
+    assert len(synced["sent"]) == status["unrecorded"]
+    assert (synced["left"], synced["evicted"]) == ([], [])
     require_whole(folder, open_storage(folder))
-    parent, status = study_run(folder)
-    assert status == "FINISHED"
-    kept = [file.path for file in MlflowClient(tracking_uri=server.uri).list_artifacts(parent, "front")]
-    assert "front/front.html" in kept
+    parent, run_status = study_run(folder)
+    assert run_status == "FINISHED"
+    artifacts = [file.path for file in MlflowClient(tracking_uri=server.uri).list_artifacts(parent, "front")]
+    assert "front/front.html" in artifacts
     assert ended(start(folder, "sync"))[1]["sent"] == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_repeatedly_killed_server_has_every_trial_once(folder: Path, server: MlflowServer, workers: int) -> None:
+def test_killed_server_has_every_trial_once(folder: Path, server: MlflowServer, workers: int) -> None:
     file = folder / "tiny_sweep.yaml"
-    file.write_text(file.read_text().replace("choices: [0.25, 0.5]", f"choices: [{MANY}]"))
-    chance, kills = random.Random(5), 0
-    given = ("sweep", "--config-name", "tiny_sweep", "search.trials=20", f"workers={workers}")
-    sweep = start(folder, *given, tracking_uri=server.uri)
-    wait_for(folder, 1, sweep)
-    while sweep.poll() is None and (kills < 2 or over(folder) < 18):
+    file.write_text(file.read_text().replace("choices: [0.25, 0.5]", f"choices: [{RATIOS}]"))
+    rng, kills = random.Random(5), 0
+    arguments = ("sweep", "--config-name", "tiny_sweep", "search.trials=20", f"workers={workers}")
+    sweep = start(folder, *arguments, tracking_uri=server.uri)
+    wait_for_trials(folder, 1, sweep)
+    while sweep.poll() is None and (kills < 2 or count_ended(folder) < 18):
         server.kill()
         kills += 1
-        time.sleep(chance.uniform(0, 3))
-        server.start()  # it takes seconds to come up, in which trials end, on a fast machine all of them
+        time.sleep(rng.uniform(0, 3))
+        server.start()  # takes seconds; on a fast machine all trials may end meanwhile
         if kills >= 2:
-            time.sleep(chance.uniform(0, 3))
+            time.sleep(rng.uniform(0, 3))
     code, document, err = ended(sweep)
     assert code == 0, err
     assert kills >= 2

@@ -1,4 +1,4 @@
-"""Several workers on one study, as people start them: processes, roles, other folders, other versions, Ray."""
+"""Run several workers on one study: processes, roles, other working folders, other versions, Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgeopt.search.storage.trial_storage import TrialStorage
 from edgeopt.search.storage.worker_record import WorkerRecord
 
 
-def test_two_workers_share_a_sweep_and_its_course_is_drawn(folder: Path) -> None:
+def test_two_workers_share_a_sweep(folder: Path) -> None:
     code, document, err = sweep(folder, "workers=2")
     assert code == 0, err
     assert document["front"]
@@ -36,23 +36,21 @@ def test_two_workers_share_a_sweep_and_its_course_is_drawn(folder: Path) -> None
     (parent,) = [run for run in runs(folder) if run.data.tags.get(tags.ROLE) == "study"]
     assert parent.data.metrics["trials/finished"] == len(trials) == 5
     assert 0 < parent.data.metrics["progress/hypervolume"] <= 1
-    code, told, err = ended(start(folder, "status"))
+    code, status, err = ended(start(folder, "status"))
     assert code == 0, err
-    assert told["over"] == "budget of 5 trials reached"
-    assert told["trials"] == {"finished": 5}
-    assert told["workers"] == []
-    assert len(told["hypervolumes"]) == 5
+    assert status["over"] == "budget of 5 trials reached"
+    assert status["trials"] == {"finished": 5}
+    assert status["workers"] == []
+    assert len(status["hypervolumes"]) == 5
 
 
-def test_builders_build_and_measurers_measure_from_any_working_folder(folder: Path, tmp_path: Path) -> None:
+def test_worker_roles_run_from_any_folder(folder: Path, tmp_path: Path) -> None:
     code, _, err = sweep(folder, "search.trials=1", "promote=null")
     assert code == 0, err
     storage = open_storage(folder)
-    for bits in (0.25, 0.5):
-        storage.add({"recipe": "prune_int4", "step.prune.ratio": bits}, origin="enqueued")
-    sweep_file = folder / "tiny_sweep.yaml"
-    sweep_file.write_text(sweep_file.read_text().replace("trials: 5", "trials: 3"))
-    _reopen(folder, trials=3)
+    for ratio in (0.25, 0.5):
+        storage.add({"recipe": "prune_int4", "step.prune.ratio": ratio}, origin="enqueued")
+    _set_budget(folder, trials=3)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     state = ["--state", str(folder / ".edgeopt")]
@@ -61,10 +59,10 @@ def test_builders_build_and_measurers_measure_from_any_working_folder(folder: Pa
     while sum(trial.built for trial in storage.trials_since(0)) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     built = [trial for trial in storage.trials_since(0) if trial.built]
-    assert [trial.state for trial in built] == ["waiting"] * 2, "they wait for one who measures"
-    measured = ended(start(folder, "worker", "kill", *state, "--role", "measure", cwd=elsewhere))
-    assert measured[0] == 0, measured[2]
-    assert measured[1]["trials"] == [trial.number for trial in built]
+    assert [trial.state for trial in built] == ["waiting"] * 2, "built trials wait for a worker that measures"
+    code, document, err = ended(start(folder, "worker", "kill", *state, "--role", "measure", cwd=elsewhere))
+    assert code == 0, err
+    assert document["trials"] == [trial.number for trial in built]
     assert ended(builder)[0] == 0
     require_whole(folder, storage)
     for trial in built:
@@ -72,8 +70,8 @@ def test_builders_build_and_measurers_measure_from_any_working_folder(folder: Pa
         assert any(stage.startswith("measure/") for stage in timings)
 
 
-def _reopen(folder: Path, *, trials: int) -> None:
-    """Give the study another budget, as the same sweep with another number of trials does."""
+def _set_budget(folder: Path, *, trials: int) -> None:
+    """Change the stored budget, as a sweep of the same study with another number of trials does."""
     import sqlite3
 
     with sqlite3.connect(folder / ".edgeopt" / "studies.db") as store:
@@ -83,11 +81,11 @@ def _reopen(folder: Path, *, trials: int) -> None:
         store.execute("update edgeopt_studies set sweep = ?", (json.dumps(saved),))
 
 
-def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) -> None:
+def test_worker_of_another_version_is_refused(folder: Path) -> None:
     assert sweep(folder, "search.trials=1", "promote=null")[0] == 0
     other = WorkerRecord(worker="other", host="elsewhere", process="1:1", role="all", code="0.0.1+abc", beat=0)
     open_storage(folder).register_worker(other)
-    _reopen(folder, trials=2)
+    _set_budget(folder, trials=2)
     code, _, err = ended(start(folder, "worker", "kill"))
     assert code == 2
     assert "worker other runs 0.0.1+abc" in err
@@ -95,7 +93,7 @@ def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["workers=0"], "`workers` must be a positive integer, got 0"),
         (["store=postgresql://me:secret@db/studies"], "`store` must not contain a password"),
@@ -106,16 +104,16 @@ def test_a_worker_of_another_version_is_refused_while_others_work(folder: Path) 
         (["search.sampler=guess"], "guess"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(folder: Path, arguments: list[str], told: str) -> None:
+def test_invalid_sweep_starts_no_work(folder: Path, arguments: list[str], message: str) -> None:
     code, document, err = sweep(folder, *arguments)
     assert (code, document) == (2, {}), err
-    assert told in err
+    assert message in err
     assert "secret" not in err
     assert len(err.strip().splitlines()) == 1
     assert not (folder / "mlflow.db").exists()
 
 
-def test_the_error_for_a_missing_study_lists_the_existing(folder: Path) -> None:
+def test_unknown_study_error_lists_existing_studies(folder: Path) -> None:
     trial_storages.open_study(open_storage(folder).url, "kill")
     for command in ("worker", "status", "front"):
         code, _, err = ended(start(folder, command, "other"))
@@ -126,26 +124,26 @@ def test_the_error_for_a_missing_study_lists_the_existing(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_workers_and_database_may_die_at_any_time(folder: Path, postgresql: Postgres) -> None:
-    store, chance = postgresql.database(), random.Random(3)
+def test_study_survives_killed_workers_and_database(folder: Path, postgresql: Postgres) -> None:
+    store, rng = postgresql.database(), random.Random(3)
     process = start(folder, "sweep", "--config-name", "tiny_sweep", "workers=3", "promote=null", store=store)
-    storage, seen, kills = TrialStorage(store, "kill"), {}, 0
+    storage, known, kills = TrialStorage(store, "kill"), {}, 0
     while process.poll() is None:
-        time.sleep(chance.uniform(2, 6))
+        time.sleep(rng.uniform(2, 6))
         if kills == 4:
             postgresql.restart()
         workers = worker_processes(process.pid)
         if kills < 8 and workers:
-            chance.choice(workers).send_signal(signal.SIGKILL)
+            rng.choice(workers).send_signal(signal.SIGKILL)
             kills += 1
         try:
-            over = {trial.number: trial.summary for trial in storage.trials_since(0) if trial.state in ENDED_STATES}
-        except Exception:
+            current = {trial.number: trial.summary for trial in storage.trials_since(0) if trial.state in ENDED_STATES}
+        except Exception:  # the database restarts, or the study is not created yet
             continue
-        assert seen.items() <= over.items(), "a finished trial was lost or changed"
-        seen = over
+        assert known.items() <= current.items(), "an ended trial was lost or changed"
+        known = current
     assert ended(process)[0] == 0
-    assert len(seen) <= len([trial for trial in storage.trials_since(0) if trial.state in ENDED_STATES]) == 5
+    assert len(known) <= len([trial for trial in storage.trials_since(0) if trial.state in ENDED_STATES]) == 5
     require_whole(folder, storage)
 
 
@@ -167,7 +165,7 @@ sys.exit(code)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_ray_cluster_survives_the_loss_of_a_node(folder: Path) -> None:
+def test_ray_study_survives_loss_of_a_node(folder: Path) -> None:
     pytest.importorskip("ray", reason="pip install 'edgeopt[ray]'")
     command = [sys.executable, "-m", "edgeopt.cli", "sweep", "--config-name", "tiny_sweep", "--config-dir", str(folder)]
     command += ["search.engine=ray", "workers=2", "search.lease_s=10", "promote=null", "--json"]

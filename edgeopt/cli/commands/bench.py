@@ -22,14 +22,14 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.config import assemble
     from edgeopt.studies.engine import verified_engine
 
-    bound = assemble.build_bench(shared.request(args).compose())
+    bench = assemble.build_bench(shared.request(args).compose())
     with verified_engine(args.engine) as (engine, _), display.progress("measuring") as progress:
-        measurements = bound.measure_engine(engine, progress)
+        measurements = bench.measure_engine(engine, progress)
     return Outcome(
         document={
             "engine": str(engine.directory),
             "digest": engine.digest,
-            "device": asdict(bound.device),
+            "device": asdict(bench.device),
             "measurements": [asdict(m) for m in measurements],
         }
     )

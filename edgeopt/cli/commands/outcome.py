@@ -13,16 +13,21 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The document of a command, and the error that it ends with, if any."""
+    """Result of a command.
+
+    Attributes:
+        document: result in plain JSON types.
+        error: error that is raised after the document is printed; None if the command succeeded.
+    """
 
     document: Document
     error: EdgeoptError | None = None
 
 
-def written(document: Document) -> str:
+def format_json(document: Document) -> str:
     """Return a document as JSON, with one line per top-level value and per entry of a top-level list.
 
-    Full indentation would take ten times as long.
+    Full indentation would take ten times as long. Raises ValueError for NaN and infinity.
     """
     encode = json.JSONEncoder(allow_nan=False).encode
     lines = []

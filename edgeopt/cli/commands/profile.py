@@ -33,7 +33,9 @@ def execute(args: argparse.Namespace) -> Outcome:
             args.out.write_text(text)
         except OSError as error:
             raise InputError(
-                f"the file cannot be written ({error.strerror})", location=str(args.out), hint="Give another --out"
+                f"the file cannot be written ({error.strerror})",
+                location=str(args.out),
+                hint="Give a writable file with --out",
             ) from error
     return Outcome(
         document={

@@ -27,11 +27,11 @@ def execute(args: argparse.Namespace) -> Outcome:
 
     with display.progress("rebuilding") as progress:
         rebuilt = rebuild(args.run, state=args.state, config_dir=args.config_dir, progress=progress)
-    return Outcome(document=rebuilt.to_json(), error=None if rebuilt.same else _different(rebuilt))
+    return Outcome(document=rebuilt.to_json(), error=None if rebuilt.same else _digest_error(rebuilt))
 
 
-def _different(rebuilt: Rebuilt) -> BuildError:
-    """Return the error for an engine with another digest; it names the likely cause."""
+def _digest_error(rebuilt: Rebuilt) -> BuildError:
+    """Return the error for an engine with another digest. Its hint names the likely cause."""
     changed = ", ".join(f"{name} {before} (now {now})" for name, (before, now) in rebuilt.changed_versions.items())
     return BuildError(
         f"the rebuilt engine differs from the measured one: digest {rebuilt.engine.digest[:12]}, "
@@ -44,5 +44,5 @@ def _different(rebuilt: Rebuilt) -> BuildError:
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
-    words = "the engine that was measured" if document["same"] else "a different engine"
-    display.out.print(f"{document['engine']['directory']}: {words}")
+    comparison = "identical to the measured engine" if document["same"] else "differs from the measured engine"
+    display.out.print(f"{document['engine']['directory']}: {comparison}")

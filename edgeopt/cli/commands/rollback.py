@@ -16,10 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     registered.version(parser, "NAME@ALIAS")
     registered.reason(parser, required=True)
     parser.add_argument(
-        "--to", metavar="N", help="a version to which the alias pointed earlier (default: the one before)"
+        "--to", metavar="N", help="earlier version of the alias (default: the one before the current version)"
     )
     parser.add_argument(
-        "--policy", metavar="NAME", help="a file of registry/ (default: the one whose model is NAME, if any)"
+        "--policy", metavar="NAME", help="release policy in registry/ (default: the policy of the model, if any)"
     )
 
 
@@ -28,7 +28,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.studies.releases import roll_back
 
     with display.progress("rolling back") as progress:
-        done = roll_back(
+        rollback = roll_back(
             args.version,
             args.reason,
             to=args.to,
@@ -37,7 +37,7 @@ def execute(args: argparse.Namespace) -> Outcome:
             config_dir=args.config_dir,
             progress=progress,
         )
-    return Outcome(document=asdict(done))
+    return Outcome(document=asdict(rollback))
 
 
 def show(document: Document) -> None:

@@ -11,8 +11,8 @@ from edgeopt.errors import ConfigError
 
 SUMMARY = "Serve an engine over HTTP with the OpenAI API"
 EXAMPLE = "edgeopt serve models:/edgeopt@champion"
-SWITCH_S = 0.0005
-"""Thread switch interval: Python's 5 ms would delay each token."""
+SWITCH_INTERVAL_S = 0.0005
+"""Interval of `sys.setswitchinterval`. The default of 5 ms would delay each token."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         session = runtime.open(engine, threads=assemble.this_machine().cores)
         worker = Worker(session, parser.tokenizer, queue_size=args.queue_size)
         display.err.print(f"serving {args.name} on http://{args.host}:{args.port}/v1, engine {engine.digest[:12]}…")
-        sys.setswitchinterval(SWITCH_S)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         app = Service(parser, worker, timeout_s=args.timeout).app()
         uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
     return Outcome(document={"engine": str(engine.directory), "tokens": worker.generated_tokens})

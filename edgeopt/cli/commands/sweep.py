@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     shared.overrides(parser)
     shared.cfg(parser)
     parser.add_argument(
-        "--config-name", "-n", default="reference", metavar="NAME", help="a file of sweeps/ (default: reference)"
+        "--config-name", "-n", default="reference", metavar="NAME", help="sweep file in sweeps/ (default: reference)"
     )
 
 
@@ -31,8 +31,9 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.studies.open_study import nothing_feasible
     from edgeopt.studies.sweep import run_sweep
 
-    swept = run_sweep(request, display.REPORTER)
-    return Outcome(document=swept.to_json(), error=None if swept.snapshot.front else nothing_feasible(swept.snapshot))
+    result = run_sweep(request, display.REPORTER)
+    error = None if result.snapshot.front else nothing_feasible(result.snapshot)
+    return Outcome(document=result.to_json(), error=error)
 
 
 def show(document: Document) -> None:
@@ -45,7 +46,7 @@ def show(document: Document) -> None:
         promote.show(document["promotion"])
     links = document["mlflow"]
     if links["command"]:
-        display.out.print(f"see it: {links['command']}")
+        display.out.print(f"view the results: {links['command']}")
     pages = {"study": links["page_url"], "MLflow": links["url"], **links["view_urls"]}
     for name, url in pages.items():
         if url:

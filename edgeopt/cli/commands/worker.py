@@ -16,7 +16,7 @@ ROLES = ("all", "build", "measure")
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.study(parser)
     parser.add_argument(
-        "--role", choices=ROLES, default="all", help="build engines, measure them, or both (default: all)"
+        "--role", choices=ROLES, default="all", help="build engines, measure engines, or do both (default: all)"
     )
     parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process ends")
 
@@ -33,16 +33,17 @@ def execute(args: argparse.Namespace) -> Outcome:
     trial_process.silence_libraries()
     opened = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER)
     search = opened.study.search
-    with closing(start_evaluator(opened.request, search, role=args.role)) as starting:
+    with closing(start_evaluator(opened.request, search, role=args.role)) as evaluator:
         first = dict(search.enqueue[0]) if search.enqueue else search.space.examples()[0]
         config = opened.request.compose(first)
         assemble.build_checked_job(config, opened.request.config_dir)  # this machine may lack the model
         opened.recorder.connect()
-        work(opened, starting, role=args.role)
+        work(opened, evaluator, role=args.role)
     if not opened.study.storage.active_workers():
         opened.close("FINISHED")
-    mine = [row.number for row in opened.study.trials() if row.worker == opened.study.worker]
-    return Outcome(document={"study": opened.name, "worker": opened.study.worker, "role": args.role, "trials": mine})
+    worker = opened.study.worker
+    trials = [trial.number for trial in opened.study.trials() if trial.worker == worker]
+    return Outcome(document={"study": opened.name, "worker": worker, "role": args.role, "trials": trials})
 
 
 def show(document: Document) -> None:

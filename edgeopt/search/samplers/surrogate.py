@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 PRIOR_STDS = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Candidates for the prior standard deviation of a weight, the effect of a choice on a logarithm."""
 NOISE_STDS = (0.003, 0.01, 0.03, 0.1, 0.3)
-"""Candidates for the standard deviation of the noise, the part that the features do not explain."""
+"""Candidates for the standard deviation of the noise, which the features do not explain."""
 ERROR_FEATURE_SCALE = 10.0
-"""Factor on the expected error, so that the prior lets it explain more than a single choice."""
+"""Factor on the standardized expected error. It lets the expected error explain more than a single choice."""
 POSTERIOR_SAMPLES = 16
 MIN_OBSERVATIONS = 2
-"""Number of trials from which a target is modelled."""
+"""Smallest number of trials for which a target is modelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class RecipeFeatures:
 
     Attributes:
         features: expected error, followed by the encoded parameters.
-        predicted: predicted values by metric. Only the ratio of the measured value to them is modelled.
+        predicted: predicted values by metric. The models predict the ratio of the measured to the predicted value.
     """
 
     features: Sequence[float]
@@ -90,7 +90,7 @@ class LinearSurrogate:
     def sample_posterior(
         self, recipes: Sequence[RecipeFeatures], count: int, rng: random.Random
     ) -> dict[str, np.ndarray]:
-        """Return `count` samples of each target from the posterior, as arrays of shape (samples, recipes)."""
+        """Return `count` samples of each target from the posterior, as arrays of shape (count, recipes)."""
         import numpy as np
 
         generator = np.random.default_rng(rng.getrandbits(32))
@@ -145,8 +145,7 @@ class SurrogateSampler:
         if not evaluated or not candidates:
             return None
         untried = [self._features(params) for params in candidates]
-        # A target is a ratio to the prediction only if all recipes have this prediction; ratios and plain values
-        # cannot share one model.
+        # Ratios and plain values cannot share one model: use the ratio only if every recipe has the prediction.
         measured = [recipe.predicted for recipe, summary in evaluated if summary.metrics]
         shared = set.intersection(*map(set, (*measured, *(recipe.predicted for recipe in untried))))
         untried = [recipe.restrict_predicted(shared) for recipe in untried]
@@ -201,12 +200,15 @@ class SurrogateSampler:
 
 
 def _log_metric(recipe: RecipeFeatures, summary: TrialSummary, metric: str) -> float | None:
-    """Return the logarithm of a metric, or of its ratio to the predicted value."""
+    """Return the logarithm of a metric, or of its ratio to the predicted value; None unless it is positive."""
     return _log(summary.metrics.get(metric, math.nan) / recipe.predicted.get(metric, 1.0))
 
 
 def _log_excess(summary: TrialSummary, limit: Limit) -> float | None:
-    """Return the logarithm of the worse end of the interval relative to the limit, above 0 if it is violated."""
+    """Return the logarithm of the worse end of the interval relative to the limit; above 0 if the limit is violated.
+
+    Return None if the metric was not measured.
+    """
     verdict = summary.verdicts.get(limit.metric)
     if verdict is None or verdict.excess is None or verdict.predicted:
         return None

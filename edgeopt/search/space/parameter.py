@@ -27,7 +27,7 @@ class Parameter:
         key: config key that it overrides, such as `recipe` or `step.prune.ratio`.
         step: spacing of the values of a range; None for a continuous range, or for all integers between two integers.
         log: True to search the range on a logarithmic scale.
-        when: condition: values of earlier parameters for which this parameter is active.
+        when: values of earlier parameters for which this parameter is active.
     """
 
     key: str
@@ -88,7 +88,7 @@ class Parameter:
         )
 
     def normalize(self, value: Any) -> Any:
-        """Return `value` in the type that the search itself proposes: 1.0 in a range of floats, also for 1."""
+        """Return `value` in the type that the search proposes, such as 1.0 for 1 in a range of floats."""
         if self.choices:
             return self.choices[self.choices.index(value)]
         return self._value_at(self._step_index(value)) if self.step else (value if self.is_integer else float(value))
@@ -126,7 +126,7 @@ class Parameter:
         return self._value_at(self._step_index(value)) if self.step else self.round_value(value)
 
     def round_value(self, value: float) -> float:
-        """Round to six significant digits, which stay readable for a learning rate of 1e-7, within the range."""
+        """Round to six significant digits within the range. Rounding to decimal places would turn 1e-7 into 0."""
         low, high = self._bounds
         return float(min(max(float(f"{value:.6g}"), low), high))
 

@@ -68,7 +68,7 @@ class SearchSpace:
             )
 
     def normalize(self, params: Mapping[str, Any]) -> Params:
-        """Return a recipe with the order and the types that the search itself proposes, so that digests are equal."""
+        """Return a recipe with the order and types of proposed recipes, so that equal recipes have equal digests."""
         return {p.key: p.normalize(params[p.key]) for p in self.parameters if p.key in params}
 
     def examples(self) -> list[Params]:
@@ -155,6 +155,7 @@ def _to_override_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_to_override_value, value))}]"
     if isinstance(value, str) and (not _UNQUOTED.fullmatch(value) or value.lower() in _KEYWORDS):
+        # Hydra reads a backslash literally unless a quote follows: escape those before a quote or the end
         escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
         return f"'{escaped}'"
     return str(value).lower() if isinstance(value, bool) else str(value)

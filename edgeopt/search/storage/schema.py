@@ -1,4 +1,7 @@
-"""Define the database tables of studies, trials, results and workers."""
+"""Define the database tables of studies, trials, results and workers.
+
+`Trial` and `WorkerRecord` document the columns. The column `hints` holds `Trial.sampler_attrs`.
+"""
 
 from __future__ import annotations
 

@@ -44,11 +44,11 @@ def _differences(
 
 
 def _by_metric(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the text of each metric; a metric with an upper and a lower limit has both, joined by `and`."""
+    """Return the text of each metric; an upper and a lower limit of one metric are joined by `and`."""
     texts: dict[str, list[str]] = {}
     for metric, text in pairs:
         texts.setdefault(metric, []).append(text)
-    return {metric: " and ".join(known) for metric, known in texts.items()}
+    return {metric: " and ".join(parts) for metric, parts in texts.items()}
 
 
 def _to_json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Summarize a trial's result: the part that the search needs, small enough to keep 10,000 trials in memory."""
+"""Summarize a trial's result for the search, small enough to keep 10,000 trials in memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ class VerdictSummary:
     """Verdict without its texts.
 
     Attributes:
-        excess: relative distance of the worse end of the interval beyond the bound; None if nothing was measured.
-        bound: limit in the unit of the metric; None if it is not known.
+        excess: relative distance of the worse end of the interval beyond the bound; None if the metric was not measured
+            or is not finite.
+        bound: limit in the unit of the metric; None if it is relative to a baseline that was not measured.
     """
 
     excess: float | None
@@ -34,7 +35,7 @@ class TrialSummary:
         timings_s: seconds spent, by stage.
         saved_s: seconds that the cache saved, by stage.
         energy_j: energy spent in joules; 0 if it is not known.
-        intervals: 95 % confidence intervals (low, high) of `metrics`, where an interval has width.
+        intervals: 95 % confidence intervals (low, high) of `metrics`, without those of zero width.
         baseline: values of the uncompressed model on the same runtime, for the measured metrics.
     """
 

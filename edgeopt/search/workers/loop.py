@@ -45,7 +45,7 @@ class Watcher(Protocol):
 
 
 class Evaluator(Protocol):
-    """Evaluation of one trial at a time."""
+    """Evaluator of one trial at a time."""
 
     def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
         """Evaluate a recipe; return a Failure if there is no result."""
@@ -88,7 +88,7 @@ def run_worker(context: WorkerContext) -> None:
         TrackingError: nothing else is left to do, and the tracking server does not have all results.
     """
     with _infrequent_garbage_collection():
-        while not _work_under_one_name(context):
+        while not _run_session(context):
             pass
 
 
@@ -102,10 +102,10 @@ def _infrequent_garbage_collection() -> Iterator[None]:
         gc.set_threshold(*thresholds)
 
 
-def _work_under_one_name(context: WorkerContext) -> bool:
-    """Work until the study is complete (True) or the other workers consider this one dead (False).
+def _run_session(context: WorkerContext) -> bool:
+    """Work until the study is complete. Return False if other workers consider this one dead.
 
-    A worker that ends by an exception stays registered. Other workers find its process dead and take over its trials.
+    A worker that ends with an exception stays registered. Other workers find its process dead and take over its trials.
     """
     study, outbox = context.study, context.outbox
     with worker_session(study, context.monitor, outbox, context.role) as heartbeat:
@@ -133,7 +133,7 @@ def sync_tracking(study: Study, log: TrackingLog, on_message: Callable[[str], No
     Active workers record their own results. Raises TrackingError if the server fails.
     """
     monitor, outbox = LivenessMonitor(study.search.lease_s), TrackingOutbox(study, log, on_message)
-    deadline = time.monotonic() + 1.5 * study.search.lease_s  # dead workers of other hosts are known by then
+    deadline = time.monotonic() + 1.5 * study.search.lease_s  # by then, dead workers of other hosts are detected
     with worker_session(study, monitor, outbox, "sync"):
         while unrecorded := study.unrecorded():
             outbox.raise_if_failing(0.0)
@@ -202,7 +202,7 @@ def recover_orphans(study: Study, monitor: LivenessMonitor, outbox: TrackingOutb
 
 
 def _evaluate(context: WorkerContext, params: Params) -> TrialResult:
-    """Return the result of a recipe, failed if its process ended without one.
+    """Return the result of a recipe; a failed one if its process ended without a result.
 
     Raises StoreError if the evaluation failed because the cache cannot be written.
     """

@@ -76,7 +76,7 @@ class TrackingOutbox:
     Args:
         study: the study, opened by the worker.
         log: recorder of the study.
-        on_message: receives one line when the server fails, and one when it has everything again.
+        on_message: receives one line when the server fails, and one when the pending results are recorded.
         clock: returns seconds.
     """
 
@@ -101,21 +101,22 @@ class TrackingOutbox:
 
         If the server does not answer, the run id is empty and `flush` creates the run at the end of the trial.
         """
-        with self._errors_noted():
+        with self._note_errors():
             if self._may_call:
                 self._run_ids[trial.number, trial.attempt] = self._log.begin(trial)
         return self._with_run_id(trial)
 
     def kill(self, number: int, attempt: int, reason: str) -> None:
         """End the run of an attempt as killed. If the server does not answer, `end_stale_runs` ends it later."""
-        with self._errors_noted():
+        with self._note_errors():
             if self._may_call:
                 self._log.kill(number, attempt, reason)
 
     def flush(self) -> list[int]:
-        """Record the ended trials of this worker and return the numbers of those that were recorded.
+        """Record the ended trials of this worker and return the numbers of the recorded trials.
 
-        The files of the others are protected from eviction. A trial whose files are already evicted is queued again.
+        The files of unrecorded trials are protected from eviction. A trial whose files are already evicted is queued
+        again.
         """
         may_call, failure, recorded = self._may_call, None, []
         own = [trial for trial in self._study.unrecorded() if trial.worker == self._study.worker]
@@ -142,8 +143,8 @@ class TrackingOutbox:
         return recorded
 
     def end_stale_runs(self) -> None:
-        """End the runs of attempts that are not in progress any more, such as those of dead workers."""
-        with self._errors_noted():
+        """End the runs of attempts that are no longer in progress, such as those of dead workers."""
+        with self._note_errors():
             if not self._may_call:
                 return
             open_runs = self._log.open_attempts()  # read before the trials, so a run that starts now is not included
@@ -201,7 +202,7 @@ class TrackingOutbox:
         self._publish_at_s = ended_s + max(PUBLISH_INTERVAL_S, (ended_s - started_s) / MAX_PUBLISH_SHARE)
 
     @contextmanager
-    def _errors_noted(self) -> Iterator[None]:
+    def _note_errors(self) -> Iterator[None]:
         """Note a tracking error inside the block instead of raising it: tracking never stops an evaluation."""
         try:
             yield

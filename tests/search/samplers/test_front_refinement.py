@@ -18,8 +18,6 @@ from edgeopt.search.storage.trial_summary import TrialSummary
 
 SMALL = Objective(metric=SIZE)
 QUALITY = Objective(metric="quality/accuracy", direction="maximize")
-
-
 SPACE = SearchSpace.parse({"bits": {"low": 1, "high": 16, "step": 1}, "kind": {"choices": ["a", "b"]}})
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -83,7 +84,7 @@ def with_verdicts(*verdicts: Verdict, refused: str = "") -> TrialSummary:
 
 
 def with_value(metric: str, value: float) -> TrialResult:
-    """Return a result in which one value is not finite and its verdict has no excess."""
+    """Return a result with another value of one metric, whose verdict has no excess."""
     result = samples.result()
     measurements = tuple(replace(m, value=value) if m.metric == metric else m for m in result.measurements)
     verdicts = tuple(replace(v, excess=None, satisfied=False) if v.metric == metric else v for v in result.verdicts)
@@ -239,21 +240,11 @@ def test_nsga2_generations_continue_in_another_process() -> None:
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "gp", "random"])
 def test_sampler_attrs_are_plain_json(name: str) -> None:
-    import json
-
     sampler = create_sampler(name)
     for number in range(12):
         params, sampler_attrs = sampler.propose()
-        sampler.update(
-            [
-                create_trial(
-                    number,
-                    samples.result(ratio=1 + params["x"]),
-                    params,
-                    sampler_attrs=json.loads(json.dumps(sampler_attrs)),
-                )
-            ]
-        )
+        stored = json.loads(json.dumps(sampler_attrs))
+        sampler.update([create_trial(number, samples.result(ratio=1 + params["x"]), params, sampler_attrs=stored)])
 
 
 # spaces
