@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import adapter_checkpoints
-from support.stages import apply_step, build_engine, predicted_figures
+from support.stages import apply_step, build_engine, predict_metric
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -112,7 +112,7 @@ class TestEveryRuntime:
         assert build_engine(runtime, checkpoint, tmp_path / "again").digest == engine.digest
 
     def test_predicted_size_matches_engine(self, runtime, engine):
-        sizes = predicted_figures(runtime, engine)
+        sizes = predict_metric(runtime, engine)
         assert bool(sizes) != isinstance(runtime, Torch), "the reference predicts nothing"
         for size in sizes:
             assert size.low < engine.size_bytes / 2**20 < size.high
@@ -232,7 +232,7 @@ def test_quantized_engine_matches_its_checkpoint(values, checkpoint, tmp_path):
 )
 def test_genai_predicts_engine_size(step, checkpoint, tmp_path):
     engine = build_engine(Genai(), apply_step(step, checkpoint, tmp_path / "source"), tmp_path / "engine")
-    (size,) = predicted_figures(Genai(), engine)
+    (size,) = predict_metric(Genai(), engine)
     assert size.low < engine.size_bytes / 2**20 < size.high
     assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.01)
 
