@@ -1,4 +1,4 @@
-"""Test what every runtime guarantees about the engines that it builds and opens."""
+"""Contract suite of `Runtime`: engines that a runtime builds and opens."""
 
 from dataclasses import replace
 from importlib import metadata
@@ -87,7 +87,7 @@ class TestEveryRuntime:
         tokens = list(PROMPT)
         for token in session.generate(PROMPT, 6, stop_at_end=False):
             scores = session.logits(tokens)[-1]
-            assert scores[token] >= np.sort(scores)[-2]  # the end token is excluded, so the token may rank second
+            assert scores[token] >= np.sort(scores)[-2]  # the end token is excluded and may rank first
             tokens.append(token)
         assert len(tokens) == len(PROMPT) + 6
 
@@ -113,7 +113,7 @@ class TestEveryRuntime:
 
     def test_predicted_size_matches_engine(self, runtime, engine):
         sizes = predict_metric(runtime, engine)
-        assert bool(sizes) != isinstance(runtime, Torch), "the reference predicts nothing"
+        assert bool(sizes) != isinstance(runtime, Torch), "the reference runtime predicts no size"
         for size in sizes:
             assert size.low < engine.size_bytes / 2**20 < size.high
             assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.05)
