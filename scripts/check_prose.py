@@ -34,19 +34,19 @@ SUFFIXES = (".py", ".yaml", ".md", ".html", ".j2")
 
 def main() -> int:
     """Print every violation as `file:line: message` and return 1 if there is one."""
-    given = [Path(name).resolve() for name in sys.argv[1:]]
-    files = given or sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
-    found = [line for path in files if path.suffix in SUFFIXES and path.is_file() for line in check(path)]
-    print("\n".join(found), end="\n" if found else "")
-    return 1 if found else 0
+    selected = [Path(name).resolve() for name in sys.argv[1:]]
+    files = selected or sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
+    violations = [line for path in files if path.suffix in SUFFIXES and path.is_file() for line in check(path)]
+    print("\n".join(violations), end="\n" if violations else "")
+    return 1 if violations else 0
 
 
 def check(path: Path) -> Iterator[str]:
     """Yield the violations of one file."""
+    if path == Path(__file__).resolve():  # it contains the phrases
+        return
     name = path.relative_to(ROOT)
     text = path.read_text(encoding="utf-8")
-    if path == Path(__file__).resolve():
-        return
     if path.suffix == ".py":
         yield from _check_python(ast.parse(text), str(name))
     for number, line in enumerate(text.splitlines(), start=1):
@@ -64,7 +64,7 @@ def _check_python(tree: ast.Module, name: str) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             words = len(node.name.split("_")) - 1
             if words > TEST_NAME_WORDS:
-                yield f"{name}:{node.lineno}: a test name has at most {TEST_NAME_WORDS} words, {node.name} has {words}"
+                yield f"{name}:{node.lineno}: {node.name} must have at most {TEST_NAME_WORDS} words, got {words}"
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     .venv/bin/python scripts/train_reference_model.py --out edgeopt/reference
 
 The corpus is the standard library of the interpreter that runs this script: sources without tests, pydoc's language
-topics and the docstrings of C modules. A hash of its name assigns each document to training, calibration or validation,
+topics and the docstrings of C modules. The hash of a document's name assigns it to training, calibration or validation,
 so the splits are disjoint. Training stops when the validation loss stops falling. The output contains the best weights
-as fp16 safetensors, the tokenizer, calibration and validation text, and a model card. A killed run continues with the
-same command.
+as fp16 safetensors, the tokenizer, calibration and validation text, and a model card. The same command continues an
+interrupted run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Document:
 
     @property
     def split(self) -> str:
-        """Return training, calibration or validation, which depends on the name only."""
+        """Return `training`, `calibration` or `validation`; it depends on the name only."""
         bucket = int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % 100
         return "calibration" if bucket < 4 else "validation" if bucket < 8 else "training"
 
@@ -59,7 +59,7 @@ def stdlib_sources() -> list[Document]:
         if SKIPPED_FOLDERS.intersection(name.parts[:-1]):
             continue
         text = path.read_text(encoding="utf-8", errors="ignore")
-        if "decoding_table" in text or len(text) < 200:  # charmap tables are data, not prose or code
+        if "decoding_table" in text or len(text) < 200:  # character maps are data, not code
             continue
         documents.append(Document(str(name), text))
     return documents
@@ -79,9 +79,9 @@ def extension_docstrings() -> list[Document]:
     for module_name in sorted(builtin | {"math", "array", "itertools", "builtins", "zlib", "select"}):
         try:
             module = import_module(module_name)
-        except ImportError:
+        except ImportError:  # some modules exist on other platforms only
             continue
-        if getattr(module, "__file__", "") and str(module.__file__).endswith(".py"):
+        if str(getattr(module, "__file__", "")).endswith(".py"):
             continue
         parts = [inspect.getdoc(module) or ""]
         for name, member in sorted(vars(module).items()):
@@ -94,7 +94,7 @@ def extension_docstrings() -> list[Document]:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE like GPT-2's, which encodes any text."""
+    """Train a byte-level BPE tokenizer like that of GPT-2, which encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -150,7 +150,7 @@ def epoch_windows(documents: list[list[int]], context: int, rng: random.Random) 
 
 
 def mean_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
-    """Return the mean next-token negative log-likelihood in nats."""
+    """Return the mean next-token negative log-likelihood in nats, for windows of shape (windows, tokens)."""
     model.eval()
     with torch.inference_mode():
         losses = [loss_of(model, batch).item() * len(batch) for batch in windows.split(16)]
@@ -159,7 +159,7 @@ def mean_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
 
 
 def loss_of(model: torch.nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    """Return the next-token cross-entropy of a batch of windows."""
+    """Return the next-token cross-entropy in nats of a batch of windows, shape (batch, tokens)."""
     logits = model(windows[:, :-1]).logits
     return cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
@@ -231,7 +231,7 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
     steps = round(args.epochs * tokens / (args.batch * args.context))
     optimizers = create_optimizers(model, args)
     curve: list[dict[str, float]] = []
-    best, evaluations_since_best, step, elapsed = math.inf, 0, 0, 0.0
+    best, evaluations_since_best, step, elapsed_s = math.inf, 0, 0, 0.0
     checkpoint = args.out / "training-state.pt"
     best_weights = {name: value.clone() for name, value in model.state_dict().items()}
     if checkpoint.exists():
@@ -241,10 +241,10 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         curve, best, evaluations_since_best = state["curve"], state["best"], state["since_best"]
-        step, elapsed = state["step"], state["elapsed_s"]
+        step, elapsed_s = state["step"], state["elapsed_s"]
         rng = random.Random(args.seed + step)
     forward = torch.compile(model) if args.compile else model
-    start = time.monotonic() - elapsed
+    start = time.monotonic() - elapsed_s
     batches: list[torch.Tensor] = []
     loss_sum = 0.0
     while step < steps and evaluations_since_best < args.patience:
@@ -272,11 +272,11 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
         evaluations_since_best = 0 if validation < best else evaluations_since_best + 1
         if validation < best:
             best, best_weights = validation, {n: v.clone() for n, v in model.state_dict().items()}
-        elapsed = time.monotonic() - start
-        tokens_per_s = step * args.batch * args.context / elapsed
+        elapsed_s = time.monotonic() - start
+        tokens_per_s = step * args.batch * args.context / elapsed_s
         print(
             f"{step}/{steps}  training {curve[-1]['training']:.4f}  validation {validation:.4f}  "
-            f"{tokens_per_s:.0f} tokens/s  {elapsed / 60:.1f} min",
+            f"{tokens_per_s:.0f} tokens/s  {elapsed_s / 60:.1f} min",
             file=sys.stderr,
             flush=True,
         )
@@ -290,7 +290,7 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
                 "best": best,
                 "since_best": evaluations_since_best,
                 "step": step,
-                "elapsed_s": elapsed,
+                "elapsed_s": elapsed_s,
             },
             scratch,
         )
@@ -303,22 +303,25 @@ def train(model: LlamaForCausalLM, splits: dict[str, list[list[int]]], args: arg
         "tokens_seen": step * args.batch * args.context,
         "training_tokens": tokens,
         "curve": curve,
-        "elapsed_s": round(elapsed),
+        "elapsed_s": round(elapsed_s),
         "device": device.type,
     }
 
 
 def select_documents(documents: list[Document], limit_bytes: int) -> list[Document]:
-    """Return a pseudo-random sample of the documents within the size limit, each cut to 12 kB at the end of a line."""
+    """Return a pseudo-random sample of the documents within the size limit.
+
+    Documents longer than 12,000 characters are cut at the end of a line.
+    """
     selected, used_bytes = [], 0
     for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).hexdigest()):
         text = document.text
         if len(text) > 12_000:
             text = text[: text.rindex("\n", 0, 12_000)]
-        size = len(json.dumps({"text": text, "source": document.name})) + 1
-        if used_bytes + size <= limit_bytes:
+        size_bytes = len(json.dumps({"text": text, "source": document.name})) + 1
+        if used_bytes + size_bytes <= limit_bytes:
             selected.append(Document(document.name, text))
-            used_bytes += size
+            used_bytes += size_bytes
     return selected
 
 
@@ -331,8 +334,8 @@ def write_card(out: Path, record: dict[str, object], config: LlamaConfig, parame
     rows = "\n".join(f"| {p['step']} | {p['training']:.3f} | {p['validation']:.3f} |" for p in points)
     (out / "README.md").write_text(f"""# edgeopt reference model
 
-A small Llama-architecture model of Python text. With it edgeopt can be tried, tested and benchmarked on real weights
-without a network connection. It is not intended for production.
+A small Llama model of Python text, for trying, testing and benchmarking edgeopt on real weights without a network
+connection. It is not intended for production.
 
 | | |
 |---|---|

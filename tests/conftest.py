@@ -1,4 +1,4 @@
-"""Fixtures of many tests: a tiny model that needs no network, and real data where a checkout has it."""
+"""Provide shared fixtures: a tiny model, servers, and published models and texts if they are available."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test may reach a hub
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # whoever runs the tests may have one
-os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for lines of its own; edgeopt's tables would be as narrow
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read on import of huggingface_hub; tests must not access the hub
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests must not use the developer's server
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, which would narrow edgeopt's tables
 
 import pytest
 from hypothesis import settings
@@ -22,21 +22,19 @@ settings.load_profile("edgeopt")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROSE = "def read(path):\n    return open(path).read()\n\nThe quick brown fox jumps over the lazy dog. "
-
-
-WHOLE = {"folder", "swept", "shown", "desk"}
-"""Fixtures of tests that run a whole sweep, a server or a promotion: the longest."""
+LONG_FIXTURES = {"folder", "swept", "served", "study"}
+"""Fixtures of the longest tests, which run a sweep, a server or a promotion."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with such tests come first, so that two processes end at about the same time."""
-    long = {item.path for item in items if WHOLE.intersection(getattr(item, "fixturenames", ()))}
+    """Run the longest test files first, so that parallel processes end at about the same time."""
+    long = {item.path for item in items if LONG_FIXTURES.intersection(getattr(item, "fixturenames", ()))}
     items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)
-def tracked_nowhere() -> Iterator[None]:
-    """No test begins with a tracking URI of another: MLflow leaves the one that is set in the environment, too."""
+def reset_tracking_uri() -> Iterator[None]:
+    """Remove the tracking URI after each test; MLflow also stores it in the environment."""
     yield
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
@@ -45,7 +43,10 @@ def tracked_nowhere() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama in Hugging Face layout: 2 layers, hidden 64, MLP 128, 4 heads over 2 KV heads, vocabulary 300."""
+    """Return a random Llama in Hugging Face layout.
+
+    2 layers, hidden size 64, MLP 128, 4 heads, 2 KV heads, vocabulary 300.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,27 +79,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.train_from_iterator([PROSE] * 20, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings_of_tokenizer = {
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
         "add_bos_token": True,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings_of_tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     return folder
 
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stages that sweeps of the tiny model share: what one test made, the next finds."""
+    """Return the folder of a stage cache that sweeps of the tiny model share."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model: Path, shared_cache: Path, request: pytest.FixtureRequest) -> Path:
-    """A user's folder of configs with a sweep of the tiny model, and the working folder of that sweep.
+    """Return a user's config folder with a sweep of the tiny model, which is also its working folder.
 
-    Its cache is shared, but for slow tests, which wait for what takes time.
+    The cache is shared. Only slow tests have their own cache, because they need stages that take time.
     """
     from support.sweeping import prepare
 
@@ -108,28 +109,28 @@ def folder(tmp_path: Path, tiny_model: Path, shared_cache: Path, request: pytest
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of an MLflow server that keeps runs and artifacts in a folder of its own."""
-    made = MlflowServer(tmp_path_factory.mktemp("server"))
+    """Yield the URI of an MLflow server with its own store and artifacts."""
+    tracking_server = MlflowServer(tmp_path_factory.mktemp("server"))
     try:
-        yield made.uri
+        yield tracking_server.uri
     finally:
-        made.kill()
+        tracking_server.kill()
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Postgres]:
-    """A private PostgreSQL server; the tests that want one are skipped where it is not installed."""
+    """Yield a private PostgreSQL server; skip the test if PostgreSQL or its driver is not installed."""
     if binaries() is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    pytest.importorskip("psycopg", reason="its driver is not installed: pip install 'edgeopt[postgres]'")
-    with server(fsync=False) as made:
-        yield made
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'edgeopt[postgres]'")
+    with server(fsync=False) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:
-    """Real models and texts, which lie beside some checkouts and are never downloaded."""
+    """Return the folder of published models and texts next to the checkout; skip the test without it."""
     folder = REPOSITORY.parent / "shared" / "realdata"
     if not folder.is_dir():
-        pytest.skip(f"no real models and texts at {folder}")
+        pytest.skip(f"no published models and texts in {folder}")
     return folder

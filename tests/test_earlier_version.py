@@ -1,4 +1,4 @@
-"""Open, verify, rebuild and promote what commit 49994e4 made with its own commands (tests/data)."""
+"""Open, verify, rebuild and promote the study that commit 49994e4 created (tests/data)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ import pytest
 from edgeopt.config.assemble import open_engine
 
 ARCHIVE = Path(__file__).parent / "data" / "study-49994e4.tar.xz"
-MADE_IN = "/tmp/edgeopt-49994e4"
+ORIGINAL_FOLDER = "/tmp/edgeopt-49994e4"
 DIGEST = "03f85f215baa163c9c28f8827f30f11bc6466a77e2b254300663f45e10a6e687"
 PROMOTED_RUN = "77e976aa8da64f3da8be0655f577c347"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the user's folder of commit 49994e4, moved here: MLflow stores absolute paths of artifacts."""
-    made = tmp_path_factory.mktemp("earlier")
+    """Return a copy of the folder of that study. Its databases contain absolute paths, which are replaced."""
+    copy = tmp_path_factory.mktemp("earlier")
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(made, filter="data")
+        archive.extractall(copy, filter="data")
     for name in ("mlflow.db", ".edgeopt/studies.db"):
-        _relocate(made / name, MADE_IN, str(made))
-    return made
+        _relocate(copy / name, ORIGINAL_FOLDER, str(copy))
+    return copy
 
 
 def _relocate(database: Path, old: str, new: str) -> None:

@@ -1,4 +1,4 @@
-"""Check the layers by reading every import: imports go down, stages do not import each other, cycles are absent."""
+"""Check the layers by reading every import: imports go down, stages are independent, and there are no cycles."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ NOT_IMPORTED_BY = {
     "pipeline": {"compress", "runtimes", "measure", "models", "datasets", "tracking", "release", "serving"},
     "search": {"compress", "runtimes", "measure", "models", "datasets", "tracking", "release", "serving"},
 }
-"""Lower folders that a folder may not import all the same: it receives their objects and calls them by protocol."""
+"""Lower folders that a folder must not import. It receives their objects and uses them by protocol."""
 
 WITHIN_COMPRESS = {"quantization": {"recovery"}, "pruning": {"recovery"}, "recovery": set()}
-"""Subfolders of compress/ that each subfolder may import, beside the modules that all of them share."""
+"""Subfolders of compress/ that a subfolder may import, in addition to the modules outside these subfolders."""
 
 OWNERS = {
     "mlflow": {"tracking", "release", "models", "mlflow_plugins", "pages"},
@@ -84,7 +84,7 @@ HEAVY = {
     "model_signing",
     "pandas",
 }
-"""Libraries that take long to import: they are imported inside the functions that use them."""
+"""Libraries with a slow import, to be imported inside the functions that use them."""
 
 HEAVY_AT_TOP = ("tracking", "release", "mlflow_plugins", "pages")
 """Folders whose modules may import heavy libraries at the top; their `__init__.py` may not."""
@@ -96,11 +96,12 @@ def layer_of(folder: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
-    """One imported module.
+    """Import of one module.
 
     Attributes:
-        top: the import runs when the file is imported.
-        typing: the import is under `if TYPE_CHECKING`.
+        file: importing file, relative to edgeopt/.
+        top: whether the import runs when the file is imported.
+        typing: whether the import is under `if TYPE_CHECKING`.
     """
 
     file: str
@@ -111,7 +112,7 @@ class Import:
 
     @property
     def folder(self) -> str:
-        """Folder or root module of the importing file."""
+        """Return the folder or root module of the importing file."""
         return Path(self.file).parts[0].removesuffix(".py")
 
     @property
@@ -128,6 +129,7 @@ class Import:
 
 
 def imports_of(source: str, file: str) -> Iterator[Import]:
+    """Yield every import of a source text, including imports inside functions."""
     yield from _visit(ast.parse(source).body, file, top=True, typing=False)
 
 
@@ -146,11 +148,12 @@ def _visit(nodes: list[ast.stmt], file: str, *, top: bool, typing: bool) -> Iter
 
 
 def _names(node: ast.stmt, file: str) -> list[str]:
+    """Return the modules that a statement imports: a.b.c for `from a.b import c` if that is a module of edgeopt."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
         return []
-    assert node.level == 0, f"edgeopt/{file}:{node.lineno}: imports must be absolute, so that they name the folder"
+    assert node.level == 0, f"edgeopt/{file}:{node.lineno}: imports must be absolute"
     assert node.module is not None
     if node.module.split(".")[0] != "edgeopt":
         return [node.module]
@@ -165,8 +168,8 @@ def module_of(path: Path) -> str:
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {module_of(path) for path in FILES}
-IMPORTS = [i for p in FILES for i in imports_of(p.read_text(), p.relative_to(PACKAGE).as_posix())]
-INSIDE = [i for i in IMPORTS if i.library == "edgeopt"]
+ALL_IMPORTS = [i for p in FILES for i in imports_of(p.read_text(), p.relative_to(PACKAGE).as_posix())]
+INTERNAL_IMPORTS = [i for i in ALL_IMPORTS if i.library == "edgeopt"]
 
 
 def test_root_holds_three_modules() -> None:
@@ -179,10 +182,10 @@ def test_every_folder_has_a_layer() -> None:
 
 
 def test_imports_go_down() -> None:
-    assert INSIDE
+    assert INTERNAL_IMPORTS
     wrong = [
         str(i)
-        for i in INSIDE
+        for i in INTERNAL_IMPORTS
         if "__init__" not in (i.folder, i.imported_folder)
         and i.folder != i.imported_folder
         and layer_of(i.imported_folder) >= layer_of(i.folder)
@@ -192,13 +195,13 @@ def test_imports_go_down() -> None:
 
 @pytest.mark.parametrize("folder", NOT_IMPORTED_BY)
 def test_folder_receives_stages_by_protocol(folder: str) -> None:
-    wrong = [str(i) for i in INSIDE if i.folder == folder and i.imported_folder in NOT_IMPORTED_BY[folder]]
+    wrong = [str(i) for i in INTERNAL_IMPORTS if i.folder == folder and i.imported_folder in NOT_IMPORTED_BY[folder]]
     assert not wrong, "\n".join(wrong)
 
 
 def test_modules_form_no_cycle() -> None:
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
-    for found in INSIDE:
+    for found in INTERNAL_IMPORTS:
         importer = module_of(PACKAGE / found.file)
         if not found.typing and importer != found.module:
             graph[importer].add(found.module)
@@ -231,7 +234,7 @@ def test_cycle_is_found() -> None:
 
 
 def test_compression_kinds_stay_separate() -> None:
-    inside = [i for i in IMPORTS if i.folder == "compress" and i.imported_folder == "compress"]
+    inside = [i for i in ALL_IMPORTS if i.folder == "compress" and i.imported_folder == "compress"]
     assert inside
     for found in inside:
         own = Path(found.file).parts[1]
@@ -243,7 +246,7 @@ def test_compression_kinds_stay_separate() -> None:
 def test_core_needs_standard_library_only() -> None:
     foreign = [
         str(i)
-        for i in IMPORTS
+        for i in ALL_IMPORTS
         if i.folder in ("core", "errors")
         and not i.typing
         and i.library not in sys.stdlib_module_names
@@ -254,7 +257,7 @@ def test_core_needs_standard_library_only() -> None:
 
 @pytest.mark.parametrize("library", sorted(OWNERS))
 def test_library_is_imported_by_its_owners(library: str) -> None:
-    wrong = [str(i) for i in IMPORTS if i.library == library and not i.typing and i.folder not in OWNERS[library]]
+    wrong = [str(i) for i in ALL_IMPORTS if i.library == library and not i.typing and i.folder not in OWNERS[library]]
     assert not wrong, "\n".join(wrong)
 
 
@@ -262,12 +265,12 @@ def test_heavy_libraries_are_imported_late() -> None:
     def allowed(found: Import) -> bool:
         parts = Path(found.file).parts
         if found.folder == "hydra_plugins" and found.library in ("hydra", "omegaconf"):
-            return True  # Hydra itself imports these files
+            return True  # Hydra imports these files itself
         if found.folder == "runtimes" and len(parts) > 2:
-            return parts[-1] not in ("__init__.py", "runtime.py")  # runtime.py imports the others when it needs them
+            return parts[-1] not in ("__init__.py", "runtime.py")  # runtime.py imports these modules in functions
         return found.folder in HEAVY_AT_TOP and parts[-1] != "__init__.py"
 
-    early = [str(i) for i in IMPORTS if i.library in HEAVY and i.top and not i.typing and not allowed(i)]
+    early = [str(i) for i in ALL_IMPORTS if i.library in HEAVY and i.top and not i.typing and not allowed(i)]
     assert not early, "\n".join(early)
 
 

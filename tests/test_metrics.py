@@ -1,4 +1,4 @@
-"""The table of metrics names all that the probes report, with their units."""
+"""Check that conf/metrics.md lists exactly the metrics of the probes, with their units."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from edgeopt.config import parse
 TABLE = Path(__file__).parents[1] / "conf" / "metrics.md"
 
 
-def documented() -> dict[str, str]:
-    """Metric → unit, of the first table."""
-    found = {}
-    for name, unit, says in re.findall(r"^\| `([^`]+)` \| ([^|]*)\|(.*)\|$", TABLE.read_text(), re.MULTILINE):
-        numbers = re.findall(r"\d+", says) if "{n}" in name else [""]
-        found |= {name.replace("{n}", number): unit.strip() for number in numbers}
-    return found
+def documented_units() -> dict[str, str]:
+    """Return the documented unit of each metric; `{n}` in a name stands for each number in its description."""
+    units = {}
+    row = r"^\| `([^`]+)` \| ([^|]*)\|(.*)\|$"
+    for name, unit, description in re.findall(row, TABLE.read_text(), re.MULTILINE):
+        numbers = re.findall(r"\d+", description) if "{n}" in name else [""]
+        units |= {name.replace("{n}", number): unit.strip() for number in numbers}
+    return units
 
 
-def test_every_metric_is_in_the_table_with_its_unit() -> None:
+def test_every_metric_is_documented_with_its_unit() -> None:
     known = parse.known_metrics(None)
-    table = documented()
-    assert {name: table.get(name) for name in known} == dict(known)
+    documented = documented_units()
+    assert {name: documented.get(name) for name in known} == dict(known)
 
 
-def test_the_table_names_nothing_that_does_not_exist() -> None:
-    own = {"feasible", "pareto_rank", "excess/METRIC"}
-    assert documented().keys() - parse.known_metrics(None).keys() == own
+def test_documented_metrics_exist() -> None:
+    not_from_probes = {"feasible", "pareto_rank", "excess/METRIC"}
+    assert documented_units().keys() - parse.known_metrics(None).keys() == not_from_probes

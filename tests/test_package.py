@@ -23,8 +23,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(module: str, *arguments: str) -> None:
     """Run a Python module and fail with its output if it fails."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_metadata_is_valid(distributions: Path) -> None:

@@ -3,8 +3,8 @@
     scripts/bench                 run all
     scripts/bench startup width   run some
 
-All figures are medians, and compared variants are interleaved in one run. baselines.py adds llama.cpp and Olive where
-they are installed.
+All values are medians, and compared variants are interleaved in one run. baselines.py adds llama.cpp and Olive if they
+are installed.
 """
 
 from __future__ import annotations

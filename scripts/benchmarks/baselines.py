@@ -1,7 +1,7 @@
 """Build engines with other tools, as baselines on the same weights and the same tokens.
 
-ONNX Runtime's builder is installed with edgeopt, llama.cpp with edgeopt[llamacpp]. Olive requires an environment of its
-own: set EDGEOPT_OLIVE_PYTHON to its interpreter (olive-ai 0.13 with onnxruntime-genai 0.14, datasets, requests).
+ONNX Runtime's builder is installed with edgeopt, llama.cpp with edgeopt[llamacpp]. Olive needs a separate environment
+with olive-ai 0.13, onnxruntime-genai 0.14, datasets and requests. Set EDGEOPT_OLIVE_PYTHON to its interpreter.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-OLIVE_CONFIGS = Path(__file__).parents[2] / "shared" / "peers"
 OLIVE_PYTHON = "EDGEOPT_OLIVE_PYTHON"
 
 
@@ -51,8 +50,8 @@ def build_onnx_runtime(model: Path, directory: Path, method: str, *, bits: int =
     seal(model, directory, f"onnxruntime-genai, {method}")
 
 
-def seal(model: Path, directory: Path, made_by: str) -> None:
-    """Seal the output of another tool in `directory` as an engine, so that edgeopt's probes can measure it."""
+def seal(model: Path, directory: Path, tool: str) -> None:
+    """Seal the output of `tool` in `directory` as an engine that edgeopt's probes can measure."""
     from edgeopt.checkpoints import importing, modeling
     from edgeopt.core.artifact import Engine
     from edgeopt.core.config_objects import to_config
@@ -62,13 +61,13 @@ def seal(model: Path, directory: Path, made_by: str) -> None:
 
     modeling.copy_carried_files(model, directory)
     graph_passes.split_scoring(directory / GENERATION_GRAPH, directory / SCORING_GRAPH)
-    made_by_record = {"runtime": to_config(Genai()), "recipe": {"text": made_by}}
-    Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=made_by_record)
+    made_by = {"runtime": to_config(Genai()), "recipe": {"text": tool}}
+    Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=made_by)
 
 
 def has_olive() -> bool:
-    """Return whether Olive's environment and its configs are available."""
-    return OLIVE_PYTHON in os.environ and OLIVE_CONFIGS.is_dir()
+    """Return whether the interpreter of Olive's environment is set."""
+    return OLIVE_PYTHON in os.environ
 
 
 def has_llama_cpp() -> bool:
@@ -121,13 +120,36 @@ def build_olive(model: Path, directory: Path, calibration: Sequence[str], *, win
     """Build an engine with Olive's GPTQ in 4 bits and its model builder."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        (work / "calib.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in calibration))
-        config = json.loads((OLIVE_CONFIGS / "olive_gptq.json").read_text())
-        config["input_model"]["model_path"] = str(model)
-        config["data_configs"][0]["pre_process_data_config"]["max_seq_len"] = window_tokens
-        (work / "olive.json").write_text(json.dumps(config))
-        _run(os.environ[OLIVE_PYTHON], "-m", "olive", "run", "--config", "olive.json", folder=work)
-        olive_output = next((work / "olout").rglob("model.onnx")).parent
+        (work / "calibration.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in calibration))
+        pre_process = {
+            "type": "text_generation_huggingface_pre_process",
+            "text_cols": ["text"],
+            "strategy": "line-by-line",
+            "max_seq_len": window_tokens,
+            "max_samples": 40,
+        }
+        data = {
+            "name": "calibration",
+            "type": "HuggingfaceContainer",
+            "load_dataset_config": {"data_name": "json", "data_files": "calibration.jsonl", "split": "train"},
+            "pre_process_data_config": pre_process,
+        }
+        gptq = {
+            "type": "Gptq",
+            "bits": 4,
+            "group_size": 32,
+            "sym": False,
+            "lm_head": True,
+            "data_config": "calibration",
+        }
+        builder = {
+            "type": "ModelBuilder",
+            "precision": "int4",
+            "int4_block_size": 32,
+            "int4_algo_config": "rtn",
+        }
+        _run_olive(model, work, {"data_configs": [data], "passes": {"quantize": gptq, "export": builder}})
+        olive_output = next((work / "out").rglob("model.onnx")).parent
         shutil.copytree(olive_output, directory, dirs_exist_ok=True)
     seal(model, directory, "Olive, Gptq")
 
@@ -148,10 +170,6 @@ def run_olive_search(model: Path, folder: Path, windows: Sequence[Sequence[int]]
             {"name": "mib", "type": "size_on_disk", "sub_types": [{"name": "bytes", "priority": 2}]},
         ],
     }
-    system = {
-        "type": "LocalSystem",
-        "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}],
-    }
     builder = {
         "type": "ModelBuilder",
         "precision": "int4",
@@ -163,39 +181,44 @@ def run_olive_search(model: Path, folder: Path, windows: Sequence[Sequence[int]]
         "extra_options": {"shared_embeddings": True},
     }
     config = {
-        "input_model": {"type": "HfModel", "model_path": str(model)},
-        "systems": {"local": system},
-        "host": "local",
-        "target": "local",
         "evaluators": {"edgeopt": evaluator},
         "evaluator": "edgeopt",
-        "evaluate_input_model": False,
         "search_strategy": {
             "execution_order": "joint",
             "sampler": "tpe",
             "sampler_config": {"max_samples": 24, "seed": seed},
         },
         "passes": {"builder": builder},
-        "cache_dir": "cache",
-        "output_dir": "out",
     }
-    (folder / "olive.json").write_text(json.dumps(config))
     start = time.time()
-    _run(os.environ[OLIVE_PYTHON], "-m", "olive", "run", "--config", "olive.json", folder=folder)
+    _run_olive(model, folder, config)
     evaluations = map(json.loads, log.read_text().splitlines())
     return [{**evaluation, "at": evaluation["at"] - start} for evaluation in evaluations]
 
 
-def _run(python: str, *arguments: Any, folder: Path | None = None) -> str:
-    environment = {**os.environ, "OLIVE_DISABLE_TELEMETRY": "1"}
+def _run_olive(model: Path, folder: Path, config: Mapping[str, Any]) -> None:
+    """Run Olive on the CPU in `folder`, with its output in `folder`/out."""
+    system = {
+        "type": "LocalSystem",
+        "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}],
+    }
+    common = {
+        "input_model": {"type": "HfModel", "model_path": str(model)},
+        "systems": {"local": system},
+        "host": "local",
+        "target": "local",
+        "evaluate_input_model": False,
+        "cache_dir": "cache",
+        "output_dir": "out",
+    }
+    (folder / "olive.json").write_text(json.dumps(common | dict(config)))
     process = subprocess.run(
-        [python, *map(str, arguments)],
-        cwd=folder or Path(arguments[-1]).parent,
-        env=environment,
+        [os.environ[OLIVE_PYTHON], "-m", "olive", "run", "--config", "olive.json"],
+        cwd=folder,
+        env={**os.environ, "OLIVE_DISABLE_TELEMETRY": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     if process.returncode:
-        raise RuntimeError(f"{arguments[0]} failed: {process.stderr[-2000:]}")
-    return process.stdout
+        raise RuntimeError(f"Olive failed with exit code {process.returncode}: {process.stderr[-2000:]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
-REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
+REALDATA = Path(__file__).parents[3] / "shared" / "realdata"
+"""Published models and texts next to the checkout, which are never downloaded."""
 Name = TypeVar("Name", bound=Hashable)
 REPEATS = 5
 PROBES = ("memory", "latency", "quality", "continuations", "parity", "energy")
 
 
 def cli(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run an edgeopt command and return its JSON document. Its stderr is shown."""
+    """Run an edgeopt command and return its JSON document. The command's stderr is shown."""
     process = subprocess.run([EDGEOPT, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     document: dict[str, Any] = json.loads(process.stdout)
     return document
@@ -33,12 +35,12 @@ def only(*probes: str) -> list[str]:
 
 
 def metrics_of(document: dict[str, Any]) -> dict[str, float]:
-    """Return the measured values of a document by metric."""
+    """Return the measured values in the document of a command, by metric."""
     return {m["metric"]: m["value"] for m in document["measurements"]}
 
 
 def interval_of(document: dict[str, Any], metric: str) -> tuple[float, float]:
-    """Return the confidence interval of a metric."""
+    """Return the ends of the confidence interval of a metric."""
     measurement = next(m for m in document["measurements"] if m["metric"] == metric)
     return measurement["low"], measurement["high"]
 
@@ -68,12 +70,10 @@ def trained_models() -> list[BenchmarkModel]:
     models = [BenchmarkModel(title="reference model", folder=Path(edgeopt.__file__).parent / "reference")]
     stories = REALDATA / "TinyStories-656K"
     if stories.is_dir():
-        texts = [
-            f"text@{use}=file {use}.path={REALDATA / 'tinystories' / use}.jsonl"
-            for use in ("calibration", "evaluation")
-        ]
-        overrides = ("model=local", f"model.path={stories}", *" ".join(texts).split())
-        models.append(BenchmarkModel(title="TinyStories-656K", folder=stories, overrides=overrides))
+        overrides = ["model=local", f"model.path={stories}"]
+        for role in ("calibration", "evaluation"):
+            overrides += [f"text@{role}=file", f"{role}.path={REALDATA / 'tinystories' / role}.jsonl"]
+        models.append(BenchmarkModel(title="TinyStories-656K", folder=stories, overrides=tuple(overrides)))
     return models
 
 
@@ -143,8 +143,6 @@ def make_random_llama(folder: Path, context_length: int = 2048) -> None:
 
     Hidden size 1024, MLP 2816, 16 layers, 16 heads, 4 KV heads, vocabulary 32,000.
     """
-    import shutil
-
     import edgeopt
     from edgeopt.checkpoints import modeling
     from edgeopt.core.model_spec import LayerSpec, ModelSpec

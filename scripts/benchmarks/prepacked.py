@@ -1,4 +1,4 @@
-"""Benchmark weights that are stored in the layout of the kernels."""
+"""Benchmark weights that are stored in the layout that the kernels read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LAYOUTS: dict[str, dict[str, bool]] = {
 def prepacked(folder: Path) -> None:
     """Weights of the 246 M shape prepacked by each process, prepacked on disk, or not prepacked.
 
-    Two processes hold the engine open at once. Figures are medians of the second process.
+    Two processes hold the engine open at once. Values are medians of the second process.
     """
     model = folder / "llama246m"
     make_random_llama(model)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -12,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def create_promoted_model(client: MlflowClient, name: str, promotions: int) -> N
 
 
 def service(folder: Path, seconds: float = 120.0) -> None:
-    """`edgeopt serve` under 8 clients, some of which disconnect or send invalid requests: answers, memory, latency."""
+    """Outcomes, memory and latency of `edgeopt serve` with 8 clients that also disconnect or send invalid requests."""
     document = cli(folder, "run", "recipe=int4", *only())
     engine = engine_folder(folder, document)
     expected, engine_s = generate_directly(engine)
@@ -97,30 +98,44 @@ def generate_directly(engine: Path) -> tuple[dict[str, str], float]:
     return expected, statistics.median(gaps)
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve(folder: Path, engine: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Run `edgeopt serve` and yield its URL and process. It must end cleanly."""
+    """Run `edgeopt serve` and yield its URL and process.
+
+    Raises:
+        RuntimeError: the service does not answer within a minute, or its exit code shows a failure.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen([EDGEOPT, "serve", str(engine), "--port", str(port)], cwd=folder)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
+    try:
+        wait_until_healthy(url)
+        yield url, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        code = process.wait(60)
+    if code not in (0, -signal.SIGTERM):
+        raise RuntimeError(f"`edgeopt serve` must end with exit code 0 or by SIGTERM, got {code}")
+
+
+def wait_until_healthy(url: str, timeout_s: float = 60.0) -> None:
+    """Return when the service answers; raise RuntimeError if it does not within `timeout_s` seconds."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        with contextlib.suppress(requests.RequestException):
             if requests.get(f"{url}/health", timeout=1).ok:
-                break
-        except requests.RequestException:
-            time.sleep(0.2)
-    yield url, psutil.Process(process.pid)
-    process.terminate()
-    assert process.wait(60) in (0, -15)
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"{url} must answer within {timeout_s:.0f} s. See the output of `edgeopt serve` above.")
 
 
 def stream_gaps(url: str, prompt: str, count: int) -> Iterator[float]:
     """Yield the seconds between consecutive events of a stream."""
     body = {"prompt": prompt, "max_tokens": count, "stream": True}
-    with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as answer:
+    with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as response:
         last = None
-        for line in answer.iter_lines(chunk_size=1):
+        for line in response.iter_lines(chunk_size=1):
             if line.startswith(b"data: {"):
                 now = time.perf_counter()
                 if last is not None:
@@ -145,22 +160,22 @@ def send_request(url: str, rng: random.Random, body: dict[str, Any], expected: s
     kind = rng.random()
     if kind < 0.15:  # invalid request
         data = rng.choice([b"{", b"[]", b'{"prompt": 7}', json.dumps(body | {"n": 3}).encode()])
-        answer = requests.post(f"{url}/v1/completions", data=data, timeout=60)
-        return "rejected" if answer.status_code == 400 else f"invalid request answered with {answer.status_code}"
-    with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as answer:
-        if answer.status_code == 503:
+        response = requests.post(f"{url}/v1/completions", data=data, timeout=60)
+        return "rejected" if response.status_code == 400 else f"invalid request answered with {response.status_code}"
+    with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as response:
+        if response.status_code == 503:
             return "overloaded"
-        if answer.status_code != 200:
-            return f"status {answer.status_code}"
+        if response.status_code != 200:
+            return f"status {response.status_code}"
         if kind < 0.3:
-            next(answer.iter_content(16), b"")
+            next(response.iter_content(16), b"")
             return "disconnected"
-        return "correct" if response_text(answer, stream=body["stream"]) == expected else "wrong"
+        return "correct" if response_text(response, stream=body["stream"]) == expected else "wrong"
 
 
-def response_text(answer: requests.Response, *, stream: bool) -> str:
+def response_text(response: requests.Response, *, stream: bool) -> str:
     """Return the generated text of a response."""
     if not stream:
-        return str(answer.json()["choices"][0]["text"])
-    lines: Sequence[bytes] = [line[6:] for line in answer.iter_lines() if line.startswith(b"data: {")]
+        return str(response.json()["choices"][0]["text"])
+    lines: Sequence[bytes] = [line[6:] for line in response.iter_lines() if line.startswith(b"data: {")]
     return "".join(json.loads(line)["choices"][0]["text"] for line in lines)

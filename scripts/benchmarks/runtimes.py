@@ -37,16 +37,21 @@ METRICS = {
 LLAMA_CPP_TYPES = ("Q4_K_M", "Q4_0")
 SYMMETRIC = "step.quantize.symmetric=true"
 INT4_EMBEDDING = ("step.quantize.embedding=int4",)
-BEST = "blocks of 256, huge pages"
+BEST = "genai, blocks of 256, huge pages"
 RECIPES = {
     "genai, blocks of 32": ["step.quantize.block_size=32"],
     "genai, blocks of 128": ["step.quantize.block_size=128"],
-    "the same, huge pages": ["step.quantize.block_size=128", "runtime.huge_pages=true"],
+    "genai, blocks of 128, huge pages": ["step.quantize.block_size=128", "runtime.huge_pages=true"],
     "genai, blocks of 256": ["step.quantize.block_size=256"],
     BEST: ["step.quantize.block_size=256", "runtime.huge_pages=true"],
-    "blocks of 256, packed on disk": ["step.quantize.block_size=256", "runtime.packed_on_disk=true"],
+    "genai, blocks of 256, packed on disk": ["step.quantize.block_size=256", "runtime.packed_on_disk=true"],
     "onnx, blocks of 256": ["step.quantize.block_size=256", "runtime=onnx", SYMMETRIC],
-    "onnx, packed on disk": ["step.quantize.block_size=256", "runtime=onnx", SYMMETRIC, "runtime.packed_on_disk=true"],
+    "onnx, blocks of 256, packed on disk": [
+        "step.quantize.block_size=256",
+        "runtime=onnx",
+        SYMMETRIC,
+        "runtime.packed_on_disk=true",
+    ],
 }
 PERPLEXITY = "quality/perplexity"
 PROFILED_ENGINES = ("genai, blocks of 32", "genai, blocks of 256")
@@ -62,6 +67,7 @@ session.close()
 session._options["enable_profiling"] = sys.argv[2]
 list(session.generate(list(range(5, 21)), int(sys.argv[3]), stop_at_end=False))
 """
+"""A process that generates tokens with ONNX Runtime's profiler enabled."""
 
 
 def runtimes(folder: Path) -> None:
@@ -95,7 +101,10 @@ def runtimes(folder: Path) -> None:
 
 
 def _roofline_share(engine: Path, decode_ms: float, gb_per_s: float) -> str:
-    """Return the time to read all prepacked weights from memory once, relative to the decode latency."""
+    """Return the time to read all prepacked weights from memory once, relative to the decode latency.
+
+    Empty for llama.cpp, whose weights are not prepacked.
+    """
     from edgeopt.core.artifact import Engine
     from edgeopt.core.model_spec import EMBEDDING
     from edgeopt.runtimes.llamacpp.runtime import LlamaCpp
@@ -141,7 +150,7 @@ def blocks(folder: Path) -> None:
 
 
 def _logits(engine: Path, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Return the logits of all windows."""
+    """Return the logits of each window, shape (tokens, vocabulary)."""
     from edgeopt.config import assemble
 
     opened, runtime = assemble.open_engine(engine)
@@ -158,7 +167,10 @@ def _divergence(exact: Sequence[np.ndarray], quantized: Sequence[np.ndarray]) ->
 
 
 def _profile(folder: Path, engine: Path) -> list[list[object]]:
-    """Return operators, calls and median time per decoded token from ONNX Runtime's profiler, slowest first."""
+    """Return a row for each operator: name, calls in the last run, median ms per decoded token, share of the time.
+
+    The times are those of ONNX Runtime's profiler. The slowest operator comes first.
+    """
     prefix = Path(tempfile.mkdtemp(dir=folder)) / "trace"
     subprocess.run([sys.executable, "-c", PROFILE, str(engine), str(prefix), str(NEW_TOKENS)], check=True)
     (trace,) = prefix.parent.glob("trace*.json")

@@ -9,11 +9,11 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -29,20 +29,23 @@ from edgeopt.search.workers.subprocess_evaluator import SubprocessEvaluator
 from edgeopt.search.workers.tracking_outbox import TrackingOutbox
 from edgeopt.studies.open_study import OpenStudy
 
+if TYPE_CHECKING:
+    from support.postgresql import Postgres
+
 SPACE = {
     "step.quantize.block_size": {"choices": [32, 64, 128]},
     "step.prune.ratio": {"low": 0.1, "high": 0.5},
     "step.prune.windows": {"low": 1, "high": 64},
 }
 METRICS = {"quality/perplexity": "", "latency/decode_p50_ms": "ms", "size/engine_mib": "MiB"}
-COMMON = {f"metric/{n}": "" for n in range(30)}
+OTHER_METRICS = [f"metric/{n}" for n in range(30)]
 """Metrics in addition to the objectives, as many as a real trial has."""
 
 
 def evaluate_instantly(params: Mapping[str, Any], progress: Callable[[str], None]) -> TrialResult:
     """Return a result at once, with random metrics that depend only on the parameters."""
     rng = random.Random(str(sorted(params.items())))
-    values = {metric: rng.random() for metric in (*METRICS, *COMMON)}
+    values = {metric: rng.random() for metric in (*METRICS, *OTHER_METRICS)}
     measurements = tuple(
         Measurement(metric=m, unit=METRICS.get(m, ""), value=v, low=v, high=v, count=1, method="invented")
         for m, v in values.items()
@@ -68,20 +71,20 @@ def evaluate_instantly(params: Mapping[str, Any], progress: Callable[[str], None
     )
 
 
-class SilentObserver:
-    """Discards the progress of a worker."""
+class SilentWatcher:
+    """Watcher that ignores all events of a worker."""
 
-    def started(self, row: Trial) -> None: ...
+    def started(self, trial: Trial) -> None: ...
 
     def progress(self, line: str) -> None: ...
 
-    def finished(self, row: Trial, result: TrialResult) -> None: ...
+    def finished(self, trial: Trial, result: TrialResult) -> None: ...
 
     def message(self, line: str) -> None: ...
 
 
 def create_study(folder: Path, store: str | None, *, tracking_uri: str = "", **search: Any) -> OpenStudy:
-    """Create a study that logs to an MLflow store of its own, or to `tracking_uri`."""
+    """Create a study that logs to a new MLflow store in `folder`, or to `tracking_uri`."""
     uri = tracking_uri or f"sqlite:///{folder}/mlflow.db"
     request = Request(
         name="reference",
@@ -110,7 +113,7 @@ def run_worker(opened: OpenStudy, evaluator: SubprocessEvaluator) -> None:
             study=opened.study,
             evaluator=evaluator,
             log=opened.log(),
-            watcher=SilentObserver(),
+            watcher=SilentWatcher(),
             empty_result=lambda _: replace(blank, measurements=(), verdicts=()),
         )
     )
@@ -130,14 +133,14 @@ def machinery(folder: Path) -> None:
             opened.study.search = replace(opened.study.search, trials=110)
             start = time.perf_counter()
             run_worker(opened, evaluator)
-            trial_ms = 10 * (time.perf_counter() - start)
+            trial_ms = 1e3 * (time.perf_counter() - start) / 100
             print(f"{name}: {trial_ms:.0f} ms per trial; MLflow alone {_mlflow_ms(opened):.0f} ms", flush=True)
     print()
 
 
 def _mlflow_ms(opened: OpenStudy) -> float:
     """Return the median time in which MLflow's client logs a run with the content of a trial."""
-    client, times = MlflowClient(tracking_uri=opened.recorder.uri), []
+    client, times_s = MlflowClient(tracking_uri=opened.recorder.uri), []
     run = client.get_run(opened.recorder.runs(opened.name)[0])
     metrics = [Metric(name, value, 0, 0) for name, value in run.data.metrics.items()]
     params = [Param(name, value) for name, value in run.data.params.items()]
@@ -146,8 +149,8 @@ def _mlflow_ms(opened: OpenStudy) -> float:
         run_id = client.create_run(run.info.experiment_id, tags=run.data.tags).info.run_id
         client.log_batch(run_id, metrics=metrics, params=params)
         client.set_terminated(run_id)
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+        times_s.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times_s)
 
 
 def add_finished_trials(opened: OpenStudy, count: int) -> None:
@@ -156,11 +159,11 @@ def add_finished_trials(opened: OpenStudy, count: int) -> None:
     space = study.search.space
     while len(study._trials) < count:
         params = space.sample(rng)
-        row = study.storage.add(params, origin="sampled", worker="bench", state="running")
-        if row is not None:
-            study.finish(row, evaluate_instantly(params, print))
-            study.storage.mark_recorded(row, run_id="0" * 32)
-            study._trials[row.number] = row
+        trial = study.storage.add(params, origin="sampled", worker="bench", state="running")
+        if trial is not None:
+            study.finish(trial, evaluate_instantly(params, print))
+            study.storage.mark_recorded(trial, run_id="0" * 32)
+            study._trials[trial.number] = trial
 
 
 def ten_thousand(folder: Path) -> None:
@@ -170,20 +173,19 @@ def ten_thousand(folder: Path) -> None:
     add_finished_trials(opened, 10_000)
     print(f"10,000 trials stored in {time.perf_counter() - start:.0f} s")
     reopened = reopen(opened)
-    start = time.perf_counter()
     outbox = TrackingOutbox(reopened.study, reopened.log(), print)
-    times = []
+    times_s = []
     for _ in range(10):
         start = time.perf_counter()
-        row = reopened.study.ask()
-        assert row is not None
-        outbox.begin(row)
-        reopened.study.finish(row, evaluate_instantly(row.params, print))
+        trial = reopened.study.ask()
+        assert trial is not None
+        outbox.begin(trial)
+        reopened.study.finish(trial, evaluate_instantly(trial.params, print))
         outbox.flush()
-        times.append(time.perf_counter() - start)
+        times_s.append(time.perf_counter() - start)
     print(
-        f"sampling, storing and logging: {times[0]:.2f} s for the first trial, then "
-        f"{statistics.median(times[1:]):.2f} s per trial"
+        f"sampling, storing and logging: {times_s[0]:.2f} s for the first trial, then "
+        f"{statistics.median(times_s[1:]):.2f} s per trial"
     )
     start = time.perf_counter()
     reopened.snapshot_with_champion()
@@ -192,7 +194,7 @@ def ten_thousand(folder: Path) -> None:
 
 
 def reopen(opened: OpenStudy) -> OpenStudy:
-    """Return the same study as another process would open it."""
+    """Return the study as another process would open it."""
     study = replace(opened.study)
     study.worker = "later"
     return replace(opened, study=study)
@@ -202,57 +204,71 @@ def kills(folder: Path) -> None:
     """Robustness of four workers on PostgreSQL against 30 random kill -9 and one restart of the database."""
     from support.postgresql import server
 
-    rng = random.Random(int(time.time()))
-    measured = [
-        *only("memory", "latency"),
-        "target.threads=1",
-    ]  # latency then does not depend on the host's placement of virtual cores
+    # One thread per worker: latency then does not depend on where the host places the virtual cores.
+    measured = [*only("memory", "latency"), "target.threads=1"]
     with server() as postgresql:
         store = postgresql.database()
         environment = {**os.environ, "EDGEOPT_STORE": store}
         command = [EDGEOPT, "sweep", "workers=4", "search.study=kills", "search.trials=24", "promote=null"]
         command += ["limits.size.engine_mib=null", "limits.quality.perplexity_ratio=null", *measured]
-        objectives = "{quality/perplexity: null}"
-        command += [f"search.objectives={objectives}", "search.lease_s=20", "--json"]
+        command += ["search.objectives={quality/perplexity: null}", "search.lease_s=20", "--json"]
         with (folder / "front.json").open("wb") as out, (folder / "sweep.log").open("wb") as log:
             sweep = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=log)
         storage = wait_for_storage(store, sweep)
-        killed, finished = 0, dict[int, Any]()
-        while sweep.poll() is None:
-            time.sleep(rng.uniform(2, 8))
-            workers = worker_processes(sweep.pid)
-            if killed == 15:
-                print("restarting the database", flush=True)
-                postgresql.stop()
-                time.sleep(5)
-                postgresql.start()
-            if killed < 30 and workers:
-                now_finished = {row.number: row.summary for row in storage.trials_since(0) if row.state in ENDED_STATES}
-                assert finished.items() <= now_finished.items(), "a finished trial was lost or changed"
-                finished = now_finished
-                rng.choice(workers).kill()
-                killed += 1
-        rows = storage.trials_since(0)
-        states = collections.Counter(row.state for row in rows)
-        lost = sum(row.attempt - 1 for row in rows)
+        killed = _kill_workers(sweep, storage, postgresql)
+        trials = storage.trials_since(0)
+        states = collections.Counter(trial.state for trial in trials)
+        lost = sum(trial.attempt - 1 for trial in trials)
         print(f"{killed} workers killed: exit {sweep.returncode}, trials {dict(states)}, lost attempts: {lost}")
-        assert not [row for row in rows if row.state == "running" or (row.state in ENDED_STATES and not row.recorded)]
-        runs = trial_runs(folder)
-        status = collections.Counter(run.info.status for run in runs)
-        ended = collections.Counter(run.data.tags[tags.TRIAL] for run in runs if run.info.status == "FINISHED")
-        keys = collections.Counter((run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in runs)
-        twice = sum(1 for count in [*ended.values(), *keys.values()] if count > 1)
-        print(f"runs in MLflow: {dict(status)}; logged twice: {twice}")
-        agree = []
-        for row in rows:
-            if row.state == "finished":
-                result = storage.load_result(row.number)
-                remeasured = cli(folder, "bench", "--engine", result["engine"]["directory"], *measured)
-                metric = "latency/decode_p50_ms"
-                low, high = interval_of({"measurements": result["measurements"]}, metric)
-                second_low, second_high = interval_of(remeasured, metric)
-                agree.append(low <= second_high and second_low <= high)
-        print(f"{sum(agree)} of {len(agree)} decode latencies agree with measurements on the idle machine\n")
+        assert all(trial.state != "running" and (trial.state not in ENDED_STATES or trial.recorded) for trial in trials)
+        _print_runs(folder)
+        agreeing = [_latency_agrees(folder, storage, trial, measured) for trial in trials if trial.state == "finished"]
+    print(f"{sum(agreeing)} of {len(agreeing)} decode latencies agree with measurements on the idle machine\n")
+
+
+def _kill_workers(sweep: subprocess.Popen[bytes], storage: TrialStorage, postgresql: Postgres) -> int:
+    """Kill up to 30 random workers until the sweep ends, restart the database once, and return the number of kills.
+
+    Raises:
+        AssertionError: a finished trial was lost or changed.
+    """
+    rng = random.Random(int(time.time()))
+    killed, restarted, finished = 0, False, dict[int, Any]()
+    while sweep.poll() is None:
+        time.sleep(rng.uniform(2, 8))
+        if killed == 15 and not restarted:
+            print("restarting the database", flush=True)
+            postgresql.stop()
+            time.sleep(5)
+            postgresql.start()
+            restarted = True
+        workers = worker_processes(sweep.pid)
+        if killed < 30 and workers:
+            now_finished = {t.number: t.summary for t in storage.trials_since(0) if t.state in ENDED_STATES}
+            assert finished.items() <= now_finished.items(), "a finished trial was lost or changed"
+            finished = now_finished
+            rng.choice(workers).kill()
+            killed += 1
+    return killed
+
+
+def _print_runs(folder: Path) -> None:
+    """Print the states of the MLflow runs, and how many trials or attempts were logged twice."""
+    runs = trial_runs(folder)
+    status = collections.Counter(run.info.status for run in runs)
+    ended = collections.Counter(run.data.tags[tags.TRIAL] for run in runs if run.info.status == "FINISHED")
+    attempts = collections.Counter((run.data.tags[tags.TRIAL], run.data.tags[tags.ATTEMPT]) for run in runs)
+    twice = sum(1 for count in [*ended.values(), *attempts.values()] if count > 1)
+    print(f"runs in MLflow: {dict(status)}; logged twice: {twice}")
+
+
+def _latency_agrees(folder: Path, storage: TrialStorage, trial: Trial, overrides: Sequence[str]) -> bool:
+    """Measure the engine of a trial again and return whether both intervals of the decode latency overlap."""
+    result = storage.load_result(trial.number)
+    remeasured = cli(folder, "bench", "--engine", result["engine"]["directory"], *overrides)
+    low, high = interval_of({"measurements": result["measurements"]}, "latency/decode_p50_ms")
+    second_low, second_high = interval_of(remeasured, "latency/decode_p50_ms")
+    return low <= second_high and second_low <= high
 
 
 def wait_for_storage(url: str, sweep: subprocess.Popen[bytes]) -> TrialStorage:
@@ -265,8 +281,6 @@ def wait_for_storage(url: str, sweep: subprocess.Popen[bytes]) -> TrialStorage:
 
 def trial_runs(folder: Path) -> list[Any]:
     """Return the MLflow runs of all trials."""
-    from mlflow import MlflowClient
-
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     experiments = [e.experiment_id for e in client.search_experiments()]
     return [run for run in client.search_runs(experiments, max_results=1000) if tags.TRIAL in run.data.tags]

@@ -1,4 +1,4 @@
-"""Benchmark models and contexts larger than memory, under an enforced memory cap."""
+"""Benchmark models and contexts that exceed memory, under an enforced memory cap."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from benchmarks.common import (
 CAP_MIB, SHARDS, NEW_TOKENS, ROUNDS = 512, 32, 8, 3
 BUDGETS_MIB = (0, 64, 128, 192, 256)
 PROMPT_TOKENS, CHUNK_SIZES = 512, (32, 128, 512)
-"""Tokens of a prompt, and values of `prompt_tokens`."""
+"""Length of a prompt, and values of the session option `prompt_tokens`."""
 STREAMED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fp32": (("recipe=baseline",), {"prepacked": False}),
     "4 bits, packed on disk": (("recipe=int4", "step.quantize.symmetric=true"), {"packed_on_disk": True}),
 }
-"""Overrides and session options of each engine."""
+"""Overrides and session options of each streamed engine."""
 CONTEXT_ROUNDS = {2048: 3, 8192: 1}
-"""Context lengths, and the number of runs with each."""
+"""Number of runs by context length."""
 CACHES: dict[str, dict[str, Any]] = {
     "fp32, all in memory": {"kv_resident": "1 GiB"},
     "fp32, 64 MiB in memory": {"kv_resident": "64 MiB"},
@@ -40,7 +40,7 @@ CACHES: dict[str, dict[str, Any]] = {
     "int4, 64 MiB in memory": {"keys_values": "int4", "kv_resident": "64 MiB"},
     "fp32, window of 1,024": {"kv_window": 1024, "kv_resident": "1 GiB"},
 }
-"""Session options of each cache. All run without an arena, because every shard would have a large one."""
+"""Session options of each key-value cache. All run without an arena, because every shard would have a large one."""
 LOSSLESS_CACHES = tuple(CACHES)[:3]
 LOSSY_CACHES: dict[str, dict[str, Any]] = {
     "int8": {"keys_values": "int8"},
@@ -126,7 +126,7 @@ def _compare_with_disk(
     bytes_per_s: float,
     reports: dict[tuple[int, bool], list[dict[str, Any]]],
 ) -> list[object]:
-    """Return the table row of a budget: measured latencies beside the time that the disk needs at least."""
+    """Return the table row of a budget: measured latencies and the minimum time that the disk needs."""
     from edgeopt.runtimes.onnx.kv_cache_offload import select_resident
 
     resident = select_resident(sizes, budget_mib * 2**20)
@@ -168,7 +168,7 @@ def _generate_capped(engine: Path, options: dict[str, Any], *, prompt_tokens: in
 
 
 def context(folder: Path) -> None:
-    """Memory and latency of long contexts with an offloaded, quantized or windowed key-value cache, and its loss.
+    """Memory and latency of long contexts with an offloaded, quantized or windowed key-value cache, and its error.
 
     The 246 M shape at 4 bits, three runs with 2,048 tokens and one with 8,192.
     """
@@ -194,7 +194,7 @@ def context(folder: Path) -> None:
         for name, runs in reports.items():
             peak, last = (statistics.median(run[n] for run in runs) / 2**20 for n in ("peak_rss_bytes", "rss_bytes"))
             rows.append([length, name, peak, last, 1e3 * statistics.median(run["token_s"] for run in runs)])
-    print(f"{', '.join(LOSSLESS_CACHES)}: all generate the same tokens\n")
+    print(f"{', '.join(LOSSLESS_CACHES)}: generated tokens are equal\n")
     print_table(["context, tokens", "key-value cache", "peak RSS, MiB", "final RSS, MiB", "ms/token"], rows)
     _print_cache_losses(folder)
 

@@ -54,7 +54,7 @@ def _trial(folder: Path) -> TrialResult:
     (tables / "samples.json").write_text(json.dumps({"columns": columns, "data": rows}))
     (folder / "notes.bin").write_bytes(bytes(2**20))
     measurements = tuple(
-        Measurement(metric=f"bench/figure_{n}", unit="", value=n, low=n, high=n, count=1, method="none")
+        Measurement(metric=f"bench/metric_{n}", unit="", value=n, low=n, high=n, count=1, method="none")
         for n in range(120)
     )
     return TrialResult(
@@ -68,7 +68,7 @@ def _trial(folder: Path) -> TrialResult:
 
 
 def five_thousand(folder: Path) -> None:
-    """Time of the page, `edgeopt front` and `edgeopt audit` with 5,000 trials, 5,000 other runs and 50 promotions."""
+    """Time of a study page, `edgeopt front` and `edgeopt audit`: 5,000 trials, 5,000 other runs, 50 promotions."""
     server = MlflowServer(folder, "--app-name", "edgeopt")
     try:
         opened = create_study(folder, None, tracking_uri=server.uri, trials=TRIALS)

@@ -1,4 +1,4 @@
-"""Check which entries eviction removes, in which order, and that it spares entries in use; processes really die."""
+"""Check the order of eviction and that entries in use stay, also when processes are killed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def measure_entry_bytes(tmp_path_factory: pytest.TempPathFactory) -> int:
 
 @contextlib.contextmanager
 def run_process(target: Callable[[], None], ready: Path) -> Iterator[BaseProcess]:
-    """Run `target` in another process, wait until the file `ready` exists, and kill the process at the end."""
+    """Run `target` in another process and yield it once the file `ready` exists; kill the process at the end."""
     process = FORK.Process(target=target)
     process.start()
     try:
@@ -79,7 +79,7 @@ def wait_for(path: Path) -> None:
 def test_least_recently_used_entry_is_evicted_first(tmp_path: Path, entry_bytes: int) -> None:
     cache = StageCache(tmp_path, limit_bytes=3 * entry_bytes)
     first, second, third = (create_stage(cache, name) for name in "abc")
-    assert create_stage(cache, "a") == first, "this use makes it the latest"
+    assert create_stage(cache, "a") == first, "this use makes the entry the most recent one"
     fourth = create_stage(cache, "d")
     assert names(tmp_path) == {first.name, third.name, fourth.name}
     assert not second.exists()

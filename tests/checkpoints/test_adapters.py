@@ -1,4 +1,4 @@
-"""Check that adapters survive writing and that attached adapters compute the same as merged ones."""
+"""Check that written adapters can be read, and that attached adapters compute the same as merged ones."""
 
 from __future__ import annotations
 

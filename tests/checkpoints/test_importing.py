@@ -136,7 +136,7 @@ def test_unusable_model_is_rejected_with_reason(model: Path, into: Path, case: s
 
 
 def test_pickle_is_never_loaded(model: Path, into: Path, tmp_path: Path) -> None:
-    """The pickle creates a file when it is loaded."""
+    """Loading this pickle would create a file."""
     trace = tmp_path / "trace"
     (model / WEIGHTS).unlink()
     (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(trace) + b"'\ntR.")

@@ -1,4 +1,4 @@
-"""Check that every device lease excludes measurements and lets shared work overlap."""
+"""Contract suite of `Lease`: measurements are exclusive, and shared work may overlap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKED_S = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class FileLease:
-    """The lease of edgeopt.machine.device_lease on lock files in a folder of the test."""
+    """Lease of edgeopt.machine.device_lease with lock files in the test's folder."""
 
     folder: Path
 
@@ -37,13 +37,13 @@ class FileLease:
 def lease(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lease:
     if request.param == "files":
         return FileLease(folder=tmp_path)
-    for mode in ("exclusive", "shared"):  # PostgresLease also takes the file lease: keep its files in the test's folder
+    for mode in ("exclusive", "shared"):  # PostgresLease also acquires the file lease
         monkeypatch.setattr(device_lease, mode, partial(getattr(device_lease, mode), folder=tmp_path))
     return PostgresLease(url=request.getfixturevalue("postgresql").database(), device="d")
 
 
 class OtherThread:
-    """A thread that acquires the device and releases it at once."""
+    """Thread that acquires the device and releases it at once."""
 
     def __init__(self, acquire: Acquire) -> None:
         self.acquired = threading.Event()
@@ -55,7 +55,7 @@ class OtherThread:
             self.acquired.set()
 
     def finishes(self) -> bool:
-        """Return True if the thread acquired the device within 20 s."""
+        """Return whether the thread acquired the device within 20 s."""
         self._thread.join(20)
         return self.acquired.is_set()
 

@@ -63,7 +63,7 @@ def mlflow_store(registry: str) -> None:
 def served_model(
     mlflow_server: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RegisteredModel:
-    """Return the tiny model after an upload to a server, registered there."""
+    """Return the tiny model after uploading it to a server and registering it there."""
     import mlflow
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Test the contract of the `Probe` protocol with every config in conf/probe."""
+"""Contract suite of `Probe`, for every config in conf/probe."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ each_probe = pytest.mark.parametrize("probe_class", PROBES, ids=lambda p: p.__na
 
 
 def create(probe_class):
-    """Create a probe with default values and the required ones; skip if its library is not installed."""
+    """Create a probe with default and required values; skip the test if its library is not installed."""
     if probe_class.__name__ in UNAVAILABLE:
         pytest.skip(f"the library of {probe_class.__name__} is not installed")
     target = f"{probe_class.__module__}.{probe_class.__name__}"
@@ -52,7 +52,7 @@ def create(probe_class):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """Return the samples of all probes, measured without references and then against them."""
+    """Return the samples of all probes, measured first without references and then against the first measurement."""
     folder = tmp_path_factory.mktemp("contract")
     engine = toy_bench.build(folder, FakeRuntime())
     workload = build_workload(
@@ -141,27 +141,27 @@ def test_samples_are_plain_json(probe_class, reports):
 
 
 @each_probe
-def test_figures_are_declared_finite_and_in_interval(probe_class, reports):
+def test_measurements_are_declared_finite_and_in_interval(probe_class, reports):
     probe = create(probe_class)
     for report in reports:
-        for figure in probe.summarize([report[probe_class.__name__]] * probe.processes):
-            assert probe.METRICS[figure.metric] == figure.unit
-            assert all(math.isfinite(x) for x in (figure.value, figure.low, figure.high))
-            assert figure.low <= figure.value <= figure.high
-            assert figure.count >= 1
-            assert figure.method
-            assert not figure.noisy, "only the bench detects disturbances"
+        for measurement in probe.summarize([report[probe_class.__name__]] * probe.processes):
+            assert probe.METRICS[measurement.metric] == measurement.unit
+            assert all(math.isfinite(x) for x in (measurement.value, measurement.low, measurement.high))
+            assert measurement.low <= measurement.value <= measurement.high
+            assert measurement.count >= 1
+            assert measurement.method
+            assert not measurement.noisy, "only the bench detects disturbances"
 
 
 @each_probe
-def test_probe_reports_figures_with_references(probe_class, reports):
+def test_probe_reports_measurements_with_references(probe_class, reports):
     assert create(probe_class).summarize([reports[1][probe_class.__name__]])
 
 
 @pytest.mark.parametrize("probe_class", [p for p in PROBES if p.GROUP == "quality"], ids=lambda p: p.__name__)
 def test_quality_probes_report_all_metrics_with_references(probe_class, reports):
-    figures = create(probe_class).summarize([reports[1][probe_class.__name__]])
-    assert {figure.metric for figure in figures} == probe_class.METRICS.keys()
+    measurements = create(probe_class).summarize([reports[1][probe_class.__name__]])
+    assert {measurement.metric for measurement in measurements} == probe_class.METRICS.keys()
 
 
 def test_probes_share_no_metric():

@@ -39,7 +39,7 @@ def client(uri: str) -> MlflowClient:
 
 @pytest.fixture
 def model(client: MlflowClient) -> str:
-    """Return a model with a deleted version and a moved alias, next to another model."""
+    """Return the name of a model with a deleted version and a moved alias. A second model has a similar name."""
     name = f"it's a model {uuid.uuid4().hex}".replace("'", "’")
     for other in (name, f"{name} 2"):
         client.create_registered_model(other, tags={"key": "of the model"})
@@ -95,7 +95,7 @@ def test_champion_of_another_study_is_none(uri: str, client: MlflowClient, model
 
 @pytest.fixture
 def client_reads(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """Return the list of URIs that MLflow's client reads during the test."""
+    """Return the list to which the test adds every URI that MLflow's client reads."""
     uris = []
     read_by_client = fast_reader.read_by_client
 
@@ -168,7 +168,7 @@ def test_default_store_matches_mlflow(
 
 
 class FakeServer(BaseHTTPRequestHandler):
-    """Answer every request with one status and body, and keep the credentials."""
+    """Answer every request with the same status and body, and store the credentials of the last request."""
 
     status, body, authorization = 200, b"", ""
 

@@ -1,4 +1,4 @@
-"""Test what every runtime guarantees about the engines that it builds and opens."""
+"""Contract suite of `Runtime`: engines that a runtime builds and opens."""
 
 from dataclasses import replace
 from importlib import metadata
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import adapter_checkpoints
-from support.stages import apply_step, build_engine, predicted_figures
+from support.stages import apply_step, build_engine, predict_metric
 
 from edgeopt.checkpoints import modeling
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -87,7 +87,7 @@ class TestEveryRuntime:
         tokens = list(PROMPT)
         for token in session.generate(PROMPT, 6, stop_at_end=False):
             scores = session.logits(tokens)[-1]
-            assert scores[token] >= np.sort(scores)[-2]  # the end token is excluded, so the token may rank second
+            assert scores[token] >= np.sort(scores)[-2]  # the end token is excluded and may rank first
             tokens.append(token)
         assert len(tokens) == len(PROMPT) + 6
 
@@ -112,8 +112,8 @@ class TestEveryRuntime:
         assert build_engine(runtime, checkpoint, tmp_path / "again").digest == engine.digest
 
     def test_predicted_size_matches_engine(self, runtime, engine):
-        sizes = predicted_figures(runtime, engine)
-        assert bool(sizes) != isinstance(runtime, Torch), "the reference predicts nothing"
+        sizes = predict_metric(runtime, engine)
+        assert bool(sizes) != isinstance(runtime, Torch), "the reference runtime predicts no size"
         for size in sizes:
             assert size.low < engine.size_bytes / 2**20 < size.high
             assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.05)
@@ -232,7 +232,7 @@ def test_quantized_engine_matches_its_checkpoint(values, checkpoint, tmp_path):
 )
 def test_genai_predicts_engine_size(step, checkpoint, tmp_path):
     engine = build_engine(Genai(), apply_step(step, checkpoint, tmp_path / "source"), tmp_path / "engine")
-    (size,) = predicted_figures(Genai(), engine)
+    (size,) = predict_metric(Genai(), engine)
     assert size.low < engine.size_bytes / 2**20 < size.high
     assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=0.01)
 

@@ -19,7 +19,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def find_configs(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every mapping with a _target_ and without open values."""
+    """Yield every mapping with a `_target_` and without missing values (`???`), named by file and target."""
     if not isinstance(node, dict):
         return
     if "_target_" in node and "???" not in node.values():
@@ -30,19 +30,19 @@ def find_configs(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def restrict(data: Any, to: Any) -> Any:
-    """Return `data` with the keys of `to` only."""
+    """Return `data` with only the keys of `to`, in nested mappings too."""
     return {k: restrict(data[k], v) for k, v in to.items()} if isinstance(to, dict) else data
 
 
 def resolve_interpolations(text: str) -> str:
-    """Replace the interpolations that other files of conf/ fill in."""
+    """Replace the interpolations of values from other files of conf/."""
     text = text.replace("${oc.select:target.kernels,null}", "null")
     text = text.replace("${importance}", "{_target_: edgeopt.compress.pruning.taylor.Taylor}")
     return text.replace("${rounding}", "{_target_: edgeopt.compress.quantization.rtn.Rtn}")
 
 
 def is_complete(text: str) -> bool:
-    """Return True if a file of conf/ sets every required field. test_config composes the others."""
+    """Return whether a file of conf/ sets every required field. test_config.py composes the other files."""
     return "probes." not in text and "/step@retrain" not in text
 
 
@@ -136,7 +136,7 @@ INVALID = {
         "cannot be imported",
     ),
     "missing value": ({"_target_": "edgeopt.core.target.Target"}, "target", "target.name"),
-    "open value": ({**TARGET, "name": "???"}, "target", "target.name"),
+    "missing value (???)": ({**TARGET, "name": "???"}, "target", "target.name"),
     "null for a required value": ({**TARGET, "name": None}, "target", "target.name"),
     "string for an integer": (
         {**TARGET, "threads": "four"},

@@ -25,8 +25,8 @@ def test_disjoint_texts_share_no_document(first: list[str], second: list[str]) -
 
 
 def test_overlap_names_both_texts_and_document() -> None:
-    with pytest.raises(InputError, match=r"heard: document 1 \('seen before'…\).*in the calibration text learnt"):
-        require_disjoint(text("x", "seen before", name="learnt"), text("new", "seen before", name="heard"))
+    with pytest.raises(InputError, match=r"second: document 1 \('seen before'…\).*in the calibration text first"):
+        require_disjoint(text("x", "seen before", name="first"), text("new", "seen before", name="second"))
 
 
 @pytest.mark.parametrize("copy", ["a  b\n", "\ta b", "a\r\nb", " a b "])

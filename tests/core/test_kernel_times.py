@@ -17,7 +17,7 @@ from edgeopt.errors import ConfigError
 
 
 def table(times: tuple[float, ...], *factors: float) -> tuple[tuple[float, ...], ...]:
-    """Return one row for each factor, with all times multiplied by it."""
+    """Return one row for each factor: all times in µs multiplied by it."""
     return tuple(tuple(us * factor for us in times) for factor in factors)
 
 
@@ -68,9 +68,9 @@ def test_time_grows_with_working_set() -> None:
 def test_decode_time_sums_units_without_embedding() -> None:
     spec = quantized(INT4)
     weights = sum(math.prod(sides) for name, sides in spec.matrices.items() if name != "embedding")
-    read = weights * (4 / 8 + 8 / 32)  # codes, and a scale and a sum for each block
-    parts = [KERNELS.unit_us(spec, name, INT4, read) for name in spec.matrices if name != "embedding"]
-    assert KERNELS.decode_us(spec) == pytest.approx(KERNELS.non_matrix_us(spec) + sum(parts))
+    read_bytes = weights * (4 / 8 + 8 / 32)  # codes, and a scale and a sum for each block
+    units_us = [KERNELS.unit_us(spec, name, INT4, read_bytes) for name in spec.matrices if name != "embedding"]
+    assert KERNELS.decode_us(spec) == pytest.approx(KERNELS.non_matrix_us(spec) + sum(units_us))
 
 
 def test_fp16_is_computed_in_fp32() -> None:

@@ -99,8 +99,11 @@ def test_units_cover_all_weights_except_norms(spec: ModelSpec) -> None:
 
 
 def packed_bytes(rows: int, columns: int, bits: int, block: int, symmetric: bool) -> int:
-    """Return the bytes of the tensors of a matrix: uint8 (rows, blocks, block · bits / 8), float16 (rows, blocks)
-    and, for asymmetric weights, uint8 (rows, ceil(blocks · bits / 8))."""
+    """Return the total bytes of the tensors of a quantized matrix.
+
+    Codes are uint8 (rows, blocks, block · bits / 8), scales are float16 (rows, blocks), and the zero points of
+    asymmetric weights are uint8 (rows, ceil(blocks · bits / 8)).
+    """
     blocks = len(range(0, columns, block))
     weights = np.empty((rows, blocks, block * bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float16)
@@ -122,7 +125,7 @@ def test_matrix_size_is_the_sum_of_its_tensors(rows: int, columns: int, bits: in
 
 @given(adapter=adapters)
 def test_adapter_size_is_the_sum_of_its_factors(adapter: Adapter) -> None:
-    """Factors are fp32, and the fused matrix of query, key and value gets one update."""
+    """Factors are fp32. Query, key and value are one fused matrix with one update."""
     sides = {"o_proj": (64, 64), "gate_proj": (128, 64), "up_proj": (128, 64), "down_proj": (64, 128)}
     sides |= dict.fromkeys(("q_proj", "k_proj", "v_proj"), (64 + 32 + 32, 64))
     spec = replace(ModelSpec.from_hf_config(CONFIG), adapters={"default": adapter})

@@ -94,7 +94,7 @@ def test_moved_class_seals_its_new_path() -> None:
     assert to_config(moved)["_target_"] == "edgeopt.measure.probes.size.Size"
 
 
-def test_renamed_field_takes_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renamed_field_accepts_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_aliases, "FIELD_ALIASES", {"edgeopt.models.local.LocalFolder": {"folder": "path"}})
     assert instantiate({"_target_": "edgeopt.models.local.LocalFolder", "folder": "m"}).path == "m"
 

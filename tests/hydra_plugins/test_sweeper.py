@@ -1,4 +1,4 @@
-"""Test `hydra/sweeper=edgeopt` with an application that does not import edgeopt, under several launchers."""
+"""Test `hydra/sweeper=edgeopt` under several launchers, with an application that does not import edgeopt."""
 
 from __future__ import annotations
 

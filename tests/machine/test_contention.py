@@ -1,4 +1,4 @@
-"""Check which moments count as undisturbed on a machine whose cores others share."""
+"""Check the detection of disturbed measurements on a virtual machine with shared cores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def virtual(tmp_path: Path) -> Path:
 
 
 def set_probe_times(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
-    """Make the probe workload take these times in order, and the last one from then on."""
+    """Replace the times of the probe workload; the last one repeats."""
     remaining = list(seconds)
     monkeypatch.setattr(contention, "_workload_s", lambda: remaining.pop(0) if len(remaining) > 1 else remaining[0])
     monkeypatch.setattr(contention.os, "sched_getaffinity", lambda _: {0})
@@ -132,7 +132,7 @@ def test_all_tokens_count_without_undisturbed_round() -> None:
     assert "including 67% slowed down by contention" in method
 
 
-def test_disturbed_share_marks_figures_noisy() -> None:
+def test_disturbed_share_marks_measurements_noisy() -> None:
     for slowed, noisy in ((0.0, False), (0.7, True)):
         section = {"elapsed_s": 1.0, "foreign_cpu_share": 0.0}
         report = {
@@ -142,8 +142,8 @@ def test_disturbed_share_marks_figures_noisy() -> None:
         run = judge_run(
             "generation", report, ["latency"], foreign_cpu_share=0.05, halves_tolerance=0.25, slowed_share=0.5
         )
-        figures = summarize_runs("latency", Latency(processes=1), [run], foreign_cpu_share=0.05)
-        assert {figure.noisy for figure in figures} == {noisy}
+        measurements = summarize_runs("latency", Latency(processes=1), [run], foreign_cpu_share=0.05)
+        assert {measurement.noisy for measurement in measurements} == {noisy}
 
 
 def test_method_omits_contention_on_physical_machines() -> None:
@@ -153,7 +153,7 @@ def test_method_omits_contention_on_physical_machines() -> None:
 
 
 class FakeContext:
-    """Open engine with the attributes that the latency probe reads."""
+    """Context with the attributes that the latency probe reads."""
 
     def __init__(self) -> None:
         self.session = FakeSession(99)

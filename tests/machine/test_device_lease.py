@@ -60,7 +60,11 @@ def start_waiting_thread(
     acquire: Callable[..., AbstractContextManager[None]] = device_lease.exclusive,
     work: Callable[[], None] = lambda: None,
 ) -> tuple[threading.Thread, threading.Event, list[str]]:
-    """Start a thread that acquires the lease; return it with its acquired event and progress lines once it waits."""
+    """Start a thread that has to wait for the lease, and return when it waits.
+
+    Returns:
+        the thread, an event that is set after `work` in the lease, and its progress lines.
+    """
     lines: list[str] = []
     waiting, acquired = threading.Event(), threading.Event()
 
@@ -166,7 +170,7 @@ def test_nested_leases_never_wait(tmp_path):
     assert lines == []
 
 
-def test_nested_shared_work_passes_waiting_measurement(tmp_path):
+def test_nested_shared_work_precedes_waiting_measurement(tmp_path):
     with device_lease.shared(lambda line: None, tmp_path):
         thread, acquired, _ = start_waiting_thread(tmp_path)
         with device_lease.shared(lambda line: None, tmp_path):

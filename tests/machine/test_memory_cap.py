@@ -1,4 +1,4 @@
-"""Check that the kernel enforces memory caps, and that figures say so on systems without enforcement."""
+"""Check that the kernel enforces memory caps, and that measurements state a cap that is not enforced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(path, content):
 
 @pytest.fixture
 def capped():
-    """Return the command prefix for a cap of 64 MiB."""
+    """Yield the command prefix for a cap of 64 MiB."""
     try:
         with enforce_cap(64 * MIB) as prefix:
             yield prefix
@@ -113,12 +113,12 @@ def test_unavailable_cap_reports_both_reasons(tmp_path, monkeypatch):
 
 def test_generation_is_measured_under_target_cap(capped, tmp_path):
     target = replace(toy_bench.TARGET, memory_cap="128 MiB")
-    figures = toy_bench.build_and_measure(
+    measurements = toy_bench.build_and_measure(
         tmp_path, FakeRuntime(), toy_bench.make_bench("memory", "latency"), target=target
     )
-    assert figures["memory/cap_mib"].value == 128
-    assert "memory cap of 128 MiB enforced by the kernel" in figures["memory/peak_rss_mib"].method
-    assert figures["latency/decode_p50_ms"].value > 0
+    assert measurements["memory/cap_mib"].value == 128
+    assert "memory cap of 128 MiB enforced by the kernel" in measurements["memory/peak_rss_mib"].method
+    assert measurements["latency/decode_p50_ms"].value > 0
 
 
 def test_engine_exceeding_cap_is_killed(capped, tmp_path):
@@ -135,10 +135,10 @@ def test_unenforced_cap_is_stated_in_memory_methods(tmp_path, monkeypatch):
 
     monkeypatch.setattr(memory_cap, "enforce_cap", refuse)
     target = replace(toy_bench.TARGET, memory_cap="16 MiB")
-    figures = toy_bench.build_and_measure(tmp_path, FakeRuntime(), toy_bench.make_bench("memory"), target=target)
-    assert "memory/cap_mib" not in figures or figures["memory/cap_mib"].value > 16
-    memory = [figure for metric, figure in figures.items() if metric.startswith("memory/")]
-    assert all("memory cap of 16 MiB not enforced" in figure.method for figure in memory)
+    measurements = toy_bench.build_and_measure(tmp_path, FakeRuntime(), toy_bench.make_bench("memory"), target=target)
+    assert "memory/cap_mib" not in measurements or measurements["memory/cap_mib"].value > 16
+    memory = [measurement for metric, measurement in measurements.items() if metric.startswith("memory/")]
+    assert all("memory cap of 16 MiB not enforced" in measurement.method for measurement in memory)
 
 
 @pytest.mark.parametrize(

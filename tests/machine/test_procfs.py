@@ -22,15 +22,15 @@ def write(root: Path, path: str, content: str) -> None:
 
 
 def test_memory_counts_resident_pages():
-    # a fresh process: nothing else frees memory meanwhile
+    # in a fresh process, where nothing else allocates or frees memory
     code = (
         "import json; from edgeopt.machine import procfs; before = procfs.read_memory(); "
         f"ballast = b'1' * {64 * 2**20}; print(json.dumps([before, procfs.read_memory()]))"
     )
     before, after = json.loads(subprocess.check_output([sys.executable, "-c", code]))
-    for figure in ("rss_bytes", "private_bytes", "pss_bytes"):
-        assert after[figure] - before[figure] == pytest.approx(64 * 2**20, rel=0.05), figure
-    assert after["peak_rss_bytes"] > after["rss_bytes"] - 2**20, "Linux counts the peak lazily"
+    for name in ("rss_bytes", "private_bytes", "pss_bytes"):
+        assert after[name] - before[name] == pytest.approx(64 * 2**20, rel=0.05), name
+    assert after["peak_rss_bytes"] > after["rss_bytes"] - 2**20, "Linux updates the peak lazily"
 
 
 def test_busy_time_excludes_idle_and_guest_ticks(tmp_path):

@@ -1,4 +1,4 @@
-"""Test that predicted quality intervals contain the later measurement and claim no more than PyTorch can know."""
+"""Test that predicted quality intervals contain the observed ones, and which models the predictor covers."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def observed(metric: str, low: float, value: float, high: float) -> Measurement:
 
 @given(ratio=INTERVALS, kl=INTERVALS, baseline=st.floats(1.0, 1e4))
 def test_predicted_intervals_contain_the_observed_ones(ratio, kl, baseline):
-    figures = [observed(PERPLEXITY_RATIO, *ratio), observed(KL_MEAN, *kl)]
-    predicted = {m.metric: m for m in PREDICTOR.predict(figures, {PERPLEXITY: baseline})}
+    measurements = [observed(PERPLEXITY_RATIO, *ratio), observed(KL_MEAN, *kl)]
+    predicted = {m.metric: m for m in PREDICTOR.predict(measurements, {PERPLEXITY: baseline})}
     assert set(predicted) == set(PREDICTOR.metrics)
     for interval, metric, scale in ((ratio, PERPLEXITY_RATIO, 1.0), (kl, KL_MEAN, 1.0), (ratio, PERPLEXITY, baseline)):
-        figure = predicted[metric]
-        assert figure.kind == "predicted"
-        assert figure.unit == Quality.METRICS[metric]
-        assert figure.value == scale * interval[1]
-        assert 0 <= figure.low <= scale * interval[0]
-        assert figure.high >= scale * interval[2]
+        prediction = predicted[metric]
+        assert prediction.kind == "predicted"
+        assert prediction.unit == Quality.METRICS[metric]
+        assert prediction.value == scale * interval[1]
+        assert 0 <= prediction.low <= scale * interval[0]
+        assert prediction.high >= scale * interval[2]
 
 
 def test_perplexity_prediction_needs_the_baseline_perplexity():
-    figures = [observed(PERPLEXITY_RATIO, 1.0, 1.1, 1.2), observed(KL_MEAN, 0.1, 0.2, 0.3)]
-    assert {m.metric for m in PREDICTOR.predict(figures, {})} == {PERPLEXITY_RATIO, KL_MEAN}
+    measurements = [observed(PERPLEXITY_RATIO, 1.0, 1.1, 1.2), observed(KL_MEAN, 0.1, 0.2, 0.3)]
+    assert {m.metric for m in PREDICTOR.predict(measurements, {})} == {PERPLEXITY_RATIO, KL_MEAN}
 
 
 def test_predicted_metrics_are_quality_metrics():

@@ -1,4 +1,4 @@
-"""Test the tags that MLflow runs get inside a trial, without changes to the application."""
+"""Test the tags that MLflow adds to runs inside a trial, without changes to the application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that a recipe is stopped only if even the best end of an interval breaks a limit."""
+"""Check that a recipe is stopped only if even the best end of an interval violates a limit."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def measured(metric: str, low: float, value: float, high: float, *, noisy: bool 
 @given(ends=st.tuples(POSITIVE, POSITIVE, POSITIVE).map(sorted), bound=POSITIVE, is_minimum=st.booleans())
 def test_measurement_stops_if_whole_interval_violates(ends: list[float], bound: float, is_minimum: bool) -> None:
     limit = Limit(metric=SIZE, unit="MiB", absolute=bound, is_minimum=is_minimum)
-    figure = measured(SIZE, ends[0], ends[1], ends[2])
-    verdicts = early_stop_verdicts([figure], [limit], {})
+    measurement = measured(SIZE, ends[0], ends[1], ends[2])
+    verdicts = early_stop_verdicts([measurement], [limit], {})
     assert bool(verdicts) == ((1 - ends[2] / bound > 0) if is_minimum else (ends[0] / bound - 1 > 0))
     if verdicts:
-        assert verdicts == judge([figure], [limit], {})
+        assert verdicts == judge([measurement], [limit], {})
         assert not verdicts[0].satisfied
 
 
@@ -89,23 +89,23 @@ def test_verdicts_distinguish_measured_predicted_and_unknown() -> None:
         Limit(metric=THROUGHPUT, unit="MiB", absolute=7.0),
         Limit(metric=PERPLEXITY, unit="", absolute=20.0),
     ]
-    figures = [predicted(SIZE, 1.0, 1.0, 1.0), predicted(THROUGHPUT, 6.0, 8.0, 9.0), measured(SIZE, 6.0, 7.5, 10.0)]
-    size, speed, loss = early_stop_verdicts(figures, limits, {})
+    values = [predicted(SIZE, 1.0, 1.0, 1.0), predicted(THROUGHPUT, 6.0, 8.0, 9.0), measured(SIZE, 6.0, 7.5, 10.0)]
+    size, speed, loss = early_stop_verdicts(values, limits, {})
     assert (size.predicted, size.value, size.excess, size.satisfied) == (False, 7.5, 1.0, False)
     assert (speed.predicted, speed.value, speed.satisfied) == (True, 6.0, True)
     assert (loss.predicted, loss.value, loss.excess, loss.satisfied) == (False, None, None, False)
 
 
-def test_stopped_result_names_certainly_broken_limit() -> None:
+def test_stopped_result_names_certainly_violated_limit() -> None:
     limits = [
         Limit(metric=SIZE, unit="MiB", absolute=5.0),
         Limit(metric=THROUGHPUT, unit="MiB", absolute=7.0, is_minimum=True),
         Limit(metric=PERPLEXITY, unit="", absolute=20.0),
     ]
-    figures = [measured(SIZE, 4.0, 6.0, 8.0), measured(THROUGHPUT, 1.0, 2.0, 3.0)]
-    verdicts = early_stop_verdicts(figures, limits, {})
+    values = (measured(SIZE, 4.0, 6.0, 8.0), measured(THROUGHPUT, 1.0, 2.0, 3.0))
+    verdicts = early_stop_verdicts(values, limits, {})
     result = TrialResult(
-        recipe={}, target="t", device={}, emulated=False, measurements=tuple(figures), verdicts=verdicts, refused="x"
+        recipe={}, target="t", device={}, emulated=False, measurements=values, verdicts=verdicts, refused="x"
     )
     assert [v.metric for v in result.violated] == [THROUGHPUT], "the size interval still overlaps its limit"
     assert result.violated[0].message.startswith(f"{THROUGHPUT}: ")

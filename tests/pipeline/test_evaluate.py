@@ -1,9 +1,10 @@
-"""Evaluate recipes with fakes: where an evaluation stops, what its result contains and what the cache saves."""
+"""Evaluate recipes with fakes: early stops, contents of results, and time saved by the cache."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ class LocalModel:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyStep:
-    """Step that copies the checkpoint and adds a file, so that the result has another digest."""
+    """Step that copies the checkpoint and adds a file, which changes the digest."""
 
     log: ClassVar[list[str]] = []
     name: str = "copy"
@@ -178,7 +179,7 @@ class FakeBench:
 
 @dataclass(kw_only=True)
 class FakePredictor:
-    """Predictor that widens the observed intervals to 7 to 13."""
+    """Predictor that sets the interval of each observed metric to 7 to 13."""
 
     bench: FakeBench
     covered: bool = True
@@ -325,7 +326,7 @@ def test_missing_device_yields_build_plan_only(
     assert without_leases(log) == ["compress", "build runtime"]
     monkeypatch.setattr(DeviceBoundRuntime, "device_name", "a GPU")
     assert run_evaluation(make_job(runtime=DeviceBoundRuntime()), tmp_path).failure is None
-    assert log.count("build runtime") == 3, "the plan does not count as the engine"
+    assert log.count("build runtime") == 3, "a build plan does not count as a cached engine"
 
 
 def test_unsupported_model_fails_with_all_reasons(make_job: JobFactory, tmp_path: Path) -> None:
@@ -461,8 +462,6 @@ def test_device_is_shared_for_work_exclusive_for_measurements(
 def test_waiting_is_timed_separately_from_work(
     make_job: JobFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import time
-
     @contextmanager
     def slow(self: RecordingLease, mode: str) -> Iterator[None]:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Check that quality predicted from a checkpoint in PyTorch covers the quality measured of its engine."""
+"""Check that the quality predicted from a checkpoint in PyTorch covers the measured quality of its engine."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def test_checkpoint_prediction_covers_engine_measurement(recipe: str, tiny_model
     measured = {m.metric: m for m in result.measurements}
     predicted = {m.metric: m for m in result.predictions if m.metric in QualityPredictor.metrics}
     assert predicted.keys() == set(QualityPredictor.metrics)
-    for metric, figure in predicted.items():
-        assert figure.low <= measured[metric].value <= figure.high, metric
-        assert figure.unit == measured[metric].unit
+    for metric, prediction in predicted.items():
+        assert prediction.low <= measured[metric].value <= prediction.high, metric
+        assert prediction.unit == measured[metric].unit

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.stages import apply_step, build_engine, predicted_figures
+from support.stages import apply_step, build_engine, predict_metric
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -64,7 +64,7 @@ def test_prepacked_file_keeps_original_weights(packed_and_plain) -> None:
 def test_predicted_size_includes_prepacked_copy(packed_and_plain) -> None:
     runtime, saved, plain = packed_and_plain
     for configured, engine in ((runtime, saved), (replace(runtime, packed_on_disk=False), plain)):
-        (size,) = predicted_figures(configured, engine)
+        (size,) = predict_metric(configured, engine)
         assert size.low < engine.size_bytes / MIB < size.high
 
 

@@ -1,4 +1,4 @@
-"""Build checkpoints with random adapters, and the same adapters merged into the weights."""
+"""Build checkpoints with random adapters, and checkpoints with these adapters merged into the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeopt.core.model_spec import Adapter
 def add_adapter(
     checkpoint: Checkpoint, directory: Path, adapter: str, targets: Sequence[str] = PROJECTION_NAMES
 ) -> Checkpoint:
-    """Return the checkpoint with one more adapter of large random updates, named after its rank (`r4`)."""
+    """Return the checkpoint with one more adapter of large random updates. Its name contains its rank: `r4`."""
     import torch
 
     directory.mkdir()
@@ -35,7 +35,7 @@ def add_adapter(
 
 
 def merge_adapter(checkpoint: Checkpoint, directory: Path, adapter: str) -> Checkpoint:
-    """Return a float checkpoint with one adapter of `checkpoint` merged and no separate adapters."""
+    """Return an fp32 checkpoint with one adapter of `checkpoint` merged into the weights, without separate adapters."""
     directory.mkdir()
     network, spec = modeling.load(checkpoint), replace(checkpoint.spec.in_fp32, adapters={})
     for name, update in adapters.read(checkpoint.directory, adapter).items():

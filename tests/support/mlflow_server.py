@@ -1,4 +1,4 @@
-"""Start an MLflow server as an operator does; tests may kill and restart it."""
+"""Start MLflow servers that tests can kill and restart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeopt.cli.commands.ui import LEAN
 
 
 class MlflowServer:
-    """MLflow server process with a store and artifacts in `folder`, unless others are given.
+    """MLflow server process. Its store and artifacts are in `folder` unless `store` or `artifacts` are set.
 
     Attributes:
         uri: address of the server; the same after a restart.
@@ -44,7 +44,7 @@ class MlflowServer:
         self.start()
 
     def start(self) -> None:
-        """Start the server and return when it answers."""
+        """Start the server and return when it answers; raise AssertionError with its log after 90 s."""
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -1,4 +1,4 @@
-"""Invented trials with the spread of a real sweep, and a toy engine that really generates."""
+"""Build invented trials with the spread of a real sweep, and toy engines that generate text."""
 
 from __future__ import annotations
 
@@ -48,41 +48,41 @@ def snapshot(
 
 
 def invented_trials(count: int = 28, seed: int = 3) -> list[TrialSnapshot]:
-    """Return `count` trials, the last of which failed; ranks follow the three objectives."""
-    draw, found = random.Random(seed), []
+    """Return `count` trials with their Pareto ranks. The last trial failed."""
+    draw, trials = random.Random(seed), []
     for number in range(count):
         bits, ratio, lora = draw.choice([4, 4, 8, 32]), draw.choice([0.0, 0.1, 0.2, 0.3, 0.4]), draw.random() < 0.6
-        damage = {4: 0.075, 8: 0.008, 32: 0.0}[bits] + ratio**2 * (0.6 if lora else 1.4)
-        figures = {
-            "quality/perplexity_ratio": 1 + damage * draw.uniform(0.8, 1.2),
+        error = {4: 0.075, 8: 0.008, 32: 0.0}[bits] + ratio**2 * (0.6 if lora else 1.4)
+        metrics = {
+            "quality/perplexity_ratio": 1 + error * draw.uniform(0.8, 1.2),
             "latency/decode_p50_ms": ({4: 0.6, 8: 0.8, 32: 1.3}[bits] * (1 - 0.5 * ratio)) * draw.uniform(0.95, 1.1),
             "memory/peak_rss_mib": (60 + {4: 8, 8: 14, 32: 40}[bits] * (1 - 0.4 * ratio)) * draw.uniform(0.98, 1.03),
         }
-        excess = {limit.metric: figures[limit.metric] / (limit.bound or 1.0) - 1 for limit in LIMITS}
-        found.append(
+        excess = {limit.metric: metrics[limit.metric] / (limit.bound or 1.0) - 1 for limit in LIMITS}
+        trials.append(
             TrialSnapshot(
                 number=number,
                 state="finished",
                 feasible=all(e <= 0 for e in excess.values()),
                 pareto_rank=None,
                 params={"step.quantize.bits": bits, "step.prune.ratio": ratio, "lora": lora},
-                metrics=figures,
+                metrics=metrics,
                 excess=excess,
             )
         )
-    found[-1] = replace(
-        found[-1],
+    trials[-1] = replace(
+        trials[-1],
         state="failed",
         feasible=False,
         metrics={},
         failure="build: BuildError: out of memory",
         excess={limit.metric: None for limit in LIMITS},
     )
-    return ranked(found)
+    return ranked(trials)
 
 
 def ranked(trials: Sequence[TrialSnapshot]) -> list[TrialSnapshot]:
-    """Return the trials with the Pareto ranks of the feasible ones."""
+    """Return the trials with the Pareto ranks of feasible trials; other trials have none."""
     ranks: dict[int, int] = {}
     rank, left = 1, [trial for trial in trials if trial.feasible]
     while left:
@@ -101,7 +101,7 @@ WORDS = ("def", "f", "(", "x", ")", ":", "return", "+", "1", "if", "else", "for"
 
 
 def engine(folder: Path, *, seed: int = 0) -> Engine:
-    """A sealed toy engine: a bigram table over a dozen words, run by the stub runtime."""
+    """Build a toy engine of FakeRuntime: a bigram table over WORDS."""
     folder.mkdir(parents=True)
     table = np.random.default_rng(seed).standard_normal((len(WORDS), len(WORDS))).astype(np.float32)
     np.save(folder / "table.npy", table)
@@ -123,8 +123,8 @@ def result(
     failure: Failure | None = None,
     **more: Any,
 ) -> TrialResult:
-    """A trial that keeps LIMITS unless its figures say otherwise."""
-    figures = {
+    """Return the result of a trial. With the default values it satisfies LIMITS."""
+    metrics = {
         "quality/perplexity_ratio": ratio,
         "latency/decode_p50_ms": decode_ms,
         "memory/peak_rss_mib": rss_mib,
@@ -136,10 +136,10 @@ def result(
         if failure
         else tuple(
             Measurement(metric=m, unit=str(unit[m]), value=v, low=v, high=v, count=3, method="invented")
-            for m, v in figures.items()
+            for m, v in metrics.items()
         )
     )
-    verdicts = () if failure else tuple(_verdict(limit, figures) for limit in LIMITS)
+    verdicts = () if failure else tuple(_verdict(limit, metrics) for limit in LIMITS)
     return TrialResult(
         recipe={"text": "prune_width → quantize", "digest": "d1ge57"},
         target="sbc_4gib",
@@ -154,14 +154,14 @@ def result(
     )
 
 
-def _verdict(limit: LimitSnapshot, figures: dict[str, float]) -> Verdict:
+def _verdict(limit: LimitSnapshot, metrics: dict[str, float]) -> Verdict:
     assert limit.bound is not None
-    excess = figures[limit.metric] / limit.bound - 1
+    excess = metrics[limit.metric] / limit.bound - 1
     return Verdict(
         metric=limit.metric,
         limit=limit.text,
         bound=limit.bound,
-        value=figures[limit.metric],
+        value=metrics[limit.metric],
         excess=excess,
         satisfied=excess <= 0,
         reason="" if excess <= 0 else "above",

@@ -17,7 +17,7 @@ from edgeopt.core.target import Target
 
 
 class NoCache:
-    """Cache without entries, which creates everything again."""
+    """Cache that stores nothing: it produces every stage again."""
 
     def get_or_create(self, kind: str, inputs: object, produce: Callable[[Path], None]) -> Path:
         directory = Path(tempfile.mkdtemp(prefix=f"edgeopt-{kind}-"))
@@ -56,8 +56,8 @@ def build_engine(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> E
     return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": to_config(runtime)})
 
 
-def predicted_figures(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
-    """Return the runtime's predictions of `metric` for a built engine, empty if it predicts none."""
+def predict_metric(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
+    """Return the runtime's predictions of `metric` for a built engine; empty if it does not predict the metric."""
     carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED_FILES)
     predictions = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)
     return [prediction for prediction in predictions if prediction.metric == metric]

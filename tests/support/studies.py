@@ -1,4 +1,4 @@
-"""Help tests of the search: a small study, invented predictions and results, and fakes of a worker's collaborators."""
+"""Build small studies, predictions and results for tests of the search, and fake the collaborators of a worker."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def open_study(
 
 
 def finish_next(study: Study, result: TrialResult | None = None) -> Trial:
-    """Ask for a trial, finish it, and return it as it is then."""
+    """Ask for a trial, finish it, and return its new state."""
     trial = study.ask()
     assert trial is not None
     assert trial.state == "running"
@@ -84,7 +84,7 @@ def finish_next(study: Study, result: TrialResult | None = None) -> Trial:
 
 
 def run_search(study: Study, evaluate: Callable[[Trial], TrialResult] = lambda _: samples.result()) -> list[Trial]:
-    """Ask for, finish and record trials until there are no more; return them as `ask` returned them."""
+    """Ask for, finish and record trials until the study is complete; return the trials that `ask` returned."""
     asked = []
     while (trial := study.ask()) is not None:
         asked.append(trial)
@@ -107,7 +107,7 @@ def predicted(metric: str, value: float, unit: str = "MiB") -> Measurement:
 
 
 def prediction(expected_error: float = 0.0, failure: Failure | None = None, **values: float) -> Prediction:
-    """Return a prediction of `size` and `rss` in MiB."""
+    """Return a prediction of the values `size` and `rss`, both in MiB."""
     metrics = {"size": SIZE, "rss": RSS}
     empty = replace(samples.result(), measurements=(), verdicts=(), timings_s={})
     predictions = tuple(predicted(metrics[name], value) for name, value in values.items())
@@ -145,7 +145,7 @@ def finished_trial(number: int, params: Params, summary: TrialSummary) -> Trial:
 
 
 class FakeTrackingLog:
-    """Tracking log that remembers its calls in order and the attempts whose runs are open."""
+    """Tracking log that records its calls in order, and the attempts with an open run."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -178,7 +178,7 @@ class FakeTrackingLog:
 
 
 class ScriptedEvaluator:
-    """Evaluator that answers from a script: a result, a failure, an exception, or the value of a function."""
+    """Evaluator that takes each answer from a script: a result, a failure, an exception class, or a function."""
 
     def __init__(self, script: list[Any]) -> None:
         self.script, self.evaluated = script, list[Params]()
@@ -192,7 +192,7 @@ class ScriptedEvaluator:
 
 
 class RecordingWatcher:
-    """Watcher that remembers the events and messages."""
+    """Watcher that records events and messages."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
@@ -213,7 +213,7 @@ class RecordingWatcher:
 def worker_context(
     study: Study, script: list[Any] | None = None, log: FakeTrackingLog | None = None, *, role: str = "all"
 ) -> WorkerContext:
-    """Return the context of a worker with fakes; `script` has the answers of its evaluator."""
+    """Return the context of a worker with fake collaborators; `script` contains the answers of its evaluator."""
     empty = replace(samples.result(), measurements=(), verdicts=())
     return WorkerContext(
         study=study,

@@ -57,7 +57,7 @@ def probe_config(name: str, **values: Any) -> dict[str, Any]:
 
 
 def make_bench(*probes: str, **values: Any) -> Bench:
-    """Build a bench of the named probes that counts no run as disturbed, unless `values` sets other tolerances."""
+    """Build a bench with the named probes; no run counts as disturbed unless `values` sets stricter tolerances."""
     configs = {name: probe_config(name) for name in probes}
     tolerant = {"foreign_cpu_share": 1.0, "halves_tolerance": 1e9, "slowed_share": 1.0}
     return Bench(**{"probes": configs, "max_windows": 8, "timeout_s": 60.0, **tolerant, **values})
@@ -72,8 +72,8 @@ def build_and_measure(
     references: Mapping[str, Path] | None = None,
     evaluation: Text | None = None,
 ) -> dict[str, Measurement]:
-    """Build an engine in `folder`, measure it there, and return the figures by metric."""
-    figures = measure(
+    """Build an engine in `folder`, measure it there, and return the measurements by metric."""
+    measurements = measure(
         build(folder, runtime),
         runtime,
         bench,
@@ -83,4 +83,4 @@ def build_and_measure(
         references or {},
         lambda line: None,
     )
-    return {figure.metric: figure for figure in figures}
+    return {measurement.metric: measurement for measurement in measurements}

@@ -1,6 +1,6 @@
-"""Help tests of the trial storage: build studies, trials and workers, and run code in several processes.
+"""Build studies, trials and workers for tests of the trial storage, and run functions in several processes.
 
-Functions that run in another process are called by name there.
+Functions that run in another process are defined here, because `spawn` imports them by name.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RESULT = {"recipe": {"text": "int4"}, "measurements": []}
 
 
 def open_study(url: str, study: str = STUDY) -> TrialStorage:
-    """Return the storage of a study that is created if it does not exist."""
+    """Return the storage of a study; create the study if it does not exist."""
     storage = TrialStorage(url, study)
     storage.open(DEFINITION, {"name": "sweep"})
     return storage
 
 
 def add_trial(storage: TrialStorage, x: object = 0, worker: str = "", **fields: Any) -> Trial:
-    """Add a trial that runs if it has a worker, and waits otherwise."""
+    """Add a trial: running if it has a worker, otherwise waiting."""
     state = fields.pop("state", "running" if worker else "waiting")
     trial = storage.add({"x": x}, origin="sampled", worker=worker, state=state, **fields)
     assert trial is not None
@@ -40,14 +40,14 @@ def add_trial(storage: TrialStorage, x: object = 0, worker: str = "", **fields: 
 
 
 def add_finished_trial(storage: TrialStorage, x: object = 0, worker: str = "w") -> Trial:
-    """Add a trial with SUMMARY and RESULT."""
+    """Add a finished trial with SUMMARY and RESULT."""
     trial = add_trial(storage, x, worker)
     assert storage.finish(trial, "finished", SUMMARY, RESULT)
     return read_trial(storage, trial.number)
 
 
 def read_trial(storage: TrialStorage, number: int) -> Trial:
-    """Return a trial as it is now."""
+    """Return the current state of a trial."""
     return next(trial for trial in storage.trials_since(0) if trial.number == number)
 
 
@@ -67,7 +67,7 @@ def reclaim_worker(
 def remote_worker(
     worker: str = "w", *, host: str = "another host", code: str = "1+a", role: str = "all"
 ) -> WorkerRecord:
-    """Return a worker of another host, whose liveness only its heartbeat counter shows."""
+    """Return a worker of another host. Only its heartbeat counter shows that it is alive."""
     return WorkerRecord(worker=worker, host=host, process="1:1", role=role, code=code, beat=0)
 
 

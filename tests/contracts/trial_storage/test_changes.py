@@ -41,7 +41,7 @@ def test_only_changed_trials_are_returned(storage: TrialStorage) -> None:
 
 
 class Reader:
-    """Copy of the trials that is updated with changes only."""
+    """Copy of the trials that only reads changes."""
 
     def __init__(self, storage: TrialStorage) -> None:
         self.storage, self.revision = storage, 0
@@ -94,7 +94,7 @@ def execute(
     rng: random.Random,
     generation: Iterator[int],
 ) -> None:
-    """Execute an operation as the worker at `index` and check its answer; skip it where it does not apply."""
+    """Execute an operation as the worker at `index` and check its result; skip it if it does not apply."""
     trials, worker = storage.trials_since(0), workers[index]
     own = next((trial for trial in trials if trial.state == "running" and trial.worker == worker), None)
     x = rng.randrange(6)

@@ -1,4 +1,4 @@
-"""Contract of TrialStorage on every database: the life of a trial with one worker."""
+"""Contract of TrialStorage on every database: the life cycle of a trial with one worker."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_built_trial_waits_for_a_measuring_worker(storage: TrialStorage) -> None
     assert storage.release(trial, built=True)
     released = read_trial(storage, 0)
     assert (released.state, released.built, released.attempt) == ("waiting", True, 1), "the attempt continues"
-    (unbuilt, built) = (storage.claim("builder", built=False), storage.claim("measurer", built=True))
+    unbuilt, built = (storage.claim("builder", built=False), storage.claim("measurer", built=True))
     assert unbuilt is not None
     assert built is not None
     assert (unbuilt.number, built.number) == (1, 0)
@@ -112,7 +112,7 @@ def test_repeated_finish_changes_nothing(storage: TrialStorage) -> None:
     assert storage.finish(trial, "finished", TrialSummary(), {})
     assert read_trial(storage, 0) == first
     assert storage.load_result(0) == RESULT
-    assert not storage.finish(trial, "failed", SUMMARY, RESULT), "it ended in another state"
+    assert not storage.finish(trial, "failed", SUMMARY, RESULT), "the trial ended in another state"
 
 
 def test_released_trial_waits_for_its_next_attempt(storage: TrialStorage) -> None:
@@ -120,7 +120,7 @@ def test_released_trial_waits_for_its_next_attempt(storage: TrialStorage) -> Non
     assert storage.release(trial)
     stored = read_trial(storage, 0)
     assert (stored.state, stored.attempt, stored.run_id, stored.built) == ("waiting", 2, "", False)
-    assert not storage.release(trial), "the worker does not own it any more"
+    assert not storage.release(trial), "the worker no longer owns the trial"
     assert not storage.finish(trial, "finished", SUMMARY, RESULT)
     second_attempt = storage.claim("other")
     assert second_attempt is not None

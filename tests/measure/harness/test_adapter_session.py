@@ -1,4 +1,4 @@
-"""Test which adapter the measured requests use."""
+"""Test the choice of the adapter for measured requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeopt.measure.harness.fake_runtime import FakeRuntime
 
 
 class AdapterIndexSession:
-    """A session that generates the index of the adapter: 0 for none, 1 for `one`, 2 for `two`."""
+    """Session that generates the index of its adapter: 0 for none, 1 for `one`, 2 for `two`."""
 
     backends = ("echo",)
 

@@ -15,7 +15,7 @@ from edgeopt.measure.probes.energy import Energy
 
 
 def hardware_of(hardware_class, **fields):
-    """Return an object of a codecarbon class without the hardware that its constructor detects."""
+    """Return an object of a codecarbon class without running its constructor, which detects hardware."""
     component = object.__new__(hardware_class)
     vars(component).update(fields)
     return component
@@ -49,35 +49,35 @@ CPU, GPU, RAM_MODEL = ("cpu", "measured", "RAPL"), ("gpu", "measured", "NVML"), 
 
 
 def test_energy_per_token_is_power_times_time():
-    figures = {f.metric: f for f in Energy().summarize([samples(CPU, RAM_MODEL)])}
-    assert figures["energy/measured/cpu_j_per_token"].value == pytest.approx(6 / 2 * 1.0 / 100)
-    assert figures["energy/estimated/ram_j_per_token"].value == pytest.approx(2 / 2 * 1.0 / 100)
-    assert "energy/measured/gpu_j_per_token" not in figures, "there is no GPU"
+    measurements = {f.metric: f for f in Energy().summarize([samples(CPU, RAM_MODEL)])}
+    assert measurements["energy/measured/cpu_j_per_token"].value == pytest.approx(6 / 2 * 1.0 / 100)
+    assert measurements["energy/estimated/ram_j_per_token"].value == pytest.approx(2 / 2 * 1.0 / 100)
+    assert "energy/measured/gpu_j_per_token" not in measurements, "there is no GPU"
 
 
 def test_one_estimated_component_makes_power_estimated():
-    figures = {f.metric: f for f in Energy().summarize([samples(CPU, GPU, RAM_MODEL)])}
-    assert figures["energy/estimated/power_w"].value == pytest.approx((6 + 4 + 2) / 2)
-    assert "energy/measured/power_w" not in figures
+    measurements = {f.metric: f for f in Energy().summarize([samples(CPU, GPU, RAM_MODEL)])}
+    assert measurements["energy/estimated/power_w"].value == pytest.approx((6 + 4 + 2) / 2)
+    assert "energy/measured/power_w" not in measurements
 
 
 def test_power_of_measured_components_is_measured():
-    figures = {f.metric: f for f in Energy().summarize([samples(CPU, GPU)])}
-    assert figures["energy/measured/power_w"].value == pytest.approx((6 + 4) / 2)
-    assert "energy/estimated/power_w" not in figures
+    measurements = {f.metric: f for f in Energy().summarize([samples(CPU, GPU)])}
+    assert measurements["energy/measured/power_w"].value == pytest.approx((6 + 4) / 2)
+    assert "energy/estimated/power_w" not in measurements
 
 
 def test_metric_names_match_kinds_on_this_machine(tmp_path):
     probe = {"_target_": "edgeopt.measure.probes.energy.Energy", "seconds": 0.6}
-    figures = toy_bench.build_and_measure(
+    measurements = toy_bench.build_and_measure(
         tmp_path, FakeRuntime(token_s=0.001), toy_bench.make_bench(probes={"energy": probe})
     )
-    assert {"power_w"} < {metric.rsplit("/", 1)[1] for metric in figures}
-    for figure in figures.values():
-        assert f"/{figure.kind}/" in figure.metric
-        assert figure.value > 0
+    assert {"power_w"} < {metric.rsplit("/", 1)[1] for metric in measurements}
+    for measurement in measurements.values():
+        assert f"/{measurement.kind}/" in measurement.metric
+        assert measurement.value > 0
     if not any(Path("/sys/class/powercap").glob("intel-rapl*")):
-        assert "energy/measured/cpu_j_per_token" not in figures
+        assert "energy/measured/cpu_j_per_token" not in measurements
 
 
 def test_energy_meter_prints_nothing() -> None:

@@ -22,7 +22,7 @@ tokens = st.lists(st.integers(0, 5), max_size=80)
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory):
-    """Return the folder of a measured baseline and its figures."""
+    """Return the folder of a measured baseline and its measurements by metric."""
     folder = tmp_path_factory.mktemp("baseline")
     return folder, toy_bench.build_and_measure(folder, FakeRuntime(), toy_bench.make_bench("continuations"))
 
@@ -40,7 +40,7 @@ def samples(folder):
 
 
 def expected_tokens(folder, last, count):
-    """Return the `count` greedy tokens after the token `last`, computed from the table."""
+    """Return the `count` greedy tokens that follow the token `last`, computed from the table."""
     successor, tokens = np.load(folder / "engine" / "table.npy").argmax(axis=-1), []
     for _ in range(count):
         last = int(successor[last])
@@ -57,21 +57,21 @@ def test_continuations_of_both_engines_are_recorded(baseline, compressed):
 
 
 def test_exact_match_is_share_of_equal_continuations(compressed):
-    recorded, figures = samples(compressed[0]), compressed[1]
+    recorded, measurements = samples(compressed[0]), compressed[1]
     own, reference = np.asarray(recorded["continuations"]), np.asarray(recorded["baseline"])
     equal = (own == reference).all(axis=1)
     assert 0 < equal.mean() < 1, "both cases occur"
-    assert figures["quality/exact_match"].value == pytest.approx(equal.mean())
-    assert figures["quality/exact_match"].count == 8
-    assert figures["quality/exact_match"].low < figures["quality/exact_match"].value
+    assert measurements["quality/exact_match"].value == pytest.approx(equal.mean())
+    assert measurements["quality/exact_match"].count == 8
+    assert measurements["quality/exact_match"].low < measurements["quality/exact_match"].value
 
 
 def test_engine_matches_itself_exactly(baseline, tmp_path):
     references = {"baseline": baseline[0] / "measured" / "scratch"}
-    figures = toy_bench.build_and_measure(
+    measurements = toy_bench.build_and_measure(
         tmp_path, FakeRuntime(), toy_bench.make_bench("continuations"), references=references
     )
-    assert figures["quality/exact_match"].low == 1
+    assert measurements["quality/exact_match"].low == 1
 
 
 def test_bigram_engine_loops_and_repeats(baseline):
@@ -87,12 +87,12 @@ def test_relative_metrics_need_a_baseline(baseline):
 
 def test_baseline_without_continuations_breaks_its_limit(tmp_path):
     (tmp_path / "old").mkdir()
-    figures = toy_bench.build_and_measure(
+    measurements = toy_bench.build_and_measure(
         tmp_path, FakeRuntime(), toy_bench.make_bench("continuations"), references={"baseline": tmp_path / "old"}
     )
-    assert set(figures) == {"quality/repetition", "quality/degenerate_share"}
+    assert set(measurements) == {"quality/repetition", "quality/degenerate_share"}
     limit = Limit.parse("quality/exact_match", "0.9 x baseline", Generation.METRICS)
-    (verdict,) = judge(figures.values(), [limit], {})
+    (verdict,) = judge(measurements.values(), [limit], {})
     assert not verdict.satisfied
     assert verdict.reason == "not measured"
 
@@ -110,11 +110,11 @@ def test_baseline_with_other_prompts_is_rejected(baseline, tmp_path):
 
 def test_short_continuations_report_no_loops(tmp_path):
     target = replace(toy_bench.TARGET, context_length=72)
-    figures = toy_bench.build_and_measure(
+    measurements = toy_bench.build_and_measure(
         tmp_path, FakeRuntime(), toy_bench.make_bench("continuations", prompt_lengths=(64,)), target=target
     )
-    assert set(figures) == {"quality/repetition"}
-    assert "up to 8 tokens" in figures["quality/repetition"].method
+    assert set(measurements) == {"quality/repetition"}
+    assert "up to 8 tokens" in measurements["quality/repetition"].method
 
 
 @pytest.mark.parametrize("values", [{"prompts": 0}, {"tokens": 15}, {"processes": 0}])

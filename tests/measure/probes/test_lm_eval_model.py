@@ -1,4 +1,4 @@
-"""Test scores of text against sums over tokens, with an engine that predicts from all earlier tokens."""
+"""Compare scores of texts with sums over tokens, for an engine whose predictions depend on all earlier tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTEXT = 8
 
 
 class SummingSession:
-    """A session whose logits are row s of the table, where s is the sum of all ids so far."""
+    """Session whose logits are row s mod 64 of the table, where s is the sum of all token ids so far."""
 
     def __init__(self) -> None:
         self.passes = 0

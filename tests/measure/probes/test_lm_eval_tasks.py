@@ -1,4 +1,4 @@
-"""Test that task files are read as data, and that missing, external or executable content is rejected."""
+"""Test that task files are read as data and that missing, external or executable content is rejected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path) -> Path:
 
 
 def write(folder: Path, **values: str) -> None:
-    """Write the task `mine`: the task of say.yaml with other values."""
+    """Write the task `mine`, which includes shared.yml and sets `values`."""
     task = {"task": "mine", "include": "shared.yml", "output_type": "generate_until", **values}
     (folder / "mine.yaml").write_text("\n".join(f"{key}: {value}" for key, value in task.items()))
 

@@ -1,4 +1,4 @@
-"""Test quality and parity on bigram engines, whose figures follow from their table."""
+"""Test quality and parity on bigram engines, whose metrics follow from their table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUALITY = ("quality", "parity")
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory):
-    """Return the folder of a measured baseline and its figures."""
+    """Return the folder of a measured baseline and its measurements by metric."""
     folder = tmp_path_factory.mktemp("baseline")
     return folder, toy_bench.build_and_measure(folder, FakeRuntime(), toy_bench.make_bench(*QUALITY))
 
@@ -52,26 +52,26 @@ def windows(folder):
 
 
 def log_p(folder, ids):
-    """Return log p after each token but the last, computed from the table."""
+    """Return log p of the next token after each token except the last, shape (tokens - 1, vocabulary)."""
     rows = np.load(folder / "engine" / "table.npy").astype(np.float64)[ids[:-1]]
     return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
 
 
 def test_perplexity_matches_the_table(baseline):
-    folder, figures = baseline
+    folder, measurements = baseline
     chosen = np.concatenate([log_p(folder, ids)[np.arange(len(ids) - 1), ids[1:]] for ids in windows(folder)])
-    assert figures["quality/perplexity"].value == pytest.approx(np.exp(-chosen.mean()), rel=1e-5)
-    assert figures["quality/perplexity"].count == chosen.size
+    assert measurements["quality/perplexity"].value == pytest.approx(np.exp(-chosen.mean()), rel=1e-5)
+    assert measurements["quality/perplexity"].count == chosen.size
 
 
 def test_divergence_matches_both_tables(baseline, compressed):
     pairs = [(log_p(baseline[0], ids), log_p(compressed[0], ids)) for ids in windows(baseline[0])]
     kl = np.concatenate([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs])
     same = np.concatenate([p.argmax(axis=-1) == q.argmax(axis=-1) for p, q in pairs])
-    figures = compressed[1]
-    assert figures["quality/kl_mean"].value == pytest.approx(kl.mean(), rel=1e-3)
-    assert figures["quality/kl_p99"].value == pytest.approx(np.percentile(kl, 99), rel=1e-3)
-    assert figures["quality/top1_agreement"].value == pytest.approx(same.mean())
+    measurements = compressed[1]
+    assert measurements["quality/kl_mean"].value == pytest.approx(kl.mean(), rel=1e-3)
+    assert measurements["quality/kl_p99"].value == pytest.approx(np.percentile(kl, 99), rel=1e-3)
+    assert measurements["quality/top1_agreement"].value == pytest.approx(same.mean())
 
 
 def test_worst_decile_is_mean_of_largest_tenth(baseline, compressed):
@@ -136,15 +136,15 @@ def test_paired_interval_is_narrower(compressed):
 
 def test_engine_equals_itself(baseline, tmp_path):
     scratch = baseline[0] / "measured" / "scratch"
-    figures = toy_bench.build_and_measure(
+    measurements = toy_bench.build_and_measure(
         tmp_path, FakeRuntime(), toy_bench.make_bench(*QUALITY), references={"baseline": scratch, "checkpoint": scratch}
     )
-    assert figures["quality/perplexity_ratio"].value == figures["quality/perplexity_ratio"].high == 1
-    assert figures["quality/kl_p99"].high < 1e-5
-    assert figures["quality/regressed_share"].high == 0
-    assert figures["quality/top1_agreement"].value == 1
-    assert figures["quality/parity_error"].value == 0
-    assert figures["quality/parity_top1"].value == 1
+    assert measurements["quality/perplexity_ratio"].value == measurements["quality/perplexity_ratio"].high == 1
+    assert measurements["quality/kl_p99"].high < 1e-5
+    assert measurements["quality/regressed_share"].high == 0
+    assert measurements["quality/top1_agreement"].value == 1
+    assert measurements["quality/parity_error"].value == 0
+    assert measurements["quality/parity_top1"].value == 1
 
 
 def test_parity_error_is_relative_to_largest_logit(baseline, compressed):

@@ -31,7 +31,7 @@ def measure_accuracy(folder, **values):
 
 
 def expected(folder, documents):
-    """Return the accuracies (of choosing, of saying), computed from the table; only the last word matters."""
+    """Return the accuracies of both tasks, computed from the table; predictions depend on the last word only."""
     table = np.load(folder / "engine" / "table.npy")
     chosen, said = [], []
     for document in documents:
@@ -44,22 +44,22 @@ def expected(folder, documents):
 
 @needs_lm_eval
 def test_accuracy_is_the_mean_over_tasks(tmp_path):
-    figure = measure_accuracy(tmp_path)
+    measurement = measure_accuracy(tmp_path)
     choosing, saying = expected(tmp_path, DOCUMENTS)
     assert 0 < choosing < 1
-    assert figure.value == pytest.approx((choosing + saying) / 2)
-    assert figure.low < figure.value < figure.high
-    assert figure.count == 2 * len(DOCUMENTS)
-    assert f"choose_next acc {choosing:.3g}, say_next exact_match {saying:.3g}" in figure.method
+    assert measurement.value == pytest.approx((choosing + saying) / 2)
+    assert measurement.low < measurement.value < measurement.high
+    assert measurement.count == 2 * len(DOCUMENTS)
+    assert f"choose_next acc {choosing:.3g}, say_next exact_match {saying:.3g}" in measurement.method
 
 
 @needs_lm_eval
 def test_scores_of_each_document_are_recorded(tmp_path):
-    figure = measure_accuracy(tmp_path, names=("choose_next",), documents=5)
+    measurement = measure_accuracy(tmp_path, names=("choose_next",), documents=5)
     (run,) = json.loads((tmp_path / "measured" / "samples.json").read_text())["runs"]
     recorded = run["report"]["samples"]["tasks"]["choose_next"]
     assert (recorded["metric"], len(recorded["scores"])) == ("acc", 5)
-    assert np.mean(recorded["scores"]) == figure.value == pytest.approx(expected(tmp_path, DOCUMENTS[:5])[0])
+    assert np.mean(recorded["scores"]) == measurement.value == pytest.approx(expected(tmp_path, DOCUMENTS[:5])[0])
 
 
 @needs_lm_eval

@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from support.stages import apply_step, build_engine, predicted_figures
+from support.stages import apply_step, build_engine, predict_metric
 
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.core.artifact import Checkpoint, Engine
@@ -39,6 +39,6 @@ def read_metadata(engine: Engine) -> dict[str, Any]:
 
 def assert_size_was_predicted(engine: Engine, rel: float) -> None:
     """Check that the engine's size is inside the predicted interval and within `rel` of the predicted value."""
-    (size,) = predicted_figures(LlamaCpp(), engine)
+    (size,) = predict_metric(LlamaCpp(), engine)
     assert size.low < engine.size_bytes / 2**20 < size.high
     assert size.value == pytest.approx(engine.size_bytes / 2**20, rel=rel)
