@@ -1,7 +1,7 @@
 """The Python API: what a notebook or a service calls. Every name is also available as `edgeopt.NAME`.
 
-The functions take keyword arguments for what is set most often, and Hydra overrides for everything else. They raise the
-exceptions of edgeopt.errors, never exit the process, and print nothing unless `progress=True`.
+Common settings are keyword arguments, all other settings are Hydra overrides. The functions raise the exceptions of
+edgeopt.errors, never exit the process, and print nothing unless `progress=True`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(
         target: choice of conf/target.
         limits: hard limits by metric.
         overrides: further Hydra overrides, such as `step.quantize.block_size=64`.
-        config_dir: a folder of your own configs, which come first.
+        config_dir: folder of your own configs, which take precedence over the bundled ones.
         progress: show progress on stderr.
 
     Raises:
@@ -87,7 +87,8 @@ def run(
     """
     from edgeopt.studies.single_run import evaluate_recipe
 
-    request = _request("config", model, recipe, runtime, target, limits, overrides, config_dir)
+    choices = {"recipe": recipe, "runtime": runtime, "target": target}
+    request = _request("config", model, choices, limits, overrides, config_dir)
     return evaluate_recipe(request, _reporter(progress))
 
 
@@ -107,7 +108,8 @@ def predict(
     """
     from edgeopt.studies.recipe_prediction import predict_recipe
 
-    return predict_recipe(_request("config", model, recipe, runtime, target, limits, overrides, config_dir))
+    choices = {"recipe": recipe, "runtime": runtime, "target": target}
+    return predict_recipe(_request("config", model, choices, limits, overrides, config_dir))
 
 
 def profile(name: str = "", *, threads: int = 0, out: str | Path | None = None, progress: bool = False) -> Target:
@@ -115,7 +117,7 @@ def profile(name: str = "", *, threads: int = 0, out: str | Path | None = None, 
 
     Args:
         name: name of the target; the host name by default.
-        threads: compute threads of engines; 0 stands for one per core.
+        threads: compute threads of engines; 0 for one per core.
         out: YAML file to write, such as `my_configs/target/box.yaml`.
         progress: show progress on stderr.
     """
@@ -141,7 +143,7 @@ def sweep(
     config_dir: str | Path | None = None,
     progress: bool = False,
 ) -> Study:
-    """Search recipes under hard limits until the study is over, and promote its front if the sweep names a policy.
+    """Search recipes under hard limits until the study is complete; promote its front if the sweep names a policy.
 
     The same call continues a sweep that was interrupted.
 
@@ -149,8 +151,8 @@ def sweep(
         `edgeopt.sweep(model="./my-llama", limits={"memory.peak_rss_mib": "200 MiB"}, overrides=["search.trials=30"])`
 
     Args:
-        sweep: file of sweeps/, or of `config_dir`.
-        workers: processes that evaluate trials at the same time.
+        sweep: name of a file in sweeps/ or `config_dir`.
+        workers: processes that evaluate trials in parallel.
         model, target, limits, overrides, config_dir, progress: as for `run`.
 
     Raises:
@@ -160,8 +162,7 @@ def sweep(
     """
     from edgeopt.studies.sweep import run_sweep
 
-    chosen = [*overrides, f"workers={workers}"]
-    request = _request(sweep, model, None, None, target, limits, chosen, config_dir)
+    request = _request(sweep, model, {"target": target, "workers": workers}, limits, overrides, config_dir)
     return Study(run_sweep(request, _reporter(progress)).study)
 
 
@@ -177,7 +178,7 @@ def load_study(
         progress: show progress of later operations on stderr.
 
     Raises:
-        InputError: there is no such study.
+        InputError: the study does not exist.
     """
     from edgeopt.studies.open_study import OpenStudy
 
@@ -198,14 +199,15 @@ def promote(
 
     Args:
         study: a study or its name; the latest one by default.
-        policy: file of registry/.
-        trial: register only this trial of the front; the front as a whole by default.
-        reason: why, for the ledger.
+        policy: name of a file in registry/.
+        trial: register only this trial of the front; the whole front by default.
+        reason: reason to record in the ledger.
         private_key: PEM file that signs the engines. Default: the environment variable EDGEOPT_SIGNING_KEY.
         dry_run: run the gates and change nothing.
-        config_dir: a folder of your own configs, whose registry/ comes first.
+        config_dir: folder of your own configs, whose registry/ takes precedence.
 
     Raises:
+        InputError: the study does not exist, or `trial` is not on its front.
         InfeasibleError: the front is empty.
         GateError: a gate refused, or an approval is missing.
     """
@@ -223,14 +225,14 @@ def rollback(
     tracking_uri: str | None = None,
     config_dir: str | Path | None = None,
 ) -> Rollback:
-    """Point an alias at the version before the present one, or at an earlier version.
+    """Point an alias back at its previous version, or at an earlier one.
 
     Args:
         reference: `NAME@ALIAS`.
-        reason: why, for the ledger.
+        reason: reason to record in the ledger.
         to: an earlier version to which the alias pointed; the previous one by default.
-        tracking_uri: of MLflow; MLFLOW_TRACKING_URI, or ./mlflow.db by default.
-        config_dir: a folder of your own configs, whose registry/ holds the policy of the model.
+        tracking_uri: MLflow tracking URI. Default: MLFLOW_TRACKING_URI, or ./mlflow.db.
+        config_dir: folder of your own configs, whose registry/ contains the policy of the model.
 
     Raises:
         InputError: the alias or version does not exist.
@@ -252,11 +254,11 @@ def verify(reference: str, *, public_key: str | Path | None = None, tracking_uri
 
     Args:
         reference: `NAME/VERSION` or `NAME@ALIAS`, with or without `models:/`.
-        public_key: PEM file that checks the signature.
-        tracking_uri: of MLflow; MLFLOW_TRACKING_URI, or ./mlflow.db by default.
+        public_key: PEM file to check the signature with.
+        tracking_uri: MLflow tracking URI. Default: MLFLOW_TRACKING_URI, or ./mlflow.db.
 
     Returns:
-        The checks. `Verification.require` raises GateError if one failed.
+        The result of every check. `Verification.require` raises GateError if a check failed.
     """
     from edgeopt.release.registry.client import Reference
     from edgeopt.release.verify import verify as verify_version
@@ -273,10 +275,10 @@ def load_engine(source: str | Path | None = None, *, threads: int = 0) -> Loaded
 
     Args:
         source: engine folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Default: the bundled model in PyTorch.
-        threads: compute threads; 0 stands for one per core.
+        threads: compute threads; 0 for one per core.
 
     Raises:
-        InputError: there is no such engine, or a file was changed.
+        InputError: the engine does not exist, or one of its files was modified.
         BuildError: the engine's runtime is not installed or cannot open it.
     """
     return LoadedEngine(source, threads=threads)
@@ -285,29 +287,26 @@ def load_engine(source: str | Path | None = None, *, threads: int = 0) -> Loaded
 def _request(
     name: str,
     model: str | Path | None,
-    recipe: str | None,
-    runtime: str | None,
-    target: str | None,
+    choices: Mapping[str, str | int | None],
     limits: Limits | None,
     overrides: Sequence[str],
     config_dir: str | Path | None,
 ) -> Request:
-    """Return the request for a config with the given choices as Hydra overrides, before `overrides`."""
+    """Return the request for the config `name`, with the arguments as Hydra overrides.
+
+    `choices` are values by config key; None keeps the value of the config. `overrides` come last and take precedence.
+    """
     if isinstance(overrides, str):
         raise ConfigError(
             f"`overrides` must be a list of strings, got {overrides!r}",
             location="overrides",
             hint='Give a list: overrides=["key=value"]',
         )
-    chosen = _model_overrides(model) if model is not None else []
-    chosen += [
-        f"{group}={value}"
-        for group, value in (("recipe", recipe), ("runtime", runtime), ("target", target))
-        if value is not None
-    ]
-    chosen += [f"limits.{metric.replace('/', '.')}={_quoted(text)}" for metric, text in (limits or {}).items()]
+    arguments = _model_overrides(model) if model is not None else []
+    arguments += [f"{key}={value}" for key, value in choices.items() if value is not None]
+    arguments += [f"limits.{metric.replace('/', '.')}={_quoted(text)}" for metric, text in (limits or {}).items()]
     folder = None if config_dir is None else Path(config_dir)
-    return Request(name=name, overrides=(*chosen, *overrides), config_dir=folder)
+    return Request(name=name, overrides=(*arguments, *overrides), config_dir=folder)
 
 
 def _model_overrides(model: str | Path) -> list[str]:

@@ -133,6 +133,11 @@ def test_bad_argument_raises_one_clear_error(arguments: dict[str, object], messa
         edgeopt.predict(**arguments)  # type: ignore[arg-type]
 
 
+def test_sweep_rejects_overrides_as_one_string() -> None:
+    with pytest.raises(ConfigError, match="`overrides` must be a list of strings"):
+        edgeopt.sweep(overrides="search.trials=3")
+
+
 def test_single_run_returns_its_result(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Lock cache entries: shared by the processes that use an entry, exclusive for the one that removes it."""
+"""Lock cache entries: shared by the processes that use an entry, exclusive for the process that removes it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def lock_shared(use: IO[str]) -> None:
 
 
 def try_lock_exclusive(use: IO[str]) -> bool:
-    """Return True and lock the entry exclusively if no other process uses it. Never wait.
+    """Lock the entry exclusively and return True if no other process uses it. Never wait.
 
-    If the result is False, `use` is unlocked, even if it was locked before.
+    If another process uses it, release the lock of `use` and return False.
     """
     try:
         fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,20 +42,20 @@ def try_lock_exclusive(use: IO[str]) -> bool:
 
 
 def record_use(use: IO[str]) -> None:
-    """Set the last use to now. Timestamps set by the file system itself may be coarse or skewed."""
+    """Set the time of the last use to now. Timestamps that the file system sets may be coarse or skewed."""
     now_ns = time.time_ns()
     os.utime(use.fileno(), ns=(now_ns, now_ns))
 
 
-def write_cost(use: IO[str], seconds: float) -> None:
-    """Write the production time of an entry to its lock file: the entry itself must depend on its inputs only."""
+def write_cost(use: IO[str], cost_s: float) -> None:
+    """Write the production time to the lock file, because the entry itself must depend only on its inputs."""
     use.truncate(0)
-    use.write(f"{seconds:.6g}\n")
+    use.write(f"{cost_s:.6g}\n")
     use.flush()
 
 
 def read_cost(root: Path, key: str) -> float:
-    """Return the seconds that it took to produce an entry; 0 if they were not recorded or a crash corrupted them."""
+    """Return the production time of an entry in seconds; 0 if it was not recorded or a crash corrupted it."""
     try:
         return float((root / "uses" / key).read_text())
     except ValueError:
@@ -77,7 +77,7 @@ def protect_paths(paths: Iterable[Path]) -> Iterator[bool]:
 
 
 def _candidate_lock_files(path: Path) -> Iterator[Path]:
-    """Yield the lock file that each of `path` and its parents has if it is a cache entry."""
+    """Yield the path of the lock file that `path` or a parent has if that folder is a cache entry."""
     for folder in (path, *path.parents):
         yield folder.parent.parent / "uses" / folder.name
 

@@ -39,6 +39,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
+        """Return the kind of the stage, `drafts` or `scratch`."""
         return self.folder.parent.name
 
 
@@ -47,7 +48,7 @@ class Eviction:
     """Result of an eviction.
 
     Attributes:
-        in_use: entries that were due for eviction, but a process uses them.
+        in_use: entries that were due for eviction but are used by a process.
         remaining_bytes: size of the whole cache on disk afterwards.
     """
 
@@ -58,13 +59,13 @@ class Eviction:
 
 
 def list_entries(root: Path) -> list[Entry]:
-    """Return all entries of the cache at `root`, least recently used first; skip entries that vanish meanwhile."""
+    """Return all entries of the cache at `root`, least recently used first. Skip entries that are removed meanwhile."""
     folders = [f for kind in _subfolders(root) if kind.name not in LOCK_FOLDERS for f in _subfolders(kind)]
     return sorted((e for f in folders if (e := _read_entry(root, f)) is not None), key=lambda e: e.last_used_ns)
 
 
 def bytes_on_disk(entries: Iterable[Entry]) -> int:
-    """Return the total bytes on disk of `entries`; a file that several hard links share counts once."""
+    """Return the total bytes on disk of `entries`. A file with several hard links counts once."""
     blocks: dict[Inode, int] = {}
     for entry in entries:
         blocks |= entry.blocks
@@ -88,7 +89,8 @@ def evict(root: Path, max_bytes: int) -> Eviction:
                 break
             with open_lock_file(root / "uses" / entry.folder.name) as use:
                 if not try_lock_exclusive(use):
-                    in_use += [entry] if remaining_bytes > max_bytes else []
+                    if remaining_bytes > max_bytes:
+                        in_use.append(entry)
                     continue
                 _evict_entry(root, entry)
             evicted.append(entry)

@@ -27,7 +27,7 @@ from edgeopt.cache.entry_locks import (
     unwritable_cache_error,
     write_cost,
 )
-from edgeopt.cache.eviction import evict, remove_entry
+from edgeopt.cache.eviction import SCRATCH, evict, remove_entry
 from edgeopt.core.config_objects import digest
 from edgeopt.core.library_versions import versions
 from edgeopt.core.protocols import Progress
@@ -39,8 +39,8 @@ class Stage:
     """A stage returned by the cache.
 
     Attributes:
-        hit: the stage existed already, or another process produced it meanwhile.
-        cost_s: seconds that its production took in whichever process produced it, without waiting.
+        hit: True if the stage existed already or another process produced it meanwhile.
+        cost_s: production time in seconds without waiting, in the process that produced the stage.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class StageCache:
     disables eviction. Entries that a process uses are never evicted, even if the cache then exceeds its limit.
 
     Attributes:
-        waited_s: seconds that this object has spent in `waiting` and on stages that another process produced.
+        waited_s: seconds that this object has spent in `waiting`, which includes waiting for other processes.
     """
 
     def __init__(self, root: Path, *, limit_bytes: int | None = None) -> None:
@@ -66,13 +66,13 @@ class StageCache:
         self._protected: dict[str, IO[str]] | None = None
         self._progress: Progress | None = None
         try:
-            (root / "scratch").mkdir(parents=True, exist_ok=True)
+            (root / SCRATCH).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable_cache_error(root, error) from error
 
     @contextmanager
     def protect(self, progress: Progress | None = None) -> Iterator[None]:
-        """Protect every stage returned inside the block from eviction until the outermost such block ends.
+        """Protect every stage returned inside the block from eviction, until the outermost `protect` block ends.
 
         `progress` receives one message if the cache exceeds its limit because too much is in use.
         """
@@ -104,7 +104,7 @@ class StageCache:
         produce: Callable[[Path], None],
         is_valid: Callable[[Path], bool] = lambda _: True,
     ) -> Path:
-        """Return the folder of `get_or_create_stage`."""
+        """Return the folder of the stage that `get_or_create_stage` returns."""
         return self.get_or_create_stage(kind, inputs, produce, is_valid).folder
 
     def get_or_create_stage(
@@ -114,11 +114,12 @@ class StageCache:
         produce: Callable[[Path], None],
         is_valid: Callable[[Path], bool] = lambda _: True,
     ) -> Stage:
-        """Return the stage of `kind` for `inputs`; call `produce` if it does not exist.
+        """Return the stage of `kind` for `inputs`. Call `produce` if it does not exist.
 
         Outside `protect`, the stage may be evicted as soon as it is returned.
 
         Args:
+            kind: type of stage, such as `checkpoint` or `engine`.
             inputs: plain JSON data that determines the result, such as digests of inputs and parameters.
             produce: fills the empty folder that it receives. If it raises, no stage remains.
             is_valid: returns False for an existing stage that must be produced again. A stage that another process
@@ -151,9 +152,9 @@ class StageCache:
 
     @contextmanager
     def resumable_folder(self, inputs: object) -> Iterator[Path]:
-        """Yield a folder for the state of long work on `inputs`.
+        """Yield a folder for the state of a long task on `inputs`.
 
-        The folder survives an error or a kill, so that the work can resume. It is removed when the block completes.
+        The folder survives an error or a kill, so that the task can resume. It is removed when the block completes.
         """
         key = digest([inputs, versions(), code_digest()])[:32]
         folder = self.root / "drafts" / key
@@ -170,14 +171,14 @@ class StageCache:
     def _produce(
         self, folder: Path, use: IO[str], produce: Callable[[Path], None], is_valid: Callable[[Path], bool]
     ) -> bool:
-        """Fill `folder` and return True; return False if another process has done so.
+        """Fill `folder` and return True, or return False if another process has filled it.
 
-        `use` is locked before `folder` exists, so that no other process evicts it in between.
+        `use` is locked before `folder` exists, so that no other process evicts the new stage.
         """
         lock_shared(use)
         if folder.is_dir() and is_valid(folder):
             return False
-        scratch = self.root / "scratch" / folder.name
+        scratch = self.root / SCRATCH / folder.name
         try:
             if folder.is_dir():
                 if try_lock_exclusive(use):
@@ -220,7 +221,7 @@ STAGE_PACKAGES = ("core", "checkpoints", "machine", "compress", "runtimes", "mea
 
 @cache
 def code_digest() -> str:
-    """Return the sha256 of the sources in `STAGE_PACKAGES`, so that changed code never reuses an old stage."""
+    """Return the SHA-256 of the sources in `STAGE_PACKAGES`, so that changed code never reuses an old stage."""
     package = Path(__file__).parents[1]
     combined = hashlib.sha256()
     for path in sorted(path for name in STAGE_PACKAGES for path in (package / name).rglob("*.py")):

@@ -44,7 +44,7 @@ class LowRankUpdate:
 
 
 def write(updates: Mapping[str, LowRankUpdate], directory: Path, name: str) -> None:
-    """Write the adapter `name`, given as updates by module name, into a checkpoint folder."""
+    """Write `updates` by module name into a checkpoint folder, as the adapter `name`."""
     (directory / FOLDER).mkdir(exist_ok=True)
     downs = {factor_names(module)[0]: update.down for module, update in updates.items()}
     ups = {factor_names(module)[1]: update.up for module, update in updates.items()}
@@ -60,7 +60,7 @@ def read(directory: Path, name: str) -> dict[str, LowRankUpdate]:
 
 
 def read_arrays(directory: Path, name: str) -> dict[str, np.ndarray]:
-    """Read the factors of the adapter `name` by factor name, without importing torch."""
+    """Read the factors of the adapter `name` by factor name, without importing torch. Raises the errors of `read`."""
     return safetensors_io.read_arrays(directory / adapter_path(name))
 
 
@@ -77,7 +77,9 @@ def factor_names(module: str) -> tuple[str, str]:
 @contextmanager
 def attached(network: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Iterator[None]:
     """Apply `updates` to the outputs of their modules inside the block. The weights are not modified."""
-    handles = [network.get_submodule(name).register_forward_hook(_make_hook(u)) for name, u in updates.items()]
+    handles = [
+        network.get_submodule(name).register_forward_hook(_make_hook(update)) for name, update in updates.items()
+    ]
     try:
         yield
     finally:
@@ -93,7 +95,7 @@ def _make_hook(update: LowRankUpdate) -> Callable[..., Tensor]:
 
 
 def require(adapter: str | None, spec: ModelSpec, location: str = "adapter") -> None:
-    """Raise ConfigError if the engine does not contain `adapter`. None, the base model, is always available."""
+    """Raise ConfigError if `spec` does not contain `adapter`. None, for the base model, is always valid."""
     if adapter is not None and adapter not in spec.adapters:
         known = ", ".join(spec.adapters)
         raise ConfigError(

@@ -21,18 +21,18 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def fingerprint(folder: Path) -> list[list[object]]:
-    """Return name, size and modification time of every file. It changes whenever a file is written."""
+    """Return the path of a folder, and the name, size and modification time of every file directly inside it."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
     return [[str(folder)], *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
 
 
 def step_identity(step: Any) -> list[object]:
-    """Return plain data that determines the effect of a step: its config and the models that it reads."""
+    """Return plain data that determines the effect of a step: its config and the fingerprints of models it reads."""
     return [to_config(step), [fingerprint(source.locate()) for source in model_sources(step)]]
 
 
 def model_sources(config_object: Any) -> list[ModelSource]:
-    """Return all model sources inside a config object, such as a teacher."""
+    """Return all model sources in the fields of a config object, such as a teacher."""
     if isinstance(config_object, ModelSource):
         return [config_object]
     if not is_dataclass(config_object):
@@ -41,7 +41,7 @@ def model_sources(config_object: Any) -> list[ModelSource]:
 
 
 def import_checkpoint(folder: Path, directory: Path) -> Checkpoint:
-    """Link the files of a Hugging Face folder, or of a checkpoint, into `directory` and seal it as a checkpoint.
+    """Symlink the files of a Hugging Face folder, or of a checkpoint, into `directory` and seal it as a checkpoint.
 
     Raises:
         InputError: the weights are pickled, missing, corrupt or truncated, the tokenizer is missing, the architecture
@@ -91,7 +91,7 @@ def spec_of(folder: Path) -> ModelSpec:
     """Return the spec from a checkpoint's manifest, or from the `config.json` of a Hugging Face folder.
 
     Raises:
-        InputError: both files are missing, or the file is invalid.
+        InputError: both files are missing, or the one that is read is invalid.
     """
     if (folder / MANIFEST).is_file():
         return _read_checkpoint(folder).spec
@@ -107,12 +107,12 @@ def spec_of(folder: Path) -> ModelSpec:
 
 
 def carried_bytes(folder: Path) -> int:
-    """Return the size of the files that an engine copies unchanged from its model, such as the tokenizer."""
+    """Return the total size of the `CARRIED_FILES` in a model folder."""
     return sum((folder / name).stat().st_size for name in CARRIED_FILES if (folder / name).is_file())
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise InputError if the header is invalid or the file size differs from the size in the header.
+    """Raise InputError if the header is invalid or the file does not have the size that follows from it.
 
     Format: https://github.com/huggingface/safetensors#format
     """

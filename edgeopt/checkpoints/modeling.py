@@ -1,7 +1,7 @@
 """Load a checkpoint as a PyTorch network and save a network as a checkpoint, for all decoder families of transformers.
 
-The layers of a checkpoint may differ in width, which the loader of transformers does not support. So `load` builds
-the network from `config.json`, cuts its matrices to the sizes in the manifest's spec and then reads the weights.
+The layers of a checkpoint may differ in width, which the loader of transformers does not support. Therefore `load`
+builds the network from `config.json`, cuts its matrices to the sizes in the manifest's spec and then reads the weights.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INPUT_RANGES = "input_ranges.json"
-"""File with the scale and zero-point of each unit's input, for unsigned 8 bits, by unit name."""
+"""File with the uint8 scale and zero-point of each unit's input, by unit name."""
 IMPORTANCE = Path("importance") / "matrix.safetensors"
 """File with the mean x² of each unit's input channels, float32 (columns,), by unit name."""
 KV_CACHE = "kv_cache.json"
 """File with the scales of keys and values: `{"qmax", "scales": {"k_scales", "v_scales"}}`, one row per layer."""
-PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
+PER_LAYER_KEYS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 """Keys of `config.json` whose value is a list with one entry per layer."""
 SEPARATE_MODULES: Mapping[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -70,7 +70,7 @@ def write_random_llama(spec: ModelSpec, directory: Path) -> None:
 
 
 def load(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Return the network in evaluation mode, float32, with the layer sizes of the spec. Adapters are not applied.
+    """Return the network of a checkpoint in evaluation mode, dequantized to float32. Adapters are not applied.
 
     Raises:
         InputError: a weight is missing or has another shape, or a file is not valid safetensors.
@@ -133,7 +133,7 @@ def save(
 
 
 def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) -> None:
-    """Write a `config.json` for `spec`. If layers differ in size, it holds the largest MLP size."""
+    """Write `config` with the sizes of `spec` as `config.json`, with the largest MLP size if layers differ."""
     first = spec.layers[0]
     text: dict[str, Any] = {
         "num_hidden_layers": len(spec.layers),
@@ -144,7 +144,7 @@ def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) ->
     }
     if spec.hidden_size % first.heads == 0:  # transformers rejects other head counts
         text |= {"num_attention_heads": first.heads, "num_key_value_heads": first.kv_heads}
-    text |= {key: config[key][: len(spec.layers)] for key in PER_LAYER if config.get(key)}
+    text |= {key: config[key][: len(spec.layers)] for key in PER_LAYER_KEYS if config.get(key)}
     document = {**config, **text, "dtype": "float32", "architectures": [spec.architecture]}
     document.pop("_name_or_path", None)  # a local path, which would change the digest
     (directory / "config.json").write_text(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
@@ -164,20 +164,19 @@ def copy_carried_files(source: Path, directory: Path) -> None:
 
 
 def link_checkpoint(source: Checkpoint, directory: Path) -> None:
-    """Link the files of a checkpoint into another folder, without its artifacts. See `link_file`."""
+    """Link the files of a checkpoint except `artifacts/` into another folder with `link_file`."""
     for record in source.files:
-        if record.path.startswith("artifacts/"):
-            continue
-        link_file(source.directory / record.path, directory / record.path)
+        if not record.path.startswith("artifacts/"):
+            link_file(source.directory / record.path, directory / record.path)
 
 
 def layers(network: PreTrainedModel) -> Any:
-    """Return the decoder layers, an nn.ModuleList. Families use the same attribute names but share no base class."""
+    """Return the decoder layers, an nn.ModuleList. Model families share attribute names but no base class."""
     return network.get_decoder().layers
 
 
 def norms(network: PreTrainedModel) -> list[Any]:
-    """Return the norms over hidden channels, in the layers and after them. Norms over heads are excluded."""
+    """Return the norms over hidden channels, in the layers and after the last one, without norms inside attention."""
     inside = [child for layer in layers(network) for child in layer.children()]
     return [module for module in (*inside, network.get_decoder().norm) if hasattr(module, "weight")]
 
@@ -235,9 +234,9 @@ def keep_heads(attention: Any, query: Tensor, key_value: Tensor, *, groups: int)
 
     Args:
         attention: attention module of a layer.
-        query: row indices, int64.
-        key_value: row indices, int64.
-        groups: number of query heads per key-value head after the cut.
+        query: row indices, int64, shape (rows,).
+        key_value: row indices, int64, shape (rows,).
+        groups: query heads per key-value head after the cut.
     """
     keep_rows(attention.q_proj, query)
     keep_rows(attention.k_proj, key_value)
@@ -252,13 +251,13 @@ def keep_layers(network: PreTrainedModel, indices: Sequence[int]) -> None:
 
     network.get_decoder().layers = nn.ModuleList([layers(network)[n] for n in indices])
     network.config.num_hidden_layers = len(indices)
-    for key in PER_LAYER:
+    for key in PER_LAYER_KEYS:
         if entries := getattr(network.config, key, None):
             setattr(network.config, key, [entries[n] for n in indices])
 
 
 def require_separate_projections(network: PreTrainedModel, step: str) -> None:
-    """Raise StepError for families that fuse gate and up, or query, key and value (Phi-3)."""
+    """Raise StepError for families that fuse the gate and up or the query, key and value projections (Phi-3)."""
     layer = layers(network)[0]
     if not (hasattr(layer.mlp, "gate_proj") and hasattr(layer.self_attn, "q_proj")):
         raise StepError(
@@ -268,7 +267,7 @@ def require_separate_projections(network: PreTrainedModel, step: str) -> None:
 
 
 def spec_of(network: PreTrainedModel, base: ModelSpec) -> ModelSpec:
-    """Return the spec of a network whose layers were cut or removed. Other fields are those of `base`."""
+    """Return `base` with the layer sizes of a network whose layers were cut or removed."""
     sizes = tuple(
         LayerSpec(
             intermediate_size=layer.mlp.down_proj.in_features,
@@ -281,7 +280,7 @@ def spec_of(network: PreTrainedModel, base: ModelSpec) -> ModelSpec:
 
 
 def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:
-    """Cut the matrices of a layer to `sizes`. It keeps the first channels, because the weights are read later."""
+    """Cut the matrices of a layer to `sizes`. Which channels remain is irrelevant: `load` reads the weights later."""
     import torch
 
     channels = torch.arange(sizes.intermediate_size)
@@ -291,7 +290,7 @@ def _resize(layer: Any, sizes: LayerSpec, head_size: int) -> None:
 
 
 def _add_biases(network: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Add the biases that the weights contain in addition to those of the family."""
+    """Add a bias to every linear layer that has one in `state` but not in the model family."""
     from torch import nn
 
     for name, module in network.named_modules():
@@ -303,7 +302,7 @@ def _add_biases(network: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
 def _rename_legacy_weights(
     network: PreTrainedModel, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the weights with legacy names replaced by the current names, from the list that transformers maintains."""
+    """Return the weights with legacy names replaced by current names, using the mapping of transformers."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
@@ -316,7 +315,7 @@ def _rename_legacy_weights(
 
 
 def _share_tied(network: PreTrainedModel, state: dict[str, Tensor]) -> None:
-    """Add the missing name of a tied table. Some checkpoints store it under one of its two names only."""
+    """Add a tied table under the name that is missing. Some checkpoints store it under one of its two names only."""
     names = {id(module): name for name, module in network.named_modules()}
     tables = network.get_input_embeddings(), network.get_output_embeddings()
     first, second = (f"{names[id(table)]}.weight" for table in tables)

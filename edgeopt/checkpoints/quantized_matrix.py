@@ -21,7 +21,7 @@ _TENSORS = ("codes", "scales", "zero_points")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedMatrix:
-    """Quantized matrix.
+    """Integer codes of a matrix with a scale and a zero-point per block.
 
     Attributes:
         codes: uint8, shape (rows, columns).
@@ -41,7 +41,7 @@ class QuantizedMatrix:
         return weight
 
     def split(self, rows: Sequence[int]) -> list[QuantizedMatrix]:
-        """Split the matrix along its rows into matrices with these numbers of rows."""
+        """Split the matrix into matrices with the given numbers of rows."""
         tensors = [getattr(self, name).split(list(rows)) for name in _TENSORS]
         return [QuantizedMatrix(codes=c, scales=s, zero_points=z) for c, s, z in zip(*tensors, strict=True)]
 
@@ -51,7 +51,7 @@ class QuantizedMatrix:
 
 
 def stack(matrices: Iterable[QuantizedMatrix]) -> QuantizedMatrix:
-    """Concatenate matrices that read the same input along their rows."""
+    """Concatenate matrices with the same input along their rows."""
     import torch
 
     listed = list(matrices)

@@ -37,7 +37,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_folder(directory: Path) -> dict[str, Tensor]:
-    """Read the tensors of all files in a folder. Raises InputError if a file is corrupt or truncated."""
+    """Read the tensors of all safetensors files in a folder. Raises InputError if a file is corrupt or truncated."""
     state: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         state |= read(path)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja")
 MIN_WINDOW = 16
-"""Minimum token ids of a window."""
+"""Minimum number of token ids in a window."""
 
 
 def load(directory: Path) -> Tokenizer:
@@ -72,12 +72,12 @@ def eos_token_ids(directory: Path) -> frozenset[int]:
 def windows(text: Text, directory: Path, *, length: int, limit: int | None = None) -> list[list[int]]:
     """Split `text` into windows of at most `length` token ids, each starting with the model's prefix.
 
-    A longer document continues in the next window. Windows below 16 ids are dropped.
+    A longer document continues in the next window. Windows with fewer than 16 ids are dropped.
 
     Args:
         text: documents to tokenize.
         directory: folder of the tokenizer.
-        length: maximum token ids of a window, including the prefix.
+        length: maximum number of token ids in a window, including the prefix.
         limit: maximum number of windows; None for all.
 
     Raises:

@@ -52,7 +52,7 @@ class Artifact:
         format: name and version of the layout.
         spec: sizes of the model.
         files: every file except the manifest.
-        made_by: origin (recipe, library versions) as plain data. It has no effect on the digest.
+        made_by: origin (recipe, library versions) as plain data. It is not part of the digest.
     """
 
     directory: Path
@@ -69,7 +69,7 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Return the bytes to deploy: all files without the manifest."""
+        """Return the total size of all files except the manifest."""
         return sum(f.size_bytes for f in self.files)
 
     @property
@@ -107,7 +107,7 @@ class Artifact:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Read the artifact in `directory` and check the size of every file. `verify` also checks hashes.
+        """Read the artifact in `directory` and check the size of every file. Use `verify` to check hashes.
 
         Raises:
             InputError: the manifest is missing or invalid, or a file is missing or has another size.
@@ -128,18 +128,18 @@ class Artifact:
                 files=tuple(FileRecord(**f) for f in document["files"]),
                 made_by=document["made_by"],
             )
-            paths = [PurePosixPath(f.path) for f in artifact.files]
-            unchanged = artifact.digest == document["digest"]
+            relative_paths = [PurePosixPath(f.path) for f in artifact.files]
+            digest_matches = artifact.digest == document["digest"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"the manifest cannot be read ({error})", location=str(path), hint="Build the artifact again"
             ) from error
-        for record, pure in zip(artifact.files, paths, strict=True):
-            if pure.is_absolute() or ".." in pure.parts:
+        for record, relative_path in zip(artifact.files, relative_paths, strict=True):
+            if relative_path.is_absolute() or ".." in relative_path.parts:
                 raise InputError(
-                    f"file path {record.path!r} leads out of the folder",
+                    f"`path` must stay inside the folder, got {record.path!r}",
                     location=str(path),
-                    hint="Do not use this artifact, the manifest may be malicious",
+                    hint="Do not use this artifact: its manifest may be malicious",
                 )
             file = directory / record.path
             if not file.is_file():
@@ -148,7 +148,7 @@ class Artifact:
                 )
             if file.stat().st_size != record.size_bytes:
                 raise _modified(file, f"its size is {file.stat().st_size} bytes, the manifest has {record.size_bytes}")
-        if not unchanged:
+        if not digest_matches:
             raise InputError(
                 "the manifest was modified after it was written", location=str(path), hint="Build the artifact again"
             )
@@ -214,7 +214,7 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Link every file of `source` into the folder `target`, as `link_file` does."""
+    """Link every file of the folder `source` into the folder `target` with `link_file`."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             link_file(path, target / path.relative_to(source))

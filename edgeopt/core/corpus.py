@@ -51,11 +51,11 @@ class Text:
 def require_disjoint(calibration: Text, evaluation: Text) -> None:
     """Raise InputError if a document is part of both texts, because quality would be measured on calibration data.
 
-    Documents that differ only in white space are equal.
+    Documents that differ only in white space are equal. Blank documents are ignored.
     """
     calibration_hashes = {_hash(document) for document in calibration.documents}
     for index, document in enumerate(evaluation.documents):
-        if _hash(document) in calibration_hashes:
+        if document.strip() and _hash(document) in calibration_hashes:
             raise InputError(
                 f"document {index} ({document.strip()[:40]!r}…) is also in the calibration text {calibration.name}",
                 location=evaluation.name,

@@ -18,21 +18,22 @@ TRACKED_LIBRARIES = (
     "llama-cpp-python",
     "tensorrt",
 )
+"""Libraries that affect the content of an engine."""
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of the installed libraries that affect the content of an engine."""
+    """Return the installed versions of `TRACKED_LIBRARIES`."""
     return installed(TRACKED_LIBRARIES)
 
 
 def distribution(module: str) -> str:
-    """Return the distribution name of the library that contains `module`."""
+    """Return the distribution name of the library with the top-level module `module`."""
     return "llama-cpp-python" if module == "llama_cpp" else module.replace("_", "-")
 
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of those libraries in `names` that are installed."""
+    """Return the versions of the libraries in `names`, without those that are not installed."""
     installed_versions = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

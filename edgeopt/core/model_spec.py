@@ -94,15 +94,15 @@ LM_HEAD, EMBEDDING = "lm_head", "embedding"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """LoRA adapter that is not merged into the weights: W + up · down with inner dimension `rank`, for `targets`."""
+    """Unmerged LoRA adapter: W + up · down with inner dimension `rank` for each projection in `targets`."""
 
     rank: int
     targets: tuple[str, ...]
 
     def size_bytes(self, unit: str, rows: int, columns: int) -> int:
-        """Return the bytes of the unit's updates in an engine: fp32, block-diagonal for fused matrices (qkv)."""
-        ranks = self.rank * sum(target in self.targets for target in PROJECTIONS[unit])
-        return 4 * ranks * (columns + (rows // 2 if unit == "gate_up" else rows))
+        """Return the bytes of the unit's updates in an engine: fp32, block-diagonal for the fused matrix `qkv`."""
+        total_rank = self.rank * sum(target in self.targets for target in PROJECTIONS[unit])
+        return 4 * total_rank * (columns + (rows // 2 if unit == "gate_up" else rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +114,8 @@ class ModelSpec:
         weight_dtype: storage type of matrices without a scheme: fp32, fp16, or a type of llama.cpp such as Q4_K_M.
         schemes: scheme of each quantized unit, by name: `layers.<index>.<unit>`, `lm_head` or `embedding`.
         kv_cache: scheme of keys and values; None for float.
-        adapters: adapters by name. Each request may select one. None is part of the weights.
-        sparsity: pattern of zero weights in the layers: `dense`, `unstructured` or `2:4`. Zeros take space as well.
+        adapters: adapters by name, which are not merged into the weights. Each request may select one.
+        sparsity: pattern of zero weights in the layers: `dense`, `unstructured` or `2:4`. Zeros are stored as well.
     """
 
     architecture: str
@@ -138,13 +138,13 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """Return the parameters of matrices and norms, without biases. Tied tables count once."""
+        """Return the number of parameters of matrices and norms, without biases. Tied tables count once."""
         tables = self.vocabulary_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return tables + sum(self.layer_parameters(layer) for layer in self.layers) + self.hidden_size
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Return (rows, columns) of every unit, with its matrices stacked along the output dimension.
+        """Return (rows, columns) of every unit by name, with its matrices stacked along the output dimension.
 
         Tied tables are listed under both names.
         """
@@ -179,7 +179,7 @@ class ModelSpec:
 
     @property
     def in_fp32(self) -> ModelSpec:
-        """Return the spec with the same sizes and adapters and with fp32 storage."""
+        """Return the spec with fp32 weights and an unquantized KV cache."""
         return replace(self, weight_dtype="fp32", schemes={}, kv_cache=None)
 
     @property
@@ -190,7 +190,7 @@ class ModelSpec:
         return 8 * sum(map(self.size_bytes, stored)) / weights
 
     def layer_parameters(self, layer: LayerSpec) -> int:
-        """Return the parameters of one layer, without biases."""
+        """Return the number of parameters of one layer, without biases."""
         attention = 2 * self.hidden_size * self.head_size * (layer.heads + layer.kv_heads)
         mlp = 3 * self.hidden_size * layer.intermediate_size
         return attention + mlp + 2 * self.hidden_size
@@ -227,7 +227,7 @@ class ModelSpec:
         """Read the spec from a Hugging Face `config.json`.
 
         Raises:
-            InputError: the config is not an object or not of a decoder-only language model.
+            InputError: the config is not a JSON object or does not describe a decoder-only language model.
         """
         if not isinstance(config, Mapping):
             raise InputError("the file must contain a JSON object", location=location, hint="Copy the file again")

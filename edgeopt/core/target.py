@@ -26,8 +26,8 @@ class Device:
     Attributes:
         isa: instruction sets that matter to matrix kernels (avx2, avx512_vnni, asimddp, …).
         read_gb_per_s: sequential memory read bandwidth of all cores, in 1e9 bytes per second.
-        storage_gb_per_s: sequential read bandwidth of the storage below the working folder, without caches.
-        fp32_gflops, int8_gops: matrix product rate of all cores.
+        storage_gb_per_s: sequential read bandwidth of the storage of the working folder, without the page cache.
+        fp32_gflops, int8_gops: matrix product rate of all cores, in 1e9 operations per second.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Device:
 
     @property
     def fingerprint(self) -> str:
-        """Return the digest of processor, cores and memory in GiB, equal for machines of the same kind."""
+        """Return the digest of CPU, cores and memory in GiB, equal for machines of the same kind."""
         return digest([self.cpu, self.cores, round(self.ram_bytes / 2**30)])
 
 
@@ -61,11 +61,11 @@ class Target:
     """Device and run settings of an engine.
 
     Attributes:
-        device: inventory of the device; None for the machine that measures.
+        device: inventory of the device; None for the measuring machine.
         threads: compute threads of an engine; 0 for one per core.
         context_length: tokens (prompt and generated) for which memory is measured and predicted.
         memory_cap: memory limit that the kernel enforces on the serving process during the measurement, such as
-            `512 MiB`. It includes cached pages of the process's files. None for no cap.
+            `512 MiB`. It includes the page cache of the process's files. None for no cap.
         kernels: kernel times for predicting the decode time; None if the device was not profiled.
     """
 
@@ -110,7 +110,7 @@ class Target:
         return 0 if self.memory_cap is None else units.size_bytes(self.memory_cap, "memory_cap")
 
     def is_emulated_by(self, machine: Device) -> bool:
-        """Return True if `machine` is of another kind than the target device."""
+        """Return True if `machine` is of a different kind than the target device."""
         return self.device is not None and self.device.fingerprint != machine.fingerprint
 
 

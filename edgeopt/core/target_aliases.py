@@ -1,7 +1,7 @@
-"""Map every `_target_` that an older version sealed to the class that replaced it.
+"""Map every `_target_` that an older version stored to the class that replaced it.
 
 Engine manifests, MLflow runs and stored studies name classes by their dotted path. A class that moves keeps its old
-path here, so that what was sealed before the move still opens, verifies, rebuilds and promotes.
+path here, so that older engines and studies still open, verify, rebuild and promote.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ ALIASES: Mapping[str, str] = {
 }
 
 FIELD_ALIASES: Mapping[str, Mapping[str, str]] = {}
-"""Renamed fields of today's classes: dotted path of the class to {old field: new field}."""
+"""Renamed fields: current dotted path of the class to {old field: new field}."""
 
 
 def current(target: str) -> str:
-    """Return the dotted path of the class that `target` names today."""
+    """Return the current dotted path of the class that `target` names."""
     return ALIASES.get(target, target)
 
 
 def current_fields(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the field values of the class at `target` under today's field names."""
+    """Return `values` with old field names of the class `target` replaced by the current names."""
     renamed = FIELD_ALIASES.get(current(target), {})
     return {renamed.get(name, name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Pass the current trial to code and child processes, as MLflow tags in an environment variable."""
+"""Pass the current trial to user code and child processes, as MLflow tags in an environment variable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIABLE = "EDGEOPT_CONTEXT"
 
 @contextmanager
 def trial_environment(study: str, number: int, recipe: str) -> Iterator[None]:
-    """Set the current trial inside the block, for this process and for processes that it starts there."""
+    """Set the current trial for this process and for the processes started inside the block."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = json.dumps({tags.STUDY: study, tags.TRIAL: f"{study}/{number}", tags.RECIPE: recipe})
     try:

@@ -85,7 +85,7 @@ def size_bytes(text: str | float, location: str) -> int:
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Format a value with its unit for people: four significant digits, whole from 1000; counts have no unit."""
+    """Format a value with its unit: four significant digits, no decimals from 1000 on, and no unit for counts."""
     if unit == "count":
         return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
     digits = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Load the bundled texts, which the reference model was not trained on."""
+"""Load the bundled texts, which are not in the training data of the reference model."""
 
 from __future__ import annotations
 

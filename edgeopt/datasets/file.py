@@ -12,7 +12,12 @@ from edgeopt.errors import ConfigError, InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFile:
-    """First `documents` documents of the file `path`, 0 for all."""
+    """Text file.
+
+    Attributes:
+        path: file that ends in .txt or .jsonl.
+        documents: number of documents to read from the start; 0 for all.
+    """
 
     path: str
     documents: int = 0

@@ -18,7 +18,7 @@ class HubText:
         split: split of the data set, such as `test`.
         config: configuration of the data set; None for its default.
         column: column with the text.
-        documents: number of rows to read from the start.
+        documents: number of rows to read from the start, one document each.
     """
 
     repo: str

@@ -10,7 +10,7 @@ from edgeopt.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalFolder:
-    """Folder `path` with `config.json`, `*.safetensors` and `tokenizer.json`."""
+    """Model in the folder `path` with `config.json`, `*.safetensors` and `tokenizer.json`."""
 
     path: str
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TIMEOUT_S = 8
-"""Timeout of the first request to a registry server."""
+"""Timeout of the request that checks if a registry server answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class RegisteredModel:
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        _require_answer(mlflow.get_registry_uri())
+        _require_reachable(mlflow.get_registry_uri())
         try:
             folder = self._fetch()
         except MlflowException as error:
@@ -61,7 +61,7 @@ class RegisteredModel:
         return models[0]
 
     def _fetch(self) -> Path:
-        """Return the folder of the version, or for a remote store the user's copy, downloaded on first use."""
+        """Return the folder of the version. A version in a remote store is downloaded into the user's cache once."""
         from mlflow import MlflowClient
         from mlflow.artifacts import download_artifacts
 
@@ -98,7 +98,7 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeopt" / "models"
 
 
-def _require_answer(uri: str) -> None:
+def _require_reachable(uri: str) -> None:
     """Raise TrackingError if a registry server does not answer. MLflow's own client would retry for minutes."""
     import requests
 

@@ -91,7 +91,7 @@ def test_manifest_with_outside_path_is_rejected(tmp_path: Path, path: str) -> No
     seal_files(folder)
     (tmp_path / "secret").write_bytes(b"{}")
     edit(folder, lambda d: d["files"][0].update(path=path, size_bytes=2))
-    with pytest.raises(InputError, match="leads out of the folder"):
+    with pytest.raises(InputError, match="`path` must stay inside the folder"):
         Checkpoint.read(folder)
 
 

@@ -35,6 +35,10 @@ def test_white_space_does_not_distinguish_documents(copy: str) -> None:
         require_disjoint(text("a b"), text(copy))
 
 
+def test_blank_documents_may_be_in_both_texts() -> None:
+    require_disjoint(text("a", "", "\n"), text("b", "", " "))
+
+
 @pytest.mark.parametrize("documents", [(), ("",), ("  \n", "\t")])
 def test_blank_text_is_rejected(documents: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="empty"):
