@@ -94,7 +94,7 @@ class DeviceBench:
         with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
             return self(engine, runtime, Path(folder), {}, progress, probes)
 
-    def gather(self, folders: Sequence[Path], directory: Path) -> None:
+    def merge_samples(self, folders: Sequence[Path], directory: Path) -> None:
         """Merge the measurement folders of one engine into `directory`."""
         samples.merge(folders, directory)
 
