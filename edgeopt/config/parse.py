@@ -109,7 +109,7 @@ def find_key_location(key: str, config_dir: Path, selected: Collection[str] = ()
     matches: list[tuple[int, Path, int]] = []
     for path in sorted(config_dir.rglob("*.yaml")):
         for key_parts, line in _key_lines(path):
-            if key_parts and parts[-len(key_parts) :] == key_parts:
+            if parts[-len(key_parts) :] == key_parts:
                 matches.append((len(key_parts), path, line))
     longest = max((length for length, _, _ in matches), default=0)
     locations = [(path, line) for length, path, line in matches if length == longest]

@@ -67,9 +67,9 @@ def _energy_meter() -> EnergyMeter:
 
 
 def silence_libraries() -> None:
-    """Disable progress bars, and hide log messages below errors, of other libraries in this process.
+    """Disable the progress bars of other libraries and hide their log messages, except errors.
 
-    The environment variables also apply to its children.
+    The progress bars are also disabled in children of this process.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
