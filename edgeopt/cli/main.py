@@ -85,10 +85,10 @@ def _file_of(error: EdgeoptError, args: argparse.Namespace) -> str:
     overridden = error.location in {key for key, _, _ in overrides}
     if args.config_dir is None or not args.config_dir.is_dir() or not error.location or overridden:
         return ""
-    from edgeopt.config.parse import written_at
+    from edgeopt.config.parse import find_key_location
 
     selected = {value for _, _, value in overrides} | {getattr(args, "config_name", "")}
-    location = written_at(error.location, args.config_dir, selected)
+    location = find_key_location(error.location, args.config_dir, selected)
     return f" ({location})" if location else ""
 
 

@@ -38,7 +38,7 @@ from edgeopt.search.storage.database import file_url
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBench:
-    """A bench on this machine, with the target and the evaluation text of its measurements.
+    """Bench on this machine, with the target and the evaluation text of its measurements.
 
     Implements `edgeopt.pipeline.job.EngineBench`.
     """
@@ -89,22 +89,22 @@ class DeviceBench:
         )
 
     def measure_engine(self, engine: Engine, progress: Progress, probes: Sequence[str] = ()) -> tuple[Measurement, ...]:
-        """Measure an engine without references, on the runtime named in its manifest. Samples are discarded."""
+        """Measure an engine without references, on the runtime in its manifest. The raw samples are discarded."""
         runtime = instantiate(engine.runtime_config, str(engine.directory / MANIFEST))
         with TemporaryDirectory(prefix="edgeopt-bench-") as folder:
             return self(engine, runtime, Path(folder), {}, progress, probes)
 
-    def gather(self, folders: Sequence[Path], directory: Path) -> None:
-        """Merge the measurement folders of one engine into `directory`."""
+    def merge_samples(self, folders: Sequence[Path], directory: Path) -> None:
+        """Merge `samples.json`, `tables` and `logs` of the measurement folders of one engine into `directory`."""
         samples.merge(folders, directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The config requested by a command.
+    """Config that a command requests.
 
     Attributes:
-        name: a file of conf/, of sweeps/ or of the user's folder.
+        name: name of a file in conf/, in sweeps/ or in the user's folder.
         overrides: Hydra overrides, in order.
         config_dir: the user's folder of configs; its files take precedence over those of edgeopt.
     """
@@ -114,7 +114,7 @@ class Request:
     config_dir: Path | None = None
 
     def compose(self, params: Params | None = None) -> Config:
-        """Return the resolved config with the parameters of a trial. Raises ConfigError if it does not compose."""
+        """Return the resolved config with the parameters of a trial. Raises ConfigError if Hydra cannot compose it."""
         return _composer(self).compose(params or {}, to_overrides)
 
 
@@ -125,13 +125,13 @@ def _composer(request: Request) -> Composer:
 
 @cache
 def known_metrics(config_dir: Path | None) -> Mapping[str, str]:
-    """Return `parse.known_metrics`, composed once per process."""
+    """Return the result of `parse.known_metrics`, computed once per process."""
     return parse.known_metrics(config_dir)
 
 
 @cache
 def this_machine() -> Device:
-    """Return this machine without its bandwidth and compute rates; detected once per process."""
+    """Return the description of this machine without bandwidths and compute rates; detected once per process."""
     from edgeopt.machine.inventory import detect_device
 
     return detect_device(measure_rates=False)
@@ -156,9 +156,12 @@ def build_bench(config: Config) -> DeviceBench:
 
 
 def build_job(config: Config, config_dir: Path | None) -> Job:
-    """Instantiate and check every object of `config`. Raises ConfigError or InputError before any work is done."""
+    """Build the job of `config`: instantiate and check all its config objects, and load both texts.
+
+    Raises ConfigError for an invalid config, InputError for an invalid text.
+    """
     recipe = parse.recipe(config)
-    parse.cache_limit(config)
+    parse.cache_limit(config)  # raises ConfigError if it is invalid
     bench = build_bench(config)
     calibration = load_text(canonical_json(config["calibration"]))
     require_disjoint(calibration, bench.evaluation)
@@ -182,20 +185,21 @@ def build_job(config: Config, config_dir: Path | None) -> Job:
     )
 
 
-def _lease(store: str) -> Lease:
+def _lease(database_url: str) -> Lease:
     """Return the lease on this machine's device.
 
     Workers that share a PostgreSQL database lease the device there, because they may run in separate containers.
     """
-    if not store.startswith("postgresql"):
+    if not database_url.startswith("postgresql"):
         return device_lease
-    return PostgresLease(url=store, device=process_identity.boot_id())
+    return PostgresLease(url=database_url, device=process_identity.boot_id())
 
 
 def build_checked_job(config: Config, config_dir: Path | None) -> Job:
-    """Build a job and check the model, the order of steps, their values and the length of both texts.
+    """Build a job, and check the model, the order and values of the steps and the length of both texts.
 
-    Nothing is built. Raises ConfigError or InputError for the first fault.
+    This downloads a remote model but compresses and builds nothing. Raises ConfigError or InputError for the first
+    error found.
     """
     job = build_job(config, config_dir)
     pipeline.plan_job(job, open_cache(config))
@@ -244,12 +248,15 @@ def store_url(config: Config) -> str:
 
 
 def open_engine(folder: Path) -> tuple[Engine, Runtime]:
-    """Return a verified engine and the runtime named in its manifest. Raises InputError if it is not an engine."""
+    """Return the engine in `folder`, after verifying its files, and the runtime in its manifest.
+
+    Raises InputError if the folder does not contain an engine or a file was modified.
+    """
     if not folder.is_dir():
         raise InputError(
             "no such folder",
             location=str(folder),
-            hint="Give an engine folder or models:/NAME@ALIAS. `edgeopt run` rebuilds an engine that the cache evicted",
+            hint="Use an engine folder or models:/NAME@ALIAS. `edgeopt run` rebuilds an engine that the cache evicted",
         )
     engine = Engine.read(folder)
     engine.verify()

@@ -1,4 +1,4 @@
-"""Parse a composed config: its recipe, limits, cache size and config objects, and the file and line of a key."""
+"""Parse a composed config into a recipe, limits, a cache limit and config objects, and locate keys in files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def known_metrics(config_dir: Path | None = None) -> dict[str, str]:
-    """Return every metric that a probe of the `probe` group can report, with its unit."""
+    """Return the unit of every metric that a probe of the config group `probe` can report."""
     probes = choices("probe", config_dir=config_dir)
     composed = compose([f"+probe@_edgeopt.{p}={p}" for p in probes], config_dir=config_dir, complete=False)
     metrics: dict[str, str] = {}
@@ -43,7 +43,7 @@ def limits(config: Config, known: Mapping[str, str]) -> tuple[Limit, ...]:
     """Return the limits of a composed config. Raises ConfigError for an unknown metric or an invalid quantity.
 
     Args:
-        known: unit by metric, see `known_metrics`.
+        known: unit by metric, from `known_metrics`.
     """
     if not isinstance(config["limits"], Mapping):
         raise ConfigError(
@@ -61,7 +61,7 @@ def recipe(config: Config) -> Recipe:
         raise ConfigError(
             f"`order` must be a list of step names, got {order!r}",
             location="order",
-            hint="Write it as order=[prune,quantize]",
+            hint="Use a list such as order=[prune,quantize]",
         )
     for name in order:
         if name not in steps:
@@ -94,18 +94,23 @@ def instantiate_group(config: Config, key: str) -> Any:
     return instantiate(config[key], key)
 
 
-def written_at(key: str, config_dir: Path, selected: Collection[str] = ()) -> str:
-    """Return `file:line` where a file of the user's folder sets a dotted key; "" if it is not unique.
+def find_key_location(key: str, config_dir: Path, selected: Collection[str] = ()) -> str:
+    """Return the `file:line` in the user's folder that sets a dotted key; "" if there is none or more than one.
 
-    The file of a config group holds the last components of the key: step/mine.yaml sets `ratio` of step.prune.ratio.
-    The longest match wins, then the file whose stem is in `selected`, the choices made by overrides.
+    A file of a config group has only the last components of the key: step/mine.yaml sets `ratio` of step.prune.ratio.
+    The longest match is returned. Among matches of equal length, the stem of the file must be in `selected`.
+
+    Args:
+        key: dotted key of the composed config.
+        config_dir: the user's folder of configs.
+        selected: names of the config and of the choices that overrides select.
     """
     parts = key.replace("/", ".").split(".")
     matches: list[tuple[int, Path, int]] = []
     for path in sorted(config_dir.rglob("*.yaml")):
-        for found, line in _key_lines(path):
-            if found and parts[-len(found) :] == found:
-                matches.append((len(found), path, line))
+        for key_parts, line in _key_lines(path):
+            if parts[-len(key_parts) :] == key_parts:
+                matches.append((len(key_parts), path, line))
     longest = max((length for length, _, _ in matches), default=0)
     locations = [(path, line) for length, path, line in matches if length == longest]
     if len(locations) > 1:
@@ -114,13 +119,13 @@ def written_at(key: str, config_dir: Path, selected: Collection[str] = ()) -> st
 
 
 def _key_lines(path: Path) -> Iterator[tuple[list[str], int]]:
-    """Yield every key of a YAML file as its components, with its line; nothing if the file cannot be read."""
+    """Yield the components and the line of every key of a YAML file; nothing if the file cannot be parsed."""
     import yaml
 
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return  # composing the config reports it
+        return  # composing the config reports the error
     if root is not None:
         yield from _nested_keys(root, [])
 
@@ -148,7 +153,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings with their keys joined by slashes."""
+    """Yield the values of nested mappings, each with its keys joined by slashes."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}/")

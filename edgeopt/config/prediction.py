@@ -1,4 +1,4 @@
-"""Predict the result of a trial by arithmetic, from sizes alone and in milliseconds."""
+"""Predict the result of a trial by arithmetic, from the sizes of the model. This takes milliseconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgeopt.search.space.parameter import Params
 
 
 def predict_trial(request: Request, params: Params) -> Prediction:
-    """Predict the size, memory, latency and expected error of one trial.
+    """Predict the metrics and the expected error of one trial.
 
     Invalid parameters give a prediction with a failure of stage `plan`.
     """
@@ -48,6 +48,6 @@ def predict_trial(request: Request, params: Params) -> Prediction:
 
 @cache
 def _model_sizes(config_json: str) -> tuple[ModelSpec, int]:
-    """Return the spec of a model source and the bytes of files its engines copy; read once per process."""
+    """Return the model spec of a source, and the bytes of the files that its engines copy; read once per process."""
     folder = instantiate(json.loads(config_json), "model").locate()
     return importing.spec_of(folder), importing.carried_bytes(folder)

@@ -1,4 +1,4 @@
-"""Evaluate trials inside the trial subprocess: prepare it, silence other libraries, compose, build and measure."""
+"""Evaluate trials inside the trial subprocess, and limit the output of other libraries."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _cache_protection = ExitStack()
 def evaluate_trial(
     request: Request, params: Params, progress: Callable[[str], None], *, build_only: bool = False
 ) -> TrialResult:
-    """Compose and evaluate one trial, or only build its engine. Invalid parameters give a failed result.
+    """Compose and evaluate one trial, or only build its engine. Invalid parameters give a result with a failure.
 
-    The cache entries named in the result are protected until this process evaluates the next trial or ends.
+    The cache entries in the result are protected from eviction until this process evaluates the next trial or ends.
     """
     silence_libraries()
     _cache_protection.close()
@@ -47,7 +47,7 @@ def evaluate_trial(
 
 
 def with_utilization(evaluation: Callable[[], TrialResult]) -> TrialResult:
-    """Run an evaluation and return its result with the utilization of the machine during it."""
+    """Run an evaluation and add the utilization of the machine to its result."""
     with UtilizationMonitor() as monitor:
         result = evaluation()
     return replace(result, system=tuple(monitor.readings))
@@ -67,7 +67,10 @@ def _energy_meter() -> EnergyMeter:
 
 
 def silence_libraries() -> None:
-    """Turn off the progress bars, warnings and advice of other libraries in this process and its children."""
+    """Disable the progress bars of other libraries and hide their log messages, except errors.
+
+    The progress bars are also disabled in children of this process.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -33,10 +33,13 @@ _OWN_FIELDS = ("_target_", "store", "workers", "limits")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A study of a Hydra application.
+    """Study of a Hydra application.
 
     Attributes:
-        url: address of the trial storage.
+        url: URL of the trial storage.
+        search: search space, budget and sampler.
+        objectives: metrics to minimize or maximize.
+        limits: hard limits on the metrics that the application returns.
         fixed_overrides: overrides of the command line that apply to every trial.
     """
 
@@ -48,10 +51,15 @@ class Sweep:
 
     @classmethod
     def from_config(cls, settings: Mapping[str, Any], arguments: Sequence[str], folder: Path) -> Sweep:
-        """Create the study of `hydra.sweeper` and open its storage.
+        """Create or continue the study that `hydra.sweeper` describes.
 
-        Sweep overrides on the command line add parameters to the search space. Raises ConfigError for invalid
-        settings.
+        Args:
+            settings: fields of `hydra.sweeper`.
+            arguments: overrides of the command line. Sweep overrides add parameters to the search space.
+            folder: folder of the trial storage if `store` is not set.
+
+        Raises:
+            ConfigError: a setting or an override is invalid, or the stored study has other settings.
         """
         fixed_overrides, swept_parameters = _split_overrides(arguments)
         fields = {key: value for key, value in settings.items() if key not in _OWN_FIELDS}
@@ -100,7 +108,7 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """The task function of a launched job. It evaluates trials until the search ends; launchers pickle it."""
+    """Task function of a launched job, which evaluates trials until the search ends. Launchers pickle it."""
 
     sweep: Sweep
     task: Callable[[Any], Any]
@@ -109,18 +117,18 @@ class Worker:
 
     def __call__(self, _: Any) -> list[int]:
         """Evaluate trials and return their numbers."""
-        trials = _TrialJobs(self)
+        evaluator = _HydraEvaluator(self)
         study = self.sweep.study()
         loop.run_worker(
             loop.WorkerContext(
-                study=study, evaluator=trials, log=_NoTracking(), watcher=trials, empty_result=_empty_result
+                study=study, evaluator=evaluator, log=_NoTracking(), watcher=evaluator, empty_result=_empty_result
             )
         )
-        return trials.numbers
+        return evaluator.numbers
 
 
-class _TrialJobs:
-    """Evaluator that runs each trial as a Hydra job, in a folder named after the trial's number."""
+class _HydraEvaluator:
+    """Evaluator and watcher of trials that run as Hydra jobs, each in a folder named after the trial's number."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -139,7 +147,7 @@ class _TrialJobs:
         logging.getLogger(__name__).warning(line)
 
     def run(self, params: Params, progress: Callable[[str], None]) -> TrialResult | Failure:
-        """Run the application with the parameters and judge the metrics that it returns against the limits."""
+        """Run the application with the parameters and compare the metrics that it returns with the limits."""
         from hydra.core.utils import run_job
         from omegaconf import open_dict
 
@@ -178,9 +186,10 @@ class _TrialJobs:
 
 
 def _parse_metrics(return_value: Any, metrics: Sequence[str]) -> dict[str, float]:
-    """Return the application's return value as metrics by name.
+    """Return the application's return value as values by metric.
 
-    Numbers without names are the objectives `metrics`, in order. Raises ConfigError if their count differs.
+    Numbers without names are the values of `metrics`, in order. Raises ConfigError if their count differs or one of
+    them is not a number.
     """
     if isinstance(return_value, Mapping):
         return {str(metric): float(value) for metric, value in return_value.items()}
@@ -195,7 +204,7 @@ def _parse_metrics(return_value: Any, metrics: Sequence[str]) -> dict[str, float
 
 
 class _NoTracking:
-    """A tracking log that records nothing: the trial storage and the application's own logs hold everything."""
+    """Tracking log that records nothing: the trial storage has the results, and the application logs its own runs."""
 
     def begin(self, trial: Trial) -> str:
         return ""
@@ -220,8 +229,8 @@ def _empty_result(params: Params) -> TrialResult:
 def _split_overrides(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Split a command line into fixed overrides and the parameters of its sweep overrides.
 
-    The syntax is Hydra's: `choice(a,b)` and `a,b` list choices, `range(1,9)` integers, and `interval(0,1)` any number
-    in between.
+    Hydra defines the syntax: `choice(a,b)`, `a,b` and `range(1,9)` list choices, and `interval(0,1)` is a range of
+    numbers. Raises ConfigError for `glob`.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep, Transformer
@@ -236,4 +245,10 @@ def _split_overrides(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[st
             parameters[key] = {"low": value.start, "high": value.end, **({"log": True} if "log" in value.tags else {})}
         elif isinstance(value, (ChoiceSweep, RangeSweep)):
             parameters[key] = {"choices": list(override.sweep_iterator(transformer=Transformer.identity))}
+        else:
+            raise ConfigError(
+                f"a sweep override must be a choice, a range or an interval, got {override.input_line!r}",
+                location="arguments",
+                hint=f"List the choices: {key}=A,B",
+            )
     return tuple(fixed_overrides), parameters

@@ -1,8 +1,8 @@
 """Measure the throughput limits of this machine: memory and storage reads, and matrix multiplication.
 
-All measurements use every core that this process may use. Decoding reads each weight once per token, so
-weight bytes / read bandwidth is a lower bound on the time per token. For weights that exceed the memory, storage
-bandwidth gives the bound. Prefill is bounded by the matrix throughput.
+Memory reads and matrix multiplication use every core that this process may use. Decoding reads each weight once per
+token, so weight bytes / read bandwidth is a lower bound on the time per token. For weights that exceed the memory, the
+storage bandwidth gives the bound. Prefill is bounded by the matrix throughput.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-_BUFFER_BYTES = 2**28  # several times the last-level cache of edge devices and servers
+_BUFFER_BYTES = 2**28  # several times the last-level cache of an edge device
 _FILE_BYTES, _BLOCK_BYTES = 2**28, 2**23
 _MATRIX_SIDE = 1024
 _REPEATS = 5
@@ -40,8 +40,8 @@ def measure_read_gb_per_s() -> float:
 def measure_storage_gb_per_s(folder: Path) -> float:
     """Return the sequential read bandwidth of the storage under `folder`, in 1e9 bytes per second.
 
-    The file is read with O_DIRECT, so the page cache does not count. Return 0 if the file system does not support
-    O_DIRECT (tmpfs) or has less than 256 MiB free.
+    A temporary file of 256 MiB is read with O_DIRECT, which bypasses the page cache. Return 0 if the file system does
+    not support O_DIRECT (tmpfs), or if the file cannot be written.
     """
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
@@ -56,7 +56,7 @@ def measure_storage_gb_per_s(folder: Path) -> float:
 
 
 def measure_direct_read_bytes_per_s(path: Path) -> float:
-    """Read a file with O_DIRECT and return the bytes per second.
+    """Read a file with O_DIRECT and return the read bandwidth in bytes per second.
 
     Raises OSError if the file system does not support O_DIRECT.
     """
@@ -79,7 +79,7 @@ def measure_fp32_gflops() -> float:
 
 
 def measure_int8_gops() -> float:
-    """Return 1e9 integer operations per second of ONNX Runtime's MatMulInteger, uint8 by int8."""
+    """Return 1e9 integer operations per second of ONNX Runtime's MatMulInteger, 1024 x 1024 x 1024, uint8 by int8."""
     return _measure_matmul_gops("MatMulInteger", "int8")
 
 

@@ -1,11 +1,11 @@
-"""Detect when other virtual machines slow down the cores of this one, and time tokens without those moments.
+"""Detect when other virtual machines slow down the cores of this one, and mark the tokens timed at those moments.
 
 A virtual core is usually one of the two threads of a physical core. While the other thread computes, this one runs
 slower, and no counter of this machine shows it. On a shared AMD EPYC, engines decoded a token in 64 us or in 105 us,
 in phases of a tenth of a second to seconds. The probe workload below took 0.25 ms or 0.40 ms in the same phases.
 
-A physical machine has no such neighbors. If it slows down, it throttles because of heat, and measurements must include
-that. On a physical machine every moment counts as undisturbed.
+A physical machine has no such neighbors. It slows down because of heat, and measurements must include that. On a
+physical machine, every measurement counts as undisturbed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ T = TypeVar("T")
 PROBE_ITERATIONS = 10_000
 """Loop length of the probe workload: a few tenths of a millisecond."""
 TOLERANCE = 1.15
-"""A moment counts as disturbed if the probe takes longer than this factor times its best time."""
+"""A measurement is disturbed if the probe takes longer than this multiple of its best time."""
 PROBE_INTERVAL_S = 0.05
-"""Longest run of tokens between two probes, in seconds."""
+"""Decoding time after which the next probe runs."""
 BURST_GAP_S = 20e-6
-"""Tokens closer together than this were computed by one step: no engine computes a token this fast."""
+"""Tokens closer together than this were computed in one step: no engine computes a token this fast."""
 MAX_ATTEMPTS = 5
 """Attempts of `ContentionProbe.retry`, the first one included."""
 
 
 class ContentionProbe:
-    """Probe that times a fixed workload on every core that this thread may use.
+    """Contention probe that times a fixed workload on every core that this thread may use.
 
     Attributes:
         best_s: shortest probe time so far.
@@ -77,12 +77,13 @@ class ContentionProbe:
 
 
 def is_virtual(root: Path = ROOT) -> bool:
-    """Return True if this is a virtual machine, whose physical cores others may share."""
+    """Return True if this is a virtual machine, which may share its physical cores with others."""
     path = root / "proc/cpuinfo"
     return path.is_file() and " hypervisor" in path.read_text()
 
 
 def is_undisturbed(probe_s: float, best_s: float) -> bool:
+    """Return True if `probe_s` is within the tolerance of `best_s`."""
     return probe_s <= TOLERANCE * best_s
 
 
@@ -132,7 +133,7 @@ def time_tokens(
         times_s += [later - earlier for earlier, later in pairwise(arrivals_s)]
         probe_times_s += [slower_s] * (len(arrivals_s) - 1)
     if len(times_s) != count:
-        raise MeasureError(f"the engine generated {first_count + len(times_s)} of {count + 1} tokens")
+        raise MeasureError(f"the engine must generate {count + 1} tokens, got {first_count + len(times_s)}")
     return spread_bursts(times_s), probe_times_s
 
 
@@ -149,7 +150,7 @@ def _workload_s_on(core: int) -> float:
 
 
 def _workload_s() -> float:
-    """Return the shorter of two runs: an interrupt during one of them is not contention."""
+    """Return the seconds of the faster of two runs: an interrupt during one of them is not contention."""
     durations_s = []
     for _ in range(2):
         start_s = time.perf_counter()

@@ -1,10 +1,9 @@
-"""Lease this machine: no measurement overlaps another one, or work that uses all cores.
+"""Lease this machine, so that a measurement overlaps neither another measurement nor work that uses all cores.
 
 A measurement takes the device exclusively (`exclusive`). Training, quantization and builds share it with each other
-(`shared`). Two files are locked: `device.turn` by the process that is next, and `device.lock` by the processes that use
-the device. A measurement keeps the turn while it waits and while it measures. Shared work that arrives later waits
-behind it, so measurements never starve. Shared work gives the turn back at once, so any number of such processes run
-concurrently.
+(`shared`). Each locks two files: first `device.turn`, then `device.lock`. A measurement holds the turn while it waits
+for the device and while it measures. Shared work that arrives later waits for the turn, so measurements never starve.
+Shared work releases the turn as soon as it has the device, so any number of such processes run concurrently.
 
 The kernel releases the locks of a process that dies, so a crash needs no cleanup. Hosts that share one device need a
 lock beyond files: see edgeopt.machine.postgres_lease.
@@ -61,17 +60,15 @@ def exclusive(progress: Progress, folder: Path = FOLDER) -> Iterator[None]:
     if released is not None:
         fcntl.flock(released, fcntl.LOCK_UN)
     try:
-        with (
-            _lock(folder, _TURN, fcntl.LOCK_EX, progress) as turn,
-            _lock(folder, _DEVICE, fcntl.LOCK_EX, progress),
-        ):
+        with _lock(folder, _TURN, fcntl.LOCK_EX, progress) as turn:
             os.ftruncate(turn, 0)
             os.pwrite(turn, str(os.getpid()).encode(), 0)
-            _thread.exclusive = True
-            try:
-                yield
-            finally:
-                _thread.exclusive = False
+            with _lock(folder, _DEVICE, fcntl.LOCK_EX, progress):
+                _thread.exclusive = True
+                try:
+                    yield
+                finally:
+                    _thread.exclusive = False
     finally:
         if released is not None:
             with _lock(folder, _TURN, fcntl.LOCK_SH, progress):
@@ -120,19 +117,19 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise MeasureError(
-            f"the lock file of the device lease cannot be opened ({error})",
+            f"cannot open the lock file of the device lease ({error})",
             location=str(path),
-            hint="Make this file writable",
+            hint="Make the file and its folder writable",
         ) from error
 
 
 def _describe_measurement(descriptor: int) -> str:
     holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
-    return f"process {holder} measures"
+    return f"process {holder} is measuring"
 
 
 def _describe_shared_work(_: int) -> str:
-    return "other processes compress or build"
+    return "other processes are compressing or building"
 
 
 def _acquire(descriptor: int, mode: int, progress: Progress, describe_holder: Callable[[int], str]) -> None:

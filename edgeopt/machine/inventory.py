@@ -12,7 +12,7 @@ from edgeopt.core.target import Device, Target
 from edgeopt.machine import bandwidth
 from edgeopt.machine.procfs import ROOT, read_memory_cap, read_text
 
-# extensions by which runtimes select their matrix kernels
+# extensions that runtimes check to select their matrix kernels
 _ISA_EXTENSIONS = (
     "f16c",
     "fma",
@@ -77,7 +77,7 @@ def target_yaml(target: Target) -> str:
 
 
 def cpu_model(root: Path = ROOT) -> str:
-    """Return the name of the processor, else of the board, else of the architecture."""
+    """Return the name of the processor; without one that of the board, and without a board the architecture."""
     info = _read_cpuinfo(root)
     board = root / "proc/device-tree/model"
     if "model name" in info:
@@ -101,7 +101,7 @@ def ram_bytes(root: Path = ROOT) -> int:
 
 
 def accelerators(root: Path = ROOT) -> tuple[str, ...]:
-    """Return NVIDIA GPUs with name and memory, and other accelerators with the device nodes of their drivers."""
+    """Return NVIDIA GPUs with their memory, and other accelerators with the device nodes of their drivers."""
     nodes = [(name, path) for glob, name in _ACCELERATOR_NODES.items() for path in sorted(root.glob(glob))]
     return (*_list_nvidia_gpus(), *(f"{name} ({path.relative_to(root)})" for name, path in nodes))
 
@@ -109,9 +109,11 @@ def accelerators(root: Path = ROOT) -> tuple[str, ...]:
 def _list_nvidia_gpus() -> list[str]:
     try:
         import pynvml
-
+    except ImportError:
+        return []
+    try:
         pynvml.nvmlInit()
-    except Exception:  # without the module or the driver, no NVIDIA GPU can be used
+    except pynvml.NVMLError:  # there is no NVIDIA driver
         return []
     handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
     return [f"{pynvml.nvmlDeviceGetName(h)} {pynvml.nvmlDeviceGetMemoryInfo(h).total / 2**30:.0f} GiB" for h in handles]

@@ -1,8 +1,8 @@
 """Time ONNX Runtime's CPU kernels for vector-matrix products, which take most of the decoding time.
 
-Each measurement runs a chain of equal matrices, because in a model each product also waits for the one before it. One
-run of a chain reads all its weights once. A long chain therefore reads its weights from memory and a short one from a
-cache.
+Each measurement runs a chain of matrices of one size, because in a model each product also waits for the one before
+it. One run of a chain reads all its weights once. A long chain therefore reads its weights from memory and a short one
+from a cache.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
     from edgeopt.core.model_spec import QuantizationScheme
 
 TIMED_S, PROBE_INTERVAL_S = 0.05, 0.02
+"""A measurement needs undisturbed runs of `TIMED_S` in total, and probes contention every `PROBE_INTERVAL_S`."""
 MIN_RUNS = 5
+"""Smallest number of undisturbed runs of a measurement, and number of warm-up runs."""
 TIMEOUT_FACTOR = 8
 """A measurement stops after this multiple of its undisturbed duration, even if few runs were undisturbed."""
 PASSES = 3
-"""Each chain is timed this many times, at different moments, and the median counts. The median excludes a disturbance
-during one pass, and a moment in which the cache that this host shares with others happened to be free."""
+"""Each chain is timed this many times, and the median counts. It excludes one pass that was disturbed, or that had an
+unusually large part of a cache shared with other virtual machines."""
 MIN_PRODUCTS, MAX_PRODUCTS = 4, 1024
-"""Products in a chain: at least so many that the start of a run has little weight, at most so many that ONNX Runtime
-creates the session within seconds."""
+"""Products in a chain. With fewer, the overhead of a run dominates; with more, ONNX Runtime takes too long to create
+the session."""
 OVERHEAD_SIDE = 8
-"""Side of a matrix whose product takes no measurable time."""
+"""Side of a matrix that is so small that a run measures the overhead of the call."""
 MEMORY_FACTOR = 8
 """Memory needed for a session, as a multiple of the chain's size: ONNX Runtime holds the weights as a serialized model,
 as tensors and prepacked."""
@@ -50,9 +52,15 @@ def time_matrix_kernels(
 ) -> dict[str, tuple[tuple[float, ...], ...]]:
     """Return the microseconds of a product by matrix kind, in the layout of edgeopt.core.kernel_times.KernelTimes.
 
-    Two kinds of entries are extrapolated. If a chain would exceed `MAX_PRODUCTS`, the slowdown per weight of the
-    largest matrices in this working set applies. If the machine has too little memory for a chain, reading the weights
-    at `read_gb_per_s` gives the time.
+    Two kinds of entries are extrapolated from the next smaller working set. If a chain would exceed `MAX_PRODUCTS`, the
+    slowdown per weight of the largest matrices is added. If the machine has too little memory for a chain, the time is
+    at least that of reading the weights at `read_gb_per_s`.
+
+    Args:
+        schemes: quantization schemes to time; None stands for fp32.
+        threads: compute threads of ONNX Runtime.
+        ram_bytes: memory of the machine.
+        read_gb_per_s: memory read bandwidth in 1e9 bytes per second.
     """
     import numpy as np
 
@@ -72,7 +80,7 @@ def time_matrix_kernels(
 def _time_scheme(
     scheme: QuantizationScheme | None, threads: int, ram_bytes: int, read_gb_per_s: float, probe: ContentionProbe
 ) -> list[list[float]]:
-    """Return the seconds of a product: one row per working set, one column per side."""
+    """Return the seconds of a product, shape (len(WORKING_SET_BYTES), len(MATRIX_SIDES))."""
     measured: dict[tuple[int, int], float] = {}
     rows: list[list[float]] = []
     for size_bytes in WORKING_SET_BYTES:
@@ -81,8 +89,8 @@ def _time_scheme(
             weights = side**2
             count = max(MIN_PRODUCTS, round(size_bytes / bytes_per_weight(scheme) / weights))
             if count > MAX_PRODUCTS:
-                slowdown_s = (row[0] - rows[-1][-1]) / MATRIX_SIDES[-1] ** 2
-                row.append(rows[-1][MATRIX_SIDES.index(side)] + max(0.0, slowdown_s) * weights)
+                slowdown_per_weight_s = (row[0] - rows[-1][-1]) / MATRIX_SIDES[-1] ** 2
+                row.append(rows[-1][MATRIX_SIDES.index(side)] + max(0.0, slowdown_per_weight_s) * weights)
             elif rows and size_bytes * MEMORY_FACTOR > ram_bytes:
                 row.append(
                     max(rows[-1][MATRIX_SIDES.index(side)], weights * bytes_per_weight(scheme) / read_gb_per_s / 1e9)
@@ -98,18 +106,18 @@ def _time_scheme(
 def _time_product(
     scheme: QuantizationScheme | None, side: int, count: int, threads: int, probe: ContentionProbe
 ) -> float:
-    """Return the seconds of one product in a chain of `count`, without the overhead of a call."""
+    """Return the seconds of one product in a chain of `count` products, without the overhead of a run."""
     run_s = _time_run(_build_chain(scheme, side, count), side, threads, probe)
-    return (run_s - _time_call_overhead(threads, probe)) / count
+    return (run_s - _time_overhead(threads, probe)) / count
 
 
 @cache
-def _time_call_overhead(threads: int, probe: ContentionProbe) -> float:
+def _time_overhead(threads: int, probe: ContentionProbe) -> float:
     return _time_run(_build_chain(None, OVERHEAD_SIDE, 1), OVERHEAD_SIDE, threads, probe)
 
 
 def _time_run(graph: bytes, side: int, threads: int, probe: ContentionProbe) -> float:
-    """Return the median seconds of the undisturbed runs, or of all runs if none was undisturbed."""
+    """Return the median seconds of the undisturbed runs of a chain, or of all runs if none was undisturbed."""
     import numpy as np
     import onnxruntime
 
@@ -138,10 +146,10 @@ def _time_run(graph: bytes, side: int, threads: int, probe: ContentionProbe) -> 
 
 
 def _build_chain(scheme: QuantizationScheme | None, side: int, count: int) -> bytes:
-    """Return a serialized graph of `count` products in which each consumes the result of the one before.
+    """Return a serialized graph of `count` products, each of which multiplies the result of the previous one.
 
-    The weights are random: ONNX Runtime might store equal weights once. They are scaled so that the magnitude of the
-    results stays constant along the chain.
+    The weights are random, because ONNX Runtime might store equal weights once. They are scaled so that the magnitude
+    of the results stays constant along the chain.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
@@ -167,13 +175,13 @@ def _build_chain(scheme: QuantizationScheme | None, side: int, count: int) -> by
 
 
 def _create_tensors(scheme: QuantizationScheme | None, side: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return the tensors of a `side` x `side` matrix; with static inputs also the input scale and zero point."""
+    """Return the tensors of a matrix, shape (side, side); with static inputs also the input scale and zero point."""
     import numpy as np
 
     if scheme is None:
         return {"weights": rng.standard_normal((side, side), np.float32) / np.float32(side**0.5)}
     scale = np.float32(12**0.5 / 2**scheme.bits / side**0.5)  # uniform codes have a variance of 4**bits / 12
-    # codes have a nonzero mean: with scales of one sign, products would amplify it along the chain
+    # the mean of the codes is not zero: with scales of one sign, products would amplify it along the chain
     signed_scales = np.array([-scale, scale])
     if scheme.inputs == "float":
         block_size = min(scheme.block_size, side)
@@ -192,7 +200,7 @@ def _create_tensors(scheme: QuantizationScheme | None, side: int, rng: np.random
 
 
 def _create_nodes(scheme: QuantizationScheme | None, side: int, weights: list[str], index: int) -> list[Any]:
-    """Return the nodes of product `index`: the kernel that ONNX Runtime uses for such a matrix."""
+    """Return the nodes of product `index`: the kernels that ONNX Runtime uses for this scheme."""
     from onnx import helper
 
     x, y = f"x{index}", f"x{index + 1}"

@@ -26,7 +26,7 @@ _ENTER = ("/bin/sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh")
 
 
 class CapUnavailableError(Exception):
-    """Reason why this user cannot cap memory on this system."""
+    """Error with the reason why this user cannot cap memory on this system."""
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def enforce_cap(cap_bytes: int, root: Path = ROOT) -> Iterator[list[str]]:
         try:
             prefix = stack.enter_context(_create_group(cap_bytes, root))
         except OSError as error:
-            prefix = _prepare_systemd_scope(cap_bytes, group_error=f"no control group can be created ({error})")
+            prefix = _prepare_systemd_scope(cap_bytes, group_error=f"cannot create a control group ({error})")
         yield prefix
 
 
@@ -60,9 +60,9 @@ def drop_page_cache(folder: Path) -> None:
 
 @contextmanager
 def _create_group(cap_bytes: int, root: Path) -> Iterator[list[str]]:
-    """Create a control group below that of this process and yield the prefix that joins it.
+    """Create a control group below that of this process and yield the command prefix that joins it.
 
-    This needs root, or a group that was delegated to this user. Raises OSError otherwise.
+    Raises OSError unless the user is root or the group of this process is delegated to the user.
     """
     groups = control_groups("memory", root)
     if not groups:
@@ -82,7 +82,7 @@ def _create_group(cap_bytes: int, root: Path) -> Iterator[list[str]]:
 
 
 def _prepare_systemd_scope(cap_bytes: int, *, group_error: str) -> list[str]:
-    """Return a `systemd-run` prefix that starts a transient scope, of the system manager for root, else of the user's.
+    """Return a `systemd-run` command prefix that starts a transient scope: a system scope for root, else a user scope.
 
     Raises CapUnavailableError if systemd-run is missing or fails.
     """
@@ -96,7 +96,7 @@ def _prepare_systemd_scope(cap_bytes: int, *, group_error: str) -> list[str]:
         subprocess.run([*prefix, "true"], check=True, capture_output=True, text=True, timeout=_SYSTEMD_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[0]
-        raise CapUnavailableError(f"{group_error}, and systemd-run refuses ({reason})") from error
+        raise CapUnavailableError(f"{group_error}, and systemd-run failed ({reason})") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CapUnavailableError(f"{group_error}, and systemd-run fails ({first_line(error)})") from error
+        raise CapUnavailableError(f"{group_error}, and systemd-run failed ({first_line(error)})") from error
     return prefix

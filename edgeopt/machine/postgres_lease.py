@@ -1,7 +1,7 @@
 """Lease a device that several hosts or containers share, with PostgreSQL advisory locks and the local file lease.
 
-The two locks are those of edgeopt.machine.device_lease: the turn and the device. PostgreSQL releases both when the
-connection that holds them ends. A holder that dies therefore blocks nobody, and a server restart frees all locks.
+The lease uses the two locks of edgeopt.machine.device_lease, turn and device. PostgreSQL releases both when the
+connection that holds them ends. A holder that dies therefore blocks nobody, and a server restart releases all locks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 CONNECT_TIMEOUT_S = 120.0
-"""The lease waits this long for a database that does not answer, for example during a restart."""
+"""Time to wait for a database that does not answer, for example during a restart."""
 _TURN, _DEVICE = "turn", "device"
 _RETRY_S = 0.2
 
@@ -44,7 +44,7 @@ _thread = _ThreadState()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresLease:
-    """Lease on a device through a database.
+    """Lease on a device that several hosts or containers share.
 
     Attributes:
         url: address of the PostgreSQL database.
@@ -56,7 +56,10 @@ class PostgresLease:
 
     @contextmanager
     def exclusive(self, progress: Progress) -> Iterator[None]:
-        """Hold the device exclusively while the block runs. Raises MeasureError if the database does not answer."""
+        """Hold the device exclusively while the block runs; nested leases behave as in `device_lease`.
+
+        Raises MeasureError if the database does not answer.
+        """
         if _thread.exclusive:
             yield
             return
@@ -73,7 +76,10 @@ class PostgresLease:
 
     @contextmanager
     def shared(self, progress: Progress) -> Iterator[None]:
-        """Prevent measurements while the block runs. Raises MeasureError if the database does not answer."""
+        """Prevent measurements while the block runs; nested leases behave as in `device_lease`.
+
+        Raises MeasureError if the database does not answer.
+        """
         if _thread.exclusive or _thread.shared is not None:
             yield
             return
@@ -98,7 +104,7 @@ class PostgresLease:
 
     @contextmanager
     def _connect_locked(self, progress: Progress, *, exclusive: bool) -> Iterator[Connection]:
-        """Yield a connection that holds the device lock, and the turn if `exclusive`; closing it releases both."""
+        """Yield a connection that holds the device lock, and the turn if `exclusive`. Close it to release them."""
         connection = self._connect(progress, exclusive=exclusive)
         try:
             yield connection
@@ -106,6 +112,7 @@ class PostgresLease:
             connection.close()
 
     def _connect(self, progress: Progress, *, exclusive: bool) -> Connection:
+        """Connect and take the locks; retry while the database does not answer."""
         from sqlalchemy.exc import OperationalError
 
         engine, end_s = self._create_engine(), time.monotonic() + CONNECT_TIMEOUT_S
@@ -145,7 +152,7 @@ class PostgresLease:
         def try_lock() -> bool:
             return bool(connection.execute(statement, {"key": self._key(name)}).scalar())
 
-        device_lease.wait_for_lock(try_lock, progress, lambda: "another worker uses it")
+        device_lease.wait_for_lock(try_lock, progress, lambda: "another worker is using it")
 
     def _unlock_shared(self, connection: Connection, name: str) -> None:
         from sqlalchemy import text
@@ -153,5 +160,5 @@ class PostgresLease:
         connection.execute(text("select pg_advisory_unlock_shared(:key)"), {"key": self._key(name)})
 
     def _key(self, name: str) -> int:
-        """Return the key of an advisory lock: 60 bits, because PostgreSQL keys are signed 64-bit integers."""
+        """Return the key of an advisory lock: 60 bits, which fit the signed 64-bit keys of PostgreSQL."""
         return int(digest(["edgeopt", self.device, name])[:15], 16)

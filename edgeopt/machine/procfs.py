@@ -1,7 +1,7 @@
 """Read the state of processes and the machine from /proc and /sys, with the standard library only.
 
-The measured process imports no other monitoring code, so that its memory and start time stay undistorted. Every reader
-takes the root folder as a parameter; tests replace it.
+The measured process imports no other monitoring code, so that its memory and start-up time stay undistorted. Functions
+take the root folder as a parameter, which tests replace.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def read_memory(root: Path = ROOT) -> dict[str, float]:
-    """Return the memory of this process in bytes: RSS, peak RSS, and the private, shared, PSS and huge pages.
+    """Return the memory of this process in bytes: RSS, peak RSS, private and shared pages, PSS and huge pages.
 
     The peak is VmHWM. `getrusage` might report a larger peak of the parent, because Linux keeps ru_maxrss across fork
-    and exec. The others come from smaps_rollup, which counts page by page; the kernel updates VmRSS lazily, with a lag
-    of some hundred kB.
+    and exec. The other values come from smaps_rollup, which counts each page. VmRSS is less accurate: the kernel
+    updates it with a lag of some hundred kB.
     """
     rollup = _read_kb_fields(root / "proc/self/smaps_rollup")
     return {
@@ -77,7 +77,7 @@ def read_text(path: Path) -> str:
 
 
 def count_page_faults() -> tuple[int, int]:
-    """Return the minor and major page faults of this process since it started; a major fault reads from storage."""
+    """Return the numbers of minor and major page faults of this process; a major fault reads from storage."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_minflt, usage.ru_majflt
 
@@ -104,7 +104,13 @@ def read_busy_s(root: Path = ROOT) -> dict[int, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuClock:
-    """Snapshot of wall clock, CPU time of this process and busy time of each core."""
+    """Snapshot of the monotonic clock, the CPU time of this process and the busy time of each core.
+
+    Attributes:
+        time_s: monotonic time.
+        own_s: result of `read_own_cpu_s`.
+        busy_s: result of `read_busy_s`.
+    """
 
     time_s: float
     own_s: float
@@ -112,15 +118,16 @@ class CpuClock:
 
     @classmethod
     def now(cls) -> CpuClock:
+        """Take a snapshot."""
         return cls(time_s=time.monotonic(), own_s=read_own_cpu_s(), busy_s=read_busy_s())
 
 
 def foreign_cpu_share(start: CpuClock, end: CpuClock, cores: Iterable[int]) -> float:
     """Return the share of CPU capacity that other processes used between two snapshots, from 0 to 1.
 
-    The result is the larger of two shares: of all cores, which share memory and clock rate, and of `cores`, to which
-    this process is pinned. On a large machine, one lost core is a small share of all cores. Linux counts busy time in
-    ticks, so one tick per core is ignored.
+    The result is the larger of two shares: that of all cores, because they share memory and clock rate, and that of
+    `cores`, to which this process is pinned. On a large machine, one lost core is a small share of all cores. Linux
+    counts busy time in ticks, so one tick per core is ignored.
     """
     return max(_foreign_share(start, end, set(end.busy_s)), _foreign_share(start, end, set(cores) & set(end.busy_s)))
 
@@ -151,13 +158,13 @@ def _read_numbers(paths: Iterable[Path]) -> list[float]:
     for path in paths:
         try:
             values.append(float(path.read_text()))
-        except (OSError, ValueError):  # a suspended or broken sensor
+        except (OSError, ValueError):  # the sensor is suspended or defective
             continue
     return values
 
 
 def pinned_cores(threads: int, root: Path = ROOT) -> list[int]:
-    """Return `threads` cores that this process may use (0: all), one of each physical core first."""
+    """Return `threads` cores that this process may use, or all if 0; the first ones are on distinct physical cores."""
     allowed = sorted(os.sched_getaffinity(0))
     first: list[int] = []
     siblings: list[int] = []
@@ -182,7 +189,10 @@ def pin_threads(threads: int) -> Iterator[None]:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when its parent, whose process id is `parent`, dies."""
+    """Make the kernel kill this process when its parent, the process with the id `parent`, dies.
+
+    Raises OSError if the kernel rejects the request.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

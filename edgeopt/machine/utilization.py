@@ -17,7 +17,7 @@ class UtilizationMonitor:
     """Context manager that samples the whole machine every `interval_s` seconds and once at the end of the block.
 
     Attributes:
-        readings: one dictionary per sample: `at_s` (seconds since 1970) and figures under the names of MLflow's system
+        readings: one dictionary per sample: `at_s` (seconds since 1970) and values under the names of MLflow's system
             metrics, so that the MLflow UI plots them.
     """
 

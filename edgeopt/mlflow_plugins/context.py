@@ -1,4 +1,4 @@
-"""Tag MLflow runs with the trial that they belong to: the `mlflow.run_context_provider` plugin.
+"""Tag MLflow runs with the trial to which they belong: the `mlflow.run_context_provider` plugin.
 
 An application swept by `hydra/sweeper=edgeopt` may log its own MLflow runs. This plugin adds the study, trial, recipe,
 device and commit to their tags, without changes to the application.
@@ -16,9 +16,11 @@ class Context(RunContextProvider):  # type: ignore[misc]
     """Provider of the tags of the trial that this process evaluates."""
 
     def in_context(self) -> bool:
+        """Return True if this process evaluates a trial."""
         return bool(trial_context.current_trial_tags())
 
     def tags(self) -> dict[str, str]:
+        """Return the tags of the trial, of this environment and of this device."""
         from edgeopt.machine.inventory import detect_device
         from edgeopt.tracking.mlflow_fields import environment_tags
 

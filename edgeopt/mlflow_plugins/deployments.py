@@ -2,7 +2,7 @@
 
     mlflow deployments create -t edgeopt --name champion -m models:/edgeopt@champion -C port=8000
 
-starts `edgeopt serve` in the background, until `mlflow deployments delete` stops it.
+starts `edgeopt serve` in the background. `mlflow deployments delete` stops it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run_local(
 
 
 class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
-    """Client of the deployments on this machine. Each is one process with one record file."""
+    """Client of the deployments on this machine. Each deployment is one process with one record file."""
 
     def create_deployment(
         self,
@@ -60,7 +60,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Serve the engine of a registered version or a folder, and wait until the service responds.
 
-        Raises MlflowException if the arguments are invalid, the name exists, or the service fails to start.
+        Raises MlflowException if the arguments are invalid, the deployment exists, or the service fails to start.
         """
         options = _parse_options(name, flavor, config)
         if self._find(name) is not None:
@@ -98,7 +98,10 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
         config: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """Restart the service with another engine or other options. It does not respond during the restart."""
+        """Stop the service and start it with another engine or other options.
+
+        The service does not respond during the restart. Raises MlflowException if the deployment does not exist.
+        """
         current = self.get_deployment(name)
         self.delete_deployment(name)
         return self.create_deployment(name, model_uri or current["model_uri"], flavor, config)
@@ -106,7 +109,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
     ) -> None:
-        """Stop a service after its running requests. Does nothing if the deployment does not exist."""
+        """Stop the service after its running requests. If it does not exist, do nothing."""
         deployment = self._find(name)
         if deployment is None:
             return
@@ -126,7 +129,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
         return [deployment for name in names if (deployment := self._find(name)) is not None]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
-        """Return the record of a running deployment. Raise MlflowException if it does not exist."""
+        """Return the record of a running deployment. Raises MlflowException if it does not exist."""
         deployment = self._find(name)
         if deployment is None:
             running = ", ".join(d["name"] for d in self.list_deployments()) or "none"
@@ -138,7 +141,10 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
-        """Return one completion per prompt. `inputs` has the format of the MLflow model's `predict`."""
+        """Return one completion per prompt. `inputs` has the format of the MLflow model's `predict`.
+
+        Raises MlflowException if the deployment does not exist or the service rejects a prompt.
+        """
         from edgeopt.tracking.flavor import parse_prompts
 
         url = self.get_deployment(str(deployment_name))["endpoint"]
@@ -153,7 +159,10 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
         return PredictionsResponse({"predictions": texts})
 
     def _find(self, name: str) -> dict[str, Any] | None:
-        """Return the record of a deployment, or None. Delete the record if its process has ended."""
+        """Return the record of a running deployment, or None.
+
+        Delete the record if its process has ended, or if it belongs to another host or to an earlier boot of this one.
+        """
         path = _records_folder() / f"{_require_valid_name(name)}.json"
         try:
             document: dict[str, Any] = json.loads(path.read_text())
@@ -166,6 +175,7 @@ class EdgeoptDeployments(BaseDeploymentClient):  # type: ignore[misc]
 
 
 def _records_folder() -> Path:
+    """Return the folder of deployment records and logs; create it if it does not exist."""
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     folder = Path(os.environ.get(FOLDER_VARIABLE) or Path(state) / "edgeopt" / "deployments")
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +209,7 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait until the service responds. Raise MlflowException with its last log line if it ends or takes too long."""
+    """Wait until the service responds. Raises MlflowException if the service ends or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:

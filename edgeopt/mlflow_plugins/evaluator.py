@@ -3,9 +3,10 @@
     mlflow.models.evaluate("models:/edgeopt@champion", data=texts, model_type="text", evaluators="edgeopt")
 
 The evaluator measures size, memory, latency, energy and quality on the texts of `data`, with the probes of a sweep in
-fresh processes. `evaluator_config` accepts two keys: `overrides`, a list of Hydra overrides such as
-`measure.max_windows=8`, and `source`, a folder in Hugging Face layout with the `config.json` and tokenizer of a model
-that `mlflow.onnx` logged.
+fresh processes. `evaluator_config` accepts two keys:
+
+- `overrides`: a list of Hydra overrides such as `measure.max_windows=8`.
+- `source`: for a model that `mlflow.onnx` logged, a folder in Hugging Face layout with its `config.json` and tokenizer.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ _CONFIG_KEYS = ("overrides", "source")
 class Evaluator(ModelEvaluator):  # type: ignore[misc]
     """Evaluator that measures engines on this machine.
 
-    It logs each metric to the run, and intervals and methods to the artifact `measurements.json`.
+    It logs each metric to the run, and its interval and method to the artifact `measurements.json`.
     """
 
     @classmethod
     def can_evaluate(cls, *, model_type: str | None, evaluator_config: Mapping[str, Any], **_: Any) -> bool:
+        """Return True: every model type is accepted."""
         return True
 
     def evaluate(
@@ -58,16 +60,15 @@ class Evaluator(ModelEvaluator):  # type: ignore[misc]
     ) -> EvaluationResult:
         """Measure the model and log the metrics to the run.
 
-        Raises MlflowException if the model is neither an engine of edgeopt nor an ONNX decoder.
+        Raises MlflowException if `evaluator_config` has an unknown key, or if the model is neither an engine of edgeopt
+        nor an ONNX decoder.
         """
         from edgeopt.config import assemble
 
         settings = evaluator_config or {}
         unknown = sorted(settings.keys() - set(_CONFIG_KEYS))
         if unknown:
-            raise _invalid(
-                f"the keys of `evaluator_config` must be among {', '.join(_CONFIG_KEYS)}; got {unknown[0]!r}"
-            )
+            raise _invalid(f"a key of `evaluator_config` must be one of {', '.join(_CONFIG_KEYS)}; got {unknown[0]!r}")
         request = assemble.Request(overrides=tuple(settings.get("overrides", ())))
         text = Text(name=dataset.name or "evaluation data", documents=tuple(parse_prompts(dataset.features_data)))
         bench = replace(assemble.build_bench(request.compose()), evaluation=text)
@@ -83,7 +84,7 @@ class Evaluator(ModelEvaluator):  # type: ignore[misc]
 
 
 def _open_engine(model: Any, source: str | None, folder: Path) -> Engine:
-    """Return the engine of an edgeopt model, or import an ONNX model as an engine into the empty `folder`."""
+    """Return the engine of an edgeopt model, or import an ONNX model into the empty `folder` as an engine."""
     python_model = getattr(model, "_model_impl", None)
     if isinstance(python_model, Generator):
         return python_model.engine

@@ -1,4 +1,4 @@
-"""Decide when to stop an evaluation: a limit is certainly broken, even with the best values inside all intervals."""
+"""Stop an evaluation early if a limit is certainly violated."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from edgeopt.core.target import Limit
 
 
 def early_stop_verdicts(
-    figures: Sequence[Measurement], limits: Sequence[Limit], baseline: Mapping[str, float]
+    measurements: Sequence[Measurement], limits: Sequence[Limit], baseline: Mapping[str, float]
 ) -> tuple[Verdict, ...]:
-    """Return the verdicts on all limits if at least one is certainly broken, else ().
+    """Return the verdicts on all limits if at least one is certainly violated, else ().
 
-    A limit is certainly broken if even the best end of the figure's interval breaks it. Noisy figures break no limit
-    here. A verdict refers to the measured figure, else to the best predicted value, else to nothing.
+    A limit is certainly violated if the better end of the metric's interval violates it. A noisy measurement never
+    proves a violation. Each verdict judges the measurement of its metric or, without one, the better end of the
+    prediction.
 
     Args:
-        figures: predictions first, then measurements: of two figures of one metric the later counts.
+        measurements: predictions, then measurements. A later entry replaces earlier ones of the same metric.
+        limits: limits to compare with.
         baseline: values of the uncompressed model by metric.
     """
-    latest = {m.metric: m for m in figures}
+    latest = {m.metric: m for m in measurements}
     lower_limited = {limit.metric for limit in limits if limit.is_minimum}
-    best = [_collapse(m, m.high if m.metric in lower_limited else m.low) for m in latest.values() if not m.noisy]
+    best = [_as_exact(m, m.high if m.metric in lower_limited else m.low) for m in latest.values() if not m.noisy]
     best_verdicts = judge(best, limits, baseline)
     if not any(v.excess is not None and v.excess > 0 for v in best_verdicts):
         return ()
@@ -37,12 +39,13 @@ def early_stop_verdicts(
     )
 
 
-def _collapse(figure: Measurement, value: float) -> Measurement:
-    """Return the figure with its interval reduced to one value."""
-    return replace(figure, value=value, low=value, high=value)
+def _as_exact(measurement: Measurement, value: float) -> Measurement:
+    """Return the measurement with its interval reduced to `value`."""
+    return replace(measurement, value=value, low=value, high=value)
 
 
 def _mark_predicted(verdict: Verdict, unit: str) -> Verdict:
+    """Return the verdict marked as that of a prediction, with a reason that says so if the limit is violated."""
     if verdict.excess is None or verdict.excess <= 0:
         return replace(verdict, predicted=True)
     value, bound = (units.format_quantity(number or 0.0, unit) for number in (verdict.value, verdict.bound))

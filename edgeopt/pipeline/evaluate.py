@@ -1,11 +1,11 @@
 """Evaluate one recipe: compress, build, measure, judge, and return a TrialResult.
 
 An evaluation proceeds in rungs, from the cheapest to the most expensive. It stops after the first rung at which a limit
-is certainly broken, even with the best values inside all intervals:
+is certainly violated, even by the better end of the metric's interval:
 
-    prediction    by arithmetic, before any work; limits relative to the baseline once the baseline is measured
-    divergence    the quality of the compressed checkpoint in PyTorch, before an engine is built
-    build         the size of the engine's files
+    prediction    arithmetic, before any work; repeated for relative limits once the baseline is measured
+    divergence    quality of the compressed checkpoint in PyTorch, before an engine is built
+    build         size of the engine's files
     generation, quality, energy, …    each group of probes, in the order of the bench
 """
 
@@ -24,7 +24,7 @@ from edgeopt.core.judge import judge
 from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import FILES_GROUP, DeviceBound, ModelSource, Progress, Runtime, Step
 from edgeopt.core.recipe import Recipe
-from edgeopt.core.result import PREDICTION, Failure, Measurement, TrialResult
+from edgeopt.core.result import PREDICTION, Failure, Measurement, TrialResult, Verdict
 from edgeopt.errors import BuildError, ConfigError, EdgeoptError
 from edgeopt.pipeline import stages
 from edgeopt.pipeline.early_stop import early_stop_verdicts
@@ -38,10 +38,11 @@ PARITY_TOLERANCE = 1e-3
 def evaluate(job: Job, cache: StageCache, progress: Progress, *, build_only: bool = False) -> TrialResult:
     """Evaluate one recipe. A failure is part of the result, with its stage and cause.
 
-    With `build_only`, build the engine and measure nothing, neither the engine nor the baseline. Only predictions can
-    then stop the evaluation. Another process measures the engine on the device.
+    With `build_only`, build the engine but measure neither it nor the baseline; another process measures them on the
+    device. Only predictions can then stop the evaluation early.
 
-    Paths in the result refer to the cache, which may evict them afterwards. Call inside `cache.protect()` to use them.
+    Paths in the result refer to the cache, which may evict them afterwards. To use them, call this function inside
+    `cache.protect()`.
     """
     with cache.protect(progress):
         return _evaluate(job, cache, progress, build_only=build_only)
@@ -53,9 +54,7 @@ def _evaluate(job: Job, cache: StageCache, progress: Progress, *, build_only: bo
     try:
         try:
             for rung in evaluation.run_rungs(build_only=build_only):
-                if job.stop_early and (
-                    verdicts := early_stop_verdicts(evaluation.figures, job.limits, evaluation.result.baseline)
-                ):
+                if job.stop_early and (verdicts := evaluation.early_stop_verdicts()):
                     evaluation.result = replace(evaluation.result, verdicts=verdicts, refused=rung)
                     break
         finally:
@@ -85,13 +84,13 @@ class _Evaluation:
             texts={"calibration": job.calibration.summary(), "evaluation": job.bench.evaluation.summary()},
         )
 
-    @property
-    def figures(self) -> tuple[Measurement, ...]:
-        """Return all predictions, then all measurements."""
-        return (*self.result.predictions, *self.result.measurements)
+    def early_stop_verdicts(self) -> tuple[Verdict, ...]:
+        """Return the verdicts on all limits if one is certainly violated by the result so far, else ()."""
+        measurements = (*self.result.predictions, *self.result.measurements)
+        return early_stop_verdicts(measurements, self.job.limits, self.result.baseline)
 
     def run_rungs(self, *, build_only: bool) -> Iterator[str]:
-        """Run one rung after another; yield the name of each rung that is not the last."""
+        """Run one rung after another and yield the name of each, except the last."""
         job, runner = self.job, self.runner
         with runner.timed("fetch"):
             original = stages.fetch(runner, job.source)
@@ -158,7 +157,7 @@ class _Evaluation:
         return engine
 
     def _can_predict(self, predictor: QualityPredictor, checkpoint: Checkpoint, original: Checkpoint) -> bool:
-        """Return True if the predictor covers the checkpoint and one of the limited metrics."""
+        """Return True if the checkpoint is compressed, and the predictor covers it and one of the limited metrics."""
         limited = {limit.metric for limit in self.job.limits}
         return (
             checkpoint.digest != original.digest
@@ -175,16 +174,16 @@ class _Evaluation:
         added, folder = stages.measure_group(self.runner, self.job, engine, checkpoint, group, baseline_folders)
         self._folders.append(folder)
         measurements = (*self.result.measurements, *added)
-        # judge after every group: if a later group fails, the result has verdicts on what was measured
+        # judge after every group, so that the result has verdicts on these measurements if a later group fails
         verdicts = judge(measurements, self.job.limits, self.result.baseline)
         self.result = replace(self.result, measurements=measurements, verdicts=verdicts)
         require_parity(added, checkpoint.spec)
 
 
 def plan_job(job: Job, cache: StageCache) -> ModelSpec:
-    """Return the model spec after all steps; fetch the model but do no other work.
+    """Fetch the model and return its spec after all steps, by arithmetic.
 
-    Raises InputError for the model, and ConfigError for the order or the values of steps.
+    Raises InputError for an invalid model, and ConfigError for an invalid order or invalid values of steps.
     """
     with cache.protect():
         original = stages.fetch(StageRunner(cache, lambda _: None), job.source)
@@ -192,7 +191,7 @@ def plan_job(job: Job, cache: StageCache) -> ModelSpec:
 
 
 def build_engine(source: ModelSource, runtime: Runtime, cache: StageCache, progress: Progress) -> Engine:
-    """Build the engine of an uncompressed model. Call inside `cache.protect()` to use it."""
+    """Build the engine of an uncompressed model. To use the engine, call this function inside `cache.protect()`."""
     with cache.protect(progress):
         runner = StageRunner(cache, progress)
         model = stages.fetch(runner, source)
@@ -202,11 +201,11 @@ def build_engine(source: ModelSource, runtime: Runtime, cache: StageCache, progr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Outcome of a recipe by arithmetic.
+    """Model specs and runtime of a recipe, determined by arithmetic.
 
     Attributes:
-        specs: the model before all steps and after each one.
-        runtime: the requested runtime, or the fallback that supports the model before and after all steps.
+        specs: model spec before all steps and after each one.
+        runtime: requested runtime, or the fallback that supports the model before and after all steps.
         notes: reasons for using a fallback.
     """
 
@@ -216,14 +215,14 @@ class Plan:
 
     @property
     def spec(self) -> ModelSpec:
-        """Return the model after all steps."""
+        """Return the model spec after all steps."""
         return self.specs[-1]
 
 
 def plan(steps: Sequence[tuple[str, Step]], runtime: Runtime, spec: ModelSpec) -> Plan:
     """Return the plan of a recipe.
 
-    Raises ConfigError for invalid values, orders or sizes, and for models that no runtime supports.
+    Raises ConfigError for invalid orders or values of steps, and for models that no runtime supports.
     """
     specs = [spec]
     for name, step in steps:
@@ -253,12 +252,12 @@ def _choose_runtime(runtime: Runtime, specs: Sequence[ModelSpec]) -> tuple[Runti
                 location=error.location,
                 hint="Use another model or recipe",
             ) from fallback_error
-        return chosen, (f"runtime: {error.message}; {type(runtime.fallback).__name__} replaces it", *notes)
+        return chosen, (f"runtime: {error.message}; using the fallback {type(runtime.fallback).__name__}", *notes)
     return runtime, ()
 
 
 def is_device_missing(runtime: Runtime) -> bool:
-    """Return True if the runtime builds engines only on their device, and this machine lacks it."""
+    """Return True if the runtime builds engines only on their device and this machine lacks the device."""
     return isinstance(runtime, DeviceBound) and not runtime.build_device()
 
 

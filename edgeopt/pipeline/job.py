@@ -17,10 +17,12 @@ from edgeopt.core.target import Device, Limit, Target
 
 
 class EngineBench(Protocol):
-    """Measures engines: probes bound to a device, a target and an evaluation text."""
+    """Probes bound to a device, a target and an evaluation text."""
 
     @property
-    def evaluation(self) -> Text: ...
+    def evaluation(self) -> Text:
+        """Return the evaluation text."""
+        ...
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
@@ -29,7 +31,7 @@ class EngineBench(Protocol):
 
     @property
     def uncapped(self) -> EngineBench:
-        """Return this bench without the target's memory cap, for a model that need not fit the target."""
+        """Return this bench without the target's memory cap, for models that need not fit the target."""
         ...
 
     def identity(self, probes: Sequence[str]) -> Mapping[str, Any]:
@@ -50,14 +52,14 @@ class EngineBench(Protocol):
         """Run `probes`, or all probes if empty, and return their measurements.
 
         Args:
-            directory: receives the raw samples, the logs and the scratch folder.
+            directory: folder for the raw samples, the logs and the scratch folder.
             references: scratch folders of engines to compare with, by role: `baseline`, `checkpoint`.
-            isolated: run each probe in fresh processes. Otherwise run them in this process, for references and
-                observations that need no timing.
+            isolated: run the probes in fresh processes. Otherwise run them in this process, which suffices for values
+                that do not depend on timing.
         """
         ...
 
-    def gather(self, folders: Sequence[Path], directory: Path) -> None:
+    def merge_samples(self, folders: Sequence[Path], directory: Path) -> None:
         """Merge `samples.json`, `tables` and `logs` of the measurement folders of one engine into `directory`."""
         ...
 
@@ -67,22 +69,23 @@ class QualityPredictor(Protocol):
 
     @property
     def metrics(self) -> Collection[str]:
-        """Return the predicted metrics, under the names of the measured ones."""
+        """Return the names of the predicted metrics, equal to those of the measured metrics."""
         ...
 
     @property
     def bench(self) -> EngineBench:
-        """Return the bench that observes the checkpoint and the original model in this process."""
+        """Return the bench that measures the checkpoint and the original model in PyTorch."""
         ...
 
     def covers(self, spec: ModelSpec) -> bool:
-        """Return True if PyTorch computes such a model like an engine does."""
+        """Return True if PyTorch reproduces the quantization of an engine with this spec."""
         ...
 
     def predict(self, observed: Sequence[Measurement], baseline: Mapping[str, float]) -> tuple[Measurement, ...]:
         """Return predictions for the engine from measurements of the checkpoint.
 
-        `baseline` has the values of the original model's engine by metric.
+        `observed` has the measurements of the checkpoint in PyTorch, `baseline` the values of the original model's
+        engine by metric.
         """
         ...
 
@@ -92,13 +95,19 @@ class Job:
     """Input of one evaluation.
 
     Attributes:
+        recipe: configs of the model, the steps and the runtime.
+        source: source of the uncompressed model.
         steps: compression steps with their names, in the order of application.
+        runtime: runtime that builds and opens the engine.
         reference: runtime whose logits every engine is compared with.
-        quality_predictor: None if the bench measures no quality.
+        bench: probes to run on the engine.
+        quality_predictor: predictor of the quality metrics; None if the bench measures no quality.
         lease: lease on the device, taken for measurements and for work that uses all cores.
-        device: machine that measures. If the target names another device, this machine emulates its limits.
+        target: device and run settings of the engine.
+        device: machine that measures. It emulates the limits of the target if the target names another device.
         limits: limits on the result.
-        stop_early: stop after the first rung at which a limit is certainly broken.
+        calibration: text that compression steps read.
+        stop_early: stop after the first rung at which a limit is certainly violated.
     """
 
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""Run the stages of one evaluation: take each from the cache or produce it, and record time and savings."""
+"""Run the stages of one evaluation: take each from the cache or produce it, and record its time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ WAIT = "wait"
 
 
 class StageRunner:
-    """Runs the stages of one evaluation.
+    """Runner of the stages of one evaluation.
 
-    It implements the `Cache` protocol for compression steps, so that the stages they request are recorded too.
+    It implements the `Cache` protocol for compression steps, so that the stages that they request are recorded too.
 
     Attributes:
         current_stage: name of the stage that runs now, or ran last.
         timings_s: seconds by stage name, without waiting; `WAIT` has the waiting time of all stages.
-        saved_s: seconds that cache hits took when they were produced, by the name of the stage that requested them.
-            A hit requested while another stage was produced has the name `<stage>/<kind>`.
+        saved_s: seconds that it originally took to produce the cached stages, by the name of the requesting stage. The
+            name is `<stage>/<kind>` if the request came from the production of another stage.
         artifacts: paths of files and folders to record with the trial, by artifact name.
     """
 
     def __init__(self, cache: StageCache, progress: Progress, lease: Lease | None = None) -> None:
-        """Create a runner. `lease` may be None if no stage loads the machine."""
+        """Create a runner. Without `lease`, stages do not wait for the device."""
         self.cache, self.progress, self.lease = cache, progress, lease
         self.current_stage = ""
         self.timings_s: dict[str, float] = {}
@@ -39,7 +39,7 @@ class StageRunner:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Record the time of the block as that of the stage `stage`."""
+        """Record the duration of the block as that of `stage`."""
         self.current_stage = stage
         self.progress(stage)
         start_s, waited_before_s = time.monotonic(), self.cache.waited_s
@@ -62,7 +62,11 @@ class StageRunner:
         produce: Callable[[Path], None],
         is_valid: Callable[[Path], bool] = lambda _: True,
     ) -> Path:
-        """Return the folder of a cached stage; on a hit, count its cost as saved, once per evaluation."""
+        """Return the folder of the stage for `inputs`; call `produce` if it is not cached.
+
+        On a cache hit, count the original cost of the stage as saved, once per evaluation. The arguments are those of
+        `StageCache.get_or_create_stage`.
+        """
         name = f"{self.current_stage}/{kind}" if self._nesting else self.current_stage
 
         def produce_nested(directory: Path) -> None:
@@ -79,11 +83,11 @@ class StageRunner:
         return stage.folder
 
     def resumable_folder(self, inputs: object) -> AbstractContextManager[Path]:
-        """Return the cache's folder for unfinished work on `inputs`."""
+        """Return the cache's folder for the state of long work on `inputs`."""
         return self.cache.resumable_folder(inputs)
 
     def shared_device(self) -> AbstractContextManager[None]:
-        """Share the device with other work while the block runs; count the wait separately."""
+        """Hold the device together with other work while the block runs; count the wait separately."""
         return self._acquire(nullcontext() if self.lease is None else self.lease.shared(self.progress))
 
     def exclusive_device(self) -> AbstractContextManager[None]:

@@ -1,7 +1,7 @@
 """Define the stages of an evaluation: fetch, compress, build, measure the baseline and the engine, observe, merge.
 
-Each function takes its result from the cache of the runner, or produces it there. The inputs in the calls of
-`get_or_create` are the cache keys.
+Each function takes its result from the cache of the runner, or produces it there. The `inputs` of `get_or_create` are
+the cache key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PARITY = "parity"
 
 
 def fetch(runner: StageRunner, source: ModelSource) -> Checkpoint:
-    """Import the model into the cache."""
+    """Import the model into the cache and return it."""
     folder = source.locate()
 
     def produce(directory: Path) -> None:
@@ -45,11 +45,11 @@ def compress(
     float_checkpoint: Checkpoint,
     calibration: Text,
 ) -> Checkpoint:
-    """Apply one compression step to `checkpoint`.
+    """Apply one compression step to `checkpoint` and return the result.
 
     Args:
         original: the uncompressed model.
-        float_checkpoint: the last checkpoint of this recipe with fp32 weights.
+        float_checkpoint: the latest checkpoint of this recipe with all weights in fp32.
         calibration: the text that data-dependent steps read.
     """
     context = CompressionContext(
@@ -79,7 +79,7 @@ def compress(
 def build(runner: StageRunner, runtime: Runtime, checkpoint: Checkpoint, recipe: Recipe) -> Engine:
     """Build the engine of `checkpoint`.
 
-    The files are a stage of their own: runtimes that differ in session options only share them.
+    The engine's files are a separate stage, shared by runtimes that differ only in session options.
     """
     config = to_config(runtime)
     build_config = {name: value for name, value in config.items() if name not in runtime.SESSION_FIELDS}
@@ -103,7 +103,7 @@ def build(runner: StageRunner, runtime: Runtime, checkpoint: Checkpoint, recipe:
 
 
 def measure_baseline(runner: StageRunner, job: Job, original: Checkpoint) -> tuple[dict[str, float], dict[str, Path]]:
-    """Measure the uncompressed model on the job's runtime, without the target's memory cap.
+    """Measure the uncompressed model without the target's memory cap, on the baseline variant of the job's runtime.
 
     Return its values by metric and its measurement folders by probe group.
     """
@@ -141,7 +141,7 @@ def measure_group(
 def observe(
     runner: StageRunner, job: Job, bench: EngineBench, checkpoint: Checkpoint, original: Checkpoint
 ) -> list[Measurement]:
-    """Measure `checkpoint` in PyTorch, relative to `original` in PyTorch, before an engine is built."""
+    """Measure `checkpoint` relative to `original`, both in PyTorch, before an engine is built."""
     measurements: list[Measurement] = []
     engine, baseline = _build_reference(runner, job, checkpoint), _build_reference(runner, job, original)
     for group, probes in bench.groups.items():
@@ -153,7 +153,7 @@ def observe(
 
 def merge_samples(runner: StageRunner, bench: EngineBench, folders: Sequence[Path]) -> None:
     """Merge the samples, tables and logs of an engine's probe groups and keep them as artifacts."""
-    folder = runner.get_or_create("samples", list(map(str, folders)), lambda d: bench.gather(folders, d))
+    folder = runner.get_or_create("samples", list(map(str, folders)), lambda d: bench.merge_samples(folders, d))
     for name in ("samples.json", "tables", "logs"):
         runner.keep_artifact(name, folder / name)
 
@@ -175,7 +175,10 @@ def _measure(
     *,
     isolated: bool = True,
 ) -> tuple[tuple[Measurement, ...], Path]:
-    """Measure `probes` of `group` and return their measurements and folder. Noisy ones are measured again."""
+    """Measure `probes` of `group` and return their measurements and folder.
+
+    Cached measurements are measured again if one of them is noisy.
+    """
 
     def produce(directory: Path) -> None:
         lease: AbstractContextManager[None] = nullcontext()  # probes of files need no device

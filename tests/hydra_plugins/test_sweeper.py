@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from edgeopt.errors import ConfigError
+from edgeopt.hydra_plugins.sweeping import _split_overrides
+
 APPLICATION = """
 import os
 import hydra
@@ -107,6 +110,11 @@ def test_changed_search_space_is_rejected(application: Path) -> None:
     process = run_sweep(application, "x=interval(0,1)", "hydra.sweeper.trials=2")
     assert process.returncode != 0
     assert "parameter x: stored" in process.stderr
+
+
+def test_glob_override_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"arguments: .*choice, a range or an interval, got 'optimizer=glob\(\*\)'"):
+        _split_overrides(["optimizer=glob(*)"])
 
 
 def test_infeasible_study_is_an_error(application: Path) -> None:

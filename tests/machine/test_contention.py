@@ -94,7 +94,7 @@ def test_decoding_stops_at_timeout(virtual: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_early_end_of_generation_is_an_error(virtual: Path) -> None:
-    with pytest.raises(MeasureError, match="generated 3 of 5 tokens"):
+    with pytest.raises(MeasureError, match="must generate 5 tokens, got 3"):
         time_tokens(FakeSession(3), [1], 4, ContentionProbe(virtual))
 
 

@@ -124,7 +124,7 @@ def test_shared_work_runs_concurrently(shared_holder, tmp_path):
 def test_measurement_waits_for_shared_work(shared_holder, tmp_path, end_signal):
     thread, acquired, lines = start_waiting_thread(tmp_path)
     assert not acquired.is_set()
-    assert "compress or build" in lines[0]
+    assert "compressing or building" in lines[0]
     if end_signal is None:
         shared_holder.stdin.close()
     else:
@@ -136,7 +136,7 @@ def test_measurement_waits_for_shared_work(shared_holder, tmp_path, end_signal):
 def test_shared_work_waits_for_measurement(exclusive_holder, tmp_path):
     thread, acquired, lines = start_waiting_thread(tmp_path, device_lease.shared)
     assert not acquired.is_set()
-    assert f"process {exclusive_holder.pid} measures" in lines[0]
+    assert f"process {exclusive_holder.pid} is measuring" in lines[0]
     exclusive_holder.stdin.close()
     thread.join(10)
     assert acquired.is_set()

@@ -103,7 +103,7 @@ def test_systemd_scope_replaces_unavailable_group(tmp_path, monkeypatch):
 def test_unavailable_cap_reports_both_reasons(tmp_path, monkeypatch):
     install_fake_systemd_run(tmp_path, monkeypatch, "echo Interactive authentication required. >&2; exit 1")
     with pytest.raises(
-        CapUnavailableError, match=r"no memory controller .* refuses .Interactive authentication required"
+        CapUnavailableError, match=r"no memory controller .* failed .Interactive authentication required"
     ):
         enforce_cap(64 * MIB, tmp_path).__enter__()
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Check that a recipe is stopped only if even the best end of an interval violates a limit."""
+"""Check that a recipe is stopped only if even the better end of an interval violates a limit."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class FakeBench:
         (directory / "logs").mkdir()
         return tuple(make_measurement(METRICS[p], 9.0, 10.0, 11.0, noisy=p in self.noisy) for p in probes)
 
-    def gather(self, folders: Sequence[Path], directory: Path) -> None:
+    def merge_samples(self, folders: Sequence[Path], directory: Path) -> None:
         (directory / "samples.json").write_text(json.dumps([len(list(f.iterdir())) for f in folders]))
         (directory / "logs").mkdir()
 
@@ -291,7 +291,7 @@ def test_fallback_runtime_builds_and_is_reported(make_job: JobFactory, log: list
     runtime = CopyRuntime(refuses="too wide", fallback=CopyRuntime(kind="other"))
     result = run_evaluation(make_job((PERPLEXITY_RATIO, 20.0), runtime=runtime), tmp_path)
     assert result.failure is None
-    assert result.notes == ("runtime: too wide; CopyRuntime replaces it", "lint: slow")
+    assert result.notes == ("runtime: too wide; using the fallback CopyRuntime", "lint: slow")
     assert "build runtime" not in log
     assert log.count("build other") == 2, "the baseline too"
     assert result.engine is not None

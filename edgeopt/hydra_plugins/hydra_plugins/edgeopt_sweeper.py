@@ -3,8 +3,8 @@
 Workers run under any Hydra launcher. The application returns its metrics: one number, one number per objective, or a
 mapping by metric, which limits require.
 
-Hydra imports every file in this folder when an application starts, so this module imports edgeopt lazily. Hydra reads
-its annotations before the module is registered, which rules out `from __future__ import annotations`.
+Hydra imports every file in this folder when an application starts, so this module imports edgeopt lazily. It cannot use
+`from __future__ import annotations`, because Hydra reads the annotations before the module is registered.
 """
 
 import logging
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EdgeoptSweeperConf:
-    """The fields of `hydra.sweeper`. Those not listed below are as in the files of sweeps/.
+    """Fields of `hydra.sweeper`. Fields without a description have the meaning of those under `search` in sweeps/.
 
     Attributes:
-        study: name of the study. A study with the same name in the same store is continued.
+        study: name of the study. An existing study of this name in the store is continued.
         store: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; None uses a file in hydra.sweep.dir.
         workers: number of jobs to launch; each evaluates trials until the search ends.
         objectives: direction by metric; empty if the application returns one number to minimize.
@@ -53,7 +53,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="edgeopt", node=Edgeopt
 
 
 class EdgeoptSweeper(Sweeper):  # type: ignore[misc]  # Hydra has no type information
-    """Sweeper that launches `workers` jobs, which share one study and never wait for each other."""
+    """Sweeper that launches `workers` jobs. They share one study and never wait for each other."""
 
     def __init__(self, **settings: Any) -> None:
         self._settings: dict[str, Any] = {
@@ -66,7 +66,7 @@ class EdgeoptSweeper(Sweeper):  # type: ignore[misc]  # Hydra has no type inform
         self._hydra_context, self._task_function, self._config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
-        """Run the search and return its trials and Pareto front, also written to `front.yaml` in hydra.sweep.dir."""
+        """Run the search, write its trials and Pareto front to `front.yaml` in hydra.sweep.dir and return them."""
         from pathlib import Path
 
         from edgeopt.hydra_plugins.sweeping import Sweep

@@ -1,4 +1,4 @@
-"""Wrap a session so that every request uses one adapter by default."""
+"""Wrap a session so that requests without an adapter use a default adapter."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSession:
-    """A session that adds `adapter` to every request without an adapter."""
+    """Session that adds `adapter` to every request without an adapter."""
 
     session: Session
     adapter: str
 
     @property
     def backends(self) -> Sequence[str]:
-        """Return the providers, backends or GPUs of the wrapped session."""
+        """Return the execution providers, backends or GPUs of the wrapped session."""
         return self.session.backends
 
     def generate(

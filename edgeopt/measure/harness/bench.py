@@ -1,7 +1,4 @@
-"""Measure an engine with every probe, in fresh processes and with exclusive use of the device.
-
-Disturbed timed runs are repeated.
-"""
+"""Measure an engine with every probe in fresh processes, with exclusive use of the device. Repeat disturbed runs."""
 
 from __future__ import annotations
 
@@ -35,21 +32,21 @@ class Bench:
     """Probes, workload, and the limits above which a timed run counts as disturbed.
 
     Attributes:
-        probes: probe or probe config by name; None disables one.
+        probes: probe or probe config by name; None disables a probe.
         prompt_lengths: prompt lengths in tokens for which the time to first token is measured.
-        window_tokens: tokens per evaluation window.
+        window_tokens: largest number of tokens of an evaluation window.
         max_windows: largest number of evaluation windows, spread evenly over the text.
         foreign_cpu_share: share of the CPU capacity that other processes may use during a timed run; timed intervals
             are widened by the same share.
         halves_tolerance: largest difference between the two halves of a timed run, relative to the faster half.
-        slowed_share: largest share of a timed run that contention for the physical cores may slow down; detected on
-            virtual machines only.
-        retries: largest number of additional processes per group that replace disturbed ones.
+        slowed_share: largest share of a timed run that contention for the physical cores may slow down. Contention is
+            detected on virtual machines only.
+        retries: largest number of additional processes per group, which replace disturbed ones.
         timeout_s: time limit of each process in seconds.
         adapter: adapter selected for engines with adapters; None measures the base model.
-        stop_early: end an evaluation after the first group of probes that proves a limit broken.
+        stop_early: stop an evaluation after the first rung at which a limit is certainly violated.
 
-    Raises ConfigError if two probes share a metric or a value is out of range.
+    Raises ConfigError if two probes share a metric, a prompt length is not supported, or a value is out of range.
     """
 
     probes: Mapping[str, Any]
@@ -98,8 +95,8 @@ class Bench:
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the active probes by group, in the order of measurement.
 
-        The group of file probes comes first because it needs no process. Groups with only timed probes come last.
-        Within a group, timed probes collect last, so that their allocations do not affect memory figures.
+        The group of file probes comes first, because it needs no process. Groups with only timed probes come last.
+        Within a group, timed probes collect last, so that their allocations do not affect memory measurements.
         """
         groups: dict[str, tuple[str, ...]] = {}
         for name, probe in sorted(
@@ -150,13 +147,16 @@ def measure(
 ) -> tuple[Measurement, ...]:
     """Measure `engine` with every probe of `bench`, pinned to as many cores as the target has threads.
 
-    Each probe collects in fresh processes. With `isolated=False` it collects in the current process, which is enough
-    for references whose figures are not timed.
+    Each probe collects in fresh processes. With `isolated=False` it collects in the current process, which suffices for
+    values that do not depend on timing.
 
-    The files in `directory` remain: `samples.json` with the raw samples of every process, `logs/`, and `scratch/`,
-    which can be passed as a reference (`baseline` or `checkpoint`) to later measurements.
+    The function writes three files and folders to `directory`: `samples.json` with the raw samples of every process,
+    `logs/`, and `scratch/`, which can be a reference (`baseline` or `checkpoint`) of later measurements.
 
-    Raises MeasureError if a process fails or the disk is full, InputError if the evaluation text is too short.
+    Raises:
+        MeasureError: a process fails, a reference does not exist, or `directory` cannot be written.
+        InputError: the evaluation text is too short.
+        ConfigError: no prompt length fits the context.
     """
     groups = bench.groups
     context_length = min(target.context_length, engine.spec.context_length)
@@ -218,14 +218,14 @@ def measure(
             hint="Free disk space or change the permissions",
         ) from error
     return tuple(
-        figure
+        measurement
         for name, probe in bench.probes.items()
-        for figure in summarize_runs(name, probe, runs, foreign_cpu_share=bench.foreign_cpu_share)
+        for measurement in summarize_runs(name, probe, runs, foreign_cpu_share=bench.foreign_cpu_share)
     )
 
 
 def _select_cores(runtime: Runtime, target: Target) -> list[int]:
-    """Return the cores for the measured processes: those the runtime selects, else the first allowed ones."""
+    """Return the cores for the measured processes: those that the runtime selects, else those of `pinned_cores`."""
     cores = procfs.pinned_cores(target.threads)
     selected = runtime.cpu_ids(len(cores)) if isinstance(runtime, SupportsAffinity) else ()
     return list(selected) or cores
@@ -249,7 +249,7 @@ def _run_group(
     *,
     isolated: bool,
 ) -> list[Run]:
-    """Run as many processes as the probes request, and repeat disturbed ones up to `bench.retries` times."""
+    """Run as many processes as the probes request, and up to `bench.retries` more to replace disturbed ones."""
     if group == FILES_GROUP:
         report = child_process.collect_from_files(
             replace(job, probes={name: to_config(probe) for name, probe in probes.items()})

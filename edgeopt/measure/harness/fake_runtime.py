@@ -1,6 +1,6 @@
-"""Provide a deterministic runtime for tests of the measurement and of its callers.
+"""Provide a deterministic runtime for tests of measurements.
 
-Its engine is a bigram model: a fixed table whose row t has the logits of the token after t.
+Its engine is a bigram model: row t of a fixed table has the logits of the token after t.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeRuntime:
-    """Builds and opens bigram tables with adjustable error, speed, memory use and failures.
+    """Runtime of bigram tables with adjustable error, speed, memory use and failures.
 
     Attributes:
         noise: standard deviation of the error added to each logit of the table, as compression would.
         token_s: additional seconds per generated token.
         allocate_mib: memory that an open session allocates.
-        crash: failure in place of the first generated token.
+        crash: failure that replaces the first generated token; empty for none.
     """
 
     format: ClassVar[str] = "stub/1"
@@ -88,11 +88,11 @@ class FakeRuntime:
 
 @dataclass(slots=True, kw_only=True)
 class FakeSession:
-    """An open bigram table.
+    """Open bigram table.
 
     Attributes:
         table: logits, shape (vocabulary, vocabulary).
-        ballast: memory held for `allocate_mib`.
+        ballast: memory that `allocate_mib` requests.
     """
 
     runtime: FakeRuntime
@@ -104,7 +104,7 @@ class FakeSession:
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, *, stop_at_end: bool = True, adapter: str | None = None
     ) -> Iterator[int]:
-        """Yield the most probable successor of each token; the end-of-sequence token does not end the iteration."""
+        """Yield the most probable next token; the end-of-sequence token does not end the iteration."""
         require(adapter, self.spec)
         last = tokens[-1]
         for _ in range(max_new_tokens):

@@ -14,12 +14,12 @@ SAMPLES, TABLES, LOGS = "samples.json", "tables", "logs"
 
 
 def write(record: Mapping[str, Any], directory: Path) -> None:
-    """Write `record` to `samples.json`: engine, workload and, in `runs`, the report of each process."""
+    """Write `record` to `samples.json`. It describes the engine, the workload and, in `runs`, each process."""
     (directory / SAMPLES).write_text(json.dumps(record))
 
 
 def merge(folders: Sequence[Path], directory: Path) -> None:
-    """Merge the measurements in `folders`, all of the same engine, into one record, its tables and its logs.
+    """Merge the samples and logs of one engine's measurements in `folders`, and write them and tables to `directory`.
 
     If the workloads differ, the record has the workload of the last folder.
     """

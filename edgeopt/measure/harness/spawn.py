@@ -1,4 +1,4 @@
-"""Start a measured process, wait for it, and explain its failure."""
+"""Run a measured process and report its failure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ _LAST_LINE_LENGTH = 400
 def spawn(job: Job, log: Path, timeout_s: float, progress: Progress) -> dict[str, Any]:
     """Run `job` in a new Python process and return its report. The output of the process goes to `log`.
 
-    With a memory cap the engine's files are first dropped from the page cache, so that the kernel charges the process
+    With a memory cap, the engine's files are first dropped from the page cache, so that the kernel charges the process
     for the pages it reads. If this system cannot enforce the cap, the process runs without it and `progress` receives
     a warning.
 
-    Raises MeasureError with the last line of the output, the signal that killed the process, or the exceeded time
-    limit.
+    Raises MeasureError if the process exits with an error, is killed by a signal, or exceeds the time limit.
     """
     job_path = Path(job.report).with_suffix(".job.json")
     job_path.write_text(json.dumps(asdict(job)))
@@ -50,28 +49,28 @@ def spawn(job: Job, log: Path, timeout_s: float, progress: Progress) -> dict[str
             stdout=output,
             stderr=subprocess.STDOUT,
             env=_environment(len(job.cores)),
-            start_new_session=True,
-        )  # a new session: Ctrl-C reaches only the parent, which then ends the child
+            start_new_session=True,  # Ctrl-C reaches only the parent, which then kills the child
+        )
         try:
             exit_code = child.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise MeasureError(
                 f"the measured process must finish within {timeout_s:g} s",
                 location=str(log),
-                hint="Raise measure.timeout_s, or reduce the workload",
+                hint="Increase measure.timeout_s, or reduce the workload",
             ) from error
         finally:
             if child.returncode is None:
                 child.kill()
                 child.wait()
     if exit_code != 0:
-        raise _failure(exit_code, log, job)
+        raise _failure_error(exit_code, log, job)
     report: dict[str, Any] = json.loads(Path(job.report).read_text())
     return report
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return this environment with edgeopt importable and numeric libraries limited to `threads` threads."""
+    """Return the environment for a process that can import edgeopt and uses `threads` threads in numeric libraries."""
     paths = [str(Path(edgeopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return {**os.environ, **limits, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -81,8 +80,8 @@ def _format_cap(job: Job) -> str:
     return units.format_quantity(job.memory_cap_bytes / 2**20, "MiB")
 
 
-def _failure(exit_code: int, log: Path, job: Job) -> MeasureError:
-    """Return the error for an exit code: the signal, or the last line of the log."""
+def _failure_error(exit_code: int, log: Path, job: Job) -> MeasureError:
+    """Return the error for an exit code, with the signal that killed the process or the last line of the log."""
     hint = f"Read {log}"
     if exit_code < 0:
         name = signal.Signals(-exit_code).name

@@ -22,8 +22,9 @@ class Workload:
     """Token ids that an engine processes while it is measured.
 
     Attributes:
-        prompts: prompts by length in tokens.
-        documents: evaluation windows; each is evaluated with an empty KV cache.
+        context_length: largest number of tokens of a sequence, prompt and generated tokens together.
+        prompts: token ids of a prompt by its length.
+        documents: token ids of the evaluation windows; each is evaluated with an empty KV cache.
         skipped_prompt_lengths: prompt lengths that do not fit the context with one generated token.
     """
 
@@ -42,9 +43,9 @@ def build_workload(
     window_tokens: int,
     max_windows: int,
 ) -> Workload:
-    """Build the workload for the tokenizer in `directory`; the same text and tokenizer give the same workload.
+    """Build the workload for the tokenizer in `directory`; the same arguments give the same workload.
 
-    Raises InputError if the text is shorter than one window of 16 tokens, ConfigError if no prompt fits the context.
+    Raises InputError if no document has 16 tokens, and ConfigError if no prompt fits the context.
     """
     fitting = [length for length in sorted(prompt_lengths) if length < context_length]
     if not fitting:
@@ -82,7 +83,7 @@ class _WindowRequest:
 
 @lru_cache(maxsize=1)
 def _tokenize(request: _WindowRequest) -> tuple[list[list[int]], list[int]]:
-    """Return the windows and their common prefix; cached because one evaluation measures several groups of probes."""
+    """Return the windows and their common prefix. The cache serves all probe groups of one evaluation."""
     from edgeopt.checkpoints import tokenizer as tokens
 
     windows = tokens.windows(request.text, request.directory, length=request.length)

@@ -1,4 +1,4 @@
-"""Score and generate text with an engine, as lm-evaluation-harness requires of a language model."""
+"""Implement the requests of lm-evaluation-harness with an engine: log-likelihoods and greedy generation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """A session with its tokenizer.
+    """Session with its tokenizer.
 
-    Every text starts with the model's prefix, as evaluation windows do. Texts of more than `context_length` tokens are
+    Every text starts with the model's prefix, like evaluation windows. Texts of more than `context_length` tokens are
     truncated at the start.
     """
 
@@ -29,16 +29,17 @@ class Scorer:
         self._cached: tuple[list[int], int, np.ndarray] | None = None
 
     def log_likelihood(self, context: str, continuation: str) -> tuple[float, bool]:
-        """Return log p(continuation | context) in nats, and whether greedy decoding produces the continuation.
+        """Return log p(continuation | context) in nats, and True if greedy decoding produces the continuation.
 
-        Both are tokenized as one text. Spaces at the end of the context count as part of the continuation.
+        Context and continuation are tokenized as one text. Spaces at the end of the context count as part of the
+        continuation.
         """
         stripped = context.rstrip()
         start = len(self._encode(stripped))
         return self._score(self._encode(context + continuation), start)
 
     def rolling_log_likelihood(self, text: str) -> float:
-        """Return log p(text) in nats; each token is predicted once, from as many earlier tokens as fit the context."""
+        """Return log p(text) in nats. Each token is predicted once; the context holds as many earlier tokens as fit."""
         ids, start, total = self._encode(text), len(self._prefix), 0.0
         while start < len(ids):
             end = min(start + self._context_length, len(ids))
@@ -54,9 +55,9 @@ class Scorer:
         prompt_length = self._context_length - max_new_tokens
         if prompt_length < 1:
             raise MeasureError(
-                f"the generation of {max_new_tokens} tokens must leave at least one for the prompt, "
-                f"got a context of {self._context_length}",
-                hint="Raise target.context_length, or lower max_gen_toks in the task's generation_kwargs",
+                f"the context must have room for {max_new_tokens} generated tokens and at least one prompt token, "
+                f"got a context of {self._context_length} tokens",
+                hint="Increase target.context_length, or reduce max_gen_toks in the task's generation_kwargs",
             )
         generated: list[int] = []
         prompt = self._require_context(self._encode(context)[-prompt_length:])
@@ -72,14 +73,14 @@ class Scorer:
         return [*self._prefix, *self._tokenizer.encode(text, add_special_tokens=False).ids]
 
     def _score(self, ids: list[int], start: int) -> tuple[float, bool]:
-        """Return log p(ids[start:] | ids[:start]), and whether each of these ids is the most probable."""
+        """Return log p(ids[start:] | ids[:start]) in nats, and True if each of ids[start:] is the most probable."""
         targets = ids[start:]
         if not targets:
             return 0.0, True
         if len(targets) > self._context_length:
             raise MeasureError(
                 f"a scored text must have at most {self._context_length} tokens, got {len(targets)}",
-                hint="Raise target.context_length",
+                hint="Increase target.context_length",
             )
         self._require_context(ids[:start])
         predicted = self._log_probabilities(ids[-self._context_length - 1 : -1], len(targets))
@@ -96,9 +97,10 @@ class Scorer:
         return self._cached[2]
 
     def _require_context(self, ids: list[int]) -> list[int]:
+        """Return `ids`. Raises MeasureError if they are empty."""
         if not ids:
             raise MeasureError(
-                "a text without context needs a beginning-of-sequence token, and the model has none",
+                "the context must not be empty, because the model has no beginning-of-sequence token",
                 hint="Use a doc_to_text that is not empty",
             )
         return ids

@@ -1,6 +1,6 @@
 """Read task files of lm-evaluation-harness as plain data.
 
-Tasks are found by name, use local data only, and run code only if they are trusted.
+Tasks use local data only, and run code only if they are trusted.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class TaskFunction:
 def read_tasks(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> dict[str, Task]:
     """Return the named tasks in the YAML files of `folder`, with one metric each and absolute paths of data files.
 
+    Links to files outside `folder` are ignored.
+
     Raises ConfigError if a task does not exist, uses data from outside the folder, has no accuracy metric, or uses a
     function without being in `trusted`.
     """
@@ -48,7 +50,7 @@ def read_tasks(folder: Path, names: Sequence[str], trusted: Sequence[str]) -> di
             f"`path` must be a folder, got {str(folder)!r}", location="path", hint="Give the folder of the task files"
         )
     tasks: dict[str, tuple[Path, Task]] = {}
-    for path in sorted(path for path in folder.rglob("*.yaml") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*.yaml") if _is_file_in(folder, path)):
         task = _merge_includes(path, folder, ())
         name = task.get("task")
         if isinstance(name, str) and name in tasks:
@@ -82,12 +84,12 @@ def load_functions(task: Any) -> Any:
 
 
 def _merge_includes(path: Path, folder: Path, parents: tuple[Path, ...]) -> Task:
-    """Merge a task file over the files it includes; return {} if the YAML is not a mapping."""
+    """Return a task merged over the files that it includes; {} if the YAML is not a mapping."""
     if path in parents or not _is_file_in(folder, path):
         raise ConfigError(
             f"`include` must name another file of the folder, got {str(path)!r}",
             location=str(parents[-1]),
-            hint="Include files of the same folder, without cycles",
+            hint="Include files of the task folder, without cycles",
         )
     task = _parse(path)
     if not isinstance(task, dict):
@@ -115,7 +117,7 @@ def _parse(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506  Loader extends SafeLoader
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"the file must be valid YAML: {reason}", location=str(path), hint="Fix the file") from error
+        raise ConfigError(f"the file must be valid YAML: {reason}", location=str(path)) from error
 
 
 def _check(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task:
@@ -126,7 +128,7 @@ def _check(path: Path, task: Task, folder: Path, trusted: Sequence[str]) -> Task
             raise ConfigError(
                 f"a function must be in a file of the folder, got {function.file}",
                 location=str(path),
-                hint="Move the file next to the task",
+                hint="Move the file into the folder of the task",
             )
         if name not in trusted:
             raise ConfigError(
@@ -175,7 +177,7 @@ def _resolve_data_files(files: Any, path: Path, folder: Path) -> Any:
         raise ConfigError(
             f"`data_files` must name files of the folder, got {str(files)!r}",
             location=f"{path}: dataset_kwargs.data_files",
-            hint="Move the data next to the task, and give the relative path",
+            hint="Move the data into the folder of the task, and use a relative path",
         )
     return str(resolved)
 
@@ -194,7 +196,7 @@ def _accuracy_metric(path: Path, task: Task) -> dict[str, Any]:
             options = {key: value for key, value in entry.items() if key != "hf_evaluate"}
             return {**options, "aggregation": "mean", "higher_is_better": True}
     raise ConfigError(
-        f"`metric_list` must contain an accuracy, got {metrics}",
+        f"`metric_list` must contain an accuracy metric, got {metrics}",
         location=f"{path}: metric_list",
         hint=f"Add one of: {', '.join(ACCURACIES)}",
     )

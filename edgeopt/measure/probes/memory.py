@@ -14,13 +14,13 @@ from edgeopt.machine import procfs
 from edgeopt.measure.harness.workload import repeat_to_length
 from edgeopt.measure.stats.confidence_intervals import bootstrap_processes, maximum, median
 
-# Linux updates the peak in batches of 64 pages; the load addresses of libraries vary the figures by as much
+# Linux updates the peak in batches of 64 pages, and the load addresses of libraries change RSS by a similar amount
 _RESOLUTION_MIB = 0.25
 _PEAK, _CAP = "memory/peak_rss_mib", "memory/cap_mib"
 _MAXIMUMS = (_PEAK, _CAP)
 """Metrics aggregated by the maximum over processes; the others use the median."""
 # metric -> (key of its sample, instrument)
-_FIGURES = {
+_INSTRUMENTS = {
     _PEAK: ("peak_rss_bytes", "VmHWM after {served} prompt and generated tokens"),
     "memory/steady_rss_mib": ("steady_rss_bytes", "Rss in smaps_rollup after loading, before the first token"),
     "memory/private_mib": ("private_bytes", "private pages in smaps_rollup after loading"),
@@ -37,7 +37,7 @@ _FIGURES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Memory and page faults while generating after a prompt that fills the context.
+    """Probe of memory and page faults while generating after a prompt that fills the context.
 
     A long prompt is the worst case, because activations grow with the number of tokens processed at once.
 
@@ -48,7 +48,7 @@ class Memory:
     Raises ConfigError if a value is out of range.
     """
 
-    METRICS: ClassVar[Mapping[str, str]] = {m: "MiB" if m.endswith("_mib") else "count" for m in _FIGURES}
+    METRICS: ClassVar[Mapping[str, str]] = {m: "MiB" if m.endswith("_mib") else "count" for m in _INSTRUMENTS}
     GROUP: ClassVar[str] = GENERATION_GROUP
     TIMING_SENSITIVE: ClassVar[bool] = False
     processes: int = 3
@@ -97,21 +97,21 @@ class Memory:
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
-        """Return the maximum of the peak and the median of the other figures over the processes.
+        """Return the maximum over the processes of the peak and the cap, and the median of the other metrics.
 
-        `memory/cap_mib` is reported only if every process has a limit.
+        `memory/cap_mib` is reported only if every process has a cap.
         """
         if not all(runs):
             return []
         capped = all(run["cap_bytes"] is not None for run in runs)
-        return [self._figure(metric, runs) for metric in self.METRICS if capped or metric != _CAP]
+        return [self._summarize_metric(metric, runs) for metric in self.METRICS if capped or metric != _CAP]
 
-    def _figure(self, metric: str, runs: Sequence[Samples]) -> Measurement:
-        key, instrument = _FIGURES[metric]
-        use_maximum, mib = metric in _MAXIMUMS, self.METRICS[metric] == "MiB"
-        figures = [[run[key] / (2**20 if mib else 1)] for run in runs]
-        value, low, high = bootstrap_processes(figures, maximum if use_maximum else median)
-        resolution = _RESOLUTION_MIB if mib and metric != _CAP else 0.0
+    def _summarize_metric(self, metric: str, runs: Sequence[Samples]) -> Measurement:
+        key, instrument = _INSTRUMENTS[metric]
+        use_maximum, in_mib = metric in _MAXIMUMS, self.METRICS[metric] == "MiB"
+        values = [[run[key] / (2**20 if in_mib else 1)] for run in runs]
+        value, low, high = bootstrap_processes(values, maximum if use_maximum else median)
+        resolution = _RESOLUTION_MIB if in_mib and metric != _CAP else 0.0
         source = instrument.format(served=runs[0]["served_tokens"], decoded=runs[0]["decoded_tokens"])
         return Measurement(
             metric=metric,
@@ -126,7 +126,7 @@ class Memory:
 
 
 def _describe_cap(runs: Sequence[Samples]) -> str:
-    """Describe the requested memory cap and whether the kernel enforced it; empty without a cap."""
+    """Return a suffix that states if the kernel enforced the requested memory cap; empty without a cap."""
     requested = max(run["wanted_cap_bytes"] for run in runs)
     if not requested:
         return ""

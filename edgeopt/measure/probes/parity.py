@@ -1,4 +1,4 @@
-"""Compare the logits of an engine with those of its float checkpoint in PyTorch."""
+"""Compare the logits of an engine with the logits of its fp32 checkpoint in PyTorch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _LOGITS, _WINDOWS = "parity.npy", "parity.sha256"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Agreement of the logits of an engine with PyTorch, for the base model and each adapter.
+    """Probe of the agreement of an engine's logits with PyTorch, for the base model and each adapter.
 
-    Without a `checkpoint` reference the logits are written to the scratch folder, which then serves as the reference.
+    Without a `checkpoint` reference, the logits are written to the scratch folder, which then serves as the reference.
 
     Attributes:
-        windows: number of evaluation windows, from the first.
-        window_tokens: tokens used of each window, from its start.
+        processes: number of fresh processes; only the first one counts.
+        windows: number of evaluation windows to compare, beginning with the first.
+        window_tokens: number of tokens at the start of each window to compare.
 
     Raises ConfigError for a value below 1.
     """
@@ -47,7 +48,7 @@ class Parity:
                 )
 
     def collect(self, context: ProbeContext) -> Samples:
-        """Return the differences from the reference; an empty mapping without one.
+        """Return the differences from the reference; an empty mapping without a reference.
 
         Raises MeasureError if the reference was measured on other tokens.
         """
@@ -69,7 +70,7 @@ class Parity:
             raise MeasureError(
                 "the checkpoint reference must be measured on the same tokens, got other tokens",
                 location=str(folder),
-                hint="Measure it again",
+                hint="Measure the reference again",
             )
         expected, actual = log_softmax(reference), log_softmax(own)
         return {
@@ -80,7 +81,7 @@ class Parity:
         }
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
-        """Return the differences as exact figures; none without a reference."""
+        """Return the differences, each with an interval of one value; an empty list without a reference."""
         run = runs[0]
         if not run:
             return []

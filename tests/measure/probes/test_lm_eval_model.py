@@ -103,7 +103,7 @@ def test_empty_context_uses_beginning_token(folder_with_prefix):
 
 
 def test_empty_context_without_beginning_token_is_rejected(folder):
-    with pytest.raises(MeasureError, match="needs a beginning-of-sequence token"):
+    with pytest.raises(MeasureError, match="has no beginning-of-sequence token"):
         Scorer(SummingSession(), folder, CONTEXT).log_likelihood("", "w1 w2")
 
 

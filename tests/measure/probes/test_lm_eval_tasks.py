@@ -58,8 +58,8 @@ def test_first_accuracy_metric_is_selected(folder):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"metric_list": "[{metric: bleu}]"}, "`metric_list` must contain an accuracy, got .*bleu"),
-        ({"metric_list": "acc"}, "`metric_list` must contain an accuracy, got acc"),
+        ({"metric_list": "[{metric: bleu}]"}, "`metric_list` must contain an accuracy metric, got .*bleu"),
+        ({"metric_list": "acc"}, "`metric_list` must contain an accuracy metric, got acc"),
         ({"metric_list": "[acc]"}, "`metric_list` must contain an accuracy"),
         ({"output_type": "loglikelihood_rolling"}, "`metric_list` must contain an accuracy"),
         ({"dataset_path": "super_glue"}, "must be a local format with data_files, got 'super_glue'"),
@@ -112,6 +112,12 @@ def test_trusted_code_runs_when_loaded(folder):
 
 def test_code_of_unselected_task_is_ignored(folder):
     write(folder, doc_to_text="!function absent.upper")
+    assert set(read(folder, "say_next")) == {"say_next"}
+
+
+def test_link_to_outside_file_is_ignored(folder):
+    (folder.parent / "outside.yml").write_text("task: outside")
+    (folder / "link.yaml").symlink_to(folder.parent / "outside.yml")
     assert set(read(folder, "say_next")) == {"say_next"}
 
 
