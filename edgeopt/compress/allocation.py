@@ -1,4 +1,4 @@
-"""Allocate one option to each item under budgets by solving a multiple-choice knapsack problem exactly."""
+"""Choose one option for each item within budgets by solving a multiple-choice knapsack problem exactly."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def allocate(
     losses: Mapping[str, Mapping[Choice, float]],
     budgets: Sequence[int],
 ) -> dict[str, Choice]:
-    """Return the choice for each item that minimizes the total loss while every total cost fits its budget.
+    """Return the choice for each item that minimizes the total loss within all budgets.
 
     HiGHS solves the integer program exactly (scipy.optimize.milp).
 
     Args:
         costs: one table per budget; `costs[k][item][choice]` counts towards `budgets[k]`.
-        losses: `losses[item][choice]`.
+        losses: `losses[item][choice]` is the loss of this choice.
         budgets: upper bound of each total cost.
 
     Raises:
@@ -55,15 +55,17 @@ def _excess_costs(
 ) -> tuple[list[int], int]:
     """Return each pair's cost above its item's cheapest choice, and the budget that remains for these excesses.
 
-    Both are divided by their greatest common divisor: with small integers the solver's tolerance cannot exceed the
-    budget. Raises StepError if the cheapest choices exceed the budget.
+    Both are divided by the greatest common divisor of the excesses: with small integers, a solution cannot exceed the
+    budget within the solver's tolerance.
+
+    Raises:
+        StepError: the cheapest choices exceed the budget.
     """
     cheapest = {item: min(options.values()) for item, options in cost.items()}
     slack = budget - sum(cheapest.values())
     if slack < 0:
         raise StepError(
-            f"the budget is {budget}, but the cheapest choices need {sum(cheapest.values())}",
-            hint="Raise the budget, or offer fewer bits or larger blocks",
+            f"the budget must be at least the cost of the cheapest choices, {sum(cheapest.values())}, got {budget}"
         )
     excess = [cost[item][choice] - cheapest[item] for item, choice in pairs]
     divisor = math.gcd(*excess) or 1

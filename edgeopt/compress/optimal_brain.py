@@ -18,11 +18,11 @@ LAZY_BATCH_COLUMNS = 128
 def inverse_hessian_cholesky(hessian: Tensor, damping: float) -> Tensor:
     """Return the upper Cholesky factor U of the damped inverse Hessian, H⁻¹ = Uᵀ U.
 
-    A channel that is zero for all tokens gets the mean diagonal instead of its own zero.
+    The diagonal entry of a channel that is zero for all tokens is replaced with the mean of the diagonal.
 
     Args:
         hessian: E[x xᵀ], float64, shape (columns, columns).
-        damping: share of the mean diagonal that is added to the diagonal.
+        damping: multiple of the mean of the diagonal that is added to the diagonal.
 
     Returns:
         float32, shape (columns, columns).

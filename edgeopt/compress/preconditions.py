@@ -22,13 +22,13 @@ def require_float(spec: ModelSpec, step: str, alternative: str = "") -> None:
     require_no_adapters(spec, step)
 
 
-def require_no_kv_cache(spec: ModelSpec, step: str) -> None:
+def require_no_kv_cache(spec: ModelSpec, step: str, *, hint: str = "") -> None:
     """Raise ConfigError if the KV cache is already calibrated, because changed weights invalidate its ranges."""
     if spec.kv_cache is not None:
         raise ConfigError(
             f"{step} cannot follow kv_cache: it would change keys and values whose ranges are already calibrated",
             location="order",
-            hint=f"Put {step} before kv_cache",
+            hint=hint or f"Put {step} before kv_cache",
         )
 
 

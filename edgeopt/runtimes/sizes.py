@@ -8,7 +8,7 @@ from edgeopt.runtimes.onnxruntime_common.prepacked_weights import prepacked_byte
 
 SIZE_METRIC = "size/engine_mib"
 _PREPACKED_TOLERANCE = 0.05
-"""Relative error of the computed size of prepacked weights."""
+"""Maximum relative error of the computed size of prepacked weights."""
 _PADDING_BYTES = 8192
 """Bytes that aligning a prepacked matrix to memory pages may add."""
 
@@ -16,7 +16,7 @@ _PADDING_BYTES = 8192
 def make_prediction(
     metric: str, unit: str, value: float, *, low: float, high: float, method: str = "by arithmetic"
 ) -> Measurement:
-    """Return a predicted measurement. Limits are judged by its bounds `low` and `high`."""
+    """Return a predicted measurement. Limits are compared with its bounds `low` and `high`."""
     return Measurement(
         metric=metric, unit=unit, value=value, low=low, high=high, count=0, method=method, kind="predicted"
     )
@@ -47,11 +47,11 @@ def predict_size_from_weights(
     """Return the predicted size of all files of an engine whose metadata is known less precisely than its weights.
 
     Args:
-        weights_error_bytes: absolute error of `weights_bytes`, in both directions.
+        weights_error_bytes: maximum absolute error of `weights_bytes`.
         metadata_bytes: typical size of names, shapes and vocabulary. The lower bound assumes 0, so that metadata alone
-            never breaks a limit.
+            never exceeds a limit.
         max_metadata_factor: the upper bound assumes this multiple of `metadata_bytes`.
-        carried_bytes: files copied from the model, such as the tokenizer.
+        carried_bytes: size of the files copied from the model, such as the tokenizer.
     """
     known_bytes = weights_bytes + carried_bytes + adapters_bytes(spec)
     return predict_size(
@@ -67,21 +67,21 @@ def adapters_bytes(spec: ModelSpec) -> int:
 
 
 def decoder_bytes(spec: ModelSpec) -> int:
-    """Return the bytes of all decoder layers and the final norm, for families with gated MLPs."""
+    """Return the bytes of all decoder layers and the final norm in families with gated MLPs."""
     matrices = sum(spec.size_bytes(name) for name in spec.matrices if name not in (LM_HEAD, EMBEDDING))
     return matrices + 4 * spec.hidden_size * (2 * len(spec.layers) + 1)
 
 
 def embedding_and_lm_head_bytes(spec: ModelSpec) -> int:
-    """Return the bytes of embedding and lm_head. Tied ones count once."""
+    """Return the bytes of embedding and lm_head, which count once if they are tied."""
     return spec.size_bytes(LM_HEAD) + (0 if spec.tied_embeddings else spec.size_bytes(EMBEDDING))
 
 
 def prepacked_copy_bytes(spec: ModelSpec) -> int:
-    """Return the bytes that a prepacked copy of all matrices adds to the engine."""
+    """Return the bytes that a prepacked copy of all matrices except the embedding adds to the engine."""
     return sum(prepacked_bytes(spec, name) for name in spec.matrices if name != EMBEDDING)
 
 
 def prepacked_copy_error_bytes(spec: ModelSpec) -> float:
-    """Return the absolute error of `prepacked_copy_bytes`."""
+    """Return the maximum absolute error of `prepacked_copy_bytes`."""
     return _PREPACKED_TOLERANCE * prepacked_copy_bytes(spec) + _PADDING_BYTES * len(spec.matrices)

@@ -13,7 +13,7 @@ from edgeopt.compress.losses import next_token_loss
 from edgeopt.compress.pruning.prune_gradually import PruneGradually
 from edgeopt.compress.pruning.prune_width import PruneWidth
 from edgeopt.compress.quantization.gptq import Gptq
-from edgeopt.compress.quantization.qat import Qat
+from edgeopt.compress.quantization.qat import Qat, parametrize
 from edgeopt.compress.quantization.quantize import Quantize
 from edgeopt.compress.recovery.distill import Distill, add_hidden_state_loss, teacher_layer
 from edgeopt.compress.recovery.teacher_logits import compute_teacher_logits, distillation_loss, top_k_divergence
@@ -57,7 +57,7 @@ def test_divergence_of_all_tokens_is_kl():
     torch.testing.assert_close(top_k_divergence(p, q), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_unlisted_tokens_count_as_one():
+def test_unlisted_tokens_count_as_one_token():
     p, q = (torch.randn(5, 40, generator=torch.Generator().manual_seed(n)).log_softmax(-1) for n in (0, 1))
     listed_tokens = p.topk(6, dim=-1).indices
 
@@ -84,8 +84,8 @@ def test_distillation_loss_matches_formula(temperature, checkpoint, tmp_path):
     for window in windows:
         with torch.no_grad():
             p, q = (
-                (n(torch.tensor([window])).logits[0] / temperature).log_softmax(-1)
-                for n in (modeling.load(checkpoint), student)
+                (network(torch.tensor([window])).logits[0] / temperature).log_softmax(-1)
+                for network in (modeling.load(checkpoint), student)
             )
         kl, count = kl + float((p.exp() * (p - q)).sum()), count + len(window)
     text_loss = float(next_token_loss(windows)(student, [0, 1]))
@@ -115,12 +115,12 @@ def test_distillation_reduces_divergence_from_teacher(values, checkpoint, tmp_pa
     assert mean_divergence(checkpoint, distilled) < 0.5 * mean_divergence(checkpoint, pruned)
 
 
-def test_another_model_can_be_teacher(checkpoint, tiny_model, tmp_path):
+def test_teacher_can_be_another_model(checkpoint, tiny_model, tmp_path):
     step = Distill(**{**QUICK, "tokens": 128}, teacher=LocalFolder(path=str(tiny_model)))
     apply_step(step, checkpoint, tmp_path / "out", checkpoint)
 
 
-def test_teacher_is_a_source_of_step(tiny_model):
+def test_model_sources_include_teacher(tiny_model):
     teacher = LocalFolder(path=str(tiny_model))
     assert model_sources(Distill(teacher=teacher)) == [teacher]
     assert model_sources(Distill()) == []
@@ -134,7 +134,7 @@ def test_teacher_with_other_vocabulary_is_rejected(checkpoint, tiny_model, tmp_p
 
 
 class TestQuantizationAwareTraining:
-    """Use the bundled model and texts, because the codes of a random model do not affect its quality."""
+    """Use the bundled model and texts, because quantization hardly affects the quality of a random model."""
 
     CALIBRATION = BundledText(split="calibration").load()
 
@@ -164,8 +164,6 @@ class TestQuantizationAwareTraining:
         assert torch.equal(before["model.embed_tokens.codes"], after["model.embed_tokens.codes"])
 
     def test_stored_weights_equal_trained_weights(self, rounded, checkpoint):
-        from edgeopt.compress.quantization.qat import parametrize
-
         network = modeling.load(rounded)
         matrices = quantized_matrix.quantized_matrices(safetensors_io.read_folder(rounded.directory))
         name = "model.layers.0.mlp.down_proj"

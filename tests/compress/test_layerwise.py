@@ -53,7 +53,9 @@ def test_statistics_come_from_quantized_layers(network, monkeypatch, kind):
             network(torch.tensor([window]))
     tokens = torch.cat(inputs).double()
     expected = tokens.square().mean(dim=0) if kind == "second_moment" else tokens.T @ tokens / len(tokens)
-    assert len(statistics) == 1 + 2 * 4, "one for the tied tables and one for each of four units in two layers"
+    assert len(statistics) == 1 + 2 * 4, (
+        "one for the tied embedding and lm_head, and one for each of four units in two layers"
+    )
     assert torch.allclose(statistics[-1], expected, rtol=1e-4, atol=1e-9)
 
 
@@ -61,7 +63,7 @@ def test_network_holds_the_dequantized_weights(network):
     spec = Quantize(weights="int4", block_size=16).plan(spec_of(network))
     quantized = quantize_network(network, spec.schemes, Gptq(), WINDOWS, lambda _: None)
     names = {name for names in modeling.unit_modules(network).values() for name in names}
-    assert set(quantized) == names - {"lm_head"}, "the tied table is listed under the embedding"
+    assert set(quantized) == names - {"lm_head"}, "the tied matrix is listed under the embedding"
     for name, matrix in quantized.items():
         assert torch.equal(network.get_submodule(name).weight, matrix.weight), name
 

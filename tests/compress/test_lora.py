@@ -80,7 +80,7 @@ def loss(network, updates, windows) -> float:
 
 @pytest.fixture(scope="module")
 def quantized(checkpoint, calibration, tmp_path_factory) -> Checkpoint:
-    """Return a checkpoint in 2 bits, whose quantization error is large."""
+    """Return a checkpoint quantized to 2 bits, so that the quantization error is large."""
     step = Quantize(weights="int2", block_size=32, lm_head="float", embedding="float")
     return apply_step(step, checkpoint, calibration, tmp_path_factory.mktemp("quantized") / "int2")
 
@@ -116,7 +116,7 @@ def test_separate_and_merged_updates_are_equal(checkpoint, calibration, tmp_path
         torch.testing.assert_close(update.weight, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_stacked_projections_are_trained_as_one_module(tiny_model, calibration, tmp_path):
+def test_fused_projections_are_trained_as_one_module(tiny_model, calibration, tmp_path):
     (tmp_path / "phi").mkdir()
     (tmp_path / "in").mkdir()
     phi = import_checkpoint(random_checkpoint(*FAMILIES["phi3"], tiny_model, tmp_path / "phi"), tmp_path / "in")
@@ -127,7 +127,7 @@ def test_stacked_projections_are_trained_as_one_module(tiny_model, calibration, 
 
 
 @given(rows=st.integers(2, 12), columns=st.integers(2, 12), rank=st.integers(1, 12), seed=st.integers(0, 99))
-def test_truncated_svd_is_nearest_of_its_rank(rows, columns, rank, seed):
+def test_truncated_svd_is_best_low_rank_approximation(rows, columns, rank, seed):
     """The least error of rank r is the sum of the squared singular values beyond the r-th (Eckart-Young)."""
     residual = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     update = truncated_svd(residual, rank)
@@ -141,11 +141,11 @@ def test_truncated_svd_is_nearest_of_its_rank(rows, columns, rank, seed):
 def test_loftq_starts_from_quantization_error(checkpoint, quantized, calibration, tmp_path):
     step = Lora(rank=8, merge=False, initialization="loftq", learning_rate=1e-12, **SHORT)
     after = apply_step(step, quantized, calibration, tmp_path / "after", float_checkpoint=checkpoint)
-    network, floating = modeling.load(quantized), modeling.load(checkpoint)
+    network, float_network = modeling.load(quantized), modeling.load(checkpoint)
     updates = adapters.read(after.directory, "default")
     assert updates.keys() == set(target_modules(network, Lora().targets))
     for name, update in updates.items():
-        residual = floating.get_submodule(name).weight - network.get_submodule(name).weight
+        residual = float_network.get_submodule(name).weight - network.get_submodule(name).weight
         expected = truncated_svd(residual, 8).weight
         torch.testing.assert_close(update.weight, expected, rtol=1e-3, atol=1e-5)
 

@@ -70,7 +70,7 @@ def test_allocation_is_optimal_within_the_budget(table, slack):
 
 
 def test_allocation_rejects_an_unreachable_budget():
-    with pytest.raises(StepError, match="budget is 2, but the cheapest choices need 3"):
+    with pytest.raises(StepError, match="at least the cost of the cheapest choices, 3, got 2"):
         allocate([{"a": {0: 3, 1: 5}}], {"a": {0: 1.0, 1: 0.0}}, [2])
 
 

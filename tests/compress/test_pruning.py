@@ -203,12 +203,12 @@ def test_layer_sensitivity_is_divergence_after_pruning(network):
     assert sensitivities[1][2] == pytest.approx(float(expected), rel=1e-3)
 
 
-curves = st.lists(
+divergence_curves = st.lists(
     st.lists(st.floats(0, 5), min_size=len(PRUNED_SHARES), max_size=len(PRUNED_SHARES)), min_size=1, max_size=3
 )
 
 
-@given(losses=curves, data=st.data())
+@given(losses=divergence_curves, data=st.data())
 @settings(max_examples=40)
 def test_sensitivity_allocation_minimizes_total_divergence(losses, data):
     sizes = [data.draw(st.integers(32, 128)) for _ in losses]

@@ -15,7 +15,7 @@ def test_block_size_must_divide_matrix_side():
         Quantize(block_size=128).plan(SPEC)
 
 
-def test_two_bits_require_a_supported_block():
+def test_two_bits_require_a_supported_block_size():
     with pytest.raises(ConfigError, match=r"no runtime has a fast kernel for 2 bits in blocks of 16.*32, 64"):
         Quantize(weights="int2", block_size=16).plan(SPEC)
     assert Quantize(weights="int4", block_size=16).plan(SPEC).schemes
@@ -46,7 +46,7 @@ def test_last_matching_override_wins():
     assert "layers.1.down" not in bits
 
 
-def test_tables_with_equal_types_stay_tied():
+def test_embeddings_with_equal_types_stay_tied():
     assert Quantize(lm_head="int8", embedding="int8").plan(SPEC).tied_embeddings
     assert not Quantize(lm_head="int8", embedding="int4").plan(SPEC).tied_embeddings
     assert not Quantize(lm_head="int8", embedding="float").plan(SPEC).tied_embeddings

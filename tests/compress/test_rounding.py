@@ -33,10 +33,12 @@ def inputs(seed: int, columns: int = 64, tokens: int = 256) -> torch.Tensor:
 
 
 def hessian(x: torch.Tensor) -> torch.Tensor:
+    """Return E[x xᵀ], float64, shape (columns, columns)."""
     return (x.double().T @ x.double()) / len(x)
 
 
 def statistic(method: rounding.Rounding, x: torch.Tensor) -> torch.Tensor | None:
+    """Return the statistic of the inputs `x` that `method` requires."""
     return {"none": None, "second_moment": hessian(x).diagonal(), "hessian": hessian(x)}[method.INPUT_STATISTIC]
 
 
@@ -151,12 +153,14 @@ def optimal_brain_quantization(weight, hessian, scales, zero_points, bits):
 
 @pytest.mark.parametrize("columns", [32, 160])
 def test_gptq_matches_the_optimal_brain_equations(columns):
-    weight, second_moment = matrix(7, columns=columns), hessian(inputs(7, columns=columns, tokens=600))
-    damped = second_moment + 0.01 * second_moment.diagonal().mean() * torch.eye(columns)
+    weight, input_hessian = matrix(7, columns=columns), hessian(inputs(7, columns=columns, tokens=600))
+    damped = input_hessian + 0.01 * input_hessian.diagonal().mean() * torch.eye(columns)
     scales, zero_points = torch.full((8, columns), 0.008), torch.full((8, columns), 8.0)
     expected = optimal_brain_quantization(weight, damped, scales, zero_points, 4)
-    codes = quantize_columns(weight, inverse_hessian_cholesky(second_moment, 0.01), scales, zero_points, 4)
-    assert (codes == expected).float().mean() > 0.99, "halves may round differently in float32 and float64"
+    codes = quantize_columns(weight, inverse_hessian_cholesky(input_hessian, 0.01), scales, zero_points, 4)
+    assert (codes == expected).float().mean() > 0.99, (
+        "values halfway between two codes may round differently in float32 and float64"
+    )
 
 
 @pytest.mark.parametrize("act_order", [True, False])

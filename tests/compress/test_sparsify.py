@@ -25,8 +25,8 @@ def checkpoint(tiny_model, tmp_path_factory) -> Checkpoint:
     return import_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint"))
 
 
-def second_moment(columns: int, seed: int = 0) -> torch.Tensor:
-    """Return the mean of x xᵀ of random inputs with correlated channels, shape (columns, columns)."""
+def random_hessian(columns: int, seed: int = 0) -> torch.Tensor:
+    """Return E[x xᵀ] of random inputs with correlated channels, float64, shape (columns, columns)."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(512, columns, generator=generator, dtype=torch.float64)
     x = x @ (torch.randn(columns, columns, generator=generator, dtype=torch.float64) + 3 * torch.eye(columns))
@@ -70,7 +70,7 @@ def test_pruning_mask_selects_lowest_scores(seed, pattern):
 
 
 def optimal_brain_surgeon(weight: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """Return 2:4 sparse weights; the inverse of the remaining Hessian is computed separately for every column."""
+    """Return 2:4 sparse weights; invert the Hessian of the remaining columns for every column."""
     result, columns = weight.copy(), weight.shape[1]
     inverses = [np.linalg.inv(hessian[c:, c:]) for c in range(columns)]
     for first in range(0, columns, 4):
@@ -84,7 +84,7 @@ def optimal_brain_surgeon(weight: np.ndarray, hessian: np.ndarray) -> np.ndarray
 
 
 def test_sparsegpt_matches_optimal_brain_surgeon():
-    weight, hessian = matrix(5, 16), second_moment(16)
+    weight, hessian = matrix(5, 16), random_hessian(16)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(16)
     sparse = sparsegpt(weight, inverse_hessian_cholesky(hessian, 0.01), "2:4", 0.5)
     torch.testing.assert_close(
@@ -97,7 +97,7 @@ def test_sparsegpt_matches_optimal_brain_surgeon():
 
 @pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
 def test_sparsegpt_error_is_below_magnitude_pruning(pattern):
-    weight, hessian = matrix(32, 192), second_moment(192)
+    weight, hessian = matrix(32, 192), random_hessian(192)
 
     def output_error(sparse: torch.Tensor) -> float:
         change = (sparse - weight).double()

@@ -47,7 +47,7 @@ def test_evenly_spaced_indices_include_both_ends(length, count, expected):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_pruning_zero_hidden_channels_preserves_logits(tied, network):
-    """Norms divide by the mean square over all channels, so their weights are rescaled by the change of its count."""
+    """Rescale the norm weights: norms divide by the root mean square over all channels, and pruning removes some."""
     if not tied:
         modeling.untie(network)
         network.get_output_embeddings().weight[:, :40] += 0.1
@@ -124,7 +124,8 @@ def test_invalid_values_are_rejected():
 
 
 def test_hidden_loss_requires_equal_hidden_size(checkpoint, tmp_path):
-    (tmp_path / "student").mkdir(), (tmp_path / "out").mkdir()
+    (tmp_path / "student").mkdir()
+    (tmp_path / "out").mkdir()
     student = make_student(checkpoint, tmp_path / "student", hidden_size=48)
     step = Distill(tokens=64, batch_tokens=64, window_tokens=64, hidden_weight=0.5)
     with pytest.raises(ConfigError, match=r"hidden_weight: .*64 channels in the teacher and 48 in the model"):

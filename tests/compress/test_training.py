@@ -85,7 +85,8 @@ def test_early_stopping_restores_best_weights(network):
 
 def test_resumed_training_gives_same_weights(network, tiny_model, tmp_path):
     draft, folder = tmp_path / "draft", tmp_path / "resumed"
-    draft.mkdir(), folder.mkdir()
+    draft.mkdir()
+    folder.mkdir()
     uninterrupted = short_training(tokens=28 * 20).fit(network, next_token_loss(WINDOWS), len(WINDOWS), lambda _: None)
     resumed = modeling.load(import_checkpoint(tiny_model, folder))
     for layer in modeling.layers(resumed):

@@ -11,6 +11,7 @@ from edgeopt.runtimes.onnxruntime_common.lint import slow_paths
 def save_graph(
     tmp_path, *, accuracy_level=4, zero_points=None, g_idx=None, attention="GroupQueryAttention", bits=4, block_size=32
 ):
+    """Save a graph of one MatMulNBits and one attention node and return its path."""
     tensors = [numpy_helper.from_array(np.zeros((4, 1, 16), np.uint8), "weight")]
     tensors.append(numpy_helper.from_array(np.zeros(4, np.float32), "scales"))
     inputs = ["x", "weight", "scales", "", ""]

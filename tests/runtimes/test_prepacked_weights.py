@@ -1,4 +1,4 @@
-"""Test prepacked and mapped weights: the same logits, in memory shared by processes."""
+"""Test prepacked and mapped weights: their logits, and the memory that processes share."""
 
 import mmap
 import subprocess
@@ -46,24 +46,24 @@ def packed_and_plain(request, quantized, tmp_path_factory) -> tuple[Genai | Port
 
 
 def test_prepacked_engine_computes_the_same(packed_and_plain) -> None:
-    runtime, saved, plain = packed_and_plain
+    runtime, packed, plain = packed_and_plain
     result, expected = (
         (session.logits(PROMPT), list(session.generate(PROMPT[:40], 8, stop_at_end=False)))
-        for session in (runtime.open(saved, threads=1), replace(runtime, packed_on_disk=False).open(plain, threads=1))
+        for session in (runtime.open(packed, threads=1), replace(runtime, packed_on_disk=False).open(plain, threads=1))
     )
     assert np.array_equal(result[0], expected[0])
     assert result[1] == expected[1]
 
 
 def test_prepacked_file_keeps_original_weights(packed_and_plain) -> None:
-    _, saved, plain = packed_and_plain
-    packed_bytes, plain_bytes = ((engine.directory / graph.WEIGHTS_FILE).stat().st_size for engine in (saved, plain))
+    _, packed, plain = packed_and_plain
+    packed_bytes, plain_bytes = ((engine.directory / graph.WEIGHTS_FILE).stat().st_size for engine in (packed, plain))
     assert 1.5 * plain_bytes < packed_bytes < 4 * plain_bytes
 
 
 def test_predicted_size_includes_prepacked_copy(packed_and_plain) -> None:
-    runtime, saved, plain = packed_and_plain
-    for configured, engine in ((runtime, saved), (replace(runtime, packed_on_disk=False), plain)):
+    runtime, packed, plain = packed_and_plain
+    for configured, engine in ((runtime, packed), (replace(runtime, packed_on_disk=False), plain)):
         (size,) = predict_metric(configured, engine)
         assert size.low < engine.size_bytes / MIB < size.high
 
@@ -105,7 +105,7 @@ def test_shard_size_counts_bytes_read_by_kernels(quantized, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def matrices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a graph of matrix products with 4 MiB of weights each."""
+    """Return the folder of a graph with COUNT matrix products of 4 MiB of fp32 weights each."""
     folder = tmp_path_factory.mktemp("matrices")
     generator = np.random.default_rng(0)
     weights = [numpy_helper.from_array(generator.random((SIZE, SIZE), np.float32), f"w{n}") for n in range(COUNT)]
@@ -143,12 +143,12 @@ for name in ("rss_bytes", "huge_bytes"):
 """
 
 
-def memory_of_session(folder: Path, *collapse: str) -> tuple[list[float], list[float]]:
-    """Return resident MiB, and MiB in huge pages, of a process with a graph.
+def session_memory_mib(folder: Path, *, collapse: bool = False) -> tuple[list[float], list[float]]:
+    """Return the resident memory of a process that opens and runs a graph, and its memory in huge pages.
 
-    Each list has the values after opening, after releasing pages, after collapsing pages if asked for, and after a run.
+    Each list has the values after opening, releasing pages, collapsing pages (if `collapse` is true), and a run.
     """
-    command = [sys.executable, "-c", OPEN_AND_RUN, str(folder / graph.GRAPH_FILE), *collapse]
+    command = [sys.executable, "-c", OPEN_AND_RUN, str(folder / graph.GRAPH_FILE), *(["collapse"] if collapse else [])]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     resident, huge = (list(map(float, line.split())) for line in lines)
     return resident, huge
@@ -159,10 +159,10 @@ def test_only_prepacked_weights_stay_resident(matrices: Path, tmp_path: Path) ->
         (tmp_path / file.name).write_bytes(file.read_bytes())
     prepacked_weights.save(tmp_path / graph.GRAPH_FILE)
     weights_mib = COUNT * 4 * SIZE**2 / MIB
-    (_, released, _, ran), _ = memory_of_session(tmp_path)
+    (_, released, _, ran), _ = session_memory_mib(tmp_path)
     assert released < 0.3 * weights_mib  # all weights are mapped from the file
     assert 0.9 * weights_mib < ran < 1.5 * weights_mib  # the prepacked weights, not the original ones
-    (_, copied, _, _), _ = memory_of_session(matrices)
+    (_, copied, _, _), _ = session_memory_mib(matrices)
     assert copied > 0.9 * weights_mib  # each process has its own copy
 
 
@@ -177,7 +177,7 @@ def supports_huge_pages() -> bool:
 def test_huge_pages_hold_copied_weights(matrices: Path) -> None:
     if not supports_huge_pages():
         pytest.skip("this kernel cannot collapse pages (before Linux 6.1)")
-    (_, released, collapsed, _), (_, _, huge, _) = memory_of_session(matrices, "collapse")
+    (_, released, collapsed, _), (_, _, huge, _) = session_memory_mib(matrices, collapse=True)
     assert huge > 0.5 * released
     assert collapsed < 1.1 * released
 
@@ -190,7 +190,7 @@ def test_kernel_without_huge_pages_is_reported(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
 @pytest.mark.parametrize("field", ["packed_on_disk", "huge_pages"])
-def test_option_of_prepacked_weights_needs_prepacking(runtime, field: str) -> None:
+def test_packing_options_require_prepacking(runtime, field: str) -> None:
     with pytest.raises(ConfigError, match=f"`{field}` needs prepacked weights.*Use false, or prepacked=true"):
         replace(runtime, prepacked=False, **{field: True})
 
@@ -236,8 +236,8 @@ print(int(status["RssFile"].split()[0]) / 2**10, int(status["VmLck"].split()[0])
 """
 
 
-def resident_and_locked(folder: Path, mode: str) -> tuple[float, float]:
-    """Return resident MiB and locked MiB of mapped files in a process that has opened a graph."""
+def resident_and_locked_mib(folder: Path, mode: str) -> tuple[float, float]:
+    """Return the resident and the locked memory of mapped files in a process that has opened a graph."""
     command = [sys.executable, "-c", OPEN_RESIDENT, str(folder / graph.GRAPH_FILE), mode]
     resident, locked = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return float(resident), float(locked)
@@ -246,7 +246,7 @@ def resident_and_locked(folder: Path, mode: str) -> tuple[float, float]:
 def test_mapped_weights_are_prefaulted_or_locked(matrices: Path) -> None:
     weights_mib = COUNT * 4 * SIZE**2 / MIB
     on_demand, prefaulted, locked = (
-        resident_and_locked(matrices, mode) for mode in ("on_demand", "prefaulted", "locked")
+        resident_and_locked_mib(matrices, mode) for mode in ("on_demand", "prefaulted", "locked")
     )
     assert prefaulted[0] - on_demand[0] > 0.9 * weights_mib
     assert prefaulted[1] == 0
@@ -256,7 +256,7 @@ def test_mapped_weights_are_prefaulted_or_locked(matrices: Path) -> None:
 def test_failed_prefault_or_lock_is_reported() -> None:
     for mode, hint in {"prefaulted": "Linux 5.14", "locked": "ulimit -l"}.items():
         with pytest.raises(BuildError, match=rf"runtime\.mapped_weights: the weights cannot be {mode}.*{hint}"):
-            mapped_memory.make_resident([(mmap.PAGESIZE, mmap.PAGESIZE)], mode)  # nothing is mapped there
+            mapped_memory.make_resident([(mmap.PAGESIZE, mmap.PAGESIZE)], mode)  # no memory is mapped at this address
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=RUNTIMES.keys())
@@ -267,9 +267,9 @@ def test_copied_weights_reject_mapping_modes(runtime) -> None:
 
 @pytest.mark.parametrize("mode", ["prefaulted", "locked"])
 def test_resident_weights_generate_same_tokens(packed_and_plain, mode: str) -> None:
-    runtime, saved, _ = packed_and_plain
+    runtime, packed, _ = packed_and_plain
     tokens, expected = (
-        list(configured.open(saved, threads=1).generate(PROMPT[:40], 8, stop_at_end=False))
+        list(configured.open(packed, threads=1).generate(PROMPT[:40], 8, stop_at_end=False))
         for configured in (replace(runtime, mapped_weights=mode), runtime)
     )
     assert tokens == expected

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.stages import compression_context
+from support.stages import apply_step, build_engine
 
 from edgeopt.checkpoints import tokenizer as tokens
 from edgeopt.checkpoints.importing import import_checkpoint
@@ -33,6 +33,7 @@ def stories(realdata: Path, checkpoint: Checkpoint) -> list[list[int]]:
 
 
 def perplexity(engine: Engine, stories: list[list[int]]) -> float:
+    """Return the perplexity of the engine on all stories."""
     session = Genai().open(engine, threads=2)
     nats, count = 0.0, 0
     for story in stories:
@@ -54,14 +55,14 @@ def perplexity(engine: Engine, stories: list[list[int]]) -> float:
     ids=lambda v: v["weights"] if isinstance(v, dict) else "",
 )
 def test_perplexity_matches_published_values(
-    values: dict[str, str], lowest: float, highest: float, checkpoint: Checkpoint, stories: list, tmp_path: Path
+    values: dict[str, str],
+    lowest: float,
+    highest: float,
+    checkpoint: Checkpoint,
+    stories: list[list[int]],
+    tmp_path: Path,
 ) -> None:
     """The upper bound of int4 is the perplexity under ONNX Runtime's own quantizer."""
-    source, directory = tmp_path / "source", tmp_path / "engine"
-    source.mkdir()
-    directory.mkdir()
-    spec = Quantize(**values).apply(checkpoint, source, compression_context(checkpoint))
-    quantized = Checkpoint.seal(source, format="checkpoint-1", spec=spec, made_by={})
-    Genai().build(quantized, directory, lambda _: None)
-    engine = Engine.seal(directory, format="genai-1", spec=spec, made_by={})
+    quantized = apply_step(Quantize(**values), checkpoint, tmp_path / "quantized")
+    engine = build_engine(Genai(), quantized, tmp_path / "engine")
     assert lowest <= perplexity(engine, stories) <= highest

@@ -1,4 +1,4 @@
-"""Prune whole key-value groups with their query heads."""
+"""Prune key-value heads together with the query heads that share them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneHeads:
-    """Remove the share `ratio` of key-value groups with the least important heads, the same number in every layer.
+    """Remove the least important key-value groups of every layer.
 
     A group is one key-value head and the query heads that share it (grouped-query attention, arXiv 2305.13245).
     The head size and the ratio of query to key-value heads do not change. Every layer keeps the same number of
@@ -32,8 +32,8 @@ class PruneHeads:
 
     Attributes:
         ratio: share of the key-value groups to remove, between 0 and 1.
-        importance: score of the attention output channels.
-        windows, window_tokens: number and length of the calibration windows that are scored.
+        importance: score of the input channels of the attention output projection.
+        windows, window_tokens: number and length of the calibration windows.
     """
 
     ratio: float = 0.25
@@ -90,7 +90,7 @@ def keep_key_value_groups(attention: Any, channel_scores: Tensor, kv_heads: int,
     """Keep the `kv_heads` most important key-value groups of an attention module, in place.
 
     Args:
-        channel_scores: scores of the output projection's input channels, shape (query heads * head_size,).
+        channel_scores: scores of the output projection's input channels, shape (query heads · head_size,).
         kv_heads: number of groups to keep.
     """
     queries_per_group: int = attention.num_key_value_groups
@@ -105,7 +105,10 @@ def keep_key_value_groups(attention: Any, channel_scores: Tensor, kv_heads: int,
 
 
 def block_row_indices(blocks: Tensor, block_size: int) -> Tensor:
-    """Return the row indices of `blocks`, each of which has `block_size` consecutive rows; int64, one dimension."""
+    """Return the indices of all rows in `blocks`, int64, shape (len(blocks) · block_size,).
+
+    Block b consists of the rows from b · block_size to (b + 1) · block_size - 1.
+    """
     import torch
 
     return (blocks[:, None] * block_size + torch.arange(block_size)[None, :]).flatten()

@@ -34,19 +34,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneWidth:
-    """Remove the share `ratio` of MLP channels with the least importance.
+    """Remove the least important MLP channels.
 
     Attributes:
         ratio: share of the MLP channels to remove, between 0 and 1.
-        distribution: `sensitivity` measures the KL divergence of the predictions when each layer alone is pruned,
-            once per model, and chooses the widths with the least total divergence; `global` ranks the channels of
-            all layers together, which needs scores in one unit (Taylor's); `uniform` prunes every layer by the same
-            share. All three keep the same total number of channels.
-        multiple: widths are rounded to the nearest multiple. Kernels are fast at multiples of 32, and quantization
-            blocks must divide the width.
+        distribution: how the removed channels are distributed over the layers. All values keep the same total number
+            of channels.
+            `uniform` prunes every layer by the same share.
+            `global` ranks the channels of all layers together. The scores must be comparable across layers, as
+            those of Taylor are.
+            `sensitivity` measures the KL divergence of the predictions when each layer alone is pruned, once per
+            model, and chooses the widths with the least total divergence.
+        multiple: widths are rounded to the nearest multiple of this number. Kernels are fast at multiples of 32, and
+            quantization blocks must divide the width.
         importance: score of the MLP channels.
-        windows, window_tokens: number and length of the calibration windows that are scored. Sensitivities use one
-            eighth of the windows.
+        windows, window_tokens: number and length of the calibration windows. Sensitivities use one eighth of the
+            windows.
     """
 
     ratio: float = 0.2
@@ -111,7 +114,7 @@ class PruneWidth:
         windows: Sequence[Sequence[int]],
         context: CompressionContext,
     ) -> list[int]:
-        """Distribute the total width of `pruned_spec` over the layers as `distribution` says."""
+        """Return the new width of each layer. They sum to the total width of `pruned_spec`."""
         uniform = [layer.intermediate_size for layer in pruned_spec.layers]
         if self.distribution == "uniform":
             return uniform
@@ -154,5 +157,5 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
 
 
 def _kept_importance(channel_scores: Tensor, width: int) -> float:
-    """Return the share of the total score that the `width` best channels hold."""
+    """Return the share of the total score that belongs to the `width` best channels."""
     return float(channel_scores.topk(width).values.sum() / channel_scores.sum())

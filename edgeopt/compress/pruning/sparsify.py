@@ -30,14 +30,14 @@ INPUT_STATISTICS: Mapping[Method, InputStatistic] = {
     "wanda": "second_moment",
     "sparsegpt": "hessian",
 }
-"""Statistic of a matrix's input that each method needs."""
+"""Input statistic that each method needs."""
 DAMPING = 0.01
-"""Share of the Hessian's mean diagonal that is added to its diagonal, as in GPTQ."""
+"""Multiple of the mean of the Hessian's diagonal that is added to the diagonal, as in GPTQ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sparsify:
-    """Set weights of the layers' matrices to zero, one layer at a time.
+    """Set weights of the decoder layers to zero, one layer at a time.
 
     On CPU runtimes this makes the model neither smaller nor faster, because zeros are stored and multiplied like
     other weights. Only TensorRT benefits, with `2:4` on GPUs with sparse tensor cores.
@@ -46,8 +46,8 @@ class Sparsify:
         pattern: `2:4` sets two of every four weights along the input dimension to zero; `unstructured` chooses
             weights anywhere in a row (sparsegpt: anywhere in a block of 128 columns).
         method: `magnitude` removes the smallest weights; `wanda` those with the least |W| ||x|| (arXiv 2306.11695);
-            `sparsegpt` those with the least loss after the other weights compensate (arXiv 2301.00774), and applies
-            this compensation.
+            `sparsegpt` those with the least loss after compensation, and changes the other weights to compensate
+            (arXiv 2301.00774).
         ratio: share of zeros; must be 0.5 for 2:4.
         windows, window_tokens: number and length of the calibration windows; `magnitude` uses none.
     """
@@ -71,7 +71,7 @@ class Sparsify:
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         require_float(spec, "sparsify")
-        require_dense(spec, "a second sparsify")
+        require_dense(spec, "a second sparsify", hint="Remove one of the sparsify steps")
         if self.pattern == "2:4":
             columns = {columns for name, (_, columns) in spec.matrices.items() if name not in (LM_HEAD, EMBEDDING)}
             indivisible = [size for size in sorted(columns) if size % 4]
@@ -112,6 +112,7 @@ class Sparsify:
         return spec
 
     def _sparsify_matrix(self, weight: Tensor, statistic: Tensor | None) -> Tensor:
+        """Return the sparse weight. `statistic` is the method's entry in `INPUT_STATISTICS`, None for magnitude."""
         if statistic is not None and statistic.ndim == 2:
             return sparsegpt(weight, inverse_hessian_cholesky(statistic, DAMPING), self.pattern, self.ratio)
         scores = weight.abs() if statistic is None else weight_importance(weight, statistic)
@@ -134,7 +135,7 @@ def pruning_mask(scores: Tensor, pattern: Pattern, ratio: float) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, factor: Tensor, pattern: Pattern, ratio: float) -> Tensor:
-    """Return `weight` with zeros whose error the later columns compensate (SparseGPT, arXiv 2301.00774).
+    """Return `weight` with zeros; later columns compensate for their error (SparseGPT, arXiv 2301.00774).
 
     The score of a weight is its loss after compensation, w_c² / U_cc².
 

@@ -1,7 +1,7 @@
 """Fold per-channel scales into weights without changing the network's output.
 
-The input x of a unit is divided by s and its weight W multiplied by it: (W s)(x / s) = W x. The division is folded
-into the module that produces x: the norm before qkv and gate_up, the rows of up before down, the rows of v before o.
+The input x of a unit is divided by s and its weight W is multiplied by s: (W s)(x / s) = W x. The division is folded
+into the module that produces x: the norm for qkv and gate_up, the rows of up for down, and the rows of v for o.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeopt.core.model_spec import LayerSpec
 
 PRECEDING_NORMS = {"qkv": ("input_layernorm",), "gate_up": ("pre_feedforward_layernorm", "post_attention_layernorm")}
-"""Possible names of the norm before a unit; the first that exists in a layer is the right one."""
+"""Possible names of the norm before a unit; the first one that a layer has is the one before the unit."""
 
 
 def fold_scales(layer: Any, unit: str, modules: Sequence[Any], scales: Tensor, sizes: LayerSpec) -> None:
@@ -51,6 +51,7 @@ def average_query_groups(values: Tensor, sizes: LayerSpec) -> Tensor:
 
 
 def _divide_norm(norm: nn.Module, scales: Tensor) -> None:
+    """Divide the outputs of a norm by `scales`."""
     weight: Any = norm.weight
     offset = 1.0 if "Gemma" in type(norm).__name__ else 0.0  # Gemma's norms multiply by 1 + weight
     weight.data = (weight + offset) / scales - offset
@@ -60,7 +61,7 @@ def _divide_norm(norm: nn.Module, scales: Tensor) -> None:
 
 
 def _divide_last_rows(linear: Any, scales: Tensor, *, count: int) -> None:
-    """Divide the last `count` rows of a matrix; in a fused matrix they are the rows of up or v."""
+    """Divide the last `count` rows of a linear module by `scales`; in a fused matrix they are the rows of up or v."""
     linear.weight.data[-count:] /= scales[:, None]
     if linear.bias is not None:
         linear.bias.data[-count:] /= scales

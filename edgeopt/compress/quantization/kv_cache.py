@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 class KvCache:
     """Store the key-value cache as integers; must be the last step of a recipe.
 
-    Some channels of keys are large at all tokens, so keys lose less with one scale per channel (KIVI, arXiv
+    Some key channels are large for all tokens, so keys lose less with one scale per channel (KIVI, arXiv
     2402.02750). Scales are constant, so values outside the calibrated range are clipped. The range covers the base
     model and each of its separate adapters.
 
     Attributes:
         bits: 8 or 4.
         per_channel: one scale per channel instead of one per tensor.
-        percentile: percentage of calibration values inside the range; 100 clips none.
-        windows, window_tokens: amount of calibration text.
+        percentile: percentage of the calibration values that the range contains, 50 to 100.
+        windows, window_tokens: number and length of the calibration windows.
     """
 
     bits: Literal[8, 4] = 8
@@ -56,7 +56,7 @@ class KvCache:
 
     def plan(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` with the KV cache scheme; raise ConfigError if it already has one."""
-        require_no_kv_cache(spec, "a second kv_cache")
+        require_no_kv_cache(spec, "a second kv_cache", hint="Remove one of the kv_cache steps")
         return replace(spec, kv_cache=KvCacheScheme(bits=self.bits, per_channel=self.per_channel))
 
     def apply(self, checkpoint: Checkpoint, directory: Path, context: CompressionContext) -> ModelSpec:
@@ -113,7 +113,7 @@ def clipping_limit(values: Tensor, percentile: float, *, per_channel: bool) -> T
         values: shape (tokens, channels).
 
     Returns:
-        Shape (channels,), or (1,) unless `per_channel`.
+        Shape (channels,) if `per_channel`, otherwise (1,).
     """
     import torch
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def truncated_svd(residual: Tensor, rank: int) -> LowRankUpdate:
-    """Return the update of `rank` that is nearest to `residual` in squared error (Eckart-Young).
+    """Return the update of rank `rank` that is nearest to `residual` in squared error (Eckart-Young).
 
-    It consists of the largest singular values; each factor holds their square roots.
+    It keeps the largest singular values. Both factors are scaled by their square roots.
 
     Args:
         residual: shape (rows, columns).
-        rank: upper bound of the rank of the update.
+        rank: rank of the update, if neither side of `residual` is smaller.
     """
     import torch
 

@@ -39,15 +39,15 @@ class Lora(DistillationTraining):
     for another task.
 
     Attributes:
-        rank: 2 to 64, at most the smallest side of an adapted matrix.
+        rank: 2 to 64, and at most the smallest matrix side of all layers.
         alpha: numerator of the update's scale, which is alpha / rank.
         rank_stabilized: scale by alpha / √rank instead, so that high ranks do not learn slowly (rsLoRA,
             arXiv 2312.03732).
         decomposed: train the magnitude and the direction of each row separately (DoRA, arXiv 2402.09353).
         targets: projections to adapt.
-        merge: add the update to the weights. If false, the weights stay unchanged, also quantized ones (QLoRA, arXiv
-            2305.14314), and each request can select the adapter by `name`, at a cost in time per token.
-        name: name of an adapter that is not merged.
+        merge: add the update to the weights. If false, the weights stay unchanged and may be quantized (QLoRA, arXiv
+            2305.14314). Each request can then select the adapter by `name`, which takes more time per token.
+        name: name of the adapter if it is not merged.
         initialization: `default` starts from an update of zero; `loftq` starts from the update that compensates
             quantization error.
     """
@@ -81,7 +81,7 @@ class Lora(DistillationTraining):
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name):
             raise ConfigError(
-                f"`name` must be letters, digits, _ and -, starting with a letter or digit, got {self.name!r}",
+                f"`name` must consist of letters, digits, _ and -, and start with a letter or digit, got {self.name!r}",
                 location="name",
                 hint="Use a name such as 'default'",
             )
@@ -168,7 +168,7 @@ class Lora(DistillationTraining):
 def target_modules(network: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """Return the names of the modules that contain the projections `targets`.
 
-    Some model families stack several projections in one module; such a module is included as a whole.
+    A module that fuses several projections is included as a whole.
     """
     selected = []
     for unit, module_names in modeling.unit_modules(network).items():
@@ -205,19 +205,19 @@ def extract_updates(network: PreTrainedModel) -> dict[str, LowRankUpdate]:
     }
 
 
-def initialize_loftq(network: PreTrainedModel, floating: PreTrainedModel) -> None:
-    """Initialize peft's updates in `network` to the quantization error, as far as their ranks allow.
+def initialize_loftq(network: PreTrainedModel, float_network: PreTrainedModel) -> None:
+    """Initialize each update in `network` with the quantization error, truncated to the rank of the update.
 
     Args:
         network: peft's base model with quantized weights.
-        floating: the same network with the weights before quantization.
+        float_network: the same network with the weights before quantization.
     """
     import torch
 
     for name, layer in _lora_layers(network):
         weight = layer.get_base_layer().weight
-        residual = floating.get_submodule(name).weight.to(weight.device) - weight
-        if residual.any():  # if both factors were zero, both gradients would be zero and the layer would never learn
+        residual = float_network.get_submodule(name).weight.to(weight.device) - weight
+        if residual.any():  # a zero residual would make both factors zero, and then both gradients stay zero
             update = loftq.truncated_svd(residual, layer.r["default"])
             with torch.no_grad():
                 layer.lora_A["default"].weight.copy_(update.down)
@@ -225,6 +225,7 @@ def initialize_loftq(network: PreTrainedModel, floating: PreTrainedModel) -> Non
 
 
 def _lora_layers(network: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Return name and module of each layer that peft adapts."""
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer))

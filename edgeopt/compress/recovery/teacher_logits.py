@@ -1,9 +1,10 @@
-"""Compute and cache the predictions of a teacher, and the distillation losses that use them."""
+"""Compute and cache the predictions of a teacher, and define the distillation losses that use them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationTraining(Training):
-    """Training towards a teacher's predictions on calibration text.
+    """Training that makes the model match a teacher's predictions on calibration text.
 
     Attributes:
         remaining_error: see `core.protocols.ErrorReducing`.
@@ -69,7 +70,7 @@ class TeacherLogits:
     Attributes:
         window_starts: index of the first position of each window.
         tokens: int32, shape (positions, k).
-        log_probabilities: fp16, shape (positions, k); the temperature is applied.
+        log_probabilities: log-softmax of the teacher's logits / temperature, fp16, shape (positions, k).
     """
 
     window_starts: tuple[int, ...]
@@ -110,9 +111,9 @@ def compute_teacher_logits(
 
     inputs = [teacher.digest, [list(window) for window in windows], top_k, temperature]
     stored = safetensors_io.read_folder(context.cache.get_or_create("teacher", inputs, produce))
-    window_starts = tuple(sum(map(len, windows[:n])) for n in range(len(windows)))
+    *window_starts, _ = accumulate(map(len, windows), initial=0)
     return TeacherLogits(
-        window_starts=window_starts, tokens=stored["tokens"], log_probabilities=stored["log_probabilities"]
+        window_starts=tuple(window_starts), tokens=stored["tokens"], log_probabilities=stored["log_probabilities"]
     )
 
 

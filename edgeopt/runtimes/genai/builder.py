@@ -45,7 +45,8 @@ _NOISY_LOGGERS = ("onnxruntime.quantization.matmul_nbits_quantizer", "onnx_ir.se
 def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Progress) -> None:
     """Write `model.onnx` and `scoring.onnx`, their data, adapters, `genai_config.json` and the tokenizer.
 
-    Raises BuildError if onnxruntime-genai fails.
+    Raises:
+        BuildError: onnxruntime-genai fails.
     """
     with _quiet_logging():
         from onnxruntime_genai.models import builder
@@ -54,11 +55,12 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
     progress(f"building an engine of {spec.bits_per_weight:.2f} bits per weight")
     network = modeling.load(checkpoint)
     updates = adapters.updates_by_node(network, checkpoint)
+    adapted_nodes = {node for by_node in updates.values() for node in by_node}
     source, scratch = str(checkpoint.directory), str(directory / "scratch")
     printed = io.StringIO()
     try:
         with (
-            _patched_builder(builder.Model, network, checkpoint, runtime, {n for u in updates.values() for n in u}),
+            _patched_builder(builder.Model, network, checkpoint, runtime, adapted_nodes),
             _quiet_logging(),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
@@ -68,11 +70,10 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
             )
             builder.create_model("", source, str(directory), "fp32", "cpu", scratch, **options)
     except Exception as error:  # the builder raises arbitrary exceptions
-        last_line = printed.getvalue().strip().splitlines()[-1:]
-        raise BuildError(f"onnxruntime-genai cannot build the engine: {error} {' '.join(last_line)}".strip()) from error
-    modeling.copy_carried_files(
-        checkpoint.directory, directory
-    )  # the builder rewrites the tokenizer, not always unchanged
+        last_line = "".join(printed.getvalue().strip().splitlines()[-1:])
+        raise BuildError(f"onnxruntime-genai cannot build the engine: {error} {last_line}".strip()) from error
+    # The builder saves its own form of the tokenizer, which can differ from the original.
+    modeling.copy_carried_files(checkpoint.directory, directory)
     if spec.weight_dtype == "fp16":
         graph_passes.store_weights_as_fp16(directory / GENERATION_GRAPH)
     if runtime.packed_on_disk:
@@ -83,7 +84,7 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
 
 
 def _extra_options(checkpoint: Checkpoint, runtime: Genai) -> list[str]:
-    """Return the extra options of the builder's command line."""
+    """Return the builder's extra options, in the form of its command line."""
     spec = checkpoint.spec
     shared = spec.tied_embeddings and LM_HEAD not in spec.schemes  # QuantizedNodes shares quantized ones
     options = ["hf_token=false", f"shared_embeddings={str(shared).lower()}"]
@@ -100,7 +101,7 @@ def _extra_options(checkpoint: Checkpoint, runtime: Genai) -> list[str]:
 def _patched_builder(
     model_class: Any, network: Any, checkpoint: Checkpoint, runtime: Genai, adapted_nodes: Collection[str]
 ) -> Iterator[None]:
-    """Patch how the builder's model reads its config, weights and layer sizes while one engine is built.
+    """Patch the builder's model class inside the block so that it reads edgeopt's config, weights and layer sizes.
 
     Nodes in `adapted_nodes` get an adapter branch.
     """
@@ -147,7 +148,7 @@ def _patched_builder(
 
 
 def _flatten_rope(config: Any) -> None:
-    """Convert rotary settings per layer type (Gemma 3 in transformers 5) to the flat form that the builder reads."""
+    """Replace rotary settings per layer type (Gemma 3 in transformers 5) with the flat form that the builder reads."""
     by_type = getattr(config, "rope_parameters", None) or {}
     if "full_attention" in by_type:
         config.rope_parameters = by_type["full_attention"]

@@ -1,4 +1,4 @@
-"""Quantize a float GGUF file to llama.cpp's own types, with llama.cpp's quantizer."""
+"""Quantize a float GGUF file to llama.cpp's own types with llama.cpp's quantizer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def quantize(source: Path, path: Path, file_type: str, importance: Mapping[str, 
     """Quantize the GGUF file `source` to `file_type`, such as Q4_K_M, and write it to `path`.
 
     Args:
-        importance: E[x²] of each input channel, float32, by tensor name; empty to weigh all channels equally.
+        importance: E[x²] of each input channel, float32, by tensor name; empty to weight all channels equally.
 
     Raises:
-        BuildError: if llama.cpp fails.
+        BuildError: llama.cpp fails.
     """
     library.silence()
     params = llama_cpp.llama_model_quantize_default_params()
@@ -34,7 +34,10 @@ def quantize(source: Path, path: Path, file_type: str, importance: Mapping[str, 
 
 
 def _importance_matrix(importance: Mapping[str, np.ndarray]) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:
-    """Return entries terminated by an empty one. They point into the arrays, which must outlive them."""
+    """Return llama.cpp's importance matrix: one entry per tensor and an empty last one.
+
+    The entries point into the arrays of `importance`, which must outlive them.
+    """
     entries: ctypes.Array[llama_cpp.llama_model_imatrix_data] = (
         llama_cpp.llama_model_imatrix_data * (len(importance) + 1)
     )()

@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 ATTENTION = "edgeopt_portable"
 """Name under which transformers finds `_grouped_attention`."""
 BATCH, TOKENS, CAPACITY, RECENT, ROWS, RANK, PAST, POSITION = 2, 3, 11, 6, 5, 7, 4, 9
-"""Sizes of the traced example. All are dynamic, and all differ, so that the exporter never equates two of them."""
+"""Dynamic sizes and scalar inputs of the traced example. All differ, so that the exporter never equates two of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """Form of the exported graph.
+    """Options of the exported graph.
 
     Attributes:
-        opset: version of the ONNX standard.
+        opset: opset version of the graph.
         cache_type: type of cached keys and values, a key of `graph.CACHE_SUFFIXES`.
         fp16_units: units that multiply in fp16. If there are any, the operators between units compute in fp16 too.
-        signed_inputs: quantize activations statically to int8 with zero-point 0, wide enough for the calibrated range.
-            The default is uint8 with the calibrated zero-point.
+        signed_inputs: quantize activations with static ranges to int8 with zero-point 0, with a scale that covers the
+            calibrated range. The default is uint8 with the calibrated zero-point.
     """
 
     opset: int
@@ -55,9 +55,10 @@ class ExportOptions:
 
 
 def export_checkpoint(checkpoint: Checkpoint, directory: Path, *, options: ExportOptions, progress: Progress) -> None:
-    """Write the graph, one file of weights, the adapters and the tokenizer into `directory`.
+    """Write the graph, its weights, the config, the adapters and the tokenizer into `directory`.
 
-    Raises BuildError if the exporter fails or an operator does not exist in the opset.
+    Raises:
+        BuildError: the exporter fails, or the opset does not support an operator.
     """
     import onnx_ir
 
@@ -125,8 +126,8 @@ class _TracedDecoder(nn.Module):
         """Return logits and the updated cache buffers.
 
         Args:
-            past: buffers of the keys, then the values, of each layer.
-            factors: the low-rank factors A and B of each adapted module.
+            past: for each layer, the cache buffers of the keys and then those of the values.
+            factors: for each adapted module, the down factor and then the up factor.
         """
         caches = [wrap_buffers(self.cache_type, buffers) for buffers in past]
         layers = [
@@ -221,7 +222,7 @@ def _cast_output_to_fp16(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -
 
 
 def _caps_attention_scores(network: PreTrainedModel) -> bool:
-    """Return whether attention caps its scores, which only the eager implementation supports."""
+    """Return True if attention caps its scores (softcapping), which only the eager implementation supports."""
     return getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 

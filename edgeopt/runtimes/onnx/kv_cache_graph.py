@@ -1,9 +1,8 @@
-"""Build the key-value cache into an exported graph, as buffers that the graph updates at the new tokens.
+"""Build the key-value cache into an exported graph, as buffers to which the graph writes the new tokens.
 
-A session that binds the same buffer as input and output has it updated in place, without a copy. A quantized cache
-stores int8 or int4 codes with one scale for each block of channels, which maps the block's largest magnitude to the
-largest code. It also keeps the most recent tokens in floating point, because attention weights them most, as KIVI does
-(Liu et al. 2024, arXiv:2402.02750).
+If a session binds the same buffer as input and output, the graph updates it in place. A quantized cache stores int8 or
+int4 codes with one scale per block of channels, which maps the block's largest magnitude to the largest code. Like KIVI
+(arXiv 2402.02750), it also keeps the most recent tokens in floating point, because attention weights them most.
 """
 
 from __future__ import annotations
@@ -18,17 +17,18 @@ from transformers.cache_utils import CacheLayerMixin
 
 BITS = {"int8": 8, "int4": 4}
 BLOCK_SIZE = 32
-"""Channels that share a scale. If it does not divide the head size, their greatest common divisor is used."""
+"""Channels that share a scale. Head sizes that it does not divide use their greatest common divisor with it."""
 MIN_SCALE = 2.0**-24
 """The smallest positive fp16 number."""
 
 
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
-    """The cached keys and values of one layer, as transformers calls them.
+    """The cached keys and values of one layer, in the interface of transformers.
 
     Args:
-        length: number of cached tokens, which is the slot of the next token.
+        length: number of cached tokens, which is also the slot of the next token.
         position: position of the next token in the text. It exceeds `length` once a window has dropped tokens.
+        sliding: the layer attends to a sliding window.
     """
 
     is_compileable = True
@@ -53,7 +53,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the length and the offset of the attention mask: the whole capacity, from slot 0."""
+        """Return length and offset of the attention mask, which covers the whole capacity from slot 0."""
         return self.caches[0].buffers[0].shape[2], 0
 
     def get_seq_length(self) -> Tensor:
@@ -61,7 +61,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.length
 
     def get_max_length(self) -> int:
-        """Return -1, which stands for a dynamic capacity."""
+        """Return -1, which denotes a dynamic capacity."""
         return -1
 
 
@@ -75,15 +75,21 @@ class StateCache(Protocol):
     buffers: list[Tensor]
 
     def write(self, states: Tensor, length: Tensor, position: Tensor) -> Tensor:
-        """Write new states after `length` cached ones and return the whole cache in their type.
+        """Write `states` to the slots from `length` on and return the whole cache.
 
-        `states` has shape (batch, heads, tokens, head_size), the result (batch, heads, capacity, head_size).
+        Args:
+            states: states of the new tokens, shape (batch, heads, tokens, head_size).
+            length: number of cached tokens, scalar.
+            position: position of the first new token in the text, scalar.
+
+        Returns:
+            Shape (batch, heads, capacity, head_size).
         """
         ...
 
 
 def wrap_buffers(cache_type: str, buffers: Sequence[Tensor]) -> StateCache:
-    """Return the cache that stores its states in `buffers`, which are in the order of `graph.CACHE_SUFFIXES`."""
+    """Return the cache of type `cache_type` on `buffers`, in the order of `graph.CACHE_SUFFIXES`."""
     return QuantizedCache(BITS[cache_type], buffers) if cache_type in BITS else FloatCache(buffers)
 
 
@@ -114,8 +120,8 @@ class FloatCache:
 class QuantizedCache:
     """States stored as int8 codes or as pairs of int4 codes, with the most recent ones also in floating point.
 
-    The recent states are in a ring buffer. Attention reads them instead of their codes. New tokens overwrite the oldest
-    states of the ring before it is read.
+    A ring buffer holds the recent states, which attention reads instead of their codes. New tokens are written to the
+    ring before it is read.
     """
 
     def __init__(self, bits: int, buffers: Sequence[Tensor]) -> None:
@@ -129,17 +135,17 @@ class QuantizedCache:
         codes, scales = (
             _scatter_tokens(buffer, tokens + length, new) for buffer, new in ((codes, new_codes), (scales, new_scales))
         )
-        ring_slots = ring[-1] + 1  # a tensor, because the exporter does not support the remainder by a dynamic size
+        ring_slots = ring[-1] + 1  # a tensor, because the exporter does not support `%` with a dynamic size
         recent = _scatter_tokens(recent, (tokens + position) % ring_slots, states)
         self.buffers = [codes, scales, recent]
         last_position = position + states.shape[2] - 1
         positions = last_position - (last_position - ring) % ring_slots  # text position of the state in each ring slot
-        # An empty slot of the ring has a negative position. It goes to a cache slot that no token attends to yet.
+        # An empty ring slot has a negative position. It is written to a cache slot that no token attends to yet.
         slots = torch.where(positions < 0, ring, positions - position + length)
         return _scatter_tokens(self.dequantize(codes, scales), slots, recent)
 
     def quantize(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes, int8 or two int4 packed in a uint8, and the scale of each block in fp16."""
+        """Return the codes, as int8 or as two int4 per uint8, and the scale of each block in fp16."""
         block_size = math.gcd(states.shape[-1], BLOCK_SIZE)
         blocks = states.reshape(*states.shape[:-1], -1, block_size)
         scales = (blocks.abs().amax(-1) / self._max_code).clamp(min=MIN_SCALE).half()

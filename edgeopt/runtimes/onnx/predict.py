@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DECODE_METRIC = "latency/decode_p50_ms"
 DECODE_TOLERANCE = 0.3
-"""Half the width of the band around a predicted latency, relative to it. A limit below the band rejects the recipe."""
+"""Relative half-width of the interval around a predicted latency. A limit below the interval rejects the recipe."""
 GATED_FAMILIES = (
     "Llama",
     "Qwen2",
@@ -29,18 +29,18 @@ GATED_FAMILIES = (
     "SmolLM3",
     "Olmo2",
 )
-"""Families whose spec lists every matrix. The others have MLPs of two matrices, or position embeddings."""
+"""Families with gated MLPs, whose spec lists every matrix. Others have two-matrix MLPs or position embeddings."""
 LAYER_BYTES, SCHEME_BYTES = 4_900, 700
 """Bytes of names and shapes in the graph for each layer, and for each quantized unit."""
 
 
 def predict(spec: ModelSpec, runtime: PortableOnnx, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
-    """Return the predicted metrics of an engine. Metrics that arithmetic cannot predict are absent."""
+    """Return the metrics of an engine that can be predicted by arithmetic."""
     return *_predict_size(spec, runtime, carried_bytes), *_predict_decode(spec, runtime, target.device)
 
 
 def _predict_size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterator[Measurement]:
-    """Yield the size of all files, if the spec lists every matrix of the family."""
+    """Yield the size of all files if the spec lists every matrix of the family."""
     if spec.architecture.removesuffix("ForCausalLM") not in GATED_FAMILIES:
         return
     weights = sizes.decoder_bytes(spec) + sizes.embedding_and_lm_head_bytes(spec)
@@ -56,7 +56,7 @@ def _predict_size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) ->
 
 
 def _predict_decode(spec: ModelSpec, runtime: PortableOnnx, device: Device | None) -> Iterator[Measurement]:
-    """Yield the latency of a token, if the bandwidth of the storage is known and bounds it."""
+    """Yield the decode latency if the engine reads weights from storage of known bandwidth."""
     if device is None or not device.storage_gb_per_s:
         return
     latency_ms = streamed_bytes(spec, runtime) / device.storage_gb_per_s / 1e6
@@ -66,10 +66,10 @@ def _predict_decode(spec: ModelSpec, runtime: PortableOnnx, device: Device | Non
 
 
 def streamed_bytes(spec: ModelSpec, runtime: PortableOnnx) -> int:
-    """Return the bytes of weights read from storage per token: all shards beyond the budget, in whole shards.
+    """Return the bytes of weights that are read from storage per token: the shards that exceed the memory budget.
 
-    Return 0 if at most one shard exceeds the budget, because a shard must be in memory to compute. Return 0 for
-    quantized weights that are not packed on disk, because computing a token takes longer than reading them.
+    Return 0 if only one shard exceeds it, because that shard stays in memory after its use. Return 0 for quantized
+    weights that are not packed on disk, because computing a token takes longer than reading them.
     """
     budget_bytes = runtime.resident_bytes
     if budget_bytes is None or runtime.processes > 1 or (spec.schemes and not runtime.packed_on_disk):

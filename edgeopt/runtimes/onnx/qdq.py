@@ -1,7 +1,7 @@
 """Insert quantized matrices into an exported graph as QuantizeLinear and DequantizeLinear nodes (QDQ).
 
-QDQ uses only operators of the ONNX standard, and every runtime with integer kernels fuses it into them. Specification:
-https://onnx.ai/onnx/operators, DequantizeLinear and QuantizeLinear from opset 21 on.
+QDQ uses only operators of the ONNX standard. Runtimes with integer kernels fuse these nodes into their kernels.
+Specification: https://onnx.ai/onnx/operators, DequantizeLinear and QuantizeLinear from opset 21 on.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class QdqNodes:
     """Replace the weights that `hide_weights` turned into inputs with quantized matrices.
 
     Args:
-        weight_names: the graph's name for the weight of each module.
+        weight_names: name of each module's weight in the graph.
         fp16_units: units that multiply in fp16.
-        signed_inputs: quantize activations statically to int8 with zero-point 0 instead of uint8.
+        signed_inputs: quantize activations with static ranges to int8 with zero-point 0 instead of uint8.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class QdqNodes:
     def _replace_products(
         self, transpose: ir.Node, unit: str, module: str, matrix: QuantizedMatrix, scheme: QuantizationScheme
     ) -> None:
-        """Replace the products with the transposed weight, shape (in_features, out_features)."""
+        """Replace the float weight in every product with the output of `transpose`, (in_features, out_features)."""
         products = [usage.node for usage in transpose.outputs[0].uses()]
         if scheme.inputs == "float":
             weight = self._dequantize_weight(transpose, unit, module, matrix, scheme)
@@ -129,7 +129,7 @@ class QdqNodes:
     def _quantize_static_input(self, product: ir.Node, unit: str) -> ir.Value:
         """Return the product's input after a QuantizeLinear and DequantizeLinear pair.
 
-        Products with the same input share the pair.
+        Products with the same input share one pair.
         """
         activation = product.inputs[0]
         assert activation is not None
@@ -149,7 +149,7 @@ class QdqNodes:
         return self._quantized_inputs[key][0]
 
     def _multiply_integers(self, product: ir.Node, module: str, matrix: QuantizedMatrix) -> None:
-        """Replace the product with MatMulInteger on dynamically quantized inputs and weights with per-row scales."""
+        """Replace the product with MatMulInteger of dynamically quantized inputs and weights with per-row scales."""
         activation = product.inputs[0]
         assert activation is not None
         key = str(activation.name), "dynamic"
@@ -249,8 +249,8 @@ def _typed_codes(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return codes and zero-points with one row per output feature, in the types of ONNX.
 
-    Symmetric schemes need no zero-points if `signed` is true. They stay unsigned otherwise, because products of signed
-    weights and unsigned inputs saturate on CPUs without VNNI.
+    Symmetric schemes become signed without zero-points if `signed` is true. Otherwise they stay unsigned, because
+    products of signed weights and unsigned inputs saturate on CPUs without VNNI.
     """
     codes, zero_points = matrix.codes.numpy(), matrix.zero_points.numpy()
     if scheme.symmetric and signed:

@@ -1,4 +1,4 @@
-"""Create the ONNX Runtime session options for a portable graph."""
+"""Create the ONNX Runtime session options of a portable engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def create_session_options(
     Args:
         stop_spinning: stop busy waiting after each run, so that sessions that run in turn do not compete for cores.
 
-    Raises BuildError if the process cannot use the processors of `affinity`.
+    Raises:
+        BuildError: the process cannot use the processors of `affinity`.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

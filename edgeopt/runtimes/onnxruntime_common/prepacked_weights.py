@@ -1,8 +1,8 @@
-"""Store weights in the layout of this CPU's kernels, so that processes share one mapped copy and open it faster.
+"""Store prepacked weights, in the layout of this CPU's kernels, so that sessions open faster and share one mapped copy.
 
-ONNX Runtime packs the weights when it opens a graph, and uses the stored copy where it equals the result. On a CPU with
-other kernels the engine still works, with weights packed by each process. The file therefore also keeps the original
-weights and takes about twice the space. Specification: onnxruntime_session_options_config_keys.h.
+ONNX Runtime packs each weight when it opens a graph, and uses the stored copy if it equals the result. On a CPU with
+other kernels, each process packs its own copy instead. The file therefore also keeps the original weights and takes
+about twice the space. Specification: onnxruntime_session_options_config_keys.h.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def check(spec: ModelSpec) -> None:
 
 
 def save(graph: Path) -> None:
-    """Replace the graph and its data file by the optimized graph with prepacked weights.
+    """Replace the graph and its data file with the optimized graph and prepacked weights.
 
-    Raises BuildError if ONNX Runtime cannot open the graph.
+    Raises:
+        BuildError: ONNX Runtime cannot open the graph.
     """
     import onnxruntime
 
@@ -56,7 +57,10 @@ def save(graph: Path) -> None:
 
 
 def prepacked_bytes(spec: ModelSpec, name: str) -> int:
-    """Return the bytes of a unit's prepacked matrices. Each block has a scale and a sum of its weights, both fp32."""
+    """Return the bytes of a unit's prepacked matrices.
+
+    Each block of a weight-only scheme also has a scale and a sum of its weights, both fp32.
+    """
     rows, columns = spec.matrices[name]
     scheme = spec.schemes.get(name)
     if scheme is None:

@@ -1,17 +1,16 @@
-"""Test adapter branches on float and quantized products, and updates of stacked matrices."""
+"""Test adapters of genai engines on float and quantized matrices, and updates of fused matrices."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import adapter_checkpoints
-from support.stages import compression_context
+from support.stages import apply_step, build_engine
 
 from edgeopt.checkpoints import adapters, modeling
 from edgeopt.checkpoints.adapters import LowRankUpdate
@@ -20,8 +19,8 @@ from edgeopt.cli.main import main
 from edgeopt.compress.quantization.int8 import Int8
 from edgeopt.compress.quantization.kv_cache import KvCache
 from edgeopt.compress.quantization.quantize import Quantize
-from edgeopt.core.artifact import Checkpoint, Engine
-from edgeopt.core.config_objects import to_config
+from edgeopt.core.artifact import Checkpoint
+from edgeopt.core.protocols import Step
 from edgeopt.errors import BuildError
 from edgeopt.measure.stats.divergence import relative_error
 from edgeopt.runtimes.genai.adapters import export, slice_stacked_updates
@@ -30,6 +29,7 @@ from edgeopt.runtimes.genai.runtime import Genai
 from runtimes.test_families import FAMILIES, random_checkpoint
 
 PROMPT = [2 + 7 * i % 290 for i in range(40)]
+RUNTIME = Genai(accuracy_level=1)
 
 
 @given(
@@ -38,7 +38,7 @@ PROMPT = [2 + 7 * i % 290 for i in range(40)]
     cut=st.tuples(st.integers(0, 20), st.integers(0, 20)),
 )
 def test_sliced_update_equals_rows_of_stacked_weights(sizes: list[int], ranks: list[int], cut: tuple[int, int]) -> None:
-    """A rank of 0 means a matrix without update."""
+    """Rank 0 denotes a matrix without an update."""
     parts = [
         (rows, LowRankUpdate(down=torch.randn(rank, 6), up=torch.randn(rows, rank)) if rank else None)
         for rows, rank in zip(sizes, ranks, strict=False)
@@ -52,22 +52,9 @@ def test_sliced_update_equals_rows_of_stacked_weights(sizes: list[int], ranks: l
         torch.testing.assert_close(update.weight, stacked_weight[start:stop])
 
 
-def apply(step: Any, checkpoint: Checkpoint, directory: Path) -> Checkpoint:
-    directory.mkdir()
-    spec = step.apply(checkpoint, directory, compression_context(checkpoint))
-    return Checkpoint.seal(directory, format="checkpoint-1", spec=spec, made_by={})
-
-
-def build(checkpoint: Checkpoint, directory: Path) -> Engine:
-    directory.mkdir()
-    runtime = Genai(accuracy_level=1)
-    runtime.build(checkpoint, directory, lambda _: None)
-    return Engine.seal(directory, format=runtime.format, spec=checkpoint.spec, made_by={"runtime": to_config(runtime)})
-
-
 def assert_matches_torch(checkpoint: Checkpoint, directory: Path, tolerance: float = 1e-3) -> None:
-    """Compare logits with the adapter r4, without it, and with it again."""
-    session, network = Genai().open(build(checkpoint, directory), threads=1), modeling.load(checkpoint)
+    """Assert that the engine's logits match PyTorch with the adapter r4, without it, and with it again."""
+    session, network = Genai().open(build_engine(RUNTIME, checkpoint, directory), threads=1), modeling.load(checkpoint)
     for name in ("r4", None, "r4"):
         updates = adapters.read(checkpoint.directory, name) if name else {}
         with torch.no_grad(), adapters.attached(network, updates):
@@ -87,9 +74,9 @@ def assert_matches_torch(checkpoint: Checkpoint, directory: Path, tolerance: flo
     ids=["int4", "int8 and float", "fp16", "dynamic inputs"],
 )
 def test_adapter_on_quantized_base_matches_torch(
-    step: Any, tolerance: float, checkpoint: Checkpoint, tmp_path: Path
+    step: Step, tolerance: float, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    quantized = apply(step, checkpoint, tmp_path / "quantized")
+    quantized = apply_step(step, checkpoint, tmp_path / "quantized")
     assert_matches_torch(
         adapter_checkpoints.add_adapter(quantized, tmp_path / "adapted", "r4"), tmp_path / "engine", tolerance
     )
@@ -105,13 +92,14 @@ def test_adapter_with_biases_and_fused_projections_matches_torch(family: str, ti
 
 def test_adapter_works_with_int8_kv_cache(checkpoint: Checkpoint, tmp_path: Path) -> None:
     adapted = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r4")
-    quantized = apply(KvCache(windows=4, window_tokens=64), adapted, tmp_path / "quantized")
+    quantized = apply_step(KvCache(windows=4, window_tokens=64), adapted, tmp_path / "quantized")
     assert adapters.read(quantized.directory, "r4").keys() == adapters.read(adapted.directory, "r4").keys()
     assert_matches_torch(quantized, tmp_path / "engine", 0.1)
 
 
 def test_adapter_is_engine_file_and_lint_finding(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    engine = build(
+    engine = build_engine(
+        RUNTIME,
         adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r4", targets=("o_proj",)),
         tmp_path / "engine",
     )
@@ -123,7 +111,7 @@ def test_adapter_is_engine_file_and_lint_finding(checkpoint: Checkpoint, tmp_pat
 
 
 def test_update_without_graph_input_is_rejected(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    engine = build(checkpoint, tmp_path / "engine")
+    engine = build_engine(RUNTIME, checkpoint, tmp_path / "engine")
     update = LowRankUpdate(down=torch.zeros(2, 64), up=torch.zeros(64, 2))
     with pytest.raises(BuildError, match=r"no input .* for adapter 'lost'"):
         export({"lost": {"/model/layers.0/attn/o_proj/MatMul": update}}, engine.directory)

@@ -33,8 +33,8 @@ assert logging.getLogger().level == logging.WARNING and logging.getLogger().hand
 """
 
 
-def test_build_keeps_logging_of_process(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The builder imports a library that configures the root logger to write everything to stderr."""
+def test_build_keeps_logging_configuration(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A library that the builder imports configures the root logger to write everything to stderr."""
     (tmp_path / "engine").mkdir()
     command = [sys.executable, "-c", BUILD, str(checkpoint.directory), str(tmp_path / "engine")]
     process = subprocess.run(command, capture_output=True, text=True)
@@ -53,7 +53,7 @@ def test_build_keeps_logging_of_process(checkpoint: Checkpoint, tmp_path: Path) 
     ],
     ids=["fp32", "pruned", "int4", "int8 with biases", "dynamic int8", "static int8"],
 )
-def test_fused_gate_and_up_compute_the_same(checkpoint: Checkpoint, tmp_path: Path, step: Step | None) -> None:
+def test_gate_up_fusion_preserves_logits(checkpoint: Checkpoint, tmp_path: Path, step: Step | None) -> None:
     model = checkpoint if step is None else apply_step(step, checkpoint, tmp_path / "checkpoint")
     products, logits = [], []
     for fused in (False, True):
@@ -67,9 +67,9 @@ def test_fused_gate_and_up_compute_the_same(checkpoint: Checkpoint, tmp_path: Pa
 
 
 def test_gate_up_fusion_rejects_adapters(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    updated = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r8")
+    adapted = adapter_checkpoints.add_adapter(checkpoint, tmp_path / "adapted", "r8")
     with pytest.raises(ConfigError, match=r"runtime\.gate_up_fused: .*merge=true"):
-        Genai(gate_up_fused=True).check(updated.spec)
+        Genai(gate_up_fused=True).check(adapted.spec)
 
 
 def test_engine_names_published_builder_revision(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def llama(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpo
 
 @pytest.fixture(scope="module")
 def gemma(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    """Return Gemma models that scale scores by the head size, as all but the largest of each family do."""
+    """Return Gemma models that scale attention scores by the head size, as all but the largest published ones do."""
     checkpoints = {}
     for family in ("gemma2", "gemma3"):
         kind, values = ALL_FAMILIES[family]

@@ -93,7 +93,7 @@ class TestImportedGraphs:
 
         (tmp_path / "text.onnx").write_text("no graph")
         assert "not a readable ONNX graph" in self.import_error(tmp_path / "text.onnx", llama.directory, tmp_path / "a")
-        for name, message in (("pixels", "'pixels'"), ("attention_mask", "no input input_ids")):
+        for name, message in (("pixels", "'pixels'"), ("attention_mask", "must have the input `input_ids`")):
             value = helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
             result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
             identity = helper.make_graph([helper.make_node("Identity", [name], ["y"])], "g", [value], [result])

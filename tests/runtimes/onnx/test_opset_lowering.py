@@ -1,4 +1,4 @@
-"""Test that lowered graphs compute the same, and that operators without an older form are named in an error."""
+"""Test that lowered graphs compute the same, and that errors name the operators without an older form."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_lowered_family_matches_pytorch(family: str, options: dict[str, Any], ti
     session.close()
 
 
-def make_model(node: onnx.NodeProto, *tensors: onnx.TensorProto, inputs: int = 1) -> onnx.ModelProto:
-    """Return a model of one node in opset EXPORTER_MIN_OPSET with the input `x`, and with `axes` for two inputs."""
+def make_model(node: onnx.NodeProto, *tensors: onnx.TensorProto, input_count: int = 1) -> onnx.ModelProto:
+    """Return a model of one node in opset EXPORTER_MIN_OPSET with the input `x`, and `axes` if there are two."""
     value = helper.make_tensor_value_info
-    graph_inputs = [value("x", TensorProto.FLOAT, SHAPE), value("axes", TensorProto.INT64, [1])][:inputs]
+    graph_inputs = [value("x", TensorProto.FLOAT, SHAPE), value("axes", TensorProto.INT64, [1])][:input_count]
     outputs = [value(name, TensorProto.FLOAT, None) for name in node.output]
     opsets = [helper.make_opsetid("", EXPORTER_MIN_OPSET)]
     graph = helper.make_graph([node], "one", graph_inputs, outputs, tensors)
@@ -102,25 +102,21 @@ def test_lowered_operator_computes_the_same(node: onnx.NodeProto, tensors: list[
 
 
 @pytest.mark.parametrize(
-    ("node", "tensors", "inputs"),
+    ("node", "tensors", "input_count"),
     [
         (helper.make_node("Mish", ["x"], ["y"]), [], 1),
         (helper.make_node("ReduceMean", ["x", "axes"], ["y"]), [], 2),
         (helper.make_node("ReduceMean", ["x"], ["y"], noop_with_empty_axes=1), [], 1),
         (helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2), [], 1),
-        (
-            helper.make_node("ScatterElements", SCATTER_INPUTS, ["y"], reduction="max"),
-            [INDICES, UPDATES],
-            1,
-        ),
+        (helper.make_node("ScatterElements", SCATTER_INPUTS, ["y"], reduction="max"), [INDICES, UPDATES], 1),
     ],
     ids=["new operator", "computed axes", "no-op without axes", "unequal parts", "maximum"],
 )
-def test_operator_without_older_form_is_named(node: onnx.NodeProto, tensors: list[Any], inputs: int) -> None:
+def test_operator_without_older_form_is_named(node: onnx.NodeProto, tensors: list[Any], input_count: int) -> None:
     with pytest.raises(
         BuildError, match=rf"runtime\.opset: opset 17 does not support {node.op_type} as .*\. Use opset 18"
     ):
-        lower_model(make_model(node, *tensors, inputs=inputs))
+        lower_model(make_model(node, *tensors, input_count=input_count))
 
 
 @pytest.mark.parametrize(("opset", "version"), [(17, 8), (18, 8), (20, 9), (21, 10), (23, 10)])

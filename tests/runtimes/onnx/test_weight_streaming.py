@@ -28,9 +28,9 @@ from edgeopt.runtimes.onnx.shards import Shard
 from edgeopt.runtimes.onnx.weight_streaming import WeightStream
 from runtimes.test_families import PROMPT
 
-MIB, PAGE = 2**20, 4096
-UNNAMED = " (deleted)"
-"""Suffix of the path of a mapped file that has been unlinked."""
+MIB, PAGE_BYTES = 2**20, 4096
+DELETED = " (deleted)"
+"""Suffix in /proc/self/smaps of a mapped file that has been deleted."""
 SHARDS = 3
 
 
@@ -51,7 +51,7 @@ def test_shards_match_whole_graph(engine: Engine, budget: str, read_ahead: bool)
     sharded.close()
 
 
-def test_cuts_at_cache_outputs_change_nothing(engine: Engine, tmp_path: Path) -> None:
+def test_cuts_at_cache_outputs_preserve_logits(engine: Engine, tmp_path: Path) -> None:
     shutil.copytree(engine.directory, tmp_path / "many", ignore=shutil.ignore_patterns("shard*"))
     many_shards = replace(engine, directory=tmp_path / "many")
     model = onnx.load(many_shards.directory / graph.GRAPH_FILE, load_external_data=False)
@@ -111,13 +111,13 @@ def test_first_fitting_shards_stay_resident(budget: int, resident: set[int]) -> 
 
 
 def test_recent_tokens_stay_in_memory() -> None:
-    before = resident_bytes(UNNAMED)
+    before = resident_bytes(DELETED)
     arrays = KvOffload([{"past.key", "past.key.recent"}], 0).allocate(
         dict.fromkeys(("past.key", "past.key.recent"), ((1, 1, MIB // 4, 1), np.float32))
     )
     for array in arrays.values():
         array[:] = 1
-    assert resident_bytes(UNNAMED) - before == MIB
+    assert resident_bytes(DELETED) - before == MIB
 
 
 @pytest.mark.parametrize("budget", ["0 B", "100 kB"])
@@ -126,7 +126,7 @@ def test_offloaded_cache_is_exact(engine: Engine, budget: str) -> None:
     in_memory = PortableOnnx(shards=SHARDS, kv_resident="1 GiB").open(engine, threads=1)
     assert (offloaded.logits(PROMPT) == in_memory.logits(PROMPT)).all()
     first, first_expected = (session.generate(PROMPT[:40], 8, stop_at_end=False) for session in (offloaded, in_memory))
-    second, second_expected = (  # interleaved with the first sequence; each has a cache of its own
+    second, second_expected = (  # interleaved with the first sequence; each has its own cache
         session.generate(PROMPT[7:30], 8, stop_at_end=False) for session in (offloaded, in_memory)
     )
     assert list(zip(first, second, strict=True)) == list(zip(first_expected, second_expected, strict=True))
@@ -135,20 +135,20 @@ def test_offloaded_cache_is_exact(engine: Engine, budget: str) -> None:
 
 def test_offloaded_buffers_are_released_without_loss() -> None:
     offload = KvOffload([{"x", "past.0"}, {"past.1", "past.2"}, {"past.3"}], 3 * MIB)
-    before = resident_bytes(UNNAMED)
+    before = resident_bytes(DELETED)
     arrays = offload.allocate({f"past.{n}": ((1, 1, MIB // 4, 1), np.float32) for n in range(4)})
     values = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     for number, value in enumerate(values.values()):
         value.update_inplace(np.full((1, 1, MIB // 4, 1), number, np.float32))
-    assert resident_bytes(UNNAMED) - before == MIB  # the third shard; the first two fit the budget
+    assert resident_bytes(DELETED) - before == MIB  # the third shard; the first two fit the budget
     for shard in (0, 1, 2):
         offload.prefetch_after(shard, values)
         offload.release(shard, values)
-    assert resident_bytes(UNNAMED) == before
+    assert resident_bytes(DELETED) == before
     assert [float(value.numpy().max()) for value in values.values()] == list(map(float, range(4)))
-    assert resident_bytes(UNNAMED) - before == MIB
+    assert resident_bytes(DELETED) - before == MIB
     del values, value, arrays
-    assert resident_bytes(UNNAMED) == before
+    assert resident_bytes(DELETED) == before
 
 
 def test_full_disk_is_reported_before_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_only_streamed_shards_are_released(tmp_path: Path, read_ahead: bool) -> 
         resident = []
         for shard in (0, 1, 2, 0, 1, 2):
             weights.prefetch_after(shard)
-            sum(mapped[index] for index in range(2 * MIB * shard, 2 * MIB * (shard + 1), PAGE))
+            sum(mapped[index] for index in range(2 * MIB * shard, 2 * MIB * (shard + 1), PAGE_BYTES))
             weights.release(shard)
             resident.append(resident_bytes(path))
         weights.close()
