@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         verify,
     )
     from edgeopt.errors import (
+        ApprovalPendingError,
         BuildError,
         ConfigError,
         EdgeoptError,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApprovalPendingError",
     "BuildError",
     "Champion",
     "ConfigError",

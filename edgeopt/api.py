@@ -139,7 +139,7 @@ def sweep(
     target: str | None = None,
     limits: Limits | None = None,
     overrides: Sequence[str] = (),
-    workers: int = 1,
+    workers: int | None = None,
     config_dir: str | Path | None = None,
     progress: bool = False,
 ) -> Study:
@@ -152,7 +152,7 @@ def sweep(
 
     Args:
         sweep: name of a file in sweeps/ or `config_dir`.
-        workers: processes that evaluate trials in parallel.
+        workers: processes that evaluate trials in parallel. Default: `workers` of the sweep file, or 1.
         model, target, limits, overrides, config_dir, progress: as for `run`.
 
     Raises:
@@ -249,12 +249,19 @@ def rollback(
     )
 
 
-def verify(reference: str, *, public_key: str | Path | None = None, tracking_uri: str | None = None) -> Verification:
-    """Check the files, signature and ledger of a registered version.
+def verify(
+    reference: str,
+    *,
+    public_key: str | Path | None = None,
+    folder: str | Path | None = None,
+    tracking_uri: str | None = None,
+) -> Verification:
+    """Check the files, signature and ledger of a registered version, or a pulled copy of it.
 
     Args:
         reference: `NAME/VERSION` or `NAME@ALIAS`, with or without `models:/`.
         public_key: PEM file to check the signature with.
+        folder: check the engine in this folder, which `edgeopt pull` wrote, instead of the registry's files.
         tracking_uri: MLflow tracking URI. Default: MLFLOW_TRACKING_URI, or ./mlflow.db.
 
     Returns:
@@ -264,7 +271,8 @@ def verify(reference: str, *, public_key: str | Path | None = None, tracking_uri
     from edgeopt.release.verify import verify as verify_version
 
     key = None if public_key is None else Path(public_key)
-    return verify_version(Reference.parse(reference), public_key=key, tracking_uri=tracking_uri)
+    pulled = None if folder is None else Path(folder)
+    return verify_version(Reference.parse(reference), public_key=key, folder=pulled, tracking_uri=tracking_uri)
 
 
 def load_engine(source: str | Path | None = None, *, threads: int = 0) -> LoadedEngine:
@@ -274,7 +282,7 @@ def load_engine(source: str | Path | None = None, *, threads: int = 0) -> Loaded
         `edgeopt.load_engine("models:/edgeopt@champion").generate("def read_lines(path):")`
 
     Args:
-        source: engine folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Default: the bundled model in PyTorch.
+        source: engine folder, `NAME@ALIAS` or `models:/NAME/VERSION`. Default: the bundled model in PyTorch.
         threads: compute threads; 0 for one per core.
 
     Raises:

@@ -28,13 +28,13 @@ def count(number: int, noun: str, plural: str = "") -> str:
 def status(document: Document) -> None:
     """Print the document of `edgeopt status`."""
     trials = ", ".join(f"{number} {outcome}" for outcome, number in document["outcomes"].items()) or "none yet"
-    out.print(f"study {document['study']}: {f'ended, {reason}' if (reason := document['over']) else 'running'}")
+    out.print(f"study {document['study']}: {f'ended, {reason}' if (reason := document['stop_reason']) else 'running'}")
     out.print(f"trials: {trials}; budget {document['budget']}")
-    out.print(f"lost attempts: {document['attempts_lost']}")
+    out.print(f"lost attempts: {document['lost_attempts']}")
     if document["unrecorded"]:
         out.print(f"not in MLflow yet: {count(document['unrecorded'], 'trial')}")
     out.print(f"feasible: {document['feasible']}, on the front: {document['front']}")
-    for title, key in (("stopped early or refused at", "rungs"), ("exceeded limits", "broken_limits")):
+    for title, key in (("stopped early or refused at", "rungs"), ("exceeded limits", "exceeded_limits")):
         if document[key]:
             out.print(f"{title}: " + ", ".join(f"{name} {number}" for name, number in document[key].items()))
     saved = document["saved_s"]
@@ -47,8 +47,8 @@ def status(document: Document) -> None:
     if document["spent_j"]:
         out.print(f"energy: {document['spent_j'] / 3600:.3g} Wh (estimated without a power sensor)")
     out.print(f"hypervolume: {document['hypervolume']:.4f} {_sparkline(document['hypervolumes'])}")
-    if document["left_s"] is not None:
-        out.print(f"remaining: about {document['left_s'] / 60:.0f} min")
+    if document["remaining_s"] is not None:
+        out.print(f"remaining: about {document['remaining_s'] / 60:.0f} min")
     for worker in document["workers"]:
         doing = "idle" if worker["trial"] is None else f"trial {worker['trial']}"
         out.print(f"worker {worker['worker']} ({worker['role']}): {doing}")

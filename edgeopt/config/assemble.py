@@ -256,7 +256,7 @@ def open_engine(folder: Path) -> tuple[Engine, Runtime]:
         raise InputError(
             "no such folder",
             location=str(folder),
-            hint="Use an engine folder or models:/NAME@ALIAS. `edgeopt run` rebuilds an engine that the cache evicted",
+            hint="Use an engine folder or NAME@ALIAS. `edgeopt run` rebuilds an engine that the cache evicted",
         )
     engine = Engine.read(folder)
     engine.verify()

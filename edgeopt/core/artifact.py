@@ -202,11 +202,16 @@ class Engine(Artifact):
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Create a hard link to `source` at `target`, or a copy if the file system does not support links."""
+    """Create a hard link to `source` at `target`, or a copy if the file system does not support links.
+
+    Raises FileExistsError if `target` exists: a copy would overwrite every file that is linked to it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     origin = source.resolve()
     try:
         os.link(origin, target)
+    except FileExistsError:
+        raise
     except OSError:
         import shutil  # not imported at the top, to keep the measured process small
 

@@ -9,6 +9,8 @@ from edgeopt.core.metric_text import readable
 from edgeopt.core.recipe import label
 from edgeopt.core.study_snapshot import ObjectiveSnapshot, StudySnapshot, TrialSnapshot
 
+MIN_COMPARED, MAX_COMPARED = 2, 4
+"""Number of trials in one comparison."""
 _PHRASES = {
     "size": ("smaller", "larger"),
     "latency": ("faster", "slower"),

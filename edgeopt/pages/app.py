@@ -21,7 +21,7 @@ from edgeopt.core import units
 from edgeopt.core.metric_text import explain, readable
 from edgeopt.core.recipe import label
 from edgeopt.core.study_snapshot import ObjectiveSnapshot, StudySnapshot, TrialSnapshot
-from edgeopt.core.study_summary import recommended, summary
+from edgeopt.core.study_summary import MAX_COMPARED, MIN_COMPARED, recommended, summary
 from edgeopt.errors import EdgeoptError, InputError
 from edgeopt.pages import comparison
 from edgeopt.pages.sources import Source, Study
@@ -157,8 +157,8 @@ def _study(source: Source, request: Request, ui: str) -> Mapping[str, Any]:
         "query": dict(query),
         "describe_outcome": partial(report.describe_outcome, snapshot),
         "kind": kind_of,
-        "min_trials": comparison.MIN_TRIALS,
-        "max_trials": comparison.MAX_TRIALS,
+        "min_trials": MIN_COMPARED,
+        "max_trials": MAX_COMPARED,
     }
 
 
@@ -188,9 +188,9 @@ def _sorted_trials(study: Study, metric: str, *, descending: bool, feasible_only
 
 def _compare(source: Source, request: Request, _: str) -> Mapping[str, Any]:
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
-    if not comparison.MIN_TRIALS <= len(ids) <= comparison.MAX_TRIALS:
+    if not MIN_COMPARED <= len(ids) <= MAX_COMPARED:
         raise InputError(
-            f"a comparison needs {comparison.MIN_TRIALS} to {comparison.MAX_TRIALS} trials, got {len(ids)}",
+            f"a comparison needs {MIN_COMPARED} to {MAX_COMPARED} trials, got {len(ids)}",
             hint="Select trials on the page of a study",
         )
     trials = [source.trial(run_id) for run_id in ids]

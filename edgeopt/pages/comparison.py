@@ -10,7 +10,6 @@ from edgeopt.core import units
 from edgeopt.core.result import Measurement
 from edgeopt.pages.sources import Table, Trial
 
-MIN_TRIALS, MAX_TRIALS = 2, 4
 _RECIPE_SECTIONS = ("model", "step", "runtime", "target", "measure")
 _TARGET = "_target_"
 

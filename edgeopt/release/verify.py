@@ -1,4 +1,4 @@
-"""Verify one registered version: its files, its signature, and the model's ledger."""
+"""Verify one registered version or a copy of it: its files, its signature, and the model's ledger."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def verify(
     *,
     public_key: Path | None = None,
     destination: Path | None = None,
+    folder: Path | None = None,
     tracking_uri: str | None = None,
 ) -> Verification:
     """Run every check on a version. Raises InputError if the version does not exist.
@@ -62,13 +63,19 @@ def verify(
     Args:
         public_key: key that must have signed the version. Default: the signature is not checked.
         destination: folder for a download. Default: a temporary folder, or no download from a local store.
+        folder: check the engine in this folder, which `edgeopt pull` wrote, instead of the registry's files.
     """
     with registry.connect(tracking_uri) as client:
         version = reference.find(client)
         checks = [_check_ledger(reference.name, tracking_uri)]
         engine = None
         try:
-            engine = registry.fetch_engine(version, destination)
+            if folder is None:
+                engine = registry.fetch_engine(version, destination)
+            else:
+                pulled = Engine.read(folder)
+                registry.require_registered(pulled, version)
+                engine = pulled
         except EdgeoptError as error:
             checks.append(GateVerdict(gate="bytes", passed=False, evidence=str(error)))
         else:

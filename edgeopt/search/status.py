@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgeopt.core.study_snapshot import OUTCOMES
@@ -13,35 +15,80 @@ from edgeopt.search.storage.trial import ENDED_STATES, EVALUATED_STATES, Trial
 from edgeopt.search.study import Study
 
 
-def collect_status(study: Study) -> dict[str, Any]:
-    """Return the document of `edgeopt status`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """A worker and the number of the trial that it evaluates; None while it waits for one."""
 
-    Seconds and joules are totals over all trials and workers. `trials` counts trials by state, `outcomes` by the words
-    of `OUTCOMES`.
+    worker: str
+    role: str
+    trial: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStatus:
+    """Progress of a study. Seconds and joules are totals over all trials and workers.
+
+    Attributes:
+        stop_reason: why the search ended; empty while it continues.
+        trials: number of trials by state.
+        outcomes: number of trials by outcome, in the words of `OUTCOMES`.
+        unrecorded: number of ended trials that are not in MLflow yet.
+        budget: number of trials to evaluate.
+        rungs: number of trials that ended early, by rung.
+        exceeded_limits: number of trials that exceed each limit, by metric.
+        lost_attempts: number of attempts that ended without a result.
+        saved_s: seconds saved, by `prediction`, `rungs` and `cache`.
+        remaining_s: predicted seconds until the budget is used up; None after the end and before the first trial ended.
     """
+
+    study: str
+    stop_reason: str
+    workers: tuple[WorkerStatus, ...]
+    trials: Mapping[str, int]
+    outcomes: Mapping[str, int]
+    unrecorded: int
+    budget: int
+    feasible: int
+    front: int
+    rungs: Mapping[str, int]
+    exceeded_limits: Mapping[str, int]
+    lost_attempts: int
+    spent_s: float
+    spent_j: float
+    saved_s: Mapping[str, float]
+    hypervolume: float
+    remaining_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status in plain JSON types, as `edgeopt status --json` prints it."""
+        return asdict(self)
+
+
+def collect_status(study: Study) -> StudyStatus:
+    """Return the progress of a study."""
     trials, workers, ranking = study.trials(), study.storage.active_workers(), study.ranking
     running = {trial.worker: trial.number for trial in trials if trial.state == "running"}
     evaluated = [trial for trial in trials if trial.state in EVALUATED_STATES]
     stop_reason, front = study.stop_reason(), ranking.front(trials)
-    return {
-        "study": study.name,
-        "over": stop_reason,
-        "workers": [{"worker": w.worker, "role": w.role, "trial": running.get(w.worker)} for w in workers],
-        "trials": dict(Counter(trial.state for trial in trials)),
-        "outcomes": _count_outcomes(study, trials),
-        "unrecorded": len(study.unrecorded()),
-        "budget": study.search.trials,
-        "feasible": _count_feasible(trials),
-        "front": len(front),
-        "rungs": dict(Counter(t.summary.refused for t in trials if t.summary is not None and t.summary.refused)),
-        "broken_limits": _count_exceeded_limits(trials),
-        "attempts_lost": _count_lost_attempts(trials),
-        "spent_s": total_spent_s(trials),
-        "spent_j": total_spent_j(trials),
-        "saved_s": _saved_s(trials),
-        "hypervolume": ranking.hypervolume(trials, front),
-        "left_s": None if stop_reason else _remaining_s(study, evaluated, max(1, len(workers))),
-    }
+    return StudyStatus(
+        study=study.name,
+        stop_reason=stop_reason,
+        workers=tuple(WorkerStatus(worker=w.worker, role=w.role, trial=running.get(w.worker)) for w in workers),
+        trials=dict(Counter(trial.state for trial in trials)),
+        outcomes=_count_outcomes(study, trials),
+        unrecorded=len(study.unrecorded()),
+        budget=study.search.trials,
+        feasible=_count_feasible(trials),
+        front=len(front),
+        rungs=dict(Counter(t.summary.refused for t in trials if t.summary is not None and t.summary.refused)),
+        exceeded_limits=_count_exceeded_limits(trials),
+        lost_attempts=_count_lost_attempts(trials),
+        spent_s=total_spent_s(trials),
+        spent_j=total_spent_j(trials),
+        saved_s=_saved_s(trials),
+        hypervolume=ranking.hypervolume(trials, front),
+        remaining_s=None if stop_reason else _remaining_s(study, evaluated, max(1, len(workers))),
+    )
 
 
 def progress_metrics(study: Study, last: Trial) -> tuple[dict[str, float], int]:

@@ -24,8 +24,8 @@ def verified_engine(source: str | Path | None) -> Iterator[tuple[Engine, Runtime
     """Yield a verified engine with its runtime. The cache does not evict the engine inside the block.
 
     Args:
-        source: an engine folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None is the bundled reference model
-            in PyTorch.
+        source: an engine folder, `NAME@ALIAS` or `models:/NAME/VERSION`. An existing folder takes precedence. None is
+            the bundled reference model in PyTorch.
     """
     if source is None:
         with _bundled_engine() as folder:
@@ -37,7 +37,7 @@ def verified_engine(source: str | Path | None) -> Iterator[tuple[Engine, Runtime
 
 
 def _resolve(source: str) -> Path:
-    if source.startswith("models:/"):
+    if source.startswith("models:/") or ("@" in source and not Path(source).exists()):
         from edgeopt.release.registry import client as registry
         from edgeopt.tracking import server
 

@@ -191,20 +191,20 @@ class OpenStudy:
         """
         from edgeopt.tracking.report import SearchStatistics
 
-        snapshot, status_document = self.snapshot(), collect_status(self.study)
+        snapshot, study_status = self.snapshot(), collect_status(self.study)
         statistics = SearchStatistics(
             hypervolumes=self.study.hypervolume_history(),
             importance=self._importance(),
-            spent_s=status_document["spent_s"],
-            spent_j=status_document["spent_j"],
-            saved_s=status_document["saved_s"],
+            spent_s=study_status.spent_s,
+            spent_j=study_status.spent_j,
+            saved_s=study_status.saved_s,
         )
         try:
             self.recorder.release(self.name, [trial.number for trial in snapshot.front])
             self.recorder.close_study(snapshot, status=status, statistics=statistics)
         except TrackingError as error:
             raise TrackingError(
-                f"the front and {status_document['unrecorded']} trials are stored locally and not in MLflow yet: "
+                f"the front and {study_status.unrecorded} trials are stored locally and not in MLflow yet: "
                 f"{error.message}",
                 location=error.location,
                 hint=f"Once it answers, send them: edgeopt sync {self.name}",

@@ -83,8 +83,8 @@ class SweepWatcher:
         from edgeopt.search.storage.trial import EVALUATED_STATES
 
         status = collect_status(self._study)
-        left = "" if status["left_s"] is None else f"{status['left_s'] / 60:.0f} min left"
-        done = sum(status["trials"].get(state, 0) for state in EVALUATED_STATES)
+        left = "" if status.remaining_s is None else f"{status.remaining_s / 60:.0f} min left"
+        done = sum(status.trials.get(state, 0) for state in EVALUATED_STATES)
         self._bar.update(self._task, completed=done, left=left, best=self._best())
 
     def _best(self) -> str:

@@ -19,7 +19,7 @@ from edgeopt.release.copy import copy
 from edgeopt.release.promote import promote
 from edgeopt.release.pull import pull
 from edgeopt.release.registry import client as registry
-from edgeopt.release.verify import verify
+from edgeopt.release.verify import Verification, verify
 from edgeopt.tracking import server
 
 from .conftest import FinishedStudy
@@ -94,6 +94,26 @@ def test_pulled_engine_has_recorded_measurements(study: FinishedStudy, tmp_path:
         pull(reference(study, "@champion"), tmp_path / "device" / "engine", tracking_uri=study.uri)
 
 
+def test_pulled_copy_is_verified_against_registry(study: FinishedStudy, tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path)
+    promote(**study.arguments(private_key=private))
+    folder = pull(reference(study, "@champion"), tmp_path / "engine", tracking_uri=study.uri).engine.directory
+
+    def verify_copy(version: str) -> Verification:
+        return verify(reference(study, version), public_key=public, folder=folder, tracking_uri=study.uri)
+
+    assert verify_copy("@champion").require().directory == folder
+    with pytest.raises(GateError, match=r"bytes: .* the engine must be the one that was registered"):
+        verify_copy("/1").require()
+    (file,) = (folder / record.path for record in Engine.read(folder).files if record.path.endswith(".npy"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.unlink()  # the registry's file may be linked to it
+    file.write_bytes(content)
+    with pytest.raises(GateError, match=r"bytes: .* the file was modified"):
+        verify_copy("@champion").require()
+
+
 def test_pull_warns_about_different_evaluation_text(study: FinishedStudy, tmp_path: Path) -> None:
     promote(**study.arguments())
     pulled = pull(reference(study, "@champion"), tmp_path / "engine", tracking_uri=study.uri)
@@ -102,5 +122,5 @@ def test_pull_warns_about_different_evaluation_text(study: FinishedStudy, tmp_pa
     for text in (own_text, trial_text):
         assert f"{text.name} (sha256 {text.digest[:12]}…)" in warning
     assert replace(pulled, recorded_text=own_text.summary()).text_warning(own_text) == ""
-    assert "unknown" in replace(pulled, recorded_text={}).text_warning(own_text)
+    assert "unknown" in replace(pulled, recorded_text=None).text_warning(own_text)
     assert replace(pulled, recorded=()).text_warning(own_text) == ""

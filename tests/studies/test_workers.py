@@ -38,7 +38,7 @@ def test_two_workers_share_a_sweep(folder: Path) -> None:
     assert 0 < parent.data.metrics["progress/hypervolume"] <= 1
     code, status, err = ended(start(folder, "status"))
     assert code == 0, err
-    assert status["over"] == "budget of 5 trials reached"
+    assert status["stop_reason"] == "budget of 5 trials reached"
     assert status["trials"] == {"finished": 5}
     assert status["workers"] == []
     assert len(status["hypervolumes"]) == 5

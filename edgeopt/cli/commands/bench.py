@@ -9,12 +9,12 @@ from edgeopt.cli.commands import arguments as shared
 from edgeopt.cli.commands.outcome import Document, Outcome
 
 SUMMARY = "Measure an engine folder or a registered model"
-EXAMPLE = "edgeopt bench --engine models:/edgeopt@champion"
+EXAMPLE = "edgeopt bench --engine edgeopt@champion"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.overrides(parser)
-    parser.add_argument("--engine", required=True, help="engine folder or models:/NAME@ALIAS")
+    parser.add_argument("--engine", required=True, help="engine folder, NAME@ALIAS or models:/NAME/VERSION")
 
 
 def execute(args: argparse.Namespace) -> Outcome:

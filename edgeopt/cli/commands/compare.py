@@ -10,7 +10,6 @@ from edgeopt.cli.commands.outcome import Document, Outcome
 SUMMARY = "Compare two to four trials of a study: parameters, metrics and intervals"
 EXAMPLE = "edgeopt compare 5 8"
 BRIEF = True
-MIN_TRIALS, MAX_TRIALS = 2, 4
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +20,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> Outcome:
+    from edgeopt.core.study_summary import MAX_COMPARED, MIN_COMPARED
     from edgeopt.errors import ConfigError, InputError
     from edgeopt.studies.open_study import OpenStudy
 
     numbers = list(dict.fromkeys(args.trials))
-    if not MIN_TRIALS <= len(numbers) <= MAX_TRIALS:
+    if not MIN_COMPARED <= len(numbers) <= MAX_COMPARED:
         raise ConfigError(
-            f"`TRIAL` must name {MIN_TRIALS} to {MAX_TRIALS} different trials, got {len(numbers)}", location="TRIAL"
+            f"`TRIAL` must name {MIN_COMPARED} to {MAX_COMPARED} different trials, got {len(numbers)}", location="TRIAL"
         )
     opened = OpenStudy.find(args.study, args.state, args.store)
     snapshot = opened.snapshot()

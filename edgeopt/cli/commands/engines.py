@@ -10,5 +10,5 @@ def argument(parser: argparse.ArgumentParser) -> None:
         "engine",
         nargs="?",
         metavar="ENGINE",
-        help="engine folder or models:/NAME@ALIAS (default: the bundled model in PyTorch)",
+        help="engine folder, NAME@ALIAS or models:/NAME/VERSION (default: the bundled model in PyTorch)",
     )

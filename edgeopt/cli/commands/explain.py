@@ -14,7 +14,7 @@ BRIEF = True
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trial", type=int, metavar="TRIAL", help="number of the trial")
-    shared.study(parser)
+    shared.study(parser, option=True)
 
 
 def execute(args: argparse.Namespace) -> Outcome:

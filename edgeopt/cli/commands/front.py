@@ -38,6 +38,8 @@ def show(document: Document) -> None:
         document["trials"],
         key=lambda t: (_ORDER[t["state"]], t["pareto_rank"] or 10**6, not t["feasible"], t["number"]),
     )
+    waiting = [trial for trial in trials if trial["state"] == "waiting"]
+    trials = [trial for trial in trials if trial["state"] != "waiting"]
     shown = trials[: max(SHOWN, len(document["front"]))]
     params = list(dict.fromkeys(name for trial in shown for name in trial["params"]))
     table = Table(
@@ -64,6 +66,8 @@ def show(document: Document) -> None:
     display.out.print(table)
     if len(trials) > len(shown):
         display.out.print(f"{len(trials) - len(shown)} more trials: edgeopt front {document['study']} --json")
+    if waiting:
+        display.out.print(f"waiting: {display.count(len(waiting), 'trial')}")
     for trial in shown:
         if trial["failure"]:
             reason = " ".join(trial["failure"].split())[:_REASON_CHARACTERS]

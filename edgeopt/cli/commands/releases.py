@@ -29,18 +29,19 @@ def show(document: Document) -> None:
 
     from edgeopt.cli import display
 
-    table = Table(title=f"{document['model']}: {display.count(len(document['versions']), 'version')}")
-    for column in ("version", "aliases", "trial", "recipe", "engine", "registered by", "approved by", "signed"):
-        table.add_column(column, overflow="fold")
+    title = f"{document['model']}: {display.count(len(document['versions']), 'version')}"
+    table = Table(title=title, padding=(0, 0), pad_edge=False)
+    for column in ("version", "aliases", "trial", "recipe", "engine", "registered\nby", "approved\nby", "signed"):
+        table.add_column(column, no_wrap=True)
     for version in document["versions"]:
         table.add_row(
             version["version"],
-            ", ".join(version["aliases"]),
+            "\n".join(version["aliases"]),
             version["trial"],
-            version["recipe"],
-            f"{version['digest'][:12]}…",
+            version["recipe"].replace(" → ", "\n→ "),
+            f"{version['digest'][:8]}…",
             version["registered_by"],
-            ", ".join(version["approved_by"]),
+            "\n".join(version["approved_by"]),
             "yes" if version["signed"] else "no",
         )
     display.out.print(table)

@@ -10,7 +10,7 @@ from edgeopt.cli.commands.outcome import Document, Outcome
 from edgeopt.errors import ConfigError
 
 SUMMARY = "Serve an engine over HTTP with the OpenAI API"
-EXAMPLE = "edgeopt serve models:/edgeopt@champion"
+EXAMPLE = "edgeopt serve edgeopt@champion"
 SWITCH_INTERVAL_S = 0.0005
 """Interval of `sys.setswitchinterval`. The default of 5 ms would delay each token."""
 

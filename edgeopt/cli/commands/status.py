@@ -26,7 +26,7 @@ def execute(args: argparse.Namespace) -> Outcome:
 
     study = OpenStudy.find(args.study, args.state, args.store, reporter=display.REPORTER).study
     while True:
-        document = {**collect_status(study), "hypervolumes": study.hypervolume_history()}
+        document = {**collect_status(study).to_json(), "hypervolumes": study.hypervolume_history()}
         if not args.watch or (study.is_complete() and not document["workers"]):
             return Outcome(document=document)
         if args.json:

@@ -171,6 +171,12 @@ def fetch_engine(version: ModelVersion, destination: Path | None = None) -> Engi
         message = f"the artifacts of {uri} cannot be fetched ({first_line(error)})"
         raise InputError(message, location="uri", hint="Register an engine with `edgeopt promote`") from error
     engine = Engine.read(engine_folder(folder))
+    require_registered(engine, version)
+    return engine
+
+
+def require_registered(engine: Engine, version: ModelVersion) -> None:
+    """Raise InputError unless the files of `engine` are those that were registered as `version`."""
     engine.verify()
     for name, tag, actual in (
         ("digest", tags.ENGINE_DIGEST, engine.digest),
@@ -179,11 +185,11 @@ def fetch_engine(version: ModelVersion, destination: Path | None = None) -> Engi
         expected = version.tags.get(tag, actual)
         if actual != expected:
             raise InputError(
-                f"the engine of {uri} is not the one that was registered: its {name} is {actual}, not {expected}",
+                f"the engine must be the one that was registered as {version.name}/{version.version}: "
+                f"its {name} is {actual}, not {expected}",
                 location=str(engine.directory),
                 hint="Use another version, and find out who changed this one",
             )
-    return engine
 
 
 def engine_folder(model_folder: Path) -> Path:

@@ -104,7 +104,7 @@ def test_worker_stops_cleanly_when_server_stays_down(tmp_path: Path) -> None:
         run_worker(context)
     trials = context.study.trials()
     assert [trial.state for trial in trials] == ["finished"] * 4, "the sweep continued to its end"
-    assert collect_status(context.study)["unrecorded"] == sum(not trial.recorded for trial in trials) > 0
+    assert collect_status(context.study).unrecorded == sum(not trial.recorded for trial in trials) > 0
     messages = context.watcher.messages  # type: ignore[attr-defined]
     assert len(messages) == 1, "a failure is reported once"
     assert "http://server: MLflow does not answer" in messages[0]
