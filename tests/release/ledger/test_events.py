@@ -43,7 +43,7 @@ HOLDER = Holder(host="h", machine="m", process="1:1")
             Moved(aliases={"champion": ("1", "2"), "smallest": (None, "2")}),
             "moved champion from 1 to 2, smallest from nothing to 2",
         ),
-        (Posted(entry="d", url="https://user:secret@x/hook", delivered=True), "notified https://***@x/hook"),
+        (Posted(entry="d", url="https://user:secret@x/hook", delivered=True), "notified https://user:***@x/hook"),
         (Posted(entry="d", url="https://x", delivered=False), "failed to notify a webhook"),
         (Ended(action="rollback", outcome="done"), "ended rollback, done"),
     ],
