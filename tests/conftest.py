@@ -22,7 +22,7 @@ settings.load_profile("edgeopt")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROSE = "def read(path):\n    return open(path).read()\n\nThe quick brown fox jumps over the lazy dog. "
-LONG_FIXTURES = {"folder", "swept", "served", "study"}
+LONG_FIXTURES = {"folder", "swept", "served", "study", "reference_study"}
 """Fixtures of the longest tests, which run a sweep, a server or a promotion."""
 
 

@@ -249,7 +249,7 @@ def test_missing_reference_error_lists_existing_names(study: FinishedStudy, uri:
 def test_changed_registered_engine_is_refused(study: FinishedStudy, damageable_trial: TrialSnapshot) -> None:
     promote(**study.arguments(trials=[damageable_trial], study=study.policy.model))
     reseal(model_folder(study, damageable_trial))
-    with pytest.raises(InputError, match="not the one that was registered"):
+    with pytest.raises(InputError, match="must be the one that was registered"):
         registry.resolve(f"models:/{study.policy.model}@champion", study.uri)
 
 

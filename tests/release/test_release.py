@@ -191,7 +191,7 @@ def test_verify_names_damaged_file_moved_alias_swapped_version(
     swapped = study.versions()[2].tags[tags.ENGINE_DIGEST]
     study.client.set_model_version_tag(study.policy.model, "4", tags.ENGINE_DIGEST, swapped)
     with pytest.raises(
-        GateError, match=r"version 4 has another engine digest.*bytes: .*not the one that was registered"
+        GateError, match=r"version 4 has another engine digest.*bytes: .*must be the one that was registered"
     ):
         verify(reference(study, "/4"), tracking_uri=study.uri).require()
 

@@ -140,7 +140,7 @@ def test_engines_with_different_manifests_are_separate(
 ) -> None:
     plain, other = (built(tmp_path / name, seed) for name in ("plain", "other"))
     assert other.engine is not None
-    engine = Engine.read(Path(other.engine["directory"]))
+    engine = Engine.read(Path(other.engine.directory))
     made_by = {**engine.made_by, "opened": "in another way"}
     other = replace(
         other, engine=Engine.seal(engine.directory, format=engine.format, spec=engine.spec, made_by=made_by).summary()

@@ -171,7 +171,7 @@ def test_patience_starts_at_the_first_failure(tmp_path: Path) -> None:
 
 def cached_result(cache: StageCache) -> tuple[Path, TrialResult]:
     folder = cache.get_or_create_stage("engine", "one", lambda d: (d / "weights").write_text("w") and None).folder  # type: ignore[func-returns-value]
-    engine = {"directory": str(folder), "digest": "d", "size_bytes": 1}
+    engine = {"directory": str(folder), "digest": "d", "manifest_sha256": "m", "size_bytes": 1}
     return folder, replace(samples.result(), engine=engine)
 
 

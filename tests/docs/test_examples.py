@@ -1,4 +1,4 @@
-"""Run every console and Python block of README.md and the quickstart, and check the README's length and all links."""
+"""Run the code blocks of README.md and the quickstart and both notebooks; check the README's length and all links."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from edgeopt.cli import main
 
@@ -17,6 +20,7 @@ from .conftest import DOCS, QUICK, ROOT, TIMEOUT_S, Block, blocks
 PAGES = (ROOT / "README.md", DOCS / "quickstart.md")
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 RUNNABLE = [block for block in BLOCKS if block.language in ("console", "python") and not block.skip_reason]
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 LANGUAGES = ("console", "python", "text", "yaml")
 QUICK_SWEEP = f"""
 import edgeopt, edgeopt.api
@@ -127,3 +131,24 @@ def test_internal_links_resolve(page: Path) -> None:
         link for link in INTERNAL_LINK.findall(text) if "generated/" not in link and not (page.parent / link).exists()
     ]
     assert not missing
+
+
+def test_both_notebooks_exist() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["first_sweep", "from_front_to_release"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_stores_no_outputs(path: Path) -> None:
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_executes(path: Path, workspace: Path, environment: dict[str, str]) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": str(workspace)}})
+    with mock.patch.dict("os.environ", environment, clear=True):
+        client.execute()
+    errors = [o for cell in notebook.cells for o in cell.get("outputs", ()) if o.output_type == "error"]
+    assert not errors
