@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.mlflow_server import MlflowServer
 from support.postgresql import Postgres
-from support.sweeping import prepare
+from support.sweeping import STUDY, prepare
 
 from edgeopt.core import mlflow_tags as tags
 
@@ -143,7 +143,7 @@ def test_version_is_verified_pulled_and_rolled_back(stack: Stack, swept: dict[st
 
 
 def test_dominated_engine_can_be_rebuilt(stack: Stack, swept: dict[str, Any]) -> None:
-    assert stack.run("gc", "kill", "--dry-run")["released"] == []
+    assert stack.run("gc", STUDY, "--dry-run")["released"] == []
     dominated = [t for t in swept["trials"] if t["feasible"] and t["number"] not in swept["front"]]
     assert dominated, "the tiny sweep has dominated trials"
     rebuilt = stack.run("rebuild", dominated[0]["run_id"])
@@ -171,4 +171,4 @@ def test_runs_have_datasets_and_tables(stack: Stack, swept: dict[str, Any], monk
     assert {i.tags[0].value for i in run.inputs.dataset_inputs} == {"calibration", "evaluation"}
     tables = {file.path for file in client.list_artifacts(run.info.run_id, "tables")}
     assert {"tables/checks.json", "tables/layers.json", "tables/samples.json", "tables/worst_documents.json"} <= tables
-    assert run.data.tags[tags.STUDY] == "kill"
+    assert run.data.tags[tags.STUDY] == STUDY

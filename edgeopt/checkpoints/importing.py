@@ -15,7 +15,7 @@ from edgeopt.core.model_spec import ModelSpec
 from edgeopt.core.protocols import ModelSource
 from edgeopt.errors import InputError
 
-CARRIED_FILES = (*tokenizer.FILES, "generation_config.json")
+COPIED_FILES = (*tokenizer.FILES, "generation_config.json")
 """Files that checkpoints and engines copy unchanged from their model."""
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -70,7 +70,7 @@ def import_checkpoint(folder: Path, directory: Path) -> Checkpoint:
     for path in weights:
         check_safetensors(path)
     tokenizer.load(folder)
-    for path in [folder / "config.json", *weights, *(folder / name for name in CARRIED_FILES)]:
+    for path in [folder / "config.json", *weights, *(folder / name for name in COPIED_FILES)]:
         if path.is_file():
             (directory / path.name).symlink_to(path.resolve())
     return Checkpoint.seal(directory, format=Checkpoint.FORMAT, spec=spec, made_by={"source": str(folder)})
@@ -106,9 +106,9 @@ def spec_of(folder: Path) -> ModelSpec:
         raise InputError(f"the file is not valid JSON ({error})", location=str(config), hint="Copy it again") from error
 
 
-def carried_bytes(folder: Path) -> int:
-    """Return the total size of the `CARRIED_FILES` in a model folder."""
-    return sum((folder / name).stat().st_size for name in CARRIED_FILES if (folder / name).is_file())
+def copied_bytes(folder: Path) -> int:
+    """Return the total size of the `COPIED_FILES` in a model folder."""
+    return sum((folder / name).stat().st_size for name in COPIED_FILES if (folder / name).is_file())
 
 
 def check_safetensors(path: Path) -> None:

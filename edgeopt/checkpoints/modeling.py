@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.checkpoints import quantized_matrix, safetensors_io
-from edgeopt.checkpoints.importing import CARRIED_FILES
+from edgeopt.checkpoints.importing import COPIED_FILES
 from edgeopt.core.artifact import link_file
 from edgeopt.core.model_spec import EMBEDDING, LM_HEAD, UNITS, LayerSpec, ModelSpec
 from edgeopt.errors import InputError, StepError
@@ -129,7 +129,7 @@ def save(
         weights.pop("lm_head.weight", None)
     safetensors_io.write(weights, directory / WEIGHTS)
     write_config(network.config.to_dict(), spec, directory)
-    copy_carried_files(source.directory, directory)
+    copy_model_files(source.directory, directory)
 
 
 def write_config(config: Mapping[str, Any], spec: ModelSpec, directory: Path) -> None:
@@ -156,9 +156,9 @@ def input_ranges(checkpoint: Checkpoint) -> dict[str, tuple[float, int]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def copy_carried_files(source: Path, directory: Path) -> None:
+def copy_model_files(source: Path, directory: Path) -> None:
     """Copy the tokenizer and the generation settings from one model folder to another."""
-    for name in CARRIED_FILES:
+    for name in COPIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 

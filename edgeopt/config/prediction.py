@@ -30,15 +30,15 @@ def predict_trial(request: Request, params: Params) -> Prediction:
         target = parse.instantiate_group(config, "target")
         runtime = parse.instantiate_group(config, "runtime")
         recipe = parse.recipe(config)
-        original, carried_bytes = _model_sizes(canonical_json(config["model"]))
+        original, copied_bytes = _model_sizes(canonical_json(config["model"]))
         steps = [(name, instantiate(step, f"step.{name}")) for name, step in recipe.steps]
         plan = pipeline.plan(steps, runtime, original)
     except EdgeoptError as error:
         failure = Failure(stage="plan", kind=type(error).__name__, message=str(error))
         return Prediction(result=replace(empty, failure=failure))
     emulated = target.is_emulated_by(this_machine())
-    predictions = plan.runtime.predict(plan.spec, target, carried_bytes=carried_bytes)
-    uncompressed = plan.runtime.baseline.predict(original, target, carried_bytes=carried_bytes)
+    predictions = plan.runtime.predict(plan.spec, target, copied_bytes=copied_bytes)
+    uncompressed = plan.runtime.baseline.predict(original, target, copied_bytes=copied_bytes)
     return Prediction(
         result=replace(empty, recipe=recipe.summary(), predictions=predictions, emulated=emulated, target=target.name),
         expected_error=expected_error([step for _, step in steps], plan.specs),
@@ -50,4 +50,4 @@ def predict_trial(request: Request, params: Params) -> Prediction:
 def _model_sizes(config_json: str) -> tuple[ModelSpec, int]:
     """Return the model spec of a source, and the bytes of the files that its engines copy; read once per process."""
     folder = instantiate(json.loads(config_json), "model").locate()
-    return importing.spec_of(folder), importing.carried_bytes(folder)
+    return importing.spec_of(folder), importing.copied_bytes(folder)

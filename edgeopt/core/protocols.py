@@ -193,7 +193,7 @@ class Runtime(Protocol):
         """Raise ConfigError if this runtime does not support the model. The pipeline calls it before any work."""
         ...
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         """Return metrics of an engine by arithmetic, each with an interval. Limits are judged by this interval.
 
         Metrics that the runtime cannot predict are omitted. The call takes milliseconds.
@@ -201,7 +201,7 @@ class Runtime(Protocol):
         Args:
             spec: model to build.
             target: device and run settings.
-            carried_bytes: size of the files that an engine copies from its model, such as the tokenizer.
+            copied_bytes: size of the files that an engine copies from its model, such as the tokenizer.
         """
         ...
 
@@ -239,7 +239,7 @@ class DeviceBound(Protocol):
 class SupportsBreakdown(Protocol):
     """Runtime that predicts the size of each part of an engine by arithmetic."""
 
-    def breakdown(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
+    def breakdown(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> Mapping[str, int]:
         """Return bytes by part: parts on disk and their sum, then parts in memory and their sum.
 
         The arguments are those of `Runtime.predict`.

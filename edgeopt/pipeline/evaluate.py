@@ -98,8 +98,8 @@ class _Evaluation:
             planned = plan(job.steps, job.runtime, original.spec)
             self.job = job = replace(job, runtime=planned.runtime)
             self.result = replace(self.result, notes=planned.notes)
-            carried_bytes = importing.carried_bytes(original.directory)
-            self._add_predictions(job.runtime.predict(planned.spec, job.target, carried_bytes=carried_bytes))
+            copied_bytes = importing.copied_bytes(original.directory)
+            self._add_predictions(job.runtime.predict(planned.spec, job.target, copied_bytes=copied_bytes))
         yield PREDICTION
         if build_only or is_device_missing(job.runtime):
             engine = self._build(self._compress(original))

@@ -42,7 +42,7 @@ def predict_size_from_weights(
     weights_error_bytes: float,
     metadata_bytes: float,
     max_metadata_factor: int,
-    carried_bytes: int,
+    copied_bytes: int,
 ) -> Measurement:
     """Return the predicted size of all files of an engine whose metadata is known less precisely than its weights.
 
@@ -51,9 +51,9 @@ def predict_size_from_weights(
         metadata_bytes: typical size of names, shapes and vocabulary. The lower bound assumes 0, so that metadata alone
             never exceeds a limit.
         max_metadata_factor: the upper bound assumes this multiple of `metadata_bytes`.
-        carried_bytes: size of the files copied from the model, such as the tokenizer.
+        copied_bytes: size of the files copied from the model, such as the tokenizer.
     """
-    known_bytes = weights_bytes + carried_bytes + adapters_bytes(spec)
+    known_bytes = weights_bytes + copied_bytes + adapters_bytes(spec)
     return predict_size(
         known_bytes + metadata_bytes,
         low_bytes=known_bytes - weights_error_bytes,

@@ -45,7 +45,7 @@ class Torch:
                 hint="Use runtime=genai",
             )
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:

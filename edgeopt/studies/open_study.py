@@ -61,7 +61,7 @@ class OpenStudy:
     reporter: Reporter = field(default_factory=SilentReporter)
 
     @classmethod
-    def of(
+    def from_config(
         cls,
         request: Request,
         config: Config,
@@ -132,7 +132,7 @@ class OpenStudy:
         )
         config = {**sweep["config"], "state": str(state)}
         return replace(
-            cls.of(request, config, store=url, metrics=sweep.get("metrics"), reporter=reporter),
+            cls.from_config(request, config, store=url, metrics=sweep.get("metrics"), reporter=reporter),
             tracking_uri=None if "***" in uri else uri,  # a stored URI has its password redacted
             promoted=sweep.get("promoted"),
         )

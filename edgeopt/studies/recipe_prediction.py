@@ -78,7 +78,7 @@ class RecipePrediction:
             "parameters": self.parameters,
             "tier": self.tier,
             "breakdown": dict(self.breakdown),
-            "figures": {
+            "predictions": {
                 m.metric: {"value": m.value, "low": m.low, "high": m.high, "unit": m.unit} for m in self.predictions
             },
             "limits": [
@@ -109,8 +109,8 @@ def predict_recipe(request: Request) -> RecipePrediction:
     folder = job.source.locate()
     planned = plan(job.steps, job.runtime, importing.spec_of(folder))
     runtime, spec = planned.runtime, planned.spec
-    carried = importing.carried_bytes(folder)
-    predictions = runtime.predict(spec, job.target, carried_bytes=carried)
+    copied_bytes = importing.copied_bytes(folder)
+    predictions = runtime.predict(spec, job.target, copied_bytes=copied_bytes)
     if not predictions:
         raise ConfigError(
             f"{type(runtime).__name__} cannot predict an engine with these settings",
@@ -125,7 +125,7 @@ def predict_recipe(request: Request) -> RecipePrediction:
     )
     breakdown: Mapping[str, int] = {}
     if isinstance(runtime, SupportsBreakdown):
-        breakdown = runtime.breakdown(spec, job.target, carried_bytes=carried)
+        breakdown = runtime.breakdown(spec, job.target, copied_bytes=copied_bytes)
     return RecipePrediction(
         recipe=str(job.recipe),
         target=job.target.name,

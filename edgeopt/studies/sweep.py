@@ -61,7 +61,7 @@ def run_sweep(request: Request, reporter: Reporter) -> SweepResult:
         raise ConfigError(
             f"`workers` must be a positive integer, got {workers!r}", location="workers", hint="Give 1 or more"
         )
-    study = OpenStudy.of(request, config, reporter=reporter)
+    study = OpenStudy.from_config(request, config, reporter=reporter)
     with _prepared_search(study, workers) as search:
         _check(study)
         recorder, policy = study.recorder, study.sweep_policy()

@@ -59,7 +59,7 @@ def seal(model: Path, directory: Path, tool: str) -> None:
     from edgeopt.runtimes.genai.layout import GENERATION_GRAPH, SCORING_GRAPH
     from edgeopt.runtimes.genai.runtime import Genai
 
-    modeling.copy_carried_files(model, directory)
+    modeling.copy_model_files(model, directory)
     graph_passes.split_scoring(directory / GENERATION_GRAPH, directory / SCORING_GRAPH)
     made_by = {"runtime": to_config(Genai()), "recipe": {"text": tool}}
     Engine.seal(directory, format=Genai.format, spec=importing.spec_of(model), made_by=made_by)

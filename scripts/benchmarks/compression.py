@@ -182,7 +182,7 @@ def time_budget(folder: Path) -> None:
         for weights, block in (("int4", 32), ("int4", 128), ("int8", 32), ("int8", 128))
     }
     budget_ms = {
-        name: cli(folder, "estimate", *overrides, *command)["figures"]["latency/decode_p50_ms"]["value"]
+        name: cli(folder, "predict", *overrides, *command)["predictions"]["latency/decode_p50_ms"]["value"]
         for name, command in uniform.items()
     }
     commands = dict(uniform)

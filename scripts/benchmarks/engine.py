@@ -139,7 +139,7 @@ def overhead(folder: Path) -> None:
 
 
 def estimate(folder: Path) -> None:
-    """Predictions of `edgeopt estimate` relative to measurements, for 30 recipes on a target profiled in this run.
+    """Predictions of `edgeopt predict` relative to measurements, for 30 recipes on a target profiled in this run.
 
     The machine's speed changes by the hour, so each of three rounds profiles it and measures all engines right after.
     One thread is used, because the synchronization of threads depends on the host's placement of virtual cores. Each
@@ -175,10 +175,10 @@ def estimate(folder: Path) -> None:
     ratios: dict[tuple[str, str], list[list[float]]] = {name: [] for name in overrides}
     for _ in range(ROUNDS):
         cli(folder, "profile", "--name", "here", "--threads", "1", "--out", profile_path)
-        predicted = {name: cli(folder, "estimate", *target, *command) for name, command in overrides.items()}
+        predicted = {name: cli(folder, "predict", *target, *command) for name, command in overrides.items()}
         measured = bench_interleaved(folder, engines, rounds=1, target=target)
         for name, rounds in ratios.items():
-            values = predicted[name]["figures"]
+            values = predicted[name]["predictions"]
             rounds.append([values[metric]["value"] / measured[name][metric] for metric in metrics])
     rows = [[*name, *map(statistics.median, zip(*rounds, strict=True))] for name, rounds in ratios.items()]
     print_table(["model", "recipe", *(f"{metric}, predicted / measured" for metric in metrics)], rows)

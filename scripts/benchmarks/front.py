@@ -63,7 +63,7 @@ def create_study(folder: Path, *overrides: str) -> OpenStudy:
     configs.mkdir(parents=True, exist_ok=True)
     (configs / "front.yaml").write_text(SWEEP)
     request = Request(name="front", overrides=(f"state='{folder}'", *overrides), config_dir=configs)
-    return OpenStudy.of(request, request.compose())
+    return OpenStudy.from_config(request, request.compose())
 
 
 def sweep(folder: Path, *overrides: str) -> OpenStudy:

@@ -98,7 +98,7 @@ def create_study(folder: Path, store: str | None, *, tracking_uri: str = "", **s
     )
     config = request.compose()
     config["search"] |= {"parameters": SPACE, "enqueue": [], "study": f"empty-{random.randrange(10**9)}", **search}
-    opened = OpenStudy.of(request, config, store=store)
+    opened = OpenStudy.from_config(request, config, store=store)
     opened.recorder.connect()
     opened.recorder.open_study(opened.name, config, {})
     opened.open()

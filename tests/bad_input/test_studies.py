@@ -16,7 +16,7 @@ from .conftest import ErrorOf
 def study(work: Path, registry: str) -> str:
     """Return the name of a study without trials."""
     request = assemble.Request(name="reference", overrides=(f"tracking.tracking_uri='{registry}'",))
-    opened = OpenStudy.of(request, request.compose())
+    opened = OpenStudy.from_config(request, request.compose())
     opened.open()
     return opened.name
 

@@ -29,10 +29,10 @@ def test_breakdown_adds_up_to_prediction(predict: Any) -> None:
     found = predict("recipe=int4")
     breakdown = found["breakdown"]
     assert (found["parameters"], found["tier"]) == (4_196_608, "tiny")
-    components = ("weights", "tables", "adapters", "graphs", "carried")
+    components = ("weights", "embeddings", "adapters", "graphs", "copied_files")
     assert breakdown["disk_bytes"] == sum(breakdown[name] for name in components)
-    assert found["figures"][SIZE]["value"] == pytest.approx(breakdown["disk_bytes"] / 2**20)
-    assert found["figures"]["memory/peak_rss_mib"]["value"] == pytest.approx(breakdown["peak_bytes"] / 2**20)
+    assert found["predictions"][SIZE]["value"] == pytest.approx(breakdown["disk_bytes"] / 2**20)
+    assert found["predictions"]["memory/peak_rss_mib"]["value"] == pytest.approx(breakdown["peak_bytes"] / 2**20)
 
 
 @pytest.mark.parametrize(
@@ -41,19 +41,19 @@ def test_breakdown_adds_up_to_prediction(predict: Any) -> None:
 def test_unpredicted_total_is_not_in_breakdown(option: str, absent: str, predict: Any) -> None:
     found = predict("recipe=int4", f"runtime.{option}=true")
     assert {"disk_bytes", "peak_bytes"} - found["breakdown"].keys() == {absent}
-    assert len(found["figures"]) == 1
+    assert len(found["predictions"]) == 1
 
 
 def test_runtime_without_breakdown_predicts_an_interval(predict: Any) -> None:
     found = predict("recipe=int4", "runtime=onnx")
     assert found["breakdown"] == {}
-    assert found["figures"].keys() == {SIZE}
-    assert found["figures"][SIZE]["low"] < found["figures"][SIZE]["value"] < found["figures"][SIZE]["high"]
+    assert found["predictions"].keys() == {SIZE}
+    assert found["predictions"][SIZE]["low"] < found["predictions"][SIZE]["value"] < found["predictions"][SIZE]["high"]
 
 
 def test_bits_and_packing_change_onnx_engine_size(predict: Any) -> None:
     sizes = [
-        predict(f"recipe={recipe}", "runtime=onnx", f"runtime.packed_on_disk={packed}")["figures"][SIZE]["value"]
+        predict(f"recipe={recipe}", "runtime=onnx", f"runtime.packed_on_disk={packed}")["predictions"][SIZE]["value"]
         for recipe, packed in (("int4", "false"), ("int8", "false"), ("int8", "true"))
     ]
     assert sizes == sorted(sizes)

@@ -109,7 +109,7 @@ def test_resumed_training_gives_same_weights(network, tiny_model, tmp_path):
 
 
 def test_nan_loss_stops_training(network):
-    with pytest.raises(StepError, match=r"in 1 steps.*smaller learning rate"):
+    with pytest.raises(StepError, match=r"at step 1.*smaller learning rate"):
         short_training().fit(
             network, lambda *_: torch.tensor(math.nan, requires_grad=True), len(WINDOWS), lambda _: None
         )

@@ -97,7 +97,7 @@ class CopyRuntime:
         if self.refuses:
             raise ConfigError(self.refuses, location="runtime", hint="Use another runtime")
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         return (make_measurement(SIZE, 8.0, 10.0, 12.0, kind="predicted"),)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:

@@ -70,12 +70,10 @@ def test_predicted_size_includes_prepacked_copy(packed_and_plain) -> None:
 
 def test_prepacked_weights_disable_memory_prediction(checkpoint) -> None:
     model_and_target = checkpoint.spec, Target(name="device", context_length=64)
-    predicted = {m.metric for m in Genai(packed_on_disk=True).predict(*model_and_target, carried_bytes=0)}
-    assert predicted == {m.metric for m in Genai().predict(*model_and_target, carried_bytes=0)} - {
-        "memory/peak_rss_mib"
-    }
+    predicted = {m.metric for m in Genai(packed_on_disk=True).predict(*model_and_target, copied_bytes=0)}
+    assert predicted == {m.metric for m in Genai().predict(*model_and_target, copied_bytes=0)} - {"memory/peak_rss_mib"}
     assert (
-        not {"resident", "peak_bytes"} & Genai(packed_on_disk=True).breakdown(*model_and_target, carried_bytes=0).keys()
+        not {"resident", "peak_bytes"} & Genai(packed_on_disk=True).breakdown(*model_and_target, copied_bytes=0).keys()
     )
 
 

@@ -149,7 +149,7 @@ def test_shards_roll_back_rejected_drafts(checkpoint: Checkpoint, tmp_path: Path
 
 
 def test_prompt_lookup_disables_latency_prediction(checkpoint: Checkpoint) -> None:
-    predictions = Genai(prompt_lookup=4).predict(checkpoint.spec, Target(name="device"), carried_bytes=0)
+    predictions = Genai(prompt_lookup=4).predict(checkpoint.spec, Target(name="device"), copied_bytes=0)
     assert {m.metric for m in predictions} == {"size/engine_mib", "memory/peak_rss_mib"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from support.mlflow_server import MlflowServer
-from support.sweeping import ended, open_storage, require_whole, runs, start
+from support.sweeping import STUDY, ended, open_storage, require_whole, runs, start
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.search.storage.trial import ENDED_STATES
@@ -33,7 +33,7 @@ def server(folder: Path) -> Iterator[MlflowServer]:
 def count_ended(folder: Path) -> int:
     """Return the number of ended trials."""
     storage = open_storage(folder)
-    if not (folder / ".edgeopt" / "studies.db").is_file() or "kill" not in list_studies(storage.url):
+    if not (folder / ".edgeopt" / "studies.db").is_file() or STUDY not in list_studies(storage.url):
         return 0
     return sum(trial.state in ENDED_STATES for trial in storage.trials_since(0))
 
@@ -78,7 +78,7 @@ def test_sync_sends_unrecorded_trials(folder: Path, server: MlflowServer) -> Non
     code, _, err = ended(sweep)
     assert code == 1
     assert "trials are stored locally and not in MLflow yet" in err.splitlines()[-1]
-    assert "edgeopt sync kill" in err.splitlines()[-1]
+    assert "edgeopt sync toy" in err.splitlines()[-1]
     assert count_ended(folder) == 3
     code, status, err = ended(start(folder, "status"))
     assert (code, status["trials"]) == (0, {"finished": 3}), err

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.common import worker_processes
 from support import trial_storages
 from support.postgresql import Postgres
-from support.sweeping import ended, open_storage, require_whole, runs, start, sweep
+from support.sweeping import STUDY, ended, open_storage, require_whole, runs, start, sweep
 
 from edgeopt.core import mlflow_tags as tags
 from edgeopt.search.storage.trial import ENDED_STATES
@@ -54,13 +54,13 @@ def test_worker_roles_run_from_any_folder(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     state = ["--state", str(folder / ".edgeopt")]
-    builder = start(folder, "worker", "kill", *state, "--role", "build", cwd=elsewhere)
+    builder = start(folder, "worker", STUDY, *state, "--role", "build", cwd=elsewhere)
     deadline = time.monotonic() + 120
     while sum(trial.built for trial in storage.trials_since(0)) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     built = [trial for trial in storage.trials_since(0) if trial.built]
     assert [trial.state for trial in built] == ["waiting"] * 2, "built trials wait for a worker that measures"
-    code, document, err = ended(start(folder, "worker", "kill", *state, "--role", "measure", cwd=elsewhere))
+    code, document, err = ended(start(folder, "worker", STUDY, *state, "--role", "measure", cwd=elsewhere))
     assert code == 0, err
     assert document["trials"] == [trial.number for trial in built]
     assert ended(builder)[0] == 0
@@ -86,7 +86,7 @@ def test_worker_of_another_version_is_refused(folder: Path) -> None:
     other = WorkerRecord(worker="other", host="elsewhere", process="1:1", role="all", code="0.0.1+abc", beat=0)
     open_storage(folder).register_worker(other)
     _set_budget(folder, trials=2)
-    code, _, err = ended(start(folder, "worker", "kill"))
+    code, _, err = ended(start(folder, "worker", STUDY))
     assert code == 2
     assert "worker other runs 0.0.1+abc" in err
     assert len(open_storage(folder).trials_since(0)) == 1
@@ -114,12 +114,12 @@ def test_invalid_sweep_starts_no_work(folder: Path, arguments: list[str], messag
 
 
 def test_unknown_study_error_lists_existing_studies(folder: Path) -> None:
-    trial_storages.open_study(open_storage(folder).url, "kill")
+    trial_storages.open_study(open_storage(folder).url, STUDY)
     for command in ("worker", "status", "front"):
         code, _, err = ended(start(folder, command, "other"))
         assert code == 2
         assert "there is no study 'other'" in err
-        assert "Choose one of: kill" in err
+        assert "Choose one of: toy" in err
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_unknown_study_error_lists_existing_studies(folder: Path) -> None:
 def test_study_survives_killed_workers_and_database(folder: Path, postgresql: Postgres) -> None:
     store, rng = postgresql.database(), random.Random(3)
     process = start(folder, "sweep", "--config-name", "tiny_sweep", "workers=3", "promote=null", store=store)
-    storage, known, kills = TrialStorage(store, "kill"), {}, 0
+    storage, known, kills = TrialStorage(store, STUDY), {}, 0
     while process.poll() is None:
         time.sleep(rng.uniform(2, 6))
         if kills == 4:

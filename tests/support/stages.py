@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeopt.checkpoints.importing import CARRIED_FILES
+from edgeopt.checkpoints.importing import COPIED_FILES
 from edgeopt.core.artifact import Checkpoint, Engine
 from edgeopt.core.config_objects import to_config
 from edgeopt.core.corpus import Text
@@ -58,6 +58,6 @@ def build_engine(runtime: Runtime, checkpoint: Checkpoint, directory: Path) -> E
 
 def predict_metric(runtime: Runtime, engine: Engine, metric: str = "size/engine_mib") -> list[Measurement]:
     """Return the runtime's predictions of `metric` for a built engine; empty if it does not predict the metric."""
-    carried_bytes = sum(file.size_bytes for file in engine.files if file.path in CARRIED_FILES)
-    predictions = runtime.predict(engine.spec, Target(name="device", context_length=64), carried_bytes=carried_bytes)
+    copied_bytes = sum(file.size_bytes for file in engine.files if file.path in COPIED_FILES)
+    predictions = runtime.predict(engine.spec, Target(name="device", context_length=64), copied_bytes=copied_bytes)
     return [prediction for prediction in predictions if prediction.metric == metric]

@@ -1,4 +1,4 @@
-"""Sweeps of a tiny model in processes of their own, as a person starts them."""
+"""Run sweeps of a tiny model in separate processes, as a user starts them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edgeopt.search.storage.database import file_url
 from edgeopt.search.storage.trial import ENDED_STATES
 from edgeopt.search.storage.trial_storage import TrialStorage, list_studies
 
+STUDY = "toy"
 SPACE = """
 defaults:
   - config
@@ -40,7 +41,7 @@ measure:
 limits: {limits}
 search:
   _target_: edgeopt.search.space.definition.Search
-  study: kill
+  study: toy
   objectives:
     quality/perplexity: minimize
     size/engine_mib: minimize
@@ -64,7 +65,7 @@ aliases:
 
 
 def prepare(folder: Path, model: Path, *, cache: Path | None = None) -> None:
-    """A user's folder of configs, which is the working folder of the sweep too; with a cache of its own, or a given."""
+    """Write a user's configs into `folder`, which is also the working folder. Use `cache` instead of its own cache."""
     if cache is not None:
         (folder / ".edgeopt").mkdir()
         (folder / ".edgeopt" / "cache").symlink_to(cache)
@@ -92,7 +93,7 @@ def start(
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-    """Exit code, document and what was said on stderr."""
+    """Wait for a command, and return its exit code, its JSON document and its stderr."""
     out, err = process.communicate(timeout=400)
     return process.returncode, json.loads(out) if out.strip() else {}, err
 
@@ -101,7 +102,7 @@ def sweep(folder: Path, *overrides: str, store: str = "") -> tuple[int, dict[str
     return ended(start(folder, "sweep", "--config-name", "tiny_sweep", *overrides, store=store))
 
 
-def front(folder: Path, study: str = "kill") -> dict[str, Any]:
+def front(folder: Path, study: str = STUDY) -> dict[str, Any]:
     code, document, err = ended(start(folder, "front", study))
     assert code == 0, err
     return document
@@ -114,11 +115,11 @@ def runs(folder: Path) -> list[Any]:
 
 
 def open_storage(folder: Path) -> TrialStorage:
-    return TrialStorage(file_url(folder / ".edgeopt" / "studies.db"), "kill")
+    return TrialStorage(file_url(folder / ".edgeopt" / "studies.db"), STUDY)
 
 
 def require_whole(folder: Path, storage: TrialStorage) -> None:
-    """Every trial is over and recorded once, under its last attempt; no run is open."""
+    """Assert that every trial ended and was recorded once, under its last attempt, and that no run is open."""
     trials = storage.trials_since(0)
     assert not [
         trial for trial in trials if trial.state == "running" or (trial.state in ENDED_STATES and not trial.recorded)
@@ -129,17 +130,17 @@ def require_whole(folder: Path, storage: TrialStorage) -> None:
     assert len(set(keys)) == len(keys)
     done = sorted(run.data.tags[tags.TRIAL] for run in logged if run.info.status == "FINISHED")
     assert done == sorted(
-        f"kill/{trial.number}" for trial in trials if trial.state in ("finished", "stopped", "refused")
+        f"{STUDY}/{trial.number}" for trial in trials if trial.state in ("finished", "stopped", "refused")
     )
 
 
 def finished(folder: Path) -> dict[int, str]:
-    """Each stored result by trial number."""
+    """Return the stored results as JSON text by trial number."""
     file = folder / ".edgeopt" / "studies.db"
     if not file.is_file():
         return {}
     storage = open_storage(folder)
-    if "kill" not in list_studies(storage.url):
+    if STUDY not in list_studies(storage.url):
         return {}
     done = [trial.number for trial in storage.trials_since(0) if trial.state == "finished"]
     return {number: json.dumps(storage.load_result(number), sort_keys=True) for number in done}

@@ -102,10 +102,10 @@ def _outcome(trial: Document) -> str:
     """Return the outcome, with the first limit that the trial does not satisfy."""
     if trial["feasible"] or trial["failure"]:
         return str(trial["outcome"])
-    broken = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
+    exceeded = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
     if trial["refused"]:
-        broken = [metric for metric, excess in trial["excess"].items() if excess is not None and excess > 0]
-    return f"{trial['outcome']}: {broken[0].rpartition('/')[2]}" if broken else str(trial["outcome"])
+        exceeded = [metric for metric, excess in trial["excess"].items() if excess is not None and excess > 0]
+    return f"{trial['outcome']}: {exceeded[0].rpartition('/')[2]}" if exceeded else str(trial["outcome"])
 
 
 def _limit(limit: Document) -> str:

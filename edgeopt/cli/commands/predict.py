@@ -16,7 +16,7 @@ KEYS = ("model", "recipe", "runtime", "target", "step.NAME.FIELD", "limits.METRI
 def arguments(parser: argparse.ArgumentParser) -> None:
     shared.overrides(parser)
     parser.add_argument(
-        "--config-name", "-n", default="config", metavar="NAME", help="a file of sweeps/ for model, texts and limits"
+        "--config-name", "-n", default="config", metavar="NAME", help="sweep file that provides model, texts and limits"
     )
 
 
@@ -45,13 +45,15 @@ def show(document: Document) -> None:
         table.add_column("component")
         table.add_column("MiB", justify="right")
         for name, value in document["breakdown"].items():
-            table.add_row(name.replace("_bytes", ""), f"{value / 2**20:.2f}")
+            table.add_row(name.replace("_bytes", "").replace("_", " "), f"{value / 2**20:.2f}")
         display.out.print(table)
     else:
         display.out.print(title)
     display.out.print(f"{document['parameters']:,} parameters, size class {document['tier']}")
-    for metric, figure in document["figures"].items():
-        value, low, high = (units.format_quantity(figure[name], figure["unit"]) for name in ("value", "low", "high"))
+    for metric, prediction in document["predictions"].items():
+        value, low, high = (
+            units.format_quantity(prediction[name], prediction["unit"]) for name in ("value", "low", "high")
+        )
         display.out.print(f"{metric} {value}, between {low} and {high}")
     for check in document["limits"]:
         verdict = "fits" if check["fits"] else "does not fit"

@@ -44,7 +44,9 @@ def reason(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def policy(parser: argparse.ArgumentParser) -> None:
     """Add the release policy."""
-    parser.add_argument("--policy", default="default", metavar="NAME", help="a file of registry/ (default: default)")
+    parser.add_argument(
+        "--policy", default="default", metavar="NAME", help="release policy in registry/ (default: default)"
+    )
 
 
 def public_key(parser: argparse.ArgumentParser) -> None:

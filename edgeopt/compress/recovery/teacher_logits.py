@@ -107,7 +107,7 @@ def compute_teacher_logits(
                 tokens.append(best.indices.int().cpu())
                 log_probabilities.append(best.values.half().cpu())
         computed = {"tokens": torch.cat(tokens), "log_probabilities": torch.cat(log_probabilities)}
-        safetensors_io.write(computed, directory / "lessons.safetensors")
+        safetensors_io.write(computed, directory / "teacher_logits.safetensors")
 
     inputs = [teacher.digest, [list(window) for window in windows], top_k, temperature]
     stored = safetensors_io.read_folder(context.cache.get_or_create("teacher", inputs, produce))

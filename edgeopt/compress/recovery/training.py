@@ -266,7 +266,7 @@ class _TrainingState:
     def _raise_diverged(self) -> None:
         raise StepError(
             f"Training diverged: the loss went from {self.losses[0]:.3g} to {self.losses[-1]:.3g} "
-            f"in {len(self.losses)} steps",
+            f"at step {len(self.losses)}",
             location="learning_rate",
             hint="Use a smaller learning rate",
         )

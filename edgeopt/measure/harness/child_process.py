@@ -116,7 +116,7 @@ class StartupMarks:
     """Time and memory at points of the start-up.
 
     Attributes:
-        marks: `time_s` and memory figures by name of the point.
+        marks: `time_s` and memory values by name of the point.
         overhead_s: seconds spent on recording, which later times exclude.
     """
 

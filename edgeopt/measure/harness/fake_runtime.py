@@ -56,7 +56,7 @@ class FakeRuntime:
                 f"the vocabulary must have at most {2**14} tokens, got {spec.vocabulary_size}", location="runtime"
             )
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         """Return no predictions."""
         return ()
 

@@ -1,8 +1,8 @@
 """Measure the energy of sustained decoding with codecarbon, separately for CPU, GPU and RAM.
 
-A figure is measured if the system has a counter (RAPL, NVML, the PMIC of a Raspberry Pi). Otherwise codecarbon models
-the device from its load, an assumed TDP and watts per memory module, and the figure is estimated. Measured and
-estimated figures have different metric names.
+An energy value is measured if the system has a counter (RAPL, NVML, the PMIC of a Raspberry Pi). Otherwise codecarbon
+models the device from its load, an assumed TDP and watts per memory module, and the value is estimated. Measured and
+estimated values have different metric names.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Energy:
         instruments = runs[0]["instruments"]
         watts = {name: [r["energy_j"][name] / r["tracked_s"] for r in rounds] for name, _, _ in instruments}
         statistic = f"median of {len(rounds)} rounds"
-        figures = [
-            self._figure(
+        measurements = [
+            self._measurement(
                 kind,
                 f"{name}_j_per_token",
                 [w * r["decode_s"] / r["tokens"] for w, r in zip(watts[name], rounds, strict=True)],
@@ -113,12 +113,12 @@ class Energy:
         # one estimated component makes the total an estimate
         total_kind: Kind = "measured" if all(kind == "measured" for _, kind, _ in instruments) else "estimated"
         components = " + ".join(f"{name} ({kind})" for name, kind, _ in instruments)
-        return [*figures, self._figure(total_kind, "power_w", total_watts, f"{components}; {statistic}")]
+        return [*measurements, self._measurement(total_kind, "power_w", total_watts, f"{components}; {statistic}")]
 
-    def _figure(self, kind: Kind, name: str, figures: list[float], method: str) -> Measurement:
+    def _measurement(self, kind: Kind, name: str, values: list[float], method: str) -> Measurement:
         metric = f"energy/{kind}/{name}"
-        value, low, high = bootstrap_processes([[figure] for figure in figures], median)
-        unit, count = self.METRICS[metric], len(figures)
+        value, low, high = bootstrap_processes([[value] for value in values], median)
+        unit, count = self.METRICS[metric], len(values)
         return Measurement(
             metric=metric, unit=unit, value=value, low=low, high=high, count=count, method=method, kind=kind
         )

@@ -81,14 +81,16 @@ class Generation:
             shares["quality/degenerate_share"] = [ends_in_loop(tokens) for tokens in own]
         if baseline is not None:
             shares["quality/exact_match"] = [a == b for a, b in zip(own, baseline, strict=True)]
-        figures = [self._figure(metric, share, [1] * len(own), max_tokens) for metric, share in shares.items()]
+        measurements = [
+            self._measurement(metric, share, [1] * len(own), max_tokens) for metric, share in shares.items()
+        ]
         repetitions = [counts for counts in map(count_repeated_ngrams, own) if counts[1]]
         if repetitions:
             repeated, total = zip(*repetitions, strict=True)
-            figures.append(self._figure("quality/repetition", repeated, total, max_tokens))
-        return figures
+            measurements.append(self._measurement("quality/repetition", repeated, total, max_tokens))
+        return measurements
 
-    def _figure(
+    def _measurement(
         self, metric: str, numerators: Sequence[float], denominators: Sequence[int], max_tokens: int
     ) -> Measurement:
         value, low, high = bootstrap_ratio(numerators, denominators)

@@ -166,7 +166,7 @@ def _to_ms(runs: Sequence[Samples], key: str) -> list[list[float]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DecodedTokens:
-    """Times of the decoded tokens that enter the figures.
+    """Times of the decoded tokens that enter the statistics.
 
     Attributes:
         times_ms: milliseconds per token, the same number of tokens for each process.

@@ -24,7 +24,7 @@ class Size:
         return {"engine_bytes": context.engine.size_bytes, "parameters": context.engine.spec.parameters}
 
     def summarize(self, runs: Sequence[Samples]) -> list[Measurement]:
-        """Return both figures; they are exact."""
+        """Return both sizes; they are exact."""
         (run,) = {(run["engine_bytes"], run["parameters"]) for run in runs}
         return [
             self._exact("size/engine_mib", run[0] / 2**20, "sum of the engine's files without the manifest"),

@@ -1,4 +1,4 @@
-"""Turn the reports of measured processes into figures and mark disturbed runs."""
+"""Turn the reports of measured processes into measurements and mark disturbed runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeopt.core.result import Measurement
 from edgeopt.errors import MeasureError
 
 HALVES = "halves"
-"""Optional key of a timed probe's samples: two figures of the same work, done one after the other."""
+"""Optional key of a timed probe's samples: two measurements of the same work, done one after the other."""
 SLOWED = "slowed"
 """Optional key of a timed probe's samples: share of the work that contention for the physical cores slowed down."""
 
@@ -21,7 +21,7 @@ class Run:
     """Report of one measured process.
 
     Attributes:
-        disturbance: the reasons why the timed figures are unreliable; empty for an undisturbed run.
+        disturbance: the reasons why the timed measurements are unreliable; empty for an undisturbed run.
         foreign_cpu_share: share of the CPU capacity that other processes used during the timed sections.
     """
 
@@ -46,7 +46,7 @@ def judge_run(
     halves_tolerance: float,
     slowed_share: float,
 ) -> Run:
-    """Build the run of a report and list the reasons why its timed figures are disturbed.
+    """Build the run of a report and list the reasons why its timed measurements are disturbed.
 
     A run is disturbed in three cases: other processes used more than `foreign_cpu_share` of the cores while
     `timed_probes` collected, the two halves of a probe's work differ by more than `halves_tolerance` of the smaller,
@@ -77,11 +77,11 @@ def select_undisturbed_runs(runs: Sequence[Run], probe_name: str) -> list[Run]:
 def summarize_runs(
     probe_name: str, probe: Probe, runs: Sequence[Run], *, foreign_cpu_share: float
 ) -> list[Measurement]:
-    """Compute the figures of one probe from the runs in which it collected.
+    """Compute the measurements of one probe from the runs in which it collected.
 
     A timed probe uses undisturbed runs. Its intervals grow by `foreign_cpu_share`, the foreign load that an
     undisturbed run may contain. If there are too few undisturbed runs, the least disturbed ones complete them, the
-    figures are marked noisy, and each interval grows to contain the figure of every single run.
+    measurements are marked noisy, and each interval grows to contain the measurement of every single run.
 
     Raises MeasureError if the probe reports a metric or unit that its METRICS do not declare.
     """
@@ -89,35 +89,41 @@ def summarize_runs(
     if not probe.TIMING_SENSITIVE:
         return _summarize(probe_name, probe, collected[: probe.processes])
     ranked = sorted(collected, key=lambda run: (bool(run.disturbance), run.foreign_cpu_share))
-    figures = [
-        _add_tolerance(figure, foreign_cpu_share) for figure in _summarize(probe_name, probe, ranked[: probe.processes])
+    measurements = [
+        _add_tolerance(measurement, foreign_cpu_share)
+        for measurement in _summarize(probe_name, probe, ranked[: probe.processes])
     ]
     if len(select_undisturbed_runs(collected, probe_name)) >= probe.processes:
-        return figures
-    by_run = [figure for run in collected for figure in _summarize(probe_name, probe, [run])]
-    return [_mark_noisy(figure, [f for f in by_run if f.metric == figure.metric]) for figure in figures]
+        return measurements
+    by_run = [measurement for run in collected for measurement in _summarize(probe_name, probe, [run])]
+    return [
+        _mark_noisy(measurement, [f for f in by_run if f.metric == measurement.metric]) for measurement in measurements
+    ]
 
 
 def _summarize(probe_name: str, probe: Probe, runs: Sequence[Run]) -> list[Measurement]:
-    figures = probe.summarize([run.samples[probe_name] for run in runs])
-    for figure in figures:
-        if probe.METRICS.get(figure.metric) != figure.unit:
+    measurements = probe.summarize([run.samples[probe_name] for run in runs])
+    for measurement in measurements:
+        if probe.METRICS.get(measurement.metric) != measurement.unit:
             raise MeasureError(
-                f"probe {probe_name!r} must declare every metric in METRICS, got {figure.metric!r} in {figure.unit!r}",
+                f"probe {probe_name!r} must declare every metric in METRICS, "
+                f"got {measurement.metric!r} in {measurement.unit!r}",
                 hint="Add the metric and its unit to METRICS",
             )
-    return figures
+    return measurements
 
 
-def _add_tolerance(figure: Measurement, share: float) -> Measurement:
+def _add_tolerance(measurement: Measurement, share: float) -> Measurement:
     """Widen the interval by a share of its ends: load below the threshold varies between sessions, not within one."""
-    method = f"{figure.method}; ± {share:.0%} for tolerated load of other processes"
-    return replace(figure, low=max(0.0, figure.low * (1 - share)), high=figure.high * (1 + share), method=method)
+    method = f"{measurement.method}; ± {share:.0%} for tolerated load of other processes"
+    return replace(
+        measurement, low=max(0.0, measurement.low * (1 - share)), high=measurement.high * (1 + share), method=method
+    )
 
 
-def _mark_noisy(figure: Measurement, by_run: Sequence[Measurement]) -> Measurement:
-    """Mark a figure as noisy and extend its interval to those of all single runs."""
-    low = min(figure.low, *(single.low for single in by_run))
-    high = max(figure.high, *(single.high for single in by_run))
-    method = f"{figure.method}; disturbed, so the interval covers every run"
-    return replace(figure, low=low, high=high, method=method, noisy=True)
+def _mark_noisy(measurement: Measurement, by_run: Sequence[Measurement]) -> Measurement:
+    """Mark a measurement as noisy and extend its interval to those of all single runs."""
+    low = min(measurement.low, *(single.low for single in by_run))
+    high = max(measurement.high, *(single.high for single in by_run))
+    method = f"{measurement.method}; disturbed, so the interval covers every run"
+    return replace(measurement, low=low, high=high, method=method, noisy=True)

@@ -73,7 +73,7 @@ def build(checkpoint: Checkpoint, directory: Path, runtime: Genai, progress: Pro
         last_line = "".join(printed.getvalue().strip().splitlines()[-1:])
         raise BuildError(f"onnxruntime-genai cannot build the engine: {error} {last_line}".strip()) from error
     # The builder saves its own form of the tokenizer, which can differ from the original.
-    modeling.copy_carried_files(checkpoint.directory, directory)
+    modeling.copy_model_files(checkpoint.directory, directory)
     if spec.weight_dtype == "fp16":
         graph_passes.store_weights_as_fp16(directory / GENERATION_GRAPH)
     if runtime.packed_on_disk:

@@ -38,11 +38,11 @@ class EngineSizes:
 
     Attributes:
         weights: matrices of the layers, with their block scales and zero-points.
-        tables: embedding and lm_head.
+        embeddings: embedding and lm_head.
         packed: prepacked copy of the matrices, if it is stored on disk.
         adapters: adapters that are not merged. Each is loaded on its first request.
         graphs: graphs of generation and scoring, and the config.
-        carried: files copied from the model, such as the tokenizer.
+        copied_files: files copied from the model, such as the tokenizer.
         resident: weights in memory: prepacked matrices, whose file is unmapped, the used rows of the embedding, and
             adapters.
         packing: largest matrix of which a second copy exists while the engine is loaded.
@@ -51,11 +51,11 @@ class EngineSizes:
     """
 
     weights: int
-    tables: int
+    embeddings: int
     packed: int
     adapters: int
     graphs: int
-    carried: int
+    copied_files: int
     kv_cache: int
     activations: int
     resident: int
@@ -64,7 +64,7 @@ class EngineSizes:
     @property
     def disk_bytes(self) -> int:
         """Return the size of all files."""
-        return self.weights + self.tables + self.packed + self.adapters + self.graphs + self.carried
+        return self.weights + self.embeddings + self.packed + self.adapters + self.graphs + self.copied_files
 
     @property
     def peak_bytes(self) -> int:
@@ -74,7 +74,7 @@ class EngineSizes:
     @property
     def on_disk(self) -> dict[str, int]:
         """Return the parts of the files and their sum."""
-        return self._select("weights", "tables", "packed", "adapters", "graphs", "carried", "disk_bytes")
+        return self._select("weights", "embeddings", "packed", "adapters", "graphs", "copied_files", "disk_bytes")
 
     @property
     def in_memory(self) -> dict[str, int]:
@@ -102,14 +102,14 @@ def predict_metrics(engine: EngineSizes, spec: ModelSpec, target: Target) -> tup
 
 
 def predict_sizes(
-    spec: ModelSpec, *, context_length: int, chunk_tokens: int, carried_bytes: int, packed_on_disk: bool = False
+    spec: ModelSpec, *, context_length: int, chunk_tokens: int, copied_bytes: int, packed_on_disk: bool = False
 ) -> EngineSizes:
     """Return the predicted bytes of an engine of `spec`.
 
     Args:
         context_length: capacity of the key-value cache in tokens. It is fp32, or quantized as in the spec.
         chunk_tokens: prompt tokens computed at once. Activations grow with them.
-        carried_bytes: files copied from the model, such as the tokenizer.
+        copied_bytes: files copied from the model, such as the tokenizer.
         packed_on_disk: the engine contains a prepacked copy of its matrices.
     """
     cached_values = sum(2 * layer.kv_heads * spec.head_size * context_length for layer in spec.layers)
@@ -119,11 +119,11 @@ def predict_sizes(
     activations = 4 * (ARENA_FACTOR * chunk_tokens * (widest_layer + 4 * spec.hidden_size) + spec.vocabulary_size)
     return EngineSizes(
         weights=sizes.decoder_bytes(spec),
-        tables=sizes.embedding_and_lm_head_bytes(spec),
+        embeddings=sizes.embedding_and_lm_head_bytes(spec),
         packed=sizes.prepacked_copy_bytes(spec) if packed_on_disk else 0,
         adapters=adapters,
         graphs=graph_bytes(spec),
-        carried=carried_bytes,
+        copied_files=copied_bytes,
         kv_cache=kv_cache,
         activations=activations,
         resident=sum(resident_bytes(spec, name) for name in spec.matrices) + adapters,

@@ -108,11 +108,11 @@ class Genai(SessionOptions):
                 hint="Use runtime=onnx, or prune the same ratio of heads in every layer",
             )
 
-    def predict_sizes(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> EngineSizes:
+    def predict_sizes(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> EngineSizes:
         """Return the predicted bytes of each part of an engine on a target.
 
         Args:
-            carried_bytes: as in `Runtime.predict`.
+            copied_bytes: as in `Runtime.predict`.
         """
         from edgeopt.runtimes.genai.predict import predict_sizes
 
@@ -120,19 +120,19 @@ class Genai(SessionOptions):
             spec,
             context_length=min(target.context_length, spec.context_length),
             chunk_tokens=self.prompt_tokens,
-            carried_bytes=carried_bytes,
+            copied_bytes=copied_bytes,
             packed_on_disk=self.packed_on_disk,
         )
 
-    def breakdown(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> Mapping[str, int]:
-        sizes = self.predict_sizes(spec, target, carried_bytes=carried_bytes)
+    def breakdown(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> Mapping[str, int]:
+        sizes = self.predict_sizes(spec, target, copied_bytes=copied_bytes)
         on_disk = {} if "size/engine_mib" in self._unpredictable else sizes.on_disk
         return on_disk | ({} if "memory/peak_rss_mib" in self._unpredictable else sizes.in_memory)
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         from edgeopt.runtimes.genai.predict import predict_metrics
 
-        predictions = predict_metrics(self.predict_sizes(spec, target, carried_bytes=carried_bytes), spec, target)
+        predictions = predict_metrics(self.predict_sizes(spec, target, copied_bytes=copied_bytes), spec, target)
         return tuple(m for m in predictions if m.metric not in self._unpredictable)
 
     @property

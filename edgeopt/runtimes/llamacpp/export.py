@@ -69,7 +69,7 @@ def build(checkpoint: Checkpoint, directory: Path, *, progress: Progress) -> Non
     for name in spec.adapters:
         (directory / adapters.FOLDER).mkdir(exist_ok=True)
         _write_adapter(adapters.read(checkpoint.directory, name), directory / adapter_path(name), names)
-    modeling.copy_carried_files(checkpoint.directory, directory)
+    modeling.copy_model_files(checkpoint.directory, directory)
     link_file(checkpoint.directory / "config.json", directory / "config.json")
 
 

@@ -12,7 +12,7 @@ MIXED_TYPES_ERROR = 0.25
 """Relative error of a size under mixed types: LLAMA_BITS hold for 7B models, smaller ones have larger tables."""
 
 
-def size(spec: ModelSpec, *, carried_bytes: int) -> Measurement:
+def size(spec: ModelSpec, *, copied_bytes: int) -> Measurement:
     """Return the predicted size of all engine files in MiB. The size of the header depends on the tokenizer."""
     weight_bytes = sizes.decoder_bytes(spec) + sizes.embedding_and_lm_head_bytes(spec) + _block_minimum_bytes(spec)
     return sizes.predict_size_from_weights(
@@ -21,7 +21,7 @@ def size(spec: ModelSpec, *, carried_bytes: int) -> Measurement:
         weights_error_bytes=MIXED_TYPES_ERROR * weight_bytes if spec.weight_dtype in LLAMA_CPP_BITS else 0.0,
         metadata_bytes=TOKEN_BYTES * spec.vocabulary_size + TENSOR_BYTES * len(spec.matrices),
         max_metadata_factor=2,
-        carried_bytes=carried_bytes,
+        copied_bytes=copied_bytes,
     )
 
 

@@ -104,10 +104,10 @@ class LlamaCpp:
                     hint=f"Keep it in float, or prune in multiples of {BLOCK_SIZE}",
                 )
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         from edgeopt.runtimes.llamacpp import predict
 
-        return (predict.size(spec, carried_bytes=carried_bytes),)
+        return (predict.size(spec, copied_bytes=copied_bytes),)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         from edgeopt.runtimes.llamacpp import export

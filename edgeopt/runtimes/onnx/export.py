@@ -94,7 +94,7 @@ def export_checkpoint(checkpoint: Checkpoint, directory: Path, *, options: Expor
     _add_input_defaults(model, [name for module in adapted_modules for name in adapters.factor_names(module)])
     _remove_metadata(model)
     onnx_ir.save(model, directory / graph.GRAPH_FILE, external_data=graph.WEIGHTS_FILE)
-    modeling.copy_carried_files(checkpoint.directory, directory)
+    modeling.copy_model_files(checkpoint.directory, directory)
     for file in (Path("config.json"), *map(adapters.adapter_path, checkpoint.spec.adapters)):
         link_file(checkpoint.directory / file, directory / file)
 

@@ -38,7 +38,7 @@ def import_graph(path: Path, source: Path, directory: Path) -> Engine:
     _check_inputs(model, path)
     _link_weights(model, path, directory)
     link_file(path, directory / graph.GRAPH_FILE)
-    modeling.copy_carried_files(source, directory)
+    modeling.copy_model_files(source, directory)
     link_file(source / "config.json", directory / "config.json")
     made_by = {"runtime": to_config(PortableOnnx()), "source": str(path)}
     return Engine.seal(directory, format=PortableOnnx.format, spec=spec, made_by=made_by)

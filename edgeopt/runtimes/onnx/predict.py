@@ -34,12 +34,12 @@ LAYER_BYTES, SCHEME_BYTES = 4_900, 700
 """Bytes of names and shapes in the graph for each layer, and for each quantized unit."""
 
 
-def predict(spec: ModelSpec, runtime: PortableOnnx, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+def predict(spec: ModelSpec, runtime: PortableOnnx, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
     """Return the metrics of an engine that can be predicted by arithmetic."""
-    return *_predict_size(spec, runtime, carried_bytes), *_predict_decode(spec, runtime, target.device)
+    return *_predict_size(spec, runtime, copied_bytes), *_predict_decode(spec, runtime, target.device)
 
 
-def _predict_size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) -> Iterator[Measurement]:
+def _predict_size(spec: ModelSpec, runtime: PortableOnnx, copied_bytes: int) -> Iterator[Measurement]:
     """Yield the size of all files if the spec lists every matrix of the family."""
     if spec.architecture.removesuffix("ForCausalLM") not in GATED_FAMILIES:
         return
@@ -51,7 +51,7 @@ def _predict_size(spec: ModelSpec, runtime: PortableOnnx, carried_bytes: int) ->
         weights_error_bytes=sizes.prepacked_copy_error_bytes(spec) if packed else 0.0,
         metadata_bytes=LAYER_BYTES * len(spec.layers) + SCHEME_BYTES * len(spec.schemes),
         max_metadata_factor=3,
-        carried_bytes=carried_bytes,
+        copied_bytes=copied_bytes,
     )
 
 

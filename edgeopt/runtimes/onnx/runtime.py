@@ -207,11 +207,11 @@ class PortableOnnx(SessionOptions):
                 hint=f"Use {OPSETS[0]}",
             )
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         """Return the predicted metrics of an engine; see `edgeopt.runtimes.onnx.predict`."""
         from edgeopt.runtimes.onnx.predict import predict
 
-        return predict(spec, self, target, carried_bytes=carried_bytes)
+        return predict(spec, self, target, copied_bytes=copied_bytes)
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:
         """Export the checkpoint into the empty `directory`, then prepack and split it. Raises BuildError."""

@@ -141,7 +141,7 @@ class TensorRt:
                 hint=". ".join(_HINTS[fault] for fault in faults),
             )
 
-    def predict(self, spec: ModelSpec, target: Target, *, carried_bytes: int) -> tuple[Measurement, ...]:
+    def predict(self, spec: ModelSpec, target: Target, *, copied_bytes: int) -> tuple[Measurement, ...]:
         return ()
 
     def build(self, checkpoint: Checkpoint, directory: Path, progress: Progress) -> None:

@@ -25,11 +25,11 @@ def quantize(
 
 
 def test_fp32_engine_has_four_bytes_per_parameter() -> None:
-    sizes = predict_sizes(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
-    assert sizes.weights + sizes.tables == 4 * SPEC.parameters
-    fp16 = predict_sizes(replace(SPEC, weight_dtype="fp16"), context_length=128, chunk_tokens=16, carried_bytes=1000)
+    sizes = predict_sizes(SPEC, context_length=128, chunk_tokens=16, copied_bytes=1000)
+    assert sizes.weights + sizes.embeddings == 4 * SPEC.parameters
+    fp16 = predict_sizes(replace(SPEC, weight_dtype="fp16"), context_length=128, chunk_tokens=16, copied_bytes=1000)
     norms = 64 * (2 * len(SPEC.layers) + 1)
-    assert fp16.weights + fp16.tables == 2 * (SPEC.parameters - norms) + 4 * norms
+    assert fp16.weights + fp16.embeddings == 2 * (SPEC.parameters - norms) + 4 * norms
 
 
 def test_kv_cache_counts_every_layer_in_fp32() -> None:
@@ -37,24 +37,24 @@ def test_kv_cache_counts_every_layer_in_fp32() -> None:
         LayerSpec(intermediate_size=128, heads=4, kv_heads=2),
         LayerSpec(intermediate_size=64, heads=2, kv_heads=1),
     )
-    sizes = predict_sizes(SPEC.with_layers(layers), context_length=100, chunk_tokens=1, carried_bytes=0)
+    sizes = predict_sizes(SPEC.with_layers(layers), context_length=100, chunk_tokens=1, copied_bytes=0)
     assert sizes.kv_cache == 2 * 100 * 16 * (2 + 1) * 4
 
 
 def test_tied_table_counts_once() -> None:
-    def tables(spec: ModelSpec) -> int:
-        return predict_sizes(spec, context_length=128, chunk_tokens=16, carried_bytes=0).tables
+    def embeddings(spec: ModelSpec) -> int:
+        return predict_sizes(spec, context_length=128, chunk_tokens=16, copied_bytes=0).embeddings
 
     tied = replace(SPEC, tied_embeddings=True)
-    assert tables(tied) * 2 == tables(SPEC)
-    assert tables(quantize(8, spec=tied)) * 2 == tables(quantize(8))
-    assert tables(quantize(8, float_units=("embedding",))) == 300 * 64 * 4 + 300 * (64 + 2 * 2)
+    assert embeddings(tied) * 2 == embeddings(SPEC)
+    assert embeddings(quantize(8, spec=tied)) * 2 == embeddings(quantize(8))
+    assert embeddings(quantize(8, float_units=("embedding",))) == 300 * 64 * 4 + 300 * (64 + 2 * 2)
 
 
 def test_adapters_count_on_disk_and_in_memory() -> None:
     adapter = Adapter(rank=4, targets=("o_proj",))
     without_adapters, with_adapters = (
-        predict_sizes(spec, context_length=128, chunk_tokens=16, carried_bytes=0)
+        predict_sizes(spec, context_length=128, chunk_tokens=16, copied_bytes=0)
         for spec in (SPEC, replace(SPEC, adapters={"a": adapter, "b": adapter}))
     )
     added = 2 * len(SPEC.layers) * 4 * 4 * (64 + 64)
@@ -63,17 +63,17 @@ def test_adapters_count_on_disk_and_in_memory() -> None:
 
 
 def test_block_overhead_in_memory_is_three_floats() -> None:
-    sizes = predict_sizes(quantize(4), context_length=128, chunk_tokens=16, carried_bytes=0)
+    sizes = predict_sizes(quantize(4), context_length=128, chunk_tokens=16, copied_bytes=0)
     blocks = sum(rows * columns // 32 for name, (rows, columns) in SPEC.matrices.items() if name != "embedding")
     norms = 4 * 64 * (2 * len(SPEC.layers) + 1)
-    assert sizes.resident == sizes.weights + sizes.tables - norms + (3 * 4 - 2) * blocks
+    assert sizes.resident == sizes.weights + sizes.embeddings - norms + (3 * 4 - 2) * blocks
 
 
 def test_mapped_embedding_is_resident_in_part() -> None:
     wide, wider = (replace(SPEC, vocabulary_size=size) for size in (200_000, 400_000))
 
     def resident(spec: ModelSpec) -> int:
-        return predict_sizes(spec, context_length=128, chunk_tokens=16, carried_bytes=0).resident
+        return predict_sizes(spec, context_length=128, chunk_tokens=16, copied_bytes=0).resident
 
     head = 200_000 * 64
     assert (
@@ -87,9 +87,9 @@ def test_mapped_embedding_is_resident_in_part() -> None:
 
 def test_loading_copies_largest_float_matrix() -> None:
     wide = replace(SPEC, vocabulary_size=20_000)
-    sizes = predict_sizes(wide, context_length=8, chunk_tokens=1, carried_bytes=0)
+    sizes = predict_sizes(wide, context_length=8, chunk_tokens=1, copied_bytes=0)
     assert sizes.packing == 4 * 20_000 * 64 > sizes.kv_cache + sizes.activations
-    quantized = predict_sizes(quantize(8, spec=wide), context_length=8, chunk_tokens=1, carried_bytes=0)
+    quantized = predict_sizes(quantize(8, spec=wide), context_length=8, chunk_tokens=1, copied_bytes=0)
     assert quantized.packing == 0, "quantized matrices are split"
     assert sizes.peak_bytes - sizes.resident == quantized.peak_bytes - quantized.resident + sizes.packing - (
         quantized.kv_cache + quantized.activations
@@ -98,7 +98,7 @@ def test_loading_copies_largest_float_matrix() -> None:
 
 def test_fp16_weights_need_fp32_memory() -> None:
     fp16, fp32 = (
-        predict_sizes(replace(SPEC, weight_dtype=dtype), context_length=128, chunk_tokens=16, carried_bytes=0)
+        predict_sizes(replace(SPEC, weight_dtype=dtype), context_length=128, chunk_tokens=16, copied_bytes=0)
         for dtype in ("fp16", "fp32")
     )
     assert fp16.disk_bytes < fp32.disk_bytes
@@ -107,7 +107,7 @@ def test_fp16_weights_need_fp32_memory() -> None:
 
 def test_smaller_model_needs_less_memory() -> None:
     def peak(spec: ModelSpec, tokens: int = 128) -> int:
-        return predict_sizes(spec, context_length=tokens, chunk_tokens=tokens, carried_bytes=0).peak_bytes
+        return predict_sizes(spec, context_length=tokens, chunk_tokens=tokens, copied_bytes=0).peak_bytes
 
     assert peak(quantize(4)) < peak(quantize(8)) < peak(SPEC)
     shallower = SPEC.with_layers(SPEC.layers[:1])
@@ -119,9 +119,9 @@ def test_smaller_model_needs_less_memory() -> None:
 
 
 def test_parts_sum_to_totals() -> None:
-    sizes = predict_sizes(SPEC, context_length=128, chunk_tokens=16, carried_bytes=1000)
+    sizes = predict_sizes(SPEC, context_length=128, chunk_tokens=16, copied_bytes=1000)
     assert sizes.peak_bytes > sizes.resident + max(sizes.packing, sizes.kv_cache + sizes.activations)
-    assert sizes.disk_bytes >= sizes.weights + sizes.tables + 1000
+    assert sizes.disk_bytes >= sizes.weights + sizes.embeddings + 1000
 
 
 @pytest.mark.parametrize(
@@ -142,5 +142,5 @@ def test_every_model_gets_a_next_step(spec: ModelSpec, expected: str) -> None:
 def test_sparsity_saves_no_bytes(pattern: Literal["unstructured", "2:4"]) -> None:
     sparse = Sparsify(pattern=pattern).plan(SPEC)
     assert sparse != SPEC
-    options = {"context_length": 128, "chunk_tokens": 16, "carried_bytes": 0}
+    options = {"context_length": 128, "chunk_tokens": 16, "copied_bytes": 0}
     assert predict_sizes(sparse, **options) == predict_sizes(SPEC, **options)

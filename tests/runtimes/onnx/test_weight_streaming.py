@@ -238,7 +238,7 @@ def test_streamed_bytes_match_built_shards(
 def test_predicted_decode_latency_equals_storage_time(checkpoint: Checkpoint) -> None:
     device = Device(name="board", cpu="", cores=2, ram_bytes=2**30, storage_gb_per_s=0.1)
     runtime = PortableOnnx(shards=SHARDS, resident="0 B", prepacked=False)
-    _, latency = runtime.predict(checkpoint.spec, Target(name="board", device=device), carried_bytes=0)
+    _, latency = runtime.predict(checkpoint.spec, Target(name="board", device=device), copied_bytes=0)
     assert (latency.metric, latency.unit, latency.kind) == ("latency/decode_p50_ms", "ms", "predicted")
     assert latency.value == pytest.approx(1e3 * streamed_bytes(checkpoint.spec, runtime) / 0.1e9)
     assert latency.low < latency.value < latency.high
@@ -259,5 +259,5 @@ def test_latency_is_predicted_only_if_storage_bound(
     checkpoint: Checkpoint, runtime: PortableOnnx, storage_gb_per_s: float
 ) -> None:
     device = Device(name="board", cpu="", cores=2, ram_bytes=2**30, storage_gb_per_s=storage_gb_per_s)
-    (prediction,) = runtime.predict(checkpoint.spec, Target(name="board", device=device), carried_bytes=0)
+    (prediction,) = runtime.predict(checkpoint.spec, Target(name="board", device=device), copied_bytes=0)
     assert prediction.metric == "size/engine_mib"
