@@ -202,7 +202,7 @@ def build_checked_job(config: Config, config_dir: Path | None) -> Job:
     error found.
     """
     job = build_job(config, config_dir)
-    pipeline.plan_job(job, open_cache(config))
+    pipeline.check_job(job, open_cache(config))
     folder = job.source.locate()
     for key in ("calibration", "evaluation"):
         text = load_text(canonical_json(config[key]))

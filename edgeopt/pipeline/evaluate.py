@@ -180,14 +180,14 @@ class _Evaluation:
         require_parity(added, checkpoint.spec)
 
 
-def plan_job(job: Job, cache: StageCache) -> ModelSpec:
-    """Fetch the model and return its spec after all steps, by arithmetic.
+def check_job(job: Job, cache: StageCache) -> None:
+    """Fetch the model and plan all steps by arithmetic.
 
     Raises InputError for an invalid model, and ConfigError for an invalid order or invalid values of steps.
     """
     with cache.protect():
         original = stages.fetch(StageRunner(cache, lambda _: None), job.source)
-    return plan(job.steps, job.runtime, original.spec).spec
+    plan(job.steps, job.runtime, original.spec)
 
 
 def build_engine(source: ModelSource, runtime: Runtime, cache: StageCache, progress: Progress) -> Engine:
