@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from edgeopt.errors import ConfigError
 
@@ -55,16 +55,16 @@ class Parameter:
                 )
             return cls(key=key, choices=tuple(data["choices"]), when=when)
         low, high = data.get("low"), data.get("high")
-        if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low > high:
+        if not (_is_number(low) and _is_number(high) and low <= high):
             raise ConfigError(
-                f"`low` and `high` must be numbers with low ≤ high, got {low!r} and {high!r}",
+                f"`low` and `high` must be finite numbers with low ≤ high, got {low!r} and {high!r}",
                 location=location,
                 hint=_FORM_HINT,
             )
         if data.get("log") and (low <= 0 or "step" in data):
             raise ConfigError("a logarithmic range must start above 0 and have no `step`", location=location)
         step = data.get("step")
-        if step is not None and not (isinstance(step, (int, float)) and step > 0):
+        if step is not None and not (_is_number(step) and step > 0):
             raise ConfigError(
                 f"`step` must be a number above 0, got {step!r}", location=location, hint="Change it or remove it"
             )
@@ -215,3 +215,8 @@ class Parameter:
     def _step_index(self, value: float) -> int:
         """Return the number of steps from `low` to `value`."""
         return round((value - (self.low or 0)) / (self.step or 1))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Return True for finite numbers; YAML also has booleans, `.nan` and `.inf`."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
