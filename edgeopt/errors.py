@@ -40,42 +40,50 @@ class EdgeoptError(Exception):
 
 
 class ConfigError(EdgeoptError):
+    """Invalid value in a config, an override or an argument."""
+
     exit_code = 2
 
 
 class InputError(EdgeoptError):
+    """Invalid file: model, text or engine."""
+
     exit_code = 2
 
 
 class StepError(EdgeoptError):
-    pass
+    """A compression step failed on valid input."""
 
 
 class BuildError(EdgeoptError):
-    pass
+    """A runtime could not build or open an engine."""
 
 
 class MeasureError(EdgeoptError):
-    pass
+    """A measurement could not be taken."""
 
 
 class StoreError(EdgeoptError):
-    pass
+    """The cache or the study folder cannot be written."""
 
 
 class TrackingError(EdgeoptError):
-    pass
+    """MLflow rejected a request."""
 
 
 class UnreachableError(TrackingError):
-    pass
+    """MLflow does not answer."""
 
 
 class InfeasibleError(EdgeoptError):
+    """No result satisfies every limit."""
+
     exit_code = 3
 
 
 class GateError(EdgeoptError):
+    """A release gate rejected the candidate."""
+
     exit_code = 4
 
 

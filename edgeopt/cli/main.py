@@ -159,6 +159,7 @@ def _grouped_help() -> str:
 
 
 def entry() -> None:
+    """Run the command line and exit with its code."""
     sys.exit(main())
 
 
