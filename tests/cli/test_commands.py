@@ -99,6 +99,7 @@ def test_front_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
     front.show(samples.snapshot().to_json())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
+    assert not [line for line in lines if "…" in line], "no header and no value is cut off"
     numbers = [line for line in lines if line.startswith(("│", "┃"))]
     assert "failed" in numbers[-1], "failed trials are last"
     assert "trial 27 failed at build: BuildError: out of memory" in lines

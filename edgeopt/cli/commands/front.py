@@ -53,7 +53,7 @@ def show(document: Document) -> None:
         table.add_column(name.rpartition(".")[2].replace("_", "\n"), no_wrap=True)
     for objective in objectives:
         table.add_column(_head(objective["metric"]), justify="right", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
+    table.add_column("outcome", min_width=14)
     baseline = _baseline(trials)
     if any(objective["metric"] in baseline for objective in objectives):
         values = [_value(baseline.get(objective["metric"])) for objective in objectives]
@@ -86,7 +86,10 @@ def _head(metric: str) -> str:
 
 
 def _value(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    """Return a value with three significant digits."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _baseline(trials: list[Document]) -> Document:
