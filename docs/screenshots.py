@@ -20,18 +20,6 @@ from typing import Any
 
 IMAGES = Path(__file__).parent / "images"
 EDGEOPT = [sys.executable, "-m", "edgeopt.cli"]
-SWEEP = [
-    *("sweep", "search.trials=5", "search.spread=2", "search.trial_timeout_s=900"),
-    "search.parameters.recipe.choices=[baseline,int8,int4,prune_int4]",
-]
-"""Without recipes that train, which take most of the time."""
-TOLERANT = [
-    "measure.retries=0",
-    "measure.foreign_cpu_share=2.0",
-    "measure.halves_tolerance=100.0",
-    "measure.slowed_share=1.0",
-]
-"""Accept timings of a busy machine: the pictures show the pages, and prove no limit."""
 WIDTH = 1400
 
 
@@ -40,7 +28,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp(prefix="edgeopt-docs-"))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "front.json").is_file():
-        (folder / "sweep.txt").write_text(run(folder, *SWEEP, *TOLERANT))
+        (folder / "sweep.txt").write_text(run(folder, "sweep"))
         (folder / "front.json").write_text(run(folder, "front", "--json"))
     front = json.loads((folder / "front.json").read_text())
     port = free_port()

@@ -111,9 +111,13 @@ def _limits(snapshot: StudySnapshot, trial: TrialSnapshot) -> str:
         if excess is None:
             parts.append(f"{limit.metric} not measured")
         elif excess > 0:
-            parts.append(f"{limit.metric} exceeds {_bound(limit.bound, limit.unit, limit.text)} by {excess:.1%}")
+            parts.append(
+                f"{limit.metric} exceeds {_bound(limit.bound, limit.unit, limit.text)} by {100 * excess:.1f} %"
+            )
         else:
-            parts.append(f"{limit.metric} within {_bound(limit.bound, limit.unit, limit.text)} by {-excess:.1%}")
+            parts.append(
+                f"{limit.metric} within {_bound(limit.bound, limit.unit, limit.text)} by {-100 * excess:.1f} %"
+            )
     return "; ".join(parts)
 
 

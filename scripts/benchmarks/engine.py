@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import time
@@ -23,6 +22,8 @@ from benchmarks.common import (
     print_table,
     trained_models,
 )
+from edgeopt.search.storage.database import file_url
+from edgeopt.search.storage.trial_storage import TrialStorage
 
 ROUNDS = 3
 """Number of times that `estimate` profiles the machine and measures all engines."""
@@ -128,12 +129,12 @@ def overhead(folder: Path) -> None:
     document = cli(folder, "sweep", "search.study=overhead", "search.trials=8", "promote=null")
     elapsed_s = time.perf_counter() - start
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    storage = TrialStorage(file_url(folder / ".edgeopt" / "studies.db"), "overhead")
     trials_s = stages_s = 0.0
     for trial in document["trials"]:
         run = client.get_run(trial["run_id"]).info
         trials_s += (run.end_time - run.start_time) / 1e3
-        result = json.loads((folder / ".edgeopt/studies/overhead/trials" / f"{trial['number']}.json").read_text())
-        stages_s += sum(result["timings_s"].values())
+        stages_s += sum(storage.load_result(trial["number"])["timings_s"].values())
     print(f"8 trials: {trials_s:.0f} s, {1 - stages_s / trials_s:.1%} outside their stages")
     print(f"sweep: {elapsed_s:.0f} s, {1 - stages_s / elapsed_s:.1%} outside stages, including start and end\n")
 

@@ -76,7 +76,7 @@ def show(document: Document) -> None:
         display.out.print(f"limit: {limit['metric']} {_limit(limit)}")
     if document["champion"]:
         champion = document["champion"]
-        display.out.print(f"champion: models:/{champion['name']}@champion (version {champion['version']})")
+        display.out.print(f"champion: {champion['name']}@champion (version {champion['version']})")
 
 
 def _head(metric: str) -> str:

@@ -38,7 +38,7 @@ def show(document: Document) -> None:
             version["version"],
             "\n".join(version["aliases"]),
             version["trial"],
-            version["recipe"].replace(" → ", "\n→ "),
+            _one_setting_per_line(version["recipe"]),
             f"{version['digest'][:8]}…",
             version["registered_by"],
             "\n".join(version["approved_by"]),
@@ -49,3 +49,8 @@ def show(document: Document) -> None:
         display.out.print(
             f"{entry['place']:>4}  {entry['at'][:19].replace('T', ' ')} UTC  {entry['actor']} {entry['description']}"
         )
+
+
+def _one_setting_per_line(recipe: str) -> str:
+    """Return `a → b` or `a key=value` with one step or setting per line."""
+    return recipe.replace(" → ", "\n→\u00a0").replace(" ", "\n")
