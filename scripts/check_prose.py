@@ -13,7 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL_OPENINGS = {"what", "whether", "how", "who", "whom", "why", "which", "where"}
-TEST_NAME_WORDS = 10
+TEST_NAME_WORDS = 8
+"""Without the word `test`."""
 PHRASES = (
     r"(?<!there )\b(?:is|are) no (?!longer|more\b|less\b)[a-z]",
     r"\b(?:is|are|was|were) told\b",
