@@ -105,7 +105,7 @@ def gates(found: list[Document]) -> None:
     for verdict in found:
         out.print(
             Text.assemble(
-                ("  passed  " if verdict["passed"] else "  REFUSED ", "green" if verdict["passed"] else "red"),
+                ("  passed  " if verdict["passed"] else "  FAILED  ", "green" if verdict["passed"] else "red"),
                 f"{verdict['gate']}: {verdict['evidence']}",
             )
         )
