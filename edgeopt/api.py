@@ -279,7 +279,7 @@ def load_engine(source: str | Path | None = None, *, threads: int = 0) -> Loaded
     """Open a verified engine for generation.
 
     Example:
-        `edgeopt.load_engine("models:/edgeopt@champion").generate("def read_lines(path):")`
+        `edgeopt.load_engine("edgeopt@champion").generate("def read_lines(path):")`
 
     Args:
         source: engine folder, `NAME@ALIAS` or `models:/NAME/VERSION`. Default: the bundled model in PyTorch.

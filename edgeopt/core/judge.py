@@ -57,14 +57,15 @@ def _excess_and_reason(limit: Limit, measurement: Measurement | None, bound: flo
     end = better if _excess(better, bound, limit.is_minimum) > 0 else worse
     direction = "down" if (end == worse) == limit.is_minimum else "up"
     value = units.format_quantity(measurement.value, limit.unit)
-    interval = f"{value}, interval {direction} to {units.format_quantity(end, limit.unit)},"
+    is_exact = measurement.low == measurement.high
+    found = value if is_exact else f"{value}, interval {direction} to {units.format_quantity(end, limit.unit)},"
     if not (math.isfinite(measurement.value) and math.isfinite(worse)):
-        return None, f"{interval} is not finite"
+        return None, f"{found} is not finite"
     excess = _excess(worse, bound, limit.is_minimum)
     if excess > 0:
-        return excess, f"{interval} is {side} {units.format_quantity(bound, limit.unit)}"
+        return excess, f"{found} is {side} {units.format_quantity(bound, limit.unit)}"
     if measurement.noisy:
-        return excess, f"{interval} is within the limit, but other processes disturbed the measurement"
+        return excess, f"{found} is within the limit, but other processes disturbed the measurement"
     return excess, ""
 
 

@@ -66,6 +66,7 @@ def test_interval_above_limit_is_a_violation() -> None:
         (90.0, 95.0, 101.0, False, "95 ms, interval up to 101 ms, is above 100 ms"),
         (70.0, 80.0, 90.0, True, "80 ms, interval up to 90 ms, is below 100 ms"),
         (99.0, 105.0, 110.0, True, "105 ms, interval down to 99 ms, is below 100 ms"),
+        (105.0, 105.0, 105.0, False, "105 ms is above 100 ms"),
     ],
 )
 def test_violation_quotes_the_deciding_interval_end(
