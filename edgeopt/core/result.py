@@ -77,6 +77,25 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UtilizationReading:
+    """Utilization of the machine at one moment.
+
+    Attributes:
+        at_s: time in seconds since 1970.
+        values: values under the names of MLflow's system metrics.
+    """
+
+    at_s: float
+    values: Mapping[str, float]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> UtilizationReading:
+        """Read a reading; older versions stored the values beside `at_s`."""
+        values = data["values"] if "values" in data else {k: v for k, v in data.items() if k != "at_s"}
+        return cls(at_s=data["at_s"], values=values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
     """Result of one evaluated recipe.
 
@@ -91,7 +110,7 @@ class TrialResult:
         saved_s: seconds that cached work originally took, by stage. The key is `<stage>/<kind>` for cached work inside
             a stage that ran.
         texts: the texts by role (`calibration`, `evaluation`).
-        system: readings of machine utilization during the trial: values by name, and `at_s` in Unix seconds.
+        system: utilization of the machine during the trial.
         energy_j: energy of the evaluation in joules.
         energy_method: instrument or model of `energy_j`.
         artifacts: files and folders to record, by name on the tracking server.
@@ -118,7 +137,7 @@ class TrialResult:
     energy_j: float = 0.0
     energy_method: str = ""
     texts: Mapping[str, TextSummary] = field(default_factory=dict)
-    system: tuple[Mapping[str, float], ...] = ()
+    system: tuple[UtilizationReading, ...] = ()
     baseline: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -174,7 +193,7 @@ class TrialResult:
         fields["measurements"] = tuple(Measurement(**m) for m in fields["measurements"])
         fields["verdicts"] = tuple(Verdict(**with_current_names(v)) for v in fields["verdicts"])
         fields["notes"] = tuple(fields["notes"])
-        fields["system"] = tuple(fields.get("system", ()))
+        fields["system"] = tuple(UtilizationReading.from_json(reading) for reading in fields.get("system", ()))
         fields["predictions"] = tuple(Measurement(**m) for m in fields.get("predictions", ()))
         fields["refused"] = current_rung(fields.get("refused", ""))
         fields["failure"] = Failure(**fields["failure"]) if fields["failure"] else None

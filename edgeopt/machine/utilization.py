@@ -9,6 +9,8 @@ from types import TracebackType
 
 import psutil
 
+from edgeopt.core.result import UtilizationReading
+
 INTERVAL_S = 5.0
 _MB = 1e6
 
@@ -17,12 +19,12 @@ class UtilizationMonitor:
     """Context manager that samples the whole machine every `interval_s` seconds and once at the end of the block.
 
     Attributes:
-        readings: one dictionary per sample: `at_s` (seconds since 1970) and values under the names of MLflow's system
-            metrics, so that the MLflow UI plots them.
+        readings: one reading per sample. MLflow's UI plots its values, because they have the names of MLflow's system
+            metrics.
     """
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
-        self.readings: list[dict[str, float]] = []
+        self.readings: list[UtilizationReading] = []
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="utilization monitor", daemon=True)
@@ -45,18 +47,16 @@ class UtilizationMonitor:
     def _sample(self) -> None:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
         received_mb, sent_mb = _read_traffic_mb()
-        self.readings.append(
-            {
-                "at_s": time.time(),
-                "cpu_utilization_percentage": psutil.cpu_percent(),
-                "system_memory_usage_megabytes": memory.used / _MB,
-                "system_memory_usage_percentage": 100 * memory.used / memory.total,
-                "disk_usage_percentage": disk.percent,
-                "disk_available_megabytes": disk.free / _MB,
-                "network_receive_megabytes": received_mb - self._received_mb,
-                "network_transmit_megabytes": sent_mb - self._sent_mb,
-            }
-        )
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / _MB,
+            "system_memory_usage_percentage": 100 * memory.used / memory.total,
+            "disk_usage_percentage": disk.percent,
+            "disk_available_megabytes": disk.free / _MB,
+            "network_receive_megabytes": received_mb - self._received_mb,
+            "network_transmit_megabytes": sent_mb - self._sent_mb,
+        }
+        self.readings.append(UtilizationReading(at_s=time.time(), values=values))
 
 
 def _read_traffic_mb() -> tuple[float, float]:

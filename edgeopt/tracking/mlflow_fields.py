@@ -137,10 +137,9 @@ def metric_entities(
             Metric(name, value, at_ms, 0, model_id=model_id, dataset_name=dataset, dataset_digest=digest, run_id=run_id)
         )
     return entities + [
-        Metric(f"{SYSTEM_METRICS_PREFIX}{name}", value, int(1000 * reading["at_s"]), step)
+        Metric(f"{SYSTEM_METRICS_PREFIX}{name}", value, int(1000 * reading.at_s), step)
         for step, reading in enumerate(result.system)
-        for name, value in reading.items()
-        if name != "at_s"
+        for name, value in reading.values.items()
     ]
 
 

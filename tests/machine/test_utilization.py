@@ -10,10 +10,10 @@ def test_monitor_samples_during_block_and_at_end() -> None:
     with UtilizationMonitor(interval_s=0.02) as monitor:
         time.sleep(0.15)
     assert len(monitor.readings) >= 3
-    times = [reading["at_s"] for reading in monitor.readings]
+    times = [reading.at_s for reading in monitor.readings]
     assert times == sorted(times)
     assert start <= times[0] <= times[-1] <= time.time()
-    last = monitor.readings[-1]
+    last = monitor.readings[-1].values
     assert 0 <= last["cpu_utilization_percentage"] <= 100
     assert 0 < last["system_memory_usage_percentage"] < 100
     assert last["system_memory_usage_megabytes"] > 10
