@@ -45,7 +45,7 @@ def main() -> None:
 def take_pictures(base: str, front: dict[str, Any], folder: Path) -> None:
     """Write one PNG for each page."""
     runs = {trial["number"]: trial["run_id"] for trial in front["trials"]}
-    pair = "&".join(f"run={runs[number]}" for number in front["front"][:2])
+    pair = "&".join(f"run={runs[number]}" for number in (front["front"][0], front["champion"]["trial"]))
     study = study_run(folder, front["study"])
     screenshot(f"{base}/edgeopt/studies/{study}", "study-page.png", 1300, folder)
     screenshot(f"{base}/edgeopt/compare?{pair}", "compare-page.png", 1200, folder)

@@ -130,7 +130,7 @@ def test_summary_recommends_a_trial(tmp_path: Path) -> None:
     trials = [replace(trial, baseline=samples.BASELINE) for trial in TRIALS]
     text = page(tmp_path, trials=trials)
     assert re.search(r"<p class=\"summary\">Recommended: trial \d+ \(", text)
-    assert "Compared with the original model it is" in text
+    assert "Compared with the original model it " in text
 
 
 def test_failed_trials_without_limits_are_shown(tmp_path: Path) -> None:
