@@ -134,6 +134,11 @@ class TrialSnapshot:
         """Return the metrics of limits that were not measured."""
         return tuple(metric for metric, excess in self.excess.items() if excess is None)
 
+    @property
+    def disturbed(self) -> bool:
+        """Return True if the trial is infeasible only because other processes disturbed a measurement."""
+        return self.outcome == "infeasible" and not self.exceeded and not self.unmeasured
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, as `edgeopt front --json` prints them."""
         return {

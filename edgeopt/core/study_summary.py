@@ -159,9 +159,9 @@ def _outcome(snapshot: StudySnapshot, trial: TrialSnapshot) -> str:
     if trial.outcome in ("refused", "stopped"):
         return f"{trial.outcome_text}: {', '.join(trial.exceeded) or 'a limit'} would be exceeded"
     if trial.outcome == "infeasible":
-        if trial.exceeded or trial.unmeasured:
-            return "infeasible: every limit must be measured and satisfied by the whole confidence interval"
-        return "infeasible: other processes disturbed a measurement, so a limit is not proven"
+        if trial.disturbed:
+            return "infeasible: other processes disturbed a measurement, so a limit is not proven"
+        return "infeasible: every limit must be measured and satisfied by the whole confidence interval"
     return trial.outcome_text
 
 

@@ -308,7 +308,10 @@ def _with_single_trial(snapshot: StudySnapshot, number: int) -> StudySnapshot:
 
 
 def nothing_feasible(snapshot: StudySnapshot) -> InfeasibleError:
-    """Return the error for an empty front; it names the limit that most trials exceed, or the missing objective."""
+    """Return the error for an empty front.
+
+    It names the limit that most trials exceed and the number of disturbed trials, or the missing objective.
+    """
     if snapshot.feasible:
         names = [o.metric for o in snapshot.objectives]
         missing = [name for name in names if any(name not in trial.metrics for trial in snapshot.feasible)]
@@ -318,12 +321,13 @@ def nothing_feasible(snapshot: StudySnapshot) -> InfeasibleError:
             hint="Enable a probe that measures it, or remove the objective",
         )
     counts = Counter(metric for trial in snapshot.trials for metric in (*trial.exceeded, *trial.unmeasured))
-    cause = ""
-    if counts:
-        metric, count = counts.most_common(1)[0]
-        cause = f": {count} of {len(snapshot.trials)} do not satisfy {metric}"
+    disturbed, total = sum(trial.disturbed for trial in snapshot.trials), len(snapshot.trials)
+    causes = [f"{count} of {total} do not satisfy {metric}" for metric, count in counts.most_common(1)]
+    causes += [f"{disturbed} of {total} were disturbed by other processes"] if disturbed else []
+    hint = "Search longer, add smaller recipes, or set wider limits"
+    if disturbed > total / 2:
+        hint = "Stop other programs and search again under another name: search.study=NAME"
+    cause = f": {', '.join(causes)}" if causes else ""
     return InfeasibleError(
-        f"no trial satisfies every limit{cause}; nothing was promoted",
-        location=f"study {snapshot.study}",
-        hint="Search longer, add smaller recipes, or set wider limits",
+        f"no trial satisfies every limit{cause}; nothing was promoted", location=f"study {snapshot.study}", hint=hint
     )

@@ -99,7 +99,7 @@ class SweepWatcher:
 
 @contextmanager
 def watch_sweep(study: Study) -> Iterator[SweepWatcher]:
-    """Show a progress bar over the trials of a study."""
+    """Show a progress bar over the trials of a study; only the lines of trials if stderr is not a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -108,7 +108,7 @@ def watch_sweep(study: Study) -> Iterator[SweepWatcher]:
         TextColumn("{task.fields[best]}"),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=err, refresh_per_second=REFRESHES_PER_S) as bar:
+    with Progress(*columns, console=err, refresh_per_second=REFRESHES_PER_S, disable=not err.is_terminal) as bar:
         yield SweepWatcher(study, bar)
 
 

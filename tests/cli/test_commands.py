@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,17 @@ def test_front_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "failed" in numbers[-1], "failed trials are last"
     assert "trial 27 failed at build: BuildError: out of memory" in lines
     assert "limit: latency/decode_p50_ms at most 0.8 x baseline = 1.04 ms" in lines
+
+
+def test_front_marks_disturbed_trials(capsys: pytest.CaptureFixture[str]) -> None:
+    trial = samples.trial(0, samples.result(), None, None)
+    disturbed = replace(trial, feasible=False, excess=dict.fromkeys(trial.excess, -0.5), params={"ratio": 0.126077})
+    waiting = replace(trial, number=1, state="waiting", feasible=False, metrics={}, excess={})
+    front.show(samples.snapshot([disturbed, waiting]).to_json())
+    out = capsys.readouterr().out
+    assert "infeasible: disturbed" in out
+    assert "│0.126│" in out
+    assert "waiting: 1 trial" in out
 
 
 def test_explain_prints_its_lines(capsys: pytest.CaptureFixture[str]) -> None:

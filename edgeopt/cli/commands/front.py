@@ -6,6 +6,7 @@ import argparse
 
 from edgeopt.cli.commands import arguments as shared
 from edgeopt.cli.commands.outcome import Document, Outcome
+from edgeopt.core.study_snapshot import OUTCOMES
 
 SUMMARY = "Show the trials of a study and its Pareto front"
 EXAMPLE = "edgeopt front --json"
@@ -61,7 +62,7 @@ def show(document: Document) -> None:
     for trial in shown:
         values = [_value(trial["metrics"].get(objective["metric"])) for objective in objectives]
         style = "bold green" if trial["pareto_rank"] == 1 else "" if trial["feasible"] else "dim"
-        settings = ["" if name not in trial["params"] else f"{trial['params'][name]}" for name in params]
+        settings = [_setting(trial["params"].get(name, "")) for name in params]
         table.add_row(str(trial["number"]), *settings, *values, _outcome(trial), style=style)
     display.out.print(table)
     if len(trials) > len(shown):
@@ -92,6 +93,10 @@ def _value(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
+def _setting(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _baseline(trials: list[Document]) -> Document:
     """Return the values of the original model on which all trials agree."""
     values: dict[str, set[float]] = {}
@@ -103,12 +108,15 @@ def _baseline(trials: list[Document]) -> Document:
 
 def _outcome(trial: Document) -> str:
     """Return the outcome, with the first limit that the trial does not satisfy."""
+    outcome = str(trial["outcome"])
     if trial["feasible"] or trial["failure"]:
-        return str(trial["outcome"])
-    exceeded = [metric for metric, excess in trial["excess"].items() if excess is None or excess > 0]
-    if trial["refused"]:
-        exceeded = [metric for metric, excess in trial["excess"].items() if excess is not None and excess > 0]
-    return f"{trial['outcome']}: {exceeded[0].rpartition('/')[2]}" if exceeded else str(trial["outcome"])
+        return outcome
+    excesses = trial["excess"].items()
+    exceeded = [metric for metric, excess in excesses if excess is not None and excess > 0]
+    unmeasured = [] if trial["refused"] else [metric for metric, excess in excesses if excess is None]
+    if exceeded or unmeasured:
+        return f"{outcome}: {[*exceeded, *unmeasured][0].rpartition('/')[2]}"
+    return f"{outcome}: disturbed" if outcome == OUTCOMES["infeasible"] else outcome
 
 
 def _limit(limit: Document) -> str:
