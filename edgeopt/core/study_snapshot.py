@@ -73,6 +73,7 @@ class TrialSnapshot:
         predicted: values predicted by arithmetic or from the checkpoint.
         excess: by metric of a limit, the relative distance of the worse end of the interval beyond the limit;
             0 or negative is within the limit, None if the metric was not measured.
+        disturbed: metrics within their limit that other processes disturbed, so that the limit is not satisfied.
         rung: the rung at which the trial was refused or stopped early; empty if it was neither.
         run_id: MLflow run; None before the trial has one.
         failure: stage and message of the error; None if nothing failed.
@@ -89,6 +90,7 @@ class TrialSnapshot:
     baseline: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     excess: Mapping[str, float | None] = field(default_factory=dict)
+    disturbed: tuple[str, ...] = ()
     rung: str = ""
     run_id: str | None = None
     failure: str | None = None
@@ -135,7 +137,7 @@ class TrialSnapshot:
         return tuple(metric for metric, excess in self.excess.items() if excess is None)
 
     @property
-    def disturbed(self) -> bool:
+    def is_disturbed(self) -> bool:
         """Return True if the trial is infeasible only because other processes disturbed a measurement."""
         return self.outcome == "infeasible" and not self.exceeded and not self.unmeasured
 
@@ -154,6 +156,7 @@ class TrialSnapshot:
             "baseline": dict(self.baseline),
             "predicted": dict(self.predicted),
             "excess": dict(self.excess),
+            "disturbed": list(self.disturbed),
             "refused": self.rung,
             "run_id": self.run_id,
             "failure": self.failure,
@@ -174,6 +177,7 @@ class TrialSnapshot:
             baseline=data.get("baseline", {}),
             predicted=data.get("predicted", {}),
             excess=data["excess"],
+            disturbed=tuple(data.get("disturbed", ())),
             rung=current_rung(data.get("refused", "")),
             run_id=data["run_id"],
             failure=data["failure"],

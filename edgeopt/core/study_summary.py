@@ -159,7 +159,7 @@ def _outcome(snapshot: StudySnapshot, trial: TrialSnapshot) -> str:
     if trial.outcome in ("refused", "stopped"):
         return f"{trial.outcome_text}: {', '.join(trial.exceeded) or 'a limit'} would be exceeded"
     if trial.outcome == "infeasible":
-        if trial.disturbed:
+        if trial.is_disturbed:
             return "infeasible: other processes disturbed a measurement, so a limit is not proven"
         return "infeasible: every limit must be measured and satisfied by the whole confidence interval"
     return trial.outcome_text

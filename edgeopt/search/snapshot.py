@@ -48,6 +48,11 @@ def snapshot_trial(trial: Trial, rank: int | None) -> TrialSnapshot:
         baseline=dict(summary.baseline),
         predicted=dict(summary.predicted),
         excess={metric: verdict.excess for metric, verdict in summary.verdicts.items()},
+        disturbed=tuple(
+            metric
+            for metric, verdict in summary.verdicts.items()
+            if not verdict.satisfied and verdict.excess is not None and verdict.excess <= 0
+        ),
         rung=summary.refused,
         run_id=trial.run_id or None,
         failure=summary.failure,

@@ -321,7 +321,7 @@ def nothing_feasible(snapshot: StudySnapshot) -> InfeasibleError:
             hint="Enable a probe that measures it, or remove the objective",
         )
     counts = Counter(metric for trial in snapshot.trials for metric in (*trial.exceeded, *trial.unmeasured))
-    disturbed, total = sum(trial.disturbed for trial in snapshot.trials), len(snapshot.trials)
+    disturbed, total = sum(trial.is_disturbed for trial in snapshot.trials), len(snapshot.trials)
     causes = [f"{count} of {total} do not satisfy {metric}" for metric, count in counts.most_common(1)]
     causes += [f"{disturbed} of {total} were disturbed by other processes"] if disturbed else []
     hint = "Search longer, add smaller recipes, or set wider limits"

@@ -121,11 +121,13 @@ def limit_table(snapshot: StudySnapshot) -> str:
     rows = []
     for limit in snapshot.limits:
         excesses = [(trial, trial.excess.get(limit.metric)) for trial in snapshot.trials]
-        judged = [excess for _, excess in excesses if excess is not None]
+        judged = [
+            excess <= 0 and limit.metric not in trial.disturbed for trial, excess in excesses if excess is not None
+        ]
         headroom = [-excess for trial, excess in excesses if excess is not None and trial.on_front]
         bound = "not known" if limit.bound is None else units.format_quantity(limit.bound, limit.unit)
         ends = dict.fromkeys(f"{end:.0%}" for end in (min(headroom), max(headroom))) if headroom else {"–": None}
-        count = f"{sum(1 for excess in judged if excess <= 0)} of {len(judged)}" if judged else "not measured"
+        count = f"{sum(judged)} of {len(judged)}" if judged else "not measured"
         original = _show(snapshot.baseline.get(limit.metric), limit.unit)
         cells = map(escape, (limit.text, bound, original, count, " to ".join(ends)))
         rows.append(_row(metric_name(limit.metric), *cells))
@@ -149,10 +151,14 @@ def outcome_table(trials: Sequence[TrialSnapshot]) -> str:
     for outcome, members in sorted(groups.items(), key=lambda item: -len(item[1])):
         exceeded = Counter(metric for trial in members for metric in trial.exceeded)
         causes = [f"{metric_name(metric)} ({count})" for metric, count in exceeded.most_common()]
+        disturbed = Counter(metric for trial in members for metric in trial.disturbed)
+        causes += [f"{metric_name(metric)} disturbed ({count})" for metric, count in disturbed.most_common()]
         stages = Counter(trial.failure.partition(":")[0] for trial in members if trial.failure)
         causes = causes or [f"at {escape(stage)} ({count})" for stage, count in stages.most_common()]
         rows.append(_row(escape(outcome), str(len(members)), ", ".join(causes) or "–"))
-    return _table("", [("Outcome", ""), ("Trials", ""), ("Exceeded limits, or failed stages", "")], rows)
+    return _table(
+        "", [("Outcome", ""), ("Trials", ""), ("Exceeded limits, disturbed metrics or failed stages", "")], rows
+    )
 
 
 def _importance_table(statistics: SearchStatistics) -> str:
@@ -296,6 +302,8 @@ def describe_outcome(snapshot: StudySnapshot, trial: TrialSnapshot) -> str:
     missing = [readable(metric) for metric in trial.unmeasured]
     reasons = [f"exceeds {', '.join(exceeded)}"] if exceeded else []
     reasons += [f"not measured: {', '.join(missing)}"] if missing else []
+    disturbed = [readable(metric) for metric in trial.disturbed]
+    reasons += [f"disturbed by other processes: {', '.join(disturbed)}"] if disturbed else []
     return f"{outcome}: {'; '.join(reasons) or 'a measurement was disturbed, so a limit is not proven'}"
 
 

@@ -18,7 +18,7 @@ def test_error_counts_disturbed_trials() -> None:
     disturbed = samples.trial(0, samples.result(), None, None)
     disturbed = replace(disturbed, feasible=False, excess=dict.fromkeys(disturbed.excess, -0.5))
     slow = samples.trial(1, samples.result(decode_ms=9.0), None, None)
-    assert (disturbed.disturbed, slow.disturbed) == (True, False)
+    assert (disturbed.is_disturbed, slow.is_disturbed) == (True, False)
     message = str(nothing_feasible(samples.snapshot([disturbed, replace(disturbed, number=2), slow])))
     assert "1 of 3 do not satisfy latency/decode_p50_ms, 2 of 3 were disturbed by other processes" in message
     assert "Stop other programs" in message

@@ -170,3 +170,14 @@ def test_browser_sorts_filters_and_switches_charts(tmp_path: Path) -> None:
     assert filtered
     assert all("bits=4" in cell for cell in re.split(r",(?=step)", filtered))
     assert charts == "true,true,false"
+
+
+def test_disturbed_trial_does_not_satisfy_its_limit() -> None:
+    calm = samples.trial(0, samples.result(), None, 1)
+    disturbed = replace(calm, number=1, feasible=False, pareto_rank=None, disturbed=("latency/decode_p50_ms",))
+    snapshot = samples.snapshot([calm, disturbed])
+    assert ">1 of 2<" in report.limit_table(snapshot)
+    assert "disturbed (1)" in report.outcome_table(snapshot.trials)
+    assert report.describe_outcome(snapshot, disturbed) == (
+        "infeasible: disturbed by other processes: latency: decode p50"
+    )
