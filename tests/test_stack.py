@@ -128,7 +128,7 @@ def test_sweep_logs_and_promotes(stack: Stack, swept: dict[str, Any]) -> None:
 
 def test_version_is_verified_pulled_and_rolled_back(stack: Stack, swept: dict[str, Any], tmp_path: Path) -> None:
     assert all(check["passed"] for check in stack.run("verify", "tiny@champion")["checks"])
-    assert stack.run("pull", "tiny@champion", str(tmp_path / "engine"))["promised"]
+    assert stack.run("pull", "tiny@champion", str(tmp_path / "engine"))["recorded"]
     assert (tmp_path / "engine" / "edgeopt.json").is_file()
     first = swept["champion"]["version"]
     stack.run("approve", f"tiny/{first}", "--reason", "I made it", code=4)

@@ -40,7 +40,10 @@ class PulledEngine:
         if self.recorded_text.digest == text.digest:
             return ""
         recorded = f"{self.recorded_text.name} (sha256 {self.recorded_text.digest[:12]}…)"
-        return f"quality was measured on {measured}, but the recorded values are for {recorded}: do not compare them"
+        return (
+            f"quality was measured on {measured}, but the recorded values are for {recorded}: do not compare them, or "
+            "measure again with text@evaluation=file evaluation.path=FILE"
+        )
 
 
 def pull(

@@ -152,7 +152,7 @@ REFUSALS: dict[str, tuple[Gate, Candidate, str]] = {
     "limit of the policy exceeded": (
         Within(limits={RSS: "64 MiB"}),
         candidate_without(RSS, measurement(RSS, 70.0, unit="MiB")),
-        f"{RSS} is 70 MiB (70 to 70), but must be at most 64 MiB",
+        f"{RSS} is 70 MiB, but must be at most 64 MiB",
     ),
     "interval exceeds a limit": (
         Within(limits={DECODE: "0.72 ms"}),
@@ -280,10 +280,10 @@ def test_readme_gates_load() -> None:
     assert [type(gate) for gate in readme_gates()] == [RequiredMetrics, Within, NotWorse, LintClean, Remeasured]
 
 
-@pytest.mark.parametrize(("parity_error", "passed"), [(0.0009, True), (0.0011, False)])
+@pytest.mark.parametrize(("parity_error", "passed"), [(0.049, True), (0.051, False)])
 def test_limit_gate_accepts_bare_number(parity_error: float, passed: bool) -> None:
     [gate] = [gate for gate in readme_gates() if isinstance(gate, Within)]
-    assert gate.limits["quality/parity_error"] == 0.001
+    assert gate.limits["quality/parity_error"] == 0.05
     measured = candidate(
         recorded_trial(measurement("quality/parity_error", parity_error), measurement(RSS, 500.0, unit="MiB"))
     )

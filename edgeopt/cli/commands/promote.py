@@ -47,9 +47,9 @@ def show(document: Document) -> None:
     from edgeopt.cli import display
 
     for release in document["releases"]:
-        name = f"{document['model']} version {release['version'] or 'new'}"
+        name = f"{document['model']} version {release['version']}"
         if document["dry_run"]:
-            words = f"would be {name}"
+            words = f"would become {name if release['version'] else 'a new version of ' + document['model']}"
             aliases = [f"{alias} ({_before(document, alias)})" for alias in release["aliases"]]
         else:
             words = f"is {name}" + ("" if release["created"] else ", as before")

@@ -39,7 +39,7 @@ def execute(args: argparse.Namespace) -> Outcome:
             "engine": str(pulled.engine.directory),
             "digest": pulled.engine.digest,
             "verification": pulled.verification.to_json(),
-            "promised": [asdict(m) for m in pulled.recorded],
+            "recorded": [asdict(m) for m in pulled.recorded],
             "measured": [asdict(m) for m in measured],
             "warning": warning,
         }
@@ -68,14 +68,17 @@ def show(document: Document) -> None:
     display.out.print(f"engine {document['digest'][:12]}… is in {document['engine']}")
     if not document["measured"]:
         return
-    recorded = {m["metric"]: m for m in document["promised"]}
+    recorded = {m["metric"]: m for m in document["recorded"]}
     table = Table()
     for column in ("metric", "recorded", "measured here", "ratio"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for here in document["measured"]:
         there = recorded.get(here["metric"])
         before = "–" if there is None else units.format_quantity(there["value"], there["unit"])
-        ratio = "–" if there is None or not there["value"] else f"{here['value'] / there['value']:.2f}"
+        is_other_text = here["metric"].startswith("quality/") and bool(document["warning"])
+        ratio = "–"
+        if there is not None and there["value"] and not is_other_text:
+            ratio = f"{here['value'] / there['value']:.2f}"
         table.add_row(here["metric"], before, units.format_quantity(here["value"], here["unit"]), ratio)
     display.out.print(table)
     if document["warning"]:

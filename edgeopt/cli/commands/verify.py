@@ -38,5 +38,6 @@ def execute(args: argparse.Namespace) -> Outcome:
 def show(document: Document) -> None:
     from edgeopt.cli import display
 
-    display.out.print(f"{document['model']} version {document['version']}, engine {document['digest'][:12] or '?'}…")
+    engine = f"engine {document['digest'][:12]}…" if document["digest"] else "no valid engine"
+    display.out.print(f"{document['model']} version {document['version']}, {engine}")
     display.gates(document["checks"])

@@ -78,5 +78,6 @@ def _problem(candidate: Candidate, metric: str, value: str | float) -> str:
 
 
 def _format(measurement: Measurement) -> str:
-    text = f"{measurement.value:.4g} {measurement.unit} ({measurement.low:.4g} to {measurement.high:.4g})"
-    return text.replace("  ", " ")
+    value = f"{measurement.value:.4g} {measurement.unit}".rstrip()
+    is_exact = measurement.low == measurement.high
+    return value if is_exact else f"{value} ({measurement.low:.4g} to {measurement.high:.4g})"
