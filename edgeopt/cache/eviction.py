@@ -72,8 +72,10 @@ def bytes_on_disk(entries: Iterable[Entry]) -> int:
     return sum(blocks.values())
 
 
-def evict(root: Path, max_bytes: int) -> Eviction:
+def evict(root: Path, max_bytes: int, *, kind: str = "") -> Eviction:
     """Remove the scratch folders of dead processes, then the least recently used entries down to `max_bytes`.
+
+    With `kind`, only entries of this kind are removed.
 
     Raises StoreError if an entry cannot be removed.
     """
@@ -84,7 +86,8 @@ def evict(root: Path, max_bytes: int) -> Eviction:
         entries = list_entries(root)
         before_bytes = remaining_bytes = bytes_on_disk(entries)
         link_counts = Counter(inode for entry in entries for inode in entry.blocks)
-        for entry in sorted(entries, key=lambda e: e.kind != SCRATCH):
+        candidates = [entry for entry in entries if entry.kind == SCRATCH or kind in ("", entry.kind)]
+        for entry in sorted(candidates, key=lambda e: e.kind != SCRATCH):
             if entry.kind != SCRATCH and remaining_bytes <= max_bytes:
                 break
             with open_lock_file(root / "uses" / entry.folder.name) as use:

@@ -109,6 +109,12 @@ def test_prune_all_keeps_entries_in_use(
     assert command("prune", "--all")["entries"] == 0
 
 
+def test_prune_kind_removes_only_that_kind(store: StageCache, command: Callable[..., Document]) -> None:
+    document = command("prune", "--kind", "measurement")
+    assert document["pruned"]["entries"] == 1
+    assert [(kind["kind"], kind["entries"]) for kind in document["kinds"]] == [("engine", 2)]
+
+
 def test_cache_prints_a_table(store: StageCache, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache"]) == 0
     out = capsys.readouterr().out
@@ -127,6 +133,10 @@ def test_cache_prints_a_table(store: StageCache, capsys: pytest.CaptureFixture[s
         (["prune", "--to", "5 s"], "--to: the value must have a unit of size, got '5 s'"),
         (["--to", "5 GiB"], "--to: `--to` must be given with prune, got show. Use `edgeopt cache prune`"),
         (["show", "--all"], "--all: `--all` must be given with prune, got show. Use `edgeopt cache prune`"),
+        (
+            ["prune", "--kind", "x"],
+            "--kind: `--kind` must be a kind of entry in the cache, got 'x'. The cache holds: engine",
+        ),
         (["--state", "elsewhere"], "elsewhere/cache: there is no cache. Run edgeopt run or sweep first"),
     ],
 )

@@ -23,6 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--to", metavar="SIZE", help="prune the least recently used down to SIZE (default: cache.limit)")
     size.add_argument("--all", action="store_true", help="prune everything that no process uses")
+    size.add_argument("--kind", help="prune every entry of one kind; after `measurement` the next run measures again")
 
 
 def execute(args: argparse.Namespace) -> Outcome:
@@ -31,12 +32,13 @@ def execute(args: argparse.Namespace) -> Outcome:
     from edgeopt.config.compose import compose
     from edgeopt.core import units
 
-    if args.action == "show" and (args.all or args.to is not None):
-        option = "--all" if args.all else "--to"
+    given = [f"--{name}" for name in ("to", "all", "kind") if getattr(args, name) not in (None, False)]
+    if args.action == "show" and given:
+        option = given[0]
         raise ConfigError(
             f"`{option}` must be given with prune, got show", location=option, hint="Use `edgeopt cache prune`"
         )
-    to_bytes = 0 if args.all else None if args.to is None else units.size_bytes(args.to, "--to")
+    to_bytes = 0 if args.all or args.kind else None if args.to is None else units.size_bytes(args.to, "--to")
     config = compose(config_dir=args.config_dir)
     limit_bytes = parse.cache_limit(config)
     root = assemble.cache_folder(args.state or Path(config["state"]))
@@ -49,7 +51,14 @@ def execute(args: argparse.Namespace) -> Outcome:
         to_bytes = limit_bytes if to_bytes is None else to_bytes
         if to_bytes is None:
             raise ConfigError("cache.limit is null", location="--to", hint="Give --to SIZE or --all")
-        pruned = evict(root, to_bytes)
+        kinds = sorted({entry.kind for entry in list_entries(root)})
+        if args.kind and args.kind not in kinds:
+            raise ConfigError(
+                f"`--kind` must be a kind of entry in the cache, got {args.kind!r}",
+                location="--kind",
+                hint=f"The cache holds: {', '.join(kinds) or 'nothing'}",
+            )
+        pruned = evict(root, to_bytes, kind=args.kind or "")
     entries = list_entries(root)
     kinds = sorted({entry.kind for entry in entries})
     document = {
