@@ -135,7 +135,7 @@ def test_cache_prints_a_table(store: StageCache, capsys: pytest.CaptureFixture[s
         (["show", "--all"], "--all: `--all` must be given with prune, got show. Use `edgeopt cache prune`"),
         (
             ["prune", "--kind", "x"],
-            "--kind: `--kind` must be a kind of entry in the cache, got 'x'. The cache holds: engine",
+            "--kind: `--kind` must be a kind of entry in the cache, got 'x'",
         ),
         (["--state", "elsewhere"], "elsewhere/cache: there is no cache. Run edgeopt run or sweep first"),
     ],
